@@ -1,0 +1,9 @@
+"""One backbone, many adapters: the loader.
+
+``Backbone`` loads a base model once and any number of LoRA adapters on it, each row of a batch with its own.
+"""
+
+from lorary.adapters.backbone import Backbone, LoadedAdapter, Stats
+from lorary.adapters.proof import GoldenReport
+
+__all__ = ["Backbone", "GoldenReport", "LoadedAdapter", "Stats"]

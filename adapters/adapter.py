@@ -1,0 +1,182 @@
+"""An adapter made ready for one backbone: matched, checked, and held on the host until a slot takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lorary.adapters.golden import load_tensors, read_golden
+from lorary.adapters.heads import TASK_CLASSES, TASK_OF_PEFT_TYPE, TaskHead, count_labels, empty_head, fill_head
+from lorary.adapters.keys import KeyPlan, plan_keys
+from lorary.adapters.lora import LoraLayer, TrainedLinear
+from lorary.adapters.modules import ModuleMap
+from lorary.adapters.slots import LowRank
+from lorary.adapters.support import check_supported
+from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
+from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapterError
+from lorary.hub.manifest import Manifest
+
+
+@dataclass(eq=False)
+class Adapter:
+    """One version of an adapter, fitted to a backbone.
+
+    ``lowrank`` holds the factors per site on the host; ``overrides`` the linears that were trained whole, and ``head``
+    the task head, both on the backbone's device.
+    """
+
+    name: str
+    digest: str
+    source: str
+    task: str
+    manifest: Manifest | None
+    plan: KeyPlan
+    lowrank: Mapping[str, LowRank]
+    overrides: Mapping[str, TrainedLinear]
+    head: TaskHead | None
+    golden: list[torch.Tensor] | None = None
+    notes: tuple[str, ...] = ()
+    reference: str | None = None
+    pinned: bool = field(default=False)
+
+    def rank_at(self, path: str) -> int:
+        """The adapter's rank at a site, 0 where it has none."""
+        site = self.lowrank.get(path)
+        return site.rank if site is not None else 0
+
+    @property
+    def rank(self) -> int:
+        """The largest rank at any site."""
+        return max(site.rank for site in self.lowrank.values())
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The names of the head's classes, in order."""
+        return list(self.head.model.config.id2label.values()) if self.head else None
+
+
+def task_of(checkpoint: Checkpoint) -> str:
+    """The task of a checkpoint: its manifest's, else the one that PEFT's ``task_type`` stands for.
+
+    Raises:
+        UnsupportedAdapterError: a task type that PEFT doesn't define.
+    """
+    if checkpoint.manifest is not None:
+        return checkpoint.manifest.task
+    task_type = checkpoint.config.get("task_type")
+    if task_type is None:
+        return "feature-extraction"
+    if task_type not in TASK_OF_PEFT_TYPE:
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: task_type {task_type!r}; expected one of {', '.join(TASK_OF_PEFT_TYPE)}"
+        )
+    return TASK_OF_PEFT_TYPE[task_type]
+
+
+def build_adapter(
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    model: Any,
+    body: Any,
+    modules: ModuleMap,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Adapter:
+    """Fit a checkpoint to a backbone: every key placed, every shape checked, the head built.
+
+    Nothing of the backbone changes. Raises what :func:`check_supported`, :func:`plan_keys` and :func:`fill_head` do,
+    and NoEffectError for an adapter whose B matrices are all zero.
+    """
+    check_supported(checkpoint)
+    task = task_of(checkpoint)
+    manifest = checkpoint.manifest
+    empty = _empty_head(checkpoint, task, body) if task in TASK_CLASSES else None
+    # A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there.
+    offered = frozenset(name for name, _ in empty.named_modules()) if empty is not None else None
+    plan = plan_keys(checkpoint, modules, offered)
+    tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
+    _check_finite(tensors, checkpoint.source)
+    _check_copies(plan, tensors, model, checkpoint.source)
+    lowrank = {
+        site.path: LowRank(tensors[site.a], tensors[site.b], tensors[site.bias] if site.bias else None, site.scale)
+        for site in plan.sites
+    }
+    if not any(bool(site.b.any()) or (site.bias is not None and bool(site.bias.any())) for site in lowrank.values()):
+        raise NoEffectError(
+            f"{checkpoint.source}: every lora_B is zero, so the adapter does nothing; "
+            "it was saved untrained, or damaged"
+        )
+    head = None
+    if empty is not None:
+        own = {name: tensors[key] for name, key in plan.head.items()}
+        head = fill_head(empty, body, own, source=checkpoint.source, device=device, dtype=dtype)
+    elif plan.head:
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
+            f"heads are known for {', '.join(TASK_CLASSES)}"
+        )
+    return Adapter(
+        name=name,
+        digest=checkpoint.digest,
+        source=checkpoint.source,
+        task=task,
+        manifest=manifest,
+        plan=plan,
+        lowrank=lowrank,
+        overrides=_overrides(plan, tensors, model, dtype),
+        head=head,
+        golden=read_golden(checkpoint),
+    )
+
+
+def _empty_head(checkpoint: Checkpoint, task: str, body: Any) -> Any:
+    manifest = checkpoint.manifest
+    labels = manifest.labels if manifest else None
+    if labels is None:
+        count = count_labels({name: info.shape for name, info in checkpoint.tensors.items()})
+        labels = tuple(f"LABEL_{index}" for index in range(count))
+    return empty_head(
+        body, task, source=checkpoint.source, labels=labels, problem_type=manifest.problem_type if manifest else None
+    )
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
+    if broken:
+        raise NoEffectError(f"{source}: {broken[0]} holds NaN or infinity; the training run diverged, train again")
+
+
+def _check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, source: str) -> None:
+    """Parameters of the base that PEFT saved along must be the backbone's own."""
+    for path, key in plan.copies.items():
+        owner, _, parameter = path.rpartition(".")
+        module = model.get_submodule(owner)
+        own = getattr(module.base_layer if isinstance(module, LoraLayer) else module, parameter).detach()
+        saved = tensors[key]
+        if own.shape != saved.shape:
+            raise KeyMismatchError(
+                f"{source}: carries {key!r} of shape {list(saved.shape)}, the backbone's is {list(own.shape)}; "
+                "adapters with a resized vocabulary need a backbone of that size"
+            )
+        if not torch.allclose(own.float().cpu(), saved.float(), rtol=1e-2, atol=1e-3):
+            raise UnsupportedAdapterError(
+                f"{source}: carries {key!r} with other values than the backbone's; trained embeddings can't share it"
+            )
+
+
+def _overrides(
+    plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, dtype: torch.dtype
+) -> dict[str, TrainedLinear]:
+    overrides = {}
+    for path, parameters in plan.overrides.items():
+        module = model.get_submodule(path)
+        layer = module.base_layer if isinstance(module, LoraLayer) else module
+        device = next(layer.parameters()).device
+        placed = {name: tensors[key].to(device=device, dtype=dtype) for name, key in parameters.items()}
+        transposed = type(layer).__name__ == "Conv1D"
+        overrides[path] = TrainedLinear(placed["weight"], placed.get("bias"), transposed)
+    return overrides

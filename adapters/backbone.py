@@ -1,0 +1,388 @@
+"""Backbone: one frozen base model, loaded once, and every adapter that runs on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from lorary.adapters.adapter import build_adapter
+from lorary.adapters.device import dtype_name
+from lorary.adapters.generate import PromptRow
+from lorary.adapters.identity import body_of, identify
+from lorary.adapters.inference import Inference, can_generate
+from lorary.adapters.loading import is_encoder, load_base
+from lorary.adapters.lora import wrap
+from lorary.adapters.modules import map_modules
+from lorary.adapters.predict import Row
+from lorary.adapters.proof import GoldenReport, check_golden, demand_effect, probe_row, resident_tensors
+from lorary.adapters.quantization import guard_cpu, quantization_of
+from lorary.adapters.residency import Residency
+from lorary.adapters.routing import routed
+from lorary.adapters.slots import SiteSpec
+from lorary.adapters.sources import find_checkpoint
+from lorary.hub.base import compare
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import BaseMismatchError, UsageError
+from lorary.hub.manifest import BaseIdentity, Numerics
+from lorary.hub.registry import Registry
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """What :meth:`Backbone.load` came to. ``notes`` are worth showing to the user; ``seconds`` is the whole load."""
+
+    name: str
+    reference: str
+    digest: str
+    task: str
+    labels: tuple[str, ...] | None
+    rank: int
+    notes: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A backbone's figures: bytes on the device, slots, and the seconds that copies into slots took."""
+
+    adapters: tuple[str, ...]
+    slots: int
+    slots_used: int
+    backbone_bytes: int
+    arena_bytes: int
+    slot_bytes: int
+    rank: int
+    evictions: int
+    swap_seconds: tuple[float, ...]
+
+
+class Backbone:
+    """One base model and the adapters loaded on it.
+
+    Make one with :meth:`from_pretrained` or :meth:`from_model`. Its methods may be called from several threads: the
+    choice of adapters belongs to each call, and a call finishes on the versions that it began with.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, identity: BaseIdentity, slots: int = 16, registry: Registry | None = None
+    ) -> None:
+        if slots < 1:
+            raise UsageError(f"slots={slots}: expected at least 1")
+        self.body = body_of(model)
+        # A classifier's own head isn't the backbone's: each adapter brings one. A language model's is everybody's.
+        self.model: Any = model if can_generate(model) and not is_encoder(model.config) else self.body
+        self.tokenizer = tokenizer
+        self.identity = identity
+        self.quantization = quantization_of(model)
+        guard_cpu(self.model)
+        self.model.eval()
+        self.model.requires_grad_(False)
+        embedding = self.body.get_input_embeddings().weight
+        self.device, self.dtype = embedding.device, embedding.dtype
+        self._registry = registry
+        self._inference = Inference(self.model, self.body, tokenizer, self.device)
+        self._modules = map_modules(self.model, self.body)
+        self._residency = Residency(slots, self.dtype, self._open_site)
+        if self.quantization != "none":
+            # bitsandbytes sets up a layer's state in its first forward, and several threads at once get it wrong.
+            self._inference.run(probe_row((), embedding.shape[0]), None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str,
+        *,
+        quantization: str = "none",
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        revision: str | None = None,
+        slots: int = 16,
+        registry: Registry | None = None,
+    ) -> Backbone:
+        """Load a base model from a folder, the local cache or the Hub (arguments as :func:`load_base`).
+
+        Args:
+            base: a folder or a Hub id.
+            quantization: ``none``, ``nf4`` or ``int8``.
+            dtype: float32 on the CPU and bfloat16 on CUDA unless given.
+            device: the first CUDA device unless given, else the CPU.
+            device_map: to spread the model over several devices.
+            revision: a branch, tag or commit.
+            slots: how many adapters are on the device at once; more can be loaded and wait on the host.
+            registry: where references such as ``finance-tone@prod`` are looked up; the default one unless given.
+
+        Raises:
+            BaseNotFoundError: the base can't be found or isn't a model.
+        """
+        loaded = load_base(
+            base, quantization=quantization, dtype=dtype, device=device, device_map=device_map, revision=revision
+        )
+        return cls(loaded.model, loaded.tokenizer, identity=loaded.identity, slots=slots, registry=registry)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        identity: BaseIdentity | None = None,
+        slots: int = 16,
+        registry: Registry | None = None,
+    ) -> Backbone:
+        """A backbone around a transformers model that is in memory already; the model is taken over, not copied."""
+        base_id = str(getattr(model.config, "_name_or_path", "") or "in-memory")
+        return cls(
+            model, tokenizer, identity=identity or identify(model, tokenizer, base_id), slots=slots, registry=registry
+        )
+
+    # Loading
+
+    def load(
+        self, reference: str | Path | Checkpoint, name: str | None = None, *, allow_base_mismatch: bool = False
+    ) -> LoadedAdapter:
+        """Load an adapter: validated whole, staged, shown to take effect, then published under its name.
+
+        Whatever was loaded under that name serves until then, and goes on serving when anything fails.
+
+        Args:
+            reference: ``name``, ``name@3``, ``name@alias``, ``user/repo[@revision]``, a folder, or a checkpoint.
+            name: the name to load it under; the adapter's own unless given.
+            allow_base_mismatch: load an adapter of another base all the same.
+
+        Raises:
+            UnknownReferenceError: there is no such adapter.
+            CheckpointError: its files are damaged, don't fit, or don't act (the subclass says which).
+            BaseMismatchError: it was trained on another base.
+            SlotsFullError: every slot is pinned or in use.
+        """
+        started = time.perf_counter()
+        source = find_checkpoint(reference, self._registry or Registry())
+        checkpoint = source.checkpoint
+        notes = self._match_base(checkpoint, allow_base_mismatch)
+        adapter = build_adapter(
+            checkpoint,
+            name=name or source.name,
+            model=self.model,
+            body=self.body,
+            modules=self._modules,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        with self._residency.lease_adapters([adapter]) as routing:
+            demand_effect(self._inference, routing, checkpoint.source)
+            self._residency.publish(adapter)
+        return LoadedAdapter(
+            name=adapter.name,
+            reference=source.reference,
+            digest=adapter.digest,
+            task=adapter.task,
+            labels=tuple(adapter.labels) if adapter.labels else None,
+            rank=adapter.rank,
+            notes=notes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def swap(
+        self, name: str, reference: str | Path | Checkpoint, *, allow_base_mismatch: bool = False
+    ) -> LoadedAdapter:
+        """Let ``name`` stand for another version; calls in flight finish on the one they began with.
+
+        Raises:
+            UnknownReferenceError: nothing is loaded under ``name``; and all that :meth:`load` raises.
+        """
+        self._residency.get(name)
+        return self.load(reference, name, allow_base_mismatch=allow_base_mismatch)
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter; calls in flight finish on it."""
+        self._residency.withdraw(name)
+
+    def pin(self, name: str) -> None:
+        """Keep an adapter on the device, whatever else is loaded."""
+        self._residency.pin(name, True)
+
+    def unpin(self, name: str) -> None:
+        """Let an adapter be moved to the host again when slots run short."""
+        self._residency.pin(name, False)
+
+    # Using
+
+    @contextmanager
+    def using(self, adapter: str | Sequence[str | None] | None) -> Iterator[Any]:
+        """Within the block, in this thread, calls of the model use ``adapter`` (or one per row of the batch).
+
+        Yields the model to call: the adapter's task model where it has a head, the backbone's own model otherwise.
+        """
+        names = [adapter] if adapter is None or isinstance(adapter, str) else list(adapter)
+        with self._residency.lease(names) as routing, routed(routing):
+            head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
+            yield head.model if head else self.model
+
+    def predict(
+        self,
+        inputs: Row | Sequence[Row],
+        adapter: str | Sequence[str | None] | None = None,
+        *,
+        batch_size: int = 32,
+        **params: Any,
+    ) -> Any:
+        """Predict with one adapter for all rows or one per row, in the shapes of ``transformers.pipeline``.
+
+        Args:
+            inputs: a text, a mapping (``{"text", "text_pair"}`` or the adapter's own columns), or a list of them.
+            adapter: a name, or a name (None: the bare backbone) for each row.
+            batch_size: rows per pass.
+            params: the pipeline's own parameters (``top_k``, ``aggregation_strategy``, ...); for text generation those
+                of ``generate``.
+
+        Returns:
+            For a list, one prediction per row; for a single row, what the task's pipeline returns for one.
+
+        Raises:
+            UnknownReferenceError: an adapter that isn't loaded.
+            UsageError: rows and adapters of different number, or a row that has no text.
+        """
+        single = isinstance(inputs, (str, dict))
+        rows: list[Row] = [cast(Row, inputs)] if single else cast(list[Row], list(inputs))
+        names = _per_row(adapter, len(rows))
+        predictions: list[Any] = []
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            with self._residency.lease(names[part]) as routing:
+                predictions.extend(self._inference.predict(rows[part], routing, params))
+        if not single:
+            return predictions
+        # The text-classification pipeline alone returns a list for one text; the others one prediction.
+        task = self._residency.get(names[0]).task if names[0] else None
+        wrap_one = task == "text-classification" and "top_k" not in params
+        return predictions if wrap_one else predictions[0]
+
+    def generate(
+        self,
+        prompts: PromptRow | Sequence[PromptRow],
+        adapter: str | Sequence[str | None] | None = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Generate text with one adapter for all prompts or one per prompt, in one batch.
+
+        Args:
+            prompts: a text or a list of texts (or of conversations, each a list of ``{"role", "content"}``); each is
+                put the way its adapter was trained.
+            adapter: a name, or a name (None: the bare backbone) for each prompt.
+            generate_kwargs: transformers' own (``max_new_tokens``, ``num_beams``, ``do_sample``, ...).
+
+        Returns:
+            The new text of each prompt (a list of them with ``num_return_sequences``); for a single prompt, its text.
+
+        Raises:
+            UsageError: the backbone has no language-modelling head, or a prompt is empty.
+        """
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+        rows: list[PromptRow] = [cast(PromptRow, prompts)] if single else cast(list[PromptRow], list(prompts))
+        with self._residency.lease(_per_row(adapter, len(rows))) as routing:
+            texts = self._inference.generate(rows, routing, generate_kwargs)
+        per_prompt = len(texts) // len(rows) if rows else 1
+        grouped = texts if per_prompt == 1 else [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]
+        return grouped[0] if single else grouped
+
+    # Proof
+
+    def logits(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[torch.Tensor]:
+        """Logits for token rows, one row at a time (no padding), float32 on the CPU.
+
+        Returns:
+            For each row [classes] or [tokens, classes] through the adapter's head, [tokens, vocabulary] from a language
+            model, or [tokens, hidden] where there is no head.
+        """
+        with self._residency.lease([adapter]) as routing:
+            return [self._inference.logits(row, routing) for row in rows]
+
+    def verify(self, name: str) -> GoldenReport:
+        """Recompute an adapter's golden logits through the slots it is served from.
+
+        Raises:
+            GoldenMismatchError: they differ, in the arithmetic of training, by more than the tolerance.
+        """
+        adapter = self._residency.get(name)
+        with self._residency.lease_adapters([adapter]) as routing:
+            return check_golden(self._inference, routing, adapter, self.numerics)
+
+    def state(self, name: str) -> dict[str, torch.Tensor]:
+        """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU."""
+        adapter = self._residency.get(name)
+        with self._residency.lease_adapters([adapter]) as routing:
+            return resident_tensors(routing, adapter)
+
+    # Figures
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the loaded adapters."""
+        return self._residency.names()
+
+    @property
+    def numerics(self) -> Numerics:
+        """The arithmetic this backbone computes with."""
+        return Numerics(self.quantization, dtype_name(self.dtype), self.device.type)
+
+    def stats(self) -> Stats:
+        """How many adapters are where, what they cost, and how long placing them took."""
+        names = self._residency.names()
+        held = [name for name in names if self._residency.slot_of(self._residency.get(name)) is not None]
+        arena = self._residency.arena
+        return Stats(
+            adapters=tuple(names),
+            slots=self._residency.slots,
+            slots_used=len(held),
+            backbone_bytes=sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())),
+            arena_bytes=arena.nbytes,
+            slot_bytes=arena.slot_bytes,
+            rank=arena.rank,
+            evictions=self._residency.evictions,
+            swap_seconds=tuple(self._residency.placements),
+        )
+
+    # Inside
+
+    def _match_base(self, checkpoint: Checkpoint, allow_mismatch: bool) -> tuple[str, ...]:
+        manifest = checkpoint.manifest
+        match = compare(manifest.base if manifest else None, self.identity)
+        notes = list(match.notes)
+        if match.same is False:
+            assert manifest is not None
+            message = (
+                f"{checkpoint.source}: trained on {manifest.base.id!r} (fingerprint "
+                f"{str(manifest.base.fingerprint)[:12]}), this backbone is {self.identity.id!r} "
+                f"({str(self.identity.fingerprint)[:12]})"
+            )
+            if not allow_mismatch:
+                raise BaseMismatchError(
+                    f"{message}; open that base, or pass allow_base_mismatch=True to load it anyway"
+                )
+            notes.append(message)
+        if manifest is not None and manifest.numerics.quantization != self.quantization:
+            notes.append(f"trained on {manifest.numerics.quantization} weights, served on {self.quantization}")
+        return tuple(notes)
+
+    def _open_site(self, path: str) -> SiteSpec:
+        """Put the layer around a module that an adapter reaches for the first time."""
+        wrap(self.model, path)
+        layer = self.model.get_submodule(path)
+        device = next((parameter.device for parameter in layer.parameters()), self.device)
+        return SiteSpec(self._modules.linears[path], device)
+
+
+def _per_row(adapter: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
+    if adapter is None or isinstance(adapter, str):
+        return [adapter] * rows
+    names = list(adapter)
+    if len(names) != rows:
+        raise UsageError(f"{len(names)} adapters for {rows} rows: expected one for each row, or one for all")
+    return names

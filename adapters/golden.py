@@ -1,0 +1,115 @@
+"""Golden logits: what an adapter answers for a few token rows, kept with its version so that anyone can check it.
+
+They are comparable where quantization, dtype and kind of device are those of training; elsewhere only the direction of
+the adapter's effect is, as the cosine of adapter-minus-bare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from lorary.hub.checkpoint import GOLDEN_NAME, Checkpoint
+from lorary.hub.errors import CheckpointError, GoldenMismatchError
+from lorary.hub.manifest import Numerics
+
+ROWS = 4
+LONGEST = 64
+
+TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""The largest difference allowed, by dtype, relative to 1 + the largest golden logit of the row.
+
+Rows are run one at a time, so neither padding nor batch mates add to it; quantized weights are the same bits in both
+runs, so quantization doesn't either.
+"""
+
+
+def choose_rows(token_rows: Sequence[Sequence[int]], count: int = ROWS, longest: int = LONGEST) -> list[list[int]]:
+    """Up to ``count`` rows, spread over those given, each cut to ``longest`` tokens; empty rows are passed over."""
+    usable = [list(row[:longest]) for row in token_rows if row]
+    step = max(1, len(usable) // count)
+    return usable[::step][:count]
+
+
+def condense(task: str, logits: torch.Tensor) -> torch.Tensor:
+    """What is kept of a row's logits: all of a classifier's, only the last token's of a language model."""
+    return (logits[-1] if task == "text-generation" else logits).detach().float().cpu().contiguous()
+
+
+def write_golden(folder: Path, logits: Sequence[torch.Tensor]) -> Path:
+    """Write ``golden.safetensors`` (one float32 tensor a row, named by its index) and return its path."""
+    from safetensors.torch import save_file
+
+    path = folder / GOLDEN_NAME
+    save_file({str(index): row.float().contiguous() for index, row in enumerate(logits)}, path)
+    return path
+
+
+def read_golden(checkpoint: Checkpoint) -> list[torch.Tensor] | None:
+    """The golden logits of a checkpoint, row by row, or None where it has none.
+
+    Raises:
+        CheckpointError: the file is damaged or doesn't fit the manifest's rows.
+    """
+    path = checkpoint.files.get(GOLDEN_NAME)
+    if path is None or checkpoint.manifest is None:
+        return None
+    tensors = load_tensors(path)
+    rows = len(checkpoint.manifest.golden_rows)
+    if sorted(tensors) != sorted(str(index) for index in range(rows)):
+        raise CheckpointError(
+            f"{checkpoint.source}: {GOLDEN_NAME} holds {len(tensors)} rows, the manifest names {rows}"
+        )
+    return [tensors[str(index)] for index in range(rows)]
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: the file can't be read as one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+
+
+def compare_golden(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], numerics: Numerics) -> float:
+    """The largest difference, relative to 1 + the row's largest logit.
+
+    Raises:
+        GoldenMismatchError: a row has another shape, or differs by more than :data:`TOLERANCE`.
+    """
+    limit = TOLERANCE[numerics.dtype]
+    worst = 0.0
+    for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
+        if want.shape != got.shape:
+            raise GoldenMismatchError(
+                f"golden row {index}: expected logits of shape {list(want.shape)}, found {list(got.shape)}"
+            )
+        difference = float((want - got).abs().max() / (1 + want.abs().max()))
+        # A NaN compares false with everything, so ask whether it is within, not whether it is beyond.
+        if not difference <= limit:
+            raise GoldenMismatchError(
+                f"golden row {index}: logits differ by {difference:.2g} (relative), {limit:.0e} is allowed for "
+                f"{numerics.dtype}; the files aren't what was trained, or the base is another"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def effect_cosine(
+    golden: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], bare: Sequence[torch.Tensor]
+) -> float:
+    """The cosine between the golden effect (golden minus bare) and the actual one, over all rows; 1 means the same."""
+
+    def effect(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([(row - base).flatten() for row, base in zip(rows, bare, strict=True)])
+
+    return float(torch.nn.functional.cosine_similarity(effect(golden), effect(actual), dim=0))

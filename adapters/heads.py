@@ -1,0 +1,167 @@
+"""Task heads around one shared body: transformers' own head classes, with only the head's weights of their own.
+
+A task model is built without memory (on the meta device), its body is replaced by the shared one, and the head's
+parameters come from the adapter. Several heads can then read one pass of the body.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
+
+TASK_CLASSES: Mapping[str, str] = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+}
+"""The transformers classes whose heads an adapter brings with it."""
+
+TASK_OF_PEFT_TYPE: Mapping[str, str] = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "CAUSAL_LM": "text-generation",
+    "SEQ_2_SEQ_LM": "text-generation",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
+"""The task of a foreign adapter, from its config's ``task_type``."""
+
+_BODY_OUTPUT: ContextVar[Any] = ContextVar("lorary_body_output", default=None)
+
+
+class SharedBody(torch.nn.Module):
+    """Stands where a task model keeps its body: answers with the pass already made, else runs the shared body."""
+
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self._body = (body,)  # in a tuple, so that it isn't a submodule: the head doesn't own the body's parameters
+        self.config = body.config
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the body returns for these arguments."""
+        made = _BODY_OUTPUT.get()
+        return made if made is not None else self._body[0](*args, **kwargs)
+
+
+@contextmanager
+def body_output(output: Any) -> Iterator[None]:
+    """Within the block, task models read ``output`` instead of running the body."""
+    token = _BODY_OUTPUT.set(output)
+    try:
+        yield
+    finally:
+        _BODY_OUTPUT.reset(token)
+
+
+class TaskHead:
+    """One adapter's task model.
+
+    ``model`` is transformers' task model around the shared body; ``reads_body_output`` says whether it can read a pass
+    of the body that was made for many heads at once.
+    """
+
+    def __init__(self, model: Any, reads_body_output: bool) -> None:
+        self.model = model
+        self.reads_body_output = reads_body_output
+
+
+def empty_head(
+    body: Any,
+    task: str,
+    *,
+    source: str,
+    labels: Sequence[str],
+    problem_type: str | None,
+) -> Any:
+    """transformers' task model for a body of this architecture, without memory: all of it on the meta device.
+
+    Raises:
+        UnsupportedAdapterError: transformers has no such head for the architecture.
+    """
+    import transformers
+
+    config = copy.deepcopy(body.config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    config.problem_type = problem_type
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the body is quantized already, the head never is
+    auto_class = getattr(transformers, TASK_CLASSES[task])
+    try:
+        with torch.device("meta"):
+            return auto_class.from_config(config)
+    except ValueError as error:
+        raise UnsupportedAdapterError(
+            f"{source}: transformers has no {task} head for the architecture {config.model_type!r}"
+        ) from error
+
+
+def fill_head(
+    model: Any,
+    body: Any,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TaskHead:
+    """Put the shared body into an empty task model, and an adapter's ``tensors`` (by name there) into its head.
+
+    Raises:
+        KeyMismatchError: the head needs a tensor that the checkpoint lacks, or has one that it doesn't need.
+    """
+    reads_body_output = _share_body(model, body)
+    _fill(model, {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}, source)
+    model.eval()
+    model.requires_grad_(False)
+    return TaskHead(model, reads_body_output)
+
+
+def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many labels a checkpoint without a manifest has: the outputs of its head's last layer, by its shape."""
+    for ending in ("out_proj.weight", "classifier.weight", "score.weight", "qa_outputs.weight"):
+        for name, shape in shapes.items():
+            if name.endswith(f".{ending}") and len(shape) == 2:
+                return shape[0]
+    return 2
+
+
+def _share_body(model: Any, body: Any) -> bool:
+    """Put the shared body into the task model; True where the whole body is behind one attribute."""
+    attribute = model.base_model_prefix
+    own = getattr(model, attribute, None)
+    if own is not None and type(own) is type(body):
+        setattr(model, attribute, SharedBody(body))
+        return True
+    # T5's heads keep parts of the body (an encoder, a decoder, an embedding) under the names that the body gives them.
+    holder = model if own is None else own
+    for name, child in list(holder.named_children()):
+        shared = getattr(body, name, None)
+        if isinstance(shared, torch.nn.Module) and type(shared) is type(child):
+            setattr(holder, name, shared)
+    return False
+
+
+def _fill(model: Any, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Give the head its parameters, all of them and no others."""
+    wanted = {name: parameter for name, parameter in model.named_parameters() if parameter.is_meta}
+    problems = [f"missing: {name}" for name in sorted(wanted.keys() - tensors.keys())]
+    problems += [f"unexpected: {name}" for name in sorted(tensors.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {list(tensors[name].shape)}, the head needs {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tensors[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise KeyMismatchError(
+            f"{source}: its head doesn't fit {type(model).__name__}. {'; '.join(problems)}. "
+            "A head layer that wasn't in modules_to_save was random in training and is lost; train again with it there"
+        )
+    model.load_state_dict(dict(tensors), strict=False, assign=True)

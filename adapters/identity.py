@@ -1,0 +1,72 @@
+"""The identity of a base model that is in memory: what :mod:`lorary.hub.base` compares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lorary.hub.base import ARCHITECTURE_FIELDS, fingerprint
+from lorary.hub.manifest import BaseIdentity
+
+
+def identify(model: torch.nn.Module, tokenizer: Any, base_id: str, commit: str | None = None) -> BaseIdentity:
+    """The identity of ``model`` (a body or a task model around one) and its tokenizer (None where there is none)."""
+    return BaseIdentity(
+        id=base_id,
+        commit=commit,
+        fingerprint=fingerprint_model(model),
+        tokenizer_sha256=_tokenizer_hash(tokenizer),
+        chat_template_sha256=_text_hash(getattr(tokenizer, "chat_template", None)),
+    )
+
+
+def body_of(model: Any) -> Any:
+    """The model without its task head, as transformers' ``base_model`` gives it."""
+    body = getattr(model, "base_model", model)
+    return body if isinstance(body, torch.nn.Module) else model
+
+
+def fingerprint_model(model: Any) -> str | None:
+    """The base fingerprint of a loaded model, whatever its quantization (:func:`lorary.hub.base.fingerprint`).
+
+    None for a model in float16: it rounds what bfloat16 keeps, so the canonical tensors can't be had from it.
+    """
+    if any(tensor.dtype == torch.float16 for _, tensor in _plain_parameters(body_of(model))):
+        return None
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    architecture = {name: getattr(config, name, None) for name in ARCHITECTURE_FIELDS}
+    return fingerprint(architecture, _plain_tensors(body_of(model)))
+
+
+def _plain_parameters(body: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Embeddings and norms, which every quantization leaves alone."""
+    for name, module in body.named_modules():
+        if isinstance(module, torch.nn.Embedding) or "Norm" in type(module).__name__:
+            for suffix, parameter in module.named_parameters(recurse=False):
+                # An adapter on the module wraps it; the wrapped module is the same tensor under a longer name.
+                yield f"{name}.{suffix}".replace(".base_layer.", "."), parameter.detach()
+
+
+def _plain_tensors(body: torch.nn.Module) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
+    for name, parameter in _plain_parameters(body):
+        tensor = parameter.to(device="cpu", dtype=torch.bfloat16).contiguous()
+        yield name, tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes()
+
+
+def _tokenizer_hash(tokenizer: Any) -> str | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    # Truncation and padding are left in the backend by earlier calls; they are settings, not the tokenizer.
+    state = json.loads(backend.to_str())
+    state.pop("truncation", None)
+    state.pop("padding", None)
+    return _text_hash(json.dumps(state, sort_keys=True, ensure_ascii=False))
+
+
+def _text_hash(text: Any) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None

@@ -1,0 +1,126 @@
+"""Loading a base model: resolved, quantized, guarded and identified, the same way for training and for serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorary.adapters.device import pick_device, pick_dtype
+from lorary.adapters.identity import identify
+from lorary.adapters.quantization import guard_cpu, quantization_config
+from lorary.hub.embedded import resolve_base
+from lorary.hub.errors import BaseNotFoundError
+from lorary.hub.manifest import BaseIdentity
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model in memory. ``new_parameters`` are the names that its files don't hold, so they are random."""
+
+    model: Any
+    tokenizer: Any
+    identity: BaseIdentity
+    new_parameters: tuple[str, ...] = ()
+
+
+def load_base(
+    base: str,
+    *,
+    auto_class: Any = None,
+    quantization: str = "none",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    skip_modules: Sequence[str] = (),
+    **model_kwargs: Any,
+) -> LoadedBase:
+    """Load a base model and its tokenizer.
+
+    Args:
+        base: a folder, or an id that is looked up in the local cache, then on the Hub.
+        auto_class: the transformers class to load with; by default the one that :func:`natural_class` picks.
+        quantization: ``none``, ``nf4`` or ``int8``.
+        dtype: of what isn't quantized, and of 4-bit products.
+        device: where to put the model; the first CUDA device by default, else the CPU.
+        device_map: transformers' own, to spread a model over devices; excludes ``device``.
+        revision: the branch, tag or commit on the Hub.
+        skip_modules: modules to leave in full precision besides the heads.
+        model_kwargs: further arguments of ``from_pretrained``.
+
+    Raises:
+        BaseNotFoundError: no such folder or id, or not a model that transformers can load.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    place = pick_device(device)
+    chosen = pick_dtype(place, dtype)
+    resolved = resolve_base(base, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(resolved.path)
+        auto_class = auto_class or natural_class(config)
+        with _quiet():
+            model, info = auto_class.from_pretrained(
+                resolved.path,
+                dtype=chosen,
+                device_map=device_map if device_map is not None else {"": place},
+                quantization_config=quantization_config(quantization, chosen, skip_modules),
+                output_loading_info=True,
+                **model_kwargs,
+            )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseNotFoundError(f"base {base!r} can't be loaded as a model: {first}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved.path)
+    except (OSError, ValueError):
+        tokenizer = None  # a base without one still serves token ids
+    guard_cpu(model)
+    model.eval()
+    identity = identify(model, tokenizer, resolved.id, resolved.commit)
+    return LoadedBase(model, tokenizer, identity, tuple(sorted(info["missing_keys"])))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and reports: what they say of missing parameters is returned instead."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def natural_class(config: Any) -> Any:
+    """The transformers class under which a base serves every task of its kind.
+
+    A sequence-to-sequence or causal language model keeps its language-modelling head; everything else is a bare body,
+    to which each adapter brings its own head.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    if is_encoder(config):
+        return AutoModel
+    return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
+
+
+def is_encoder(config: Any) -> bool:
+    """Is a base of this config served as a bare body (BERT and its kin), rather than as a language model?"""
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        return kind not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    # BERT and its kin are in the causal mapping too; only a config that says decoder means it.
+    masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return masked or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -1,0 +1,90 @@
+"""Does an adapter take effect, and is it the one that was trained: asked by running it, not by trusting its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorary.adapters.adapter import Adapter
+from lorary.adapters.golden import compare_golden, condense, effect_cosine
+from lorary.adapters.inference import Inference
+from lorary.adapters.routing import Routing
+from lorary.hub.errors import NoEffectError
+from lorary.hub.manifest import Numerics
+
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class GoldenReport:
+    """What comparing golden logits came to.
+
+    ``matches`` is None where there are none or the arithmetic is another than in training; ``difference`` is relative
+    (:func:`lorary.adapters.golden.compare_golden`), ``cosine`` that of the adapter's effect.
+    """
+
+    matches: bool | None
+    difference: float | None
+    cosine: float | None
+    note: str
+
+
+def demand_effect(inference: Inference, routing: Routing, source: str) -> None:
+    """Run a few tokens with the adapter of ``routing`` and without.
+
+    Raises:
+        NoEffectError: every tensor of the two outputs is the same, bit for bit.
+    """
+    adapter = routing.adapters[0]
+    golden_rows = adapter.manifest.golden_rows if adapter and adapter.manifest else ()
+    row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
+    with_adapter, bare = inference.run(row, routing), inference.run(row, None)
+    for name, tensor in with_adapter.items():
+        if isinstance(tensor, torch.Tensor) and not torch.equal(tensor, bare[name]):
+            return
+    raise NoEffectError(
+        f"{source}: the backbone answers the same with it as without; its layers aren't used for this kind of input, "
+        "or its weights are too small for the backbone's dtype"
+    )
+
+
+def probe_row(golden_rows: Sequence[Sequence[int]], vocabulary: int) -> list[int]:
+    """A few token ids to probe with: of the adapter's own golden rows, or spread over the vocabulary."""
+    if golden_rows:
+        return list(golden_rows[0][:_PROBE_TOKENS])
+    return [int(vocabulary * (index + 1) / (_PROBE_TOKENS + 1)) for index in range(_PROBE_TOKENS)]
+
+
+def check_golden(inference: Inference, routing: Routing, adapter: Adapter, numerics: Numerics) -> GoldenReport:
+    """Recompute an adapter's golden logits through the slots it is served from.
+
+    Raises:
+        GoldenMismatchError: in the arithmetic of training, they differ by more than the tolerance.
+    """
+    manifest = adapter.manifest
+    if manifest is None or adapter.golden is None:
+        return GoldenReport(None, None, None, "carries no golden logits")
+    actual = [condense(adapter.task, inference.logits(row, routing)) for row in manifest.golden_rows]
+    if manifest.numerics == numerics:
+        return GoldenReport(True, compare_golden(adapter.golden, actual, numerics), None, "golden logits match")
+    without = routing.without_updates()
+    bare = [condense(adapter.task, inference.logits(row, without)) for row in manifest.golden_rows]
+    note = f"trained on {manifest.numerics}, loaded on {numerics}: golden logits are compared, not judged"
+    return GoldenReport(None, None, effect_cosine(adapter.golden, actual, bare), note)
+
+
+def resident_tensors(routing: Routing, adapter: Adapter) -> dict[str, torch.Tensor]:
+    """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU, scale taken out."""
+    tensors = {}
+    for site in adapter.plan.sites:
+        a, b, bias = routing.arena.read(routing.slots[0], site.path, site.rank)
+        tensors[site.a], tensors[site.b] = a, b / site.scale
+        if site.bias is not None and bias is not None:
+            tensors[site.bias] = bias / site.scale
+    parameters = dict(adapter.head.model.named_parameters()) if adapter.head else {}
+    tensors |= {key: parameters[name].detach().float().cpu() for name, key in adapter.plan.head.items()}
+    for path, keys in adapter.plan.overrides.items():
+        tensors |= {key: adapter.overrides[path].parameter(part) for part, key in keys.items()}
+    return tensors

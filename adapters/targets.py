@@ -1,0 +1,65 @@
+"""Which modules a ``LoraConfig`` targets, by PEFT's own rules.
+
+The rules are those of ``peft.tuners.tuners_utils.check_target_module_exists`` and ``peft.utils.other.get_pattern_key``;
+they are restated here because importing peft takes longer than loading a small model, and held against PEFT by a test.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def is_target(config: Mapping[str, Any], name: str) -> bool:
+    """Does this config put LoRA on the module ``name`` (its path in the task model)?"""
+    exclude = config.get("exclude_modules")
+    if exclude and _names(exclude, name):
+        return False
+    if any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in config.get("modules_to_save") or ()):
+        return False
+    targets = config.get("target_modules")
+    if not targets:
+        return False
+    if not _names(targets, name):
+        return False
+    return isinstance(targets, str) or name in targets or _in_layers(config, name)
+
+
+def _names(patterns: str | Iterable[str], name: str) -> bool:
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, name) is not None
+    return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
+
+
+def _in_layers(config: Mapping[str, Any], name: str) -> bool:
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return True
+    patterns = config.get("layers_pattern") or None
+    if patterns is None:
+        match = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", name)
+    else:
+        found = (
+            re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", name)
+            for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+        )
+        match = next((m for m in found if m), None)
+    if match is None:
+        return False
+    return int(match["index"]) in ([layers] if isinstance(layers, int) else layers)
+
+
+def rank_and_scale(config: Mapping[str, Any], name: str) -> tuple[int, float]:
+    """The rank and the scale that the config gives the module ``name``."""
+    rank = _by_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
+    return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default

@@ -1,0 +1,186 @@
+"""The rows of the catalogue: reading them as :class:`Version` values, and what a checkpoint says for them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import CheckpointError, RegistryConflictError, RegistryError, UsageError
+from lorary.hub.manifest import TASKS, Manifest, parse_manifest
+from lorary.hub.reference import normalise_domain
+from lorary.hub.values import FileEntry, Version
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+# PEFT's task types that stand for one task each; SEQ_2_SEQ_LM may be a summary or a translation.
+_PEFT_TASKS: Mapping[str, str] = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "CAUSAL_LM": "text-generation",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint's own files say for its row; the columns of ``versions`` have the same names."""
+
+    digest: str
+    base_id: str | None
+    base_fingerprint: str | None
+    method: str
+    quantization: str
+    rank: int | None
+    parameters: int
+    size_bytes: int
+    manifest: str | None
+
+
+def describe(checkpoint: Checkpoint) -> Description:
+    """Read a checkpoint's row off its files; this hashes the weights."""
+    manifest = checkpoint.manifest
+    base_id = manifest.base.id if manifest else checkpoint.config.get("base_model_name_or_path")
+    quantization = manifest.numerics.quantization if manifest else "none"
+    return Description(
+        digest=checkpoint.digest,
+        base_id=base_id if isinstance(base_id, str) and base_id else None,
+        base_fingerprint=manifest.base.fingerprint if manifest else None,
+        method=_method(checkpoint, quantization),
+        quantization=quantization,
+        rank=checkpoint.rank,
+        parameters=checkpoint.parameters,
+        size_bytes=checkpoint.size_bytes,
+        manifest=manifest.to_json() if manifest else None,
+    )
+
+
+def _method(checkpoint: Checkpoint, quantization: str) -> str:
+    if checkpoint.peft_type != "LORA":
+        return checkpoint.peft_type.lower()
+    if quantization != "none":
+        return "qlora"
+    for flag, method in (("use_dora", "dora"), ("use_rslora", "rslora")):
+        if checkpoint.config.get(flag) is True:
+            return method
+    return "lora"
+
+
+def choose_domain(checkpoint: Checkpoint, domain: str | None) -> str:
+    """The domain to catalogue under, in its one spelling: the caller's, else the manifest's.
+
+    Raises:
+        UsageError: neither names one.
+    """
+    domain = domain or (checkpoint.manifest.domain if checkpoint.manifest else None)
+    if not domain:
+        raise UsageError(f"{checkpoint.source}: doesn't say its domain; give one, such as 'legal'")
+    return normalise_domain(domain)
+
+
+def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
+    """The task to catalogue under: the caller's, else the manifest's, else what PEFT's task type stands for.
+
+    Raises:
+        UsageError: none of them names one, or it is unknown.
+        RegistryConflictError: the caller's isn't the manifest's.
+    """
+    trained = checkpoint.manifest.task if checkpoint.manifest else None
+    if task and trained and task != trained:
+        raise RegistryConflictError(
+            f"{checkpoint.source}: was trained for {trained}, not for {task}; leave the task out"
+        )
+    chosen = task or trained or _PEFT_TASKS.get(str(checkpoint.config.get("task_type")))
+    if chosen is None:
+        raise UsageError(f"{checkpoint.source}: doesn't say its task; give one of {', '.join(TASKS)}")
+    if chosen not in TASKS:
+        raise UsageError(f"{chosen!r} isn't a task; expected one of {', '.join(TASKS)}")
+    return chosen
+
+
+def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> dict[int, Version]:
+    """Versions by row id, ordered by name and number; ``where`` may use ``a`` (adapters) and ``v`` (versions).
+
+    Raises:
+        RegistryError: a row doesn't hold what its table says.
+    """
+    source = f"FROM versions v JOIN adapters a ON a.id = v.adapter_id WHERE {where}"
+    children = f"WHERE version_id IN (SELECT v.id {source})"
+    files: dict[int, dict[str, FileEntry]] = defaultdict(dict)
+    metrics: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
+    try:
+        for row in db.query(f"SELECT * FROM files {children} ORDER BY name", parameters):
+            files[row["version_id"]][str(row["name"])] = FileEntry(str(row["sha256"]), int(row["size"]))
+        for row in db.query(f"SELECT * FROM metrics {children} ORDER BY split, name", parameters):
+            metrics[row["version_id"]].setdefault(str(row["split"]), {})[str(row["name"])] = float(row["value"])
+        texts = {
+            table: _texts(
+                db.query(f"SELECT version_id, {column} AS text FROM {table} {children} ORDER BY 2", parameters)
+            )
+            for table, column in (("aliases", "name"), ("tags", "tag"), ("lineage", "parent"))
+        }
+        rows = db.query(f"SELECT v.*, a.name, a.domain, a.task {source} ORDER BY a.name, v.number", parameters)
+        return {
+            row["id"]: _version(
+                row, files[row["id"]], metrics[row["id"]], *(texts[table][row["id"]] for table in texts)
+            )
+            for row in rows
+        }
+    except (TypeError, ValueError) as error:
+        raise RegistryError(f"the registry's rows are damaged ({error}); go back to a copy of it") from error
+
+
+def _texts(rows: Iterable[Mapping[str, Any]]) -> defaultdict[int, tuple[str, ...]]:
+    texts: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
+    for row in rows:
+        texts[row["version_id"]] += (str(row["text"]),)
+    return texts
+
+
+def _version(
+    row: Mapping[str, Any],
+    files: Mapping[str, FileEntry],
+    metrics: Mapping[str, Mapping[str, float]],
+    aliases: tuple[str, ...],
+    tags: tuple[str, ...],
+    parents: tuple[str, ...],
+) -> Version:
+    return Version(
+        name=str(row["name"]),
+        number=int(row["number"]),
+        digest=str(row["digest"]),
+        domain=str(row["domain"]),
+        task=str(row["task"]),
+        base_id=_optional(row["base_id"]),
+        base_fingerprint=_optional(row["base_fingerprint"]),
+        method=str(row["method"]),
+        quantization=str(row["quantization"]),
+        rank=int(row["rank"]) if row["rank"] is not None else None,
+        parameters=int(row["parameters"]),
+        size_bytes=int(row["size_bytes"]),
+        created_at=str(row["created_at"]),
+        strategy=str(row["strategy"]),
+        metrics=metrics,
+        aliases=aliases,
+        tags=tags,
+        parents=parents,
+        files=files,
+        manifest=_manifest(row["manifest"]),
+    )
+
+
+def _optional(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _manifest(text: Any) -> Manifest | None:
+    # One row with a manifest that can't be read must not hide all the others; loading reads the file itself, and
+    # `verify` compares the two.
+    try:
+        return parse_manifest(str(text), "manifest") if text is not None else None
+    except CheckpointError:
+        return None

@@ -1,0 +1,192 @@
+"""Reading and checking a PEFT checkpoint: its config, its tensors' names and shapes, its manifest, its digest.
+
+Format: PEFT's ``save_pretrained`` (``adapter_config.json`` and ``adapter_model.safetensors``). Nothing here loads
+weights or needs torch; nothing here runs code from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.errors import CheckpointError, UnsafeFileError
+from lorary.hub.jsontext import load_json
+from lorary.hub.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from lorary.hub.tensorfile import TensorInfo, read_header, tensor_hashes
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+GOLDEN_NAME = "golden.safetensors"
+RECIPE_NAME = "recipe.yaml"
+
+KEPT_FILES = (
+    CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, GOLDEN_NAME, RECIPE_NAME, "README.md",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+"""The files that belong to an adapter; whatever else lies in its folder is left where it is."""
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_MAX_JSON_BYTES = 50_000_000
+# Fields that say where or with what an adapter was made, not what it is.
+_CONFIG_NOT_IDENTITY = frozenset(
+    {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "runtime_config"}
+)
+# PEFT keeps these as sets, so their order in the file differs from run to run.
+_CONFIG_SETS = frozenset(
+    {
+        "target_modules",
+        "modules_to_save",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "target_parameters",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One adapter's files, read and checked.
+
+    ``files`` maps each kept file's name to where it lies: a folder's files, or objects of a store.
+    """
+
+    source: str
+    files: Mapping[str, Path]
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    manifest: Manifest | None
+
+    @cached_property
+    def digest(self) -> str:
+        """The version's identity: sha256 over tensors, canonical config and the manifest's semantic part (hex)."""
+        hashes = dict(tensor_hashes(self.files[WEIGHTS_NAME], self.tensors))
+        identity = {
+            "config": canonical_config(self.config),
+            "manifest": self.manifest.semantic() if self.manifest else None,
+            "tensors": {name: [info.dtype, list(info.shape), hashes[name]] for name, info in self.tensors.items()},
+        }
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(b"lorary-digest-1\n" + text.encode()).hexdigest()
+
+    @property
+    def peft_type(self) -> str:
+        """PEFT's name of the method, such as ``LORA``."""
+        return str(self.config["peft_type"])
+
+    @property
+    def rank(self) -> int | None:
+        """The config's ``r``, where the method has one."""
+        rank = self.config.get("r")
+        return rank if type(rank) is int and 0 < rank < 2**31 else None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the adapter's tensors hold."""
+        return sum(info.elements for info in self.tensors.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the weights file."""
+        return self.files[WEIGHTS_NAME].stat().st_size
+
+
+def canonical_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an ``adapter_config.json`` that says what the adapter is, in one spelling.
+
+    Sets are sorted; fields that are off (null, false, empty) are dropped, since each PEFT version writes new ones.
+    A zero is kept: ``layers_to_transform: 0`` is the first layer.
+    """
+    canonical: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in _CONFIG_NOT_IDENTITY or value is None or value is False or value in ([], {}, ""):
+            continue
+        canonical[key] = sorted(value, key=str) if key in _CONFIG_SETS and isinstance(value, list) else value
+    return canonical
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """The kept files of a folder, by name.
+
+    Raises:
+        CheckpointError: no folder, or the config or the weights are missing.
+        UnsafeFileError: one of the kept files is a link, or the weights are there as a pickle only.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; expected one that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    files: dict[str, Path] = {}
+    for name in KEPT_FILES:
+        path = folder / name
+        # The Hub's own cache consists of links into its blobs; any other target could be anybody's file.
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve().parent.parent / "blobs"):
+            raise UnsafeFileError(f"{path}: is a link to {path.resolve()}; copy the file itself into the folder")
+        if path.is_file():
+            files[name] = path
+    _demand(files, folder)
+    return files
+
+
+def _demand(files: Mapping[str, Path], folder: Path) -> None:
+    if CONFIG_NAME not in files:
+        raise CheckpointError(f"{folder}: no {CONFIG_NAME}; expected a folder written by PEFT's save_pretrained")
+    if WEIGHTS_NAME not in files:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        if pickles:
+            raise UnsafeFileError(
+                f"{folder}: holds {pickles[0]} but no {WEIGHTS_NAME}; pickles can run code and are never loaded. "
+                "Load it where you trust it with PEFT and save it with save_pretrained(safe_serialization=True)"
+            )
+        raise CheckpointError(f"{folder}: no {WEIGHTS_NAME}; expected a folder written by PEFT's save_pretrained")
+
+
+def read_checkpoint(source: str | Path | Mapping[str, Path], shown: str | None = None) -> Checkpoint:
+    """Read and check a checkpoint from a folder, or from its files by name; ``shown`` is what errors call it.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or not what its name says.
+        UnsafeFileError: see :func:`checkpoint_files`.
+    """
+    if isinstance(source, Mapping):
+        files, shown = dict(source), shown or "checkpoint"
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            if name not in files:
+                raise CheckpointError(f"{shown}: no {name} among the files given")
+    else:
+        folder = Path(source).expanduser()
+        files, shown = checkpoint_files(folder), shown or str(folder)
+    config = _read_config(files[CONFIG_NAME], shown)
+    tensors = read_header(files[WEIGHTS_NAME])
+    if not tensors:
+        raise CheckpointError(f"{shown}: {WEIGHTS_NAME} holds no tensors; train or save the adapter again")
+    manifest = None
+    if MANIFEST_NAME in files:
+        manifest = parse_manifest(_read_text(files[MANIFEST_NAME]), f"{shown}/{MANIFEST_NAME}")
+    return Checkpoint(shown, files, config, tensors, manifest)
+
+
+def _read_config(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        config = load_json(_read_text(path))
+    except ValueError as error:
+        raise CheckpointError(f"{shown}/{CONFIG_NAME}: not valid JSON ({error}); save the adapter again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise CheckpointError(f"{shown}/{CONFIG_NAME}: expected an object with a 'peft_type', as PEFT writes it")
+    return config
+
+
+def _read_text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: {size} bytes is too large for a config; expected a few kilobytes")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 text ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from error

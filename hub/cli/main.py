@@ -1,0 +1,127 @@
+"""The command line's frame: finds the subcommand, and turns what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from inspect import getdoc
+from typing import Annotated
+
+import typer
+
+from lorary.hub.cli.output import print_error
+from lorary.hub.errors import LoraryError, ProblemsError
+
+# One line per subcommand: the module beside this one, a trailing underscore standing for Python's keywords' sake.
+COMMANDS = (
+    "list",
+    "show",
+    "import_",
+    "alias",
+    "tag",
+    "rm",
+    "verify",
+)
+
+INTERRUPTED = 130  # as a shell reports a command that Ctrl-C stopped
+_BROKEN_PIPE = 141
+
+# typer has its own copy of click since 0.20-odd and used the package before; the public name leads to either.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on ``arguments`` (by default the process's) and return its exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign isn't worth an error
+    words, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        return _run(words)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print_error("interrupted")
+        return INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
+    command = typer.main.get_command(_app())
+    try:
+        with command.make_context("lorary", words) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as error:
+        return error.exit_code
+    return 0
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, ProblemsError):
+        print_error(*str(error).split("\n"))
+        return error.exit_code
+    if isinstance(error, LoraryError):
+        print_error(str(error))
+        return error.exit_code
+    if isinstance(error, _UsageError):
+        context = getattr(error, "ctx", None)
+        where = f" (see `{context.command_path} --help`)" if context else ""
+        print_error(f"{error.format_message()}{where}")  # type: ignore[attr-defined]
+        return 2
+    if isinstance(error, typer.Abort):
+        print_error("aborted")
+        return 1
+    if isinstance(error, BrokenPipeError):
+        # The reader has gone, as in `lorary list | head -1`; what is still buffered must not raise at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    print_error(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+    return 1
+
+
+def _take_debug(words: list[str]) -> tuple[list[str], bool]:
+    """Take ``--debug`` out wherever it stands: one adds it to the end of a command that has just failed."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != "--debug"]
+    return kept + words[end:], len(kept) < end
+
+
+def _app() -> typer.Typer:
+    # Plain help, which reads the same in a terminal, a pipe and a log, and costs no import of rich.
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.callback(invoke_without_command=True)(_lorary)
+    for name in COMMANDS:
+        module = importlib.import_module(f"lorary.hub.cli.{name}")
+        examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
+        help_text = f"{getdoc(module.command)}\n\n\b\nExamples:\n{examples}"
+        app.command(name.rstrip("_"), help=help_text)(module.command)
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"lorary {version('lorary')}")
+        raise typer.Exit
+
+
+def _lorary(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from; works in any place.")] = False,
+) -> None:
+    """Train, catalogue and hot-swap LoRA adapters.
+
+    A REF is name (its latest version), name@3 or name@alias.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,110 @@
+"""What the commands print: tables that fit the terminal, JSON, errors, and texts that can't play tricks on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lorary.hub.values import Version
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_GAP = 2
+
+
+def clean(text: object) -> str:
+    """``text`` with everything escaped that a terminal acts upon: names, labels and cards come from strangers."""
+    return "".join(sign if sign.isprintable() else _escape(sign) for sign in str(text))
+
+
+def _escape(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")
+
+
+def print_error(first: str, *more: str) -> None:
+    """Print an error to stderr: one line, and one for each of several problems."""
+    print(f"lorary: error: {clean(' '.join(first.split()))}", *map(clean, more), sep="\n", file=sys.stderr)
+
+
+def print_line(text: str) -> None:
+    """Print a line of text that may hold names from the catalogue."""
+    typer.echo(clean(text))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON in ASCII, which no terminal acts upon."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def version_json(version: Version) -> dict[str, Any]:
+    """A version as plain JSON values, its reference first."""
+    return {"reference": version.reference, **asdict(version)}
+
+
+def size(count: int) -> str:
+    """A number of bytes for people: 512 B, 1.5 MB."""
+    if count < 1000:
+        return f"{count} B"
+    amount = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):
+        amount /= 1000
+        if amount < 999.5:
+            break
+    return f"{amount:.1f} {unit}"
+
+
+def short_number(value: float) -> str:
+    """A metric's value for people."""
+    return f"{value:.4g}"
+
+
+def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[str] = ()) -> None:
+    """Print rows as aligned columns, named by the first row's keys.
+
+    In a terminal that is too narrow, ``expendable`` columns go first, in their order; then cells but the first
+    column's are cut. In a pipe nothing is left out, so that ``grep`` finds what there is.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = {name: [clean(row[name]) for row in rows] for name in rows[0]}
+    widths = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
+    console = _console(sum(widths.values()) + _GAP * len(widths))
+    for name in expendable:
+        if sum(widths.values()) + _GAP * (len(widths) - 1) <= console.width:
+            break
+        del widths[name], columns[name]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=widths[name] if index == 0 else None)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print names and values below one another, leaving out what is empty."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = {name: clean(value) for name, value in fields.items() if value not in (None, "")}
+    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in shown.items():
+        grid.add_row(Text(name), Text(value))
+    _console(2 * _GAP + max(len(name) for name in shown) + 2 * max(len(value) for value in shown.values())).print(grid)
+
+
+def _console(natural_width: int) -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(natural_width, 1))

@@ -1,0 +1,133 @@
+"""Opening ``registry.db``: for reading without leaving a trace, for writing one transaction at a time.
+
+The file is in SQLite's rollback-journal mode. A write takes the write lock at its beginning (``BEGIN IMMEDIATE``), so
+that several processes queue instead of failing; a reader opens the file read-only.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorary.hub.errors import RegistryError
+from lorary.hub.schema import is_current, migrate
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+_PATIENCE = 30.0  # seconds to wait for another process's write
+_WAL_MARK = (
+    b"\x02\x02"  # bytes 18 and 19 of the file: https://www.sqlite.org/fileformat.html#file_format_version_numbers
+)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Database | None]:
+    """A snapshot of the registry, or None where there is none yet. The file and its folder stay as they are.
+
+    Raises:
+        RegistryError: the file can't be read, or isn't a registry.
+    """
+    if not path.exists():
+        yield None
+        return
+    with _named_errors(path), _reader(path) as db:
+        yield db if db.table_names() else None
+
+
+@contextmanager
+def _reader(path: Path) -> Iterator[Database]:
+    for attempt in range(2):
+        with closing(_connect(_read_uri(path))) as connection:
+            db = _wrap(connection)
+            try:
+                connection.execute("BEGIN")
+                current = is_current(db, str(path)) or not db.table_names()
+            except sqlite3.OperationalError as error:
+                if attempt or error.sqlite_errorname not in ("SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"):
+                    raise
+                current = False  # a writer was killed in its last step: the next opening for writing undoes it
+            if current:
+                yield db
+                return
+        with writing(path):
+            pass  # undoes what a killed writer left, and brings an older registry's tables up to date
+    raise AssertionError("a registry that was just brought up to date is up to date")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Database]:
+    """One write transaction on the registry, which is made if there is none; an exception undoes all of it.
+
+    Raises:
+        RegistryError: the file can't be written, is busy for longer than half a minute, or isn't a registry.
+    """
+    with _named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(_connect(f"{path.as_uri()}?mode=rwc")) as connection:
+            # EXTRA also syncs the folder after the journal is deleted, which is what commits.
+            connection.execute("PRAGMA synchronous = EXTRA")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                db = _wrap(connection)
+                migrate(db, str(path))
+                yield db
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # the first error is the one to tell
+                    connection.execute("ROLLBACK")
+                raise
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=_PATIENCE, isolation_level=None)
+    # The file may come from somebody else: functions in its views and triggers don't run.
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def _wrap(connection: sqlite3.Connection) -> Database:
+    from sqlite_utils import Database
+
+    return Database(connection, execute_plugins=False)
+
+
+def _read_uri(path: Path) -> str:
+    uri = f"{path.as_uri()}?mode=ro"
+    with path.open("rb") as file:
+        in_wal_mode = file.read(20)[18:] == _WAL_MARK
+    log = path.with_name(f"{path.name}-wal")
+    if in_wal_mode and not (log.exists() and log.stat().st_size):
+        # Somebody else's doing. Even a reader would make -wal and -shm files and leave them behind; without a log to
+        # read, the file alone is the whole registry.
+        uri += "&immutable=1"
+    return uri
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        raise RegistryError(f"{path}: {_explain(name, error)}") from error
+    except OSError as error:
+        raise RegistryError(f"{path}: {error.strerror or error}; check the path and its permissions") from error
+
+
+def _explain(name: str, error: sqlite3.Error) -> str:
+    if name == "SQLITE_FULL":
+        return "no space left on the disk; nothing was changed, make room and try again"
+    if name.startswith("SQLITE_READONLY"):
+        return "can't be written, the file or its folder is read-only; copy it elsewhere or change the permissions"
+    if name.startswith("SQLITE_CANTOPEN"):
+        return "can't be opened; check the path and the permissions of the file and its folder"
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return f"kept busy by another process for {_PATIENCE:.0f} seconds; try again when it has finished"
+    if name == "SQLITE_NOTADB":
+        return "isn't a SQLite file, and so no registry; name another one"
+    return f"can't be used ({error}); if it is damaged, go back to a copy"

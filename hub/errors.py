@@ -1,0 +1,120 @@
+"""Every error that lorary raises on purpose, by name.
+
+One base class, so that a caller can catch all of them; the command line prints the message on one line and exits with
+``exit_code``. A message says what was expected, what was found and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LoraryError(Exception):
+    """Base class of all of the project's errors; ``exit_code`` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class UsageError(LoraryError):
+    """The call itself is wrong: a flag, a recipe or an argument that can't be meant that way."""
+
+    exit_code = 2
+
+
+class ProblemsError(UsageError):
+    """Several mistakes found in one pass, reported together so that they can be mended together."""
+
+    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+        self.subject = subject
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = f"{subject}: {count} problem{'s' if count != 1 else ''}"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class RecipeError(ProblemsError):
+    """A recipe with unknown keys, wrong values or settings that contradict each other."""
+
+
+class DataError(ProblemsError):
+    """Training or evaluation rows that can't be used as they are; each problem names its file and row."""
+
+    exit_code = 1
+
+
+class InvalidReferenceError(UsageError):
+    """A reference that isn't of the form name, name@3, name@alias, user/repo[@revision] or a path."""
+
+
+class UnknownReferenceError(LoraryError):
+    """A well-formed reference that names nothing in the catalogue; the message offers near names."""
+
+
+class CheckpointError(LoraryError):
+    """An adapter checkpoint that can't be read as one: a missing, truncated or contradictory file."""
+
+
+class UnsafeFileError(CheckpointError):
+    """A file that could run code or reach outside its folder: pickles, links, paths with '..'."""
+
+
+class UnsupportedAdapterError(CheckpointError):
+    """An adapter that uses a PEFT method or a configuration field the loader doesn't know."""
+
+
+class KeyMismatchError(CheckpointError):
+    """Tensors that are missing, unexpected or of another shape than the backbone needs."""
+
+
+class NoEffectError(CheckpointError):
+    """An adapter that leaves the backbone's outputs as they are."""
+
+
+class BaseMismatchError(LoraryError):
+    """An adapter trained on another base model than the one that's loaded."""
+
+
+class GoldenMismatchError(LoraryError):
+    """Recomputed golden logits differ from the stored ones by more than the tolerance."""
+
+
+class SlotsFullError(LoraryError):
+    """Every slot is pinned or in use by a running call."""
+
+
+class RoutingError(LoraryError):
+    """A batch whose rows can't be told apart where adapters have to be applied row by row."""
+
+
+class MissingDependencyError(LoraryError):
+    """A package that this call needs isn't installed."""
+
+
+class BaseNotFoundError(LoraryError):
+    """A base model that is neither a folder, nor in the local cache, nor reachable on the Hub."""
+
+
+class RegistryError(LoraryError):
+    """A registry that can't be read or written."""
+
+
+class RegistryVersionError(RegistryError):
+    """A registry written by a newer lorary than this one."""
+
+
+class RegistryConflictError(RegistryError):
+    """A request that contradicts what the catalogue already holds."""
+
+
+class TrainingError(LoraryError):
+    """A training run that can't go on."""
+
+
+class GateError(LoraryError):
+    """A trained adapter whose saved files don't give back what was trained."""
+
+
+class InterruptedRunError(LoraryError):
+    """A run that was stopped by the user before it was finished."""
+
+    exit_code = 130

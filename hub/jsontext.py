@@ -1,0 +1,54 @@
+"""JSON that comes from outside, read strictly: one reading of each text, and nothing in it that breaks later steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+MAX_DEPTH = 64
+
+
+def load_json(text: str | bytes) -> Any:
+    """Parse ``text`` (UTF-8 when bytes).
+
+    Refused besides what isn't JSON: keys that occur twice (readers disagree on which one counts), NaN and Infinity,
+    more than :data:`MAX_DEPTH` levels, and lone surrogates, which can't be hashed, stored or printed.
+
+    Raises:
+        ValueError: the text isn't acceptable; the message says why.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check(value, MAX_DEPTH)
+    return value
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} occurs twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} isn't a JSON number")
+
+
+def _check(value: Any, depth: int) -> None:
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode("utf-8")  # raises UnicodeEncodeError, a ValueError, for a lone surrogate
+    elif isinstance(value, list | dict):
+        if depth == 0:
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+        for key in value if isinstance(value, dict) else ():
+            _check(key, depth)
+        for item in value.values() if isinstance(value, dict) else value:
+            _check(item, depth - 1)

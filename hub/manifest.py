@@ -1,0 +1,197 @@
+"""The manifest, ``lorary.json``: what an adapter needs besides its weights to be used as it was trained.
+
+The semantic part (task, labels, preprocessing, prompt, the base's fingerprint) belongs to a version's digest; the rest
+(provenance, golden rows, where the base came from) may change without changing what the adapter is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar
+
+from lorary.hub.errors import CheckpointError
+from lorary.hub.jsontext import load_json
+
+MANIFEST_NAME = "lorary.json"
+FORMAT = 1
+
+_R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Prompt", "Numerics")
+
+TASKS = (
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "summarization",
+    "translation",
+    "text-generation",
+    "fill-mask",
+    "feature-extraction",
+)
+"""The tasks that the catalogue knows: Hugging Face pipeline tags."""
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """Which base model: its name, and the hashes by which copies and renamed repositories are recognised.
+
+    ``fingerprint`` decides (:func:`lorary.hub.base.fingerprint`); differences in the other fields are worth a note.
+    """
+
+    id: str
+    commit: str | None = None
+    fingerprint: str | None = None
+    tokenizer_sha256: str | None = None
+    chat_template_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How rows become token ids: ``columns`` maps a role (``text``, ``label``) to a column, lengths are in tokens."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    max_length: int | None = None
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a prompt is put before a generating model.
+
+    ``format`` is ``instruction``, ``chat`` or ``plain``; ``template`` holds ``{prompt}`` once; ``chat_template`` is the
+    Jinja template that was trained with, when it isn't the tokenizer's own.
+    """
+
+    format: str = "plain"
+    template: str | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """The arithmetic that golden logits were computed with; they are comparable only where all of it is equal."""
+
+    quantization: str = "none"
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``lorary.json``."""
+
+    task: str
+    base: BaseIdentity
+    domain: str | None = None
+    labels: tuple[str, ...] | None = None
+    problem_type: str | None = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    prompt: Prompt | None = None
+    numerics: Numerics = field(default_factory=Numerics)
+    golden_rows: tuple[tuple[int, ...], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def semantic(self) -> dict[str, Any]:
+        """The part that belongs to the digest, as plain JSON values."""
+        return {
+            "task": self.task,
+            "labels": list(self.labels) if self.labels is not None else None,
+            "problem_type": self.problem_type,
+            "preprocessing": asdict(self.preprocessing),
+            "prompt": asdict(self.prompt) if self.prompt else None,
+            "base_fingerprint": self.base.fingerprint,
+        }
+
+    def to_json(self) -> str:
+        """The text of ``lorary.json``: sorted keys, two spaces, a final newline."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def write(self, folder: Path) -> Path:
+        """Write ``lorary.json`` into ``folder`` and return its path."""
+        path = folder / MANIFEST_NAME
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+
+def parse_manifest(text: str, source: str) -> Manifest:
+    """Read a manifest; ``source`` names it in errors.
+
+    Raises:
+        CheckpointError: the text isn't a manifest of a format that this version reads.
+    """
+    try:
+        raw = load_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: not valid JSON ({error}); export or train the adapter again") from error
+    if not isinstance(raw, dict) or type(raw.get("format")) is not int:
+        raise CheckpointError(f"{source}: expected an object with an integer 'format', as lorary writes it")
+    if raw["format"] > FORMAT:
+        raise CheckpointError(
+            f"{source}: manifest format {raw['format']} is newer than this lorary reads ({FORMAT}); upgrade lorary"
+        )
+    try:
+        return _build(raw)
+    except KeyError as error:
+        raise CheckpointError(f"{source}: not a valid manifest (no {error})") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: not a valid manifest ({error})") from error
+
+
+# What each annotation of the records above admits in JSON; bool is an int to Python, so types are compared exactly.
+_JSON_TYPES: Mapping[Any, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, NoneType),
+    "int | None": (int, NoneType),
+    "Mapping[str, str]": (dict,),
+}
+
+
+def _record(kind: type[_R], raw: Any) -> _R:
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected an object for {kind.__name__.lower()}, found {raw!r}")
+    record = kind(**raw)
+    for part in fields(record):
+        _demand(part.name, getattr(record, part.name), *_JSON_TYPES[part.type])
+    return record
+
+
+def _build(raw: Mapping[str, Any]) -> Manifest:
+    for name, kind in (("labels", list), ("domain", str), ("problem_type", str), ("golden_rows", list)):
+        _demand(name, raw.get(name), kind, NoneType)
+    preprocessing = _record(Preprocessing, raw.get("preprocessing") or {})
+    for role, column in preprocessing.columns.items():
+        _demand(f"columns.{role}", column, str)
+    labels = raw.get("labels")
+    return Manifest(
+        task=_text(raw["task"]),
+        base=_record(BaseIdentity, raw["base"]),
+        domain=raw.get("domain"),
+        labels=tuple(_text(label) for label in labels) if labels is not None else None,
+        problem_type=raw.get("problem_type"),
+        preprocessing=preprocessing,
+        prompt=_record(Prompt, raw["prompt"]) if raw.get("prompt") else None,
+        numerics=_record(Numerics, raw.get("numerics") or {}),
+        golden_rows=tuple(_token_ids(row) for row in raw.get("golden_rows") or ()),
+        provenance=dict(raw.get("provenance") or {}),
+    )
+
+
+def _demand(name: str, value: Any, *kinds: type) -> None:
+    if type(value) not in kinds:
+        expected = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+        raise ValueError(f"{name}: expected {expected}, found {value!r}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a text, found {value!r}")
+    return value
+
+
+def _token_ids(row: Any) -> tuple[int, ...]:
+    if not isinstance(row, list) or not all(type(token) is int and token >= 0 for token in row):
+        raise ValueError("golden_rows must hold lists of token ids")
+    return tuple(row)

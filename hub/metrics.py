@@ -1,0 +1,24 @@
+"""What a metric's name says about it: which way is better, and which one to show when there is room for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae", "rmse", "error"})
+_HEADLINES = (
+    "f1", "f1_macro", "macro_f1", "accuracy", "exact_match", "rougeL", "rouge1", "bleu", "chrf", "spearman",
+    "perplexity", "loss",
+)  # fmt: skip
+
+
+def lower_is_better(metric: str) -> bool:
+    """True for losses, perplexities and error rates, also as the last word of a name such as ``eval_loss``."""
+    return metric.lower().rpartition("_")[2] in _LOWER_IS_BETTER
+
+
+def headline(metrics: Mapping[str, float]) -> tuple[str, float] | None:
+    """The one metric that stands for a version in a table: its name and value, None when there are none."""
+    for name in (*_HEADLINES, *sorted(metrics)):
+        if name in metrics:
+            return name, metrics[name]
+    return None

@@ -1,0 +1,108 @@
+"""References: how a user names an adapter.
+
+``name``, ``name@3``, ``name@prod`` in the registry; ``user/repo``, ``user/repo@revision`` or ``hf://user/repo@revision``
+on the Hub; a folder begins with ``./``, ``../``, ``/`` or ``~``, so that neither names nor files shadow each other.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorary.hub.errors import InvalidReferenceError
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
+_MAX_DIGITS = 18  # of a version number, so that it fits SQLite's integers
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_FORMS = (
+    "name, name@3, name@alias, user/repo[@revision], hf://user/repo[@revision], "
+    "or a folder beginning with ./ ../ / or ~"
+)
+
+
+@dataclass(frozen=True)
+class RegistryReference:
+    """A version in the registry: by number, by alias, or the latest when both are None."""
+
+    name: str
+    number: int | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        suffix = self.number if self.number is not None else self.alias
+        return self.name if suffix is None else f"{self.name}@{suffix}"
+
+
+@dataclass(frozen=True)
+class HubReference:
+    """A repository on the Hub, at a branch, tag or commit."""
+
+    repo: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class FolderReference:
+    """A folder that holds a checkpoint."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+Reference = RegistryReference | HubReference | FolderReference
+
+
+def parse_reference(text: str) -> Reference:
+    """Read a reference.
+
+    Raises:
+        InvalidReferenceError: the text has none of the forms.
+    """
+    if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
+        return FolderReference(Path(text).expanduser())
+    body, at, suffix = text.removeprefix("hf://").partition("@")
+    if at and not suffix:
+        raise InvalidReferenceError(f"{text!r}: nothing follows the @; expected one of: {_FORMS}")
+    if text.startswith("hf://") or "/" in body:
+        if not _REPO.fullmatch(body) or ".." in suffix:
+            raise InvalidReferenceError(f"{text!r} isn't a reference; expected one of: {_FORMS}")
+        return HubReference(body, suffix or None)
+    if not _NAME.fullmatch(body):
+        raise InvalidReferenceError(f"{text!r} isn't a reference; expected one of: {_FORMS}")
+    if suffix.isascii() and suffix.isdecimal() and len(suffix) <= _MAX_DIGITS:
+        return RegistryReference(body, number=int(suffix))
+    if suffix and (suffix.isdecimal() or not _NAME.fullmatch(suffix)):
+        raise InvalidReferenceError(f"{text!r}: {suffix!r} is neither a version number nor an alias")
+    return RegistryReference(body, alias=suffix or None)
+
+
+def check_name(text: str, what: str = "name") -> str:
+    """Return ``text`` if it can stand in a reference as a name or an alias.
+
+    Raises:
+        InvalidReferenceError: it can't; the message says what can.
+    """
+    if not _NAME.fullmatch(text) or (what == "alias" and text.isdecimal()):
+        raise InvalidReferenceError(
+            f"{text!r} can't be {'an' if what == 'alias' else 'a'} {what}: use lower-case letters, digits, "
+            f"'.', '_' and '-', at most 96 characters{', and not a number alone' if what == 'alias' else ''}"
+        )
+    return text
+
+
+def normalise_domain(text: str, what: str = "domain") -> str:
+    """A domain (or a tag) in its one spelling, lower-case kebab: ``Legal Cases`` becomes ``legal-cases``.
+
+    Raises:
+        InvalidReferenceError: nothing is left.
+    """
+    kebab = re.sub(r"[\W_]+", "-", text.strip().lower()).strip("-")
+    if not kebab:
+        raise InvalidReferenceError(f"{text!r} can't be a {what}: expected a word such as 'legal'")
+    return kebab

@@ -1,0 +1,144 @@
+"""The tables of ``registry.db``, as ordered named migrations.
+
+Once released, a migration is never edited: a change of the tables is a new function at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lorary.hub.errors import RegistryError, RegistryVersionError
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+    from sqlite_utils.migrations import Migrations
+
+_CATALOGUE = """
+CREATE TABLE adapters (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    domain TEXT NOT NULL,
+    task TEXT NOT NULL,
+    -- kept here, not derived from the versions, so that the number of a removed version isn't given out again
+    next_number INTEGER NOT NULL DEFAULT 1
+);
+CREATE INDEX adapters_domain_task ON adapters (domain, task);
+CREATE INDEX adapters_task ON adapters (task);
+
+CREATE TABLE versions (
+    id INTEGER PRIMARY KEY,
+    adapter_id INTEGER NOT NULL REFERENCES adapters (id),
+    number INTEGER NOT NULL,
+    digest TEXT NOT NULL,
+    base_id TEXT,
+    base_fingerprint TEXT,
+    method TEXT NOT NULL,
+    quantization TEXT NOT NULL,
+    rank INTEGER,
+    parameters INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    strategy TEXT NOT NULL,
+    manifest TEXT,
+    UNIQUE (adapter_id, number),
+    UNIQUE (adapter_id, digest)
+);
+CREATE INDEX versions_digest ON versions (digest);
+CREATE INDEX versions_base_id ON versions (base_id);
+CREATE INDEX versions_base_fingerprint ON versions (base_fingerprint);
+
+CREATE TABLE files (
+    version_id INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (version_id, name)
+);
+CREATE INDEX files_sha256 ON files (sha256);
+
+CREATE TABLE metrics (
+    version_id INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+    split TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value REAL NOT NULL,
+    PRIMARY KEY (version_id, split, name)
+);
+
+CREATE TABLE aliases (
+    adapter_id INTEGER NOT NULL REFERENCES adapters (id),
+    name TEXT NOT NULL,
+    version_id INTEGER NOT NULL REFERENCES versions (id),
+    PRIMARY KEY (adapter_id, name)
+);
+CREATE INDEX aliases_version ON aliases (version_id);
+
+CREATE TABLE tags (
+    version_id INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+    tag TEXT NOT NULL,
+    PRIMARY KEY (version_id, tag)
+);
+CREATE INDEX tags_tag ON tags (tag);
+
+CREATE TABLE lineage (
+    version_id INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+    -- the reference stays true when the parent is removed, since numbers aren't given out again
+    parent TEXT NOT NULL,
+    parent_id INTEGER REFERENCES versions (id) ON DELETE SET NULL,
+    PRIMARY KEY (version_id, parent)
+);
+CREATE INDEX lineage_parent ON lineage (parent_id);
+
+CREATE TABLE bases (
+    fingerprint TEXT NOT NULL,
+    id TEXT NOT NULL,
+    "commit" TEXT,
+    PRIMARY KEY (fingerprint, id)
+);
+CREATE INDEX bases_id ON bases (id);
+"""
+
+
+def _m001_catalogue(db: Database) -> None:
+    db.executescript(_CATALOGUE)
+
+
+MIGRATIONS: tuple[tuple[str, Callable[[Database], None]], ...] = (("m001_catalogue", _m001_catalogue),)
+"""Name and function of each migration, oldest first."""
+
+
+def _steps() -> Migrations:
+    from sqlite_utils.migrations import Migrations
+
+    steps = Migrations("lorary")
+    for name, function in MIGRATIONS:
+        steps(name=name)(function)
+    return steps
+
+
+def is_current(db: Database, shown: str) -> bool:
+    """True for an up-to-date registry, False for an empty file or an older registry; ``shown`` names it in errors.
+
+    Raises:
+        RegistryVersionError: a newer lorary has written to it.
+        RegistryError: it is a SQLite file of something else.
+    """
+    applied = {step.name for step in _steps().applied(db)}
+    known = {name for name, _ in MIGRATIONS}
+    if not applied and db.table_names():
+        raise RegistryError(f"{shown}: a SQLite file, but not a lorary registry; name another one")
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if applied - known or version > len(MIGRATIONS):
+        newest = max(applied - known, default=f"number {version}")
+        raise RegistryVersionError(
+            f"{shown}: written by a newer lorary (its schema has {newest}, this one knows {len(MIGRATIONS)} "
+            "migrations); upgrade lorary to use it"
+        )
+    return applied == known
+
+
+def migrate(db: Database, shown: str) -> None:
+    """Bring the tables up to date; call it inside a write transaction. Raises as :func:`is_current` does."""
+    if not is_current(db, shown):
+        _steps().apply(db)
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")

@@ -1,0 +1,147 @@
+"""The files of all versions, named by their content, beside the database: ``registry.store/objects/ab/cdef...``."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
+from lorary.hub.values import FileEntry
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK = 1 << 20
+
+
+class Store:
+    """A folder of immutable objects. Nothing is made until the first :meth:`put`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._objects = folder / "objects"
+        self._incoming = folder / "incoming"
+
+    def path(self, sha256: str) -> Path:
+        """Where an object is, or would be.
+
+        Raises:
+            UnsafeFileError: ``sha256`` isn't one, or a link stands in the object's place.
+        """
+        if not _SHA256.fullmatch(sha256):
+            raise UnsafeFileError(f"{self.folder}: {sha256!r} isn't a sha256; the registry's rows are damaged")
+        path = self._objects / sha256[:2] / sha256[2:]
+        if path.is_symlink():
+            raise UnsafeFileError(f"{path}: is a link; the store holds files only, put the file itself there")
+        return path
+
+    def holds(self, entry: FileEntry) -> bool:
+        """True when the object is there in its full size; :func:`hash_file` tells whether its content is right."""
+        path = self.path(entry.sha256)
+        return path.is_file() and path.stat().st_size == entry.size
+
+    def put(self, source: Path) -> FileEntry:
+        """Copy a file in. When this returns, the object is complete and on the disk.
+
+        Raises:
+            CheckpointError: the source can't be read.
+            RegistryError: the store can't be written, or the disk is full.
+        """
+        with self._named_errors(source):
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            temporary = self._incoming / secrets.token_hex(16)
+            try:
+                entry = _copy(source, temporary)
+                target = self.path(entry.sha256)
+                self._make_folder(target.parent)
+                # Also where the object is there already: that mends one whose bytes have rotted.
+                temporary.replace(target)
+                _sync_folder(target.parent)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+        return entry
+
+    def delete(self, sha256: str) -> None:
+        """Delete an object that no version refers to; one that is gone already is fine.
+
+        Raises:
+            RegistryError: it can't be deleted.
+        """
+        path = self.path(sha256)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RegistryError(f"{path}: can't be deleted ({error.strerror or error})") from error
+
+    def objects(self) -> Iterator[str]:
+        """The sha256 of each object that is there."""
+        for path in self._objects.glob("??/*"):
+            if _SHA256.fullmatch(name := path.parent.name + path.name):
+                yield name
+
+    def unfinished(self) -> int:
+        """How many copies are under way, or were broken off by a kill."""
+        return sum(1 for _ in self._incoming.glob("*"))
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent in (folder.parent, self.folder, self.folder.parent):
+            _sync_folder(parent)
+
+    @contextmanager
+    def _named_errors(self, source: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise RegistryError(
+                    f"{self.folder}: no space left for {source.name} ({error.strerror}); make room and try again"
+                ) from error
+            raise RegistryError(
+                f"{self.folder}: can't be written ({error.strerror or error}); check its permissions"
+            ) from error
+
+
+def hash_file(path: Path) -> FileEntry:
+    """The sha256 and size of a file as it is on the disk now."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+            size += len(block)
+    return FileEntry(digest.hexdigest(), size)
+
+
+def _copy(source: Path, target: Path) -> FileEntry:
+    digest, size = hashlib.sha256(), 0
+    try:
+        reader = source.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{source}: can't be read ({error.strerror or error})") from error
+    # Objects are never edited in place, hence no write permission; the umask decides who may read.
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+    with reader, os.fdopen(handle, "wb") as writer:
+        while block := reader.read(_CHUNK):
+            writer.write(block)
+            digest.update(block)
+            size += len(block)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return FileEntry(digest.hexdigest(), size)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

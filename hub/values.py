@@ -1,0 +1,65 @@
+"""The values that the catalogue hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lorary.hub.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a version: the sha256 (hex) of its content and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable trained state of a named adapter, as the catalogue knows it.
+
+    ``metrics`` maps a split to its metrics: ``test`` is the trained adapter on held-out rows, ``untrained`` the same
+    rows before training, ``majority`` what always answering the commonest class scores. ``parents`` and the
+    :attr:`reference` have the form ``name@3``; ``size_bytes`` is the weights'; ``created_at`` is ISO 8601 in UTC.
+    """
+
+    name: str
+    number: int
+    digest: str
+    domain: str
+    task: str
+    base_id: str | None
+    base_fingerprint: str | None
+    method: str
+    quantization: str
+    rank: int | None
+    parameters: int
+    size_bytes: int
+    created_at: str
+    strategy: str
+    metrics: Mapping[str, Mapping[str, float]]
+    aliases: tuple[str, ...]
+    tags: tuple[str, ...]
+    parents: tuple[str, ...]
+    files: Mapping[str, FileEntry]
+    manifest: Manifest | None
+
+    @property
+    def reference(self) -> str:
+        """``name@number``, which names this version for good."""
+        return f"{self.name}@{self.number}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that verifying came upon: an ``error``, or a ``note`` on what is harmless.
+
+    ``reference`` is the version it concerns, None for the registry as a whole.
+    """
+
+    reference: str | None
+    message: str
+    level: Literal["error", "note"] = "error"

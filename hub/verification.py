@@ -1,0 +1,91 @@
+"""Checking that the files are what the catalogue says, byte by byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorary.hub.catalogue import describe
+from lorary.hub.checkpoint import Checkpoint, read_checkpoint
+from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
+from lorary.hub.store import Store, hash_file
+from lorary.hub.values import FileEntry, Finding, Version
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+
+def open_version(store: Store, version: Version) -> Checkpoint:
+    """A version's checkpoint, read from the store.
+
+    Raises:
+        RegistryError: a file is missing from the store.
+        CheckpointError: a file isn't what its name says.
+    """
+    files: dict[str, Path] = {}
+    for name, entry in version.files.items():
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise UnsafeFileError(f"{version.reference}: the file name {name!r} leaves its folder")
+        files[name] = store.path(entry.sha256)
+        if not files[name].is_file():
+            raise RegistryError(
+                f"{version.reference}: {name} is missing from {store.folder}; `lorary verify` tells what else is, "
+                "then remove the version and register it again from its folder"
+            )
+    return read_checkpoint(files, shown=version.reference)
+
+
+def check_version(store: Store, version: Version, hashed: dict[str, FileEntry]) -> Iterator[Finding]:
+    """What is wrong with one version; ``hashed`` remembers objects, which versions may share."""
+    complete = True
+    for name, entry in version.files.items():
+        if problem := _check_file(store, name, entry, hashed):
+            complete = False
+            yield Finding(version.reference, problem)
+    if not complete:
+        return
+    try:
+        actual = asdict(describe(open_version(store, version)))
+    except (CheckpointError, RegistryError, OSError) as error:
+        yield Finding(version.reference, str(error))
+        return
+    stated = {name: getattr(version, name) for name in actual if name != "manifest"}
+    stated["manifest"] = version.manifest.to_json() if version.manifest else None
+    for field, value in stated.items():
+        if value != actual[field]:
+            detail = "" if field == "manifest" else f": {actual[field]!r} in the files, {value!r} in the catalogue"
+            yield Finding(version.reference, f"the {field} differs{detail}")
+
+
+def _check_file(store: Store, name: str, entry: FileEntry, hashed: dict[str, FileEntry]) -> str | None:
+    try:
+        path = store.path(entry.sha256)
+        if not path.is_file():
+            return f"{name}: missing from {store.folder}"
+        if entry.sha256 not in hashed:
+            hashed[entry.sha256] = hash_file(path)
+    except (UnsafeFileError, OSError) as error:
+        return f"{name}: {error}"
+    found = hashed[entry.sha256]
+    if found.size != entry.size:
+        return f"{name}: {found.size} bytes, expected {entry.size}"
+    return f"{name}: its content has changed ({path})" if found.sha256 != entry.sha256 else None
+
+
+def check_database(db: Database) -> Iterator[Finding]:
+    """What SQLite itself finds wrong with the file and its foreign keys."""
+    for row in db.query("PRAGMA integrity_check(10)"):
+        if (message := str(next(iter(row.values())))) != "ok":
+            yield Finding(None, f"SQLite: {message}")
+    for row in db.query("PRAGMA foreign_key_check"):
+        yield Finding(None, f"a row of {row['table']} refers to a row of {row['parent']} that isn't there")
+
+
+def check_leftovers(store: Store, versions: Mapping[int, Version]) -> Iterator[Finding]:
+    """Notes on files that no version refers to."""
+    referenced = {entry.sha256 for version in versions.values() for entry in version.files.values()}
+    loose = sum(1 for sha256 in store.objects() if sha256 not in referenced)
+    if left := loose + store.unfinished():
+        yield Finding(None, f"{left} files in {store.folder} belong to no version (from a command broken off)", "note")

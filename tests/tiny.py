@@ -1,0 +1,135 @@
+"""Tiny models, tokenizers and adapters, made on the spot: random weights, real architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+WORDS = (
+    "profit sales rose fell bank the a report shares loss gain growth market price offer cash win free click "
+    "patient asthma cancer with of no and acute chronic disease child mother story house dog cat ran sat big small"
+).split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = len(SPECIAL) + len(WORDS)
+FAMILIES = ("bert", "roberta", "gpt2", "llama", "t5")
+
+
+def make_tokenizer(family: str) -> Any:
+    """A word-level tokenizer; the encoder families wrap a text in [CLS] and [SEP], T5 ends it with [SEP]."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    frames = {"bert": "[CLS] $A [SEP]", "roberta": "[CLS] $A [SEP]", "t5": "$A [SEP]"}
+    if family in frames:
+        pair = "[CLS] $A [SEP] $B:1 [SEP]:1" if family != "t5" else "$A [SEP] $B [SEP]"
+        backend.post_processor = TemplateProcessing(
+            single=frames[family], pair=pair, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", eos_token="[SEP]", model_max_length=64,
+    )  # fmt: skip
+
+
+def make_config(family: str, **changes: Any) -> Any:
+    """A config of two layers and hidden size 32."""
+    import transformers as t
+
+    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    configs = {
+        "bert": lambda: t.BertConfig(**tokens, **sizes, max_position_embeddings=64, **changes),
+        "roberta": lambda: t.RobertaConfig(**tokens, **sizes, max_position_embeddings=66, **changes),
+        "distilbert": lambda: t.DistilBertConfig(
+            **tokens, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64, **changes
+        ),
+        "gpt2": lambda: t.GPT2Config(**tokens, n_embd=32, n_layer=2, n_head=4, n_positions=64, **changes),
+        "llama": lambda: t.LlamaConfig(
+            **tokens, **sizes, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, **changes
+        ),
+        "t5": lambda: t.T5Config(
+            **tokens, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, decoder_start_token_id=0, **changes
+        ),
+    }
+    return configs[family]()
+
+
+def make_base(family: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Save a base model and its tokenizer; returns the folder."""
+    from lorary.adapters.loading import natural_class
+
+    torch.manual_seed(seed)
+    config = make_config(family, **changes)
+    model = natural_class(config).from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)  # large enough that adapters and rows differ visibly
+    model.save_pretrained(folder)
+    make_tokenizer(family).save_pretrained(folder)
+    return folder
+
+
+def task_class(task: str) -> Any:
+    """transformers' class for a task."""
+    import transformers
+
+    return {
+        "text-classification": transformers.AutoModelForSequenceClassification,
+        "token-classification": transformers.AutoModelForTokenClassification,
+        "text-generation": transformers.AutoModelForCausalLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        "feature-extraction": transformers.AutoModel,
+    }[task]
+
+
+PEFT_TASK = {
+    "text-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "text-generation": "CAUSAL_LM",
+    "seq2seq": "SEQ_2_SEQ_LM",
+    "feature-extraction": "FEATURE_EXTRACTION",
+}
+
+
+def make_adapter(base: Path, folder: Path, *, task: str, seed: int = 1, labels: int = 3, **lora: Any) -> Path:
+    """Save a PEFT adapter with random A, B and head for ``task`` on ``base``, by PEFT alone; returns the folder."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    kwargs = {"num_labels": labels} if "classification" in task else {}
+    model = task_class(task).from_pretrained(base, **kwargs)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": default_targets(model), "init_lora_weights": False} | lora
+    peft_model = get_peft_model(model, LoraConfig(task_type=PEFT_TASK[task], **settings))
+    for name, parameter in peft_model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+def default_targets(model: Any) -> list[str]:
+    """Attention and feed-forward modules, by the names that the family gives them."""
+    return {
+        "bert": ["query", "value", "dense"],
+        "roberta": ["query", "key", "value"],
+        "distilbert": ["q_lin", "v_lin"],
+        "gpt2": ["c_attn", "c_fc", "c_proj"],
+        "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "t5": ["q", "v", "wi", "wo"],
+    }[model.config.model_type]
+
+
+def peft_reference(base: Path, adapter: Path, *, task: str, labels: int = 3) -> Any:
+    """The same checkpoint as PEFT loads it."""
+    from peft import PeftModel
+
+    kwargs = {"num_labels": labels} if "classification" in task else {}
+    model = task_class(task).from_pretrained(base, **kwargs)
+    return PeftModel.from_pretrained(model, adapter).eval()

@@ -175,6 +175,8 @@ class Backbone:
             device=self.device,
             dtype=self.dtype,
         )
+        for path in adapter.overrides:
+            wrap(self.model, path)
         with self._residency.lease_adapters([adapter]) as routing:
             demand_effect(self._inference, routing, checkpoint.source)
             self._residency.publish(adapter)
@@ -261,7 +263,7 @@ class Backbone:
             return predictions
         # The text-classification pipeline alone returns a list for one text; the others one prediction.
         task = self._residency.get(names[0]).task if names[0] else None
-        wrap_one = task == "text-classification" and "top_k" not in params
+        wrap_one = task == "text-classification" and isinstance(inputs, str) and "top_k" not in params
         return predictions if wrap_one else predictions[0]
 
     def generate(

@@ -76,7 +76,9 @@ class Inference:
     def logits(self, row: Sequence[int], routing: Routing) -> torch.Tensor:
         """The logits of one token row (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""
         adapter = routing.adapters[0]
-        if self.model is self.body or (adapter is not None and adapter.head is not None):
+        if adapter is not None and adapter.head is not None:
+            return forward_rows(self.body, self._token_ids(row), routing)[0].float().cpu()
+        if self.model is self.body:
             return forward_rows(self.body, self._token_inputs(row), routing)[0].float().cpu()
         logits: torch.Tensor = self.run(row, routing).logits[0]
         return logits.float().cpu()
@@ -86,9 +88,12 @@ class Inference:
         with torch.no_grad(), routed(routing):
             return self.model(**self._token_inputs(row))
 
-    def _token_inputs(self, row: Sequence[int]) -> dict[str, torch.Tensor]:
+    def _token_ids(self, row: Sequence[int]) -> dict[str, torch.Tensor]:
         ids = torch.tensor([list(row)], device=self.device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def _token_inputs(self, row: Sequence[int]) -> dict[str, torch.Tensor]:
+        inputs = self._token_ids(row)
         if self.model.config.is_encoder_decoder:
             start = self.model.config.decoder_start_token_id or 0
             inputs["decoder_input_ids"] = torch.full((1, 1), start, device=self.device)

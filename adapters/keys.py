@@ -175,11 +175,11 @@ def _plan_whole(
     overrides: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}
     copies: dict[str, str] = {}
-    saved = checkpoint.config.get("modules_to_save") or ()
+    saved = tuple(checkpoint.config.get("modules_to_save") or ())
     for full_name, key in found.whole.items():
         name, _, parameter = full_name.replace(".base_layer.", ".").rpartition(".")
         path = naming.locate(name, modules)
-        trained = any(part in saved for part in name.split("."))
+        trained = _is_saved(name, saved)
         if path is None and trained:
             head[f"{name}.{parameter}"] = key
         elif path is None:
@@ -195,6 +195,15 @@ def _plan_whole(
                 "norms can't share a backbone with other adapters"
             )
     return overrides, head, copies
+
+
+def _is_saved(name: str, saved: tuple[str, ...]) -> bool:
+    """Does ``modules_to_save`` name this module or one around it? By PEFT's rule a path's end decides.
+
+    So ``classifier`` covers DistilBERT's ``pre_classifier`` too.
+    """
+    parts = name.split(".")
+    return any(".".join(parts[: end + 1]).endswith(saved) for end in range(len(parts)))
 
 
 @dataclass

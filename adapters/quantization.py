@@ -56,7 +56,7 @@ def quantization_config(
         )
     from transformers import BitsAndBytesConfig
 
-    _quieten()
+    quieten()
     skip = sorted({*HEAD_MODULES, *skip_modules})
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
@@ -96,7 +96,7 @@ def quantization_of(model: Any) -> str:
     return str(settings.get("quant_method", "none"))
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silence lines that every 8-bit call and every import on a CPU would print, and that ask nothing of the user."""
     for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,81 @@
+"""Golden logits: written with a version, recomputed through the slots."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorary.adapters import Backbone
+from lorary.adapters.golden import choose_rows, condense, write_golden
+from lorary.hub.errors import CheckpointError, GoldenMismatchError
+from lorary.hub.manifest import Manifest, Numerics
+from tests.tiny import make_adapter
+
+ROWS = ((7, 8, 9), (10, 11), (12, 13, 14, 15))
+
+
+def with_golden(bases, folder, family="bert", task="text-classification", quantization="none"):
+    """An adapter with a manifest and golden logits, and the backbone they were computed on."""
+    adapter = make_adapter(bases(family), folder, task=task)
+    backbone = Backbone.from_pretrained(str(bases(family)), quantization=quantization)
+    backbone.load(adapter, "foreign")
+    labels = ("a", "b", "c") if "classification" in task else None
+    manifest = Manifest(
+        task=task, base=backbone.identity, labels=labels, numerics=Numerics(quantization), golden_rows=ROWS
+    )
+    manifest.write(adapter)
+    write_golden(adapter, [condense(task, row) for row in backbone.logits(ROWS, "foreign")])
+    return backbone, adapter
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize(("family", "task"), [("bert", "token-classification"), ("llama", "text-generation")])
+def test_a_sound_adapter_matches(bases, tmp_path, family, task, quantization):
+    backbone, adapter = with_golden(bases, tmp_path / "a", family, task, quantization)
+    backbone.load(adapter)
+    report = backbone.verify("a")
+    assert report.matches is True
+    assert report.difference <= 1e-4
+
+
+def test_a_changed_weight_is_noticed(bases, tmp_path):
+    backbone, adapter = with_golden(bases, tmp_path / "a")
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if "lora_B" in key)
+    save_file(tensors | {key: tensors[key] * 1.5}, path)
+    backbone.load(adapter)
+    with pytest.raises(GoldenMismatchError, match="golden row 0: logits differ"):
+        backbone.verify("a")
+
+
+def test_under_other_arithmetic_the_effect_is_compared_but_not_judged(bases, tmp_path):
+    _, adapter = with_golden(bases, tmp_path / "a")
+    other = Backbone.from_pretrained(str(bases("bert")), quantization="nf4")
+    assert "trained on none weights, served on nf4" in other.load(adapter).notes
+    report = other.verify("a")
+    assert report.matches is None
+    assert report.cosine > 0.5
+    assert "not judged" in report.note
+
+
+def test_labels_of_the_manifest_are_shown(bases, tmp_path):
+    backbone, adapter = with_golden(bases, tmp_path / "a")
+    assert backbone.load(adapter).labels == ("a", "b", "c")
+    assert backbone.predict(["profit"], "a")[0]["label"] in {"a", "b", "c"}
+
+
+def test_an_adapter_without_golden_logits(bases, tmp_path):
+    backbone, _ = with_golden(bases, tmp_path / "a")
+    assert backbone.verify("foreign").matches is None
+
+
+def test_rows_that_dont_fit_the_manifest(bases, tmp_path):
+    backbone, adapter = with_golden(bases, tmp_path / "a")
+    write_golden(adapter, [torch.zeros(3)])
+    with pytest.raises(CheckpointError, match="holds 1 rows, the manifest names 3"):
+        backbone.load(adapter)
+
+
+def test_rows_are_spread_over_those_given():
+    rows = [[index] * (index + 1) for index in range(10)]
+    assert choose_rows([[], *rows], count=3, longest=5) == [[0], [3] * 4, [6] * 5]

@@ -1,0 +1,54 @@
+"""The base fingerprint: the same for copies and quantized loads, another for another model."""
+
+import shutil
+
+import pytest
+import torch
+
+from lorary.adapters.identity import fingerprint_model, identify
+from lorary.adapters.loading import load_base
+from tests.tiny import make_base, task_class
+
+
+def test_the_same_for_copies_quantizations_and_task_models(bases, tmp_path):
+    base = bases("bert")
+    expected = load_base(str(base), device="cpu").identity.fingerprint
+    shutil.copytree(base, tmp_path / "renamed")
+    assert load_base(str(tmp_path / "renamed"), device="cpu").identity.fingerprint == expected
+    for quantization in ("nf4", "int8"):
+        assert load_base(str(base), quantization=quantization, device="cpu").identity.fingerprint == expected
+    assert load_base(str(base), dtype="bfloat16", device="cpu").identity.fingerprint == expected
+    classifier = task_class("text-classification").from_pretrained(base, num_labels=2)
+    assert fingerprint_model(classifier) == expected
+
+
+def test_another_for_other_weights_and_another_shape(bases, tmp_path):
+    one = load_base(str(bases("bert")), device="cpu").identity.fingerprint
+    other_weights = load_base(str(make_base("bert", tmp_path / "w", seed=5)), device="cpu").identity.fingerprint
+    fewer_heads = make_base("bert", tmp_path / "h", seed=0)
+    config = fewer_heads / "config.json"
+    config.write_text(config.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 2'))
+    assert len({one, other_weights, load_base(str(fewer_heads), device="cpu").identity.fingerprint}) == 3
+
+
+def test_float16_gives_none(bases):
+    assert load_base(str(bases("bert")), dtype="float16", device="cpu").identity.fingerprint is None
+
+
+def test_the_tokenizers_hash_ignores_how_it_was_called_last(bases):
+    loaded = load_base(str(bases("bert")), device="cpu")
+    before = identify(loaded.model, loaded.tokenizer, "x").tokenizer_sha256
+    loaded.tokenizer(["profit", "profit rose"], truncation=True, max_length=3, padding=True)
+    assert identify(loaded.model, loaded.tokenizer, "x").tokenizer_sha256 == before
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "gpt2"])
+def test_adapted_backbones_keep_their_fingerprint(bases, tmp_path, family):
+    from lorary.adapters import Backbone
+    from tests.tiny import make_adapter
+
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    task = "seq2seq" if family == "t5" else "text-generation"
+    backbone.load(make_adapter(bases(family), tmp_path / "a", task=task))
+    assert fingerprint_model(backbone.model) == backbone.identity.fingerprint
+    assert backbone.dtype is torch.float32

@@ -1,0 +1,82 @@
+"""`predict` gives what `transformers.pipeline` gives for the same model in PEFT's hands."""
+
+import pytest
+import transformers
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import UsageError
+from tests.tiny import make_adapter, peft_reference
+
+TEXTS = ["profit rose the bank", "patient with asthma and cancer"]
+
+
+@pytest.fixture
+def loaded(bases, tmp_path):
+    def make(family, task):
+        adapter = make_adapter(bases(family), tmp_path / "adapter", task=task)
+        backbone = Backbone.from_pretrained(str(bases(family)))
+        backbone.load(adapter)
+        model = peft_reference(bases(family), adapter, task=task).base_model.model
+        if task == "text-generation":
+            return backbone, transformers.pipeline(task, model=model, tokenizer=backbone.tokenizer)
+        return backbone, transformers.pipeline(task, model=model, tokenizer=backbone.tokenizer)
+
+    return make
+
+
+def assert_same(got, want):
+    if isinstance(want, list):
+        assert len(got) == len(want)
+        for one, other in zip(got, want, strict=True):
+            assert_same(one, other)
+    elif isinstance(want, dict):
+        assert got.keys() == want.keys()
+        for key in want:
+            assert_same(got[key], want[key])
+    elif isinstance(want, str):
+        assert got == want
+    else:
+        assert got == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": None}, {"top_k": 2}, {"function_to_apply": "sigmoid"}])
+def test_text_classification(loaded, params):
+    backbone, pipeline = loaded("roberta", "text-classification")
+    for inputs in (TEXTS, TEXTS[0], {"text": TEXTS[0], "text_pair": TEXTS[1]}):
+        assert_same(backbone.predict(inputs, "adapter", **params), pipeline(inputs, **params))
+
+
+@pytest.mark.parametrize("params", [{}, {"aggregation_strategy": "simple"}, {"ignore_labels": ["LABEL_0"]}])
+def test_token_classification(loaded, params):
+    backbone, pipeline = loaded("bert", "token-classification")
+    for inputs in (TEXTS, TEXTS[0]):
+        assert_same(backbone.predict(inputs, "adapter", **params), pipeline(inputs, **params))
+
+
+def test_token_classification_of_words(loaded):
+    backbone, pipeline = loaded("bert", "token-classification")
+    words = [text.split() for text in TEXTS]
+    assert_same(backbone.predict(words, "adapter"), pipeline(words, is_split_into_words=True))
+
+
+def test_feature_extraction(loaded):
+    backbone, pipeline = loaded("bert", "feature-extraction")
+    assert_same(backbone.predict(TEXTS, "adapter"), pipeline(TEXTS))
+    assert_same(backbone.predict(TEXTS[0], "adapter"), pipeline(TEXTS[0]))
+
+
+def test_text_generation(loaded):
+    backbone, pipeline = loaded("llama", "text-generation")
+    params = {"max_new_tokens": 5, "do_sample": False}
+    assert_same(
+        backbone.predict(TEXTS[:1], "adapter", **params),
+        pipeline(TEXTS[:1], **params, clean_up_tokenization_spaces=False),
+    )
+
+
+def test_bad_rows_and_parameters(loaded):
+    backbone, _ = loaded("bert", "text-classification")
+    with pytest.raises(UsageError, match="expected a column 'text', found body"):
+        backbone.predict([{"body": "profit"}], "adapter")
+    with pytest.raises(UsageError, match="doesn't take"):
+        backbone.predict(TEXTS, "adapter", function_to_apply="softmin")

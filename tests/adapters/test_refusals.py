@@ -1,0 +1,201 @@
+"""What must not load: each refused by name, and the backbone as it was."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    KeyMismatchError,
+    NoEffectError,
+    UnsafeFileError,
+    UnsupportedAdapterError,
+)
+from lorary.hub.manifest import BaseIdentity, Manifest
+from tests.tiny import make_adapter, make_base
+
+KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.fixture
+def backbone(bases):
+    return Backbone.from_pretrained(str(bases("llama")))
+
+
+@pytest.fixture
+def adapter(bases, tmp_path):
+    return make_adapter(bases("llama"), tmp_path / "adapter", task="text-generation")
+
+
+def change_tensors(folder, change):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def change_config(folder, **fields):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def refuse(backbone, adapter, error, match):
+    good = backbone.logits([[7, 8]], None)[0]
+    with pytest.raises(error, match=match):
+        backbone.load(adapter)
+    assert backbone.adapters == []
+    assert torch.equal(backbone.logits([[7, 8]], None)[0], good)
+
+
+def test_a_missing_tensor(backbone, adapter):
+    change_tensors(adapter, lambda tensors: tensors.pop(KEY))
+    refuse(backbone, adapter, KeyMismatchError, f"missing: {KEY}")
+
+
+def test_a_missing_site(backbone, adapter):
+    def drop(tensors):
+        tensors.pop(KEY)
+        tensors.pop(KEY.replace("lora_A", "lora_B"))
+
+    change_tensors(adapter, drop)
+    refuse(backbone, adapter, KeyMismatchError, r"missing: .*layers\.0\.self_attn\.q_proj\.lora_A")
+
+
+def test_a_renamed_key(backbone, adapter):
+    change_tensors(adapter, lambda tensors: tensors.update({f"base_model.{KEY}": tensors.pop(KEY)}))
+    refuse(backbone, adapter, KeyMismatchError, rf"unexpected: base_model\.{KEY}")
+
+
+def test_all_keys_under_another_prefix(backbone, adapter):
+    """PEFT loads this with a warning at most, and answers as the bare base does."""
+
+    def rename(tensors):
+        for key in list(tensors):
+            tensors[key.replace("base_model.model.", "model.")] = tensors.pop(key)
+
+    change_tensors(adapter, rename)
+    refuse(backbone, adapter, KeyMismatchError, "missing: .*unexpected: ")
+
+
+def test_another_shape(backbone, adapter):
+    change_tensors(adapter, lambda tensors: tensors.update({KEY: torch.zeros(4, 16)}))
+    refuse(backbone, adapter, KeyMismatchError, r"is \[4, 16\], the backbone needs \[4, 32\]")
+
+
+def test_another_architecture(backbone, bases, tmp_path):
+    adapter = make_adapter(bases("gpt2"), tmp_path / "gpt2", task="text-generation")
+    refuse(backbone, adapter, KeyMismatchError, "trained on another architecture")
+
+
+def test_zero_everywhere(backbone, adapter):
+    change_tensors(adapter, lambda tensors: tensors.update({k: v * 0 for k, v in tensors.items() if "lora_B" in k}))
+    refuse(backbone, adapter, NoEffectError, "every lora_B is zero")
+
+
+def test_an_effect_too_small_to_see(backbone, adapter):
+    change_tensors(adapter, lambda tensors: tensors.update({k: v * 1e-30 for k, v in tensors.items() if "lora_B" in k}))
+    refuse(backbone, adapter, NoEffectError, "answers the same with it as without")
+
+
+def test_nan(backbone, adapter):
+    change_tensors(adapter, lambda tensors: tensors[KEY].fill_(float("nan")))
+    refuse(backbone, adapter, NoEffectError, "NaN")
+
+
+def test_another_base(backbone, adapter, tmp_path):
+    other = Backbone.from_pretrained(str(make_base("llama", tmp_path / "other", seed=9)))
+    Manifest(task="text-generation", base=other.identity).write(adapter)
+    refuse(backbone, adapter, BaseMismatchError, "fingerprint")
+    loaded = backbone.load(adapter, allow_base_mismatch=True)
+    assert "fingerprint" in loaded.notes[-1]
+
+
+def test_the_same_base_under_another_name_loads(backbone, adapter, bases, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bases("llama"), copy)
+    other = Backbone.from_pretrained(str(copy), quantization="nf4")
+    Manifest(task="text-generation", base=other.identity).write(adapter)
+    assert backbone.load(adapter).notes == (f"trained on {str(copy)!r}, loaded on {str(bases('llama'))!r}",)
+
+
+def test_a_foreign_adapter_says_that_its_base_is_unverified(backbone, adapter):
+    (note,) = backbone.load(adapter).notes
+    assert "base unverified" in note
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_dora": True}, {"alora_invocation_tokens": [1, 2]}, {"target_parameters": ["mlp.experts"]},
+        {"trainable_token_indices": [3]}, {"bias": "all"}, {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2]]}, {"use_qalora": True},
+        {"a_field_of_tomorrow": 7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_configurations_that_plain_lora_would_get_wrong(backbone, adapter, fields):
+    change_config(adapter, **fields)
+    refuse(backbone, adapter, UnsupportedAdapterError, next(iter(fields)))
+
+
+def test_unknown_fields_that_are_off_do_no_harm(backbone, adapter):
+    change_config(adapter, a_field_of_tomorrow=None, another=False)
+    assert backbone.load(adapter).name == "adapter"
+
+
+def test_another_method(backbone, adapter):
+    change_config(adapter, peft_type="IA3")
+    refuse(backbone, adapter, UnsupportedAdapterError, "IA3")
+
+
+def test_dora_tensors(backbone, bases, tmp_path):
+    adapter = make_adapter(bases("llama"), tmp_path / "dora", task="text-generation", use_dora=True)
+    change_config(adapter, use_dora=False)
+    refuse(backbone, adapter, UnsupportedAdapterError, "DoRA")
+
+
+def test_a_trained_embedding(backbone, bases, tmp_path):
+    lora = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}
+    adapter = make_adapter(bases("llama"), tmp_path / "embedding", task="text-generation", **lora)
+    refuse(backbone, adapter, UnsupportedAdapterError, "embed_tokens")
+
+
+def test_embeddings_that_peft_saved_unchanged_are_no_obstacle(backbone, adapter, bases):
+    embedding = backbone.model.get_input_embeddings().weight.detach().clone()
+    key = "base_model.model.model.embed_tokens.weight"
+    change_tensors(adapter, lambda tensors: tensors.update({key: embedding}))
+    backbone.load(adapter)
+    change_tensors(adapter, lambda tensors: tensors.update({key: embedding + 1}))
+    with pytest.raises(UnsupportedAdapterError, match="other values"):
+        backbone.load(adapter)
+
+
+def test_a_head_that_was_never_saved(bases, tmp_path):
+    """PEFT keeps a `classifier` and a `score` unasked, but not T5's head, which was random in training."""
+    adapter = make_adapter(bases("t5"), tmp_path / "adapter", task="text-classification")
+    backbone = Backbone.from_pretrained(str(bases("t5")))
+    with pytest.raises(KeyMismatchError, match=r"missing: classification_head\.dense\.bias"):
+        backbone.load(adapter)
+
+
+def test_pickles(backbone, adapter):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(weights, adapter / "adapter_model.bin")
+    refuse(backbone, adapter, UnsafeFileError, "never loaded")
+
+
+def test_a_truncated_file(backbone, adapter):
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    refuse(backbone, adapter, CheckpointError, "copy it again")
+
+
+def test_a_fingerprint_that_is_unknown_is_not_a_mismatch(backbone, adapter):
+    Manifest(task="text-generation", base=BaseIdentity("org/unknown")).write(adapter)
+    assert "base unverified" in backbone.load(adapter).notes[0]

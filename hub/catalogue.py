@@ -97,9 +97,18 @@ def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
     chosen = task or trained or _PEFT_TASKS.get(str(checkpoint.config.get("task_type")))
     if chosen is None:
         raise UsageError(f"{checkpoint.source}: doesn't say its task; give one of {', '.join(TASKS)}")
-    if chosen not in TASKS:
-        raise UsageError(f"{chosen!r} isn't a task; expected one of {', '.join(TASKS)}")
-    return chosen
+    return check_task(chosen)
+
+
+def check_task(text: str) -> str:
+    """Return ``text`` if it is a task.
+
+    Raises:
+        UsageError: it isn't; the message lists the tasks.
+    """
+    if text not in TASKS:
+        raise UsageError(f"{text!r} isn't a task; expected one of {', '.join(TASKS)}")
+    return text
 
 
 def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> dict[int, Version]:

@@ -6,6 +6,7 @@ that several processes queue instead of failing; a reader opens the file read-on
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from sqlite_utils import Database
 
 _PATIENCE = 30.0  # seconds to wait for another process's write
+_SMALLEST_PAGE = 512  # bytes
+_READ_ONLY = "can't be written, the file or its folder is read-only; copy it elsewhere or change the permissions"
+_NOT_SQLITE = "isn't a SQLite file, and so no registry; name another one"
 _WAL_MARK = (
     b"\x02\x02"  # bytes 18 and 19 of the file: https://www.sqlite.org/fileformat.html#file_format_version_numbers
 )
@@ -34,8 +38,10 @@ def reading(path: Path) -> Iterator[Database | None]:
     if not path.exists():
         yield None
         return
-    with _named_errors(path), _reader(path) as db:
-        yield db if db.table_names() else None
+    with _named_errors(path):
+        _demand_database(path)
+        with _reader(path) as db:
+            yield db if db.table_names() else None
 
 
 @contextmanager
@@ -67,6 +73,8 @@ def writing(path: Path) -> Iterator[Database]:
     """
     with _named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _demand_writable(path)
+        _demand_database(path)
         with closing(_connect(f"{path.as_uri()}?mode=rwc")) as connection:
             # EXTRA also syncs the folder after the journal is deleted, which is what commits.
             connection.execute("PRAGMA synchronous = EXTRA")
@@ -81,6 +89,19 @@ def writing(path: Path) -> Iterator[Database]:
                 with suppress(sqlite3.Error):  # the first error is the one to tell
                     connection.execute("ROLLBACK")
                 raise
+
+
+def _demand_writable(path: Path) -> None:
+    # SQLite itself opens a read-only file without a word and fails at the first row, after the files were copied.
+    for place in (path, path.parent):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise RegistryError(f"{path}: {_READ_ONLY}")
+
+
+def _demand_database(path: Path) -> None:
+    # SQLite takes a few bytes of anything for an empty database and would write over them.
+    if path.is_file() and 0 < path.stat().st_size < _SMALLEST_PAGE:
+        raise RegistryError(f"{path}: {_NOT_SQLITE}")
 
 
 def _connect(uri: str) -> sqlite3.Connection:
@@ -123,11 +144,11 @@ def _explain(name: str, error: sqlite3.Error) -> str:
     if name == "SQLITE_FULL":
         return "no space left on the disk; nothing was changed, make room and try again"
     if name.startswith("SQLITE_READONLY"):
-        return "can't be written, the file or its folder is read-only; copy it elsewhere or change the permissions"
+        return _READ_ONLY
     if name.startswith("SQLITE_CANTOPEN"):
         return "can't be opened; check the path and the permissions of the file and its folder"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return f"kept busy by another process for {_PATIENCE:.0f} seconds; try again when it has finished"
     if name == "SQLITE_NOTADB":
-        return "isn't a SQLite file, and so no registry; name another one"
+        return _NOT_SQLITE
     return f"can't be used ({error}); if it is damaged, go back to a copy"

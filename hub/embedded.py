@@ -56,7 +56,7 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> ResolvedBa
     """
     text = str(base)
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if text and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BaseNotFoundError(f"{folder}: no config.json; expected a folder written by save_pretrained")
         return ResolvedBase(str(folder), text, None, "folder")

@@ -75,4 +75,4 @@ def _holdings(versions: Collection[Version]) -> str:
     told = few if len(numbers) <= _SHOWN else f"{len(numbers)} from {numbers[0]} to {numbers[-1]}"
     aliases = sorted(alias for version in versions for alias in version.aliases)
     label = "version" if len(numbers) == 1 else "versions"
-    return f"{label} {told} and {'the aliases ' + ', '.join(aliases) if aliases else 'no aliases'}"
+    return f"{label} {told}, {'alias' if len(aliases) == 1 else 'aliases'} {', '.join(aliases) or 'none'}"

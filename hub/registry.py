@@ -260,7 +260,8 @@ class Registry:
                 )
             db.execute("DELETE FROM aliases WHERE version_id = ?", [row_id])
             db.execute("DELETE FROM versions WHERE id = ?", [row_id])
-        self._sweep(version.files.values())
+        with suppress(LoraryError):  # the version is gone; a file that stays does no harm, and `verify` notes it
+            self._sweep(version.files.values())
         return version
 
     def _sweep(self, entries: Iterable[FileEntry]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from lorary.hub.catalogue import check_task
 from lorary.hub.errors import UsageError
 from lorary.hub.reference import normalise_domain
 from lorary.hub.values import Version
@@ -15,12 +16,16 @@ Condition = tuple[str, tuple[str, ...]]
 def conditions_for(
     *, domain: str | None, task: str | None, base: str | None, method: str | None, tag: str | None
 ) -> list[Condition]:
-    """The conditions for what is given; a base is an id or a fingerprint."""
+    """The conditions for what is given; a base is an id or a fingerprint.
+
+    Raises:
+        UsageError: a domain, task or tag that can't be one.
+    """
     conditions: list[Condition] = []
     if domain is not None:
         conditions.append(("a.domain = ?", (normalise_domain(domain),)))
     if task is not None:
-        conditions.append(("a.task = ?", (task,)))
+        conditions.append(("a.task = ?", (check_task(task),)))
     if method is not None:
         conditions.append(("v.method = ?", (method.lower(),)))
     if tag is not None:

@@ -21,7 +21,7 @@ def command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The adapter, or one version of it: name@3.")],
     alias: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias, such as prod; ALIAS=VERSION works too.")],
     version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="A number, or another alias.", show_default=False)
+        str | None, typer.Argument(metavar="VERSION", help="A number, or another alias.", show_default=False)
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Take the alias away; the version stays.")] = False,
     registry: RegistryOption = None,

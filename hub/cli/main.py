@@ -17,6 +17,9 @@ from lorary.hub.errors import LoraryError, ProblemsError
 
 # One line per subcommand: the module beside this one, a trailing underscore standing for Python's keywords' sake.
 COMMANDS = (
+    "quickstart",
+    "train",
+    "run",
     "list",
     "show",
     "import_",
@@ -106,9 +109,12 @@ def _app() -> typer.Typer:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"lorary {version('lorary')}")
+        try:
+            typer.echo(f"lorary {version('lorary')}")
+        except PackageNotFoundError:
+            typer.echo("lorary, not installed (run from its source)")
         raise typer.Exit
 
 

@@ -8,14 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _GAP = 2
+_NARROWEST = 6  # columns of a cell that is cut
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def clean(text: object) -> str:
@@ -34,12 +35,12 @@ def print_error(first: str, *more: str) -> None:
 
 def print_line(text: str) -> None:
     """Print a line of text that may hold names from the catalogue."""
-    typer.echo(clean(text))
+    print(clean(text))
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON in ASCII, which no terminal acts upon."""
-    typer.echo(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=2))
 
 
 def version_json(version: Version) -> dict[str, Any]:
@@ -49,14 +50,8 @@ def version_json(version: Version) -> dict[str, Any]:
 
 def size(count: int) -> str:
     """A number of bytes for people: 512 B, 1.5 MB."""
-    if count < 1000:
-        return f"{count} B"
-    amount = float(count)
-    for unit in ("kB", "MB", "GB", "TB"):
-        amount /= 1000
-        if amount < 999.5:
-            break
-    return f"{amount:.1f} {unit}"
+    power = min((len(str(count)) - 1) // 3, len(_UNITS) - 1)
+    return f"{count / 1000**power:.3g} {_UNITS[power]}"
 
 
 def short_number(value: float) -> str:
@@ -71,26 +66,40 @@ def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[
     column's are cut. In a pipe nothing is left out, so that ``grep`` finds what there is.
     """
     from rich.cells import cell_len
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     columns = {name: [clean(row[name]) for row in rows] for name in rows[0]}
     widths = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
-    console = _console(sum(widths.values()) + _GAP * len(widths))
-    for name in expendable:
-        if sum(widths.values()) + _GAP * (len(widths) - 1) <= console.width:
-            break
-        del widths[name], columns[name]
+    console = Console(highlight=False)
+    if console.is_terminal:
+        _fit(widths, console.width, expendable)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for index, name in enumerate(columns):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=widths[name] if index == 0 else None)
-    for cells in zip(*columns.values(), strict=True):
+    for name, width in widths.items():
+        table.add_column(name, width=width, no_wrap=True, overflow="ellipsis")
+    for cells in zip(*(columns[name] for name in widths), strict=True):
         table.add_row(*map(Text, cells))
-    console.print(table)
+    _print(console, table, _total(widths) + _GAP)
+
+
+def _fit(widths: dict[str, int], available: int, expendable: Collection[str]) -> None:
+    for name in expendable:
+        if _total(widths) <= available:
+            return
+        del widths[name]
+    _, *others = widths
+    while _total(widths) > available and widths[widest := max(others, key=widths.__getitem__)] > _NARROWEST:
+        widths[widest] -= 1
+
+
+def _total(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + _GAP * (len(widths) - 1)
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """Print names and values below one another, leaving out what is empty."""
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -100,11 +109,17 @@ def print_fields(fields: Mapping[str, object]) -> None:
     grid.add_column(overflow="fold")
     for name, value in shown.items():
         grid.add_row(Text(name), Text(value))
-    _console(2 * _GAP + max(len(name) for name in shown) + 2 * max(len(value) for value in shown.values())).print(grid)
+    natural = 2 * _GAP + max(len(name) for name in shown) + 2 * max(len(value) for value in shown.values())
+    _print(Console(highlight=False), grid, natural)
 
 
-def _console(natural_width: int) -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(natural_width, 1))
+def _print(console: Console, table: Table, natural_width: int) -> None:
+    if console.is_terminal:
+        console.print(table)
+        return
+    # Rich takes a pipe for 80 columns and fills every line up with blanks.
+    console.width = natural_width
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())

@@ -27,7 +27,8 @@ def command(reference: ReferenceArgument, as_json: JsonOption = False, registry:
         print_line("")
         print_table(_metrics(version))
     print_line("")
-    print_table([{"file": name, "size": size(e.size), "sha256": e.sha256} for name, e in version.files.items()])
+    files = [{"file": name, "size": size(entry.size), "sha256": entry.sha256} for name, entry in version.files.items()]
+    print_table(files, expendable=("sha256",))
 
 
 def _details(version: Version, siblings: list[int], children: list[str]) -> dict[str, object]:

@@ -14,7 +14,7 @@ EXAMPLES = ("lorary verify", "lorary verify finance-tone@prod")
 
 def command(
     reference: Annotated[
-        str | None, typer.Argument(metavar="[REF]", help="Only this version.", show_default=False)
+        str | None, typer.Argument(metavar="REF", help="Only this version.", show_default=False)
     ] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,

@@ -1,0 +1,111 @@
+"""``lorary train``: a recipe, or flags alone, becomes a checked adapter in the catalogue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.output import print_json, print_line, print_table, short_number, version_json
+from lorary.hub.errors import UsageError
+from lorary.hub.values import Version
+
+EXAMPLES = (
+    "lorary train examples/recipes/text-classification.yaml",
+    "lorary train recipe.yaml --set training.epochs=3 --set lora.rank=16",
+    "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
+)
+
+_SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class"}
+
+
+def command(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="The settings of the run.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base model: a folder or an id on the Hub.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training rows: JSONL, CSV, Parquet or a dataset id.")] = None,
+    test: Annotated[str | None, typer.Option(help="Held-out rows; without them a fifth is split off.")] = None,
+    task: Annotated[str | None, typer.Option(help="text-classification, token-classification, ...")] = None,
+    domain: Annotated[str | None, typer.Option(help="The subject matter, such as finance.")] = None,
+    name: Annotated[str | None, typer.Option(help="The adapter's name.")] = None,
+    method: Annotated[str | None, typer.Option(help="lora, qlora or rslora.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="Of the base: none, nf4 or int8.")] = None,
+    rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often to go through the rows.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The largest step size.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    output: Annotated[str | None, typer.Option(help="The run's folder; default runs/NAME-TIME.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Let this alias mean the new version.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Train an adapter, check its saved files and put it into the catalogue.
+
+    Flags win over the recipe, and --set over both. Everything is checked before the base is loaded, and every mistake
+    is listed at once.
+    """
+    flags: dict[str, Any] = {
+        "base": base, "data.train": data, "data.test": test, "task": task, "domain": domain, "name": name,
+        "method": method, "quantization": quantization, "lora.rank": rank, "training.epochs": epochs,
+        "training.learning_rate": learning_rate, "training.seed": seed, "output": output, "alias": alias,
+        "device": device,
+    }  # fmt: skip
+    given = {key: value for key, value in flags.items() if value is not None}
+    if recipe is None and not given and not set_:
+        raise UsageError(f"expected a recipe or flags; for example: {EXAMPLES[0]}")
+    from lorary.training.recipe import Recipe
+
+    settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
+    catalogue = open_registry(registry)
+    from lorary.training.progress import BarReporter
+    from lorary.training.run import train
+
+    known = {version.reference for version in catalogue.versions(settings.name)}
+    with BarReporter(settings.name) as reporter:
+        version = train(settings, catalogue, reporter)
+    if as_json:
+        print_json({**version_json(version), "folder": str(reporter.folder)})
+        return
+    _print_result(version, version.reference not in known, reporter.folder)
+
+
+def _print_result(version: Version, new: bool, folder: Path | None) -> None:
+    provenance = version.manifest.provenance if version.manifest else {}
+    print_table(
+        [
+            {
+                "adapter": version.reference,
+                "domain": version.domain,
+                "task": version.task,
+                "method": f"{version.method} r{version.rank}",
+                "trainable": f"{version.parameters:,}",
+                "steps": provenance.get("steps", ""),
+                "seconds": f"{provenance.get('seconds', 0.0):.1f}",
+            }
+        ]
+    )
+    print_line("")
+    splits = [split for split in _SPLITS if split in version.metrics]
+    print_table(
+        [
+            {"metric": metric, **{_SPLITS[split]: _number(version, split, metric) for split in splits}}
+            for metric in version.metrics["test"]
+        ]
+    )
+    print_line("")
+    if not new:
+        print_line(f"The same adapter was in the catalogue already, as {version.reference}.")
+    print_line(f"Files: {folder}")
+    question = "PROMPT" if version.task == "text-generation" else "TEXT"
+    print_line(f"Next:  lorary show {version.reference}")
+    print_line(f'       lorary run {version.reference} "{question}"')
+
+
+def _number(version: Version, split: str, metric: str) -> str:
+    values = version.metrics[split]
+    return short_number(values[metric]) if metric in values else ""

@@ -1,0 +1,39 @@
+"""Isolation: no test reads or writes the user's home, caches or registry, or asks the network."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# The Hugging Face libraries read these when they are imported, so before any test module.
+_home = tempfile.TemporaryDirectory(prefix="lorary-tests-", ignore_cleanup_errors=True)
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "LORARY_"))]:
+    del os.environ[_name]
+os.environ.update(
+    HF_HOME=_home.name,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # many small models on few cores: threads cost more than they bring
+)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.setenv("LORARY_REGISTRY", str(home / "registry.db"))
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def registry(tmp_path: Path):
+    """A registry that isn't there yet."""
+    from lorary.hub import Registry
+
+    return Registry(tmp_path / "registry.db")

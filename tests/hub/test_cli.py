@@ -1,0 +1,306 @@
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from checkpoints import make_checkpoint, make_manifest
+
+from lorary.hub import Registry
+from lorary.hub.cli.main import COMMANDS
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "pandas", "numpy", "huggingface_hub")
+
+
+@pytest.fixture
+def lorary(tmp_path):
+    """Run the command in a process of its own, in ``tmp_path``; expects the exit code and gives back its output."""
+
+    def run(*words, code=0, **settings):
+        finished = subprocess.run(
+            [sys.executable, "-m", "lorary.hub.cli", *map(str, words)],
+            cwd=tmp_path,
+            env={**os.environ, "LORARY_REGISTRY": str(tmp_path / "registry.db"), **settings},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert finished.returncode == code, (finished.stdout, finished.stderr)
+        if code and "--debug" not in words:
+            assert "Traceback" not in finished.stderr
+        return finished.stdout if code == 0 else finished.stderr
+
+    return run
+
+
+@pytest.fixture
+def filled(registry, tmp_path):
+    metrics = {"test": {"f1": 0.91234, "accuracy": 0.9}, "untrained": {"f1": 0.25}, "majority": {"f1": 0.4}}
+    registry.add(make_checkpoint(tmp_path / "a"), name="finance-tone", metrics=metrics, tags=["news"])
+    child = make_checkpoint(tmp_path / "b", seed=1)
+    registry.add(child, name="finance-tone", parents=["finance-tone@1"], strategy="fine-tune")
+    registry.alias("finance-tone", "prod", 1)
+    legal = make_manifest(domain="legal", task="token-classification")
+    registry.add(make_checkpoint(tmp_path / "c", seed=2, manifest=legal), name="legal-ner")
+    return registry
+
+
+def one_error_line(stderr):
+    (line,) = stderr.splitlines()
+    assert line.startswith("lorary: error: ")
+    return line
+
+
+def test_without_words_it_shows_its_help(lorary):
+    assert lorary() == lorary("--help")
+
+
+@pytest.mark.parametrize("command", [name.rstrip("_") for name in COMMANDS])
+def test_each_command_has_help_with_an_example(lorary, command):
+    text = lorary(command, "--help")
+    assert re.search(rf"Examples:\n    lorary {command}\b", text)
+    # The demonstration makes a registry of its own.
+    assert ("--registry PATH" in text) is (command != "quickstart")
+
+
+def test_the_readers_print_json(lorary):
+    for command in ("list", "show", "import", "verify"):
+        assert "--json" in lorary(command, "--help")
+
+
+def test_nothing_heavy_is_imported(filled):
+    code = (
+        "import sys\nfrom lorary.hub.cli.main import main\n"
+        "assert main(['--help']) == 0 and 'sqlite_utils' not in sys.modules\n"
+        "assert main(['list']) == main(['show', 'legal-ner']) == 0\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "sys.exit(f'imported: {loaded}' if loaded else 0)"
+    )
+    environment = {**os.environ, "LORARY_REGISTRY": str(filled.path)}
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_packages_hidden_from_one_import_can_be_imported_afterwards(tmp_path):
+    code = "import sys\nfrom lorary.hub.cli.main import main\nmain(['list'])\nimport numpy; numpy.zeros(1)"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_list(lorary, filled):
+    header, *rows = [line.split() for line in lorary("list").splitlines()]
+    assert header == ["name", "version", "domain", "task", "method", "base", "metric", "aliases", "created"]
+    created = filled.resolve("legal-ner").created_at[:10]
+    assert rows[0] == [
+        "finance-tone",
+        "1",
+        "finance",
+        "text-classification",
+        "lora",
+        "tiny",
+        "f1",
+        "0.9123",
+        "prod",
+        created,
+    ]
+    assert [row[:2] for row in rows] == [["finance-tone", "1"], ["finance-tone", "2"], ["legal-ner", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "references"),
+    [
+        ((), ["finance-tone@1", "finance-tone@2", "legal-ner@1"]),
+        (("--domain", "Legal"), ["legal-ner@1"]),
+        (("--task", "text-classification", "--tag", "news"), ["finance-tone@1"]),
+        (("--base", "org/tiny", "--method", "lora", "--search", "ner"), ["legal-ner@1"]),
+        (("--search", "nothing like it"), []),
+    ],
+)
+def test_list_conditions(lorary, filled, words, references):
+    assert [version["reference"] for version in json.loads(lorary("list", "--json", *words))] == references
+
+
+def test_list_without_a_registry(lorary, tmp_path):
+    assert "no registry at" in lorary("list")
+    assert lorary("list", "--json") == "[]\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_says_when_nothing_fits(lorary, filled):
+    assert "fits" in lorary("list", "--domain", "poetry")
+
+
+def in_terminal(width, *words, cwd):
+    """What a command prints in a terminal of ``width`` columns."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(width), "TERM": "xterm", "LORARY_REGISTRY": str(cwd / "registry.db")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lorary.hub.cli", *words], stdout=theirs, env=environment, cwd=cwd
+    )
+    os.close(theirs)
+    output = b""
+    while True:
+        try:
+            block = os.read(ours, 10_000)
+        except OSError:  # what Linux reports when the other side is closed
+            break
+        if not block:
+            break
+        output += block
+    os.close(ours)
+    assert process.wait(60) == 0
+    return re.sub(r"\x1b\[[\d;]*m", "", output.decode()).splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_table_fits_the_terminal(filled, tmp_path, width):
+    lines = in_terminal(width, "list", cwd=tmp_path)
+    assert max(map(len, lines)) <= width
+    assert len(lines) == 4
+    assert lines[1].split()[:3] == ["finance-tone", "1", "finance"]
+    assert ("text-classification" in lines[1]) is (width > 60)
+    assert ("created" in lines[0]) is (width == 200)
+
+
+def test_show(lorary, filled):
+    text = lorary("show", "finance-tone@prod")
+    for expected in (
+        "finance-tone@1 of 1, 2",
+        "negative, positive",
+        "org/tiny",
+        "finance-tone@2",
+        "news",
+        "adapter_model.safetensors",
+    ):
+        assert expected in text
+    assert re.search(r"metric +trained +untrained +majority class\naccuracy +0\.9\nf1 +0\.9123 +0\.25 +0\.4\n", text)
+    child = json.loads(lorary("show", "finance-tone", "--json"))
+    assert (child["parents"], child["strategy"], child["children"]) == (["finance-tone@1"], "fine-tune", [])
+    assert json.loads(lorary("show", "finance-tone@1", "--json"))["children"] == ["finance-tone@2"]
+
+
+def test_import(lorary, tmp_path):
+    make_checkpoint(tmp_path / "finance-tone")
+    assert "finance-tone@1 is in the catalogue" in lorary("import", "finance-tone", "--alias", "prod", "--tag", "x")
+    assert "finance-tone@1 was there already" in lorary("import", "finance-tone")
+    version = Registry(tmp_path / "registry.db").resolve("finance-tone@prod")
+    assert version.tags == ("x",)
+    bare = make_checkpoint(tmp_path / "bare", seed=1, manifest=False, task_type=None)
+    assert "task" in one_error_line(lorary("import", bare, "--domain", "legal", code=2))
+    words = ("--name", "legal-ner", "--domain", "legal", "--task", "token-classification", "--json")
+    assert json.loads(lorary("import", bare, *words))["reference"] == "legal-ner@1"
+
+
+def test_import_checks_the_alias_before_it_writes(lorary, tmp_path):
+    make_checkpoint(tmp_path / "a")
+    one_error_line(lorary("import", "a", "--alias", "3", code=2))
+    assert not (tmp_path / "registry.db").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("finance-tone", "live", "2"), ("finance-tone", "live=2"), ("finance-tone@2", "live")]
+)
+def test_alias(lorary, filled, words):
+    assert "finance-tone@live is version 2" in lorary("alias", *words)
+    assert filled.resolve("finance-tone@live").number == 2
+    lorary("alias", "finance-tone", "live", "prod")
+    assert filled.resolve("finance-tone@live").number == 1
+    lorary("alias", "finance-tone", "live", "--delete")
+    assert filled.resolve("finance-tone@1").aliases == ("prod",)
+
+
+def test_tag(lorary, filled):
+    assert "the tags english, news" in lorary("tag", "finance-tone@1", "English")
+    assert "no tags" in lorary("tag", "finance-tone@1", "english", "news", "--delete")
+
+
+def test_rm(lorary, filled):
+    assert "finance-tone@prod, finance-tone@2" in one_error_line(lorary("rm", "finance-tone@1", code=1))
+    assert "say which" in one_error_line(lorary("rm", "finance-tone", code=2))
+    lorary("rm", "finance-tone@1", "--force")
+    assert [version.reference for version in filled.versions()] == ["finance-tone@2", "legal-ner@1"]
+
+
+def test_verify(lorary, filled):
+    assert "3 version(s) verified, 0 error(s)" in lorary("verify")
+    filled.checkpoint("legal-ner").files["adapter_model.safetensors"].unlink()
+    lorary("verify", "legal-ner", code=1)
+    lorary("verify", code=1)
+    assert "1 version(s) verified" in lorary("verify", "finance-tone")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("show",), 2, "Missing argument 'REF'"),
+        (("shw",), 2, "No such command 'shw'"),
+        (("list", "--nope"), 2, "No such option: --nope"),
+        (("list", "--task", "sorting"), 2, "isn't a task"),
+        (("show", "A B"), 2, "isn't a reference"),
+        (("show", "./folder"), 2, "means a folder"),
+        (("show", "finance-tune"), 1, "did you mean finance-tone?"),
+        (("show", "finance-tone@9"), 1, "has no version 9"),
+        (("alias", "finance-tone", "prod"), 2, "expected one version, found 0"),
+        (("alias", "finance-tone@1", "prod", "2"), 2, "expected one version, found 2"),
+        (("alias", "finance-tone", "prod", "2", "--delete"), 2, "no version"),
+        (("alias", "finance-tone", "7", "2"), 2, "not a number alone"),
+        (("tag", "finance-tone"), 2, "Missing argument"),
+        (("tag", "finance-tone", "--", "--"), 2, "can't be a tag"),
+        (("rm", "nobody"), 1, "no adapter named"),
+        (("verify", "nobody"), 1, "no adapter named"),
+        (("import", "nowhere"), 1, "no such folder"),
+        (("import", ".", "--name", "x"), 1, "no adapter_config.json"),
+        (("list", "--registry", "."), 1, "check the path"),
+        (("list", "--registry", "a/adapter_config.json"), 1, "isn't a SQLite file"),
+    ],
+)
+def test_wrong_input_is_one_line(lorary, filled, words, code, message):
+    assert message in one_error_line(lorary(*words, code=code))
+
+
+@pytest.mark.parametrize("words", [("--debug", "show", "nobody"), ("show", "nobody", "--debug")])
+def test_debug_shows_where(lorary, filled, words):
+    stderr = lorary(*words, code=1)
+    assert "Traceback" in stderr
+    assert stderr.splitlines()[-1].startswith("lorary: error: ")
+
+
+def test_strangers_texts_are_escaped(lorary, registry, tmp_path):
+    manifest = make_manifest(labels=("[red]markup[/red]", "\x1b]0;title\x07", "right\u202eleft", "two\nlines"))
+    registry.add(make_checkpoint(tmp_path / "a", manifest=manifest), name="a")
+    text = lorary("show", "a")
+    assert r"[red]markup[/red], \x1b]0;title\x07, right\u202eleft, two\nlines" in text
+    assert "\x1b" not in lorary("show", "a", "--json")
+    make_checkpoint(tmp_path / "\x1b[31mred\nline", peft_type=3)
+    assert r"\x1b[31mred" in one_error_line(lorary("import", "\x1b[31mred\nline", "--name", "b", code=1))
+
+
+def test_a_terminal_without_the_signs(lorary, registry, tmp_path):
+    registry.add(make_checkpoint(tmp_path / "a", manifest=make_manifest(labels=("größer",))), name="a")
+    assert r"gr\xf6\xdfer" in lorary("show", "a", PYTHONIOENCODING="ascii")
+
+
+def test_a_reader_that_goes_away_is_no_error(filled, tmp_path):
+    environment = {**os.environ, "LORARY_REGISTRY": str(filled.path), "PYTHONUNBUFFERED": "1"}
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "lorary.hub.cli", "list", "--json"]
+    finished = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, env=environment, timeout=60)
+    os.close(write)
+    assert (finished.returncode, finished.stderr) == (141, b"")
+
+
+def test_ctrl_c_is_one_line(filled):
+    """The interrupt comes while the command looks up the versions."""
+    code = (
+        "import signal, sys\n"
+        "from lorary.hub import Registry\n"
+        "from lorary.hub.cli.main import main\n"
+        "Registry.find = lambda self, **conditions: signal.raise_signal(signal.SIGINT)\n"
+        "sys.exit(main(['list']))"
+    )
+    environment = {**os.environ, "LORARY_REGISTRY": str(filled.path)}
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (finished.returncode, finished.stderr) == (130, "lorary: error: interrupted\n")

@@ -1,0 +1,253 @@
+"""Reading leaves no trace; writing that fails says why and changes nothing."""
+
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+from checkpoints import make_checkpoint
+
+from lorary.hub import Registry
+from lorary.hub.database import writing
+from lorary.hub.errors import LoraryError, RegistryError, UnknownReferenceError
+
+READS = {
+    "versions": lambda registry: registry.versions(),
+    "find": lambda registry: registry.find(text="finance"),
+    "resolve": lambda registry: registry.resolve("a@prod"),
+    "checkpoint": lambda registry: registry.checkpoint("a").digest,
+    "best": lambda registry: registry.best(metric="f1"),
+    "verify": lambda registry: registry.verify(),
+    "unknown": lambda registry: unknown(registry),
+}
+
+
+def unknown(registry):
+    with pytest.raises(UnknownReferenceError):
+        registry.resolve("b")
+
+
+@pytest.fixture
+def filled(tmp_path):
+    registry = Registry(tmp_path / "home/registry.db")
+    registry.add(make_checkpoint(tmp_path / "a"), name="a", metrics={"test": {"f1": 0.5}})
+    registry.alias("a", "prod", 1)
+    return registry
+
+
+def traces(folder):
+    """Each file below a folder: its content, and when it and its folder were last changed."""
+    return {
+        str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None)
+        for path in [folder, *sorted(folder.rglob("*"))]
+    }
+
+
+def unprivileged(action):
+    """Run ``action`` in a process that file permissions bind, which they don't for root; give back its result."""
+    if os.getuid():
+        return action()
+    with tempfile.TemporaryFile("w+") as result:
+        if not (child := os.fork()):
+            try:
+                os.setuid(65534)
+                result.write(str(action()))
+            except BaseException as error:
+                result.write(f"{type(error).__name__}: {error}")
+            finally:
+                result.flush()
+                os._exit(0)
+        os.waitpid(child, 0)
+        result.seek(0)
+        return result.read()
+
+
+@pytest.fixture
+def open_folder():
+    """A folder whose parents everybody may enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="lorary-tests-"))
+    folder.chmod(0o755)
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_reading_leaves_no_trace(filled, read):
+    before = traces(filled.path.parent)
+    read(filled)
+    assert traces(filled.path.parent) == before
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_reading_a_registry_in_wal_mode_leaves_no_trace(filled, read):
+    connection = sqlite3.connect(filled.path)
+    connection.execute("PRAGMA journal_mode = wal")
+    connection.close()
+    before = traces(filled.path.parent)
+    read(filled)
+    assert traces(filled.path.parent) == before
+
+
+def test_reading_sees_what_a_wal_holds(filled):
+    other = sqlite3.connect(filled.path)
+    other.execute("PRAGMA journal_mode = wal")
+    other.execute("INSERT INTO tags VALUES (1, 'only-in-the-log')")
+    other.commit()
+    assert Path(f"{filled.path}-wal").stat().st_size
+    assert filled.resolve("a").tags == ("only-in-the-log",)
+    filled.tag("a", "written-beside-it")
+    other.close()
+    assert len(filled.resolve("a").tags) == 2
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_reading_needs_no_writable_folder(open_folder, tmp_path, mode):
+    registry = Registry(open_folder / "registry.db")
+    registry.add(make_checkpoint(tmp_path / "a"), name="a")
+    connection = sqlite3.connect(registry.path)
+    connection.execute(f"PRAGMA journal_mode = {mode}")
+    connection.close()
+    registry.path.chmod(0o444)
+    open_folder.chmod(0o555)
+    assert unprivileged(lambda: [registry.resolve("a").reference, *registry.verify()]) == "['a@1']"
+    assert "RegistryError" in unprivileged(lambda: registry.tag("a", "x"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks to drop its privileges")
+def test_writing_into_a_read_only_place_says_so(open_folder, tmp_path):
+    checkpoint = make_checkpoint(open_folder / "checkpoint")
+    (open_folder / "home").mkdir()
+    registry = Registry(open_folder / "home/registry.db")
+    registry.add(make_checkpoint(tmp_path / "a", seed=1), name="a")
+    registry.path.chmod(0o444)
+    before = traces(open_folder)
+    assert "registry.db: can't be written" in unprivileged(lambda: registry.add(checkpoint, name="b"))
+    new = Registry(open_folder / "home/new.db")
+    assert "new.db: can't be written" in unprivileged(lambda: new.add(checkpoint, name="b"))
+    assert traces(open_folder) == before
+
+
+@pytest.mark.parametrize("read", ["versions", "find", "verify"])
+def test_a_missing_registry_is_empty_and_stays_missing(registry, tmp_path, read):
+    assert READS[read](registry) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda registry: registry.resolve("a"),
+        lambda registry: registry.checkpoint("a"),
+        lambda registry: registry.best(metric="f1"),
+        lambda registry: registry.verify("a"),
+        lambda registry: registry.alias("a", "prod", 1),
+        lambda registry: registry.unalias("a", "prod"),
+        lambda registry: registry.tag("a", "x"),
+        lambda registry: registry.remove("a"),
+        lambda registry: registry.add("nowhere", name="a"),
+    ],
+)
+def test_what_fails_on_a_missing_registry_makes_none(registry, tmp_path, action):
+    with pytest.raises(LoraryError):
+        action(registry)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_registrys_place(tmp_path):
+    registry = Registry(tmp_path)
+    with pytest.raises(RegistryError, match="check the path"):
+        registry.versions()
+    with pytest.raises(RegistryError, match="check the path"):
+        registry.add(make_checkpoint(tmp_path / "a"), name="a")
+
+
+def test_odd_signs_in_the_path(tmp_path):
+    registry = Registry(tmp_path / "what? a #1 100%25 name.db")
+    registry.add(make_checkpoint(tmp_path / "a"), name="a")
+    assert registry.verify() == []
+    assert registry.path.is_file()
+
+
+def test_a_reader_undoes_what_a_killed_writer_left(filled):
+    """A kill in the middle of a commit leaves a hot journal, which a read-only connection can't roll back."""
+    writer = sqlite3.connect(filled.path, isolation_level=None)
+    writer.execute("PRAGMA cache_size = 1")  # so that pages are written before the commit
+    writer.execute("BEGIN IMMEDIATE")
+    writer.executemany("INSERT INTO tags VALUES (1, ?)", [(f"{number:0200}",) for number in range(2000)])
+    crashed = Registry(filled.path.with_name("crashed.db"))
+    for suffix in ("", "-journal"):
+        shutil.copyfile(f"{filled.path}{suffix}", f"{crashed.path}{suffix}")
+    shutil.copytree(filled.path.with_name("registry.store"), crashed.path.with_name("crashed.store"))
+    writer.execute("ROLLBACK")
+    writer.close()
+    assert crashed.path.stat().st_size > 100_000
+    assert crashed.verify() == []
+    assert crashed.versions() == filled.versions()
+
+
+def under_limit(limit, action):
+    """Run ``action`` where no file can grow beyond ``limit`` bytes, which fails much as a full disk does."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(RegistryError) as caught:
+            action()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return str(caught.value)
+
+
+def test_no_space_for_the_files(filled, tmp_path):
+    source = make_checkpoint(tmp_path / "b", seed=1)
+    (source / "README.md").write_text("x" * 1_000_000)
+    before = filled.versions()
+    objects = sorted(filled.path.parent.rglob("objects/*/*"))
+    assert "no space left for README.md" in under_limit(500_000, lambda: filled.add(source, name="b"))
+    assert filled.versions() == before
+    assert sorted(filled.path.parent.rglob("objects/*/*")) == objects
+    assert filled.verify() == []
+    assert filled.add(source, name="b").number == 1
+
+
+def test_no_space_for_the_rows(filled):
+    before = traces(filled.path.parent)
+    message = under_limit(filled.path.stat().st_size, lambda: filled.tag("a", *(f"{n:0100}" for n in range(2000))))
+    assert "registry.db" in message
+    assert {
+        **traces(filled.path.parent),
+        **{key: value for key, value in before.items() if "store" not in key},
+    } == before
+    assert filled.resolve("a").tags == ()
+    assert filled.verify() == []
+
+
+def test_sqlites_own_word_for_a_full_disk(filled):
+    def overfill():
+        with writing(filled.path) as db:
+            db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
+            db.execute("CREATE TABLE too_much AS SELECT zeroblob(1000000)")
+
+    with pytest.raises(RegistryError, match="no space left on the disk"):
+        overfill()
+    assert filled.verify() == []
+
+
+def test_an_exception_undoes_the_transaction(filled):
+    def interrupted():
+        with writing(filled.path) as db:
+            db.execute("DELETE FROM aliases")
+            raise KeyboardInterrupt
+
+    before = filled.path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert filled.path.read_bytes() == before

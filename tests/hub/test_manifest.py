@@ -1,0 +1,63 @@
+import json
+
+import pytest
+from checkpoints import make_manifest
+
+from lorary.hub.errors import CheckpointError
+from lorary.hub.manifest import Numerics, Prompt, parse_manifest
+
+
+def test_a_manifest_survives_its_file(tmp_path):
+    manifest = make_manifest(
+        prompt=Prompt("instruction", "Frage: {prompt}\nAntwort:"),
+        numerics=Numerics("nf4", "bfloat16", "cuda"),
+        golden_rows=((1, 2), (3,)),
+        provenance={"seed": 1, "rows": {"train": 10}},
+        labels=("größer", "kleiner"),
+    )
+    assert parse_manifest(manifest.write(tmp_path).read_text(encoding="utf-8"), "x") == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "upgrade lorary"),
+        ({"format": "1"}, "integer 'format'"),
+        ({"format": True}, "integer 'format'"),
+        ({"task": None}, "expected a text"),
+        ({"base": None}, "expected an object"),
+        ({"base": {"commit": "x"}}, "id"),
+        ({"base": {"id": ["x"]}}, "id: expected str"),
+        ({"base": {"id": "x", "fingerprint": 3}}, "fingerprint: expected str"),
+        ({"base": {"id": "x", "unheard_of": 3}}, "unheard_of"),
+        ({"domain": 3}, "domain: expected str"),
+        ({"labels": "abc"}, "labels: expected list"),
+        ({"labels": ["a", 1]}, "expected a text"),
+        ({"preprocessing": {"columns": {"text": 1}}}, "columns.text"),
+        ({"preprocessing": {"max_length": True}}, "max_length: expected int"),
+        ({"preprocessing": {"prefix": None}}, "prefix: expected str"),
+        ({"prompt": {"format": 1}}, "format: expected str"),
+        ({"numerics": {"quantization": None}}, "quantization: expected str"),
+        ({"golden_rows": [[1, -1]]}, "token ids"),
+        ({"golden_rows": [[True]]}, "token ids"),
+        ({"golden_rows": [3]}, "token ids"),
+        ({"provenance": "x"}, "manifest"),
+    ],
+)
+def test_a_wrong_field_is_named(changes, message):
+    raw = {**json.loads(make_manifest().to_json()), **changes}
+    with pytest.raises(CheckpointError, match=rf"from\.json.*{message}"):
+        parse_manifest(json.dumps(raw), "from.json")
+
+
+def test_a_missing_field_is_named():
+    raw = json.loads(make_manifest().to_json())
+    del raw["task"]
+    with pytest.raises(CheckpointError, match="no 'task'"):
+        parse_manifest(json.dumps(raw), "from.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, '{"format": 1, "task": "\\udc00"}'])
+def test_what_is_no_manifest(text):
+    with pytest.raises(CheckpointError, match=r"from\.json"):
+        parse_manifest(text, "from.json")

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from lorary.hub.errors import InvalidReferenceError
+from lorary.hub.reference import (
+    FolderReference,
+    HubReference,
+    RegistryReference,
+    check_name,
+    normalise_domain,
+    parse_reference,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("finance-tone", RegistryReference("finance-tone")),
+        ("finance-tone@3", RegistryReference("finance-tone", number=3)),
+        ("finance-tone@prod", RegistryReference("finance-tone", alias="prod")),
+        ("user/repo", HubReference("user/repo")),
+        ("user/repo@refs-pr-1", HubReference("user/repo", "refs-pr-1")),
+        ("hf://user/repo@main", HubReference("user/repo", "main")),
+        ("./a/b", FolderReference(Path("a/b"))),
+        ("../a", FolderReference(Path("../a"))),
+        ("/a@b", FolderReference(Path("/a@b"))),
+        (".", FolderReference(Path())),
+    ],
+)
+def test_forms(text, reference):
+    assert parse_reference(text) == reference
+
+
+def test_home_is_expanded():
+    assert parse_reference("~/a") == FolderReference(Path("~/a").expanduser())
+
+
+@pytest.mark.parametrize("text", ["a@3", "a@prod", "a", "user/repo@x", "user/repo"])
+def test_str_is_the_way_back(text):
+    assert str(parse_reference(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "@", "a@", "A", "a b", "-a", "a-", "a@b@c", "a@-1", "a@٣", "a@" + "9" * 30, "a" * 97, "a/b/c", "hf://a",
+     "user/repo@../../x", "a\n", "a\x1b[31m", "ä"],
+)  # fmt: skip
+def test_what_is_none(text):
+    with pytest.raises(InvalidReferenceError):
+        parse_reference(text)
+
+
+def test_an_alias_is_not_a_number():
+    assert check_name("3") == "3"
+    with pytest.raises(InvalidReferenceError, match="not a number alone"):
+        check_name("3", "alias")
+
+
+@pytest.mark.parametrize(
+    ("text", "domain"), [("Legal Cases", "legal-cases"), (" bio_med ", "bio-med"), ("Médecine", "médecine")]
+)
+def test_domains_have_one_spelling(text, domain):
+    assert normalise_domain(text) == domain
+
+
+def test_a_domain_of_nothing():
+    with pytest.raises(InvalidReferenceError, match="tag"):
+        normalise_domain("--", "tag")

@@ -1,0 +1,96 @@
+"""Files that differ from the catalogue, and rows that contradict the files."""
+
+import re
+import sqlite3
+
+import pytest
+
+from lorary.hub.errors import RegistryError, UnsafeFileError
+
+
+def messages(registry, reference=None):
+    return [f"{f.level} {f.reference} {f.message}" for f in registry.verify(reference)]
+
+
+def object_of(registry, reference, name):
+    return registry.checkpoint(reference).files[name]
+
+
+def test_verify_finds_each_damage_to_a_file(add, registry):
+    add(0)
+    add(1)
+    assert registry.verify() == []
+    weights = object_of(registry, "finance-tone@1", "adapter_model.safetensors")
+    content = weights.read_bytes()
+    weights.chmod(0o644)
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert re.match("error finance-tone@1 .*content has changed", *messages(registry))
+    weights.write_bytes(content[:-1])
+    assert re.match("error finance-tone@1 .*284 bytes, expected 285", *messages(registry))
+    weights.unlink()
+    assert re.match("error finance-tone@1 .*missing", *messages(registry))
+    assert messages(registry, "finance-tone@2") == []
+    with pytest.raises(RegistryError, match="missing from"):
+        registry.checkpoint("finance-tone@1")
+
+
+def test_adding_again_mends_a_rotten_object(add, registry):
+    add(0)
+    config = object_of(registry, "finance-tone", "adapter_config.json")
+    config.chmod(0o644)
+    config.write_text("rotten")
+    assert len(messages(registry)) == 1
+    add(0, name="other")
+    assert messages(registry) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE versions SET digest = 'x'", "the digest differs"),
+        ("UPDATE versions SET rank = 77", "the rank differs: 2 in the files, 77 in the catalogue"),
+        ("UPDATE versions SET base_id = 'org/other'", "the base_id differs"),
+        ("UPDATE versions SET manifest = '[broken'", "the manifest differs"),
+        ("DELETE FROM files WHERE name = 'adapter_config.json'", "no adapter_config.json"),
+        ("DELETE FROM files WHERE name = 'lorary.json'", "the digest differs"),
+        ("UPDATE files SET size = 1", "expected 1"),
+        ("UPDATE files SET sha256 = '../../etc/passwd'", "isn't a sha256"),
+        ("UPDATE files SET name = '../x' WHERE name = 'lorary.json'", "leaves its folder"),
+        ("INSERT INTO aliases VALUES (1, 'ghost', 99)", "refers to a row"),
+    ],
+)
+def test_verify_finds_rows_that_contradict_the_files(add, registry, statement, message):
+    add()
+    with sqlite3.connect(registry.path) as connection:
+        connection.execute(statement)
+    connection.close()
+    assert any(line.startswith("error") and message in line for line in messages(registry)), messages(registry)
+    assert len(registry.versions()) == 1
+
+
+def test_rows_of_the_wrong_type_are_named(add, registry):
+    add()
+    with sqlite3.connect(registry.path) as connection:
+        connection.execute("UPDATE versions SET parameters = 'many'")
+    connection.close()
+    with pytest.raises(RegistryError, match="rows are damaged"):
+        registry.versions()
+
+
+def test_a_link_in_the_store_is_not_followed(add, registry, tmp_path):
+    add()
+    config = object_of(registry, "finance-tone", "adapter_config.json")
+    config.rename(tmp_path / "elsewhere")
+    config.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeFileError, match="is a link"):
+        registry.checkpoint("finance-tone")
+    assert "is a link" in messages(registry)[0]
+
+
+def test_leftovers_are_a_note(add, registry):
+    add()
+    stray = registry.path.with_name("registry.store") / "objects/ab" / ("c" * 62)
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("from a killed process")
+    (line,) = messages(registry)
+    assert line.startswith("note None 1 files")

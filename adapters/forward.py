@@ -31,7 +31,7 @@ def forward_rows(body: Any, inputs: Mapping[str, torch.Tensor], routing: Routing
         place = {index: position for position, index in enumerate(shared)}
         for adapter, rows in groups.items():
             if _reads_body_output(adapter):
-                own = _slice(output, [place[index] for index in rows])
+                own = _slice(output, [place[index] for index in rows], inputs["input_ids"].device)
                 results |= zip(rows, _head_logits(adapter, own, _rows(inputs, rows)), strict=True)
     for adapter, rows in groups.items():
         if adapter is not None and adapter.head is not None and not adapter.head.reads_body_output:
@@ -68,9 +68,14 @@ def _rows(inputs: Mapping[str, torch.Tensor], rows: Sequence[int]) -> dict[str, 
     return {name: tensor[list(rows)] for name, tensor in inputs.items()}
 
 
-def _slice(output: Any, rows: Sequence[int]) -> Any:
-    """The given rows of a model output; caches, which heads don't read, are left out."""
+def _slice(output: Any, rows: Sequence[int], device: torch.device) -> Any:
+    """The given rows of a model output, where the heads are; caches, which heads don't read, are left out.
+
+    The last layers of a model that is spread over devices answer on their own one.
+    """
     picked = {
-        name: value[list(rows)] for name, value in output.items() if isinstance(value, torch.Tensor) and value.ndim > 1
+        name: value[list(rows)].to(device)
+        for name, value in output.items()
+        if isinstance(value, torch.Tensor) and value.ndim > 1
     }
     return type(output)(**picked)

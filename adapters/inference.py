@@ -23,6 +23,12 @@ def can_generate(model: Any) -> bool:
     return hasattr(model, "can_generate") and bool(model.can_generate())
 
 
+def _unpad(logits: torch.Tensor, piece: dict[str, Any], padded: int) -> torch.Tensor:
+    """Per-token logits without their padding (a classifier's have none), float32 on the CPU."""
+    per_token = logits.ndim == 2 and logits.shape[0] == padded
+    return (logits[: piece["input_ids"].shape[1]] if per_token else logits).float().cpu()
+
+
 @dataclass(frozen=True)
 class Inference:
     """A backbone's model (with its language-modelling head, if any), body and tokenizer (None: token ids only)."""
@@ -48,14 +54,15 @@ class Inference:
         }
         own = [predictors[adapter] for adapter in routing.adapters]
         encoded = [predictor.encode(row) for predictor, row in zip(own, rows, strict=True)]
-        batch = self._pad(encoded)
-        decoded = []
-        for predictor, row, logits in zip(own, encoded, forward_rows(self.body, batch, routing), strict=True):
-            # Per-token logits lose their padding; a classifier's have none.
-            per_token = logits.ndim == 2 and logits.shape[0] == batch["input_ids"].shape[1]
-            kept = logits[: row["input_ids"].shape[1]] if per_token else logits
-            decoded.append(predictor.decode(row, kept.float().cpu()))
-        return decoded
+        # A row that is too long comes as several pieces; each is a row of the batch, with its row's adapter.
+        owners = [index for index, pieces in enumerate(encoded) for _ in pieces]
+        batch = self._pad([piece for pieces in encoded for piece in pieces])
+        outputs = iter(forward_rows(self.body, batch, routing.subset(owners)))
+        padded = batch["input_ids"].shape[1]
+        return [
+            predictor.decode(pieces, [_unpad(next(outputs), piece, padded) for piece in pieces])
+            for predictor, pieces in zip(own, encoded, strict=True)
+        ]
 
     def generate(self, prompts: Sequence[PromptRow], routing: Routing, kwargs: dict[str, Any]) -> list[str]:
         """The new text of each prompt (``num_return_sequences`` of them in a row, where that is given)."""

@@ -59,6 +59,7 @@ def load_base(
 
     place = pick_device(device)
     chosen = pick_dtype(place, dtype)
+    quantized = quantization_config(quantization, chosen, skip_modules)  # a wrong one is refused before any download
     resolved = resolve_base(base, revision=revision)
     try:
         config = AutoConfig.from_pretrained(resolved.path)
@@ -68,7 +69,7 @@ def load_base(
                 resolved.path,
                 dtype=chosen,
                 device_map=device_map if device_map is not None else {"": place},
-                quantization_config=quantization_config(quantization, chosen, skip_modules),
+                quantization_config=quantized,
                 output_loading_info=True,
                 **model_kwargs,
             )
@@ -82,7 +83,21 @@ def load_base(
     guard_cpu(model)
     model.eval()
     identity = identify(model, tokenizer, resolved.id, resolved.commit)
+    if tokenizer is not None:
+        _settle_padding(model, tokenizer)
     return LoadedBase(model, tokenizer, identity, tuple(sorted(info["missing_keys"])))
+
+
+def _settle_padding(model: Any, tokenizer: Any) -> None:
+    """Give tokenizer and model one padding token where they have none, in training and serving the same one.
+
+    The unknown token is preferred to the end of text: a decoder with a classifier looks for the last token that isn't
+    padding. In memory only: the base's tokenizer stays what it is.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 @contextmanager

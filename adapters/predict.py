@@ -20,11 +20,11 @@ Row = str | Mapping[str, Any] | Sequence[str]
 class RowPredictor(Protocol):
     """How the rows of one adapter are encoded, and what its logits mean."""
 
-    def encode(self, row: Row) -> dict[str, Any]:
-        """A row's tensors, each [1, tokens], and whatever decoding needs besides."""
+    def encode(self, row: Row) -> list[dict[str, Any]]:
+        """A row's pieces, one unless it is too long: tensors, each [1, tokens], and what decoding needs besides."""
 
-    def decode(self, encoded: dict[str, Any], logits: torch.Tensor) -> Any:
-        """A row's prediction from its logits (padding removed)."""
+    def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
+        """A row's prediction from its pieces' logits (padding removed)."""
 
 
 def row_predictor(
@@ -69,19 +69,22 @@ class TextClassificationRows:
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, limit
         self._post = _post_parameters(self._pipeline, params)
 
-    def encode(self, row: Row) -> dict[str, Any]:
+    def encode(self, row: Row) -> list[dict[str, Any]]:
         """Tokenize a text, or a pair given as ``{"text", "text_pair"}`` or under the adapter's own column names."""
         text, pair = read_text(row, self._columns)
         texts = {"text": self._prefix + text} | ({"text_pair": pair} if pair is not None else {})
-        return dict(self._pipeline.preprocess(texts, truncation=True, max_length=self._limit))
+        return [dict(self._pipeline.preprocess(texts, truncation=True, max_length=self._limit))]
 
-    def decode(self, encoded: dict[str, Any], logits: torch.Tensor) -> Any:
+    def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
         """The pipeline's reading of [classes] logits."""
-        return self._pipeline.postprocess({"logits": logits.unsqueeze(0)}, **self._post)
+        return self._pipeline.postprocess({"logits": logits[0].unsqueeze(0)}, **self._post)
 
 
 class TokenClassificationRows:
-    """A list of entities per row; ``aggregation_strategy`` as the pipeline's (``none`` unless given)."""
+    """A list of entities per row; ``aggregation_strategy`` as the pipeline's (``none`` unless given).
+
+    A text that is longer than the adapter's limit is tagged in windows that overlap by a quarter; nothing is dropped.
+    """
 
     def __init__(
         self, model: Any, tokenizer: Any, preprocessing: Preprocessing, limit: int | None, params: dict[str, Any]
@@ -92,22 +95,23 @@ class TokenClassificationRows:
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, limit
         self._post = _post_parameters(self._pipeline, params)
 
-    def encode(self, row: Row) -> dict[str, Any]:
+    def encode(self, row: Row) -> list[dict[str, Any]]:
         """Tokenize a text, or a list of words as the adapter was trained on."""
         if isinstance(row, Mapping):
             row = row[self._columns.get("tokens", "tokens")] if "tokens" not in row else row["tokens"]
         words = not isinstance(row, str)
-        chunks = self._pipeline.preprocess(
-            list(row) if words else row,
-            is_split_into_words=words,
-            delimiter=" ",
-            tokenizer_params={"max_length": self._limit},
+        settings: dict[str, Any] = {"max_length": self._limit}
+        if self._limit is not None:
+            settings |= {"return_overflowing_tokens": True, "stride": self._limit // 4, "padding": True}
+        windows = self._pipeline.preprocess(
+            list(row) if words else row, is_split_into_words=words, delimiter=" ", tokenizer_params=settings
         )
-        return dict(next(iter(chunks)))
+        return [dict(window) for window in windows]
 
-    def decode(self, encoded: dict[str, Any], logits: torch.Tensor) -> Any:
-        """The pipeline's reading of [tokens, classes] logits."""
-        return self._pipeline.postprocess([{**encoded, "logits": logits.unsqueeze(0)}], **self._post)
+    def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
+        """The pipeline's reading of [tokens, classes] logits, window by window."""
+        outputs = [{**piece, "logits": own.unsqueeze(0)} for piece, own in zip(pieces, logits, strict=True)]
+        return self._pipeline.postprocess(outputs, **self._post)
 
 
 class FeatureRows:
@@ -118,14 +122,16 @@ class FeatureRows:
             tokenizer, preprocessing.columns, preprocessing.prefix, limit,
         )  # fmt: skip
 
-    def encode(self, row: Row) -> dict[str, Any]:
+    def encode(self, row: Row) -> list[dict[str, Any]]:
         """Tokenize a text."""
         text, _ = read_text(row, self._columns)
-        return dict(self._tokenizer(self._prefix + text, truncation=True, max_length=self._limit, return_tensors="pt"))
+        return [
+            dict(self._tokenizer(self._prefix + text, truncation=True, max_length=self._limit, return_tensors="pt"))
+        ]
 
-    def decode(self, encoded: dict[str, Any], logits: torch.Tensor) -> Any:
+    def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
         """[tokens, hidden] as lists."""
-        return [logits.tolist()]
+        return [logits[0].tolist()]
 
 
 def read_text(row: Row, columns: Mapping[str, str]) -> tuple[str, str | None]:

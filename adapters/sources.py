@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorary.hub.checkpoint import KEPT_FILES, Checkpoint, read_checkpoint
-from lorary.hub.errors import UnknownReferenceError
-from lorary.hub.reference import FolderReference, HubReference, parse_reference
+from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, WEIGHTS_NAME, Checkpoint, read_checkpoint
+from lorary.hub.errors import CheckpointError, InvalidReferenceError, UnknownReferenceError, UnsafeFileError
+from lorary.hub.reference import FolderReference, HubReference, RegistryReference, parse_reference
 from lorary.hub.registry import Registry
+
+_PICKLE_NAME = "adapter_model.bin"  # PEFT's weights of old
 
 
 @dataclass(frozen=True)
@@ -23,33 +26,107 @@ class Source:
 def find_checkpoint(reference: str | Path | Checkpoint, registry: Registry) -> Source:
     """Read the checkpoint that a reference stands for.
 
+    Of a repository on the Hub the adapter's own files are fetched into the local Hugging Face cache, and no others; a
+    commit that is there already needs no network. A revision is the adapter's, never its base's.
+
     Raises:
-        UnknownReferenceError: it names nothing in the registry or on the Hub.
+        InvalidReferenceError: the text isn't a reference.
+        UnknownReferenceError: it names nothing in the registry, or nothing that can be had from the Hub.
         CheckpointError: what it names isn't a readable checkpoint.
+        UnsafeFileError: its weights are a pickle, or a file is a link out of its folder.
     """
     if isinstance(reference, Checkpoint):
-        return Source(reference, Path(reference.source).name, reference.source)
+        return Source(reference, _name_in(reference.source), reference.source)
     if isinstance(reference, Path):
-        return Source(read_checkpoint(reference), reference.resolve().name, str(reference))
+        return Source(read_checkpoint(reference), reference.resolve().name, str(reference.absolute()))
     parsed = parse_reference(reference)
     if isinstance(parsed, FolderReference):
         return Source(read_checkpoint(parsed.path), parsed.path.resolve().name, str(parsed))
     if isinstance(parsed, HubReference):
-        return Source(read_checkpoint(_download(parsed)), parsed.repo.partition("/")[2], str(parsed))
-    version = registry.resolve(reference)
+        checkpoint = read_checkpoint(_download(parsed), shown=str(parsed))
+        return Source(checkpoint, parsed.repo.partition("/")[2], str(parsed))
+    return _registered(parsed, registry)
+
+
+def _name_in(source: str) -> str:
+    """The name in what a checkpoint was read from: a folder's own, of a reference what stands before the @."""
+    path = Path(source)
+    return path.name if path.is_dir() else path.name.partition("@")[0]
+
+
+def _registered(reference: RegistryReference, registry: Registry) -> Source:
+    try:
+        version = registry.resolve(str(reference))
+    except UnknownReferenceError as error:
+        if (Path(reference.name) / CONFIG_NAME).is_file():
+            raise UnknownReferenceError(f"{error} (the folder here is written ./{reference.name})") from error
+        raise
     return Source(registry.checkpoint(version), version.name, version.reference)
 
 
 def _download(reference: HubReference) -> Path:
     """Fetch an adapter's files, and no others, into the local cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = snapshot_download(reference.repo, revision=reference.revision, allow_patterns=list(KEPT_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        folder = Path(snapshot_download(reference.repo, revision=reference.revision, allow_patterns=list(KEPT_FILES)))
+        if all((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME)):
+            return folder
+        names = HfApi().list_repo_files(reference.repo, revision=folder.name)
+    except HFValidationError as error:
+        raise InvalidReferenceError(f"{reference.repo!r} can't be a repository on the Hub: {_line(error)}") from error
+    except Exception as error:  # what httpx, hf_xet and the JSON reader raise passes through the client as it is
         raise UnknownReferenceError(
-            f"{str(reference)!r} can't be had from the Hub: {first} (a folder is written ./{reference.repo})"
+            f"{str(reference)!r} can't be had from the Hub: {_why(error, reference)}"
         ) from error
-    return Path(folder)
+    if CONFIG_NAME in names and _PICKLE_NAME in names:
+        raise UnsafeFileError(
+            f"{reference}: holds {_PICKLE_NAME} but no {WEIGHTS_NAME}; pickles can run code and are never loaded. "
+            "Load it where you trust it with PEFT and save it with save_pretrained"
+        )
+    missing = CONFIG_NAME if CONFIG_NAME not in names else WEIGHTS_NAME
+    whole = "; it looks like a whole model" if "config.json" in names and missing == CONFIG_NAME else ""
+    raise CheckpointError(
+        f"{reference}: no {missing} in this repository{whole}; expected an adapter as PEFT's save_pretrained writes it"
+    )
+
+
+def _why(error: Exception, reference: HubReference) -> str:
+    """In a few words, why the Hub didn't give the files."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    folder = f"a folder is written ./{reference.repo}"
+    # The client wraps what it met in errors that tell of its cache instead.
+    for cause in _causes(error):
+        if isinstance(cause, GatedRepoError):
+            return f"it asks for an agreement first (see {constants.ENDPOINT}/{reference.repo}, then `hf auth login`)"
+        if isinstance(cause, RevisionNotFoundError):
+            return f"the repository has no revision {reference.revision!r} ({folder})"
+        if isinstance(cause, RepositoryNotFoundError):
+            return f"the Hub knows no such repository (a private one needs `hf auth login`; {folder})"
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            if status in (401, 403):
+                return f"the Hub refuses access ({status}); `hf auth login` with a token that may read it"
+            return f"the Hub answers with an error ({status}), try again later"
+        if isinstance(cause, OfflineModeIsEnabled):
+            return f"it isn't in the local cache, and HF_HUB_OFFLINE is set ({folder})"
+    return f"{_line(list(_causes(error))[-1])} ({folder})"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

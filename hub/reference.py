@@ -52,7 +52,9 @@ class FolderReference:
     path: Path
 
     def __str__(self) -> str:
-        return str(self.path)
+        # Without the dot a relative path would read back as a name in the registry.
+        plain = not self.path.is_absolute() and self.path.parts[:1] != ("..",)
+        return f"./{self.path}" if plain else str(self.path)
 
 
 Reference = RegistryReference | HubReference | FolderReference

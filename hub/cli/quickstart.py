@@ -40,6 +40,9 @@ def command(
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where the registry and the runs go; an earlier demo's are kept.")
     ] = Path("demo"),
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop each training early: quicker, and the scores say nothing.")
+    ] = None,
 ) -> None:
     """Train three adapters on the example data, register them, and run all three on one shared backbone.
 
@@ -48,7 +51,8 @@ def command(
     """
     started = time.perf_counter()
     registry = open_registry(output / "registry.db")
-    versions = [_train(name, output, registry) for name in RECIPES]
+    shorter = [] if max_steps is None else [f"training.max_steps={max_steps}"]
+    versions = [_train(name, output, registry, shorter) for name in RECIPES]
     print_line("")
     print_table([_row(version, seconds) for version, seconds in versions])
     print_line("")
@@ -59,7 +63,7 @@ def command(
         print_line(f"  {line}")
 
 
-def _train(name: str, output: Path, registry: Registry) -> tuple[Version, float]:
+def _train(name: str, output: Path, registry: Registry, shorter: list[str]) -> tuple[Version, float]:
     from lorary.training.progress import BarReporter
     from lorary.training.recipe import Recipe
     from lorary.training.run import train
@@ -70,6 +74,7 @@ def _train(name: str, output: Path, registry: Registry) -> tuple[Version, float]
         f"data.train={examples / name / 'train.jsonl'}",
         f"data.test={examples / name / 'test.jsonl'}",
         f"output={output / 'runs' / run}",
+        *shorter,
     ]
     recipe = Recipe.load(Path(str(examples / "quickstart" / f"{name}.yaml")), overrides)
     started = time.perf_counter()
@@ -104,7 +109,6 @@ def _share_one_backbone(versions: list[Version], registry: Registry) -> None:
     print_line(f"One backbone ({EMBEDDED_BASE}), three adapters, one mixed batch:")
     names = [name for name, _ in _TEXTS]
     texts = [text for _, text in _TEXTS]
-    # The pipelines' own parameters differ by task, so the tagging rows are read out apart from the classified ones.
     answers = _mixed(backbone, texts, names)
     print_table([{"adapter": n, "answer": a, "text": t} for n, a, t in zip(names, answers, texts, strict=True)])
     print_line("")

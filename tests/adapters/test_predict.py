@@ -59,6 +59,15 @@ def test_token_classification_of_words(loaded):
     assert_same(backbone.predict(words, "adapter"), pipeline(words, is_split_into_words=True))
 
 
+def test_long_texts_are_tagged_to_their_end(loaded):
+    backbone, _ = loaded("bert", "token-classification")
+    text = " ".join(["patient with asthma and cancer"] * 40)  # 200 words, the tokenizer's limit is 64 tokens
+    for inputs in (text, text.split()):
+        (entities,) = backbone.predict([inputs], "adapter", ignore_labels=[])
+        assert len(entities) == 200
+        assert [text[e["start"] : e["end"]] for e in entities] == text.split()
+
+
 def test_feature_extraction(loaded):
     backbone, pipeline = loaded("bert", "feature-extraction")
     assert_same(backbone.predict(TEXTS, "adapter"), pipeline(TEXTS))

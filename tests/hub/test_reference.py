@@ -67,3 +67,8 @@ def test_domains_have_one_spelling(text, domain):
 def test_a_domain_of_nothing():
     with pytest.raises(InvalidReferenceError, match="tag"):
         normalise_domain("--", "tag")
+
+
+@pytest.mark.parametrize("text", ["./a/b", "../a", "/a@b", "name@3", "name@prod", "user/repo@v1"])
+def test_a_reference_reads_back_as_itself(text):
+    assert str(parse_reference(text)) == text

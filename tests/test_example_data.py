@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -41,15 +41,12 @@ def all_texts(name):
 
 
 def words(text):
-    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
+    return re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", text.lower())
 
 
 def skeleton(text):
     """The text with its numbers and its capitalised words blanked out."""
-    return " ".join(
-        "#" if any(c.isdigit() for c in w) or w[0].isupper() else w
-        for w in re.findall(r"\w+", text)
-    )
+    return " ".join("#" if any(c.isdigit() for c in w) or w[0].isupper() else w for w in re.findall(r"\w+", text))
 
 
 def jaccard(a, b):
@@ -59,11 +56,7 @@ def jaccard(a, b):
 def bio_errors(tags):
     """Positions at which a tag may not stand: an I- without its mention before it."""
     previous = ["O", *tags]
-    return [
-        i
-        for i, tag in enumerate(tags)
-        if tag not in TAGS or (tag == "I-Disease" and previous[i] == "O")
-    ]
+    return [i for i, tag in enumerate(tags) if tag not in TAGS or (tag == "I-Disease" and previous[i] == "O")]
 
 
 def mentions(row):
@@ -103,7 +96,7 @@ def test_classification_columns_and_balance(name, split):
 @pytest.mark.parametrize("name", sorted(LABELS))
 def test_rows_are_shuffled(name, split):
     labels = [row["label"] for row in load(name, split)]
-    changes = sum(a != b for a, b in zip(labels, labels[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(labels))
     assert changes > len(labels) / 4
 
 
@@ -148,8 +141,7 @@ def test_one_disease_is_tagged_alike_everywhere():
 
 def test_some_held_out_diseases_are_new():
     seen, held_out = (
-        {" ".join(m).lower() for row in load("biomedical-diseases", split) for m in mentions(row)}
-        for split in SPLITS
+        {" ".join(m).lower() for row in load("biomedical-diseases", split) for m in mentions(row)} for split in SPLITS
     )
     assert held_out & seen
     assert len(held_out - seen) >= 10
@@ -165,11 +157,7 @@ def test_no_row_is_in_both_splits(name):
 def test_no_near_duplicates(name):
     texts = all_texts(name)
     bags = [frozenset(words(text)) for text in texts]
-    close = [
-        (texts[i], texts[j])
-        for i, j in combinations(range(len(texts)), 2)
-        if jaccard(bags[i], bags[j]) >= 0.5
-    ]
+    close = [(texts[i], texts[j]) for i, j in combinations(range(len(texts)), 2) if jaccard(bags[i], bags[j]) >= 0.5]
     assert close == []
     assert [s for s, n in Counter(map(skeleton, texts)).items() if n > 1] == []
 

@@ -1,0 +1,69 @@
+"""Tiny bases with tokenizers of their own, and recipes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lorary.training.recipe import Recipe
+from tests.training.samples import ROWS, bpe_tokenizer, save_base, wordpiece_tokenizer, write_jsonl
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory) -> Callable[..., str]:
+    """``bases("bert")`` is the folder of a tiny base of that family; made once."""
+    import transformers as t
+
+    root = tmp_path_factory.mktemp("bases")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+    def make(family: str) -> str:
+        folder = root / family
+        if folder.exists():
+            return str(folder)
+        torch.manual_seed(0)
+        if family == "llama":
+            tokenizer = bpe_tokenizer()
+            config = t.LlamaConfig(
+                vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=0, eos_token_id=1, **sizes
+            )
+            model = t.LlamaForCausalLM(config)
+        else:
+            tokenizer = wordpiece_tokenizer(segments=family.startswith("bert"))
+            common = {"vocab_size": len(tokenizer), "pad_token_id": 0}
+            model = {
+                "bert": lambda: t.BertModel(t.BertConfig(**common, max_position_embeddings=64, **sizes)),
+                "bert-mlm": lambda: t.BertForMaskedLM(t.BertConfig(**common, max_position_embeddings=64, **sizes)),
+                "roberta": lambda: t.RobertaModel(t.RobertaConfig(**common, max_position_embeddings=66, **sizes)),
+                "distilbert": lambda: t.DistilBertModel(
+                    t.DistilBertConfig(
+                        **common, max_position_embeddings=64, dim=32, n_layers=2, n_heads=2, hidden_dim=64
+                    )
+                ),
+            }[family]()
+        return str(save_base(model, tokenizer, folder))
+
+    return make
+
+
+@pytest.fixture
+def make_recipe(tmp_path, bases) -> Callable[..., Recipe]:
+    """``make_recipe(task, family, **{"training.epochs": 1})``: a recipe with files of learnable rows."""
+
+    def make(
+        task: str = "text-classification", family: str | None = None, *, rows: int = 64, **settings: Any
+    ) -> Recipe:
+        family = family or ("llama" if task == "text-generation" else "bert")
+        flags = {
+            "name": "tiny", "domain": "Finance", "task": task, "base": bases(family),
+            "data.train": write_jsonl(tmp_path / "train.jsonl", ROWS[task](rows)),
+            "data.test": write_jsonl(tmp_path / "test.jsonl", ROWS[task](20, seed=9)),
+            "output": str(tmp_path / "out"), "training.epochs": 2, "training.learning_rate": 0.01,
+            "training.max_length": 64, "training.early_stopping": 0, "lora.rank": 4, "device": "cpu",
+        }  # fmt: skip
+        return Recipe.from_flags({**flags, **settings})
+
+    return make

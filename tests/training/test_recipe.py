@@ -1,0 +1,250 @@
+"""Recipes: every mistake at once, with its place, what was found and what is allowed; and nothing heavy imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from lorary.hub.errors import RecipeError
+from lorary.training.recipe import Recipe
+
+GOOD = """\
+name: tone
+domain: finance
+task: text-classification
+base: org/base
+data:
+  train: {train}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """``write(text)``: a recipe file; ``{train}`` stands for a file of rows that is there."""
+    train = tmp_path / "train.jsonl"
+    train.write_text('{"text": "a", "label": "b"}\n')
+
+    def write(text: str = GOOD, extra: str = ""):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text.replace("{train}", str(train)) + extra)
+        return path
+
+    return write
+
+
+def problems(path, overrides=(), flags=None):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path, overrides, flags)
+    return list(caught.value.problems)
+
+
+def test_defaults_depend_on_the_task(write):
+    recipe = Recipe.load(write())
+    assert (recipe.lora.targets, recipe.lora.alpha) == ("all-linear", 2 * recipe.lora.rank)
+    assert recipe.data.columns.named() == {"text": "text", "label": "label"}
+    assert recipe.data.test_size == 0.2
+    generation = Recipe.load(write(), ["task=text-generation"])
+    assert generation.training.learning_rate < recipe.training.learning_rate
+    assert generation.data.columns.named() == {"prompt": "prompt", "completion": "completion"}
+
+
+def test_a_recipe_is_frozen(write):
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe.load(write()).name = "other"
+
+
+def test_yaml_of_a_recipe_reads_back_to_an_equal_recipe(write, tmp_path):
+    recipe = Recipe.load(write(), ["lora.targets=[query, value]", "data.labels=['1', '0']", "lora.rank_pattern={q: 2}"])
+    path = tmp_path / "again.yaml"
+    path.write_text(recipe.to_yaml())
+    assert Recipe.load(path) == recipe
+
+
+def test_flags_alone_make_the_same_recipe_as_a_file(write, tmp_path):
+    flags = {"name": "tone", "domain": "finance", "task": "text-classification", "base": "org/base"}
+    recipe = Recipe.from_flags({**flags, "data.train": str(tmp_path / "train.jsonl")}, ["training.epochs=2"])
+    assert recipe == Recipe.load(write(), ["training.epochs=2"])
+
+
+def test_overrides_win_over_flags_and_flags_over_the_file(write):
+    path = write(extra="training:\n  epochs: 1\n  seed: 1\n  batch_size: 1\n")
+    recipe = Recipe.load(path, ["training.epochs=3"], {"training.epochs": 2, "training.seed": 2})
+    assert (recipe.training.epochs, recipe.training.seed, recipe.training.batch_size) == (3, 2, 1)
+
+
+def test_numbers_without_a_point_before_the_exponent_are_numbers(write):
+    assert Recipe.load(write(extra="training: {learning_rate: 2e-4}\n")).training.learning_rate == 2e-4
+
+
+def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
+    found = problems(
+        write(
+            "name: Fin Tone\n"
+            "domain: finance\n"
+            "task: text-clasification\n"
+            "base: 3\n"
+            "methd: lora\n"
+            "data: {train: {train}, test: gone.jsonl, columns: {txt: x}}\n"
+            'lora: {r: 8, dropout: 1.5}\n'
+            'training: {epochs: "3", batch_size: 0, scheduler: cosin, packing: maybe}\n'
+        ),
+        ["training.epoch=3"],
+    )  # fmt: skip
+    expected = [
+        "line 1: name: 'Fin Tone' can't be a name",
+        "line 3: task: expected one of text-classification, token-classification, text-generation, "
+        "found 'text-clasification'; did you mean 'text-classification'?",
+        "line 4: base: expected a text, found 3; put it in quotes",
+        "line 5: methd: unknown key; allowed here: name, domain,",
+        "line 6: data.columns.txt: unknown key; allowed here: text, text_pair,",
+        "line 6: data.test: no such file 'gone.jsonl'",
+        "line 7: lora.r: unknown key; here it is called 'rank'",
+        "line 7: lora.dropout: expected a number below 1",
+        "line 8: training.epochs: expected a number, found '3'",
+        "line 8: training.batch_size: expected a number above 0, found 0",
+        "line 8: training.scheduler: expected one of linear, cosine, constant, constant_with_warmup, found 'cosin'; "
+        "did you mean 'cosine'?",
+        "line 8: training.packing: expected true or false, found 'maybe'",
+        "--set: training.epoch: unknown key",
+    ]
+    for line in expected:
+        assert any(problem.startswith(line) for problem in found), line
+    assert len(found) == len(expected)
+    lines = [int(problem.split()[1][:-1]) for problem in found if problem.startswith("line")]
+    assert lines == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["method=qlora", "quantization=none"], "quantization: method 'qlora' means a base quantized to nf4"),
+        (["method=qlora", "quantization=int8"], "use method 'lora' with quantization 'int8'"),
+        (["data.columns.prompt=p"], "data.columns.prompt: text-classification has no 'prompt' column"),
+        (["task=token-classification", "data.columns={text: t}"], "data.columns.text: token-classification has no"),
+        (["task=text-generation", "data.columns={messages: m, prompt: p}"], "data.columns: text-generation takes"),
+        (["data.test={train}"], "data.test: the same rows as data.train"),
+        (["data.test={other}", "data.test_size=0.2"], "data.test_size: data.test already names the held-out rows"),
+        (["data.test_size=1.0"], "data.test_size: expected a number below 1"),
+        (["data.subset=en"], "data.subset: only a dataset has one; data.train is the file"),
+        (["data.train=rows.txt"], "'rows.txt' isn't one of .jsonl, .json, .csv, .parquet; convert it"),
+        (["data.train=some words"], "is neither a file nor a dataset id"),
+        (["data.train=nowhere/rows.jsonl"], "there is no folder 'nowhere'"),
+        (["prompt.template='{prompt}'"], "prompt.template: only text-generation has a prompt"),
+        (["task=text-generation", "prompt.template=Answer"], r"expected a text with \{prompt\} in it once"),
+        (["task=text-generation", "prompt.template='{prompt} {x}'"], r"expected a text with \{prompt\} in it once"),
+        (
+            ["task=text-generation", "data.columns={messages: m}", "prompt.format=plain"],
+            "prompt.format: rows of messages are chats",
+        ),
+        (["task=text-generation", "prompt.chat_template=x"], "prompt.chat_template: only format 'chat' has one"),
+        (["task=text-generation", "data.labels=[a]"], "data.labels: text-generation has no labels"),
+        (["training.packing=true"], "training.packing: only text-generation rows can be packed"),
+        (["lora.targets=all-linaer"], "did you mean 'all-linear'"),
+        (["lora.targets='.*(q'"], "isn't a regular expression"),
+        (["lora.targets=[]"], "the list is empty"),
+        (["alias='3'"], "alias: '3' can't be an alias"),
+        (["domain='--'"], "domain: '--' can't be a domain"),
+        (["output={folder}"], "output: .* is there already"),
+        (["task=question-answering"], "the catalogue knows it, but it can't be trained yet"),
+        (["lora.use_rslora=true"], "here it is called 'method: rslora'"),
+        (["epochs=3"], "did you mean 'training.epochs'"),
+        (["training=3"], "training: expected keys and values below it, found 3"),
+        (["training.learning_rate=.inf"], "training.learning_rate: expected a"),
+        (["lora.rank=8.0"], "lora.rank: expected a whole number, found 8.0"),
+        (["data.labels=[yes, no]"], "data.labels: expected a text, found true; put it in quotes"),
+    ],
+)
+def test_contradictions_and_wrong_values_are_named(settings, message, write, tmp_path):
+    path = write()
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    stands = {"{train}": tmp_path / "train.jsonl", "{other}": tmp_path / "other.jsonl", "{folder}": tmp_path}
+    for word, value in stands.items():
+        settings = [setting.replace(word, str(value)) for setting in settings]
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(path, settings)
+
+
+def test_qlora_means_nf4(write):
+    assert Recipe.load(write(), ["method=qlora"]).quantization == "nf4"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("# only a comment\n", "the file is empty"),
+        ("- a\n- b\n", "expected keys and values"),
+        ("just words", "expected keys and values"),
+        ("name: a\nname: b\n", "line 2: name: given twice, first on line 1"),
+        ("data:\n  train: a\n  train: b\n", "line 3: data.train: given twice, first on line 2"),
+        ("name: a\n\tdomain: b\n", "line 2: a tab; YAML is indented with spaces"),
+        ("name: [a\n", "not valid YAML"),
+        ("name: a: b\n", "line 1: not valid YAML"),
+        ("name: !!python/object/apply:os.system ['true']\n", "is refused: recipes hold plain values"),
+        ("1: a\n", "line 1: expected a text as key, found '1'"),
+        ("on: a\n", "line 1: expected a text as key, found 'on'"),
+        ("[a]: b\n", "line 1: expected a text as key"),
+        ("name: a\n---\nname: b\n", "not valid YAML"),
+    ],
+)
+def test_bad_yaml_is_one_clear_error(text, message, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    found = problems(path)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_unsafe_yaml_runs_nothing(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    problems(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_missing_recipe_offers_the_nearest_name(write, tmp_path):
+    write()
+    assert problems(tmp_path / "recipes.yaml") == ["no such file; did you mean 'recipe.yaml'?"]
+    assert problems(tmp_path) == ["can't be read: Is a directory"]
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
+    assert problems(tmp_path / "latin.yaml") == ["can't be read: it isn't UTF-8 text"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "--set 'training.epochs': expected key=value"),
+        ("=3", "expected key=value"),
+        ("training..epochs=3", "expected key=value"),
+        ("training.epochs=[", "the value isn't YAML"),
+        ("name.first=3", "--set name.first: name is 'tone', which has no keys"),
+    ],
+)
+def test_bad_overrides_are_named(override, message, write):
+    found = problems(write(), [override])
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_missing_settings_say_what_is_expected():
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_flags({})
+    keys = [problem.split(":")[0] for problem in caught.value.problems]
+    assert keys == ["name", "domain", "task", "base", "data"]
+
+
+def test_a_recipe_is_checked_without_anything_heavy(write):
+    script = (
+        "import sys\n"
+        "from lorary.training import Recipe\n"
+        "from lorary.hub.errors import RecipeError\n"
+        "Recipe.load(sys.argv[1])\n"
+        "try: Recipe.load(sys.argv[1], ['task=x', 'lora.rank=0', 'data.test=gone.csv'])\n"
+        "except RecipeError as error: assert len(error.problems) == 3, error\n"
+        "heavy = ('torch', 'transformers', 'datasets', 'peft', 'trl', 'numpy', 'pandas', 'pyarrow', 'sklearn')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(write())], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,423 @@
+"""Training end to end on tiny models: it learns, it repeats itself exactly, and PEFT gives the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.errors import (
+    DataError,
+    InterruptedRunError,
+    RegistryConflictError,
+    TrainingError,
+)
+from lorary.training import Recipe, train
+from lorary.training.data import load_data
+from lorary.training.progress import Reporter
+from lorary.training.run import prepare, run
+from tests.training.samples import WORDS, tone_rows, write_jsonl
+
+TASKS = ("text-classification", "token-classification", "text-generation")
+
+
+def _peft_model(folder: Path, base: str, task: str):
+    """The trained folder as a plain user of PEFT loads it."""
+    import transformers
+    from peft import PeftModel
+
+    manifest = read_checkpoint(folder).manifest
+    auto = {
+        "text-classification": transformers.AutoModelForSequenceClassification,
+        "token-classification": transformers.AutoModelForTokenClassification,
+        "text-generation": transformers.AutoModelForCausalLM,
+    }[task]
+    kwargs = {"num_labels": len(manifest.labels)} if manifest.labels else {}
+    return PeftModel.from_pretrained(auto.from_pretrained(base, **kwargs), folder).eval()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_train_learns_and_peft_gives_the_same_logits(task, make_recipe, registry, tmp_path):
+    recipe = make_recipe(task, rows=128, **{"training.epochs": 6})
+    version = train(recipe, registry)
+
+    assert version.reference == "tiny@1"
+    assert (version.domain, version.task, version.strategy) == ("finance", task, "fine-tune")
+    if task == "text-generation":
+        assert version.metrics["test"]["loss"] < 0.7 * version.metrics["untrained"]["loss"]
+    else:
+        assert version.metrics["test"]["f1"] >= version.metrics["majority"]["f1"] + 0.2
+        assert version.metrics["test"]["f1"] > version.metrics["untrained"]["f1"]
+
+    from safetensors.torch import load_file
+
+    golden = load_file(tmp_path / "out" / "golden.safetensors")
+    model = _peft_model(tmp_path / "out", recipe.base, task)
+    for index, row in enumerate(version.manifest.golden_rows):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row])).logits[0]
+        expected = logits[-1] if task == "text-generation" else logits
+        torch.testing.assert_close(golden[str(index)], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_run_folder_holds_what_an_adapter_needs_and_no_pickles(make_recipe, registry, tmp_path):
+    train(make_recipe(rows=100, **{"training.early_stopping": 2}), registry)
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "golden.safetensors",
+        "lorary.json",
+        "recipe.yaml",
+    ]
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    manifest = read_checkpoint(out).manifest
+    assert manifest.labels == ("bad", "good")
+    assert manifest.problem_type == "single_label_classification"
+    assert manifest.preprocessing.columns == {"text": "text", "label": "label"}
+    assert manifest.preprocessing.max_length == 64
+    assert manifest.provenance["seed"] == 42
+    assert manifest.provenance["data"]["rows"] == {"train": 90, "validation": 10, "test": 20}
+
+
+def test_provenance_names_no_folder_of_the_machine(make_recipe, registry, tmp_path):
+    recipe = make_recipe(**{"training.epochs": 1})
+    write_jsonl(tmp_path / "test.jsonl", tone_rows(4))  # rows that are trained on too: a notice that names the file
+    train(recipe, registry)
+    manifest = json.loads((tmp_path / "out" / "lorary.json").read_text())
+    assert "(first: test.jsonl, row 1)" in manifest["provenance"]["notices"][0]
+    for text in (json.dumps(manifest["provenance"]), (tmp_path / "out" / "recipe.yaml").read_text()):
+        assert str(tmp_path) not in text
+        assert str(Path.home()) not in text
+
+
+def test_the_same_recipe_gives_the_same_digest_in_one_process_and_in_another(make_recipe, registry, tmp_path):
+    recipe = make_recipe(**{"training.gradient_accumulation": 2, "lora.dropout": 0.2})
+    first = train(recipe, registry)
+    torch.rand(7)  # the state of the generator before a run must not matter
+    second = train(recipe.model_copy(update={"output": str(tmp_path / "second")}), registry)
+    assert second.digest == first.digest
+    assert second.number == first.number  # the catalogue holds it once
+
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    script = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from lorary.training import Recipe, train\n"
+        "from lorary.hub.registry import Registry\n"
+        "recipe = Recipe.load(sys.argv[1], ['output=' + sys.argv[2]])\n"
+        "print(train(recipe, Registry(sys.argv[3])).digest)\n"
+    )
+    arguments = [str(tmp_path / name) for name in ("recipe.yaml", "third", "other.db")]
+    recipe_text = (tmp_path / "recipe.yaml").read_text().replace(str(tmp_path / "out"), str(tmp_path / "third"))
+    (tmp_path / "recipe.yaml").write_text(recipe_text)
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip().splitlines()[-1] == first.digest
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("token-classification", {}),
+        ("text-generation", {}),
+        ("text-classification", {"method": "qlora"}),
+        ("text-classification", {"training.early_stopping": 2}),
+    ],
+)
+def test_every_kind_of_run_repeats_itself(task, settings, make_recipe, registry, tmp_path):
+    recipe = make_recipe(task, rows=100, **{"training.epochs": 1, **settings})
+    first = train(recipe, registry)
+    second = train(recipe.model_copy(update={"output": str(tmp_path / "second")}), registry)
+    assert second.digest == first.digest
+
+
+def test_another_seed_gives_another_digest(make_recipe, registry, tmp_path):
+    first = train(make_recipe(**{"training.epochs": 1}), registry)
+    second = train(make_recipe(**{"training.epochs": 1, "training.seed": 7, "output": str(tmp_path / "b")}), registry)
+    assert first.digest != second.digest
+    assert second.number == 2
+
+
+def test_early_stopping_keeps_the_epoch_with_the_lowest_validation_loss(make_recipe, tmp_path):
+    from lorary.training.evaluate import row_logits
+
+    # A step size that makes later epochs worse than earlier ones.
+    settings = {"training.early_stopping": 1, "training.epochs": 12, "training.learning_rate": 0.2}
+    recipe = make_recipe(rows=100, **settings)
+    prepared = prepare(recipe, load_data(recipe), Reporter())
+    finished = run(prepared, tmp_path / "checkpoints", Reporter())
+    steps_per_epoch = -(-len(prepared.train.features) // recipe.training.batch_size)
+    best = finished.trained.provenance["best_epoch"]
+    assert finished.trained.provenance["steps"] < 12 * steps_per_epoch
+    assert best * steps_per_epoch < finished.trained.provenance["steps"]
+    states = list((tmp_path / "checkpoints").glob("checkpoint-*/trainer_state.json"))
+    history = json.loads(max(states, key=lambda path: path.stat().st_mtime).read_text())["log_history"]
+    lowest = min(entry["eval_loss"] for entry in history if "eval_loss" in entry)
+
+    rows = prepared.validation
+    logits = torch.stack(
+        row_logits(prepared.model, prepared.task.collator(prepared.base.tokenizer), list(rows.features))
+    )
+    labels = torch.tensor([feature["labels"] for feature in rows.features])
+    assert float(torch.nn.functional.cross_entropy(logits, labels)) == pytest.approx(lowest, abs=1e-5)
+
+
+def test_held_out_rows_are_never_used_to_choose_an_epoch(make_recipe):
+    recipe = make_recipe(rows=100, **{"training.early_stopping": 2})
+    data = load_data(recipe)
+    test = {example.place for example in data.test}
+    assert data.validation
+    assert not test & {example.place for example in (*data.train, *data.validation)}
+
+
+@pytest.mark.parametrize(
+    ("family", "saved"),
+    [("bert", ["classifier"]), ("roberta", ["classifier"]), ("distilbert", ["classifier", "pre_classifier"])],
+)
+@pytest.mark.parametrize("task", TASKS[:2])
+def test_every_head_layer_is_trained_and_saved(task, family, saved, make_recipe, registry, tmp_path):
+    train(make_recipe(task, family, rows=40, **{"training.epochs": 1}), registry)
+    tensors = read_checkpoint(tmp_path / "out").tensors
+    names = saved if task == "text-classification" else ["classifier"]
+    whole = {key.split(".")[2] for key in tensors if "lora_" not in key}
+    assert whole == set(names)
+    assert not any("lora_" in key and name in key for key in tensors for name in names)
+
+
+def test_a_pooler_that_the_base_lacks_is_trained_and_saved(make_recipe, registry, tmp_path):
+    recipe = make_recipe("text-classification", "bert-mlm", **{"training.epochs": 1})
+    train(recipe, registry)
+    checkpoint = read_checkpoint(tmp_path / "out")
+    assert "base_model.model.bert.pooler.dense.weight" in checkpoint.tensors
+    # Loaded by PEFT, the random pooler of a fresh base is replaced by the trained one: the golden logits come out.
+    from safetensors.torch import load_file
+
+    torch.manual_seed(123)
+    model = _peft_model(tmp_path / "out", recipe.base, "text-classification")
+    row = checkpoint.manifest.golden_rows[0]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([row])).logits[0]
+    torch.testing.assert_close(logits, load_file(tmp_path / "out" / "golden.safetensors")["0"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_that_nothing_reaches_is_left_out_with_a_notice(make_recipe, tmp_path):
+    """A pooler that is there but that token classification doesn't read would stay an adapter that does nothing."""
+    from lorary.training import model as building
+    from lorary.training.tasks import make_task
+
+    recipe = make_recipe("token-classification")
+    data = load_data(recipe)
+    task = make_task(recipe, data.labels)
+    base = building.load_for(task, recipe)
+    base.model.bert.pooler = torch.nn.Sequential(torch.nn.Linear(32, 32))  # as in task classes that keep one
+    notes: list[str] = []
+    sample = task.encode(data.train[:1], base.tokenizer, 64, notes.append).features[0]
+    with_adapter = building.add_adapter(base, task, recipe, sample, notes.append)
+    assert notes == ["left out, since nothing of them reaches the loss: bert.pooler.0"]
+    assert not any("pooler" in name and "lora_" in name for name, _ in with_adapter.named_parameters())
+    assert sum("lora_A" in name for name, _ in with_adapter.named_parameters()) == 12
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all-linear", {"query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"}),
+        ("attention", {"query", "key", "value", "attention.output.dense"}),
+        (("query", "value"), {"query", "value"}),
+        (r".*layer\.0\..*\.key", {"key"}),
+    ],
+)
+def test_targets_choose_the_layers_that_they_name(targets, expected, make_recipe):
+    from lorary.training import model as building
+    from lorary.training.tasks import make_task
+
+    recipe = make_recipe("token-classification")
+    task = make_task(recipe, ("O", "B-ORG"))
+    base = building.load_for(task, recipe)
+    chosen = building.resolve_targets(base.model, targets, base.saved)
+    assert {name for name in expected if any(path.endswith(name) for path in chosen)} == expected
+    assert all(any(path.endswith(name) for name in expected) for path in chosen)
+    assert not any("classifier" in path for path in chosen)
+
+
+def test_a_target_that_matches_nothing_is_named_with_the_nearest(make_recipe, registry):
+    with pytest.raises(TrainingError, match="no linear layer is called 'querry'; did you mean 'query'"):
+        train(make_recipe(**{"lora.targets": ("querry",)}), registry)
+
+
+def test_an_encoder_is_refused_for_generation(make_recipe, registry):
+    with pytest.raises(TrainingError, match="is an encoder, which can't generate; choose a causal language model"):
+        train(make_recipe("text-generation", "bert"), registry)
+
+
+def test_a_folder_that_cannot_be_written_is_named(make_recipe, registry, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"file/out: can't be written \(.+\); free the disk or name another output"):
+        train(make_recipe(output=str(tmp_path / "file" / "out")), registry)
+    assert not registry.path.exists()
+
+
+def test_packed_rows_do_not_read_each_other(make_recipe, registry, tmp_path):
+    """The loss of packed rows is that of the rows alone; and a packed run passes the gate."""
+    from lorary.training.fit import make_trainer
+
+    losses = {}
+    for packing in (True, False):
+        recipe = make_recipe("text-generation", **{"training.packing": packing, "lora.dropout": 0.0})
+        ready = prepare(recipe, load_data(recipe), Reporter())
+        trainer = make_trainer(
+            ready.model, ready.base.tokenizer, ready.task, ready.train, None, recipe, tmp_path / "checkpoints"
+        )
+        total = tokens = 0.0
+        ready.model.eval()
+        for batch in trainer.get_train_dataloader():
+            count = int((batch["labels"] != -100).sum())
+            with torch.no_grad():
+                total += float(trainer.compute_loss(ready.model, dict(batch))) * count
+            tokens += count
+        losses[packing] = (total / tokens, tokens)
+    assert len(trainer.train_dataset) == 64
+    assert losses[True][1] == losses[False][1]
+    assert losses[True][0] == pytest.approx(losses[False][0], rel=1e-5)
+    version = train(make_recipe("text-generation", **{"training.packing": True}), registry)
+    assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
+
+
+def test_rslora_and_patterns_reach_the_config(make_recipe, registry, tmp_path):
+    version = train(
+        make_recipe(
+            method="rslora",
+            **{"training.epochs": 1, "lora.rank_pattern": {"query": 2}, "lora.alpha_pattern": {"key": 3}},
+        ),
+        registry,
+    )
+    config = read_checkpoint(tmp_path / "out").config
+    assert (config["use_rslora"], config["rank_pattern"], config["alpha_pattern"]) == (True, {"query": 2}, {"key": 3})
+    assert version.method == "rslora"
+
+
+def test_a_diverging_run_stops_at_its_step_and_leaves_nothing(make_recipe, registry, tmp_path):
+    recipe = make_recipe(
+        **{"training.learning_rate": 1.0, "training.epochs": 50, "training.max_grad_norm": 1e30, "lora.alpha": 1e12}
+    )
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+ of \d+; lower training.learning_rate"):
+        train(recipe, registry)
+    assert not registry.path.exists()
+    assert not (tmp_path / "out").exists()
+
+
+class _StopAt(Reporter):
+    """Presses Ctrl-C at the third step."""
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if done == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_leaves_nothing_behind(make_recipe, registry, tmp_path):
+    assert threading.current_thread() is threading.main_thread()
+    before = {path.name for path in tmp_path.iterdir()}
+    recipe = make_recipe(**{"training.epochs": 5})
+    with pytest.raises(InterruptedRunError, match="stopped; nothing was registered and no files are left"):
+        train(recipe, registry, _StopAt())
+    assert {path.name for path in tmp_path.iterdir()} - before == {"train.jsonl", "test.jsonl"}
+
+
+def test_a_name_of_another_task_is_refused_before_the_run(make_recipe, registry, tmp_path):
+    train(make_recipe(**{"training.epochs": 1}), registry)
+    phases: list[str] = []
+
+    class Listener(Reporter):
+        def phase(self, text: str) -> None:
+            phases.append(text)
+
+    other = make_recipe("token-classification", output=str(tmp_path / "b"))
+    with pytest.raises(RegistryConflictError, match="'text-classification', the recipe says 'token-classification'"):
+        train(other, registry, Listener())
+    assert phases == []
+
+
+def test_bad_rows_stop_the_run_before_the_base_is_looked_for(make_recipe, registry, tmp_path):
+    recipe = make_recipe(base="no/such-base")
+    write_jsonl(tmp_path / "train.jsonl", [*tone_rows(10), {"text": "", "label": "good"}])
+    with pytest.raises(DataError, match="row 11, text: is empty"):
+        train(recipe, registry)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_bfloat16_base_trains_in_float32_and_passes_the_gate(task, make_recipe, registry, tmp_path):
+    """What a GPU does by default."""
+    version = train(make_recipe(task, rows=128, dtype="bfloat16", **{"training.epochs": 6}), registry)
+    assert version.manifest.numerics.dtype == "bfloat16"
+    assert {info.dtype for info in read_checkpoint(tmp_path / "out").tensors.values()} == {"F32"}
+    metric = "loss" if task == "text-generation" else "f1"
+    better = -1 if metric == "loss" else 1
+    assert better * version.metrics["test"][metric] > better * version.metrics["untrained"][metric]
+
+
+def test_a_run_that_did_not_help_says_so(make_recipe, registry):
+    reporter = Reporter()
+    version = train(make_recipe(**{"training.learning_rate": 1e-9, "training.epochs": 1}), registry, reporter)
+    f1 = version.metrics["test"]["f1"]
+    assert f"no better than untrained on the held-out rows: f1 {f1:.4g} against {f1:.4g}" in reporter.notices
+
+
+def test_alias_and_tags_are_registered(make_recipe, registry):
+    version = train(make_recipe(alias="prod", tags=("demo",), **{"training.epochs": 1}), registry)
+    assert version.aliases == ("prod",)
+    assert version.tags == ("demo",)
+    assert registry.resolve("tiny@prod").number == 1
+
+
+def test_sentence_pairs_train_through_the_gate(make_recipe, registry, tmp_path):
+    rows = [
+        {"first": row["text"], "second": WORDS[index % 9], "label": index % 2}
+        for index, row in enumerate(tone_rows(40))
+    ]
+    settings = {
+        "data.train": write_jsonl(tmp_path / "pairs.jsonl", rows),
+        "data.test": write_jsonl(tmp_path / "more.jsonl", rows[:10]),
+        "data.columns": {"text": "first", "text_pair": "second", "label": "label"},
+        "data.labels": ("no", "yes"),
+        "training.epochs": 1,
+    }
+    recipe = make_recipe(**settings)
+    version = train(recipe, registry)
+    assert version.manifest.labels == ("no", "yes")
+
+
+def test_a_llama_can_be_trained_to_classify(make_recipe, registry, tmp_path):
+    version = train(make_recipe("text-classification", "llama", rows=200, **{"training.epochs": 8}), registry)
+    assert version.metrics["test"]["f1"] > 0.8
+    tensors = read_checkpoint(tmp_path / "out").tensors
+    assert "base_model.model.score.weight" in tensors
+    # The base has no padding token; served, it gets the one that was trained with.
+    backbone = Backbone.from_pretrained(version.base_id, device="cpu", registry=registry)
+    backbone.load("tiny")
+    texts = [row["text"] for row in tone_rows(6, seed=3)]
+    alone = [backbone.predict(text, "tiny")[0]["label"] for text in texts]
+    assert [prediction["label"] for prediction in backbone.predict(texts, "tiny")] == alone
+
+
+def test_the_recipe_saved_with_the_adapter_reads_back(make_recipe, registry, tmp_path):
+    recipe = make_recipe(**{"training.epochs": 1})
+    train(recipe, registry)
+    text = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert "rank: 4" in text
+    (tmp_path / "again.yaml").write_text(text)
+    again = Recipe.load(
+        tmp_path / "again.yaml",
+        [f"data.train={recipe.data.train}", f"data.test={recipe.data.test}", f"base={recipe.base}"],
+    )
+    assert again.training == recipe.training

@@ -1,0 +1,211 @@
+"""Reading rows from JSONL, JSON, CSV and Parquet files, dataset folders and the Hub, each with its place.
+
+The files are read here rather than by ``datasets`` because a row that can't be read has to be named by its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.errors import DataError, LoraryError
+from lorary.training.recipe_check import is_data_file
+
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as read: its values by column, and its place for messages (``train.jsonl, row 12``)."""
+
+    values: Mapping[str, Any]
+    place: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """All rows of one file or dataset, with what provenance says about it."""
+
+    shown: str
+    rows: tuple[Row, ...]
+    sha256: str | None = None
+    revision: str | None = None
+
+    def provenance(self) -> dict[str, Any]:
+        """Name, row count and hash; a file's name without the folders above it, which are nobody's business."""
+        path = Path(self.shown)
+        name = self.shown if not path.is_absolute() else path.name
+        return {"name": name, "rows": len(self.rows), "sha256": self.sha256, "revision": self.revision}
+
+
+def read_source(text: str, *, split: str = "train", subset: str | None = None, revision: str | None = None) -> Source:
+    """Read a data file, a dataset's folder or a dataset from the Hub.
+
+    Raises:
+        DataError: rows that can't be read, each by its number; no rows; no such dataset or split.
+    """
+    path = Path(text).expanduser()
+    if is_data_file(text) and not path.is_dir():
+        return _read_file(path, text)
+    return _read_dataset(str(path) if path.is_dir() else text, text, split, subset, revision)
+
+
+def report(subject: str, problems: list[str]) -> DataError:
+    """The error for bad rows: the first twenty, and how many more there are."""
+    more = len(problems) - SHOWN_PROBLEMS
+    listed = problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+    return DataError(f"{subject} ({len(problems)} in all)" if more > 0 else subject, listed)
+
+
+def _read_file(path: Path, shown: str) -> Source:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(shown, [f"can't be read: {error.strerror or error}"]) from error
+    problems: list[str] = []
+    rows = tuple(
+        Row(values, f"{shown}, row {number}") for number, values in _READERS[path.suffix](content, shown, problems)
+    )
+    if problems:
+        raise report(shown, problems)
+    if not rows:
+        raise DataError(shown, ["holds no rows; expected at least a few"])
+    return Source(shown, rows, hashlib.sha256(content).hexdigest())
+
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def _text(content: bytes, problems: list[str]) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        problems.append(f"row {line}: not UTF-8 text (byte {error.start}); save the file as UTF-8")
+        return ""
+
+
+def _jsonl(content: bytes, shown: str, problems: list[str]) -> Rows:
+    # Not splitlines(): U+2028 and its kind are allowed inside a JSON text.
+    for number, line in enumerate(_text(content, problems).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"row {number}: not valid JSON ({error})")
+            continue
+        if not isinstance(values, dict):
+            problems.append(f"row {number}: expected an object with columns, found {type(values).__name__}")
+            continue
+        yield number, values
+
+
+def _json(content: bytes, shown: str, problems: list[str]) -> Rows:
+    text = _text(content, problems)
+    if problems:
+        return
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problems.append(f"not valid JSON ({error}); if each line is a row of its own, name the file .jsonl")
+        return
+    if not isinstance(values, list):
+        problems.append(f"expected a list of rows, found {type(values).__name__}")
+        return
+    for number, row in enumerate(values, start=1):
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            problems.append(f"row {number}: expected an object with columns, found {type(row).__name__}")
+
+
+def _csv(content: bytes, shown: str, problems: list[str]) -> Rows:
+    reader = csv.reader(io.StringIO(_text(content, problems), newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                twice = sorted({name for name in header if header.count(name) > 1})
+                if twice:
+                    problems.append(f"row 1: the header names {', '.join(map(repr, twice))} twice")
+                    return
+            elif len(cells) != len(header):
+                problems.append(
+                    f"row {reader.line_num}: {len(cells)} cells, the header has {len(header)}; quote commas"
+                )
+            else:
+                yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        problems.append(f"row {reader.line_num}: not valid CSV ({error})")
+
+
+def _parquet(content: bytes, shown: str, problems: list[str]) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+    except (pyarrow.ArrowException, OSError) as error:
+        problems.append(f"not a readable Parquet file ({error})")
+        return
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+_READERS: Mapping[str, Callable[[bytes, str, list[str]], Rows]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _read_dataset(location: str, shown: str, split: str, subset: str | None, revision: str | None) -> Source:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(location, name=subset, split=split, revision=revision)
+    except LoraryError:
+        raise
+    except Exception as error:  # the library raises a dozen kinds of its own and its file systems'
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(shown, [f"can't be loaded as a dataset (split {split!r}): {reason}"]) from error
+    finally:
+        datasets.enable_progress_bars()
+    names = {column: _label_names(feature) for column, feature in table.features.items()}
+    rows = tuple(
+        Row(
+            {column: _named(value, names[column]) for column, value in values.items()},
+            f"{shown} ({split}), row {number}",
+        )
+        for number, values in enumerate(table, start=1)
+    )
+    if not rows:
+        raise DataError(shown, [f"split {split!r} holds no rows"])
+    return Source(shown, rows, revision=revision)
+
+
+def _label_names(feature: Any) -> list[str] | None:
+    """The names behind a column of label ids, or of lists of them."""
+    inner = getattr(feature, "feature", feature)
+    names = getattr(inner, "names", None)
+    return list(names) if names else None
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    if names is None or value is None:
+        return value
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    # -1 is the library's mark for "no label"; it is left for the row check to report.
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value

@@ -1,0 +1,254 @@
+"""The recipe: every setting of a training run, checked as a whole before anything heavy is imported or loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lorary.hub.errors import RecipeError
+from lorary.training.recipe_check import contradictions
+from lorary.training.recipe_explain import explain
+from lorary.training.recipe_yaml import RawRecipe, in_order, read_recipe
+
+Task = Literal["text-classification", "token-classification", "text-generation"]
+Method = Literal["lora", "qlora", "rslora"]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    # Strict: a quoted number or a bare `yes` is a slip that should be named, not guessed at.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Columns(_Section):
+    """Which column plays which role; a role that a task doesn't have is left out."""
+
+    text: Text | None = None
+    text_pair: Text | None = None
+    label: Text | None = None
+    tokens: Text | None = None
+    tags: Text | None = None
+    prompt: Text | None = None
+    completion: Text | None = None
+    messages: Text | None = None
+
+    def named(self) -> dict[str, str]:
+        """The roles that are in use, with their columns."""
+        return {role: column for role, column in self.model_dump().items() if column is not None}
+
+
+class Data(_Section):
+    """Where the rows are: a JSONL, CSV or Parquet file, a dataset's folder, or a dataset id on the Hub.
+
+    ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
+    or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen.
+    """
+
+    train: Text
+    test: Text | None = None
+    validation: Text | None = None
+    test_size: Share | None = None
+    validation_size: Annotated[float, Field(ge=0, lt=1)] | None = None
+    columns: Columns = Columns()
+    labels: tuple[Text, ...] | None = None
+    subset: Text | None = None
+    train_split: Text = "train"
+    test_split: Text | None = None
+    revision: Text | None = None
+
+
+class Lora(_Section):
+    """The adapter (Hu et al. 2021): ``targets`` is ``all-linear``, ``attention``, a list of names, or a regex."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    targets: Text | tuple[Text, ...] = "all-linear"
+    rank_pattern: dict[str, Positive] = {}
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+
+class Training(_Section):
+    """The run. Lengths are in tokens; ``warmup`` is a share of all steps.
+
+    ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off.
+    """
+
+    epochs: Annotated[float, Field(gt=0)]
+    max_steps: Positive | None = None
+    batch_size: Positive
+    gradient_accumulation: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    max_length: Annotated[int, Field(ge=8)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    early_stopping: Annotated[int, Field(ge=0)] = 3
+    packing: bool = False
+    gradient_checkpointing: bool = False
+
+
+class PromptSettings(_Section):
+    """How a prompt is put before the model; by default as the columns suggest (see ``format``)."""
+
+    format: Literal["instruction", "chat", "plain"] | None = None
+    template: Text | None = None
+    chat_template: Text | None = None
+
+
+class Recipe(_Section):
+    """Every setting of a run. Made by :meth:`load` or :meth:`from_flags`, which report all mistakes at once."""
+
+    name: Text
+    domain: Text
+    task: Task
+    base: Text
+    revision: Text | None = None
+    method: Method = "lora"
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    data: Data
+    lora: Lora
+    training: Training
+    prompt: PromptSettings = PromptSettings()
+    output: Text | None = None
+    tags: tuple[Text, ...] = ()
+    alias: Text | None = None
+    device: Text | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a recipe file.
+
+        Args:
+            path: a YAML file.
+            overrides: ``key=value`` texts such as ``training.epochs=3``; they win over ``flags`` and the file.
+            flags: dotted keys and values, as for :meth:`from_flags`; they win over the file.
+
+        Raises:
+            RecipeError: every mistake in it, each with its line, what was found and what is allowed.
+        """
+        return cls.build(_with_flags(read_recipe(path), flags or {}).with_overrides(overrides))
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+        """Build a recipe from dotted keys and their values (``{"data.train": "train.jsonl"}``), without a file.
+
+        Raises:
+            RecipeError: as :meth:`load`.
+        """
+        return cls.build(_with_flags(RawRecipe("recipe"), flags).with_overrides(overrides))
+
+    @classmethod
+    def build(cls, raw: RawRecipe) -> Recipe:
+        """Check raw values as a whole, with each task's defaults put in. Raises as :meth:`load`."""
+        values = with_defaults(raw.values)
+        recipe: Recipe | None = None
+        problems: list[str] = []
+        try:
+            recipe = cls.model_validate(_tuples(values))
+        except ValidationError as error:
+            problems = explain(error, raw, cls)
+        # Contradictions are looked for even in a recipe that has other mistakes: one round of mending is enough.
+        problems += contradictions(values, raw, already=problems)
+        if problems or recipe is None:
+            raise RecipeError(raw.source, in_order(problems))
+        return recipe
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included, as YAML that :meth:`load` reads back to an equal one."""
+        return yaml.safe_dump(_lists(self.model_dump(exclude_none=True)), sort_keys=False, allow_unicode=True)
+
+
+FLAG_OF: Mapping[str, str] = {
+    "base": "--base", "data.train": "--data", "data.test": "--test", "task": "--task", "domain": "--domain",
+    "name": "--name", "method": "--method", "quantization": "--quantization", "output": "--output",
+    "training.epochs": "--epochs", "lora.rank": "--rank", "training.learning_rate": "--learning-rate",
+    "training.seed": "--seed", "device": "--device", "alias": "--alias",
+}  # fmt: skip
+"""The command line's flag for each setting that has one of its own; ``--set`` reaches all others."""
+
+
+def _with_flags(raw: RawRecipe, flags: Mapping[str, Any]) -> RawRecipe:
+    problems = [raw.put(dotted, value, FLAG_OF.get(dotted, "given")) for dotted, value in flags.items()]
+    if any(problems):
+        raise RecipeError(raw.source, [problem for problem in problems if problem])
+    return raw
+
+
+# Learning rates are about ten times those of full fine-tuning ("LoRA Without Regret", 2025; Hu et al. 2021, table 9).
+_TASK_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "text-classification": {
+        "training": {"epochs": 8, "batch_size": 16, "learning_rate": 5e-4, "max_length": 128},
+        "lora": {"rank": 8},
+    },
+    "token-classification": {
+        "training": {"epochs": 10, "batch_size": 16, "learning_rate": 1e-3, "max_length": 128},
+        "lora": {"rank": 8},
+    },
+    "text-generation": {
+        "training": {"epochs": 3, "batch_size": 8, "learning_rate": 2e-4, "max_length": 1024},
+        "lora": {"rank": 16},
+    },
+}
+
+_TASK_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "text-classification": {"text": "text", "label": "label"},
+    "token-classification": {"tokens": "tokens", "tags": "tags"},
+    "text-generation": {"prompt": "prompt", "completion": "completion"},
+}
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put in what depends on other settings: the task's training settings and columns, alpha, QLoRA's nf4."""
+    filled = dict(values)
+    task = values.get("task")
+    # A wrong task is reported as such; generation's defaults keep it from being reported as missing settings too.
+    defaults = _TASK_DEFAULTS.get(str(task), _TASK_DEFAULTS["text-generation"])
+    for section, settings in defaults.items():
+        given = values.get(section)
+        if given is None or isinstance(given, Mapping):
+            filled[section] = {**settings, **(given or {})}
+    lora = filled.get("lora")
+    if isinstance(lora, dict) and isinstance(lora.get("rank"), int):
+        lora.setdefault("alpha", 2 * max(1, lora["rank"]))  # a wrong rank is one mistake, not two
+    if values.get("method") == "qlora":
+        filled.setdefault("quantization", "nf4")
+    data = values.get("data")
+    if isinstance(data, Mapping):
+        filled["data"] = data = {**data, "columns": _columns(str(task), data.get("columns"))}
+        if data.get("test") is None and data.get("test_split") is None:
+            data.setdefault("test_size", 0.2)
+        if data.get("validation") is None:
+            data.setdefault("validation_size", 0.1)
+    return filled
+
+
+def _columns(task: str, given: Any) -> Any:
+    if given is not None and not isinstance(given, Mapping):
+        return given
+    given = dict(given or {})
+    if task == "text-generation" and ("messages" in given or "text" in given):
+        return given  # rows of another form than prompt and completion
+    return {**_TASK_COLUMNS.get(task, {}), **given}
+
+
+def _tuples(value: Any) -> Any:
+    """Lists become tuples, since a frozen recipe holds nothing that can change."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,190 @@
+"""Settings of a recipe that contradict each other, and files that aren't there."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.errors import InvalidReferenceError
+from lorary.hub.reference import check_name, normalise_domain
+from lorary.training.recipe_explain import where
+from lorary.training.recipe_yaml import RawRecipe, near_file, nearest, shown
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+"""The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
+
+# Not a dataset id, whatever the Hub would allow.
+_OTHER_SUFFIXES = frozenset({".txt", ".tsv", ".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
+_ROLES: Mapping[str, tuple[frozenset[str], ...]] = {
+    "text-classification": (frozenset({"text", "label"}), frozenset({"text", "text_pair", "label"})),
+    "token-classification": (frozenset({"tokens", "tags"}),),
+    "text-generation": (frozenset({"prompt", "completion"}), frozenset({"messages"}), frozenset({"text"})),
+}
+
+
+def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[str]) -> list[str]:
+    """Settings that can't go together, and files that aren't there; a key in ``already`` isn't reported again."""
+    found = []
+    for check in (_names, _method, _columns, _files, _splits, _lora, _prompt, _run):
+        for dotted, message in check(values):
+            if not any(f"{dotted}: " in problem for problem in already):
+                found.append(f"{where(raw, dotted)}{dotted}: {message}")
+    return found
+
+
+def is_data_file(text: str) -> bool:
+    """Is ``text`` meant as a file or folder, rather than as a dataset id on the Hub?"""
+    return text.endswith(DATA_SUFFIXES) or text.startswith(("./", "../", "/", "~")) or Path(text).exists()
+
+
+Problems = Iterator[tuple[str, str]]
+
+
+def _names(values: Mapping[str, Any]) -> Problems:
+    checks: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("name", check_name),
+        ("domain", normalise_domain),
+        ("alias", lambda text: check_name(text, "alias")),
+    )
+    for key, check in checks:
+        value = values.get(key)
+        if isinstance(value, str) and value:
+            try:
+                check(value)
+            except InvalidReferenceError as error:
+                yield key, str(error)
+
+
+def _method(values: Mapping[str, Any]) -> Problems:
+    quantization = values.get("quantization", "none")
+    if values.get("method") == "qlora" and quantization in ("none", "int8"):
+        yield (
+            "quantization",
+            f"method 'qlora' means a base quantized to nf4, found {quantization!r}; "
+            f"leave quantization out, or use method 'lora' with quantization {quantization!r}",
+        )
+
+
+def _columns(values: Mapping[str, Any]) -> Problems:
+    task, columns = values.get("task"), _section(_section(values, "data"), "columns")
+    roles = {role for role, column in columns.items() if column is not None}
+    allowed = _ROLES.get(str(task))
+    if allowed is None or not roles or roles in allowed:
+        return
+    known = frozenset().union(*allowed)
+    forms = " or ".join(", ".join(sorted(form)) for form in allowed)
+    for role in sorted(roles - known):
+        yield f"data.columns.{role}", f"{task} has no {role!r} column; expected {forms}"
+    if roles <= known:
+        yield "data.columns", f"{task} takes {forms}, found {', '.join(sorted(roles))}"
+
+
+def _files(values: Mapping[str, Any]) -> Problems:
+    data = _section(values, "data")
+    for key in ("train", "test", "validation"):
+        text = data.get(key)
+        if not isinstance(text, str) or not text:
+            continue
+        path = Path(text).expanduser()
+        if is_data_file(text) and not path.exists():
+            yield f"data.{key}", f"no such file {text!r}{near_file(path)}"
+        elif path.suffix in _OTHER_SUFFIXES or (path.is_file() and path.suffix not in DATA_SUFFIXES):
+            yield f"data.{key}", f"{text!r} isn't one of {', '.join(DATA_SUFFIXES)}; convert it to one of them"
+        elif not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+            yield f"data.{key}", f"{text!r} is neither a file nor a dataset id such as 'user/dataset'"
+
+
+def _splits(values: Mapping[str, Any]) -> Problems:
+    data = _section(values, "data")
+    if data.get("test") is not None and data.get("test_size") is not None:
+        yield "data.test_size", "data.test already names the held-out rows; leave one of them out"
+    if data.get("test") is not None and data.get("test") == data.get("train") and data.get("test_split") is None:
+        yield "data.test", "the same rows as data.train; held-out rows must not be trained on"
+    if data.get("validation") is not None and data.get("validation_size") is not None:
+        yield "data.validation_size", "data.validation already names the rows; leave one of them out"
+    train = data.get("train")
+    if isinstance(train, str) and train.endswith(DATA_SUFFIXES):
+        for key in ("subset", "test_split", "revision"):
+            if data.get(key) is not None:
+                yield f"data.{key}", f"only a dataset has one; data.train is the file {train!r}"
+
+
+def _lora(values: Mapping[str, Any]) -> Problems:
+    lora = _section(values, "lora")
+    targets = lora.get("targets")
+    if isinstance(targets, str) and targets not in ("all-linear", "attention"):
+        # A misspelt word would be taken for a pattern that matches nothing.
+        if re.fullmatch(r"[\w-]+", targets):
+            yield (
+                "lora.targets",
+                f"expected 'all-linear', 'attention', a list of names or a regular expression, found {targets!r}"
+                + nearest(targets, ("all-linear", "attention")),
+            )
+        else:
+            yield from _regex("lora.targets", targets)
+    if targets == () or targets == []:
+        yield "lora.targets", "the list is empty, so nothing would be trained; name layers or use 'all-linear'"
+    for table in ("rank_pattern", "alpha_pattern"):
+        for pattern in _section(lora, table):
+            yield from _regex(f"lora.{table}", str(pattern))
+
+
+def _regex(dotted: str, pattern: str) -> Problems:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield dotted, f"{pattern!r} isn't a regular expression ({error})"
+
+
+def _prompt(values: Mapping[str, Any]) -> Problems:
+    prompt, task = _section(values, "prompt"), values.get("task")
+    given = [key for key, value in prompt.items() if value is not None]
+    if task in _ROLES and task != "text-generation":
+        for key in given:
+            yield f"prompt.{key}", f"only text-generation has a prompt; the task is {task}"
+        return
+    columns = _section(_section(values, "data"), "columns")
+    form = prompt.get("format")
+    if columns.get("messages") is not None and form not in (None, "chat"):
+        yield "prompt.format", f"rows of messages are chats, found {form!r}; leave it out"
+    if columns.get("text") is not None and form not in (None, "plain"):
+        yield "prompt.format", f"rows of plain text have no prompt, found {form!r}; leave it out"
+    form = form or ("chat" if columns.get("messages") else "plain" if columns.get("text") else "instruction")
+    template = prompt.get("template")
+    if isinstance(template, str):
+        if form != "instruction":
+            yield "prompt.template", f"only format 'instruction' has one, the format is {form!r}"
+        yield from _template(template)
+    if prompt.get("chat_template") is not None and form != "chat":
+        yield "prompt.chat_template", f"only format 'chat' has one, the format is {form!r}"
+
+
+def _template(template: str) -> Problems:
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError:
+        fields = []
+    if template.count("{prompt}") != 1 or fields != ["prompt"]:
+        yield "prompt.template", f"expected a text with {{prompt}} in it once, found {shown(template)}"
+
+
+def _run(values: Mapping[str, Any]) -> Problems:
+    training, task, data = _section(values, "training"), values.get("task"), _section(values, "data")
+    if task in _ROLES and task != "text-generation":
+        if training.get("packing"):
+            yield "training.packing", f"only text-generation rows can be packed; the task is {task}"
+    elif data.get("labels") is not None:
+        yield "data.labels", "text-generation has no labels"
+    output = values.get("output")
+    if isinstance(output, str) and output:
+        folder = Path(output).expanduser()
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            yield "output", f"{output!r} is there already; name a folder that isn't, or remove it"
+
+
+def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = values.get(key)
+    return section if isinstance(section, Mapping) else {}

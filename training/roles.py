@@ -1,0 +1,75 @@
+"""What a row's value has to be in each role, and what is wrong with it otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lorary.training.recipe_yaml import shown
+
+CHAT_ROLES = ("system", "user", "assistant", "tool")
+
+
+def _text(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"expected a text, found {shown(value)}"
+    return None if value.strip() else "is empty"
+
+
+def _label(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return f"expected a label's name or number, found {shown(value)}"
+    return "is empty" if isinstance(value, str) and not value.strip() else None
+
+
+def _tokens(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return f"expected a list of words, found {shown(value)}"
+    if not value:
+        return "is an empty list"
+    for place, word in enumerate(value, start=1):
+        if not isinstance(word, str) or not word.strip():
+            return f"word {place} is {shown(word)}, expected a text that isn't empty"
+    return None
+
+
+def _tags(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return f"expected a list of tags, found {shown(value)}"
+    for place, tag in enumerate(value, start=1):
+        problem = _label(tag)
+        if problem:
+            return f"tag {place}: {problem}"
+    return None
+
+
+def _messages(value: Any) -> str | None:
+    if not isinstance(value, list) or not value:
+        return f"expected a list of messages, found {shown(value)}"
+    for place, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            return f"message {place}: expected {{role, content}} with a text as content, found {shown(message)}"
+        if message.get("role") not in CHAT_ROLES:
+            return f"message {place}: role {shown(message.get('role'))}, expected one of {', '.join(CHAT_ROLES)}"
+        if message["role"] == "assistant" and not message["content"].strip():
+            return f"message {place}: the assistant's content is empty"
+    if not any(message["role"] == "assistant" for message in value):
+        return "no message of the assistant, so there is nothing to learn"
+    return None
+
+
+CHECKS: Mapping[str, Callable[[Any], str | None]] = {
+    "text": _text, "text_pair": _text, "prompt": _text, "completion": _text,
+    "label": _label, "tokens": _tokens, "tags": _tags, "messages": _messages,
+}  # fmt: skip
+"""Role -> a function that says what is wrong with a value, or None."""
+
+TARGET_ROLES = frozenset({"label", "tags", "completion"})
+"""Roles that hold what is to be predicted; all others are what the model is given."""
+
+
+def row_problem(values: Mapping[str, Any]) -> str | None:
+    """What is wrong between a row's values: tokens and tags of different length."""
+    if "tokens" in values and "tags" in values and len(values["tokens"]) != len(values["tags"]):
+        return f"{len(values['tokens'])} tokens but {len(values['tags'])} tags"
+    return None

@@ -1,0 +1,290 @@
+"""``train``: from a recipe to a version in the catalogue."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorary.adapters import Backbone
+from lorary.adapters.golden import choose_rows, condense
+from lorary.hub.errors import InterruptedRunError, LoraryError, RegistryConflictError, RegistryError
+from lorary.hub.metrics import lower_is_better
+from lorary.hub.reference import normalise_domain
+from lorary.hub.registry import Registry
+from lorary.hub.values import Version
+from lorary.training.data import Examples, load_data
+from lorary.training.evaluate import outcomes, token_logits
+from lorary.training.gate import ROWS, gate
+from lorary.training.model import Base, add_adapter, load_for
+from lorary.training.progress import Reporter, quiet_libraries
+from lorary.training.recipe import Recipe
+from lorary.training.save import (
+    Trained,
+    adapter_tensors,
+    complete,
+    environment,
+    numerics_of,
+    output_folder,
+    partial_folder,
+    save,
+    writing,
+)
+from lorary.training.tasks import Encoded, Task, make_task
+from lorary.training.tasks.base import Metrics
+
+if TYPE_CHECKING:
+    from lorary.training.fit import Fitted
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step: data, base and adapter in memory, all seeded."""
+
+    recipe: Recipe
+    task: Task
+    base: Base
+    model: Any
+    train: Encoded
+    validation: Encoded | None
+    test: Encoded
+    max_length: int
+    data: Examples
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run after its last step; ``expected`` are the trained model's metrics on the gate's rows."""
+
+    trained: Trained
+    metrics: Mapping[str, Metrics]
+    rows: Encoded
+    expected: Metrics
+
+
+def train(recipe: Recipe, registry: Registry | None = None, progress: Reporter | None = None) -> Version:
+    """Train an adapter, hold its saved files against the trained model, and register it.
+
+    Args:
+        recipe: from :meth:`Recipe.load` or :meth:`Recipe.from_flags`.
+        registry: the catalogue to add it to; the default one unless given.
+        progress: is told of phases, steps and notices.
+
+    Returns:
+        The version; the run's folder is named in the recipe or begins with ``runs/``.
+
+    Raises:
+        DataError: rows that can't be used, all of them by file and number; nothing was loaded or trained.
+        BaseNotFoundError: the base can't be found or loaded.
+        TrainingError: the run can't go on; the message says from which step and what to change.
+        GateError: the saved files don't give back what was trained; nothing was registered.
+        RegistryError: the catalogue can't take the adapter; known before the run where that can be known.
+        InterruptedRunError: Ctrl-C; nothing was registered and no files are left.
+    """
+    reporter = progress or Reporter()
+    registry = registry or Registry()
+    _check_registry(recipe, registry)
+    final = output_folder(recipe)
+    try:
+        # Rows are checked before the seconds that the libraries and the base take.
+        reporter.phase("reading the data")
+        data = load_data(recipe, reporter.note)
+        with quiet_libraries(), partial_folder(final) as folder:
+            prepared = prepare(recipe, data, reporter)
+            files = folder / recipe.name
+            with writing(final):
+                finished = run(prepared, folder / "checkpoints", reporter)
+                reporter.phase("saving")
+                save(prepared.model, prepared.base, prepared.task, recipe, finished.trained, prepared.max_length, files)
+            reporter.phase("checking the saved files")
+            check(prepared, finished, files, registry)
+            complete(files, final)
+            reporter.folder = final
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(f"{recipe.name}: stopped; nothing was registered and no files are left") from error
+    reporter.phase("registering")
+    try:
+        version = _register(recipe, registry, final, finished.metrics)
+    except LoraryError:
+        reporter.note(f"the trained adapter is in {final}; put it into a registry with: lorary import {final}")
+        raise
+    reporter.phase("done")
+    return version
+
+
+def _check_registry(recipe: Recipe, registry: Registry) -> None:
+    """What the catalogue would refuse after the run is refused before it."""
+    folder = registry.path if registry.path.exists() else registry.path.parent
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise RegistryError(f"{registry.path}: can't be written; name another registry, or make it writable")
+    for version in registry.versions(recipe.name):
+        for what, theirs, ours in (
+            ("domain", version.domain, normalise_domain(recipe.domain)),
+            ("task", version.task, recipe.task),
+        ):
+            if theirs != ours:
+                raise RegistryConflictError(
+                    f"{recipe.name!r} is in {registry.path} with the {what} {theirs!r}, the recipe says {ours!r}; "
+                    "choose another name"
+                )
+
+
+def _register(recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping[str, Metrics]) -> Version:
+    version = registry.add(
+        folder,
+        name=recipe.name,
+        domain=recipe.domain,
+        task=recipe.task,
+        metrics=metrics,
+        tags=recipe.tags,
+        strategy="fine-tune",
+    )
+    if recipe.alias is not None:
+        registry.alias(recipe.name, recipe.alias, version.number)
+        version = registry.resolve(version.reference)
+    return version
+
+
+def prepare(recipe: Recipe, data: Examples, reporter: Reporter) -> Prepared:
+    """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`."""
+    reporter.phase("loading the base")
+    task = make_task(recipe, data.labels)
+    base = load_for(task, recipe)
+    max_length = _fitting_length(base, recipe, reporter)
+
+    def encode(examples: Sequence[Any]) -> Encoded:
+        return task.encode(examples, base.tokenizer, max_length, reporter.note)
+
+    train, test = encode(data.train), encode(data.test)
+    validation = encode(data.validation) if data.validation else None
+    model = add_adapter(base, task, recipe, train.features[0], reporter.note)
+    return Prepared(recipe, task, base, model, train, validation, test, max_length, data)
+
+
+def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
+    """Measure the untrained model, train, and measure again. Raises as :func:`train`."""
+    # Only here, so that a run that ends with its data's mistakes doesn't wait for the trainers' imports.
+    from lorary.training.fit import fit
+
+    recipe, task, model, test = prepared.recipe, prepared.task, prepared.model, prepared.test
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def measure() -> Metrics:
+        found = outcomes(model, task, test, prepared.base.tokenizer, recipe.training.batch_size)
+        return task.metrics(found, test.golds)
+
+    reporter.phase("measuring untrained")
+    metrics = {"untrained": measure()}
+    majority = task.majority(prepared.data.train, test.golds)
+    if majority is not None:
+        metrics["majority"] = majority
+    reporter.phase("training")
+    started = time.perf_counter()
+    fitted = fit(
+        model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,
+        folder=checkpoints, reporter=reporter,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    reporter.phase("measuring")
+    metrics["test"] = measure()
+    _note_no_gain(task, metrics, reporter)
+    rows = test.head(ROWS)
+    golden_rows = choose_rows([feature["input_ids"] for feature in test.features])
+    trained = Trained(
+        tensors=adapter_tensors(model),
+        golden_rows=tuple(tuple(row) for row in golden_rows),
+        golden=tuple(condense(task.name, logits) for logits in token_logits(model, golden_rows)),
+        numerics=numerics_of(model, recipe),
+        provenance=_provenance(prepared, fitted, seconds, reporter),
+    )
+    found = outcomes(model, task, rows, prepared.base.tokenizer, recipe.training.batch_size)
+    return Finished(trained, metrics, rows, task.metrics(found, rows.golds))
+
+
+def check(prepared: Prepared, finished: Finished, files: Path, registry: Registry) -> None:
+    """Take the adapter off the base in memory, load the saved files onto it, and compare.
+
+    Raises:
+        GateError: they don't give back what was trained.
+    """
+    plain = prepared.model.unload()
+    backbone = Backbone.from_model(
+        plain, prepared.base.tokenizer, identity=prepared.base.identity, slots=1, registry=registry
+    )
+    gate(files, backbone, prepared.task, finished.trained, finished.rows, finished.expected)
+
+
+def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:
+    """The recipe's length, or the most tokens that the base takes where that is less."""
+    wanted = recipe.training.max_length
+    limits = [wanted, base.tokenizer.model_max_length]
+    positions = getattr(base.model.config, "max_position_embeddings", None)
+    if positions:
+        # RoBERTa and its kin begin counting positions after the padding's index.
+        table = next(
+            (module for name, module in base.model.named_modules() if name.endswith("position_embeddings")), None
+        )
+        offset = getattr(table, "padding_idx", None)
+        limits.append(positions - (offset + 1 if offset is not None else 0))
+    longest = min(limits)
+    if longest < wanted:
+        reporter.note(f"the base takes {longest} tokens, training.max_length asks for {wanted}: {longest} are used")
+    return int(longest)
+
+
+def _provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Reporter) -> dict[str, Any]:
+    """How the adapter came to be; nothing of it belongs to the digest, and nothing names a user or a folder."""
+    device = next(prepared.model.parameters()).device
+    return {
+        "data": dict(prepared.data.provenance),
+        "seed": prepared.recipe.training.seed,
+        "environment": environment(device),
+        "steps": fitted.steps,
+        "best_epoch": fitted.best_epoch,
+        "loss": fitted.loss,
+        "curve": [list(point) for point in _thinned(fitted.curve)],
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": _peak_memory(device),
+        "notices": [_without_folders(line, prepared.recipe) for line in reporter.notices],
+    }
+
+
+def _note_no_gain(task: Task, metrics: Mapping[str, Metrics], reporter: Reporter) -> None:
+    """Say so where training didn't help: the adapter is valid, but nobody should have to find that out in use."""
+    name, sign = task.main_metric, -1 if lower_is_better(task.main_metric) else 1
+    trained = metrics["test"][name]
+    for split in ("untrained", "majority"):
+        other = metrics.get(split, {}).get(name)
+        if other is not None and sign * trained <= sign * other:
+            reporter.note(f"no better than {split} on the held-out rows: {name} {trained:.4g} against {other:.4g}")
+
+
+def _without_folders(line: str, recipe: Recipe) -> str:
+    """A notice with the data files' names in place of their paths."""
+    for path in (recipe.data.train, recipe.data.test, recipe.data.validation):
+        if path and Path(path).expanduser().is_absolute():
+            line = line.replace(path, Path(path).name)
+    return line
+
+
+def _thinned(curve: Sequence[tuple[int, float]], most: int = 200) -> Sequence[tuple[int, float]]:
+    """At most ``most`` points of a curve, evenly, with the last."""
+    every = -(-len(curve) // most) if curve else 1
+    return [point for place, point in enumerate(curve, start=1) if place % every == 0 or place == len(curve)]
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch held on a GPU, or that the whole process held in memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes

@@ -1,0 +1,166 @@
+"""Writing a run's folder: the adapter as PEFT saves it, the manifest, the golden logits, the recipe as run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from lorary.adapters.device import dtype_name
+from lorary.adapters.golden import write_golden
+from lorary.hub.checkpoint import RECIPE_NAME
+from lorary.hub.errors import TrainingError
+from lorary.hub.manifest import Manifest, Numerics, Preprocessing
+from lorary.hub.reference import normalise_domain
+from lorary.training.model import Base, base_dtype
+from lorary.training.recipe import Recipe
+from lorary.training.tasks import Task
+
+_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "lorary")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the trained model in memory says of itself, to be held against its saved files.
+
+    ``tensors`` are the adapter's, float32 on the CPU, under the checkpoint's key names; ``golden`` the logits of
+    ``golden_rows``.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    golden_rows: tuple[tuple[int, ...], ...]
+    golden: tuple[torch.Tensor, ...]
+    numerics: Numerics
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's tensors under the names that ``save_pretrained`` gives them, copied to the CPU."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
+
+
+def numerics_of(model: Any, recipe: Recipe) -> Numerics:
+    """The arithmetic that a model's logits are computed with."""
+    device = next(model.parameters()).device.type
+    return Numerics(recipe.quantization, dtype_name(base_dtype(model)), device)
+
+
+def output_folder(recipe: Recipe, now: datetime | None = None) -> Path:
+    """Where the run's files will stand: the recipe's ``output``, else ``runs/<name>-<time>``, one that isn't there.
+
+    Raises:
+        TrainingError: the folder is there already and isn't empty, or a file is in its place.
+    """
+    if recipe.output is not None:
+        folder = Path(recipe.output).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise TrainingError(f"{folder} is there already; name another folder with output, or remove it")
+        return folder
+    stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
+    first = Path("runs") / f"{recipe.name}-{stamp}"
+    candidates = [first, *(first.with_name(f"{first.name}-{count}") for count in range(2, 1000))]
+    return next(folder for folder in candidates if not folder.exists())
+
+
+@contextmanager
+def writing(final: Path) -> Iterator[None]:
+    """Turns whatever goes wrong with writing a run's files into one error that names the run's folder.
+
+    Raises:
+        TrainingError: because of rights, a full disk, or a folder that was taken away.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TrainingError(f"{final}: can't be written ({reason}); free the disk or name another output") from error
+
+
+@contextmanager
+def partial_folder(final: Path) -> Iterator[Path]:
+    """A folder beside ``final`` to write into; it is gone afterwards unless :func:`complete` has renamed it.
+
+    Raises:
+        TrainingError: it can't be made or written, because of rights or a full disk.
+    """
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def complete(partial: Path, final: Path) -> None:
+    """Give a finished folder its name, in one step."""
+    with writing(final):
+        if final.is_dir():
+            final.rmdir()  # an empty one, as checked before
+        partial.chmod(0o755)
+        partial.rename(final)
+
+
+def save(model: Any, base: Base, task: Task, recipe: Recipe, trained: Trained, max_length: int, folder: Path) -> None:
+    """Write the adapter, ``lorary.json``, ``golden.safetensors`` and ``recipe.yaml`` into ``folder``."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base.identity.id
+    config.revision = base.identity.commit
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    # PEFT's card is an empty form.
+    (folder / "README.md").unlink(missing_ok=True)
+    make_manifest(base, task, recipe, trained, max_length).write(folder)
+    write_golden(folder, trained.golden)
+    (folder / RECIPE_NAME).write_text(_public(recipe).to_yaml(), encoding="utf-8")
+
+
+def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_length: int) -> Manifest:
+    """The content of ``lorary.json``."""
+    return Manifest(
+        task=task.name,
+        base=base.identity,
+        domain=normalise_domain(recipe.domain),
+        labels=task.labels or None,
+        problem_type=task.problem_type,
+        preprocessing=Preprocessing(recipe.data.columns.named(), max_length),
+        prompt=task.prompt(base.tokenizer),
+        numerics=trained.numerics,
+        golden_rows=trained.golden_rows,
+        provenance={**trained.provenance, "recipe": _public(recipe).model_dump(mode="json", exclude_none=True)},
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for provenance: nothing that names a user, a host or a folder."""
+    versions = {name: importlib.metadata.version(name) for name in _installed(_PACKAGES)}
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"python": platform.python_version(), "packages": versions, "device": f"{device.type} ({hardware})"}
+
+
+def _installed(names: Sequence[str]) -> list[str]:
+    return [name for name in names if any(True for _ in importlib.metadata.distributions(name=name))]
+
+
+def _public(recipe: Recipe) -> Recipe:
+    """The recipe without the folders of the machine that ran it: absolute paths keep their last part."""
+
+    def last(text: str | None) -> str | None:
+        return Path(text).name if text and (Path(text).is_absolute() or text.startswith("~")) else text
+
+    data = recipe.data.model_copy(
+        update={key: last(getattr(recipe.data, key)) for key in ("train", "test", "validation")}
+    )
+    return recipe.model_copy(update={"data": data, "output": None, "base": last(recipe.base)})

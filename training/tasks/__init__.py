@@ -1,0 +1,24 @@
+"""A file per task: its model class, how its rows become token ids, its collator, its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lorary.training.recipe import Recipe
+from lorary.training.tasks.base import Encoded, Task
+from lorary.training.tasks.text_classification import TextClassification
+from lorary.training.tasks.text_generation import TextGeneration
+from lorary.training.tasks.token_classification import TokenClassification
+
+TASKS: Mapping[str, type[Task]] = {
+    task.name: task for task in (TextClassification, TokenClassification, TextGeneration)
+}
+"""The tasks that can be trained; a new one is a file here, a line in this table and its name in the recipe."""
+
+
+def make_task(recipe: Recipe, labels: tuple[str, ...] | None) -> Task:
+    """The task of a recipe, for these labels."""
+    return TASKS[recipe.task](recipe, labels)
+
+
+__all__ = ["TASKS", "Encoded", "Task", "make_task"]

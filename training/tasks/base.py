@@ -1,0 +1,94 @@
+"""What a task has to say about itself for the trainer, the evaluation and the gate to work with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub.manifest import Prompt
+from lorary.training.data import Example, Note
+from lorary.training.recipe import Recipe
+
+Feature = dict[str, Any]
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as token ids: ``features`` are what the collator takes, ``golds`` what the metrics compare with."""
+
+    examples: tuple[Example, ...]
+    features: tuple[Feature, ...]
+    golds: tuple[Any, ...]
+
+    def head(self, count: int) -> Encoded:
+        """The first ``count`` rows."""
+        return Encoded(self.examples[:count], self.features[:count], self.golds[:count])
+
+
+class Task(ABC):
+    """One task of one run: a recipe's settings and the labels found in its data."""
+
+    name: ClassVar[str]
+    peft_task_type: ClassVar[str]
+    main_metric: ClassVar[str]
+    problem_type: ClassVar[str | None] = None
+    new_head: ClassVar[bool] = True  # False: the base's own head stays as it is
+
+    def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
+        self.recipe = recipe
+        self.labels = labels or ()
+
+    @abstractmethod
+    def auto_class(self) -> Any:
+        """The transformers class that gives a base this task's head."""
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments of the model class: the labels' names, where there are labels."""
+        if not self.labels:
+            return {}
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+        }
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+        """Token ids of all rows; ``note`` is told of rows that were cut or dropped."""
+
+    @abstractmethod
+    def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
+        """A function that pads features to one batch."""
+
+    @abstractmethod
+    def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
+        """What one row's logits ([classes], [tokens, classes] or [tokens, vocabulary]) come to, for the metrics."""
+
+    @abstractmethod
+    def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
+        """Every metric of the task, by name."""
+
+    def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:
+        """The metrics of always answering the most frequent label of the training rows; None without labels."""
+        return None
+
+    def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
+        """The outcomes of an adapter that is loaded on a backbone, for the gate: from each row's token ids."""
+        logits = backbone.logits([feature["input_ids"] for feature in rows.features], name)
+        return [self.outcome(row, feature) for row, feature in zip(logits, rows.features, strict=True)]
+
+    def prompt(self, tokenizer: Any) -> Prompt | None:
+        """How prompts are put, for the manifest; None where the task has none."""
+        return None
+
+
+def note_cut(cut: int, total: int, max_length: int, note: Note) -> None:
+    """Say how many rows were longer than ``max_length`` tokens."""
+    if cut:
+        note(f"{cut} of {total} rows are longer than {max_length} tokens and were cut (training.max_length)")

@@ -1,0 +1,195 @@
+"""Text generation: instruction rows (prompt, completion), chats (messages) and plain text, through a causal model.
+
+Rows are turned into token ids here, with the trained positions marked, so that what is trained is what will be asked:
+the prompt's ids are exactly those that ``generate`` will make, beginning-of-text stands once, and a row of which
+truncation leaves nothing to learn is dropped with a notice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorary.hub.errors import DataError, TrainingError
+from lorary.hub.manifest import Prompt
+from lorary.training.data import Example, Note
+from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, note_cut
+
+IGNORED = -100
+DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A row's negative log-likelihood (nats) summed over its trained tokens, their number, and how many were top-1."""
+
+    loss: float
+    tokens: int
+    correct: int
+
+
+class TextGeneration(Task):
+    """Causal language modelling; the loss is taken on completions, on the assistant's turns, or on all of a text."""
+
+    name = "text-generation"
+    peft_task_type = "CAUSAL_LM"
+    main_metric = "loss"
+    new_head = False
+
+    @property
+    def format(self) -> str:
+        """``instruction``, ``chat`` or ``plain``: as the recipe says, else as the columns suggest."""
+        columns = self.recipe.data.columns
+        return self.recipe.prompt.format or ("chat" if columns.messages else "plain" if columns.text else "instruction")
+
+    def auto_class(self) -> Any:
+        """``AutoModelForCausalLM``."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def prompt(self, tokenizer: Any) -> Prompt:
+        """The format, and the templates that aren't the base's own."""
+        template = (self.recipe.prompt.template or DEFAULT_TEMPLATE) if self.format == "instruction" else None
+        return Prompt(self.format, template, self.recipe.prompt.chat_template)
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+        """Rows to token ids, with labels on what is learned.
+
+        Raises:
+            TrainingError: the tokenizer lacks what the format needs (an end-of-text token, a chat template).
+            DataError: no row keeps anything to learn after truncation.
+        """
+        self._check(tokenizer)
+        kept: list[Example] = []
+        features: list[Feature] = []
+        lost: list[str] = []
+        cut = 0
+        for example in examples:
+            ids, labels = self._encode_one(example, tokenizer)
+            cut += len(ids) > max_length
+            ids, labels = ids[:max_length], labels[:max_length]
+            # The first position is never predicted, so a label there teaches nothing.
+            if all(label == IGNORED for label in labels[1:]):
+                lost.append(example.place)
+                continue
+            kept.append(example)
+            features.append({"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)})
+        if lost and not features:
+            raise DataError(
+                "rows", [f"no row has a token to learn within {max_length} tokens; raise training.max_length"]
+            )
+        note_cut(cut, len(examples), max_length, note)
+        if lost:
+            note(f"{len(lost)} rows were dropped: nothing to learn within {max_length} tokens (first: {lost[0]})")
+        return Encoded(tuple(kept), tuple(features), (None,) * len(features))
+
+    def _check(self, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None:
+            raise TrainingError("the base's tokenizer has no end-of-text token, so a generation would never stop")
+        if self.format == "chat":
+            if not (self.recipe.prompt.chat_template or tokenizer.chat_template):
+                raise TrainingError(
+                    "the base's tokenizer has no chat template; give one with prompt.chat_template, "
+                    "or use rows of prompt and completion with prompt.format: instruction"
+                )
+            if not getattr(tokenizer, "is_fast", False):
+                raise TrainingError("chats need a fast tokenizer (a tokenizer.json beside the base)")
+
+    def _encode_one(self, example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+        values = example.values
+        if self.format == "chat":
+            return self._encode_chat(_messages(values), tokenizer, example.place)
+        if self.format == "plain" and "text" in values:
+            ids = [*_begin(tokenizer, values["text"]), tokenizer.eos_token_id]
+            return ids, list(ids)
+        template = self.recipe.prompt.template or DEFAULT_TEMPLATE
+        text = values["prompt"] if self.format == "plain" else template.replace("{prompt}", values["prompt"])
+        prompt = _begin(tokenizer, text)
+        completion = tokenizer(values["completion"], add_special_tokens=False, verbose=False)["input_ids"]
+        learned = [*completion, tokenizer.eos_token_id]
+        return prompt + learned, [IGNORED] * len(prompt) + learned
+
+    def _encode_chat(self, messages: list[dict[str, str]], tokenizer: Any, place: str) -> tuple[list[int], list[int]]:
+        """The whole chat through its template; the assistant's turns, with what ends them, are learned."""
+
+        def render(count: int, ask: bool) -> str:
+            text = tokenizer.apply_chat_template(
+                messages[:count],
+                tokenize=False,
+                add_generation_prompt=ask,
+                chat_template=self.recipe.prompt.chat_template,
+            )
+            return str(text)
+
+        try:
+            whole = render(len(messages), ask=False)
+            spans = list(_assistant_spans(messages, whole, render))
+        except Exception as error:  # a template is a program of its author's; it may raise anything
+            raise DataError("rows", [f"{place}: the chat template refuses it ({error})"]) from error
+        # The template writes the special tokens itself; the tokenizer must not put a second beginning before them.
+        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids = list(encoded["input_ids"])
+        labels = [
+            token if any(start < end and first <= start < last for first, last in spans) else IGNORED
+            for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
+        ]
+        return ids, labels
+
+    def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
+        """TRL's, which masks by length: a padding token that is also the end of text stays learned where it is real."""
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+
+    def outcome(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
+        """Loss and hits over the row's trained tokens; position i predicts token i + 1."""
+        labels = torch.tensor(feature["labels"][1:], device=logits.device)
+        learned = labels != IGNORED
+        rows, targets = logits[:-1][learned].float(), labels[learned]
+        loss = torch.nn.functional.cross_entropy(rows, targets, reduction="sum")
+        return TokenScore(float(loss), len(targets), int((rows.argmax(-1) == targets).sum()))
+
+    def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
+        """Mean loss per trained token (nats), its exponential (perplexity), and the share of tokens that were top-1."""
+        tokens = max(1, sum(score.tokens for score in outcomes))
+        loss = sum(score.loss for score in outcomes) / tokens
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "token_accuracy": sum(score.correct for score in outcomes) / tokens,
+        }
+
+
+def _begin(tokenizer: Any, text: str) -> list[int]:
+    """A text's ids as ``generate`` would make them: beginning-of-text once, and no end-of-text after a prompt."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        ids = ids[1:]  # the text begins with the token that the tokenizer puts there itself
+    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
+
+
+def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    if "messages" in values:
+        return [dict(message) for message in values["messages"]]
+    return [{"role": "user", "content": values["prompt"]}, {"role": "assistant", "content": values["completion"]}]
+
+
+def _assistant_spans(
+    messages: Sequence[Mapping[str, str]], whole: str, render: Callable[[int, bool], str]
+) -> Iterator[tuple[int, int]]:
+    """Where the assistant's turns stand in the rendered chat, in characters.
+
+    Templates that rewrite earlier turns (dropping their reasoning, say) render a beginning of the chat differently
+    than the chat; of such a chat only the turns that stand in the whole as in the beginning are learned.
+    """
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, after = render(index, True), render(index + 1, False)
+            if after.startswith(before) and whole.startswith(after):
+                yield len(before), len(after)

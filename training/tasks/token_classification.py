@@ -1,0 +1,154 @@
+"""Token classification: a tag for each word of a sentence, with entities marked in BIO.
+
+The words are joined by spaces and tokenized as one text, the way a user's text will be; a word's tag is put on the
+first piece that begins inside it. So every fast tokenizer serves, with or without a space as prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
+from typing import Any
+
+import torch
+
+from lorary.hub.errors import TrainingError
+from lorary.training.data import Example, Note
+from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, note_cut
+
+IGNORED = -100  # torch's cross_entropy leaves positions with this label out
+_ENTITY = re.compile(r"O|[BIESLU]-.+")
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A sentence's tags, and which words the tokenizer gave a piece that carries the tag."""
+
+    tags: tuple[str, ...]
+    words: tuple[int, ...]
+
+
+class TokenClassification(Task):
+    """A tag per word with a fresh head."""
+
+    name = "token-classification"
+    peft_task_type = "TOKEN_CLS"
+    main_metric = "f1"
+
+    @property
+    def entities(self) -> bool:
+        """Do the tags mark entities (BIO and its kin), rather than stand for words one by one?"""
+        return all(_ENTITY.fullmatch(label) for label in self.labels)
+
+    def auto_class(self) -> Any:
+        """``AutoModelForTokenClassification``."""
+        from transformers import AutoModelForTokenClassification
+
+        return AutoModelForTokenClassification
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+        """Words to token ids; a word's tag goes to its first piece, all other pieces are left out of the loss.
+
+        Raises:
+            TrainingError: the tokenizer can't say where its pieces come from.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise TrainingError("token-classification needs a fast tokenizer (a tokenizer.json beside the base)")
+        ids = {label: index for index, label in enumerate(self.labels)}
+        pairs = [self._encode_one(example, tokenizer, max_length, ids) for example in examples]
+        cut = sum(
+            len(feature["input_ids"]) == max_length and gold.words[-1:] != (len(gold.tags) - 1,)
+            for feature, gold in pairs
+        )
+        note_cut(cut, len(pairs), max_length, note)
+        self._note_sequences(examples, note)
+        return Encoded(tuple(examples), tuple(feature for feature, _ in pairs), tuple(gold for _, gold in pairs))
+
+    def _encode_one(
+        self, example: Example, tokenizer: Any, max_length: int, ids: dict[str, int]
+    ) -> tuple[Feature, Gold]:
+        words, tags = example.values["tokens"], example.values["tags"]
+        text = " ".join(words)
+        starts = [0, *accumulate(len(word) + 1 for word in words)][: len(words)]
+        feature = dict(tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True))
+        labels: list[int] = []
+        tagged: list[int] = []
+        for start, end in feature.pop("offset_mapping"):
+            # Some tokenizers count the space before a word as part of its first piece.
+            while start < end and text[start].isspace():
+                start += 1
+            word = bisect_right(starts, start) - 1
+            first = start < end and word not in tagged[-1:]
+            labels.append(ids[tags[word]] if first else IGNORED)
+            if first:
+                tagged.append(word)
+        return {**feature, "labels": labels}, Gold(tuple(tags), tuple(tagged))
+
+    def _note_sequences(self, examples: Sequence[Example], note: Note) -> None:
+        if not self.entities:
+            note("the tags don't mark entities (O, B-x, I-x): scored word by word")
+            return
+        wrong = [example for example in examples if _broken(example.values["tags"])]
+        if wrong:
+            note(
+                f"{len(wrong)} of {len(examples)} sentences have an I- tag without its B- before it "
+                f"(first: {wrong[0].place}); such a tag counts as the beginning of an entity"
+            )
+
+    def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
+        """Pads tokens and tags."""
+        from transformers import DataCollatorForTokenClassification
+
+        return DataCollatorForTokenClassification(tokenizer)
+
+    def outcome(self, logits: torch.Tensor, feature: Feature) -> list[str]:
+        """The predicted tag of each tagged word, in order."""
+        best = logits.argmax(-1).tolist()
+        return [self.labels[best[place]] for place, label in enumerate(feature["labels"]) if label != IGNORED]
+
+    def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
+        """Entity F1, precision and recall (seqeval, as CoNLL-2003 counts) and the share of words with the right tag.
+
+        Words that were cut off count as predicted to be outside of any entity.
+        """
+        predicted = [self._whole(outcome, gold) for outcome, gold in zip(outcomes, golds, strict=True)]
+        return self._score(predicted, [list(gold.tags) for gold in golds])
+
+    def _whole(self, outcome: Sequence[str], gold: Gold) -> list[str]:
+        tags = ["O" if "O" in self.labels else self.labels[0]] * len(gold.tags)
+        for word, tag in zip(gold.words, outcome, strict=True):
+            tags[word] = tag
+        return tags
+
+    def _score(self, predicted: list[list[str]], golds: list[list[str]]) -> Metrics:
+        from seqeval.metrics import f1_score, precision_score, recall_score
+        from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+        flat_golds, flat_predicted = list(chain(*golds)), list(chain(*predicted))
+        if self.entities:
+            by_entity = (precision_score, recall_score, f1_score)
+            precision, recall, f1 = (score(golds, predicted, zero_division=0) for score in by_entity)
+        else:
+            by_word = precision_recall_fscore_support(flat_golds, flat_predicted, average="macro", zero_division=0.0)
+            precision, recall, f1, _ = by_word
+        return {
+            "f1": float(f1),
+            "precision": float(precision),
+            "recall": float(recall),
+            "accuracy": float(accuracy_score(flat_golds, flat_predicted)),
+        }
+
+    def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:
+        """The metrics of giving every word the training rows' most frequent tag."""
+        counts = Counter(tag for example in train for tag in example.values["tags"])
+        most = min(self.labels, key=lambda label: (-counts[label], label))
+        return self._score([[most] * len(gold.tags) for gold in golds], [list(gold.tags) for gold in golds])
+
+
+def _broken(tags: Sequence[str]) -> bool:
+    """Is there an I- tag that continues nothing?"""
+    return any(tag.startswith("I-") and before not in (tag, f"B-{tag[2:]}") for before, tag in pairwise(("O", *tags)))

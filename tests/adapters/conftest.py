@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import make_base
+from tiny import make_base
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from tests.tiny import make_adapter, peft_reference, task_class
+from tiny import make_adapter, peft_reference, task_class
 
 ROWS = ([7, 8, 9, 10, 11], [12, 13, 14], [6, 20, 21, 22, 23, 24, 3])
 CASES = [

@@ -8,7 +8,7 @@ from lorary.adapters import Backbone
 from lorary.adapters.golden import choose_rows, condense, write_golden
 from lorary.hub.errors import CheckpointError, GoldenMismatchError
 from lorary.hub.manifest import Manifest, Numerics
-from tests.tiny import make_adapter
+from tiny import make_adapter
 
 ROWS = ((7, 8, 9), (10, 11), (12, 13, 14, 15))
 

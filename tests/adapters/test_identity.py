@@ -7,7 +7,7 @@ import torch
 
 from lorary.adapters.identity import fingerprint_model, identify
 from lorary.adapters.loading import load_base
-from tests.tiny import make_base, task_class
+from tiny import make_base, task_class
 
 
 def test_the_same_for_copies_quantizations_and_task_models(bases, tmp_path):
@@ -45,7 +45,7 @@ def test_the_tokenizers_hash_ignores_how_it_was_called_last(bases):
 @pytest.mark.parametrize("family", ["llama", "t5", "gpt2"])
 def test_adapted_backbones_keep_their_fingerprint(bases, tmp_path, family):
     from lorary.adapters import Backbone
-    from tests.tiny import make_adapter
+    from tiny import make_adapter
 
     backbone = Backbone.from_pretrained(str(bases(family)))
     task = "seq2seq" if family == "t5" else "text-generation"

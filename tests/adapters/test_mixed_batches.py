@@ -5,7 +5,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import RoutingError, UnknownReferenceError, UsageError
-from tests.tiny import make_adapter
+from tiny import make_adapter
 
 PROMPTS = ["profit rose the bank", "a dog", "story mother house dog cat", "free cash offer"]
 TEXTS = ["profit rose", "patient with asthma and cancer", "free cash", "the dog ran with the cat"]

@@ -5,7 +5,7 @@ import transformers
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
-from tests.tiny import make_adapter, peft_reference
+from tiny import make_adapter, peft_reference
 
 TEXTS = ["profit rose the bank", "patient with asthma and cancer"]
 

@@ -6,7 +6,7 @@ import torch
 from lorary.adapters.loading import load_base
 from lorary.adapters.quantization import guard_cpu, quantization_config, quantization_of
 from lorary.hub.errors import BaseNotFoundError, UsageError
-from tests.tiny import make_base, task_class
+from tiny import make_base, task_class
 
 
 def quantized(base, task, quantization="nf4", **kwargs):
@@ -84,7 +84,7 @@ def gradient_after_evaluating(model):
 @pytest.fixture
 def wide(tmp_path):
     from lorary.adapters.loading import natural_class
-    from tests.tiny import make_config, make_tokenizer
+    from tiny import make_config, make_tokenizer
 
     config = make_config("llama")
     config.hidden_size, config.intermediate_size, config.head_dim, config.num_key_value_heads = 128, 256, 32, 4

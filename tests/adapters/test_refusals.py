@@ -17,7 +17,7 @@ from lorary.hub.errors import (
     UnsupportedAdapterError,
 )
 from lorary.hub.manifest import BaseIdentity, Manifest
-from tests.tiny import make_adapter, make_base
+from tiny import make_adapter, make_base
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from hub_server import HubServer
 from lorary.adapters import Backbone
 from lorary.adapters.sources import find_checkpoint
 from lorary.hub.checkpoint import KEPT_FILES, read_checkpoint
 from lorary.hub.errors import CheckpointError, InvalidReferenceError, UnknownReferenceError, UnsafeFileError
 from lorary.hub.manifest import Manifest
-from tests.hub_server import HubServer
-from tests.tiny import make_adapter
+from tiny import make_adapter
 
 ROW = [7, 8, 9]
 OTHER_FILES = {

@@ -7,7 +7,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import KeyMismatchError, SlotsFullError, UnknownReferenceError
-from tests.tiny import make_adapter
+from tiny import make_adapter
 
 IDS = torch.tensor([[2, 7, 8, 9]])
 

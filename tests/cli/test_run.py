@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 
+from hub_server import HubServer
 from lorary.adapters import Backbone
 from lorary.hub.cli.main import main
 from lorary.hub.manifest import BaseIdentity, Manifest, Prompt
-from tests.hub_server import HubServer
-from tests.tiny import make_adapter, make_base
+from tiny import make_adapter, make_base
 
 TEXTS = ["profit rose the bank", "asthma and cancer"]
 CASES = {

@@ -1,4 +1,5 @@
 import pytest
+
 from checkpoints import make_checkpoint
 
 

@@ -2,8 +2,8 @@ import json
 import os
 
 import pytest
-from checkpoints import lora_tensors, make_checkpoint, make_manifest, write_safetensors
 
+from checkpoints import lora_tensors, make_checkpoint, make_manifest, write_safetensors
 from lorary.hub.checkpoint import canonical_config, read_checkpoint
 from lorary.hub.errors import CheckpointError, UnsafeFileError
 from lorary.hub.manifest import BaseIdentity, Numerics, Prompt

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from checkpoints import make_checkpoint, make_manifest
 
+from checkpoints import make_checkpoint, make_manifest
 from lorary.hub import Registry
 from lorary.hub.cli.main import COMMANDS
 

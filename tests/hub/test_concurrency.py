@@ -7,8 +7,8 @@ import sys
 import threading
 
 import pytest
-from checkpoints import make_checkpoint
 
+from checkpoints import make_checkpoint
 from lorary.hub import Registry
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")

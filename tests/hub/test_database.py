@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from checkpoints import make_checkpoint
 
+from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.database import writing
 from lorary.hub.errors import LoraryError, RegistryError, UnknownReferenceError

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from checkpoints import make_manifest
 
+from checkpoints import make_manifest
 from lorary.hub.errors import CheckpointError
 from lorary.hub.manifest import Numerics, Prompt, parse_manifest
 

@@ -2,8 +2,8 @@ import dataclasses
 import re
 
 import pytest
-from checkpoints import BASE_FINGERPRINT, make_checkpoint, make_manifest
 
+from checkpoints import BASE_FINGERPRINT, make_checkpoint, make_manifest
 from lorary.hub import Registry, read_checkpoint
 from lorary.hub.errors import (
     CheckpointError,

@@ -2,8 +2,8 @@ import sqlite3
 
 import pytest
 import sqlite_utils
-from checkpoints import make_checkpoint
 
+from checkpoints import make_checkpoint
 from lorary.hub import schema
 from lorary.hub.errors import RegistryError, RegistryVersionError
 

@@ -4,8 +4,8 @@ import struct
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import header_bytes, lora_tensors, write_safetensors
 
+from checkpoints import header_bytes, lora_tensors, write_safetensors
 from lorary.hub.errors import CheckpointError
 from lorary.hub.tensorfile import read_header, tensor_hashes
 

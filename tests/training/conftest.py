@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorary.training.recipe import Recipe
-from tests.training.samples import ROWS, bpe_tokenizer, save_base, wordpiece_tokenizer, write_jsonl
+from samples import ROWS, bpe_tokenizer, save_base, wordpiece_tokenizer, write_jsonl
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from lorary.hub.cli.main import main
 from lorary.hub.registry import Registry
 from lorary.training import Recipe
-from tests.training.samples import tone_rows, write_jsonl
+from samples import tone_rows, write_jsonl
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 

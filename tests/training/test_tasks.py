@@ -13,7 +13,7 @@ from lorary.training.data import Example
 from lorary.training.tasks import make_task
 from lorary.training.tasks.text_generation import DEFAULT_TEMPLATE, IGNORED
 from lorary.training.tasks.token_classification import Gold
-from tests.training.samples import bpe_tokenizer, wordpiece_tokenizer
+from samples import bpe_tokenizer, wordpiece_tokenizer
 
 CLASSIFY, TAG, GENERATE = "text-classification", "token-classification", "text-generation"
 

@@ -25,7 +25,7 @@ from lorary.training import Recipe, train
 from lorary.training.data import load_data
 from lorary.training.progress import Reporter
 from lorary.training.run import prepare, run
-from tests.training.samples import WORDS, tone_rows, write_jsonl
+from samples import WORDS, tone_rows, write_jsonl
 
 TASKS = ("text-classification", "token-classification", "text-generation")
 

@@ -20,7 +20,7 @@ from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapte
 from lorary.hub.manifest import Manifest
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Adapter:
     """One version of an adapter, fitted to a backbone.
 
@@ -85,6 +85,7 @@ def build_adapter(
     modules: ModuleMap,
     device: torch.device,
     dtype: torch.dtype,
+    pad_token: int = 0,
 ) -> Adapter:
     """Fit a checkpoint to a backbone: every key placed, every shape checked, the head built.
 
@@ -94,7 +95,7 @@ def build_adapter(
     check_supported(checkpoint)
     task = task_of(checkpoint)
     manifest = checkpoint.manifest
-    empty = _empty_head(checkpoint, task, body) if task in TASK_CLASSES else None
+    empty = _empty_head(checkpoint, task, body, pad_token) if task in TASK_CLASSES else None
     # A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there.
     offered = frozenset(name for name, _ in empty.named_modules()) if empty is not None else None
     plan = plan_keys(checkpoint, modules, offered)
@@ -133,18 +134,26 @@ def build_adapter(
     )
 
 
-def _empty_head(checkpoint: Checkpoint, task: str, body: Any) -> Any:
+def _empty_head(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:
     manifest = checkpoint.manifest
     labels = manifest.labels if manifest else None
     if labels is None:
         count = count_labels({name: info.shape for name, info in checkpoint.tensors.items()})
         labels = tuple(f"LABEL_{index}" for index in range(count))
     return empty_head(
-        body, task, source=checkpoint.source, labels=labels, problem_type=manifest.problem_type if manifest else None
+        body,
+        task,
+        source=checkpoint.source,
+        labels=labels,
+        problem_type=manifest.problem_type if manifest else None,
+        pad_token=pad_token,
     )
 
 
 def _check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    for key, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise UnsupportedAdapterError(f"{source}: {key!r} holds {tensor.dtype}; expected floating-point weights")
     broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
     if broken:
         raise NoEffectError(f"{source}: {broken[0]} holds NaN or infinity; the training run diverged, train again")
@@ -152,17 +161,19 @@ def _check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
 
 def _check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, source: str) -> None:
     """Parameters of the base that PEFT saved along must be the backbone's own."""
+    parameters = {name.replace(".base_layer.", "."): p.detach() for name, p in model.named_parameters()}
     for path, key in plan.copies.items():
-        owner, _, parameter = path.rpartition(".")
-        module = model.get_submodule(owner)
-        own = getattr(module.base_layer if isinstance(module, LoraLayer) else module, parameter).detach()
-        saved = tensors[key]
+        own, saved = parameters.get(path), tensors[key]
+        if own is None:
+            raise KeyMismatchError(f"{source}: unexpected: {key}; the backbone has no parameter {path!r}")
         if own.shape != saved.shape:
             raise KeyMismatchError(
                 f"{source}: carries {key!r} of shape {list(saved.shape)}, the backbone's is {list(own.shape)}; "
                 "adapters with a resized vocabulary need a backbone of that size"
             )
-        if not torch.allclose(own.float().cpu(), saved.float(), rtol=1e-2, atol=1e-3):
+        # The file and the backbone may each have been rounded; both are held to the coarser of the two.
+        coarser = max((own.dtype, saved.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+        if not torch.allclose(own.cpu().to(coarser).float(), saved.to(coarser).float(), rtol=1e-6, atol=1e-6):
             raise UnsupportedAdapterError(
                 f"{source}: carries {key!r} with other values than the backbone's; trained embeddings can't share it"
             )

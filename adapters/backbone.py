@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from lorary.adapters.identity import body_of, identify
 from lorary.adapters.inference import Inference, can_generate
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import wrap
-from lorary.adapters.modules import map_modules
+from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.predict import Row
-from lorary.adapters.proof import GoldenReport, check_golden, demand_effect, probe_row, resident_tensors
+from lorary.adapters.proof import GoldenReport, check_golden, demand_effect, probe_row, resident_tensors, settle_head
 from lorary.adapters.quantization import guard_cpu, quantization_of
 from lorary.adapters.residency import Residency
-from lorary.adapters.routing import routed
+from lorary.adapters.routing import RoutedModel, routed
 from lorary.adapters.slots import SiteSpec
 from lorary.adapters.sources import find_checkpoint
 from lorary.hub.base import compare
@@ -70,10 +70,18 @@ class Backbone:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, identity: BaseIdentity, slots: int = 16, registry: Registry | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        identity: BaseIdentity,
+        slots: int = 16,
+        registry: Registry | None = None,
+        random_parameters: Collection[str] = (),
     ) -> None:
         if slots < 1:
             raise UsageError(f"slots={slots}: expected at least 1")
+        demand_bare(model)
         self.body = body_of(model)
         # A classifier's own head isn't the backbone's: each adapter brings one. A language model's is everybody's.
         self.model: Any = model if can_generate(model) and not is_encoder(model.config) else self.body
@@ -81,13 +89,14 @@ class Backbone:
         self.identity = identity
         self.quantization = quantization_of(model)
         guard_cpu(self.model)
+        serialise_changing_rope(self.body)
         self.model.eval()
         self.model.requires_grad_(False)
         embedding = self.body.get_input_embeddings().weight
         self.device, self.dtype = embedding.device, embedding.dtype
         self._registry = registry
         self._inference = Inference(self.model, self.body, tokenizer, self.device)
-        self._modules = map_modules(self.model, self.body)
+        self._modules = map_modules(self.model, self.body, random_parameters)
         self._residency = Residency(slots, self.dtype, self._open_site)
         if self.quantization != "none":
             # bitsandbytes sets up a layer's state in its first forward, and several threads at once get it wrong.
@@ -124,7 +133,14 @@ class Backbone:
         loaded = load_base(
             base, quantization=quantization, dtype=dtype, device=device, device_map=device_map, revision=revision
         )
-        return cls(loaded.model, loaded.tokenizer, identity=loaded.identity, slots=slots, registry=registry)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            identity=loaded.identity,
+            slots=slots,
+            registry=registry,
+            random_parameters=loaded.new_parameters,
+        )
 
     @classmethod
     def from_model(
@@ -174,11 +190,14 @@ class Backbone:
             modules=self._modules,
             device=self.device,
             dtype=self.dtype,
+            pad_token=self._inference.pad_id,
         )
         for path in adapter.overrides:
             wrap(self.model, path)
-        with self._residency.lease_adapters([adapter]) as routing:
+        with self._residency.lease([adapter], replacing=adapter.name) as routing:
             demand_effect(self._inference, routing, checkpoint.source)
+            settle_head(self._inference, routing, adapter)
+            self._inference.settle_mixing(routing)
             self._residency.publish(adapter)
         return LoadedAdapter(
             name=adapter.name,
@@ -223,9 +242,9 @@ class Backbone:
         Yields the model to call: the adapter's task model where it has a head, the backbone's own model otherwise.
         """
         names = [adapter] if adapter is None or isinstance(adapter, str) else list(adapter)
-        with self._residency.lease(names) as routing, routed(routing):
+        with self._residency.lease(self._residency.resolve(names)) as routing, routed(routing):
             head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
-            yield head.model if head else self.model
+            yield RoutedModel(head.model if head else self.model, routing)
 
     def predict(
         self,
@@ -251,18 +270,21 @@ class Backbone:
             UnknownReferenceError: an adapter that isn't loaded.
             UsageError: rows and adapters of different number, or a row that has no text.
         """
-        single = isinstance(inputs, (str, dict))
+        if batch_size < 1:
+            raise UsageError(f"batch_size={batch_size}: expected at least 1")
+        single = isinstance(inputs, (str, Mapping))
         rows: list[Row] = [cast(Row, inputs)] if single else cast(list[Row], list(inputs))
-        names = _per_row(adapter, len(rows))
+        # Looked up once, so that a swap in the meantime doesn't split the call between two versions.
+        adapters = self._residency.resolve(_per_row(adapter, len(rows)))
         predictions: list[Any] = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            with self._residency.lease(names[part]) as routing:
+            with self._residency.lease(adapters[part]) as routing:
                 predictions.extend(self._inference.predict(rows[part], routing, params))
         if not single:
             return predictions
         # The text-classification pipeline alone returns a list for one text; the others one prediction.
-        task = self._residency.get(names[0]).task if names[0] else None
+        task = adapters[0].task if adapters[0] else None
         wrap_one = task == "text-classification" and isinstance(inputs, str) and "top_k" not in params
         return predictions if wrap_one else predictions[0]
 
@@ -286,11 +308,13 @@ class Backbone:
         Raises:
             UsageError: the backbone has no language-modelling head, or a prompt is empty.
         """
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
         rows: list[PromptRow] = [cast(PromptRow, prompts)] if single else cast(list[PromptRow], list(prompts))
-        with self._residency.lease(_per_row(adapter, len(rows))) as routing:
+        if not rows:
+            return []
+        with self._residency.lease(self._residency.resolve(_per_row(adapter, len(rows)))) as routing:
             texts = self._inference.generate(rows, routing, generate_kwargs)
-        per_prompt = len(texts) // len(rows) if rows else 1
+        per_prompt = len(texts) // len(rows)
         grouped = texts if per_prompt == 1 else [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]
         return grouped[0] if single else grouped
 
@@ -303,7 +327,7 @@ class Backbone:
             For each row [classes] or [tokens, classes] through the adapter's head, [tokens, vocabulary] from a language
             model, or [tokens, hidden] where there is no head.
         """
-        with self._residency.lease([adapter]) as routing:
+        with self._residency.lease(self._residency.resolve([adapter])) as routing:
             return [self._inference.logits(row, routing) for row in rows]
 
     def verify(self, name: str) -> GoldenReport:
@@ -313,13 +337,13 @@ class Backbone:
             GoldenMismatchError: they differ, in the arithmetic of training, by more than the tolerance.
         """
         adapter = self._residency.get(name)
-        with self._residency.lease_adapters([adapter]) as routing:
+        with self._residency.lease([adapter]) as routing:
             return check_golden(self._inference, routing, adapter, self.numerics)
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU."""
         adapter = self._residency.get(name)
-        with self._residency.lease_adapters([adapter]) as routing:
+        with self._residency.lease([adapter]) as routing:
             return resident_tensors(routing, adapter)
 
     # Figures
@@ -336,13 +360,11 @@ class Backbone:
 
     def stats(self) -> Stats:
         """How many adapters are where, what they cost, and how long placing them took."""
-        names = self._residency.names()
-        held = [name for name in names if self._residency.slot_of(self._residency.get(name)) is not None]
         arena = self._residency.arena
         return Stats(
-            adapters=tuple(names),
+            adapters=tuple(self._residency.names()),
             slots=self._residency.slots,
-            slots_used=len(held),
+            slots_used=len(self._residency.names_in_slots()),
             backbone_bytes=sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())),
             arena_bytes=arena.nbytes,
             slot_bytes=arena.slot_bytes,

@@ -46,8 +46,3 @@ def pick_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> 
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``, and so on."""
     return str(dtype).removeprefix("torch.")
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Bytes of tensors on a CUDA device; 0 on the CPU, where torch doesn't count them."""
-    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0

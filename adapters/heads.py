@@ -79,6 +79,7 @@ def empty_head(
     source: str,
     labels: Sequence[str],
     problem_type: str | None,
+    pad_token: int,
 ) -> Any:
     """transformers' task model for a body of this architecture, without memory: all of it on the meta device.
 
@@ -91,6 +92,7 @@ def empty_head(
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
     config.problem_type = problem_type
+    config.pad_token_id = pad_token  # a classifier on a decoder looks for the last token that isn't padding
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the body is quantized already, the head never is
     auto_class = getattr(transformers, TASK_CLASSES[task])
@@ -125,8 +127,11 @@ def fill_head(
 
 
 def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many labels a checkpoint without a manifest has: the outputs of its head's last layer, by its shape."""
-    for ending in ("out_proj.weight", "classifier.weight", "score.weight", "qa_outputs.weight"):
+    """How many labels a checkpoint without a manifest has: the outputs of its head's last layer, by its shape.
+
+    Two, transformers' own default, where no last layer is known by name; the head's shapes are checked in any case.
+    """
+    for ending in ("out_proj.weight", "classifier.weight", "score.weight", "logits_proj.weight", "qa_outputs.weight"):
         for name, shape in shapes.items():
             if name.endswith(f".{ending}") and len(shape) == 2:
                 return shape[0]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from lorary.adapters.forward import forward_rows
-from lorary.adapters.generate import PromptRow, decode_new, encode_prompts, pad_id
+from lorary.adapters.forward import forward_rows, group_rows
+from lorary.adapters.generate import PromptRow, decode_new, encode_prompts, prompt_of
 from lorary.adapters.predict import Row, row_predictor
 from lorary.adapters.routing import Routing, routed
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import RoutingError, UsageError
 
 _MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+# How far a mixed pass may be from uniform ones, relative to the largest value: float16's and 8-bit's rounding.
+_MIXED_TOLERANCE = 0.05
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state an astronomic one
 
 
@@ -29,7 +32,7 @@ def _unpad(logits: torch.Tensor, piece: dict[str, Any], padded: int) -> torch.Te
     return (logits[: piece["input_ids"].shape[1]] if per_token else logits).float().cpu()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inference:
     """A backbone's model (with its language-modelling head, if any), body and tokenizer (None: token ids only)."""
 
@@ -37,6 +40,10 @@ class Inference:
     body: Any
     tokenizer: Any
     device: torch.device
+    rows_first: bool = True  # False: the model's layers don't keep a batch's rows apart, so adapters take turns
+    _sites_settled: int = field(default=0, repr=False)
+    # A fast tokenizer keeps truncation and padding as state, so threads that share one would cut each other's rows.
+    _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def predict(self, rows: Sequence[Row], routing: Routing, params: dict[str, Any]) -> list[Any]:
         """One prediction per row, in the shape that the row's task gives it."""
@@ -46,22 +53,32 @@ class Inference:
                 raise UsageError(
                     "text-generation rows can't share a predict call with rows of other tasks; call generate for them"
                 )
-            texts = self.generate([str(row) for row in rows], routing, params)
-            return [[{"generated_text": f"{row}{text}"}] for row, text in zip(rows, texts, strict=True)]
+            return self._predict_text(rows, routing, params)
         predictors = {
             adapter: row_predictor(adapter, self.tokenizer, self.max_length, params)
             for adapter in set(routing.adapters)
         }
         own = [predictors[adapter] for adapter in routing.adapters]
-        encoded = [predictor.encode(row) for predictor, row in zip(own, rows, strict=True)]
+        with self._tokenizing:
+            encoded = [predictor.encode(row) for predictor, row in zip(own, rows, strict=True)]
         # A row that is too long comes as several pieces; each is a row of the batch, with its row's adapter.
         owners = [index for index, pieces in enumerate(encoded) for _ in pieces]
         batch = self._pad([piece for pieces in encoded for piece in pieces])
-        outputs = iter(forward_rows(self.body, batch, routing.subset(owners)))
+        outputs = iter(forward_rows(self.body, batch, routing.subset(owners), rows_first=self.rows_first))
         padded = batch["input_ids"].shape[1]
         return [
             predictor.decode(pieces, [_unpad(next(outputs), piece, padded) for piece in pieces])
             for predictor, pieces in zip(own, encoded, strict=True)
+        ]
+
+    def _predict_text(self, rows: Sequence[Row], routing: Routing, params: dict[str, Any]) -> list[Any]:
+        """What the text-generation pipeline returns: the prompt with its continuation, one or several a row."""
+        prompts = [prompt_of(row, adapter) for row, adapter in zip(rows, routing.adapters, strict=True)]
+        texts = self.generate(prompts, routing, params)
+        each = len(texts) // len(rows)
+        return [
+            [{"generated_text": _continued(prompt, text)} for text in texts[place * each : (place + 1) * each]]
+            for place, prompt in enumerate(prompts)
         ]
 
     def generate(self, prompts: Sequence[PromptRow], routing: Routing, kwargs: dict[str, Any]) -> list[str]:
@@ -73,20 +90,65 @@ class Inference:
             )
         if self.tokenizer is None:
             raise UsageError("this backbone was loaded without a tokenizer; pass one to Backbone.from_model")
+        if kwargs.get("return_dict_in_generate"):
+            raise UsageError(
+                "generate returns texts; for transformers' own output call generate on a `using` block's model"
+            )
+        if not routing.uniform and not self.rows_first:
+            return self._generate_in_turn(prompts, routing, kwargs)
         encoder_decoder = bool(self.model.config.is_encoder_decoder)
-        batch = encode_prompts(prompts, routing.adapters, self.tokenizer, encoder_decoder=encoder_decoder)
+        with self._tokenizing:
+            batch = encode_prompts(
+                prompts, routing.adapters, self.tokenizer, encoder_decoder=encoder_decoder, pad=self.pad_id
+            )
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        settings = {"pad_token_id": self.pad_id} | ({"tokenizer": self.tokenizer} if "stop_strings" in kwargs else {})
         with torch.no_grad(), routed(routing):
-            sequences = self.model.generate(**inputs, **{"pad_token_id": pad_id(self.tokenizer)} | kwargs)
+            sequences = self.model.generate(**inputs, **settings | kwargs)
         return decode_new(sequences, 0 if encoder_decoder else inputs["input_ids"].shape[1], self.tokenizer)
+
+    def _generate_in_turn(self, prompts: Sequence[PromptRow], routing: Routing, kwargs: dict[str, Any]) -> list[str]:
+        texts: dict[int, list[str]] = {}
+        for rows in group_rows(routing.adapters).values():
+            made = self.generate([prompts[row] for row in rows], routing.subset(rows), kwargs)
+            each = len(made) // len(rows)
+            texts |= {row: made[place * each : (place + 1) * each] for place, row in enumerate(rows)}
+        return [text for row in range(len(prompts)) for text in texts[row]]
+
+    def settle_mixing(self, routing: Routing) -> None:
+        """Find out whether rows of several adapters can share a pass; asked again when adapters reach new modules.
+
+        Routing takes a layer's first dimension for the rows. Models that put the sequence first (XLNet, Longformer) or
+        share a pass between rows (DeBERTa's relative positions) don't fit that, so a mixed pass is compared with two
+        uniform ones.
+        """
+        if not self.rows_first or len(routing.arena.sites) == self._sites_settled:
+            return
+        vocabulary = self.body.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(1, 9, device=self.device).reshape(2, 4) * vocabulary // 9
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | self._decoder_start(ids)
+        adapter, slot = routing.adapters[0], routing.slots[0]
+        try:
+            with torch.no_grad():
+                outputs = []
+                for slots in ((slot, 0), (slot, slot), (0, 0)):
+                    with routed(Routing(routing.arena, (adapter, adapter), slots)):
+                        outputs.append(self.model(**inputs)[0].float())
+            mixed, own, bare = outputs
+            scale = 1 + float(own.abs().max())
+            same = max(float((mixed[0] - own[0]).abs().max()), float((mixed[1] - bare[1]).abs().max())) / scale
+            self.rows_first = same < _MIXED_TOLERANCE
+        except (RoutingError, RuntimeError, IndexError):
+            self.rows_first = False
+        self._sites_settled = len(routing.arena.sites)
 
     def logits(self, row: Sequence[int], routing: Routing) -> torch.Tensor:
         """The logits of one token row (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""
         adapter = routing.adapters[0]
-        if adapter is not None and adapter.head is not None:
-            return forward_rows(self.body, self._token_ids(row), routing)[0].float().cpu()
-        if self.model is self.body:
-            return forward_rows(self.body, self._token_inputs(row), routing)[0].float().cpu()
+        if self.model is self.body or (adapter is not None and adapter.head is not None):
+            has_head = adapter is not None and adapter.head is not None
+            inputs = self._token_ids(row) if has_head else self._token_inputs(row)
+            return forward_rows(self.body, inputs, routing)[0].float().cpu()
         logits: torch.Tensor = self.run(row, routing).logits[0]
         return logits.float().cpu()
 
@@ -101,21 +163,57 @@ class Inference:
 
     def _token_inputs(self, row: Sequence[int]) -> dict[str, torch.Tensor]:
         inputs = self._token_ids(row)
-        if self.model.config.is_encoder_decoder:
-            start = self.model.config.decoder_start_token_id or 0
-            inputs["decoder_input_ids"] = torch.full((1, 1), start, device=self.device)
-        return inputs
+        return inputs | self._decoder_start(inputs["input_ids"])
+
+    def _decoder_start(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A few tokens for a decoder: one alone attends only to itself, and hides what queries and keys do."""
+        if not self.model.config.is_encoder_decoder:
+            return {}
+        start = torch.full((ids.shape[0], 1), self.model.config.decoder_start_token_id or 0, device=self.device)
+        return {"decoder_input_ids": torch.cat([start, ids[:, :3]], dim=1)}
 
     def _pad(self, encoded: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad on the right, so that a token's position doesn't depend on its batch mates."""
         rows = [{name: row[name][0] for name in row if name in _MODEL_INPUTS} for row in encoded]
-        batch = self.tokenizer.pad(rows, padding=True, padding_side="right", return_tensors="pt")
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        fill = {"input_ids": self.pad_id, "attention_mask": 0, "token_type_ids": 0}
+        return {
+            name: torch.nn.utils.rnn.pad_sequence(
+                [row[name] for row in rows], batch_first=True, padding_value=fill[name]
+            ).to(self.device)
+            for name in rows[0]
+        }
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token: a classifier on a decoder looks for the last token that isn't it."""
+        return padding_token(self.model.config, self.tokenizer)
 
     @property
     def max_length(self) -> int | None:
         """The most tokens that the model and the tokenizer take, None where neither says."""
-        limits = (
-            getattr(self.model.config, "max_position_embeddings", None),
-            getattr(self.tokenizer, "model_max_length", None),
-        )
+        limits = (longest_input(self.model), getattr(self.tokenizer, "model_max_length", None))
         return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
+
+
+def padding_token(config: Any, tokenizer: Any) -> int:
+    """The id to pad with: the model's own, else the tokenizer's, else one that rarely ends a text."""
+    tokens = (config.pad_token_id, *(getattr(tokenizer, f"{kind}_token_id", None) for kind in ("pad", "unk", "eos")))
+    return next((int(token) for token in tokens if token is not None), 0)
+
+
+def longest_input(model: Any) -> int | None:
+    """The most tokens that a model has positions for, None where it has no limit."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return None
+    # RoBERTa and its kin begin counting positions after the padding's index.
+    table = next((module for name, module in model.named_modules() if name.endswith("position_embeddings")), None)
+    offset = getattr(table, "padding_idx", None)
+    return int(positions - (offset + 1 if offset is not None else 0))
+
+
+def _continued(prompt: PromptRow, text: str) -> Any:
+    """A text with its continuation; a conversation with one more turn."""
+    if isinstance(prompt, str):
+        return prompt + text
+    return [*prompt, {"role": "assistant", "content": text}]

@@ -6,6 +6,7 @@ Here a key that is missing, unexpected or of another shape is an error that name
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from lorary.hub.tensorfile import TensorInfo
 _PEFT_PREFIX = "base_model.model."
 _LORA_SUFFIXES = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_B.bias": "bias"}
 _SHOWN = 5
+_NAMINGS = 8  # a file of strangers may begin its keys in ten thousand ways; a real one in two or three
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,35 @@ def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[st
     problems = _Problems(checkpoint.source)
     problems.unexpected.extend(found.unexpected)
     sites, located = _plan_sites(checkpoint, found, naming, modules, problems)
-    for path in modules.linears:
-        name = naming.to_checkpoint(path)
-        if path not in located and (offered is None or name in offered) and is_target(checkpoint.config, name):
-            problems.missing.append(f"{_PEFT_PREFIX}{name}.lora_A.weight (and lora_B)")
     overrides, head, copies = _plan_whole(checkpoint, found, naming, modules, problems)
+    for path in _used(modules, naming, offered):
+        name = naming.to_checkpoint(path)
+        if path not in located and is_target(checkpoint.config, name):
+            problems.missing.append(f"{_PEFT_PREFIX}{name}.lora_A.weight (and lora_B)")
+        if path not in overrides and _is_saved(name, _saved_names(checkpoint)):
+            problems.missing.append(f"{_PEFT_PREFIX}{name}.weight")
+        if path not in overrides and path in modules.random and offered is not None:
+            problems.missing.append(
+                f"{_PEFT_PREFIX}{name}.weight (the base's files lack it too, so it would be random)"
+            )
     if not found.lora:
         problems.missing.append("any lora_A or lora_B tensor")
     problems.raise_if_any()
     return KeyPlan(tuple(sites), overrides, head, copies)
+
+
+def _used(modules: ModuleMap, naming: _Naming, offered: Collection[str] | None) -> list[str]:
+    """The linears that the task model has: of the backbone's all, but for parts that its class leaves out.
+
+    Where the class isn't known, BERT's pooler is taken to be left out: masked language models have none.
+    """
+    if offered is not None:
+        return [path for path in modules.linears if naming.to_checkpoint(path) in offered]
+    return [path for path in modules.linears if not path.startswith("pooler.")]
+
+
+def _saved_names(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return tuple(checkpoint.config.get("modules_to_save") or ())
 
 
 def _sort_keys(checkpoint: Checkpoint) -> _Found:
@@ -119,8 +141,10 @@ class _Naming:
     def guess(cls, names: Iterable[str], modules: ModuleMap) -> _Naming:
         """The naming under which most of ``names`` are modules of the backbone; the plainest one among equals."""
         names = list(names)
-        first = {f"{name.split('.')[0]}." for name in names}
-        candidates = [cls(there, here) for there in ("", *sorted(first)) for here in ("", modules.body_prefix)]
+        first = Counter(f"{name.split('.')[0]}." for name in names).most_common(_NAMINGS)
+        candidates = [
+            cls(there, here) for there in ("", *(name for name, _ in first)) for here in ("", modules.body_prefix)
+        ]
         known = modules.linears.keys() | modules.others
         return max(candidates, key=lambda naming: sum(naming.to_backbone(name) in known for name in names))
 
@@ -150,7 +174,15 @@ def _plan_sites(
             problems.unexpected.extend(parts.values())
             continue
         located.add(path)
-        lacking = [suffix for suffix, part in _LORA_SUFFIXES.items() if part not in parts and part != "bias"]
+        if not is_target(checkpoint.config, name):
+            problems.unexpected.extend(f"{key} (the config doesn't target it)" for key in parts.values())
+            continue
+        with_bias = bool(checkpoint.config.get("lora_bias"))
+        if "bias" in parts and not with_bias:
+            problems.unexpected.append(f"{parts['bias']} (lora_bias is off)")
+        lacking = [
+            suffix for suffix, part in _LORA_SUFFIXES.items() if part not in parts and (part != "bias" or with_bias)
+        ]
         if lacking:
             problems.missing.extend(f"{_PEFT_PREFIX}{name}{suffix}" for suffix in lacking)
             continue
@@ -175,7 +207,7 @@ def _plan_whole(
     overrides: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}
     copies: dict[str, str] = {}
-    saved = tuple(checkpoint.config.get("modules_to_save") or ())
+    saved = _saved_names(checkpoint)
     for full_name, key in found.whole.items():
         name, _, parameter = full_name.replace(".base_layer.", ".").rpartition(".")
         path = naming.locate(name, modules)
@@ -187,13 +219,20 @@ def _plan_whole(
         elif not trained:
             # PEFT saves embeddings (and the output layer) beside an adapter when it guesses that they were resized.
             copies[f"{path}.{parameter}"] = key
-        elif path in modules.linears and parameter in ("weight", "bias"):
+        elif path in modules.linears:
             overrides.setdefault(path, {})[parameter] = key
         else:
             raise UnsupportedAdapterError(
                 f"{checkpoint.source}: modules_to_save trained {name!r} inside the backbone; trained embeddings and "
                 "norms can't share a backbone with other adapters"
             )
+    for path, parameters in overrides.items():
+        wanted = modules.linears[path].parameters()
+        prefix = f"{_PEFT_PREFIX}{naming.to_checkpoint(path)}"
+        problems.missing.extend(f"{prefix}.{name}" for name in wanted.keys() - parameters.keys())
+        problems.unexpected.extend(parameters[name] for name in parameters.keys() - wanted.keys())
+        for name in wanted.keys() & parameters.keys():
+            problems.check_shape(parameters[name], wanted[name], checkpoint.tensors[parameters[name]])
     return overrides, head, copies
 
 

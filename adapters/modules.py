@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import threading
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lorary.hub.errors import UsageError
+
 
 @dataclass(frozen=True)
 class LinearShape:
-    """The sizes of a module that maps ``[..., inputs]`` to ``[..., outputs]``."""
+    """The sizes of a module that maps ``[..., inputs]`` to ``[..., outputs]``, and how its parameters are laid out.
+
+    ``transposed``: the weight is [inputs, outputs], as in GPT-2's ``Conv1D``.
+    """
 
     inputs: int
     outputs: int
+    bias: bool = False
+    transposed: bool = False
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that the module's parameters have where they aren't quantized."""
+        weight = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        return {"weight": weight} | ({"bias": (self.outputs,)} if self.bias else {})
 
 
 @dataclass(frozen=True)
@@ -22,14 +36,16 @@ class ModuleMap:
     """A backbone's modules by path.
 
     ``body_prefix`` is the body's own path in the model, with a dot (empty where the model is the body itself).
+    ``random`` are the modules whose parameters the base's files lack, so that they differ from load to load.
     """
 
     linears: Mapping[str, LinearShape]
     others: frozenset[str]
     body_prefix: str
+    random: frozenset[str] = frozenset()
 
 
-def map_modules(model: Any, body: Any) -> ModuleMap:
+def map_modules(model: Any, body: Any, random_parameters: Collection[str] = ()) -> ModuleMap:
     """The map of ``model``, whose body (without the task head) is ``body``."""
     linears: dict[str, LinearShape] = {}
     others: set[str] = set()
@@ -42,14 +58,44 @@ def map_modules(model: Any, body: Any) -> ModuleMap:
             linears[path] = shape
         elif path:
             others.add(path)
-    return ModuleMap(linears, frozenset(others), prefix)
+    return ModuleMap(linears, frozenset(others), prefix, frozenset(n.rpartition(".")[0] for n in random_parameters))
 
 
 def linear_shape(module: torch.nn.Module) -> LinearShape | None:
     """The sizes of a linear-like module (``nn.Linear``, GPT-2's ``Conv1D``, quantized kinds), None for any other."""
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(inputs, int) and isinstance(outputs, int):
-        return LinearShape(inputs, outputs)
+        return LinearShape(inputs, outputs, getattr(module, "bias", None) is not None)
     if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nx", None), int):
-        return LinearShape(int(module.nx), int(module.nf))  # type: ignore[arg-type]
+        return LinearShape(int(module.nx), int(module.nf), bias=True, transposed=True)  # type: ignore[arg-type]
     return None
+
+
+def demand_bare(model: torch.nn.Module) -> None:
+    """Refuse a model that already carries adapters: it would pass for the bare base, whose fingerprint it has.
+
+    Raises:
+        UsageError: PEFT's layers are in it.
+    """
+    for path, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            raise UsageError(
+                f"the model already carries an adapter at {path!r}; take it off first (PEFT: model.unload()), "
+                "or load the base anew"
+            )
+
+
+def serialise_changing_rope(body: Any) -> None:
+    """Let one thread at a time run the forward of a body whose rotary embedding rewrites its buffers by length."""
+    config = body.config.get_text_config() if hasattr(body.config, "get_text_config") else body.config
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "dynamic" not in str(settings) and "longrope" not in str(settings):
+        return
+    lock, forward = threading.RLock(), body.forward
+
+    @functools.wraps(forward)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return forward(*args, **kwargs)
+
+    body.forward = locked

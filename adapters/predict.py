@@ -47,6 +47,7 @@ def row_predictor(
     preprocessing = adapter.manifest.preprocessing if adapter and adapter.manifest else Preprocessing()
     limit = preprocessing.max_length or max_length
     if adapter is None or adapter.task == "feature-extraction":
+        _demand_known(params, frozenset())
         return FeatureRows(tokenizer, preprocessing, limit)
     if adapter.head is None:
         raise UnsupportedAdapterError(f"{adapter.name!r} ({adapter.task}) has no head to predict with; use generate")
@@ -67,7 +68,7 @@ class TextClassificationRows:
 
         self._pipeline = TextClassificationPipeline(model=model, tokenizer=tokenizer, device=_device_of(model))
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, limit
-        self._post = _post_parameters(self._pipeline, params)
+        self._post = _post_parameters(self._pipeline, params, frozenset({"top_k", "function_to_apply"}))
 
     def encode(self, row: Row) -> list[dict[str, Any]]:
         """Tokenize a text, or a pair given as ``{"text", "text_pair"}`` or under the adapter's own column names."""
@@ -93,7 +94,7 @@ class TokenClassificationRows:
 
         self._pipeline = TokenClassificationPipeline(model=model, tokenizer=tokenizer, device=_device_of(model))
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, limit
-        self._post = _post_parameters(self._pipeline, params)
+        self._post = _post_parameters(self._pipeline, params, frozenset({"aggregation_strategy", "ignore_labels"}))
 
     def encode(self, row: Row) -> list[dict[str, Any]]:
         """Tokenize a text, or a list of words as the adapter was trained on."""
@@ -154,12 +155,20 @@ def read_text(row: Row, columns: Mapping[str, str]) -> tuple[str, str | None]:
     return text, pair
 
 
-def _post_parameters(pipeline: Any, params: dict[str, Any]) -> dict[str, Any]:
+def _post_parameters(pipeline: Any, params: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    _demand_known(params, known)
     try:
         post: dict[str, Any] = pipeline._sanitize_parameters(**params)[2]
     except (TypeError, KeyError, ValueError) as error:
         raise UsageError(f"{type(pipeline).__name__} doesn't take {params}: {error}") from error
     return post
+
+
+def _demand_known(params: dict[str, Any], known: frozenset[str]) -> None:
+    """The pipelines pass over names that they don't know; a slip of the pen should be heard of."""
+    unknown = sorted(params.keys() - known)
+    if unknown:
+        raise UsageError(f"predict doesn't take {', '.join(unknown)} here; known: {', '.join(sorted(known)) or 'none'}")
 
 
 def _device_of(model: Any) -> torch.device:

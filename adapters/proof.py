@@ -35,19 +35,42 @@ def demand_effect(inference: Inference, routing: Routing, source: str) -> None:
     """Run a few tokens with the adapter of ``routing`` and without.
 
     Raises:
-        NoEffectError: every tensor of the two outputs is the same, bit for bit.
+        NoEffectError: every tensor of the two outputs is the same, bit for bit, or the adapter's aren't numbers.
     """
     adapter = routing.adapters[0]
     golden_rows = adapter.manifest.golden_rows if adapter and adapter.manifest else ()
     row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
     with_adapter, bare = inference.run(row, routing), inference.run(row, None)
-    for name, tensor in with_adapter.items():
-        if isinstance(tensor, torch.Tensor) and not torch.equal(tensor, bare[name]):
-            return
+    outputs = {name: tensor for name, tensor in with_adapter.items() if isinstance(tensor, torch.Tensor)}
+    for name, tensor in outputs.items():
+        if bool(torch.isfinite(bare[name]).all()) and not bool(torch.isfinite(tensor).all()):
+            raise NoEffectError(
+                f"{source}: with it the backbone answers NaN or infinity; its weights or its scale are too large for "
+                f"{tensor.dtype}"
+            )
+    if any(not torch.equal(tensor, bare[name]) for name, tensor in outputs.items()):
+        return
     raise NoEffectError(
         f"{source}: the backbone answers the same with it as without; its layers aren't used for this kind of input, "
         "or its weights are too small for the backbone's dtype"
     )
+
+
+def settle_head(inference: Inference, routing: Routing, adapter: Adapter) -> None:
+    """Find out whether the adapter's head can read a pass of the body made for all heads at once.
+
+    Some heads ask their body for more than a plain pass (Longformer's for global attention on the first token); theirs
+    is then run through the whole task model.
+    """
+    if adapter.head is None or not adapter.head.reads_body_output:
+        return
+    golden_rows = adapter.manifest.golden_rows if adapter.manifest else ()
+    row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
+    shared = inference.logits(row, routing)
+    adapter.head.reads_body_output = False
+    own = inference.logits(row, routing)
+    # The same arithmetic twice: beyond rounding, a difference means that the head asked for something else.
+    adapter.head.reads_body_output = torch.allclose(shared, own, atol=1e-4, rtol=1e-3)
 
 
 def probe_row(golden_rows: Sequence[Sequence[int]], vocabulary: int) -> list[int]:

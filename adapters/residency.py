@@ -63,10 +63,10 @@ class Residency:
                 raise UnknownReferenceError(f"no adapter {name!r} is loaded on this backbone; {hint}")
             return self._named[name]
 
-    def slot_of(self, adapter: Adapter) -> int | None:
-        """The slot that an adapter holds, None where it waits on the host."""
+    def names_in_slots(self) -> list[str]:
+        """The names of the adapters that hold a slot; the others wait on the host."""
         with self._lock:
-            return self._slot_of.get(adapter)
+            return [name for name, adapter in self._named.items() if adapter in self._slot_of]
 
     def publish(self, adapter: Adapter) -> None:
         """Make ``adapter`` the one that its name stands for; calls in flight finish on the one before.
@@ -76,7 +76,7 @@ class Residency:
         """
         with self._lock:
             previous = self._named.get(adapter.name)
-            self._place(adapter)
+            self._place(adapter, previous)
             adapter.pinned = previous.pinned if previous else adapter.pinned
             self._named[adapter.name] = adapter
             if previous is not None:
@@ -97,24 +97,24 @@ class Residency:
                 self._place(adapter)
             adapter.pinned = pinned
 
-    @contextmanager
-    def lease(self, names: Sequence[str | None]) -> Iterator[Routing]:
-        """The routing for a call whose rows use these adapters, valid until the block ends."""
+    def resolve(self, names: Sequence[str | None]) -> list[Adapter | None]:
+        """The adapters that these names stand for now, all looked up at one moment."""
         with self._lock:
-            adapters = [None if name is None else self.get(name) for name in names]
-        with self.lease_adapters(adapters) as routing:
-            yield routing
+            return [None if name is None else self.get(name) for name in names]
 
     @contextmanager
-    def lease_adapters(self, adapters: Sequence[Adapter | None]) -> Iterator[Routing]:
-        """As :meth:`lease`, for adapters in hand, published or not."""
+    def lease(self, adapters: Sequence[Adapter | None], *, replacing: str | None = None) -> Iterator[Routing]:
+        """The routing for a call whose rows use these adapters, published or not, valid until the block ends.
+
+        With ``replacing``, the idle adapter of that name gives up its slot if no other can be had.
+        """
         distinct = {adapter for adapter in adapters if adapter is not None}
         with self._lock:
             for adapter in distinct:
                 self._readers[adapter] = self._readers.get(adapter, 0) + 1
             try:
                 for adapter in distinct:
-                    self._place(adapter)
+                    self._place(adapter, self._named.get(replacing) if replacing else None)
             except BaseException:
                 self._release(distinct)
                 raise
@@ -123,6 +123,7 @@ class Residency:
         try:
             yield routing
         finally:
+            routing.closed = True
             with self._lock:
                 self._release(distinct)
 
@@ -142,13 +143,13 @@ class Residency:
         self._slot_of.pop(adapter, None)
         self._staged.pop(adapter, None)
 
-    def _place(self, adapter: Adapter) -> None:
+    def _place(self, adapter: Adapter, predecessor: Adapter | None = None) -> None:
         """Give an adapter a slot, evicting the least recently used idle one where all are taken."""
         if adapter in self._slot_of:
             self._slot_of[adapter] = self._slot_of.pop(adapter)  # now the most recently used
             return
         self._make_room(adapter)
-        slot = self._free_slot(adapter)
+        slot = self._free_slot(adapter, predecessor)
         staged = self._staged.get(adapter) or self.arena.stage(adapter.lowrank)
         started = time.perf_counter()
         self.arena.place(slot, staged)
@@ -156,12 +157,13 @@ class Residency:
         self._staged[adapter] = staged
         self._slot_of[adapter] = slot
 
-    def _free_slot(self, adapter: Adapter) -> int:
+    def _free_slot(self, adapter: Adapter, predecessor: Adapter | None) -> int:
         taken = set(self._slot_of.values())
         free = next((slot for slot in range(1, self.slots + 1) if slot not in taken), None)
         if free is not None:
             return free
-        idle = next((held for held in self._slot_of if not held.pinned and held not in self._readers), None)
+        unread = [held for held in self._slot_of if held not in self._readers]
+        idle = next((held for held in unread if not held.pinned), predecessor if predecessor in unread else None)
         if idle is None:
             pinned = sum(held.pinned for held in self._slot_of)
             raise SlotsFullError(

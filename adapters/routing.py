@@ -6,9 +6,11 @@ backbone can't overwrite each other's.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +36,7 @@ class Routing:
         self.adapters = tuple(adapters)
         self.slots = tuple(slots)
         self.uniform = len(set(self.slots)) == 1
+        self.closed = False
         self._distinct: dict[int, Adapter] = {
             slot: adapter for slot, adapter in zip(self.slots, self.adapters, strict=True) if slot and adapter
         }
@@ -118,15 +121,50 @@ _ACTIVE: ContextVar[Routing | None] = ContextVar("lorary_routing", default=None)
 
 
 def active() -> Routing | None:
-    """The routing of the call that is running, None outside of any."""
-    return _ACTIVE.get()
+    """The routing of the call that is running, None outside of any.
+
+    Raises:
+        RoutingError: the call that it belonged to has ended, so its slots may hold other adapters by now.
+    """
+    routing = _ACTIVE.get()
+    if routing is not None and routing.closed:
+        raise RoutingError(
+            "this runs in a context that was copied inside a `using` block which has ended since; "
+            "enter a `using` block where the model is called"
+        )
+    return routing
 
 
 @contextmanager
 def routed(routing: Routing | None) -> Iterator[None]:
     """Run the block with this routing; nested blocks override outer ones."""
-    token = _ACTIVE.set(routing)
+    outer = _ACTIVE.get()
+    _ACTIVE.set(routing)
     try:
         yield
     finally:
-        _ACTIVE.reset(token)
+        # Blocks of interleaved generators don't end in the order they began; each takes back only its own choice.
+        if _ACTIVE.get() is routing:
+            _ACTIVE.set(None if outer is not None and outer.closed else outer)
+
+
+class RoutedModel:
+    """A model whose every call uses one routing, in whatever thread it is made, until its block has ended."""
+
+    def __init__(self, model: Any, routing: Routing) -> None:
+        self._model = model
+        self._routing = routing
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model with its routing."""
+        return self._with_routing(self._model, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._model, name)
+        return partial(self._with_routing, attribute) if inspect.ismethod(attribute) else attribute
+
+    def _with_routing(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self._routing.closed:
+            raise RoutingError("the `using` block that gave this model has ended; enter another one")
+        with routed(self._routing):
+            return function(*args, **kwargs)

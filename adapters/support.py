@@ -86,6 +86,43 @@ CONDITIONS: Mapping[str, Condition] = {
 """Fields that are refused unless their value is harmless."""
 
 
+_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
+    "lora_alpha": ("a finite number", lambda value: _is_number(value)),
+    "rank_pattern": (
+        "names and whole numbers of at least 1",
+        lambda value: _is_table(value, lambda rank: type(rank) is int and rank >= 1),
+    ),
+    "alpha_pattern": ("names and finite numbers", lambda value: _is_table(value, lambda alpha: _is_number(alpha))),
+    "target_modules": ("a pattern, or a list of names", lambda value: bool(value) and _is_names(value)),
+    "exclude_modules": ("a pattern, or a list of names", lambda value: value is None or _is_names(value)),
+    "modules_to_save": ("a list of names", lambda value: value is None or _is_names(value, text=False)),
+    "layers_to_transform": (
+        "a number, or a list of numbers",
+        lambda value: value is None or type(value) is int or _is_list(value, lambda layer: type(layer) is int),
+    ),
+    "layers_pattern": ("a pattern, or a list of them", lambda value: value is None or _is_names(value)),
+    "task_type": ("a name", lambda value: value is None or isinstance(value, str)),
+}
+"""What the fields that the loader applies have to be; checked before anything is computed from them."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(is_item(item) for item in value)
+
+
+def _is_names(value: Any, text: bool = True) -> bool:
+    return (text and isinstance(value, str)) or _is_list(value, lambda item: isinstance(item, str))
+
+
+def _is_table(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return value is None or (isinstance(value, dict) and all(is_item(item) for item in value.values()))
+
+
 def check_supported(checkpoint: Checkpoint) -> None:
     """Refuse an adapter that the slots can't hold as it was trained.
 
@@ -98,7 +135,12 @@ def check_supported(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source}: PEFT method {checkpoint.peft_type!r}; this loader holds LORA adapters. "
             "Load others with peft.PeftModel.from_pretrained"
         )
-    refused = []
+    defaults = {"r": 8, "lora_alpha": 8}
+    refused = [
+        f"{field}={checkpoint.config.get(field, defaults.get(field))!r} (expected {expected})"
+        for field, (expected, is_right) in _TYPES.items()
+        if not is_right(checkpoint.config.get(field, defaults.get(field)))
+    ]
     for field, value in checkpoint.config.items():
         if field in APPLIED or field in TRAINING_ONLY:
             continue

@@ -54,6 +54,22 @@ def make_config(family: str, **changes: Any) -> Any:
         "llama": lambda: t.LlamaConfig(
             **tokens, **sizes, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, **changes
         ),
+        "xlnet": lambda: t.XLNetConfig(
+            **tokens, d_model=32, n_layer=2, n_head=4, d_inner=64, summary_type="last", **changes
+        ),
+        "deberta": lambda: t.DebertaV2Config(
+            **tokens,
+            **sizes,
+            max_position_embeddings=64,
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_buckets=8,
+            share_att_key=True,
+            **changes,
+        ),
+        "longformer": lambda: t.LongformerConfig(
+            **tokens, **sizes, max_position_embeddings=70, attention_window=4, **changes
+        ),
         "t5": lambda: t.T5Config(
             **tokens, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, decoder_start_token_id=0, **changes
         ),
@@ -123,6 +139,9 @@ def default_targets(model: Any) -> list[str]:
         "gpt2": ["c_attn", "c_fc", "c_proj"],
         "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "t5": ["q", "v", "wi", "wo"],
+        "xlnet": ["layer_1", "layer_2"],
+        "deberta-v2": ["query_proj", "key_proj", "value_proj"],
+        "longformer": ["query", "value", "query_global", "value_global"],
     }[model.config.model_type]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.device import pick_device
 from lorary.adapters.identity import body_of
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.modules import linear_shape, map_modules
@@ -50,7 +49,8 @@ def load_for(task: Task, recipe: Recipe) -> Base:
         auto_class=auto_class,
         quantization=recipe.quantization,
         dtype=recipe.dtype,
-        device=pick_device(recipe.device),
+        device=recipe.device,
+        device_map=recipe.device_map,
         revision=recipe.revision,
         skip_modules=head,
         **task.model_kwargs(),

@@ -122,6 +122,7 @@ class Recipe(_Section):
     tags: tuple[Text, ...] = ()
     alias: Text | None = None
     device: Text | None = None
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     @classmethod
@@ -172,7 +173,7 @@ FLAG_OF: Mapping[str, str] = {
     "base": "--base", "data.train": "--data", "data.test": "--test", "task": "--task", "domain": "--domain",
     "name": "--name", "method": "--method", "quantization": "--quantization", "output": "--output",
     "training.epochs": "--epochs", "lora.rank": "--rank", "training.learning_rate": "--learning-rate",
-    "training.seed": "--seed", "device": "--device", "alias": "--alias",
+    "training.seed": "--seed", "device": "--device", "device_map": "--device-map", "alias": "--alias",
 }  # fmt: skip
 """The command line's flag for each setting that has one of its own; ``--set`` reaches all others."""
 
@@ -191,7 +192,7 @@ _TASK_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "lora": {"rank": 8},
     },
     "token-classification": {
-        "training": {"epochs": 10, "batch_size": 16, "learning_rate": 1e-3, "max_length": 128},
+        "training": {"epochs": 10, "batch_size": 16, "learning_rate": 3e-4, "max_length": 128},
         "lora": {"rank": 8},
     },
     "text-generation": {

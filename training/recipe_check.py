@@ -178,6 +178,8 @@ def _run(values: Mapping[str, Any]) -> Problems:
             yield "training.packing", f"only text-generation rows can be packed; the task is {task}"
     elif data.get("labels") is not None:
         yield "data.labels", "text-generation has no labels"
+    if values.get("device") is not None and values.get("device_map") is not None:
+        yield "device_map", "spreads the base over all devices, and device names one; leave one of them out"
     output = values.get("output")
     if isinstance(output, str) and output:
         folder = Path(output).expanduser()

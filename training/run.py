@@ -15,6 +15,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.golden import choose_rows, condense
+from lorary.adapters.inference import longest_input
 from lorary.hub.errors import InterruptedRunError, LoraryError, RegistryConflictError, RegistryError
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.reference import normalise_domain
@@ -176,7 +177,8 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
     recipe, task, model, test = prepared.recipe, prepared.task, prepared.model, prepared.test
     device = next(model.parameters()).device
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
 
     def measure() -> Metrics:
         found = outcomes(model, task, test, prepared.base.tokenizer, recipe.training.batch_size)
@@ -226,15 +228,7 @@ def check(prepared: Prepared, finished: Finished, files: Path, registry: Registr
 def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:
     """The recipe's length, or the most tokens that the base takes where that is less."""
     wanted = recipe.training.max_length
-    limits = [wanted, base.tokenizer.model_max_length]
-    positions = getattr(base.model.config, "max_position_embeddings", None)
-    if positions:
-        # RoBERTa and its kin begin counting positions after the padding's index.
-        table = next(
-            (module for name, module in base.model.named_modules() if name.endswith("position_embeddings")), None
-        )
-        offset = getattr(table, "padding_idx", None)
-        limits.append(positions - (offset + 1 if offset is not None else 0))
+    limits = [wanted, base.tokenizer.model_max_length, longest_input(base.model) or wanted]
     longest = min(limits)
     if longest < wanted:
         reporter.note(f"the base takes {longest} tokens, training.max_length asks for {wanted}: {longest} are used")
@@ -283,8 +277,8 @@ def _thinned(curve: Sequence[tuple[int, float]], most: int = 200) -> Sequence[tu
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch held on a GPU, or that the whole process held in memory."""
+    """Bytes: the most that torch held on each GPU, added up, or that the whole process held in memory."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return sum(int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes

@@ -40,6 +40,7 @@ def command(
     base: Annotated[str | None, typer.Option(help="The base model; default the one that the adapter names.")] = None,
     quantization: Annotated[str, typer.Option(help="Of the base: none, nf4 or int8.")] = "none",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="For text generation.")] = 64,
     bare: Annotated[bool, typer.Option("--bare", help="Generate without the adapter too, to compare.")] = False,
     as_json: JsonOption = False,
@@ -60,7 +61,7 @@ def command(
         raise UsageError(f"--bare compares generated texts; {source.reference} is for {task}")
     if task == "feature-extraction" and not as_json:
         raise UsageError(f"the answers of {source.reference} are vectors ({task}); ask for them with --json")
-    backbone = _open(source.checkpoint, base, quantization, device)
+    backbone = _open(source.checkpoint, base, quantization=quantization, device=device, device_map=device_map)
     for note in backbone.load(source.checkpoint, source.name).notes:
         print(f"note: {clean(note)}", file=sys.stderr)
     if task in _GENERATING:
@@ -98,12 +99,12 @@ def _encodable(texts: list[str]) -> list[str]:
     return texts
 
 
-def _open(checkpoint: Checkpoint, base: str | None, quantization: str, device: str | None) -> Backbone:
+def _open(checkpoint: Checkpoint, base: str | None, **settings: str | None) -> Backbone:
     chosen = base or _base_of(checkpoint)
     from lorary.adapters import Backbone
 
     try:
-        return Backbone.from_pretrained(chosen, quantization=quantization, device=device, slots=1)
+        return Backbone.from_pretrained(chosen, slots=1, **settings)  # type: ignore[arg-type]
     except BaseNotFoundError as error:
         if base is not None:
             raise

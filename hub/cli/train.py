@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
-from lorary.hub.cli.output import print_json, print_line, print_table, short_number, version_json
+from lorary.hub.cli.output import print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import UsageError
 from lorary.hub.values import Version
 
@@ -41,6 +41,7 @@ def command(
     output: Annotated[str | None, typer.Option(help="The run's folder; default runs/NAME-TIME.")] = None,
     alias: Annotated[str | None, typer.Option(help="Let this alias mean the new version.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
@@ -53,7 +54,7 @@ def command(
         "base": base, "data.train": data, "data.test": test, "task": task, "domain": domain, "name": name,
         "method": method, "quantization": quantization, "lora.rank": rank, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.seed": seed, "output": output, "alias": alias,
-        "device": device,
+        "device": device, "device_map": device_map,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     if recipe is None and not given and not set_:
@@ -86,6 +87,7 @@ def _print_result(version: Version, new: bool, folder: Path | None) -> None:
                 "trainable": f"{version.parameters:,}",
                 "steps": provenance.get("steps", ""),
                 "seconds": f"{provenance.get('seconds', 0.0):.1f}",
+                "peak memory": size(int(provenance.get("peak_memory_bytes", 0))),
             }
         ]
     )

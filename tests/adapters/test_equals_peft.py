@@ -21,7 +21,7 @@ def peft_logits(reference, row, task, family):
     row = [*row, 3] if family == "t5" and task == "text-classification" and row[-1] != 3 else row
     inputs = {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
     if task == "seq2seq":
-        inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long)
+        inputs["decoder_input_ids"] = torch.tensor([[0, *row[:3]]])
     with torch.no_grad():
         output = reference(**inputs)
     return (output.logits if hasattr(output, "logits") else output.last_hidden_state)[0], row

@@ -15,9 +15,10 @@ from lorary.hub.errors import (
     NoEffectError,
     UnsafeFileError,
     UnsupportedAdapterError,
+    UsageError,
 )
 from lorary.hub.manifest import BaseIdentity, Manifest
-from tiny import make_adapter, make_base
+from tiny import make_adapter, make_base, peft_reference
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
@@ -188,6 +189,102 @@ def test_pickles(backbone, adapter):
     (adapter / "adapter_model.safetensors").unlink()
     torch.save(weights, adapter / "adapter_model.bin")
     refuse(backbone, adapter, UnsafeFileError, "never loaded")
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "match"),
+    [
+        ({"lora_bias": True}, lambda t: None, r"missing: .*lora_B\.bias"),
+        ({"modules_to_save": ["lm_head"]}, lambda t: None, r"missing: base_model\.model\.lm_head\.weight"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(47, 32)}),
+            r"lm_head\.weight is \[47, 32\]",
+        ),
+        (
+            {"modules_to_save": ["lm_head"]},
+            lambda t: t.update({"base_model.model.lm_head.bias": torch.ones(44)}),
+            r"missing: .*lm_head\.weight.*unexpected: .*lm_head\.bias",
+        ),
+        (
+            {},
+            lambda t: t.update({KEY.replace("lora_A.weight", "lora_B.bias"): torch.ones(32)}),
+            "lora_bias is off",
+        ),
+        ({}, lambda t: t.update({"base_model.model.model.norm.__class__": torch.ones(1)}), "no parameter"),
+    ],
+)  # fmt: skip
+def test_what_modules_to_save_and_lora_bias_promise(backbone, adapter, config, change, match):
+    change_config(adapter, **config)
+    change_tensors(adapter, change)
+    refuse(backbone, adapter, KeyMismatchError, match)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"r": "4"}, {"r": 0}, {"r": None}, {"r": True}, {"lora_alpha": "8"}, {"lora_alpha": None},
+        {"rank_pattern": ["q_proj"]}, {"rank_pattern": {"q_proj": "2"}}, {"rank_pattern": {"q_proj(": 2}},
+        {"target_modules": 7}, {"target_modules": None}, {"target_modules": []}, {"target_modules": "(a+)+$("},
+        {"task_type": ["CAUSAL_LM"]}, {"modules_to_save": "lm_head"}, {"layers_to_transform": "1"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_of_the_wrong_kind(backbone, adapter, fields):
+    change_config(adapter, **fields)
+    with pytest.raises(UnsupportedAdapterError):
+        backbone.load(adapter)
+
+
+def test_a_pattern_made_to_take_forever(backbone, adapter):
+    """Python's own `re` takes longer than anybody waits on this one."""
+    change_config(adapter, rank_pattern={"(([a-z._0-9])+)+[A-Z]": 2})
+    assert backbone.load(adapter).rank == 4
+
+
+def test_tensors_for_a_module_that_the_config_doesnt_target(backbone, adapter):
+    change_config(adapter, exclude_modules=["layers.0.self_attn.q_proj"])
+    refuse(backbone, adapter, KeyMismatchError, r"unexpected: .*q_proj.* \(the config doesn't target it\)")
+
+
+def test_numbers_that_overflow(backbone, adapter):
+    change_config(adapter, lora_alpha=1e39)
+    refuse(backbone, adapter, NoEffectError, "NaN or infinity")
+
+
+def test_weights_that_arent_numbers_with_a_fraction(backbone, adapter):
+    change_tensors(adapter, lambda tensors: tensors.update({KEY: torch.ones(4, 32, dtype=torch.int64)}))
+    refuse(backbone, adapter, UnsupportedAdapterError, "expected floating-point")
+
+
+def test_ten_thousand_ways_to_begin_a_key(backbone, adapter):
+    extra = {f"base_model.model.x{index}.lora_A.weight": torch.ones(1) for index in range(10_000)}
+    change_tensors(adapter, lambda tensors: tensors.update(extra))
+    refuse(backbone, adapter, KeyMismatchError, "unexpected: .* and 9995 more")
+
+
+def test_a_head_that_reads_a_part_the_base_lacks(tmp_path):
+    """A masked language model's checkpoint has no pooler; a classifier on it would read a new random one each time."""
+    from transformers import AutoModelForMaskedLM
+
+    base = make_base("bert", tmp_path / "base")
+    AutoModelForMaskedLM.from_pretrained(base).save_pretrained(base)
+    lora = {"target_modules": ["query"]}
+    lossy = make_adapter(base, tmp_path / "lossy", task="text-classification", **lora)
+    whole = make_adapter(base, tmp_path / "whole", task="text-classification", modules_to_save=["pooler"], **lora)
+    tagger = make_adapter(base, tmp_path / "tagger", task="token-classification", **lora)
+    backbone = Backbone.from_pretrained(str(base))
+    with pytest.raises(KeyMismatchError, match=r"pooler\.dense\.weight \(the base's files lack it too"):
+        backbone.load(lossy)
+    for adapter in (whole, tagger):
+        backbone.load(adapter)
+
+
+def test_a_model_that_carries_an_adapter_is_no_backbone(backbone, bases, adapter):
+    model = peft_reference(bases("llama"), adapter, task="text-generation")
+    for wrapped in (model, model.base_model.model):
+        with pytest.raises(UsageError, match="already carries an adapter"):
+            Backbone.from_model(wrapped, backbone.tokenizer)
 
 
 def test_a_truncated_file(backbone, adapter):

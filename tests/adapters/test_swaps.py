@@ -138,6 +138,41 @@ def test_swapping_keeps_the_pin(bases, adapters):
         backbone.load(folders["v1"], "third")
 
 
+def test_a_pinned_adapter_can_be_swapped_when_every_slot_is_pinned(bases, adapters):
+    folders = adapters(v1={}, v2={}, other={})
+    backbone = llama(bases, slots=1)
+    backbone.load(folders["v1"], "legal")
+    backbone.pin("legal")
+    backbone.swap("legal", folders["v2"])
+    assert torch.equal(logits(backbone, "legal"), logits_of(bases, folders["v2"]))
+    with pytest.raises(SlotsFullError):
+        backbone.load(folders["other"])
+    with backbone.using("legal"), pytest.raises(SlotsFullError):
+        backbone.swap("legal", folders["v1"])
+    assert torch.equal(logits(backbone, "legal"), logits_of(bases, folders["v2"]))
+
+
+def test_a_call_in_several_passes_keeps_to_one_version(bases, adapters, tmp_path):
+    folders = {
+        name: make_adapter(bases("bert"), tmp_path / name, task="text-classification", seed=seed)
+        for seed, name in enumerate(("v1", "v2"), start=1)
+    }
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    backbone.load(folders["v1"], "tone")
+    expected = backbone.predict(["profit rose"] * 4, "tone")
+    passes = []
+
+    def swap_after_the_first(module, args, output):
+        passes.append(1)
+        if len(passes) == 1:
+            handle.remove()
+            backbone.swap("tone", folders["v2"])
+
+    handle = backbone.body.register_forward_hook(swap_after_the_first)
+    assert backbone.predict(["profit rose"] * 4, "tone", batch_size=1) == expected
+    assert backbone.predict(["profit rose"] * 4, "tone") != expected
+
+
 def test_swap_needs_a_name_that_is_loaded(bases, adapters):
     with pytest.raises(UnknownReferenceError, match="loaded: none"):
         llama(bases).swap("legal", adapters(v1={})["v1"])

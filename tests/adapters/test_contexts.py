@@ -1,0 +1,122 @@
+"""The choice of adapters belongs to a call: it doesn't leak out of its block, or into another thread."""
+
+import contextvars
+import threading
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import RoutingError
+from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing, Prompt
+from tiny import make_adapter
+
+IDS = torch.tensor([[2, 7, 8, 9]])
+
+
+@pytest.fixture
+def backbone(bases, tmp_path):
+    """A tiny Llama with the adapters a and b, and one slot for both."""
+    backbone = Backbone.from_pretrained(str(bases("llama")), slots=1)
+    for seed, name in enumerate(("a", "b"), start=1):
+        backbone.load(make_adapter(bases("llama"), tmp_path / name, task="text-generation", seed=seed))
+    return backbone
+
+
+def answers(backbone, name):
+    with backbone.using(name) as model:
+        return model(input_ids=IDS).logits
+
+
+def test_a_context_that_outlives_its_block_is_refused(backbone):
+    with backbone.using("a"):
+        copied = contextvars.copy_context()
+    answers(backbone, "b")  # takes the slot
+    with pytest.raises(RoutingError, match="has ended since"):
+        copied.run(lambda: backbone.model(input_ids=IDS))
+
+
+def test_a_model_that_outlives_its_block_is_refused(backbone):
+    with backbone.using("a") as model:
+        pass
+    with pytest.raises(RoutingError, match="has ended"):
+        model(input_ids=IDS)
+
+
+def test_interleaved_blocks_leave_the_bare_backbone_behind(bases, backbone, tmp_path):
+    two = Backbone.from_pretrained(str(bases("llama")), slots=2)
+    for name in ("a", "b"):
+        two.load(tmp_path / name)
+    expected = {name: answers(two, name) for name in ("a", "b", None)}
+
+    def steps(name):
+        with two.using(name) as model:
+            for _ in range(3):
+                yield model(input_ids=IDS).logits
+
+    for one, other in zip(steps("a"), steps("b"), strict=True):
+        assert torch.equal(one, expected["a"])
+        assert torch.equal(other, expected["b"])
+    assert torch.equal(two.model(input_ids=IDS).logits, expected[None])
+
+
+def test_a_thread_started_in_a_block_uses_its_model(backbone):
+    expected = answers(backbone, "a")
+    found = []
+    with backbone.using("a") as model:
+        thread = threading.Thread(target=lambda: found.append(model(input_ids=IDS).logits))
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], expected)
+
+
+def test_an_exception_ends_the_block(backbone):
+    with pytest.raises(ZeroDivisionError), backbone.using("a"):
+        raise ZeroDivisionError
+    answers(backbone, "b")  # the slot is free again
+    assert torch.equal(backbone.model(input_ids=IDS).logits, answers(backbone, None))
+
+
+def test_threads_share_one_tokenizer(bases, tmp_path):
+    """A fast tokenizer keeps its last truncation as state."""
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    for seed, limit in enumerate((6, 40), start=1):
+        adapter = make_adapter(bases("bert"), tmp_path / f"limit-{limit}", task="text-classification", seed=seed)
+        Manifest(
+            "text-classification", BaseIdentity("x"), labels=("a", "b", "c"), preprocessing=Preprocessing({}, limit)
+        ).write(adapter)
+        backbone.load(adapter)
+    text = " ".join(["profit rose the bank"] * 8)
+    expected = {name: backbone.predict([text], name) for name in backbone.adapters}
+    wrong = []
+
+    def work(name):
+        wrong.extend(1 for _ in range(60) if backbone.predict([text], name) != expected[name])
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in backbone.adapters * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_prompts_are_put_as_the_adapter_was_trained(bases, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    plain = make_adapter(bases("llama"), tmp_path / "plain", task="text-generation")
+    backbone.load(plain)
+    Manifest(
+        "text-generation",
+        BaseIdentity("x"),
+        preprocessing=Preprocessing({"prompt": "question"}, prefix="the report "),
+        prompt=Prompt("instruction", "market {prompt} price"),
+    ).write(plain)
+    backbone.load(plain, "templated")
+    want = backbone.generate("the report market dog price", "plain", max_new_tokens=4)
+    assert backbone.generate("dog", "templated", max_new_tokens=4) == want
+    (shown,) = backbone.predict([{"question": "dog"}], "templated", max_new_tokens=4)
+    assert shown == [{"generated_text": f"dog{want}"}]
+    assert backbone.generate(["dog", "the report market dog price"], ["templated", "plain"], max_new_tokens=4) == [
+        want,
+        want,
+    ]

@@ -105,7 +105,8 @@ def _share_one_backbone(versions: list[Version], registry: Registry) -> None:
 
     backbone = Backbone.from_pretrained(EMBEDDED_BASE, registry=registry)
     for version in versions:
-        backbone.load(version.reference)
+        for note in backbone.load(version.reference).notes:
+            print_line(f"note: {version.reference}: {note}")
     print_line(f"One backbone ({EMBEDDED_BASE}), three adapters, one mixed batch:")
     names = [name for name, _ in _TEXTS]
     texts = [text for _, text in _TEXTS]

@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("hub", "adapters", "training")
+LINKED = ("hub", "adapters", "training", "examples")
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     )  # fmt: skip
     namespace = Path(sysconfig.get_path("purelib")) / "lorary"
     namespace.mkdir(exist_ok=True)
-    for room in ROOMS:
+    for room in LINKED:
         link = namespace / room
         if link.is_symlink():
             link.unlink()

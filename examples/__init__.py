@@ -1,0 +1,1 @@
+"""Example data and recipes, written for this project; `lorary quickstart` reads them."""

@@ -3,7 +3,8 @@
 ``Backbone`` loads a base model once and any number of LoRA adapters on it, each row of a batch with its own.
 """
 
-from lorary.adapters.backbone import Backbone, LoadedAdapter, Stats
+from lorary.adapters.backbone import Backbone
 from lorary.adapters.proof import GoldenReport
+from lorary.adapters.values import LoadedAdapter, Stats
 
 __all__ = ["Backbone", "GoldenReport", "LoadedAdapter", "Stats"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ import torch
 from lorary.adapters.adapter import build_adapter
 from lorary.adapters.device import dtype_name
 from lorary.adapters.generate import PromptRow
-from lorary.adapters.identity import body_of, identify
+from lorary.adapters.identity import body_of, identify, match_base
 from lorary.adapters.inference import Inference, can_generate
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import wrap
@@ -26,40 +25,11 @@ from lorary.adapters.residency import Residency
 from lorary.adapters.routing import RoutedModel, routed
 from lorary.adapters.slots import SiteSpec
 from lorary.adapters.sources import find_checkpoint
-from lorary.hub.base import compare
+from lorary.adapters.values import LoadedAdapter, Stats
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.errors import BaseMismatchError, UsageError
+from lorary.hub.errors import UsageError
 from lorary.hub.manifest import BaseIdentity, Numerics
 from lorary.hub.registry import Registry
-
-
-@dataclass(frozen=True)
-class LoadedAdapter:
-    """What :meth:`Backbone.load` came to. ``notes`` are worth showing to the user; ``seconds`` is the whole load."""
-
-    name: str
-    reference: str
-    digest: str
-    task: str
-    labels: tuple[str, ...] | None
-    rank: int
-    notes: tuple[str, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Stats:
-    """A backbone's figures: bytes on the device, slots, and the seconds that copies into slots took."""
-
-    adapters: tuple[str, ...]
-    slots: int
-    slots_used: int
-    backbone_bytes: int
-    arena_bytes: int
-    slot_bytes: int
-    rank: int
-    evictions: int
-    swap_seconds: tuple[float, ...]
 
 
 class Backbone:
@@ -181,7 +151,7 @@ class Backbone:
         started = time.perf_counter()
         source = find_checkpoint(reference, self._registry or Registry())
         checkpoint = source.checkpoint
-        notes = self._match_base(checkpoint, allow_base_mismatch)
+        notes = match_base(checkpoint, self.identity, self.quantization, allow_mismatch=allow_base_mismatch)
         adapter = build_adapter(
             checkpoint,
             name=name or source.name,
@@ -374,26 +344,6 @@ class Backbone:
         )
 
     # Inside
-
-    def _match_base(self, checkpoint: Checkpoint, allow_mismatch: bool) -> tuple[str, ...]:
-        manifest = checkpoint.manifest
-        match = compare(manifest.base if manifest else None, self.identity)
-        notes = list(match.notes)
-        if match.same is False:
-            assert manifest is not None
-            message = (
-                f"{checkpoint.source}: trained on {manifest.base.id!r} (fingerprint "
-                f"{str(manifest.base.fingerprint)[:12]}), this backbone is {self.identity.id!r} "
-                f"({str(self.identity.fingerprint)[:12]})"
-            )
-            if not allow_mismatch:
-                raise BaseMismatchError(
-                    f"{message}; open that base, or pass allow_base_mismatch=True to load it anyway"
-                )
-            notes.append(message)
-        if manifest is not None and manifest.numerics.quantization != self.quantization:
-            notes.append(f"trained on {manifest.numerics.quantization} weights, served on {self.quantization}")
-        return tuple(notes)
 
     def _open_site(self, path: str) -> SiteSpec:
         """Put the layer around a module that an adapter reaches for the first time."""

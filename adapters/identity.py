@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from lorary.hub.base import ARCHITECTURE_FIELDS, fingerprint
+from lorary.hub.base import ARCHITECTURE_FIELDS, compare, fingerprint
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import BaseMismatchError
 from lorary.hub.manifest import BaseIdentity
 
 
@@ -22,6 +24,30 @@ def identify(model: torch.nn.Module, tokenizer: Any, base_id: str, commit: str |
         tokenizer_sha256=_tokenizer_hash(tokenizer),
         chat_template_sha256=_text_hash(getattr(tokenizer, "chat_template", None)),
     )
+
+
+def match_base(
+    checkpoint: Checkpoint, identity: BaseIdentity, quantization: str, *, allow_mismatch: bool
+) -> tuple[str, ...]:
+    """Was this adapter trained on the backbone of this identity? Returns lines for the user.
+
+    Raises:
+        BaseMismatchError: it was trained on another base, and that isn't allowed.
+    """
+    manifest = checkpoint.manifest
+    match = compare(manifest.base if manifest else None, identity)
+    notes = list(match.notes)
+    if match.same is False and manifest is not None:
+        message = (
+            f"{checkpoint.source}: trained on {manifest.base.id!r} (fingerprint "
+            f"{str(manifest.base.fingerprint)[:12]}), this backbone is {identity.id!r} ({str(identity.fingerprint)[:12]})"
+        )
+        if not allow_mismatch:
+            raise BaseMismatchError(f"{message}; open that base, or pass allow_base_mismatch=True to load it anyway")
+        notes.append(message)
+    if manifest is not None and manifest.numerics.quantization != quantization:
+        notes.append(f"trained on {manifest.numerics.quantization} weights, served on {quantization}")
+    return tuple(notes)
 
 
 def body_of(model: Any) -> Any:

@@ -38,9 +38,10 @@ def match_base(
     match = compare(manifest.base if manifest else None, identity)
     notes = list(match.notes)
     if match.same is False and manifest is not None:
+        theirs, ours = str(manifest.base.fingerprint)[:12], str(identity.fingerprint)[:12]
         message = (
-            f"{checkpoint.source}: trained on {manifest.base.id!r} (fingerprint "
-            f"{str(manifest.base.fingerprint)[:12]}), this backbone is {identity.id!r} ({str(identity.fingerprint)[:12]})"
+            f"{checkpoint.source}: trained on {manifest.base.id!r} (fingerprint {theirs}), "
+            f"this backbone is {identity.id!r} ({ours})"
         )
         if not allow_mismatch:
             raise BaseMismatchError(f"{message}; open that base, or pass allow_base_mismatch=True to load it anyway")

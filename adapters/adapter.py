@@ -11,8 +11,8 @@ import torch
 from lorary.adapters.golden import load_tensors, read_golden
 from lorary.adapters.heads import TASK_CLASSES, TASK_OF_PEFT_TYPE, TaskHead, count_labels, empty_head, fill_head
 from lorary.adapters.keys import KeyPlan, plan_keys
-from lorary.adapters.lora import LoraLayer, TrainedLinear
 from lorary.adapters.modules import ModuleMap
+from lorary.adapters.override import TrainedLinear
 from lorary.adapters.slots import LowRank
 from lorary.adapters.support import check_supported
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
@@ -128,7 +128,7 @@ def build_adapter(
         manifest=manifest,
         plan=plan,
         lowrank=lowrank,
-        overrides=_overrides(plan, tensors, model, dtype),
+        overrides=_overrides(plan, tensors, model, modules, dtype),
         head=head,
         golden=read_golden(checkpoint),
     )
@@ -180,14 +180,11 @@ def _check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any
 
 
 def _overrides(
-    plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, dtype: torch.dtype
+    plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, modules: ModuleMap, dtype: torch.dtype
 ) -> dict[str, TrainedLinear]:
     overrides = {}
     for path, parameters in plan.overrides.items():
-        module = model.get_submodule(path)
-        layer = module.base_layer if isinstance(module, LoraLayer) else module
-        device = next(layer.parameters()).device
+        device = next(model.get_submodule(path).parameters()).device
         placed = {name: tensors[key].to(device=device, dtype=dtype) for name, key in parameters.items()}
-        transposed = type(layer).__name__ == "Conv1D"
-        overrides[path] = TrainedLinear(placed["weight"], placed.get("bias"), transposed)
+        overrides[path] = TrainedLinear(placed["weight"], placed.get("bias"), modules.linears[path].transposed)
     return overrides

@@ -62,7 +62,7 @@ def describe(checkpoint: Checkpoint) -> Description:
 def _method(checkpoint: Checkpoint, quantization: str) -> str:
     if checkpoint.peft_type != "LORA":
         return checkpoint.peft_type.lower()
-    if quantization != "none":
+    if quantization in ("nf4", "fp4"):  # QLoRA is LoRA on a 4-bit base; on an 8-bit one it has no name of its own
         return "qlora"
     for flag, method in (("use_dora", "dora"), ("use_rslora", "rslora")):
         if checkpoint.config.get(flag) is True:

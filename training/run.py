@@ -208,7 +208,8 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
         numerics=numerics_of(model, recipe),
         provenance=_provenance(prepared, fitted, seconds, reporter),
     )
-    found = outcomes(model, task, rows, prepared.base.tokenizer, recipe.training.batch_size)
+    # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
+    found = outcomes(model, task, rows, prepared.base.tokenizer, batch_size=1)
     return Finished(trained, metrics, rows, task.metrics(found, rows.golds))
 
 

@@ -73,6 +73,7 @@ def test_versions_share_the_files_they_have_in_common(add, registry):
         ({"use_rslora": True}, Numerics(), "rslora"),
         ({"use_dora": True}, Numerics(), "dora"),
         ({}, Numerics("nf4"), "qlora"),
+        ({}, Numerics("int8"), "lora"),
         ({"peft_type": "IA3"}, Numerics("nf4"), "ia3"),
     ],
 )

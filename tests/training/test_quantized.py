@@ -139,3 +139,20 @@ def test_without_the_guard_gradients_after_an_evaluation_are_wrong(make_recipe):
     except (RuntimeError, AssertionError):
         return  # layers of some sizes can't be repacked at all
     assert any(not torch.allclose(before[name], after[name], rtol=1e-3, atol=1e-5) for name in before)
+
+
+def test_an_8bit_run_whose_rows_depend_on_their_batch_passes_the_gate(make_recipe, bases, registry, tmp_path):
+    """Where activations exceed 6, bitsandbytes splits off outlier columns by the whole batch, so company matters."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = tmp_path / "outliers"
+    model = AutoModelForCausalLM.from_pretrained(bases("llama"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layernorm" in name:
+                parameter.mul_(4)
+    model.save_pretrained(base)
+    AutoTokenizer.from_pretrained(bases("llama")).save_pretrained(base)
+    settings = {"base": str(base), "quantization": "int8", "training.max_steps": 2}
+    version = train(make_recipe("text-generation", **settings), registry)
+    assert version.quantization == "int8"

@@ -75,7 +75,7 @@ class TextClassification(Task):
         ]
         return [
             prediction[0]["label"] if isinstance(prediction, list) else prediction["label"]
-            for prediction in backbone.predict(texts, name)
+            for prediction in backbone.predict(texts, name, batch_size=1)
         ]
 
     def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:

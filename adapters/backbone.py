@@ -15,6 +15,7 @@ from lorary.adapters.device import dtype_name
 from lorary.adapters.generate import PromptRow
 from lorary.adapters.identity import body_of, identify, match_base
 from lorary.adapters.inference import Inference, can_generate
+from lorary.adapters.layout import rows_come_first
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import wrap
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
@@ -66,6 +67,7 @@ class Backbone:
         self.device, self.dtype = embedding.device, embedding.dtype
         self._registry = registry
         self._inference = Inference(self.model, self.body, tokenizer, self.device)
+        self._sites_settled = 0
         self._modules = map_modules(self.model, self.body, random_parameters)
         self._residency = Residency(slots, self.dtype, self._open_site)
         if self.quantization != "none":
@@ -167,7 +169,7 @@ class Backbone:
         with self._residency.lease([adapter], replacing=adapter.name) as routing:
             demand_effect(self._inference, routing, checkpoint.source)
             settle_head(self._inference, routing, adapter)
-            self._inference.settle_mixing(routing)
+            self._settle_rows()
             self._residency.publish(adapter)
         return LoadedAdapter(
             name=adapter.name,
@@ -344,6 +346,13 @@ class Backbone:
         )
 
     # Inside
+
+    def _settle_rows(self) -> None:
+        """Find out whether adapters can share a pass, again whenever they reach new modules."""
+        sites = len(self._residency.arena.sites)
+        if self._inference.rows_first and sites != self._sites_settled:
+            self._inference.rows_first = rows_come_first(self._inference)
+            self._sites_settled = sites
 
     def _open_site(self, path: str) -> SiteSpec:
         """Put the layer around a module that an adapter reaches for the first time."""

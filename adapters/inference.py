@@ -13,11 +13,9 @@ from lorary.adapters.forward import forward_rows, group_rows
 from lorary.adapters.generate import PromptRow, decode_new, encode_prompts, prompt_of
 from lorary.adapters.predict import Row, row_predictor
 from lorary.adapters.routing import Routing, routed
-from lorary.hub.errors import RoutingError, UsageError
+from lorary.hub.errors import UsageError
 
 _MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
-# How far a mixed pass may be from uniform ones, relative to the largest value: float16's and 8-bit's rounding.
-_MIXED_TOLERANCE = 0.05
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state an astronomic one
 
 
@@ -41,7 +39,6 @@ class Inference:
     tokenizer: Any
     device: torch.device
     rows_first: bool = True  # False: the model's layers don't keep a batch's rows apart, so adapters take turns
-    _sites_settled: int = field(default=0, repr=False)
     # A fast tokenizer keeps truncation and padding as state, so threads that share one would cut each other's rows.
     _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -115,39 +112,14 @@ class Inference:
             texts |= {row: made[place * each : (place + 1) * each] for place, row in enumerate(rows)}
         return [text for row in range(len(prompts)) for text in texts[row]]
 
-    def settle_mixing(self, routing: Routing) -> None:
-        """Find out whether rows of several adapters can share a pass; asked again when adapters reach new modules.
-
-        Routing takes a layer's first dimension for the rows. Models that put the sequence first (XLNet, Longformer) or
-        share a pass between rows (DeBERTa's relative positions) don't fit that, so a mixed pass is compared with two
-        uniform ones.
-        """
-        if not self.rows_first or len(routing.arena.sites) == self._sites_settled:
-            return
-        vocabulary = self.body.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(1, 9, device=self.device).reshape(2, 4) * vocabulary // 9
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | self._decoder_start(ids)
-        adapter, slot = routing.adapters[0], routing.slots[0]
-        try:
-            with torch.no_grad():
-                outputs = []
-                for slots in ((slot, 0), (slot, slot), (0, 0)):
-                    with routed(Routing(routing.arena, (adapter, adapter), slots)):
-                        outputs.append(self.model(**inputs)[0].float())
-            mixed, own, bare = outputs
-            scale = 1 + float(own.abs().max())
-            same = max(float((mixed[0] - own[0]).abs().max()), float((mixed[1] - bare[1]).abs().max())) / scale
-            self.rows_first = same < _MIXED_TOLERANCE
-        except (RoutingError, RuntimeError, IndexError):
-            self.rows_first = False
-        self._sites_settled = len(routing.arena.sites)
-
     def logits(self, row: Sequence[int], routing: Routing) -> torch.Tensor:
         """The logits of one token row (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""
         adapter = routing.adapters[0]
         if self.model is self.body or (adapter is not None and adapter.head is not None):
             has_head = adapter is not None and adapter.head is not None
-            inputs = self._token_ids(row) if has_head else self._token_inputs(row)
+            ids = self._token_ids(row)
+            # A head's own model starts its decoder, where it has one, by itself.
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} if has_head else self.batch(ids)
             return forward_rows(self.body, inputs, routing)[0].float().cpu()
         logits: torch.Tensor = self.run(row, routing).logits[0]
         return logits.float().cpu()
@@ -155,15 +127,14 @@ class Inference:
     def run(self, row: Sequence[int], routing: Routing | None) -> Any:
         """The model's own output for one token row; no routing means the bare backbone."""
         with torch.no_grad(), routed(routing):
-            return self.model(**self._token_inputs(row))
+            return self.model(**self.batch(self._token_ids(row)))
 
-    def _token_ids(self, row: Sequence[int]) -> dict[str, torch.Tensor]:
-        ids = torch.tensor([list(row)], device=self.device)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    def _token_ids(self, row: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([list(row)], device=self.device)
 
-    def _token_inputs(self, row: Sequence[int]) -> dict[str, torch.Tensor]:
-        inputs = self._token_ids(row)
-        return inputs | self._decoder_start(inputs["input_ids"])
+    def batch(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The model's inputs for token ids [rows, tokens] without padding."""
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | self._decoder_start(ids)
 
     def _decoder_start(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """A few tokens for a decoder: one alone attends only to itself, and hides what queries and keys do."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
@@ -76,3 +77,15 @@ def test_parameters_that_nobody_takes(bases, tmp_path):
     with pytest.raises(UsageError, match="batch_size=0"):
         backbone.predict(TEXTS, "a", batch_size=0)
     assert backbone.predict([], "a") == []
+
+
+@pytest.mark.parametrize("family", ["xlnet", "deberta"])
+def test_a_weak_adapter_is_no_excuse_for_mixing_up_rows(tmp_path, family):
+    """The layout is the model's; an adapter whose effect is slight must not hide it."""
+    base = make_base(family, tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "weak", task="feature-extraction")
+    path = adapter / "adapter_model.safetensors"
+    save_file({key: value * 0.03 for key, value in load_file(path).items()}, path)
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(adapter)
+    assert not backbone._inference.rows_first

@@ -123,7 +123,7 @@ class Residency:
         try:
             yield routing
         finally:
-            routing.closed = True
+            routing.close()
             with self._lock:
                 self._release(distinct)
 
@@ -180,7 +180,7 @@ class Residency:
         sites = dict(self.arena.sites)
         for path, weights in adapter.lowrank.items():
             known = sites.get(path) or self._site(path)
-            sites[path] = SiteSpec(known.shape, known.device, known.bias or weights.bias is not None)
+            sites[path] = known.widened(weights)
         larger = Arena(sites, max(self.arena.rank, adapter.rank), self.slots, self.arena.dtype)
         staged = {held: larger.stage(held.lowrank) for held in self._slot_of}
         for held, slot in self._slot_of.items():

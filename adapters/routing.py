@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.adapters.products import Products
 from lorary.hub.errors import RoutingError
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class Routing:
         self._distinct: dict[int, Adapter] = {
             slot: adapter for slot, adapter in zip(self.slots, self.adapters, strict=True) if slot and adapter
         }
-        self._row_slots: dict[tuple[int, torch.device], torch.Tensor] = {}
+        self._overriding = {slot: adapter for slot, adapter in self._distinct.items() if adapter.overrides}
+        self._ranks: dict[str, int] = {}
+        self._products = Products(arena, self.slots, self._rank_at) if self._distinct else None
 
     def subset(self, rows: Sequence[int]) -> Routing:
         """The routing of some of the call's rows, in the order given."""
@@ -50,71 +53,38 @@ class Routing:
         """The same adapters' heads over the bare backbone."""
         return Routing(self.arena, self.adapters, [0] * len(self.slots))
 
+    def close(self) -> None:
+        """The call is over: whoever still holds its routing gets an error, and what was laid out for it is freed."""
+        self.closed = True
+        self._products = None
+
     def apply(self, path: str, layer: torch.nn.Module, x: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
         """``x`` [rows, ..., inputs] to [rows, ..., outputs]: the layer's output and each row's own update."""
-        if self.uniform:
-            adapter = self._distinct.get(self.slots[0])
-            if adapter is None:
-                return layer(x, *args, **kwargs)
-            override = adapter.overrides.get(path)
-            out = layer(x, *args, **kwargs) if override is None else override(x)
-            rank = adapter.rank_at(path)
-            return out if rank == 0 else self._add_one(path, x, out, self.slots[0], rank)
+        products = self._products
+        if products is None:
+            return layer(x, *args, **kwargs)
+        trained = self._overriding
+        out = self._override(path, layer, products, x, args, kwargs) if trained else layer(x, *args, **kwargs)
+        return products.add(path, x, out)
+
+    def _rank_at(self, path: str) -> int:
+        if path not in self._ranks:
+            self._ranks[path] = max(adapter.rank_at(path) for adapter in self._distinct.values())
+        return self._ranks[path]
+
+    def _override(
+        self, path: str, layer: torch.nn.Module, products: Products, x: torch.Tensor, args: Any, kwargs: Any
+    ) -> torch.Tensor:
+        """The layer's output, but for rows whose adapter trained the whole module: theirs is the trained one's."""
+        trained = {slot: found for slot, own in self._overriding.items() if (found := own.overrides.get(path))}
+        if self.uniform and trained:
+            return trained[self.slots[0]](x)
         out = layer(x, *args, **kwargs)
-        out = self._override_rows(path, x, out)
-        rank = max((adapter.rank_at(path) for adapter in self._distinct.values()), default=0)
-        return out if rank == 0 else self._add_mixed(path, x, out, rank)
-
-    def _add_one(self, path: str, x: torch.Tensor, out: torch.Tensor, slot: int, rank: int) -> torch.Tensor:
-        """The dense path: one adapter for all rows."""
-        view = self.arena.views[path]
-        hidden = torch.nn.functional.linear(x.to(device=view.a.device, dtype=view.a.dtype), view.a[slot, :rank])
-        delta = torch.matmul(hidden, view.b[slot, :rank])
-        if view.bias is not None:
-            delta = delta + view.bias[slot]
-        return out + delta.to(device=out.device, dtype=out.dtype)
-
-    def _add_mixed(self, path: str, x: torch.Tensor, out: torch.Tensor, rank: int) -> torch.Tensor:
-        """Each row its own factors: two batched products. Rows of slot 0 add zero."""
-        view = self.arena.views[path]
-        rows = self.row_slots(x.shape[0], view.a.device)
-        flat = x.to(device=view.a.device, dtype=view.a.dtype).reshape(x.shape[0], -1, x.shape[-1])
-        hidden = torch.bmm(flat, view.a[:, :rank].index_select(0, rows).transpose(1, 2))
-        delta = torch.bmm(hidden, view.b[:, :rank].index_select(0, rows))
-        if view.bias is not None:
-            delta = delta + view.bias.index_select(0, rows).unsqueeze(1)
-        return out + delta.reshape(out.shape).to(device=out.device, dtype=out.dtype)
-
-    def _override_rows(self, path: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Replace the output of rows whose adapter trained the whole module."""
-        for slot, adapter in self._distinct.items():
-            override = adapter.overrides.get(path)
-            if override is not None:
-                chosen = self.row_slots(x.shape[0], out.device) == slot
-                out = out.clone()
-                out[chosen] = override(x[chosen]).to(out.dtype)
+        for slot, override in trained.items():
+            chosen = products.groups(x.shape[0], out.device).row_slots == slot
+            out = out.clone()
+            out[chosen] = override(x[chosen]).to(out.dtype)
         return out
-
-    def row_slots(self, rows: int, device: torch.device) -> torch.Tensor:
-        """The slot of each of a layer's ``rows``: [rows], on ``device``.
-
-        Beam search and several answers per prompt repeat each row; layers that see flattened tokens see each row's
-        tokens one after the other. In both, a layer's rows are a multiple of the call's, in the same order.
-
-        Raises:
-            RoutingError: the layer's rows aren't such a multiple.
-        """
-        key = (rows, device)
-        if key not in self._row_slots:
-            repeats, rest = divmod(rows, len(self.slots))
-            if rest or repeats == 0:
-                raise RoutingError(
-                    f"a layer sees {rows} rows in a call of {len(self.slots)} with several adapters, so the rows can't "
-                    "be told apart; pass the rows of one adapter at a time"
-                )
-            slots = torch.tensor(self.slots, dtype=torch.long, device=device)
-            self._row_slots[key] = slots.repeat_interleave(repeats)
-        return self._row_slots[key]
 
 
 _ACTIVE: ContextVar[Routing | None] = ContextVar("lorary_routing", default=None)

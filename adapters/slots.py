@@ -6,8 +6,9 @@ the number of layers and however many adapters are resident. Slot 0 stays zero: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,28 +17,39 @@ from lorary.adapters.modules import LinearShape
 
 @dataclass(frozen=True)
 class SiteSpec:
-    """A site that the arena has room for: the sizes of its module, where it computes, and whether any B has a bias."""
+    """A site that the arena has room for: its module's sizes, where it computes, whether it has a bias and a gain."""
 
     shape: LinearShape
     device: torch.device
     bias: bool = False
+    gain: bool = False
 
     def numel(self, rank: int) -> int:
         """How many numbers one slot holds for this site."""
-        return rank * (self.shape.inputs + self.shape.outputs) + (self.shape.outputs if self.bias else 0)
+        return rank * (self.shape.inputs + self.shape.outputs) + (self.bias + self.gain) * self.shape.outputs
+
+    def has_room_for(self, weights: LowRank) -> bool:
+        """Has the site, beside A and B, all that these weights need?"""
+        return self.bias >= (weights.bias is not None) and self.gain >= (weights.gain is not None)
+
+    def widened(self, weights: LowRank) -> SiteSpec:
+        """The site with room for these weights too."""
+        return replace(self, bias=self.bias or weights.bias is not None, gain=self.gain or weights.gain is not None)
 
 
 @dataclass(frozen=True)
 class LowRank:
     """An adapter's factors at one site, on the host.
 
-    ``a`` is [rank, inputs], ``b`` [outputs, rank], ``bias`` [outputs].
+    ``a`` is [rank, inputs], ``b`` [outputs, rank], ``bias`` [outputs]. ``gain`` [outputs], where there is one (DoRA),
+    multiplies the wrapped module's output by 1 + gain.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     bias: torch.Tensor | None
     scale: float
+    gain: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -49,13 +61,15 @@ class LowRank:
 class SiteView:
     """One site's part of every slot, as views into the arena at fixed addresses.
 
-    ``a`` is [slots, rank, inputs], ``b`` [slots, rank, outputs], ``bias`` [slots, outputs]. ``b`` is transposed against
-    PEFT's, so that an adapter of smaller rank is a leading block of both; it carries the scale.
+    ``a`` is [slots, inputs, rank], ``b`` [slots, outputs, rank], ``bias`` and ``gain`` [slots, outputs]. ``a`` is
+    transposed against PEFT's: batched products on CPUs read it twice as fast so, and an adapter of smaller rank is the
+    leading columns of both. ``b`` carries the scale.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     bias: torch.Tensor | None
+    gain: torch.Tensor | None
 
 
 class Arena:
@@ -69,6 +83,7 @@ class Arena:
         self.rank = rank
         self.slots = slots
         self.dtype = dtype
+        self.same_input: dict[str, list[str]] = {}  # sites that calls were seen to give the same tensor, by site
         self._buffers = {
             device: torch.zeros(slots + 1, self._numel_on(device), dtype=dtype, device=device)
             for device in {spec.device for spec in sites.values()}
@@ -88,7 +103,7 @@ class Arena:
     def fits(self, weights: Mapping[str, LowRank]) -> bool:
         """Has the arena a place for each of these tensors?"""
         return all(
-            path in self.sites and site.rank <= self.rank and (site.bias is None or self.sites[path].bias)
+            path in self.sites and site.rank <= self.rank and self.sites[path].has_room_for(site)
             for path, site in weights.items()
         )
 
@@ -100,10 +115,12 @@ class Arena:
                 if path not in weights:
                     continue
                 site = weights[path]
-                view.a[0, : site.rank] = site.a
-                view.b[0, : site.rank] = (site.b.to(torch.float32) * site.scale).T
+                view.a[0, :, : site.rank] = site.a.T
+                view.b[0, :, : site.rank] = site.b.to(torch.float32) * site.scale
                 if view.bias is not None and site.bias is not None:
                     view.bias[0] = site.bias.to(torch.float32) * site.scale
+                if view.gain is not None and site.gain is not None:
+                    view.gain[0] = site.gain
         return staged
 
     def place(self, slot: int, staged: Mapping[torch.device, torch.Tensor]) -> None:
@@ -115,7 +132,7 @@ class Arena:
         """What a slot holds for a site: a [rank, inputs], b [outputs, rank] with the scale in it, bias or None."""
         view = self.views[path]
         bias = view.bias[slot].float().cpu() if view.bias is not None else None
-        return view.a[slot, :rank].float().cpu(), view.b[slot, :rank].float().cpu().T, bias
+        return view.a[slot, :, :rank].float().cpu().T, view.b[slot, :, :rank].float().cpu(), bias
 
     def _numel_on(self, device: torch.device) -> int:
         return sum(spec.numel(self.rank) for spec in self.sites.values() if spec.device == device)
@@ -123,13 +140,14 @@ class Arena:
     def _cut(self, device: torch.device, buffer: torch.Tensor) -> Iterable[tuple[str, SiteView]]:
         """The sites' views of a block [slots, numbers per slot] on one device."""
         start = 0
+
+        def cut(*shape: int) -> torch.Tensor:
+            nonlocal start
+            first, start = start, start + math.prod(shape)
+            return buffer[:, first:start].unflatten(1, shape)
+
         for path, spec in self.sites.items():
-            if spec.device != device:
-                continue
-            a_size, b_size = self.rank * spec.shape.inputs, self.rank * spec.shape.outputs
-            a = buffer[:, start : start + a_size].unflatten(1, (self.rank, spec.shape.inputs))
-            b = buffer[:, start + a_size : start + a_size + b_size].unflatten(1, (self.rank, spec.shape.outputs))
-            end = start + a_size + b_size
-            bias = buffer[:, end : end + spec.shape.outputs] if spec.bias else None
-            yield path, SiteView(a, b, bias)
-            start += spec.numel(self.rank)
+            if spec.device == device:
+                outputs = spec.shape.outputs
+                a, b = cut(spec.shape.inputs, self.rank), cut(outputs, self.rank)
+                yield path, SiteView(a, b, cut(outputs) if spec.bias else None, cut(outputs) if spec.gain else None)

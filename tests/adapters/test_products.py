@@ -1,0 +1,127 @@
+"""The products of a call: rows in groups, what is copied once, and what sites with one input share."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from lorary.adapters import Backbone, products
+from lorary.adapters.modules import LinearShape
+from lorary.adapters.products import Products
+from lorary.adapters.rows import group_rows_by_slot
+from lorary.adapters.slots import Arena, LowRank, SiteSpec
+from tiny import make_adapter
+
+CPU = torch.device("cpu")
+RANKS = {1: 4, 2: 2, 3: 4, 4: 1}
+SITES = {"q": (6, 8), "k": (6, 4), "o": (8, 6)}
+
+
+@pytest.fixture
+def arena():
+    """Four adapters of ranks 4, 2, 4 and 1 in slots 1 to 4, at three sites."""
+    torch.manual_seed(0)
+    sites = {path: SiteSpec(LinearShape(*shape), CPU, bias=True, gain=True) for path, shape in SITES.items()}
+    arena = Arena(sites, rank=4, slots=4, dtype=torch.float32)
+    for slot, rank in RANKS.items():
+        weights = {
+            path: LowRank(torch.randn(rank, i), torch.randn(o, rank), torch.randn(o), 0.5, torch.randn(o))
+            for path, (i, o) in SITES.items()
+        }
+        arena.place(slot, arena.stage(weights))
+    return arena
+
+
+def expected(arena, path, slots, x, out):
+    """The same, a row at a time."""
+    rows = []
+    for slot, own_x, own_out in zip(slots, x, out, strict=True):
+        if slot == 0:
+            rows.append(own_out)
+            continue
+        a, b, bias = arena.read(slot, path, RANKS[slot])
+        gain = arena.views[path].gain[slot]
+        rows.append(own_out * (1 + gain) + linear(linear(own_x, a), b) + bias)
+    return torch.stack(rows)
+
+
+def one_pass(product, x):
+    return {path: product.add(path, x[path], torch.ones(*x[path].shape[:-1], SITES[path][1])) for path in SITES}
+
+
+@pytest.mark.parametrize("kept", [products._COPIED_BYTES, 0])
+@pytest.mark.parametrize(
+    "slots",
+    [
+        (1, 2, 3, 4),
+        (1, 1, 2, 2),  # groups as the rows stand
+        (1, 2, 1, 2, 1),  # groups of unequal size, rows in disorder
+        (0, 3, 0, 3, 3, 3, 1, 0),  # the bare backbone among them
+        (2, 2, 2),  # one adapter
+    ],
+)
+def test_each_row_gets_its_own_product_in_every_pass(arena, slots, kept, monkeypatch):
+    monkeypatch.setattr(products, "_COPIED_BYTES", kept)
+    rank_at = lambda path: max(RANKS[slot] for slot in slots if slot)  # noqa: E731
+    for tokens in (3, 1):
+        product = Products(arena, slots, rank_at)
+        for _ in range(3):
+            shared = torch.randn(len(slots), tokens, 6)
+            x = {"q": shared, "k": shared, "o": torch.randn(len(slots), tokens, 8)}
+            with torch.no_grad():
+                for path, out in one_pass(product, x).items():
+                    want = expected(arena, path, slots, x[path], torch.ones_like(out))
+                    torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+
+
+def test_sites_that_share_an_input_share_a_product(arena, monkeypatch):
+    made = []
+    project = products._project
+    monkeypatch.setattr(products, "_project", lambda x, a, groups: made.append(a.shape) or project(x, a, groups))
+    product = Products(arena, (1, 2), lambda path: 4)
+    for _ in range(2):
+        shared = torch.randn(2, 1, 6)
+        with torch.no_grad():
+            one_pass(product, {"q": shared, "k": shared, "o": torch.randn(2, 1, 8)})
+    assert made[-2:] == [(2, 6, 8), (2, 8, 4)]  # q and k in one, then o
+
+
+def test_an_input_that_is_written_to_is_projected_again(arena):
+    product = Products(arena, (1, 2), lambda path: 4)
+    x = torch.randn(2, 1, 6)
+    with torch.no_grad():
+        for _ in range(2):
+            product.add("q", x, torch.ones(2, 1, 8))
+            x.mul_(-3)
+            out = product.add("k", x, torch.ones(2, 1, 4))
+    torch.testing.assert_close(out, expected(arena, "k", (1, 2), x, torch.ones(2, 1, 4)), atol=1e-5, rtol=1e-5)
+
+
+def test_groups_waste_little():
+    for slots in ([1] * 20 + [2, 3, 4] * 4, list(range(1, 33)), [1] * 31 + [2], [0] * 30 + [5, 6]):
+        groups = group_rows_by_slot(slots, CPU)
+        adapted = sum(slot > 0 for slot in slots)
+        places = len(slots) if groups.take is None else len(groups.take)
+        assert places < 2 * adapted + len(set(slots))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_under_inference_mode_and_with_gradients(bases, tmp_path, family):
+    """What is written in place under no_grad is a copy where autograd looks on."""
+    task = "feature-extraction"
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    for seed, name in enumerate("ab"):
+        backbone.load(make_adapter(bases(family), tmp_path / name, task=task, seed=seed, use_rslora=True))
+    ids = torch.tensor([[7, 8, 9], [9, 8, 7]])
+    with torch.no_grad(), backbone.using(["a", "b"]):
+        want = [backbone.body(input_ids=ids)[0] for _ in range(2)]
+    with torch.inference_mode(), backbone.using(["a", "b"]):
+        got = [backbone.body(input_ids=ids)[0] for _ in range(2)]
+    torch.testing.assert_close(got, want)
+    embedded = backbone.body.get_input_embeddings()(ids).requires_grad_()
+    with backbone.using(["a", "b"]):
+        for answer in want:
+            out = backbone.body(inputs_embeds=embedded)[0]
+            torch.testing.assert_close(out, answer)
+            (gradient,) = torch.autograd.grad(out.square().sum(), embedded)
+            assert bool(torch.isfinite(gradient).all())
+            assert bool(gradient.any())

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.dora import fold_magnitude
 from lorary.adapters.golden import load_tensors, read_golden
 from lorary.adapters.heads import TASK_CLASSES, TASK_OF_PEFT_TYPE, TaskHead, count_labels, empty_head, fill_head
-from lorary.adapters.keys import KeyPlan, plan_keys
-from lorary.adapters.modules import ModuleMap
+from lorary.adapters.keys import KeyPlan, Site, plan_keys
+from lorary.adapters.modules import ModuleMap, output_scale
 from lorary.adapters.override import TrainedLinear
 from lorary.adapters.slots import LowRank
 from lorary.adapters.support import check_supported
@@ -102,11 +103,8 @@ def build_adapter(
     tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
     _check_finite(tensors, checkpoint.source)
     _check_copies(plan, tensors, model, checkpoint.source)
-    lowrank = {
-        site.path: LowRank(tensors[site.a], tensors[site.b], tensors[site.bias] if site.bias else None, site.scale)
-        for site in plan.sites
-    }
-    if not any(bool(site.b.any()) or (site.bias is not None and bool(site.bias.any())) for site in lowrank.values()):
+    lowrank = {site.path: _low_rank(site, tensors, model, modules) for site in plan.sites}
+    if not any(weights.acts for weights in lowrank.values()):
         raise NoEffectError(
             f"{checkpoint.source}: every lora_B is zero, so the adapter does nothing; "
             "it was saved untrained, or damaged"
@@ -132,6 +130,16 @@ def build_adapter(
         head=head,
         golden=read_golden(checkpoint),
     )
+
+
+def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], model: Any, modules: ModuleMap) -> LowRank:
+    bias = tensors[site.bias] if site.bias else None
+    module, shape = model.get_submodule(site.path), modules.site(site.path)
+    assert shape is not None
+    weights = LowRank(tensors[site.a], tensors[site.b], bias, site.scale * output_scale(module, shape))
+    if site.magnitude is None:
+        return weights
+    return fold_magnitude(module, shape, weights, tensors[site.magnitude], norm_scale=site.scale)
 
 
 def _empty_head(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:
@@ -161,7 +169,10 @@ def _check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
 
 def _check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, source: str) -> None:
     """Parameters of the base that PEFT saved along must be the backbone's own."""
-    parameters = {name.replace(".base_layer.", "."): p.detach() for name, p in model.named_parameters()}
+    # Tied parameters have several names.
+    parameters = {
+        name.replace(".base_layer.", "."): p.detach() for name, p in model.named_parameters(remove_duplicate=False)
+    }
     for path, key in plan.copies.items():
         own, saved = parameters.get(path), tensors[key]
         if own is None:

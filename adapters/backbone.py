@@ -316,7 +316,7 @@ class Backbone:
         """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU."""
         adapter = self._residency.get(name)
         with self._residency.lease([adapter]) as routing:
-            return resident_tensors(routing, adapter)
+            return resident_tensors(self.model, self._modules, routing, adapter)
 
     # Figures
 
@@ -359,7 +359,9 @@ class Backbone:
         wrap(self.model, path)
         layer = self.model.get_submodule(path)
         device = next((parameter.device for parameter in layer.parameters()), self.device)
-        return SiteSpec(self._modules.linears[path], device)
+        shape = self._modules.site(path)
+        assert shape is not None
+        return SiteSpec(shape, device)
 
 
 def _per_row(adapter: str | Sequence[str | None] | None, rows: int) -> list[str | None]:

@@ -1,4 +1,4 @@
-"""What a backbone offers to adapters: its linear-like modules, by path, with their sizes."""
+"""What a backbone offers to adapters: its linear-like modules and its embeddings, by path, with their sizes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from lorary.hub.errors import UsageError
 class LinearShape:
     """The sizes of a module that maps ``[..., inputs]`` to ``[..., outputs]``, and how its parameters are laid out.
 
-    ``transposed``: the weight is [inputs, outputs], as in GPT-2's ``Conv1D``.
+    ``transposed``: the weight is [inputs, outputs], as in GPT-2's ``Conv1D`` and in an embedding. ``embedding``: the
+    module looks its ``inputs`` up by their ids, [...] to [..., outputs].
     """
 
     inputs: int
     outputs: int
     bias: bool = False
     transposed: bool = False
+    embedding: bool = False
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """The shapes that the module's parameters have where they aren't quantized."""
@@ -40,14 +42,23 @@ class ModuleMap:
     """
 
     linears: Mapping[str, LinearShape]
+    embeddings: Mapping[str, LinearShape]
     others: frozenset[str]
     body_prefix: str
     random: frozenset[str] = frozenset()
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.linears or path in self.embeddings or path in self.others
+
+    def site(self, path: str) -> LinearShape | None:
+        """The sizes of a module that LoRA can act on, None for any other."""
+        return self.linears.get(path) or self.embeddings.get(path)
 
 
 def map_modules(model: Any, body: Any, random_parameters: Collection[str] = ()) -> ModuleMap:
     """The map of ``model``, whose body (without the task head) is ``body``."""
     linears: dict[str, LinearShape] = {}
+    embeddings: dict[str, LinearShape] = {}
     others: set[str] = set()
     prefix = ""
     for path, module in model.named_modules():
@@ -56,9 +67,13 @@ def map_modules(model: Any, body: Any, random_parameters: Collection[str] = ()) 
         shape = linear_shape(module)
         if shape is not None:
             linears[path] = shape
+        elif isinstance(module, torch.nn.Embedding):
+            sizes = module.num_embeddings, module.embedding_dim
+            embeddings[path] = LinearShape(*sizes, transposed=True, embedding=True)
         elif path:
             others.add(path)
-    return ModuleMap(linears, frozenset(others), prefix, frozenset(n.rpartition(".")[0] for n in random_parameters))
+    random = frozenset(name.rpartition(".")[0] for name in random_parameters)
+    return ModuleMap(linears, embeddings, frozenset(others), prefix, random)
 
 
 def linear_shape(module: torch.nn.Module) -> LinearShape | None:
@@ -69,6 +84,12 @@ def linear_shape(module: torch.nn.Module) -> LinearShape | None:
     if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nx", None), int):
         return LinearShape(int(module.nx), int(module.nf), bias=True, transposed=True)  # type: ignore[arg-type]
     return None
+
+
+def output_scale(module: Any, shape: LinearShape) -> float:
+    """What a module multiplies its output by, and an adapter's part with it: Gemma's and BART's embeddings do."""
+    scale = getattr(module, "embed_scale", None) if shape.embedding else None
+    return 1.0 if scale is None else float(torch.as_tensor(scale).to(module.weight.dtype))
 
 
 def demand_bare(model: torch.nn.Module) -> None:

@@ -28,12 +28,14 @@ class Factors:
 
     ``a`` is [inputs, rank] and ``b`` [outputs, rank], which carries the scale; ``bias`` and ``gain`` are [outputs], or
     [rows, outputs]. A gain multiplies what the wrapped module returned by 1 + gain (DoRA, Liu et al. 2024).
+    ``embedding``: the inputs are ids, and ``a`` that of the one adapter or of every slot.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     bias: torch.Tensor | None
     gain: torch.Tensor | None
+    embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Products:
         # Under inference_mode a tensor doesn't say when it is written to; autograd keeps each pass's graph to itself.
         if site.family is None or x.is_inference() or torch.is_grad_enabled():
             factors = site.factors or self._read(path, site.groups)
-            return _update(out, _project(x, factors.a, site.groups), factors, site.groups)
+            project = _look_up if factors.embedding else _project
+            return _update(out, project(x, factors.a, site.groups), factors, site.groups)
         made = self._projected
         if made is None or made.x is not x or made.version != x._version or path not in made.hidden:
             parts = _project(x, site.family.a, site.groups).split(site.family.ranks, dim=-1)
@@ -145,7 +148,7 @@ class Products:
         groups = self.groups(rows, self._arena.views[path].a.device)
         members = self._members(path)
         factors = {member: self._read(member, groups) for member in members}
-        size = sum(own.a.nbytes + own.b.nbytes for own in factors.values())
+        size = sum(own.b.nbytes + (0 if own.embedding else own.a.nbytes) for own in factors.values())
         if size > self._bytes_left:
             self._sites[key] = _Site(groups, None)
             return
@@ -186,18 +189,21 @@ class Products:
         view, rank = self._arena.views[path], self._rank_at(path)
         if groups is None:
             slot = self._slots[0]
-            return Factors(view.a[slot, :, :rank], view.b[slot, :, :rank], _at(view.bias, slot), _at(view.gain, slot))
+            vectors = _at(view.bias, slot), _at(view.gain, slot)
+            return Factors(view.a[slot, :, :rank], view.b[slot, :, :rank], *vectors, view.embedding)
+        a = view.a[:, :, :rank]
         return Factors(
-            view.a[:, :, :rank].index_select(0, groups.slots),
+            a if view.embedding else a.index_select(0, groups.slots),
             view.b[:, :, :rank].index_select(0, groups.slots),
             None if view.bias is None else view.bias.index_select(0, groups.row_slots),
             None if view.gain is None else view.gain.index_select(0, groups.row_slots),
+            view.embedding,
         )
 
 
 def _stack(factors: Mapping[str, Factors]) -> Family | None:
     """The family of these sites, None for a site that is alone."""
-    if len(factors) < 2:
+    if len(factors) < 2 or any(own.embedding for own in factors.values()):
         return None
     stacked = torch.cat([own.a for own in factors.values()], dim=-1)
     return Family(tuple(factors), tuple(own.a.shape[-1] for own in factors.values()), stacked)
@@ -212,6 +218,15 @@ def _project(x: torch.Tensor, a: torch.Tensor, groups: RowGroups | None) -> torc
     if x.dtype is not a.dtype or x.device != a.device:
         x = x.to(device=a.device, dtype=a.dtype)
     return torch.matmul(x, a) if groups is None else torch.bmm(groups.gather(x), a)
+
+
+def _look_up(ids: torch.Tensor, a: torch.Tensor, groups: RowGroups | None) -> torch.Tensor:
+    """What :func:`_project` gives for one-hot inputs: the rows of A that ``ids`` [rows, ...] name."""
+    ids = ids.to(a.device)
+    if groups is None:
+        return torch.nn.functional.embedding(ids, a)
+    slots = groups.row_slots.view(-1, *[1] * (ids.ndim - 1))
+    return groups.gather(a[slots, ids])
 
 
 def _update(out: torch.Tensor, hidden: torch.Tensor, factors: Factors, groups: RowGroups | None) -> torch.Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.dora import unfold_magnitude
 from lorary.adapters.golden import compare_golden, condense, effect_cosine
 from lorary.adapters.inference import Inference
+from lorary.adapters.keys import Site
+from lorary.adapters.modules import ModuleMap, output_scale
 from lorary.adapters.routing import Routing
+from lorary.adapters.slots import LowRank
 from lorary.hub.errors import NoEffectError
 from lorary.hub.manifest import Numerics
 
@@ -98,16 +102,29 @@ def check_golden(inference: Inference, routing: Routing, adapter: Adapter, numer
     return GoldenReport(None, None, effect_cosine(adapter.golden, actual, bare), note)
 
 
-def resident_tensors(routing: Routing, adapter: Adapter) -> dict[str, torch.Tensor]:
+def resident_tensors(
+    model: torch.nn.Module, modules: ModuleMap, routing: Routing, adapter: Adapter
+) -> dict[str, torch.Tensor]:
     """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU, scale taken out."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for site in adapter.plan.sites:
-        a, b, bias = routing.arena.read(routing.slots[0], site.path, site.rank)
-        tensors[site.a], tensors[site.b] = a, b / site.scale
-        if site.bias is not None and bias is not None:
-            tensors[site.bias] = bias / site.scale
+        tensors |= _site_tensors(model, modules, site, routing.arena.read(routing.slots[0], site.path, site.rank))
     parameters = dict(adapter.head.model.named_parameters()) if adapter.head else {}
     tensors |= {key: parameters[name].detach().float().cpu() for name, key in adapter.plan.head.items()}
     for path, keys in adapter.plan.overrides.items():
         tensors |= {key: adapter.overrides[path].parameter(part) for part, key in keys.items()}
+    return tensors
+
+
+def _site_tensors(model: torch.nn.Module, modules: ModuleMap, site: Site, held: LowRank) -> dict[str, torch.Tensor]:
+    module, shape = model.get_submodule(site.path), modules.site(site.path)
+    assert shape is not None
+    scale = site.scale * output_scale(module, shape)
+    plain = replace(held, b=held.b / scale, bias=None if held.bias is None else held.bias / scale, scale=scale)
+    if site.magnitude is not None:
+        b, magnitude = unfold_magnitude(module, shape, plain, norm_scale=site.scale)
+        return {site.a: plain.a, site.b: b, site.magnitude: magnitude}
+    tensors = {site.a: plain.a, site.b: plain.b}
+    if site.bias is not None and plain.bias is not None:
+        tensors[site.bias] = plain.bias
     return tensors

@@ -83,6 +83,17 @@ def guard_cpu(model: torch.nn.Module) -> int:
     return guarded
 
 
+def dense_weight(module: torch.nn.Module) -> torch.Tensor:
+    """A module's weight as numbers, laid out as the module has it: dequantized where bitsandbytes holds it."""
+    weight: Any = module.weight
+    if type(weight).__name__ in ("Params4bit", "Int8Params"):
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        weight = dequantize_bnb_weight(weight, state=getattr(module, "state", None))
+    dense: torch.Tensor = weight.detach()
+    return dense
+
+
 def quantization_of(model: Any) -> str:
     """Which of :data:`QUANTIZATIONS` a loaded model uses, from its own config."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)

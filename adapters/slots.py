@@ -56,6 +56,11 @@ class LowRank:
         """The number of rows of ``a``."""
         return int(self.a.shape[0])
 
+    @property
+    def acts(self) -> bool:
+        """Does it change anything? Not while B is zero, as it is before training."""
+        return any(bool(part.any()) for part in (self.b, self.bias, self.gain) if part is not None)
+
 
 @dataclass(frozen=True)
 class SiteView:
@@ -63,13 +68,14 @@ class SiteView:
 
     ``a`` is [slots, inputs, rank], ``b`` [slots, outputs, rank], ``bias`` and ``gain`` [slots, outputs]. ``a`` is
     transposed against PEFT's: batched products on CPUs read it twice as fast so, and an adapter of smaller rank is the
-    leading columns of both. ``b`` carries the scale.
+    leading columns of both. ``b`` carries the scale. ``embedding``: the inputs are ids.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     bias: torch.Tensor | None
     gain: torch.Tensor | None
+    embedding: bool
 
 
 class Arena:
@@ -128,11 +134,15 @@ class Arena:
         for device, flat in staged.items():
             self._buffers[device][slot].copy_(flat[0])
 
-    def read(self, slot: int, path: str, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What a slot holds for a site: a [rank, inputs], b [outputs, rank] with the scale in it, bias or None."""
+    def read(self, slot: int, path: str, rank: int) -> LowRank:
+        """What a slot holds for a site, float32 on the CPU, with the scale in B and bias."""
         view = self.views[path]
-        bias = view.bias[slot].float().cpu() if view.bias is not None else None
-        return view.a[slot, :, :rank].float().cpu().T, view.b[slot, :, :rank].float().cpu(), bias
+
+        def copy(part: torch.Tensor | None) -> torch.Tensor | None:
+            return None if part is None else part[slot].float().cpu()
+
+        a, b = view.a[slot, :, :rank].float().cpu().T, view.b[slot, :, :rank].float().cpu()
+        return LowRank(a, b, copy(view.bias), 1.0, copy(view.gain))
 
     def _numel_on(self, device: torch.device) -> int:
         return sum(spec.numel(self.rank) for spec in self.sites.values() if spec.device == device)
@@ -150,4 +160,5 @@ class Arena:
             if spec.device == device:
                 outputs = spec.shape.outputs
                 a, b = cut(spec.shape.inputs, self.rank), cut(outputs, self.rank)
-                yield path, SiteView(a, b, cut(outputs) if spec.bias else None, cut(outputs) if spec.gain else None)
+                vectors = cut(outputs) if spec.bias else None, cut(outputs) if spec.gain else None
+                yield path, SiteView(a, b, *vectors, spec.shape.embedding)

@@ -26,6 +26,7 @@ APPLIED: Mapping[str, str] = {
     "layers_pattern": "where a layer's number stands in a module's name",
     "modules_to_save": "trained heads and whole linear modules",
     "lora_bias": "a bias added with B",
+    "use_dora": "a gain on the wrapped module's output, from the magnitude and a norm taken once (Liu et al. 2024)",
     "task_type": "the task, where there is no manifest",
 }
 """Fields that change what is computed, and how the loader applies them."""
@@ -69,7 +70,6 @@ CONDITIONS: Mapping[str, Condition] = {
         "save_pretrained(path_initial_model_for_weight_conversion=...), which converts it to plain LoRA",
     ),
     "bias": Condition(_off, "biases of the base were trained, and the base is shared"),
-    "use_dora": Condition(_off, "DoRA isn't supported yet"),
     "use_qalora": Condition(_off, "QALoRA groups the inputs"),
     "alora_invocation_tokens": Condition(_off, "aLoRA acts only after its invocation tokens"),
     "target_parameters": Condition(_off, "LoRA on fused parameters (mixture of experts) isn't supported yet"),

@@ -18,8 +18,8 @@ from lorary.hub.errors import UnsupportedAdapterError
 _PATIENCE = 1.0  # seconds
 
 
-def is_target(config: Mapping[str, Any], name: str) -> bool:
-    """Does this config put LoRA on the module ``name`` (its path in the task model)?"""
+def is_target(config: Mapping[str, Any], name: str, *, embedding: bool = False) -> bool:
+    """Does this config put LoRA on the module ``name`` (its path in the task model), a linear one or an embedding?"""
     exclude = config.get("exclude_modules")
     if exclude and _names(exclude, name):
         return False
@@ -29,7 +29,7 @@ def is_target(config: Mapping[str, Any], name: str) -> bool:
     if not targets:
         return False
     if targets == "all-linear":
-        return name.rpartition(".")[2] not in HEAD_MODULES
+        return not embedding and name.rpartition(".")[2] not in HEAD_MODULES
     if not _names(targets, name):
         return False
     return isinstance(targets, str) or name in targets or _in_layers(config, name)

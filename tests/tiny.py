@@ -54,6 +54,12 @@ def make_config(family: str, **changes: Any) -> Any:
         "llama": lambda: t.LlamaConfig(
             **tokens, **sizes, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, **changes
         ),
+        "tied": lambda: t.LlamaConfig(
+            **tokens, **sizes, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, **changes
+        ),
+        "gemma3": lambda: t.Gemma3TextConfig(
+            **tokens, **sizes, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, **changes
+        ),
         "xlnet": lambda: t.XLNetConfig(
             **tokens, d_model=32, n_layer=2, n_head=4, d_inner=64, summary_type="last", **changes
         ),
@@ -137,6 +143,7 @@ def default_targets(model: Any) -> list[str]:
         "roberta": ["query", "key", "value"],
         "distilbert": ["q_lin", "v_lin"],
         "gpt2": ["c_attn", "c_fc", "c_proj"],
+        "gemma3_text": ["q_proj", "v_proj"],
         "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "t5": ["q", "v", "wi", "wo"],
         "xlnet": ["layer_1", "layer_2"],

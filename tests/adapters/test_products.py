@@ -38,9 +38,8 @@ def expected(arena, path, slots, x, out):
         if slot == 0:
             rows.append(own_out)
             continue
-        a, b, bias = arena.read(slot, path, RANKS[slot])
-        gain = arena.views[path].gain[slot]
-        rows.append(own_out * (1 + gain) + linear(linear(own_x, a), b) + bias)
+        held = arena.read(slot, path, RANKS[slot])
+        rows.append(own_out * (1 + held.gain) + linear(linear(own_x, held.a), held.b) + held.bias)
     return torch.stack(rows)
 
 

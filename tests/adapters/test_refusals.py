@@ -132,7 +132,7 @@ def test_a_foreign_adapter_says_that_its_base_is_unverified(backbone, adapter):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"use_dora": True}, {"alora_invocation_tokens": [1, 2]}, {"target_parameters": ["mlp.experts"]},
+        {"alora_invocation_tokens": [1, 2]}, {"target_parameters": ["mlp.experts"]},
         {"trainable_token_indices": [3]}, {"bias": "all"}, {"init_lora_weights": "pissa"},
         {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2]]}, {"use_qalora": True},
         {"a_field_of_tomorrow": 7},
@@ -157,7 +157,10 @@ def test_another_method(backbone, adapter):
 def test_dora_tensors(backbone, bases, tmp_path):
     adapter = make_adapter(bases("llama"), tmp_path / "dora", task="text-generation", use_dora=True)
     change_config(adapter, use_dora=False)
-    refuse(backbone, adapter, UnsupportedAdapterError, "DoRA")
+    refuse(backbone, adapter, KeyMismatchError, "use_dora is off")
+    change_config(adapter, use_dora=True)
+    change_tensors(adapter, lambda tensors: tensors.pop(next(key for key in tensors if "magnitude" in key)))
+    refuse(backbone, adapter, KeyMismatchError, "missing: .*lora_magnitude_vector")
 
 
 def test_a_trained_embedding(backbone, bases, tmp_path):

@@ -1,0 +1,44 @@
+"""What is wrong with a checkpoint's keys, gathered so that one error tells all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorary.hub.errors import KeyMismatchError
+from lorary.hub.tensorfile import TensorInfo
+
+_SHOWN = 5
+
+
+@dataclass
+class KeyProblems:
+    """The keys that are missing, unexpected or of another shape."""
+
+    source: str
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+    def check_shape(self, key: str, wanted: tuple[int, ...], info: TensorInfo) -> None:
+        """Note a tensor that hasn't the shape that the backbone needs."""
+        if info.shape != wanted:
+            self.misshapen.append(f"{key} is {list(info.shape)}, the backbone needs {list(wanted)}")
+
+    def raise_if_any(self) -> None:
+        """Raise KeyMismatchError if anything was noted; it names the first few of each kind."""
+        lists: list[tuple[str, list[Any]]] = [
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.misshapen),
+        ]
+        parts = []
+        for label, items in lists:
+            if items:
+                more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+                parts.append(f"{label}: {'; '.join(items[:_SHOWN])}{more}")
+        if parts:
+            raise KeyMismatchError(
+                f"{self.source}: its tensors don't fit this backbone. {'. '.join(parts)}. "
+                "Was it trained on another architecture, or were its keys renamed?"
+            )

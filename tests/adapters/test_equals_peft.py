@@ -237,7 +237,11 @@ def test_quantized(bases, tmp_path, quantization, family, task, lora):
     )
     guard_cpu(model)
     with torch.no_grad():
-        model(input_ids=torch.tensor([ROWS[0]]))  # PEFT's DoRA fails on 8-bit layers that had no forward yet
+        model(input_ids=torch.tensor([ROWS[0]]))
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            # PEFT's DoRA leaves 8-bit layers as if they were new, but without their scales; keep those they have.
+            module.register_forward_pre_hook(lambda layer, _: setattr(layer.weight, "CB", None))
     reference = PeftModel.from_pretrained(model, adapter).eval()
     assert_equals_peft(bases(family), adapter, task, family, tolerance=1e-4, backbone=backbone, reference=reference)
 

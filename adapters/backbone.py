@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from lorary.adapters.adapter import build_adapter
+from lorary.adapters.compiled import compile_body, eagerly
 from lorary.adapters.device import dtype_name
 from lorary.adapters.generate import PromptRow
 from lorary.adapters.identity import body_of, identify, match_base
@@ -166,7 +167,7 @@ class Backbone:
         )
         for path in adapter.overrides:
             wrap(self.model, path)
-        with self._residency.lease([adapter], replacing=adapter.name) as routing:
+        with self._residency.lease([adapter], replacing=adapter.name) as routing, eagerly():
             demand_effect(self._inference, routing, checkpoint.source)
             settle_head(self._inference, routing, adapter)
             self._settle_rows()
@@ -204,6 +205,17 @@ class Backbone:
     def unpin(self, name: str) -> None:
         """Let an adapter be moved to the host again when slots run short."""
         self._residency.pin(name, False)
+
+    def compile(self, **options: Any) -> None:
+        """Compile the backbone with ``torch.compile``; loading, swapping and mixing adapters don't compile it again.
+
+        Args:
+            options: those of ``torch.compile``; ``mode="reduce-overhead"`` records CUDA graphs.
+
+        Raises:
+            UsageError: the backbone is spread over several devices.
+        """
+        compile_body(self.body, lambda: self._residency.arena, options)
 
     # Using
 

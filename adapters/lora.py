@@ -5,11 +5,42 @@ The wrapped module is called as it is, so its quantization, its devices and its 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lorary.adapters.routing import active
+from lorary.adapters.slots import SiteView
+
+
+class TracedRows:
+    """The slot of each row of a compiled step: [rows] while one runs, None outside."""
+
+    def __init__(self) -> None:
+        self.slots: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TracedSite:
+    """What compiled code reads in a layer: the rows' slots, and the site's part of the arena."""
+
+    rows: TracedRows
+    view: SiteView
+
+    def add(self, slots: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """``out``, the wrapped module's output for ``x``, with each row's product added; bare rows add zero."""
+        view, rows = self.view, slots.repeat_interleave(x.shape[0] // slots.shape[0])
+        if view.embedding:
+            hidden = view.a[rows.view(-1, *[1] * (x.ndim - 1)), x].flatten(1, -2)
+        else:
+            hidden = torch.bmm(x.to(view.a.dtype).view(len(rows), -1, x.shape[-1]), view.a[rows])
+        delta = torch.bmm(hidden, view.b[rows].mT)
+        if view.gain is not None:
+            delta = delta + (out.view(delta.shape) * view.gain[rows].unsqueeze(1))
+        if view.bias is not None:
+            delta = delta + view.bias[rows].unsqueeze(1)
+        return out + delta.view(out.shape).to(out.dtype)
 
 
 class LoraLayer(torch.nn.Module):
@@ -19,13 +50,23 @@ class LoraLayer(torch.nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.path = path
+        self.traced: TracedSite | None = None
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """``x`` [rows, ..., inputs] to [rows, ..., outputs]."""
+        if torch.compiler.is_compiling():
+            return self._trace(x, args, kwargs)
         routing = active()
         if routing is None:
             return self.base_layer(x, *args, **kwargs)
         return routing.apply(self.path, self.base_layer, x, args, kwargs)
+
+    def _trace(self, x: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
+        """What compiled code does here; where the backbone itself isn't compiled, it steps out of that code."""
+        if self.traced is None or self.traced.rows.slots is None:
+            return _step_out(self, x, args, kwargs)
+        out = self.base_layer(x, *args, **kwargs)
+        return self.traced.add(self.traced.rows.slots, x, out)
 
     def __getattr__(self, name: str) -> Any:
         # Models look into their linears (T5 asks for `wo.weight.dtype`); they find the wrapped module's attributes.
@@ -33,6 +74,11 @@ class LoraLayer(torch.nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("base_layer"), name)
+
+
+@torch.compiler.disable
+def _step_out(layer: LoraLayer, x: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
+    return layer.forward(x, *args, **kwargs)
 
 
 def wrap(model: torch.nn.Module, path: str) -> None:

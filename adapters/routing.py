@@ -53,6 +53,23 @@ class Routing:
         """The same adapters' heads over the bare backbone."""
         return Routing(self.arena, self.adapters, [0] * len(self.slots))
 
+    @property
+    def overrides(self) -> bool:
+        """Has any of the adapters a module that it trained whole?"""
+        return bool(self._overriding)
+
+    def row_slots(self, rows: int) -> torch.Tensor:
+        """The slot of each of a pass's ``rows``, a multiple of the call's: [rows], on the CPU.
+
+        Raises:
+            RoutingError: they aren't a multiple, in a call with several adapters.
+        """
+        if self.uniform:
+            return torch.full((rows,), self.slots[0])
+        if self._products is None:
+            raise RoutingError("this call has ended")
+        return self._products.groups(rows, torch.device("cpu")).row_slots
+
     def close(self) -> None:
         """The call is over: whoever still holds its routing gets an error, and what was laid out for it is freed."""
         self.closed = True

@@ -1,0 +1,105 @@
+"""torch.compile and CUDA graphs that survive swaps: compiled code reads the arena, and each row's slot from a tensor.
+
+The choice of adapters is read outside of the compiled code and written into that tensor, so another choice, a swap, a
+load or an eviction is other data at the same addresses, and nothing is compiled again. Only what changes shapes is:
+more rows, an adapter of larger rank or on modules that none reached before. Steps are serialised one by one, since they
+share the tensor; generations are not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from lorary.adapters.lora import LoraLayer, TracedRows, TracedSite
+from lorary.adapters.routing import Routing, active
+from lorary.adapters.slots import Arena
+from lorary.hub.errors import UsageError
+
+_EAGERLY: ContextVar[bool] = ContextVar("lorary_eagerly", default=False)
+_ROWS_FROM = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Within the block nothing is compiled: a probe's shapes are nobody else's."""
+    token = _EAGERLY.set(True)
+    try:
+        yield
+    finally:
+        _EAGERLY.reset(token)
+
+
+class CompiledForward:
+    """Takes the place of a body's ``forward``.
+
+    Args:
+        body: the shared body.
+        arena: gives the stacked weights of the moment.
+        options: those of ``torch.compile``.
+    """
+
+    def __init__(self, body: torch.nn.Module, arena: Callable[[], Arena], options: dict[str, Any]) -> None:
+        self.eager = body.forward
+        self._body = (body,)
+        self._arena = arena
+        self._compiled = torch.compile(body.forward, **options)
+        self._device = next(body.parameters()).device
+        self._slots: dict[int, torch.Tensor] = {}
+        self._rows = TracedRows()
+        self._pointed_at: Arena | None = None
+        self._lock = threading.Lock()
+        self.__signature__ = inspect.signature(self.eager)  # generate asks a forward which arguments it takes
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a step: compiled, but for adapters that trained whole modules, which run as they are."""
+        routing = active()
+        rows = next((len(kwargs[name]) for name in _ROWS_FROM if kwargs.get(name) is not None), None)
+        if rows is None:
+            rows = len(args[0]) if args else 0
+        if not rows or _EAGERLY.get() or (routing is not None and routing.overrides):
+            return self.eager(*args, **kwargs)
+        with self._lock:
+            self._point_at(routing.arena if routing is not None else self._arena())
+            self._rows.slots = self._fill(routing, rows)
+            try:
+                return self._compiled(*args, **kwargs)
+            finally:
+                self._rows.slots = None
+
+    def _fill(self, routing: Routing | None, rows: int) -> torch.Tensor:
+        """The tensor for this number of rows, always the same one, with this call's slots in it."""
+        if rows not in self._slots:
+            self._slots[rows] = torch.zeros(rows, dtype=torch.long, device=self._device)
+        slots = self._slots[rows]
+        return slots.zero_() if routing is None else slots.copy_(routing.row_slots(rows))
+
+    def _point_at(self, arena: Arena) -> None:
+        """Let every layer read this arena."""
+        if self._pointed_at is arena:
+            return
+        for module in self._body[0].modules():
+            if isinstance(module, LoraLayer):
+                view = arena.views.get(module.path)
+                module.traced = None if view is None else TracedSite(self._rows, view)
+        self._pointed_at = arena
+
+
+def compile_body(body: torch.nn.Module, arena: Callable[[], Arena], options: dict[str, Any]) -> None:
+    """Compile the forward of ``body``, again with other options if it was compiled before.
+
+    Raises:
+        UsageError: the body is spread over several devices.
+    """
+    if len({parameter.device for parameter in body.parameters()}) > 1:
+        raise UsageError("compile needs the whole backbone on one device; open it without device_map")
+    if isinstance(body.forward, CompiledForward):
+        body.forward = body.forward.eager
+    body.forward = CompiledForward(body, arena, options)

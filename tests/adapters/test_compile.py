@@ -1,0 +1,105 @@
+"""torch.compile: the same answers as without, and nothing compiled again when adapters come and go."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from lorary.adapters import Backbone
+from tiny import make_adapter
+
+IDS = torch.tensor([[7, 8, 9, 10], [9, 8, 7, 6], [12, 13, 14, 15]])
+CHOICES = [["a"], ["b"], [None], ["a", "b", None], ["c", "a", "c"], ["dora", "a", "embedding"]]
+LORA = {"dora": {"use_dora": True}, "embedding": {"target_modules": ["embed_tokens", "q_proj"]}}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def folders(bases, tmp_path):
+    return {
+        name: make_adapter(bases("llama"), tmp_path / name, task="text-generation", seed=seed, **LORA.get(name, {}))
+        for seed, name in enumerate(["dora", "embedding", "a", "b", "c", "d"])
+    }
+
+
+def answer(backbone, names):
+    with torch.no_grad(), backbone.using(names) as model:
+        return model(input_ids=IDS).logits
+
+
+def test_no_recompilation_however_adapters_come_and_go(bases, folders):
+    backbone = Backbone.from_pretrained(str(bases("llama")), slots=4)
+    for name in ("dora", "embedding", "a", "b", "c"):
+        backbone.load(folders[name])
+    want = [answer(backbone, names) for names in CHOICES]
+    counter = CompileCounter()
+    backbone.compile(backend=counter, fullgraph=True)
+    got = [answer(backbone, names) for names in CHOICES]  # five adapters in four slots: they evict each other
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+    backbone.swap("a", folders["d"])
+    assert not torch.allclose(answer(backbone, ["a"]), want[0], atol=1e-3)
+    backbone.swap("a", folders["a"])
+    backbone.unload("b")
+    torch.testing.assert_close(answer(backbone, ["a"]), want[0], atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+
+
+def test_a_larger_rank_compiles_once_more(bases, folders, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("llama")), slots=4)
+    backbone.load(folders["a"])
+    counter = CompileCounter()
+    backbone.compile(backend=counter)
+    before = answer(backbone, ["a"])
+    for name in ("large", "larger-no-more"):
+        backbone.load(make_adapter(bases("llama"), tmp_path / name, task="text-generation", r=16))
+        answer(backbone, [name])
+        torch.testing.assert_close(answer(backbone, ["a"]), before, atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 2
+
+
+def test_generation(bases, folders):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for name in "abc":
+        backbone.load(folders[name])
+    prompts, names = ["profit rose the bank", "a dog", "story mother house dog cat"], ["a", None, "c"]
+    settings = [{"num_beams": 2}, {"cache_implementation": "static"}]
+    want = [backbone.generate(prompts, names, max_new_tokens=3, **kwargs) for kwargs in settings]
+    backbone.compile(backend="eager")
+    assert [backbone.generate(prompts, names, max_new_tokens=3, **kwargs) for kwargs in settings] == want
+
+
+def test_heads_and_whole_modules(bases, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    tasks = {
+        "c": "text-classification",
+        "t": "token-classification",
+        "f": "feature-extraction",
+        "w": "feature-extraction",
+    }
+    for name, task in tasks.items():
+        lora = {"modules_to_save": ["intermediate.dense"], "target_modules": ["query"]} if name == "w" else {}
+        backbone.load(make_adapter(bases("bert"), tmp_path / name, task=task, **lora))
+    texts = ["profit rose", "free cash", "the dog", "a cat"]
+    want = [backbone.logits([[2, 7, 8, 3]], name)[0] for name in tasks]
+    predictions = backbone.predict(texts[:3], ["c", "t", None])
+    counter = CompileCounter()
+    backbone.compile(backend=counter)
+    torch.testing.assert_close([backbone.logits([[2, 7, 8, 3]], name)[0] for name in tasks], want, atol=1e-5, rtol=1e-5)
+    assert str(backbone.predict(texts[:3], ["c", "t", None]))[:60] == str(predictions)[:60]
+    assert counter.frame_count
+
+
+def test_a_model_that_somebody_else_compiles_steps_out_for_its_adapters(bases, folders):
+    """Without Backbone.compile the choice of adapters can't be traced: slower, never another's answer."""
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for name in "ab":
+        backbone.load(folders[name])
+    compiled = torch.compile(backbone.model, backend="eager")
+    for names in (["a"], ["b"], [None], ["a", "b", None]):
+        want = answer(backbone, names)
+        with torch.no_grad(), backbone.using(names):
+            torch.testing.assert_close(compiled(input_ids=IDS).logits, want, atol=1e-5, rtol=1e-5)

@@ -39,6 +39,7 @@ class Inference:
     tokenizer: Any
     device: torch.device
     rows_first: bool = True  # False: the model's layers don't keep a batch's rows apart, so adapters take turns
+    _bare: tuple[tuple[int, ...], dict[str, torch.Tensor]] | None = field(default=None, repr=False)
     # A fast tokenizer keeps truncation and padding as state, so threads that share one would cut each other's rows.
     _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -124,6 +125,13 @@ class Inference:
         logits: torch.Tensor = self.run(row, routing).logits[0]
         return logits.float().cpu()
 
+    def bare_outputs(self, row: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What the bare backbone makes of a token row; that of the row asked for last is kept."""
+        kept = self._bare  # read once: threads that load at the same time may each put theirs here
+        if kept is None or kept[0] != tuple(row):
+            kept = self._bare = tuple(row), tensors_of(self.run(row, None))
+        return kept[1]
+
     def run(self, row: Sequence[int], routing: Routing | None) -> Any:
         """The model's own output for one token row; no routing means the bare backbone."""
         with torch.no_grad(), routed(routing):
@@ -164,6 +172,11 @@ class Inference:
         """The most tokens that the model and the tokenizer take, None where neither says."""
         limits = (longest_input(self.model), getattr(self.tokenizer, "model_max_length", None))
         return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
+
+
+def tensors_of(output: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a model's output, without caches and the like."""
+    return {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
 
 
 def padding_token(config: Any, tokenizer: Any) -> int:

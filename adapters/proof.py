@@ -10,7 +10,7 @@ import torch
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.dora import unfold_magnitude
 from lorary.adapters.golden import compare_golden, condense, effect_cosine
-from lorary.adapters.inference import Inference
+from lorary.adapters.inference import Inference, tensors_of
 from lorary.adapters.keys import Site
 from lorary.adapters.modules import ModuleMap, output_scale
 from lorary.adapters.routing import Routing
@@ -36,28 +36,37 @@ class GoldenReport:
 
 
 def demand_effect(inference: Inference, routing: Routing, source: str) -> None:
-    """Run a few tokens with the adapter of ``routing`` and without.
+    """Run a few tokens with the adapter of ``routing`` and hold the output against the bare backbone's.
+
+    What the bare backbone makes of the probe's own tokens is kept, so this takes one pass; an adapter that has no
+    effect on those is given its own golden row before it is refused.
 
     Raises:
         NoEffectError: every tensor of the two outputs is the same, bit for bit, or the adapter's aren't numbers.
     """
     adapter = routing.adapters[0]
     golden_rows = adapter.manifest.golden_rows if adapter and adapter.manifest else ()
-    row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
-    with_adapter, bare = inference.run(row, routing), inference.run(row, None)
-    outputs = {name: tensor for name, tensor in with_adapter.items() if isinstance(tensor, torch.Tensor)}
+    vocabulary = inference.body.get_input_embeddings().weight.shape[0]
+    if _has_effect(inference, routing, probe_row((), vocabulary), source):
+        return
+    if golden_rows and _has_effect(inference, routing, probe_row(golden_rows, vocabulary), source):
+        return
+    raise NoEffectError(
+        f"{source}: the backbone answers the same with it as without; its layers aren't used for this kind of input, "
+        "or its weights are too small for the backbone's dtype"
+    )
+
+
+def _has_effect(inference: Inference, routing: Routing, row: Sequence[int], source: str) -> bool:
+    bare = inference.bare_outputs(row)
+    outputs = tensors_of(inference.run(row, routing))
     for name, tensor in outputs.items():
         if bool(torch.isfinite(bare[name]).all()) and not bool(torch.isfinite(tensor).all()):
             raise NoEffectError(
                 f"{source}: with it the backbone answers NaN or infinity; its weights or its scale are too large for "
                 f"{tensor.dtype}"
             )
-    if any(not torch.equal(tensor, bare[name]) for name, tensor in outputs.items()):
-        return
-    raise NoEffectError(
-        f"{source}: the backbone answers the same with it as without; its layers aren't used for this kind of input, "
-        "or its weights are too small for the backbone's dtype"
-    )
+    return any(not torch.equal(tensor, bare[name]) for name, tensor in outputs.items())
 
 
 def settle_head(inference: Inference, routing: Routing, adapter: Adapter) -> None:

@@ -222,8 +222,8 @@ def test_the_adapter_is_judged_before_its_base_is_loaded(run, folders, tmp_path)
     assert "adapter_model.safetensors" in run(folder, "profit", *nowhere, code=1)
     weights.write_bytes(whole)
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
-    assert "use_dora" in run(folder, "profit", *nowhere, code=1)
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "use_qalora": True}))
+    assert "use_qalora" in run(folder, "profit", *nowhere, code=1)
 
 
 def test_options_that_do_not_fit_the_task(run, folders):

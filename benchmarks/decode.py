@@ -1,71 +1,104 @@
-"""Generating with a mixed batch, side by side: the bare backbone, lorary, and PEFT on the same adapters."""
+"""Whole generations, single-token steps and prefill with a mixed batch: the bare backbone, lorary and PEFT in turn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from models import make_adapters
-from timing import compare
+from contenders import Contenders
+from timing import Timing, compare
 
-PROMPT_TOKENS = 32
 NEW_TOKENS = 64
+STEPS = 8  # of one repetition
 
 
 def decode(base: Path, work: Path, adapters: int, rows: int, repetitions: int = 5) -> list[dict[str, object]]:
-    """Whole generations of ``rows`` prompts with ``adapters`` resident: one table row for each contender.
+    """Whole generations of ``rows`` prompts with ``adapters`` resident: one table row for each contender."""
+    both = Contenders(base, work, adapters=adapters, rows=rows)
+    difference = f"{both.difference():.2g} ({both.dtype})"
+    timings = compare(generations(both), repetitions=repetitions)
+    return rows_of(f"generation, {rows} rows x {NEW_TOKENS} tokens", timings, {"mixed": difference})
 
-    The logits of the mixed batch are held against PEFT's first, so that only equal work is timed.
-    """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    from lorary.adapters import Backbone
-
-    folders = make_adapters(base, work / "adapters", adapters)
-    backbone = Backbone.from_pretrained(str(base), slots=adapters)
-    for folder in folders:
-        backbone.load(folder)
-    device, dtype = backbone.device, backbone.dtype
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device)
-    reference = PeftModel.from_pretrained(model, folders[0], adapter_name=folders[0].name).eval()
-    for folder in folders[1:]:
-        reference.load_adapter(folder, adapter_name=folder.name)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(4, 4096, (rows, PROMPT_TOKENS), generator=generator).to(device)
-    names = [folders[row % adapters].name for row in range(rows)]
-    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def ours(chosen):
-        with torch.no_grad(), backbone.using(chosen) as routed:
-            return routed.generate(**inputs, **settings)
-
-    def theirs(**choice):
-        with torch.no_grad():
-            return reference.generate(**inputs, **settings, **choice)
-
-    with torch.no_grad(), backbone.using(names) as routed:
-        mine = routed(**inputs).logits.float()
-    with torch.no_grad():
-        other = reference(**inputs, adapter_names=names).logits.float()
-    difference = float((mine - other).abs().max())
-    reference.set_adapter(folders[0].name)
-    timings = compare({
-        "bare backbone": lambda: ours([None]),
-        "lorary, one adapter": lambda: ours([names[0]]),
-        "PEFT, one adapter": theirs,
-        f"lorary, {adapters} adapters mixed": lambda: ours(names),
-        f"PEFT, {adapters} adapters mixed": lambda: theirs(adapter_names=names),
-    }, repetitions=repetitions)  # fmt: skip
+def rows_of(what: str, timings: dict[str, Timing], differences: dict[str, str]) -> list[dict[str, object]]:
+    """Timings as table rows; ``differences`` from PEFT stand beside lorary's contenders that have the word in them."""
     return [
         {
-            f"generation, {rows} rows x {NEW_TOKENS} tokens": name,
-            "seconds": f"{timing.median:.3f}",
+            what: name,
+            "ms": f"{timing.median * 1e3:.1f}",
             "over bare (min to max)": timing.ratio,
-            "largest logit difference from PEFT": f"{difference:.2g} ({dtype})"
-            if "lorary" in name and "mixed" in name
-            else "",
+            "largest logit difference from PEFT": next(
+                (text for word, text in differences.items() if name.startswith("lorary") and word in name), ""
+            ),
         }
         for name, timing in timings.items()
     ]
+
+
+def generations(both: Contenders) -> dict[str, Callable[[], object]]:
+    """Greedy generations of a fixed length; the bare backbone first."""
+    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    count = len(both.names)
+    return {
+        "bare backbone": lambda: both.ours([None], **settings),
+        "lorary, one adapter": lambda: both.ours(both.names[:1], **settings),
+        "PEFT, one adapter": lambda: both.theirs(**settings),
+        f"lorary, {count} adapters mixed": lambda: both.ours(both.mixed, **settings),
+        f"PEFT, {count} adapters mixed": lambda: both.theirs(adapter_names=both.mixed, **settings),
+    }
+
+
+def prefills(both: Contenders) -> dict[str, Callable[[], object]]:
+    """One pass over all prompts, each time as a call of its own."""
+
+    def ours(names: list[Any]) -> object:
+        with torch.no_grad(), both.backbone.using(names) as model:
+            return model(**both.inputs, use_cache=False)
+
+    def theirs(**choice: Any) -> object:
+        with torch.no_grad():
+            return both.peft(**both.inputs, use_cache=False, **choice)
+
+    count = len(both.names)
+    return {
+        "bare backbone": lambda: ours([None]),
+        "lorary, one adapter": lambda: ours(both.names[:1]),
+        "PEFT, one adapter": theirs,
+        f"lorary, {count} adapters mixed": lambda: ours(both.mixed),
+        f"PEFT, {count} adapters mixed": lambda: theirs(adapter_names=both.mixed),
+    }
+
+
+@contextmanager
+def steps(both: Contenders) -> Iterator[dict[str, Callable[[], object]]]:
+    """Decoding a token for every row, each step behind a cache of the prompts' length."""
+    count = len(both.names)
+    choices = {
+        "bare backbone": [None],
+        "lorary, one adapter": both.names[:1],
+        f"lorary, {count} adapters mixed": both.mixed,
+    }
+    with ExitStack() as stack, torch.no_grad():
+        contenders = {
+            name: _stepper(both, stack.enter_context(both.backbone.using(chosen))) for name, chosen in choices.items()
+        }
+        if both.peft is not None:
+            contenders["PEFT, one adapter"] = _stepper(both, both.peft)
+            contenders[f"PEFT, {count} adapters mixed"] = _stepper(both, both.peft, adapter_names=both.mixed)
+        yield contenders
+
+
+def _stepper(both: Contenders, model: Any, **choice: Any) -> Callable[[], object]:
+    cache = model(**both.inputs, use_cache=True, **choice).past_key_values
+    length, token = both.inputs["input_ids"].shape[1], both.inputs["input_ids"][:, -1:]
+
+    def run() -> None:
+        with torch.no_grad():
+            for _ in range(STEPS):
+                model(input_ids=token, past_key_values=cache, use_cache=True, **choice)
+                cache.crop(length)
+
+    return run

@@ -13,6 +13,7 @@ SHAPES = {
     "30M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
     "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
 }
+VOCABULARY = 4096
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 _SYLLABLES = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u")]
@@ -29,7 +30,7 @@ def words(count: int) -> list[str]:
     ]
 
 
-def make_base(folder: Path, shape: str, *, vocabulary: int = 4096, dtype: torch.dtype = torch.float32) -> Path:
+def make_base(folder: Path, shape: str, *, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float32) -> Path:
     """Save a random Llama of one of :data:`SHAPES` and its tokenizer; returns the folder."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -57,9 +57,11 @@ class LoraLayer(torch.nn.Module):
         if torch.compiler.is_compiling():
             return self._trace(x, args, kwargs)
         routing = active()
+        base_layer = self._modules["base_layer"]  # as an attribute it would be looked up through both __getattr__
+        assert base_layer is not None
         if routing is None:
-            return self.base_layer(x, *args, **kwargs)
-        return routing.apply(self.path, self.base_layer, x, args, kwargs)
+            return base_layer(x, *args, **kwargs)
+        return routing.apply(self.path, base_layer, x, args, kwargs)
 
     def _trace(self, x: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
         """What compiled code does here; where the backbone itself isn't compiled, it steps out of that code."""

@@ -26,7 +26,7 @@ _COPIED_BYTES = 256 * 2**20  # the most that one call copies to keep; what is be
 class Factors:
     """What a pass reads at one site: one adapter's, or with a leading dimension those of each group of rows.
 
-    ``a`` is [inputs, rank] and ``b`` [outputs, rank], which carries the scale; ``bias`` and ``gain`` are [outputs], or
+    ``a`` is [inputs, rank] and ``b`` [rank, outputs], which carries the scale; ``bias`` and ``gain`` are [outputs], or
     [rows, outputs]. A gain multiplies what the wrapped module returned by 1 + gain (DoRA, Liu et al. 2024).
     ``embedding``: the inputs are ids, and ``a`` that of the one adapter or of every slot.
     """
@@ -92,27 +92,32 @@ class Products:
         self._projected: _Projected | None = None
 
     def add(self, path: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """``out``, the module's own output for ``x`` [rows, ..., inputs], with each row's product added."""
+        """``out``, the module's own output for ``x`` [rows, ..., inputs], with each row's product added.
+
+        This runs once for every adapted module of every pass, so on small models its own steps are what counts.
+        """
         key = (path, 0 if self._one is not None else x.shape[0])
-        if key not in self._sites:
-            self._open(key, x)
-        site = self._sites[key]
+        try:
+            site = self._sites[key]
+        except KeyError:
+            site = self._open(key, x)
         if site is None:
             return out
         if site.first:
             site = self._join(key, site)
+        grad = torch.is_grad_enabled()
         # Under inference_mode a tensor doesn't say when it is written to; autograd keeps each pass's graph to itself.
-        if site.family is None or x.is_inference() or torch.is_grad_enabled():
+        if site.family is None or grad or x.is_inference():
             factors = site.factors or self._read(path, site.groups)
             project = _look_up if factors.embedding else _project
-            return _update(out, project(x, factors.a, site.groups), factors, site.groups)
+            return _update(out, project(x, factors.a, site.groups), factors, site.groups, grad)
         made = self._projected
         if made is None or made.x is not x or made.version != x._version or path not in made.hidden:
             parts = _project(x, site.family.a, site.groups).split(site.family.ranks, dim=-1)
             hidden = dict(zip(site.family.paths, parts, strict=True))
             made = self._projected = _Projected(x, x._version, hidden)
         assert site.factors is not None
-        return _update(out, made.hidden[path], site.factors, site.groups)
+        return _update(out, made.hidden[path], site.factors, site.groups, grad)
 
     def groups(self, rows: int, device: torch.device) -> RowGroups:
         """The groups of a layer's ``rows`` in a call with several adapters.
@@ -135,27 +140,28 @@ class Products:
             found = self._groups[rows, device] = group_rows_by_slot(slots, device)
         return found
 
-    def _open(self, key: tuple[str, int], x: torch.Tensor) -> None:
-        """A site's first pass in this call."""
+    def _open(self, key: tuple[str, int], x: torch.Tensor) -> _Site | None:
+        """A site's first pass in this call; None where none of its adapters acts."""
         path, rows = key
         if self._rank_at(path) == 0:
             self._sites[key] = None
-            return
+            return None
         self._note(path, x)
         if self._one is not None:
-            self._sites[key] = _Site(None, self._read(path, None), first=True)
-            return
+            site = self._sites[key] = _Site(None, self._read(path, None), first=True)
+            return site
         groups = self.groups(rows, self._arena.views[path].a.device)
         members = self._members(path)
         factors = {member: self._read(member, groups) for member in members}
         size = sum(own.b.nbytes + (0 if own.embedding else own.a.nbytes) for own in factors.values())
         if size > self._bytes_left:
-            self._sites[key] = _Site(groups, None)
-            return
+            site = self._sites[key] = _Site(groups, None)
+            return site
         self._bytes_left -= size
         family = _stack(factors)
         for member, own in factors.items():
             self._sites[member, rows] = _Site(groups, own, family)
+        return self._sites[key]
 
     def _join(self, key: tuple[str, int], site: _Site) -> _Site:
         """The second pass of a call with one adapter: put those sites together that are given the same input."""
@@ -190,11 +196,11 @@ class Products:
         if groups is None:
             slot = self._slots[0]
             vectors = _at(view.bias, slot), _at(view.gain, slot)
-            return Factors(view.a[slot, :, :rank], view.b[slot, :, :rank], *vectors, view.embedding)
+            return Factors(view.a[slot, :, :rank], view.b[slot, :, :rank].mT, *vectors, view.embedding)
         a = view.a[:, :, :rank]
         return Factors(
             a if view.embedding else a.index_select(0, groups.slots),
-            view.b[:, :, :rank].index_select(0, groups.slots),
+            view.b[:, :, :rank].index_select(0, groups.slots).mT,
             None if view.bias is None else view.bias.index_select(0, groups.row_slots),
             None if view.gain is None else view.gain.index_select(0, groups.row_slots),
             view.embedding,
@@ -214,36 +220,38 @@ def _at(stacked: torch.Tensor | None, slot: int) -> torch.Tensor | None:
 
 
 def _project(x: torch.Tensor, a: torch.Tensor, groups: RowGroups | None) -> torch.Tensor:
-    """``x`` [rows, ..., inputs] times A: [..., rank], or [groups, rows of a group, rank]."""
+    """``x`` [rows, ..., inputs] times A: [all that are before the inputs, rank], or [groups, rows of a group, rank]."""
     if x.dtype is not a.dtype or x.device != a.device:
         x = x.to(device=a.device, dtype=a.dtype)
-    return torch.matmul(x, a) if groups is None else torch.bmm(groups.gather(x), a)
+    return torch.mm(x.reshape(-1, x.shape[-1]), a) if groups is None else torch.bmm(groups.gather(x), a)
 
 
 def _look_up(ids: torch.Tensor, a: torch.Tensor, groups: RowGroups | None) -> torch.Tensor:
     """What :func:`_project` gives for one-hot inputs: the rows of A that ``ids`` [rows, ...] name."""
     ids = ids.to(a.device)
     if groups is None:
-        return torch.nn.functional.embedding(ids, a)
+        return torch.nn.functional.embedding(ids.flatten(), a)
     slots = groups.row_slots.view(-1, *[1] * (ids.ndim - 1))
     return groups.gather(a[slots, ids])
 
 
-def _update(out: torch.Tensor, hidden: torch.Tensor, factors: Factors, groups: RowGroups | None) -> torch.Tensor:
+def _update(
+    out: torch.Tensor, hidden: torch.Tensor, factors: Factors, groups: RowGroups | None, grad: bool
+) -> torch.Tensor:
     """``out`` [rows, ..., outputs] times the gain, plus ``hidden`` times B, plus the bias."""
     b = factors.b
-    if torch.is_grad_enabled() or not out.is_contiguous():
+    if grad or not out.is_contiguous():
         out = out.clone(memory_format=torch.contiguous_format)  # autograd may need what the module returned
     if factors.gain is not None:
         out.addcmul_(out, _for_rows(factors.gain, out))
     if groups is not None and groups.take is not None:
-        groups.spread(torch.bmm(hidden, b.mT).to(out), out)
+        groups.spread(torch.bmm(hidden, b).to(out), out)
     elif out.dtype is not b.dtype or out.device != b.device:
-        out += torch.matmul(hidden, b.mT).to(out).view(out.shape)
+        out += torch.matmul(hidden, b).to(out).view(out.shape)
     elif groups is None:
-        out.view(-1, out.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), b.mT)
+        out.view(-1, out.shape[-1]).addmm_(hidden, b)
     else:
-        out.view(hidden.shape[0], -1, out.shape[-1]).baddbmm_(hidden, b.mT)
+        out.view(hidden.shape[0], -1, out.shape[-1]).baddbmm_(hidden, b)
     if factors.bias is not None:
         out += _for_rows(factors.bias, out)
     return out

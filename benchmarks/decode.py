@@ -93,12 +93,12 @@ def steps(both: Contenders) -> Iterator[dict[str, Callable[[], object]]]:
 
 def _stepper(both: Contenders, model: Any, **choice: Any) -> Callable[[], object]:
     cache = model(**both.inputs, use_cache=True, **choice).past_key_values
-    length, token = both.inputs["input_ids"].shape[1], both.inputs["input_ids"][:, -1:]
+    token = both.inputs["input_ids"][:, -1:]
 
     def run() -> None:
         with torch.no_grad():
             for _ in range(STEPS):
                 model(input_ids=token, past_key_values=cache, use_cache=True, **choice)
-                cache.crop(length)
+                cache.crop(-1)  # the token is taken back
 
     return run

@@ -1,4 +1,4 @@
-"""The same adapters on one model twice: on lorary's backbone and on PEFT's model."""
+"""The same adapters on one model twice, on lorary's backbone and on PEFT's model, beside the model as it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from models import VOCABULARY, make_adapters
 class Contenders:
     """A backbone and a PEFT model with ``adapters`` adapters each, and prompts of ``rows`` x ``tokens`` ids.
 
-    ``names``: the adapters' names; ``mixed``: one for each row, in turn.
+    ``bare``: transformers' own model, untouched; ``names``: the adapters' names; ``mixed``: one for each
+    row, in turn.
     """
 
     def __init__(
@@ -31,14 +32,18 @@ class Contenders:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(4, VOCABULARY, (rows, tokens), generator=generator).to(self.device)
         self.inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        self.bare = self._load_bare(base)
         self.peft = self._load_peft(base) if peft else None
+
+    def _load_bare(self, base: Path) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(base, dtype=self.dtype).to(self.device).eval()
 
     def _load_peft(self, base: Path) -> Any:
         from peft import PeftModel
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=self.dtype).to(self.device)
-        reference = PeftModel.from_pretrained(model, self.folders[0], adapter_name=self.names[0]).eval()
+        reference = PeftModel.from_pretrained(self._load_bare(base), self.folders[0], adapter_name=self.names[0]).eval()
         for folder in self.folders[1:]:
             reference.load_adapter(folder, adapter_name=folder.name)
         reference.set_adapter(self.names[0])
@@ -48,6 +53,11 @@ class Contenders:
         """Generate with lorary."""
         with torch.no_grad(), self.backbone.using(list(names)) as model:
             return model.generate(**self.inputs, **settings)
+
+    def plain(self, **settings: Any) -> Any:
+        """Generate with the bare model."""
+        with torch.no_grad():
+            return self.bare.generate(**self.inputs, **settings)
 
     def theirs(self, **settings: Any) -> Any:
         """Generate with PEFT, with the active adapter or with ``adapter_names`` among the settings."""

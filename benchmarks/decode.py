@@ -43,7 +43,8 @@ def generations(both: Contenders) -> dict[str, Callable[[], object]]:
     settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     count = len(both.names)
     return {
-        "bare backbone": lambda: both.ours([None], **settings),
+        "bare backbone": lambda: both.plain(**settings),
+        "lorary, no adapter": lambda: both.ours([None], **settings),
         "lorary, one adapter": lambda: both.ours(both.names[:1], **settings),
         "PEFT, one adapter": lambda: both.theirs(**settings),
         f"lorary, {count} adapters mixed": lambda: both.ours(both.mixed, **settings),
@@ -54,21 +55,22 @@ def generations(both: Contenders) -> dict[str, Callable[[], object]]:
 def prefills(both: Contenders) -> dict[str, Callable[[], object]]:
     """One pass over all prompts, each time as a call of its own."""
 
-    def ours(names: list[Any]) -> object:
-        with torch.no_grad(), both.backbone.using(names) as model:
-            return model(**both.inputs, use_cache=False)
-
-    def theirs(**choice: Any) -> object:
+    def once(model: Any, **choice: Any) -> object:
         with torch.no_grad():
-            return both.peft(**both.inputs, use_cache=False, **choice)
+            return model(**both.inputs, use_cache=False, **choice)
+
+    def ours(names: list[Any]) -> object:
+        with both.backbone.using(names) as model:
+            return once(model)
 
     count = len(both.names)
     return {
-        "bare backbone": lambda: ours([None]),
+        "bare backbone": lambda: once(both.bare),
+        "lorary, no adapter": lambda: ours([None]),
         "lorary, one adapter": lambda: ours(both.names[:1]),
-        "PEFT, one adapter": theirs,
+        "PEFT, one adapter": lambda: once(both.peft),
         f"lorary, {count} adapters mixed": lambda: ours(both.mixed),
-        f"PEFT, {count} adapters mixed": lambda: theirs(adapter_names=both.mixed),
+        f"PEFT, {count} adapters mixed": lambda: once(both.peft, adapter_names=both.mixed),
     }
 
 
@@ -77,12 +79,12 @@ def steps(both: Contenders) -> Iterator[dict[str, Callable[[], object]]]:
     """Decoding a token for every row, each step behind a cache of the prompts' length."""
     count = len(both.names)
     choices = {
-        "bare backbone": [None],
+        "lorary, no adapter": [None],
         "lorary, one adapter": both.names[:1],
         f"lorary, {count} adapters mixed": both.mixed,
     }
     with ExitStack() as stack, torch.no_grad():
-        contenders = {
+        contenders = {"bare backbone": _stepper(both, both.bare)} | {
             name: _stepper(both, stack.enter_context(both.backbone.using(chosen))) for name, chosen in choices.items()
         }
         if both.peft is not None:

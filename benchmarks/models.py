@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,15 @@ def make_base(folder: Path, shape: str, *, vocabulary: int = VOCABULARY, dtype: 
     return folder
 
 
-def make_adapters(base: Path, folder: Path, count: int, *, rank: int = 16) -> list[Path]:
-    """Save ``count`` all-linear adapters with random A and B, by PEFT; returns their folders."""
+def make_adapters(
+    base: Path, folder: Path, count: int, *, rank: int = 16, targets: Sequence[str] = LINEARS
+) -> list[Path]:
+    """Save ``count`` adapters on ``targets`` with random A and B, by PEFT; returns their folders."""
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
 
     model = _load(base)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LINEARS, task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM")
     first = folder / "adapter-0"
     get_peft_model(model, config).save_pretrained(first)
     shapes = load_file(first / "adapter_model.safetensors")

@@ -16,6 +16,7 @@ import torch
 from contenders import Contenders
 from decode import STEPS, steps
 from models import make_adapters, make_base
+from plots import plot_curves
 from timing import compare, environment, table
 
 SWAPS = 7
@@ -33,6 +34,7 @@ def main() -> None:
     print(environment())
     print(f"\n{options.shape} Llama shape, rank 16 on all linears, {options.rows} rows\n")
     stepped, swapped = [], []
+    curves: dict[str, list[tuple[float, float]]] = {}
     for resident in options.resident:
         with tempfile.TemporaryDirectory() as name:
             base = make_base(Path(name) / "base", options.shape)
@@ -41,19 +43,26 @@ def main() -> None:
             with steps(both) as contenders:
                 timings = compare(contenders, repetitions=options.repetitions)
             for contender, timing in timings.items():
-                plain = contender.replace(f"{resident} adapters", "a different adapter in each row,")
+                plain = contender.replace(f"{resident} adapters mixed", f"{min(resident, options.rows)} adapters mixed")
+                curves.setdefault(contender.replace(f"{resident} adapters ", ""), []).append(
+                    (resident, timing.over_first)
+                )
                 stepped.append({
-                    "resident": resident, "a step": plain.replace(", mixed", ""),
+                    "resident": resident, "a step": plain,
                     "ms": f"{timing.median / STEPS * 1e3:.2f}", "over bare (min to max)": timing.ratio,
                 })  # fmt: skip
             swapped += swaps(both, base, Path(name), resident)
     print(table(stepped), end="\n\n")
     print(table(swapped))
     if options.plot:
-        from plots import plot_steps
-
-        plot_steps(
-            stepped, options.plot, f"{options.shape}, {options.rows} rows: a single-token step over the bare one"
+        title = f"A single-token step, {options.shape}, {options.rows} rows"
+        plot_curves(
+            curves,
+            options.plot,
+            title=title,
+            x="adapters resident",
+            y="over the bare backbone",
+            log_y=bool(options.peft),
         )
 
 

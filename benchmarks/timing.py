@@ -23,9 +23,14 @@ class Timing:
         return statistics.median(self.seconds)
 
     @property
+    def over_first(self) -> float:
+        """The median of the ratios."""
+        return statistics.median(self.ratios)
+
+    @property
     def ratio(self) -> str:
         """Median, least and greatest ratio."""
-        return f"{statistics.median(self.ratios):.2f} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
+        return f"{self.over_first:.2f} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
 
 
 def compare(

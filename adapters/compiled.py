@@ -2,8 +2,8 @@
 
 The choice of adapters is read outside of the compiled code and written into that tensor, so another choice, a swap, a
 load or an eviction is other data at the same addresses, and nothing is compiled again. Only what changes shapes is:
-more rows, an adapter of larger rank or on modules that none reached before. Steps are serialised one by one, since they
-share the tensor; generations are not.
+more rows, an adapter of larger rank or on modules that none reached before; and calls with one adapter and calls with
+several are two shapes. Steps are serialised one by one, since they share the tensor; generations are not.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ class CompiledForward:
 
     def _fill(self, routing: Routing | None, rows: int) -> torch.Tensor:
         """The tensor for this number of rows, always the same one, with this call's slots in it."""
+        if routing is None or routing.uniform:
+            rows = 1
         if rows not in self._slots:
             self._slots[rows] = torch.zeros(rows, dtype=torch.long, device=self._device)
         slots = self._slots[rows]

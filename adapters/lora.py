@@ -15,7 +15,7 @@ from lorary.adapters.slots import SiteView
 
 
 class TracedRows:
-    """The slot of each row of a compiled step: [rows] while one runs, None outside."""
+    """The slot of each row of a compiled step: [rows], or [1] where all have the same; None while none runs."""
 
     def __init__(self) -> None:
         self.slots: torch.Tensor | None = None
@@ -30,9 +30,10 @@ class TracedSite:
 
     def add(self, slots: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """``out``, the wrapped module's output for ``x``, with each row's product added; bare rows add zero."""
-        view, rows = self.view, slots.repeat_interleave(x.shape[0] // slots.shape[0])
+        # torch.compile takes a size of 1 for another graph, and there all rows share one product.
+        view, rows = self.view, slots if len(slots) == 1 else slots.repeat_interleave(x.shape[0] // len(slots))
         if view.embedding:
-            hidden = view.a[rows.view(-1, *[1] * (x.ndim - 1)), x].flatten(1, -2)
+            hidden = view.a[rows.view(-1, *[1] * (x.ndim - 1)), x].view(len(rows), -1, view.a.shape[-1])
         else:
             hidden = torch.bmm(x.to(view.a.dtype).view(len(rows), -1, x.shape[-1]), view.a[rows])
         delta = torch.bmm(hidden, view.b[rows].mT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +14,17 @@ NEW_TOKENS = 64
 STEPS = 8  # of one repetition
 
 
-def decode(base: Path, work: Path, adapters: int, rows: int, repetitions: int = 5) -> list[dict[str, object]]:
-    """Whole generations of ``rows`` prompts with ``adapters`` resident: one table row for each contender."""
-    both = Contenders(base, work, adapters=adapters, rows=rows)
-    difference = f"{both.difference():.2g} ({both.dtype})"
+def against_bare(both: Contenders, repetitions: int) -> Iterator[list[dict[str, object]]]:
+    """Three tables: whole generations, single-token steps and prefill. Short work is repeated more often."""
+    rows, tokens = both.inputs["input_ids"].shape
+    differences = {"mixed": f"{both.difference():.2g} ({both.dtype})"}
     timings = compare(generations(both), repetitions=repetitions)
-    return rows_of(f"generation, {rows} rows x {NEW_TOKENS} tokens", timings, {"mixed": difference})
+    yield rows_of(f"generation, {rows} rows x {NEW_TOKENS} tokens", timings, differences)
+    with steps(both) as contenders:
+        timings = compare(contenders, repetitions=3 * repetitions)
+    yield rows_of(f"{STEPS} single-token steps, {rows} rows", timings, differences)
+    timings = compare(prefills(both), repetitions=3 * repetitions)
+    yield rows_of(f"prefill, {rows} rows x {tokens} tokens", timings, differences)
 
 
 def rows_of(what: str, timings: dict[str, Timing], differences: dict[str, str]) -> list[dict[str, object]]:

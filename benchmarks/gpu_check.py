@@ -1,6 +1,6 @@
-"""The whole way on one GPU, in one call: train LoRA, QLoRA and 8-bit, gate, decode a mixed batch against PEFT.
+"""The whole way on one GPU, in one call: train LoRA, QLoRA and 8-bit, gate, then all of the loader's figures.
 
-    python benchmarks/gpu_check.py [--shape 1B] [--adapters 8] [--rows 32]
+    python benchmarks/gpu_check.py [--shape 1B] [--adapters 16] [--rows 32] [--mode reduce-overhead]
 
 Makes its own model (random weights) and its own data. Without a GPU it runs on the CPU, on a tiny shape, which checks
 the script and says nothing of speed; without bitsandbytes the quantized rows are left out, and the table says so.
@@ -16,8 +16,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from decode import decode
+from compiled import compiled
+from contenders import Contenders
+from decode import against_bare
 from models import make_base, words
+from resident import swaps
 from timing import environment, table
 
 
@@ -25,9 +28,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--shape", default="1B" if on_gpu else "tiny", help="tiny, 10M, 30M or 1B")
-    parser.add_argument("--adapters", type=int, default=8, help="different adapters in the mixed batch")
+    parser.add_argument("--adapters", type=int, default=16, help="different adapters in the mixed batch")
     parser.add_argument("--rows", type=int, default=32, help="rows of the mixed batch")
     parser.add_argument("--steps", type=int, default=30, help="training steps of each method")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--mode", default="reduce-overhead" if on_gpu else None, help="of torch.compile")
     options = parser.parse_args()
     print(environment())
     with tempfile.TemporaryDirectory() as name:
@@ -36,7 +41,18 @@ def main() -> None:
         base = make_base(work / "base", options.shape, dtype=dtype)
         print(f"base: {options.shape} Llama shape, {dtype}\n")
         print(table(train_each(base, work, options.steps)), end="\n\n")
-        print(table(decode(base, work, options.adapters, options.rows)))
+        both = Contenders(base, work, adapters=options.adapters, rows=options.rows)
+        for rows in against_bare(both, options.repetitions):
+            print(table(rows), end="\n\n")
+        print(table(swaps(both, base, work, options.adapters)), end="\n\n")
+        print(table(compiled(both, options.mode, options.repetitions)))
+        print(f"\nthe bound: {bound(both):.2f} x bare, by the bytes that a mixed step reads")
+
+
+def bound(both: Contenders) -> float:
+    """1 + the bytes of a batch's adapters over those of the base: what reading alone allows a mixed step."""
+    stats = both.backbone.stats()
+    return 1 + len(set(both.mixed)) * stats.slot_bytes / stats.backbone_bytes
 
 
 def train_each(base: Path, work: Path, steps: int) -> list[dict[str, object]]:

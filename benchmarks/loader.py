@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 from contenders import Contenders
-from decode import NEW_TOKENS, STEPS, generations, prefills, rows_of, steps
+from decode import against_bare
 from models import make_base
-from timing import compare, environment, table
+from timing import environment, table
 
 
 def main() -> None:
@@ -31,16 +31,8 @@ def main() -> None:
                 base = make_base(Path(name) / "base", shape)
                 print(f"\n{shape} Llama shape, rank 16 on all linears, {adapters} adapters resident\n")
                 both = Contenders(base, Path(name), adapters=adapters, rows=options.rows)
-                difference = {"mixed": f"{both.difference():.2g} ({both.dtype})"}
-                rows, again = f"{options.rows} rows", options.repetitions
-                timings = compare(generations(both), repetitions=again)
-                print(table(rows_of(f"generation, {rows} x {NEW_TOKENS} tokens", timings, difference)), end="\n\n")
-                with steps(both) as contenders:
-                    timings = compare(contenders, repetitions=3 * again)
-                print(table(rows_of(f"{STEPS} single-token steps, {rows}", timings, difference)), end="\n\n")
-                tokens = both.inputs["input_ids"].shape[1]
-                timings = compare(prefills(both), repetitions=3 * again)
-                print(table(rows_of(f"prefill, {rows} x {tokens} tokens", timings, difference)), flush=True)
+                for rows in against_bare(both, options.repetitions):
+                    print(table(rows), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,62 +1,102 @@
-"""An adapter made ready for one backbone: matched, checked, and held on the host until a slot takes it."""
+"""An adapter made ready for one backbone: its keys matched by their headers, its tensors checked when they are read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.adapters.content import Content, Parts
 from lorary.adapters.dora import fold_magnitude
-from lorary.adapters.golden import load_tensors, read_golden
+from lorary.adapters.golden import check_golden_rows
 from lorary.adapters.heads import TASK_CLASSES, TASK_OF_PEFT_TYPE, TaskHead, count_labels, empty_head, fill_head
 from lorary.adapters.keys import KeyPlan, Site, plan_keys
 from lorary.adapters.modules import ModuleMap, output_scale
 from lorary.adapters.override import TrainedLinear
 from lorary.adapters.slots import LowRank
 from lorary.adapters.support import check_supported
-from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
+from lorary.adapters.weights import Weights
+from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapterError
 from lorary.hub.manifest import Manifest
+
+if TYPE_CHECKING:
+    from lorary.adapters.inference import Inference
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a checkpoint's headers say of it on one backbone: its task, the place of each tensor, its head's labels."""
+
+    task: str
+    plan: KeyPlan
+    labels: list[str] | None
 
 
 @dataclass(eq=False, repr=False)
 class Adapter:
-    """One version of an adapter, fitted to a backbone.
+    """One version of an adapter, fitted to a backbone, under the name it was loaded by.
 
-    ``lowrank`` holds the factors per site on the host; ``overrides`` the linears that were trained whole, and ``head``
-    the task head, both on the backbone's device.
+    Its tensors are in ``content``, which adapters of the same digest share; within a lease they are all there.
     """
 
     name: str
-    digest: str
-    source: str
-    task: str
-    manifest: Manifest | None
-    plan: KeyPlan
-    lowrank: Mapping[str, LowRank]
-    overrides: Mapping[str, TrainedLinear]
-    head: TaskHead | None
-    golden: list[torch.Tensor] | None = None
-    notes: tuple[str, ...] = ()
-    reference: str | None = None
-    pinned: bool = field(default=False)
-
-    def rank_at(self, path: str) -> int:
-        """The adapter's rank at a site, 0 where it has none."""
-        site = self.lowrank.get(path)
-        return site.rank if site is not None else 0
+    checkpoint: Checkpoint
+    fit: Fit
+    content: Content
 
     @property
-    def rank(self) -> int:
-        """The largest rank at any site."""
-        return max(site.rank for site in self.lowrank.values())
+    def source(self) -> str:
+        """What errors call it."""
+        return self.checkpoint.source
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Its manifest, if it has one."""
+        return self.checkpoint.manifest
+
+    @property
+    def task(self) -> str:
+        """Its task."""
+        return self.fit.task
+
+    @property
+    def plan(self) -> KeyPlan:
+        """The place of each of its tensors."""
+        return self.fit.plan
 
     @property
     def labels(self) -> list[str] | None:
         """The names of the head's classes, in order."""
-        return list(self.head.model.config.id2label.values()) if self.head else None
+        return self.fit.labels
+
+    @property
+    def digest(self) -> str:
+        """The version's identity."""
+        return self.content.digest
+
+    def rank_at(self, path: str) -> int:
+        """The adapter's rank at a site, 0 where it has none."""
+        need = self.content.needs.get(path)
+        return need.rank if need is not None else 0
+
+    @property
+    def rank(self) -> int:
+        """The largest rank at any site."""
+        return max(site.rank for site in self.plan.sites)
+
+    @property
+    def head(self) -> TaskHead | None:
+        """The task head, on the backbone's device; None where there is none, or while it isn't in memory."""
+        return self.content.parts.head if self.content.parts else None
+
+    @property
+    def overrides(self) -> Mapping[str, TrainedLinear]:
+        """The linears that were trained whole, by path, on the backbone's device; empty while not in memory."""
+        return self.content.parts.overrides if self.content.parts else {}
 
 
 def task_of(checkpoint: Checkpoint) -> str:
@@ -77,59 +117,80 @@ def task_of(checkpoint: Checkpoint) -> str:
     return TASK_OF_PEFT_TYPE[task_type]
 
 
-def build_adapter(
-    checkpoint: Checkpoint,
-    *,
-    name: str,
-    model: Any,
-    body: Any,
-    modules: ModuleMap,
-    device: torch.device,
-    dtype: torch.dtype,
-    pad_token: int = 0,
-) -> Adapter:
-    """Fit a checkpoint to a backbone: every key placed, every shape checked, the head built.
+@dataclass(frozen=True)
+class Fitter:
+    """Fits checkpoints to one backbone; nothing of the backbone changes."""
 
-    Nothing of the backbone changes. Raises what :func:`check_supported`, :func:`plan_keys` and :func:`fill_head` do,
-    and NoEffectError for an adapter whose B matrices are all zero.
-    """
-    check_supported(checkpoint)
-    task = task_of(checkpoint)
-    manifest = checkpoint.manifest
-    empty = _empty_head(checkpoint, task, body, pad_token) if task in TASK_CLASSES else None
-    # A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there.
-    offered = frozenset(name for name, _ in empty.named_modules()) if empty is not None else None
-    plan = plan_keys(checkpoint, modules, offered)
-    tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
-    _check_finite(tensors, checkpoint.source)
-    _check_copies(plan, tensors, model, checkpoint.source)
-    lowrank = {site.path: _low_rank(site, tensors, model, modules) for site in plan.sites}
-    if not any(weights.acts for weights in lowrank.values()):
-        raise NoEffectError(
-            f"{checkpoint.source}: every lora_B is zero, so the adapter does nothing; "
-            "it was saved untrained, or damaged"
+    inference: Inference
+    modules: ModuleMap
+    dtype: torch.dtype
+
+    def fit(self, checkpoint: Checkpoint) -> Fit:
+        """Place every key and check every shape, by the files' headers alone.
+
+        Raises what :func:`check_supported` and :func:`plan_keys` do, and CheckpointError for golden logits that don't
+        fit the manifest.
+        """
+        check_supported(checkpoint)
+        task = task_of(checkpoint)
+        empty = self._empty_head(checkpoint, task)
+        # A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there.
+        offered = frozenset(name for name, _ in empty.named_modules()) if empty is not None else None
+        plan = plan_keys(checkpoint, self.modules, offered)
+        if empty is None and plan.head:
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
+                f"heads are known for {', '.join(TASK_CLASSES)}"
+            )
+        check_golden_rows(checkpoint)
+        return Fit(task, plan, list(empty.config.id2label.values()) if empty is not None else None)
+
+    def factors(self, adapter: Adapter, weights: Weights) -> dict[str, LowRank]:
+        """An adapter's factors by site, valid as long as ``weights`` are.
+
+        Raises:
+            NoEffectError: a tensor holds NaN or infinity, or every B is zero.
+            UnsupportedAdapterError: a parameter of the base that was saved along isn't the backbone's.
+        """
+        source, tensors = adapter.source, weights.tensors
+        _check_finite(tensors, source)
+        _check_copies(adapter.plan, tensors, self.inference.model, source)
+        lowrank = {
+            site.path: _low_rank(site, tensors, self.inference.model, self.modules) for site in adapter.plan.sites
+        }
+        if not any(own.acts for own in lowrank.values()):
+            raise NoEffectError(
+                f"{source}: every lora_B is zero, so the adapter does nothing; it was saved untrained, or damaged"
+            )
+        return lowrank
+
+    def parts(self, adapter: Adapter, weights: Weights) -> Parts:
+        """An adapter's head and the modules it trained whole, in memory of their own. Raises as :func:`fill_head`."""
+        plan, head = adapter.plan, None
+        empty = self._empty_head(weights.checkpoint, adapter.task)
+        if empty is not None:
+            own = {name: weights.tensors[key].clone() for name, key in plan.head.items()}
+            head = fill_head(
+                empty, self.inference.body, own, source=adapter.source, device=self.inference.device, dtype=self.dtype
+            )
+        return Parts(_overrides(plan, weights.tensors, self.inference.model, self.modules, self.dtype), head)
+
+    def _empty_head(self, checkpoint: Checkpoint, task: str) -> Any:
+        if task not in TASK_CLASSES:
+            return None
+        manifest = checkpoint.manifest
+        labels = manifest.labels if manifest else None
+        if labels is None:
+            count = count_labels({name: info.shape for name, info in checkpoint.tensors.items()})
+            labels = tuple(f"LABEL_{index}" for index in range(count))
+        return empty_head(
+            self.inference.body,
+            task,
+            source=checkpoint.source,
+            labels=labels,
+            problem_type=manifest.problem_type if manifest else None,
+            pad_token=self.inference.pad_id,
         )
-    head = None
-    if empty is not None:
-        own = {name: tensors[key] for name, key in plan.head.items()}
-        head = fill_head(empty, body, own, source=checkpoint.source, device=device, dtype=dtype)
-    elif plan.head:
-        raise UnsupportedAdapterError(
-            f"{checkpoint.source}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
-            f"heads are known for {', '.join(TASK_CLASSES)}"
-        )
-    return Adapter(
-        name=name,
-        digest=checkpoint.digest,
-        source=checkpoint.source,
-        task=task,
-        manifest=manifest,
-        plan=plan,
-        lowrank=lowrank,
-        overrides=_overrides(plan, tensors, model, modules, dtype),
-        head=head,
-        golden=read_golden(checkpoint),
-    )
 
 
 def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], model: Any, modules: ModuleMap) -> LowRank:
@@ -142,33 +203,17 @@ def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], model: Any, modul
     return fold_magnitude(module, shape, weights, tensors[site.magnitude], norm_scale=site.scale)
 
 
-def _empty_head(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:
-    manifest = checkpoint.manifest
-    labels = manifest.labels if manifest else None
-    if labels is None:
-        count = count_labels({name: info.shape for name, info in checkpoint.tensors.items()})
-        labels = tuple(f"LABEL_{index}" for index in range(count))
-    return empty_head(
-        body,
-        task,
-        source=checkpoint.source,
-        labels=labels,
-        problem_type=manifest.problem_type if manifest else None,
-        pad_token=pad_token,
-    )
-
-
 def _check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     for key, tensor in tensors.items():
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            raise UnsupportedAdapterError(f"{source}: {key!r} holds {tensor.dtype}; expected floating-point weights")
-    broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
-    if broken:
-        raise NoEffectError(f"{source}: {broken[0]} holds NaN or infinity; the training run diverged, train again")
+        # One pass without a copy: the extremes are NaN where any number is, and infinite where one is.
+        if tensor.numel() and not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+            raise NoEffectError(f"{source}: {key} holds NaN or infinity; the training run diverged, train again")
 
 
 def _check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, source: str) -> None:
     """Parameters of the base that PEFT saved along must be the backbone's own."""
+    if not plan.copies:
+        return
     # Tied parameters have several names.
     parameters = {
         name.replace(".base_layer.", "."): p.detach() for name, p in model.named_parameters(remove_duplicate=False)
@@ -196,6 +241,6 @@ def _overrides(
     overrides = {}
     for path, parameters in plan.overrides.items():
         device = next(model.get_submodule(path).parameters()).device
-        placed = {name: tensors[key].to(device=device, dtype=dtype) for name, key in parameters.items()}
+        placed = {name: tensors[key].to(device=device, dtype=dtype, copy=True) for name, key in parameters.items()}
         overrides[path] = TrainedLinear(placed["weight"], placed.get("bias"), modules.linears[path].transposed)
     return overrides

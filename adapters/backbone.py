@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from lorary.adapters.adapter import build_adapter
-from lorary.adapters.compiled import compile_body, eagerly
+from lorary.adapters.compiled import compile_body
 from lorary.adapters.device import dtype_name
+from lorary.adapters.figures import percentiles
+from lorary.adapters.following import Following
 from lorary.adapters.generate import PromptRow
-from lorary.adapters.identity import body_of, identify, match_base
+from lorary.adapters.identity import body_of, identify
 from lorary.adapters.inference import Inference, can_generate
-from lorary.adapters.layout import rows_come_first
+from lorary.adapters.intake import Files, Intake
 from lorary.adapters.loading import is_encoder, load_base
-from lorary.adapters.lora import wrap
+from lorary.adapters.lora import SiteOpener
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.predict import Row
-from lorary.adapters.proof import GoldenReport, check_golden, demand_effect, probe_row, resident_tensors, settle_head
+from lorary.adapters.proof import GoldenReport, check_golden, probe_row, resident_tensors
 from lorary.adapters.quantization import guard_cpu, quantization_of
-from lorary.adapters.residency import Residency
+from lorary.adapters.residency import Limits, Residency
 from lorary.adapters.routing import RoutedModel, routed
-from lorary.adapters.slots import SiteSpec
-from lorary.adapters.sources import find_checkpoint
+from lorary.adapters.tiers import Budget
 from lorary.adapters.values import LoadedAdapter, Stats
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import UnknownReferenceError, UsageError
+from lorary.hub.lookup import registry_reference
 from lorary.hub.manifest import BaseIdentity, Numerics
 from lorary.hub.registry import Registry
 
@@ -48,11 +49,15 @@ class Backbone:
         *,
         identity: BaseIdentity,
         slots: int = 16,
+        host_bytes: int | str | None = None,
+        host_adapters: int | None = None,
+        slot_wait: float = 30.0,
         registry: Registry | None = None,
         random_parameters: Collection[str] = (),
     ) -> None:
         if slots < 1:
             raise UsageError(f"slots={slots}: expected at least 1")
+        limits = Limits(slots, Budget.of(host_bytes, host_adapters), slot_wait)
         demand_bare(model)
         self.body = body_of(model)
         # A classifier's own head isn't the backbone's: each adapter brings one. A language model's is everybody's.
@@ -66,11 +71,12 @@ class Backbone:
         self.model.requires_grad_(False)
         embedding = self.body.get_input_embeddings().weight
         self.device, self.dtype = embedding.device, embedding.dtype
-        self._registry = registry
         self._inference = Inference(self.model, self.body, tokenizer, self.device)
-        self._sites_settled = 0
         self._modules = map_modules(self.model, self.body, random_parameters)
-        self._residency = Residency(slots, self.dtype, self._open_site)
+        files = Files(self._inference, self._modules, self.dtype)
+        self._residency = Residency(limits, self.dtype, SiteOpener(self.model, self._modules, self.device), files)
+        self._intake = Intake(files, self._residency, identity, self.quantization, registry)
+        self._following = Following(self._intake.load)
         if self.quantization != "none":
             # bitsandbytes sets up a layer's state in its first forward, and several threads at once get it wrong.
             self._inference.run(probe_row((), embedding.shape[0]), None)
@@ -86,6 +92,9 @@ class Backbone:
         device_map: str | dict[str, Any] | None = None,
         revision: str | None = None,
         slots: int = 16,
+        host_bytes: int | str | None = None,
+        host_adapters: int | None = None,
+        slot_wait: float = 30.0,
         registry: Registry | None = None,
     ) -> Backbone:
         """Load a base model from a folder, the local cache or the Hub (arguments as :func:`load_base`).
@@ -98,6 +107,10 @@ class Backbone:
             device_map: to spread the model over several devices.
             revision: a branch, tag or commit.
             slots: how many adapters are on the device at once; more can be loaded and wait on the host.
+            host_bytes: the most that waiting adapters take there, as ``2_000_000_000``, ``"2GB"`` or ``"2GiB"``; those
+                beyond it, the least recently used first, are read from their files again when they are used next.
+            host_adapters: the same limit as a number of adapters.
+            slot_wait: how many seconds a call waits for a slot while other threads' calls have all of them.
             registry: where references such as ``finance-tone@prod`` are looked up; the default one unless given.
 
         Raises:
@@ -111,30 +124,34 @@ class Backbone:
             loaded.tokenizer,
             identity=loaded.identity,
             slots=slots,
+            host_bytes=host_bytes,
+            host_adapters=host_adapters,
+            slot_wait=slot_wait,
             registry=registry,
             random_parameters=loaded.new_parameters,
         )
 
     @classmethod
     def from_model(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        *,
-        identity: BaseIdentity | None = None,
-        slots: int = 16,
-        registry: Registry | None = None,
+        cls, model: Any, tokenizer: Any, *, identity: BaseIdentity | None = None, **settings: Any
     ) -> Backbone:
-        """A backbone around a transformers model that is in memory already; the model is taken over, not copied."""
+        """A backbone around a transformers model that is in memory already; the model is taken over, not copied.
+
+        ``settings`` are ``slots``, ``host_bytes``, ``host_adapters``, ``slot_wait`` and ``registry``, as for
+        :meth:`from_pretrained`.
+        """
         base_id = str(getattr(model.config, "_name_or_path", "") or "in-memory")
-        return cls(
-            model, tokenizer, identity=identity or identify(model, tokenizer, base_id), slots=slots, registry=registry
-        )
+        return cls(model, tokenizer, identity=identity or identify(model, tokenizer, base_id), **settings)
 
     # Loading
 
     def load(
-        self, reference: str | Path | Checkpoint, name: str | None = None, *, allow_base_mismatch: bool = False
+        self,
+        reference: str | Path | Checkpoint,
+        name: str | None = None,
+        *,
+        allow_base_mismatch: bool = False,
+        lazy: bool = False,
     ) -> LoadedAdapter:
         """Load an adapter: validated whole, staged, shown to take effect, then published under its name.
 
@@ -144,6 +161,8 @@ class Backbone:
             reference: ``name``, ``name@3``, ``name@alias``, ``user/repo[@revision]``, a folder, or a checkpoint.
             name: the name to load it under; the adapter's own unless given.
             allow_base_mismatch: load an adapter of another base all the same.
+            lazy: publish it as soon as its base, its config and its tensors' names and shapes are found right; the
+                tensors are read, and it is shown to take effect, when it is first used.
 
         Raises:
             UnknownReferenceError: there is no such adapter.
@@ -151,37 +170,7 @@ class Backbone:
             BaseMismatchError: it was trained on another base.
             SlotsFullError: every slot is pinned or in use.
         """
-        started = time.perf_counter()
-        source = find_checkpoint(reference, self._registry or Registry())
-        checkpoint = source.checkpoint
-        notes = match_base(checkpoint, self.identity, self.quantization, allow_mismatch=allow_base_mismatch)
-        adapter = build_adapter(
-            checkpoint,
-            name=name or source.name,
-            model=self.model,
-            body=self.body,
-            modules=self._modules,
-            device=self.device,
-            dtype=self.dtype,
-            pad_token=self._inference.pad_id,
-        )
-        for path in adapter.overrides:
-            wrap(self.model, path)
-        with self._residency.lease([adapter], replacing=adapter.name) as routing, eagerly():
-            demand_effect(self._inference, routing, checkpoint.source)
-            settle_head(self._inference, routing, adapter)
-            self._settle_rows()
-            self._residency.publish(adapter)
-        return LoadedAdapter(
-            name=adapter.name,
-            reference=source.reference,
-            digest=adapter.digest,
-            task=adapter.task,
-            labels=tuple(adapter.labels) if adapter.labels else None,
-            rank=adapter.rank,
-            notes=notes,
-            seconds=time.perf_counter() - started,
-        )
+        return self._intake.load(reference, name, allow_base_mismatch=allow_base_mismatch, lazy=lazy)
 
     def swap(
         self, name: str, reference: str | Path | Checkpoint, *, allow_base_mismatch: bool = False
@@ -196,6 +185,8 @@ class Backbone:
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls in flight finish on it."""
+        self._residency.get(name)
+        self._following.forget(name)
         self._residency.withdraw(name)
 
     def pin(self, name: str) -> None:
@@ -205,6 +196,49 @@ class Backbone:
     def unpin(self, name: str) -> None:
         """Let an adapter be moved to the host again when slots run short."""
         self._residency.pin(name, False)
+
+    def prefetch(self, names: Sequence[str]) -> dict[str, Future[None]]:
+        """Begin to bring adapters in, in the background: to the host, and as many as there are slots into slots.
+
+        Returns:
+            A future by name, for who wants to wait or to hear of a failure; the next call that uses the name raises it
+            in any case.
+
+        Raises:
+            UnknownReferenceError: one of them isn't loaded.
+        """
+        return self._intake.prefetch(names)
+
+    def follow(self, reference: str, name: str | None = None, *, interval: float = 2.0) -> LoadedAdapter:
+        """Load ``name@alias`` (or a bare name: its latest version), and again whenever it means another version.
+
+        A version that can't be loaded leaves the one before serving: a ``FollowWarning`` and ``stats().followed`` say
+        why, once, and it is tried again when the alias moves again (after lack of room or of memory, at every look).
+
+        Args:
+            reference: what to follow, in the registry.
+            name: the name to load it under; the adapter's own unless given.
+            interval: seconds between two looks at the registry's change counter.
+
+        Raises:
+            UsageError: the reference can't move; and all that :meth:`load` raises.
+        """
+        name = name or registry_reference(reference).name
+        return self._following.follow(reference, name, self._intake.registry, interval)
+
+    def unfollow(self, name: str) -> None:
+        """Follow a name's reference no more; the version that serves now stays.
+
+        Raises:
+            UnknownReferenceError: it isn't followed.
+        """
+        if not self._following.forget(name):
+            followed = ", ".join(state.name for state in self._following.states()) or "none"
+            raise UnknownReferenceError(f"{name!r} follows no reference; followed: {followed}")
+
+    def refresh(self) -> list[str]:
+        """Look at the registry now, rather than at the next interval; returns the followed names that were swapped."""
+        return self._following.refresh()
 
     def compile(self, **options: Any) -> None:
         """Compile the backbone with ``torch.compile``; loading, swapping and mixing adapters don't compile it again.
@@ -344,36 +378,32 @@ class Backbone:
 
     def stats(self) -> Stats:
         """How many adapters are where, what they cost, and how long placing them took."""
-        arena = self._residency.arena
+        arena, figures, tiers = self._residency.arena, self._residency.figures, self._residency.tier_sizes()
         return Stats(
             adapters=tuple(self._residency.names()),
             slots=self._residency.slots,
-            slots_used=len(self._residency.names_in_slots()),
+            slots_used=tiers.in_slots,
             backbone_bytes=sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())),
             arena_bytes=arena.nbytes,
             slot_bytes=arena.slot_bytes,
-            rank=arena.rank,
-            evictions=self._residency.evictions,
-            swap_seconds=tuple(self._residency.placements),
+            rank=arena.layout.rank,
+            parts_bytes=tiers.parts_bytes,
+            host_adapters=tiers.on_host,
+            host_bytes=tiers.host_bytes,
+            disk_adapters=tiers.on_disk,
+            hits=figures.hits,
+            misses=figures.misses,
+            swaps=figures.swaps,
+            evictions=figures.evictions,
+            disk_reads=figures.disk_reads,
+            dropped=figures.dropped,
+            swapped_bytes=figures.bytes_swapped,
+            read_bytes=figures.bytes_read,
+            swap_seconds=tuple(figures.swap_seconds),
+            swap_percentiles=percentiles(figures.swap_seconds),
+            read_percentiles=percentiles(figures.read_seconds),
+            followed=self._following.states(),
         )
-
-    # Inside
-
-    def _settle_rows(self) -> None:
-        """Find out whether adapters can share a pass, again whenever they reach new modules."""
-        sites = len(self._residency.arena.sites)
-        if self._inference.rows_first and sites != self._sites_settled:
-            self._inference.rows_first = rows_come_first(self._inference)
-            self._sites_settled = sites
-
-    def _open_site(self, path: str) -> SiteSpec:
-        """Put the layer around a module that an adapter reaches for the first time."""
-        wrap(self.model, path)
-        layer = self.model.get_submodule(path)
-        device = next((parameter.device for parameter in layer.parameters()), self.device)
-        shape = self._modules.site(path)
-        assert shape is not None
-        return SiteSpec(shape, device)
 
 
 def _per_row(adapter: str | Sequence[str | None] | None, rows: int) -> list[str | None]:

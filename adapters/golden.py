@@ -14,6 +14,7 @@ import torch
 from lorary.hub.checkpoint import GOLDEN_NAME, Checkpoint
 from lorary.hub.errors import CheckpointError, GoldenMismatchError
 from lorary.hub.manifest import Numerics
+from lorary.hub.tensorfile import read_header
 
 ROWS = 4
 LONGEST = 64
@@ -47,6 +48,20 @@ def write_golden(folder: Path, logits: Sequence[torch.Tensor]) -> Path:
     return path
 
 
+def check_golden_rows(checkpoint: Checkpoint) -> None:
+    """Do a checkpoint's golden logits, where it has any, fit its manifest? Asked of the file's header.
+
+    Raises:
+        CheckpointError: the file is damaged or doesn't fit the manifest's rows.
+    """
+    path = checkpoint.files.get(GOLDEN_NAME)
+    if path is None or checkpoint.manifest is None:
+        return
+    rows, held = len(checkpoint.manifest.golden_rows), read_header(path)
+    if held.keys() != {str(index) for index in range(rows)}:
+        raise CheckpointError(f"{checkpoint.source}: {GOLDEN_NAME} holds {len(held)} rows, the manifest names {rows}")
+
+
 def read_golden(checkpoint: Checkpoint) -> list[torch.Tensor] | None:
     """The golden logits of a checkpoint, row by row, or None where it has none.
 
@@ -56,13 +71,9 @@ def read_golden(checkpoint: Checkpoint) -> list[torch.Tensor] | None:
     path = checkpoint.files.get(GOLDEN_NAME)
     if path is None or checkpoint.manifest is None:
         return None
+    check_golden_rows(checkpoint)
     tensors = load_tensors(path)
-    rows = len(checkpoint.manifest.golden_rows)
-    if sorted(tensors) != sorted(str(index) for index in range(rows)):
-        raise CheckpointError(
-            f"{checkpoint.source}: {GOLDEN_NAME} holds {len(tensors)} rows, the manifest names {rows}"
-        )
-    return [tensors[str(index)] for index in range(rows)]
+    return [tensors[str(index)] for index in range(len(checkpoint.manifest.golden_rows))]
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.modules import ModuleMap
 from lorary.adapters.routing import active
-from lorary.adapters.slots import SiteView
+from lorary.adapters.slots import SiteSpec, SiteView
 
 
 class TracedRows:
@@ -93,3 +94,22 @@ def wrap(model: torch.nn.Module, path: str) -> None:
         layer = LoraLayer(module, path)
         layer.train(module.training)
         setattr(parent, name, layer)
+
+
+class SiteOpener:
+    """Puts the layer around modules that an adapter reaches for the first time, and says what the arena needs there.
+
+    Not a method of the backbone: what adapters are kept in would then hold the backbone, and keep it from ending.
+    """
+
+    def __init__(self, model: torch.nn.Module, modules: ModuleMap, device: torch.device) -> None:
+        self._model, self._modules, self._device = model, modules, device
+
+    def __call__(self, path: str) -> SiteSpec:
+        """The site at ``path``, a linear module's or an embedding's."""
+        wrap(self._model, path)
+        layer = self._model.get_submodule(path)
+        device = next((parameter.device for parameter in layer.parameters()), self._device)
+        shape = self._modules.site(path)
+        assert shape is not None
+        return SiteSpec(shape, device)

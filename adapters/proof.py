@@ -9,7 +9,7 @@ import torch
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.dora import unfold_magnitude
-from lorary.adapters.golden import compare_golden, condense, effect_cosine
+from lorary.adapters.golden import compare_golden, condense, effect_cosine, read_golden
 from lorary.adapters.inference import Inference, tensors_of
 from lorary.adapters.keys import Site
 from lorary.adapters.modules import ModuleMap, output_scale
@@ -99,16 +99,16 @@ def check_golden(inference: Inference, routing: Routing, adapter: Adapter, numer
     Raises:
         GoldenMismatchError: in the arithmetic of training, they differ by more than the tolerance.
     """
-    manifest = adapter.manifest
-    if manifest is None or adapter.golden is None:
+    manifest, golden = adapter.manifest, read_golden(adapter.checkpoint)
+    if manifest is None or golden is None:
         return GoldenReport(None, None, None, "carries no golden logits")
     actual = [condense(adapter.task, inference.logits(row, routing)) for row in manifest.golden_rows]
     if manifest.numerics == numerics:
-        return GoldenReport(True, compare_golden(adapter.golden, actual, numerics), None, "golden logits match")
+        return GoldenReport(True, compare_golden(golden, actual, numerics), None, "golden logits match")
     without = routing.without_updates()
     bare = [condense(adapter.task, inference.logits(row, without)) for row in manifest.golden_rows]
     note = f"trained on {manifest.numerics}, loaded on {numerics}: golden logits are compared, not judged"
-    return GoldenReport(None, None, effect_cosine(adapter.golden, actual, bare), note)
+    return GoldenReport(None, None, effect_cosine(golden, actual, bare), note)
 
 
 def resident_tensors(

@@ -1,54 +1,89 @@
-"""Which adapters are loaded, which of them hold a slot, and who is reading it.
+"""Leases: a call's adapters, brought into slots and kept there until it ends.
 
-One short lock guards the books; no call holds it while it computes. A call takes a lease: it keeps the arena, the slots
-and the versions that it began with until it ends, whatever is loaded, swapped or evicted meanwhile.
+One short lock guards the books; nobody holds it while a file is read, a tensor is copied or a model computes, and a
+call whose adapters are all in their slots waits for nothing else. A call keeps the arena, the slots and the versions
+that it began with until it ends, whatever is loaded, swapped or evicted meanwhile.
 """
 
 from __future__ import annotations
 
-import difflib
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.arrivals import Arrivals, Origin
+from lorary.adapters.books import Books
+from lorary.adapters.content import Content
+from lorary.adapters.figures import Figures, warn_of_thrashing
+from lorary.adapters.placing import Placing
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import Arena, SiteSpec
-from lorary.hub.errors import SlotsFullError, UnknownReferenceError
+from lorary.adapters.tiers import Budget, HostTier
+from lorary.adapters.weights import Weights
+from lorary.hub.errors import SlotsBusyError, SlotsFullError
 
-_REMEMBERED_PLACEMENTS = 1000
+_PAUSE = 0.002  # seconds before a call that found no slot looks again, so that two such calls don't chase each other
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backbone grants its adapters: slots, a budget on the host, and how long a call waits for a slot (s)."""
+
+    slots: int
+    host: Budget
+    patience: float
+
+
+@dataclass(frozen=True)
+class TierSizes:
+    """How many adapters, by content, hold a slot, are on the host and on the disk alone; bytes on the host, and of
+    heads and whole modules on the device.
+    """
+
+    in_slots: int
+    on_host: int
+    host_bytes: int
+    on_disk: int
+    parts_bytes: int
 
 
 class Residency:
-    """The books of one backbone.
+    """The adapters of one backbone.
 
     Args:
-        slots: how many adapters can be on the device at once.
+        limits: slots, host budget and patience.
         dtype: the dtype of the stacked weights.
         site: the :class:`SiteSpec` of a path; called when an adapter reaches a module that none reached before, so it
             is also the place to put the layer around that module.
+        origin: where the adapters' tensors come from.
     """
 
-    def __init__(self, slots: int, dtype: torch.dtype, site: Callable[[str], SiteSpec]) -> None:
-        self.slots = slots
-        self.arena = Arena({}, rank=1, slots=slots, dtype=dtype)
-        self.placements: deque[float] = deque(maxlen=_REMEMBERED_PLACEMENTS)  # seconds of each copy into a slot
-        self.evictions = 0
-        self._site = site
+    def __init__(self, limits: Limits, dtype: torch.dtype, site: Callable[[str], SiteSpec], origin: Origin) -> None:
+        self.limits = limits
+        self.slots = limits.slots
+        self.figures = Figures(limits.slots)
         self._lock = threading.RLock()
-        self._named: dict[str, Adapter] = {}
-        self._slot_of: dict[Adapter, int] = {}  # least recently used first
-        self._readers: dict[Adapter, int] = {}
-        self._staged: dict[Adapter, Mapping[torch.device, torch.Tensor]] = {}
+        self._released = 0  # grows whenever a call gives slots back
+        self._slots_released = threading.Condition(self._lock)
+        self._books = Books(limits.slots, HostTier(limits.host))
+        arena = Arena({}, rank=1, slots=limits.slots, dtype=dtype)
+        self._placing = Placing(arena, self._books, self.figures, self._lock, site)
+        self._arrivals = Arrivals(self._books, self.figures, self._lock, self._placing, origin)
+
+    @property
+    def arena(self) -> Arena:
+        """The stacked weights that new calls read."""
+        return self._placing.arena
 
     def names(self) -> list[str]:
         """The names of the loaded adapters, in the order they were loaded."""
         with self._lock:
-            return list(self._named)
+            return list(self._books.named)
 
     def get(self, name: str) -> Adapter:
         """The adapter loaded under ``name``.
@@ -57,133 +92,152 @@ class Residency:
             UnknownReferenceError: none is.
         """
         with self._lock:
-            if name not in self._named:
-                near = difflib.get_close_matches(name, self._named, n=3)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"loaded: {', '.join(self._named) or 'none'}"
-                raise UnknownReferenceError(f"no adapter {name!r} is loaded on this backbone; {hint}")
-            return self._named[name]
+            return self._books.get(name)
+
+    def content(self, digest: str) -> Content:
+        """The content of this digest, shared by all adapters that have it."""
+        with self._lock:
+            return self._books.content(digest)
 
     def names_in_slots(self) -> list[str]:
-        """The names of the adapters that hold a slot; the others wait on the host."""
+        """The names of the adapters that hold a slot; the others wait on the host or on the disk."""
         with self._lock:
-            return [name for name, adapter in self._named.items() if adapter in self._slot_of]
+            return [name for name, adapter in self._books.named.items() if adapter.content in self._books.slot_of]
+
+    def tier_sizes(self) -> TierSizes:
+        """How much is in which tier."""
+        with self._lock:
+            named = {adapter.content for adapter in self._books.named.values()}
+            parts = sum(content.parts.nbytes for content in named if content.parts is not None)
+            host = self._books.host
+            on_disk = sum(content not in self._books.slot_of and content not in host for content in named)
+            return TierSizes(len(self._books.slot_of), len(host), host.nbytes, on_disk, parts)
 
     def publish(self, adapter: Adapter) -> None:
-        """Make ``adapter`` the one that its name stands for; calls in flight finish on the one before.
-
-        Raises:
-            SlotsFullError: no slot can be had; the name then stands for what it stood for.
-        """
+        """Make ``adapter`` the one that its name stands for; calls in flight finish on the one before."""
         with self._lock:
-            previous = self._named.get(adapter.name)
-            self._place(adapter, previous)
-            adapter.pinned = previous.pinned if previous else adapter.pinned
-            self._named[adapter.name] = adapter
-            if previous is not None:
-                self._retire(previous)
+            self._books.publish(adapter)
 
     def withdraw(self, name: str) -> None:
         """Forget the adapter under ``name``; calls in flight finish on it."""
         with self._lock:
-            adapter = self.get(name)
-            del self._named[name]
-            self._retire(adapter)
+            self._books.withdraw(name)
 
     def pin(self, name: str, pinned: bool) -> None:
         """Keep an adapter in its slot, or let it be evicted again."""
-        with self._lock:
-            adapter = self.get(name)
-            if pinned:
-                self._place(adapter)
-            adapter.pinned = pinned
+        if not pinned:
+            with self._lock:
+                self._books.get(name)
+                self._books.pins.discard(name)
+            return
+        with self.lease([self.get(name)]), self._lock:
+            self._books.get(name)
+            self._books.pins.add(name)
 
     def resolve(self, names: Sequence[str | None]) -> list[Adapter | None]:
         """The adapters that these names stand for now, all looked up at one moment."""
         with self._lock:
-            return [None if name is None else self.get(name) for name in names]
+            return [None if name is None else self._books.get(name) for name in names]
 
     @contextmanager
-    def lease(self, adapters: Sequence[Adapter | None], *, replacing: str | None = None) -> Iterator[Routing]:
+    def lease(
+        self,
+        adapters: Sequence[Adapter | None],
+        *,
+        replacing: str | None = None,
+        weights: Weights | None = None,
+    ) -> Iterator[Routing]:
         """The routing for a call whose rows use these adapters, published or not, valid until the block ends.
 
-        With ``replacing``, the idle adapter of that name gives up its slot if no other can be had.
+        Args:
+            adapters: one per row.
+            replacing: the idle adapter of this name gives up its slot if no other can be had.
+            weights: the tensors of a single adapter, where they have just been read.
+
+        Raises:
+            SlotsFullError: there are more adapters than slots that this call can have.
+            CheckpointError: an adapter's files have to be read, and can't be, or have changed.
         """
-        distinct = {adapter for adapter in adapters if adapter is not None}
-        with self._lock:
-            for adapter in distinct:
-                self._readers[adapter] = self._readers.get(adapter, 0) + 1
-            try:
-                for adapter in distinct:
-                    self._place(adapter, self._named.get(replacing) if replacing else None)
-            except BaseException:
-                self._release(distinct)
-                raise
-            slots = [0 if adapter is None else self._slot_of[adapter] for adapter in adapters]
-            routing = Routing(self.arena, adapters, slots)
+        started, thread = time.perf_counter(), threading.get_ident()
+        distinct = {adapter.content: adapter for adapter in adapters if adapter is not None}
+        missed = self._enter(distinct, thread, replacing, weights)
+        brought, routing = time.perf_counter(), None
         try:
+            with self._lock:
+                slots = [0 if adapter is None else self._books.slot_of[adapter.content] for adapter in adapters]
+                arena = self._placing.arena
+            routing = Routing(arena, adapters, slots)
             yield routing
         finally:
-            routing.close()
+            if routing is not None:
+                routing.close()
+            self._leave(distinct, thread)
+            self._note(distinct, missed, brought - started, time.perf_counter() - started)
+
+    def prefetch(self, adapter: Adapter, *, to_slot: bool) -> None:
+        """Bring an adapter to the host, and on into a slot if one can be had without waiting."""
+        contents, thread = [adapter.content], threading.get_ident()
+        with self._lock:
+            self._books.retain(contents, thread)
+        try:
+            self._arrivals.bring([adapter], thread=thread, to_slot=False)
+            if to_slot:
+                self._arrivals.bring([adapter], thread=thread)
+        except SlotsFullError:
+            pass  # it waits on the host
+        finally:
+            self._leave(contents, thread)
+
+    def _enter(
+        self, distinct: dict[Content, Adapter], thread: int, replacing: str | None, weights: Weights | None
+    ) -> int:
+        """Retain these contents, with all of them in slots; returns how many had to be brought there."""
+        deadline = time.monotonic() + self.limits.patience
+        while True:
             with self._lock:
-                self._release(distinct)
+                seen = self._released
+                self._books.retain(distinct, thread)
+                missing = [adapter for content, adapter in distinct.items() if not self._books.ready(content)]
+                if not missing:
+                    for content in distinct:
+                        self._books.touch(content)
+                    self.figures.hits += len(distinct)
+                    return 0
+                previous = self._books.named.get(replacing) if replacing else None
+            try:
+                predecessor = previous.content if previous else None
+                self._arrivals.bring(missing, thread=thread, predecessor=predecessor, weights=weights)
+            except SlotsBusyError:
+                self._leave(distinct, thread)
+                if time.monotonic() >= deadline:
+                    raise
+                self._wait(seen + 1, deadline)
+            except BaseException:
+                self._leave(distinct, thread)
+                raise
+            else:
+                with self._lock:
+                    for content in distinct:
+                        self._books.touch(content)
+                    self.figures.hits += len(distinct) - len(missing)
+                    self.figures.misses += len(missing)
+                return len(missing)
 
-    def _release(self, adapters: set[Adapter]) -> None:
-        for adapter in adapters:
-            self._readers[adapter] -= 1
-            if not self._readers[adapter]:
-                del self._readers[adapter]
-                if self._named.get(adapter.name) is not adapter:
-                    self._free(adapter)
+    def _leave(self, contents: Sequence[Content] | dict[Content, Adapter], thread: int) -> None:
+        with self._lock:
+            self._books.release(contents, thread)
+            self._released += 1
+            self._slots_released.notify_all()
 
-    def _retire(self, adapter: Adapter) -> None:
-        if adapter not in self._readers:
-            self._free(adapter)
+    def _wait(self, seen: int, deadline: float) -> None:
+        """Until another call has given slots back since the count stood at ``seen``."""
+        time.sleep(_PAUSE)
+        with self._lock:
+            self._slots_released.wait_for(lambda: self._released != seen, max(0.0, deadline - time.monotonic()))
 
-    def _free(self, adapter: Adapter) -> None:
-        self._slot_of.pop(adapter, None)
-        self._staged.pop(adapter, None)
-
-    def _place(self, adapter: Adapter, predecessor: Adapter | None = None) -> None:
-        """Give an adapter a slot, evicting the least recently used idle one where all are taken."""
-        if adapter in self._slot_of:
-            self._slot_of[adapter] = self._slot_of.pop(adapter)  # now the most recently used
-            return
-        self._make_room(adapter)
-        slot = self._free_slot(adapter, predecessor)
-        staged = self._staged.get(adapter) or self.arena.stage(adapter.lowrank)
-        started = time.perf_counter()
-        self.arena.place(slot, staged)
-        self.placements.append(time.perf_counter() - started)
-        self._staged[adapter] = staged
-        self._slot_of[adapter] = slot
-
-    def _free_slot(self, adapter: Adapter, predecessor: Adapter | None) -> int:
-        taken = set(self._slot_of.values())
-        free = next((slot for slot in range(1, self.slots + 1) if slot not in taken), None)
-        if free is not None:
-            return free
-        unread = [held for held in self._slot_of if held not in self._readers]
-        idle = next((held for held in unread if not held.pinned), predecessor if predecessor in unread else None)
-        if idle is None:
-            pinned = sum(held.pinned for held in self._slot_of)
-            raise SlotsFullError(
-                f"no slot for {adapter.name!r}: of {self.slots} slots {pinned} are pinned and the others are in use by "
-                "running calls; unpin one, use fewer adapters in a batch, or open the backbone with more slots"
-            )
-        self.evictions += 1
-        return self._slot_of.pop(idle)
-
-    def _make_room(self, adapter: Adapter) -> None:
-        """Open a larger arena when this one has no place for a site or a rank; calls in flight keep the old one."""
-        if self.arena.fits(adapter.lowrank):
-            return
-        sites = dict(self.arena.sites)
-        for path, weights in adapter.lowrank.items():
-            known = sites.get(path) or self._site(path)
-            sites[path] = known.widened(weights)
-        larger = Arena(sites, max(self.arena.rank, adapter.rank), self.slots, self.arena.dtype)
-        staged = {held: larger.stage(held.lowrank) for held in self._slot_of}
-        for held, slot in self._slot_of.items():
-            larger.place(slot, staged[held])
-        self.arena = larger
-        self._staged = dict(staged)
+    def _note(self, distinct: dict[Content, Adapter], missed: int, bringing: float, seconds: float) -> None:
+        with self._lock:
+            due = self.figures.ended([content.digest for content in distinct], missed, bringing, seconds)
+            message = self.figures.thrashing(self._placing.arena.slot_bytes) if due else None
+        if message is not None:
+            warn_of_thrashing(message)

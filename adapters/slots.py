@@ -7,12 +7,16 @@ the number of layers and however many adapters are resident. Slot 0 stays zero: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from lorary.adapters.modules import LinearShape
+
+if TYPE_CHECKING:
+    from lorary.adapters.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,22 @@ class SiteSpec:
         """How many numbers one slot holds for this site."""
         return rank * (self.shape.inputs + self.shape.outputs) + (self.bias + self.gain) * self.shape.outputs
 
-    def has_room_for(self, weights: LowRank) -> bool:
-        """Has the site, beside A and B, all that these weights need?"""
-        return self.bias >= (weights.bias is not None) and self.gain >= (weights.gain is not None)
+    def has_room_for(self, need: SiteNeed) -> bool:
+        """Has the site, beside A and B, all that is needed?"""
+        return self.bias >= need.bias and self.gain >= need.gain
 
-    def widened(self, weights: LowRank) -> SiteSpec:
-        """The site with room for these weights too."""
-        return replace(self, bias=self.bias or weights.bias is not None, gain=self.gain or weights.gain is not None)
+    def widened(self, need: SiteNeed) -> SiteSpec:
+        """The site with room for this too."""
+        return replace(self, bias=self.bias or need.bias, gain=self.gain or need.gain)
+
+
+@dataclass(frozen=True)
+class SiteNeed:
+    """What an adapter needs of a slot at one site."""
+
+    rank: int
+    bias: bool = False
+    gain: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,11 @@ class LowRank:
     def rank(self) -> int:
         """The number of rows of ``a``."""
         return int(self.a.shape[0])
+
+    @property
+    def need(self) -> SiteNeed:
+        """What these factors need of a slot."""
+        return SiteNeed(self.rank, self.bias is not None, self.gain is not None)
 
     @property
     def acts(self) -> bool:
@@ -78,61 +96,78 @@ class SiteView:
     embedding: bool
 
 
-class Arena:
-    """Room for ``slots`` adapters of up to ``rank`` at each of ``sites``, and slot 0 for the bare backbone.
+@dataclass(frozen=True)
+class Layout:
+    """How a slot's numbers are laid out: which sites, each with room for up to ``rank``, in ``dtype``."""
 
-    An arena never changes its shape: more sites or a larger rank make a new one, and calls in flight keep theirs.
+    sites: Mapping[str, SiteSpec]
+    rank: int
+    dtype: torch.dtype
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """The devices that the sites compute on."""
+        return {spec.device for spec in self.sites.values()}
+
+    def numel_on(self, device: torch.device) -> int:
+        """How many numbers a slot holds on a device."""
+        return sum(spec.numel(self.rank) for spec in self.sites.values() if spec.device == device)
+
+    def fits(self, needs: Mapping[str, SiteNeed]) -> bool:
+        """Has a slot a place for all of this?"""
+        return all(
+            path in self.sites and need.rank <= self.rank and self.sites[path].has_room_for(need)
+            for path, need in needs.items()
+        )
+
+    def cut(self, device: torch.device, buffer: torch.Tensor) -> Iterator[tuple[str, SiteView]]:
+        """The sites' views of a block [slots, numbers per slot] on one device."""
+        start = 0
+
+        def take(*shape: int) -> torch.Tensor:
+            nonlocal start
+            first, start = start, start + math.prod(shape)
+            return buffer[:, first:start].unflatten(1, shape)
+
+        for path, spec in self.sites.items():
+            if spec.device == device:
+                outputs = spec.shape.outputs
+                a, b = take(spec.shape.inputs, self.rank), take(outputs, self.rank)
+                vectors = take(outputs) if spec.bias else None, take(outputs) if spec.gain else None
+                yield path, SiteView(a, b, *vectors, spec.shape.embedding)
+
+
+class Arena:
+    """Room for ``slots`` adapters in one layout, and slot 0 for the bare backbone.
+
+    An arena never changes its layout: more sites or a larger rank make a new one, and calls in flight keep theirs.
     """
 
     def __init__(self, sites: Mapping[str, SiteSpec], rank: int, slots: int, dtype: torch.dtype) -> None:
-        self.sites = dict(sites)
-        self.rank = rank
+        self.layout = layout = Layout(dict(sites), rank, dtype)
         self.slots = slots
-        self.dtype = dtype
         self.same_input: dict[str, list[str]] = {}  # sites that calls were seen to give the same tensor, by site
-        self._buffers = {
-            device: torch.zeros(slots + 1, self._numel_on(device), dtype=dtype, device=device)
-            for device in {spec.device for spec in sites.values()}
+        self.buffers = {
+            device: torch.zeros(slots + 1, layout.numel_on(device), dtype=dtype, device=device)
+            for device in layout.devices
         }
-        self.views = {path: view for device in self._buffers for path, view in self._cut(device, self._buffers[device])}
+        self.views = {path: view for device in self.buffers for path, view in layout.cut(device, self.buffers[device])}
 
     @property
     def nbytes(self) -> int:
         """What the arena takes, on all devices together."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        return sum(buffer.nbytes for buffer in self.buffers.values())
 
     @property
     def slot_bytes(self) -> int:
         """What one slot takes: the bytes that placing an adapter copies."""
         return self.nbytes // (self.slots + 1)
 
-    def fits(self, weights: Mapping[str, LowRank]) -> bool:
-        """Has the arena a place for each of these tensors?"""
-        return all(
-            path in self.sites and site.rank <= self.rank and self.sites[path].has_room_for(site)
-            for path, site in weights.items()
-        )
-
-    def stage(self, weights: Mapping[str, LowRank]) -> dict[torch.device, torch.Tensor]:
-        """One slot's content for each device, on the host, ready to be copied: zeros where the adapter has no site."""
-        staged = {device: torch.zeros(1, buffer.shape[1], dtype=self.dtype) for device, buffer in self._buffers.items()}
-        for device, flat in staged.items():
-            for path, view in self._cut(device, flat):
-                if path not in weights:
-                    continue
-                site = weights[path]
-                view.a[0, :, : site.rank] = site.a.T
-                view.b[0, :, : site.rank] = site.b.to(torch.float32) * site.scale
-                if view.bias is not None and site.bias is not None:
-                    view.bias[0] = site.bias.to(torch.float32) * site.scale
-                if view.gain is not None and site.gain is not None:
-                    view.gain[0] = site.gain
-        return staged
-
-    def place(self, slot: int, staged: Mapping[torch.device, torch.Tensor]) -> None:
-        """Copy a staged adapter into ``slot``, which no running call may be reading."""
-        for device, flat in staged.items():
-            self._buffers[device][slot].copy_(flat[0])
+    def place(self, slot: int, block: Block) -> None:
+        """Copy an adapter, laid out as this arena is, into ``slot``, which no running call may be reading."""
+        for device, flat in block.parts.items():
+            # From pinned memory the copy is queued behind what the device's stream runs, and nobody waits for it.
+            self.buffers[device][slot].copy_(flat[0], non_blocking=flat.is_pinned())
 
     def read(self, slot: int, path: str, rank: int) -> LowRank:
         """What a slot holds for a site, float32 on the CPU, with the scale in B and bias."""
@@ -143,22 +178,3 @@ class Arena:
 
         a, b = view.a[slot, :, :rank].float().cpu().T, view.b[slot, :, :rank].float().cpu()
         return LowRank(a, b, copy(view.bias), 1.0, copy(view.gain))
-
-    def _numel_on(self, device: torch.device) -> int:
-        return sum(spec.numel(self.rank) for spec in self.sites.values() if spec.device == device)
-
-    def _cut(self, device: torch.device, buffer: torch.Tensor) -> Iterable[tuple[str, SiteView]]:
-        """The sites' views of a block [slots, numbers per slot] on one device."""
-        start = 0
-
-        def cut(*shape: int) -> torch.Tensor:
-            nonlocal start
-            first, start = start, start + math.prod(shape)
-            return buffer[:, first:start].unflatten(1, shape)
-
-        for path, spec in self.sites.items():
-            if spec.device == device:
-                outputs = spec.shape.outputs
-                a, b = cut(spec.shape.inputs, self.rank), cut(outputs, self.rank)
-                vectors = cut(outputs) if spec.bias else None, cut(outputs) if spec.gain else None
-                yield path, SiteView(a, b, *vectors, spec.shape.embedding)

@@ -16,11 +16,15 @@ _PICKLE_NAME = "adapter_model.bin"  # PEFT's weights of old
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, the name to load it under when none is given, and the reference that leads back to it."""
+    """A checkpoint, the name to load it under when none is given, and the reference that leads back to it.
+
+    ``digest`` is the one that the catalogue states; folders and the Hub state none.
+    """
 
     checkpoint: Checkpoint
     name: str
     reference: str
+    digest: str | None = None
 
 
 def find_checkpoint(reference: str | Path | Checkpoint, registry: Registry) -> Source:
@@ -61,7 +65,7 @@ def _registered(reference: RegistryReference, registry: Registry) -> Source:
         if (Path(reference.name) / CONFIG_NAME).is_file():
             raise UnknownReferenceError(f"{error} (the folder here is written ./{reference.name})") from error
         raise
-    return Source(registry.checkpoint(version), version.name, version.reference)
+    return Source(registry.checkpoint(version), version.name, version.reference, version.digest)
 
 
 def _download(reference: HubReference) -> Path:

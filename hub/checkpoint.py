@@ -66,7 +66,10 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """The version's identity: sha256 over tensors, canonical config and the manifest's semantic part (hex)."""
-        hashes = dict(tensor_hashes(self.files[WEIGHTS_NAME], self.tensors))
+        return self.digest_of(dict(tensor_hashes(self.files[WEIGHTS_NAME], self.tensors)))
+
+    def digest_of(self, hashes: Mapping[str, str]) -> str:
+        """The same for one who has the tensors' bytes at hand: ``hashes`` is each tensor's sha256 (hex)."""
         identity = {
             "config": canonical_config(self.config),
             "manifest": self.manifest.semantic() if self.manifest else None,

@@ -91,6 +91,23 @@ def writing(path: Path) -> Iterator[Database]:
                 raise
 
 
+def change_stamp(path: Path) -> tuple[object, ...]:
+    """A value that is another one after every write to the registry; taking it locks and opens nothing.
+
+    SQLite counts the writes in bytes 24 to 27 of the file (https://www.sqlite.org/fileformat.html#file_change_counter);
+    times and sizes are there for a file that was replaced, and for somebody else's write-ahead log.
+    """
+    try:
+        with path.open("rb") as file:
+            counter, status = file.read(28)[24:], os.fstat(file.fileno())
+        log = path.with_name(f"{path.name}-wal")
+        written = log.stat() if log.exists() else None
+    except OSError:
+        return ()  # none there, or being replaced: whoever reads it next is told
+    logged = (written.st_size, written.st_mtime_ns) if written else None
+    return counter, status.st_ino, status.st_size, status.st_mtime_ns, logged
+
+
 def _demand_writable(path: Path) -> None:
     # SQLite itself opens a read-only file without a word and fails at the first row, after the files were copied.
     for place in (path, path.parent):

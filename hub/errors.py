@@ -58,6 +58,10 @@ class UnsafeFileError(CheckpointError):
     """A file that could run code or reach outside its folder: pickles, links, paths with '..'."""
 
 
+class ChangedFilesError(CheckpointError):
+    """Files that aren't what they were when their adapter was loaded, or what the catalogue says they are."""
+
+
 class UnsupportedAdapterError(CheckpointError):
     """An adapter that uses a PEFT method or a configuration field the loader doesn't know."""
 
@@ -80,6 +84,10 @@ class GoldenMismatchError(LoraryError):
 
 class SlotsFullError(LoraryError):
     """Every slot is pinned or in use by a running call."""
+
+
+class SlotsBusyError(SlotsFullError):
+    """Every slot is pinned or in use, for longer than the backbone waits for other threads' calls to end."""
 
 
 class RoutingError(LoraryError):
@@ -118,3 +126,11 @@ class InterruptedRunError(LoraryError):
     """A run that was stopped by the user before it was finished."""
 
     exit_code = 130
+
+
+class ThrashingWarning(RuntimeWarning):
+    """More adapters take turns than there are slots, so that moving them costs a good part of the time."""
+
+
+class FollowWarning(RuntimeWarning):
+    """A followed alias has moved to a version that can't be loaded; the one before goes on serving."""

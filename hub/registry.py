@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorary.hub.catalogue import choose_domain, choose_task, describe, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
-from lorary.hub.database import reading, writing
+from lorary.hub.database import change_stamp, reading, writing
 from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, UnknownReferenceError, UsageError
 from lorary.hub.insertion import Metrics, NewVersion, check_metrics, insert, registered
 from lorary.hub.lookup import locate, registry_reference
@@ -135,6 +135,10 @@ class Registry:
         """
         with reading(self.path) as db:
             return locate(db, reference, self.path)[1]
+
+    def stamp(self) -> tuple[object, ...]:
+        """A value that changes with every write to the catalogue, by whatever process; costs microseconds."""
+        return change_stamp(self.path)
 
     def versions(self, name: str | None = None) -> list[Version]:
         """All versions, or all of one name, ordered by name and number; empty when there are none."""

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from lorary.adapters import Backbone, products
+from lorary.adapters.blocks import pack
 from lorary.adapters.modules import LinearShape
 from lorary.adapters.products import Products
 from lorary.adapters.rows import group_rows_by_slot
@@ -27,7 +28,7 @@ def arena():
             path: LowRank(torch.randn(rank, i), torch.randn(o, rank), torch.randn(o), 0.5, torch.randn(o))
             for path, (i, o) in SITES.items()
         }
-        arena.place(slot, arena.stage(weights))
+        arena.place(slot, pack(arena.layout, weights))
     return arena
 
 

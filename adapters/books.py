@@ -1,0 +1,155 @@
+"""The books of one backbone: which adapter each name stands for, who reads it, and which slot it has.
+
+Nothing here touches a tensor or waits; whoever calls holds the one short lock of
+:class:`~lorary.adapters.residency.Residency`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+from weakref import WeakValueDictionary
+
+from lorary.adapters.adapter import Adapter
+from lorary.adapters.blocks import Block
+from lorary.adapters.content import Content
+from lorary.adapters.tiers import HostTier
+from lorary.hub.errors import SlotsBusyError, SlotsFullError, UnknownReferenceError
+
+
+class Books:
+    """Names, pins, readers and slots.
+
+    ``slot_of`` and the host tier are in order of use, the least recently used first. ``readers`` counts the leases on
+    each content, by thread.
+    """
+
+    def __init__(self, slots: int, host: HostTier) -> None:
+        self.slots = slots
+        self.host = host
+        self.named: dict[str, Adapter] = {}
+        self.pins: set[str] = set()
+        self.slot_of: dict[Content, int] = {}
+        self.readers: dict[Content, Counter[int]] = {}
+        self._names: Counter[Content] = Counter()
+        self._contents: WeakValueDictionary[str, Content] = WeakValueDictionary()
+
+    def get(self, name: str) -> Adapter:
+        """The adapter loaded under ``name``.
+
+        Raises:
+            UnknownReferenceError: none is.
+        """
+        if name not in self.named:
+            near = difflib.get_close_matches(name, self.named, n=3)
+            few = list(self.named)[:8]
+            loaded = f"{', '.join(few)}{' ...' if len(self.named) > len(few) else ''}" or "none"
+            hint = f"did you mean {' or '.join(near)}?" if near else f"loaded: {loaded}"
+            raise UnknownReferenceError(f"no adapter {name!r} is loaded on this backbone; {hint}")
+        return self.named[name]
+
+    def content(self, digest: str) -> Content:
+        """The one content of this digest."""
+        return self._contents.setdefault(digest, Content(digest))
+
+    def publish(self, adapter: Adapter) -> None:
+        """Let ``adapter`` be what its name stands for; a pin is the name's and stays."""
+        previous = self.named.get(adapter.name)
+        self.named[adapter.name] = adapter
+        self._names[adapter.content] += 1
+        if previous is not None:
+            self._unname(previous.content)
+
+    def withdraw(self, name: str) -> None:
+        """Forget a name."""
+        adapter = self.get(name)
+        del self.named[name]
+        self.pins.discard(name)
+        self._unname(adapter.content)
+
+    def _unname(self, content: Content) -> None:
+        self._names[content] -= 1
+        if not self._names[content]:
+            del self._names[content]
+        self.settle(content)
+
+    def wanted(self, content: Content) -> bool:
+        """Does a name stand for it, or a call read it?"""
+        return content in self._names or content in self.readers
+
+    def ready(self, content: Content) -> bool:
+        """Is it in a slot, and proven?"""
+        return content.proven and content in self.slot_of
+
+    def retain(self, contents: Iterable[Content], thread: int) -> None:
+        """Note that a call of this thread reads these until :meth:`release`."""
+        for content in contents:
+            self.readers.setdefault(content, Counter())[thread] += 1
+
+    def release(self, contents: Iterable[Content], thread: int) -> None:
+        """Note that the call has ended; what nobody wants any more is freed."""
+        for content in contents:
+            own = self.readers[content]
+            own[thread] -= 1
+            if not own[thread]:
+                del own[thread]
+            if not own:
+                del self.readers[content]
+                self.settle(content)
+
+    def touch(self, content: Content) -> None:
+        """Make a content that is in a slot the most recently used one."""
+        self.slot_of[content] = self.slot_of.pop(content)
+        self.host.touch(content)
+
+    def keep(self, content: Content, block: Block) -> int:
+        """Put a block on the host; returns how many others had to give theirs up for it."""
+        dropped = self.host.hold(content, block)
+        for other in dropped:
+            self.settle(other)
+        return len(dropped)
+
+    def settle(self, content: Content) -> None:
+        """Free what an unread content has no right to: all of it without a name, its parts where it is nowhere."""
+        if content in self.readers:
+            return
+        if content not in self._names:
+            self.slot_of.pop(content, None)
+            self.host.drop(content)
+        if content not in self.slot_of and content not in self.host:
+            content.parts = None
+
+    def discard(self, content: Content) -> None:
+        """Take a content that turned out not to be fit to serve out of its slot and off the host."""
+        self.slot_of.pop(content, None)
+        self.host.drop(content)
+        self.settle(content)
+
+    def pinned(self) -> set[Content]:
+        """The contents that pinned names stand for."""
+        return {self.named[name].content for name in self.pins}
+
+    def take_slot(self, adapter: Adapter, predecessor: Content | None, thread: int) -> tuple[int, Content | None]:
+        """A slot for ``adapter``, and the content that lost it: the least recently used idle one, if none was free.
+
+        Raises:
+            SlotsBusyError: every slot is pinned or in use, and other threads' calls will give some back.
+            SlotsFullError: every slot is pinned or in use by the caller itself.
+        """
+        taken = set(self.slot_of.values())
+        free = next((slot for slot in range(1, self.slots + 1) if slot not in taken), None)
+        if free is not None:
+            return free, None
+        pinned = self.pinned()
+        unread = [held for held in self.slot_of if held not in self.readers]
+        idle = next((held for held in unread if held not in pinned), predecessor if predecessor in unread else None)
+        if idle is not None:
+            return self.slot_of.pop(idle), idle
+        message = (
+            f"no slot for {adapter.name!r}: of {self.slots} slots {sum(held in pinned for held in self.slot_of)} are "
+            "pinned and the others are in use by running calls; unpin one, use fewer adapters in a batch, or open the "
+            "backbone with more slots"
+        )
+        others = any(thread not in own for held, own in self.readers.items() if held in self.slot_of.keys() - pinned)
+        raise SlotsBusyError(message) if others else SlotsFullError(message)

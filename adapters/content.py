@@ -1,0 +1,44 @@
+"""What all adapters of one digest share, whatever names they go by: their tensors, and whether they were proven."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lorary.adapters.blocks import Block
+from lorary.adapters.heads import TaskHead
+from lorary.adapters.override import TrainedLinear
+from lorary.adapters.slots import SiteNeed
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an adapter has beside its slot, on the backbone's device: modules trained whole, and the task head."""
+
+    overrides: Mapping[str, TrainedLinear]
+    head: TaskHead | None
+
+    @property
+    def nbytes(self) -> int:
+        """What they take on the device."""
+        tensors = [t for own in self.overrides.values() for t in (own.weight, own.bias) if t is not None]
+        head = self.head.model.parameters() if self.head else ()
+        return sum(tensor.nbytes for tensor in (*tensors, *head))
+
+
+@dataclass(eq=False)
+class Content:
+    """The tensors of one digest on one backbone, as far as they are in memory.
+
+    ``block`` is the slot's content on the host, None where it was dropped or not yet read; ``parts`` are there while
+    the adapter is on the host, in a slot or in use. The books of :class:`~lorary.adapters.residency.Residency` alone
+    change any of this. ``needs`` is empty until the tensors were read once; ``proven``, whether they were shown to take
+    effect. ``body_pass`` remembers what was found out about the head (:class:`TaskHead`).
+    """
+
+    digest: str
+    needs: Mapping[str, SiteNeed] = field(default_factory=dict)
+    block: Block | None = None
+    parts: Parts | None = None
+    proven: bool = False
+    body_pass: bool | None = None

@@ -1,0 +1,142 @@
+"""Following aliases: a name whose reference moves in the catalogue is swapped, without a restart.
+
+A thread looks at the catalogue's change counter every few seconds and resolves the references only when that has moved.
+It holds the backbone weakly, so it ends with it, and as a daemon it never keeps the interpreter from ending.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import torch
+
+from lorary.adapters.values import Followed, LoadedAdapter
+from lorary.hub.errors import FollowWarning, SlotsFullError, UsageError
+from lorary.hub.lookup import registry_reference
+from lorary.hub.registry import Registry
+
+Load = Callable[[str, str], LoadedAdapter]
+"""Loads a reference under a name."""
+
+_PASSING = (SlotsFullError, MemoryError, torch.OutOfMemoryError, OSError)  # the next try may go through
+
+
+@dataclass
+class _State:
+    """``seen``: the digest that the reference was last found to mean, whether or not it could be loaded."""
+
+    shown: Followed
+    seen: str
+    retry: bool = False
+
+
+class Following:
+    """The names of one backbone that follow references of a registry.
+
+    Args:
+        load: loads a reference under a name; must leave what serves as it is when it fails.
+    """
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._lock = threading.RLock()  # held while a version is picked up, never by a call that computes
+        self._states: dict[str, _State] = {}
+        self._registry: Registry | None = None
+        self._stamp: tuple[object, ...] | None = None
+        self._interval = 0.0
+        self._stop: threading.Event | None = None  # of the thread that looks, None while there is none
+
+    def follow(self, reference: str, name: str, registry: Registry, interval: float) -> LoadedAdapter:
+        """Load ``reference`` under ``name``, and again whenever it means another version.
+
+        Raises:
+            UsageError: the reference can't move, or the interval isn't positive; and all that loading raises.
+        """
+        if registry_reference(reference).number is not None:
+            raise UsageError(f"{reference!r} names one version for good; follow an alias (name@prod) or a bare name")
+        if not interval > 0:
+            raise UsageError(f"interval={interval!r}: expected seconds, more than 0")
+        with self._lock:
+            if self._registry is None or self._registry.path != registry.path:
+                self._registry, self._stamp = registry, None
+            loaded = self._load(reference, name)
+            self._states[name] = _State(Followed(name, reference, loaded.digest), loaded.digest)
+            self._interval = interval if len(self._states) == 1 else min(self._interval, interval)
+            if self._stop is None:
+                self._stop = threading.Event()
+                arguments = weakref.ref(self), self._stop
+                threading.Thread(target=_watch, args=arguments, name="lorary-follow", daemon=True).start()
+        return loaded
+
+    def forget(self, name: str) -> bool:
+        """Follow ``name`` no more; was it followed? What is being picked up for it is done with when this returns."""
+        with self._lock:
+            known = self._states.pop(name, None)
+            if not self._states and self._stop is not None:
+                self._stop.set()
+                self._stop = None
+            return known is not None
+
+    def states(self) -> tuple[Followed, ...]:
+        """What each followed name serves."""
+        with self._lock:
+            return tuple(state.shown for state in self._states.values())
+
+    def refresh(self) -> list[str]:
+        """Look at the catalogue now; returns the names that were swapped."""
+        with self._lock:
+            if self._registry is None or not self._states:
+                return []
+            stamp = self._registry.stamp()
+            moved = stamp != self._stamp
+            swapped = [name for name, state in self._states.items() if (moved or state.retry) and self._pick_up(state)]
+            self._stamp = stamp
+            return swapped
+
+    def _pick_up(self, state: _State) -> bool:
+        assert self._registry is not None
+        name, reference = state.shown.name, state.shown.reference
+        try:
+            version = self._registry.resolve(reference)
+            if version.digest == state.seen and not state.retry:
+                state.shown = replace(state.shown, error=None) if version.digest == state.shown.digest else state.shown
+                return False
+            state.seen = version.digest
+            loaded = self._load(reference, name)
+        except Exception as error:  # whatever it is, the version before goes on serving and the thread goes on looking
+            state.retry = isinstance(error, _PASSING)
+            message = f"{reference}: can't be picked up, {name!r} goes on serving {state.shown.digest[:12]}: {error}"
+            if message != state.shown.error:
+                state.shown = replace(state.shown, error=message)
+                warnings.warn(message, FollowWarning, stacklevel=2)
+            return False
+        state.seen, state.retry = loaded.digest, False
+        state.shown = Followed(name, reference, loaded.digest)
+        return True
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks."""
+        return self._interval
+
+
+def _watch(followed: weakref.ref[Following], stop: threading.Event) -> None:
+    while True:
+        following = followed()
+        if following is None:
+            return
+        interval = following.interval
+        del following  # not held while waiting, or the backbone would never end
+        if stop.wait(interval):
+            return
+        following = followed()
+        if following is None:
+            return
+        with suppress(FollowWarning):  # where the user turned warnings into errors; it is in the stats too
+            following.refresh()
+        del following

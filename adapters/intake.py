@@ -1,0 +1,165 @@
+"""Taking adapters in: from a reference to a name that serves, with everything that is demanded on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from lorary.adapters.adapter import Adapter, Fitter
+from lorary.adapters.compiled import eagerly
+from lorary.adapters.content import Parts
+from lorary.adapters.identity import match_base
+from lorary.adapters.inference import Inference
+from lorary.adapters.layout import rows_come_first
+from lorary.adapters.lora import wrap
+from lorary.adapters.modules import ModuleMap
+from lorary.adapters.proof import demand_effect, settle_head
+from lorary.adapters.residency import Residency
+from lorary.adapters.routing import Routing
+from lorary.adapters.slots import LowRank
+from lorary.adapters.sources import find_checkpoint
+from lorary.adapters.values import LoadedAdapter
+from lorary.adapters.weights import Weights, WeightsReader
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import ChangedFilesError
+from lorary.hub.manifest import BaseIdentity
+from lorary.hub.registry import Registry
+
+
+class Files:
+    """The :class:`~lorary.adapters.arrivals.Origin` of a backbone's adapters: their checkpoints' files."""
+
+    def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype) -> None:
+        self.reader = WeightsReader()
+        self.fitter = Fitter(inference, modules, dtype)
+        self.inference = inference
+        self._settled = 0  # sites that the layout of rows was asked of
+        self._settling = threading.Lock()
+
+    def open(self, adapter: Adapter) -> AbstractContextManager[Weights]:
+        """The adapter's tensors, read again and held against its digest."""
+        return self.reader.read_again(adapter.checkpoint, adapter.digest)
+
+    def factors(self, adapter: Adapter, weights: Weights) -> Mapping[str, LowRank]:
+        """Its factors by site."""
+        return self.fitter.factors(adapter, weights)
+
+    def parts(self, adapter: Adapter, weights: Weights) -> Parts:
+        """What it has beside its slot."""
+        parts = self.fitter.parts(adapter, weights)
+        if parts.head is not None and adapter.content.body_pass is not None:
+            parts.head.reads_body_output = adapter.content.body_pass
+        return parts
+
+    def prove(self, adapter: Adapter, routing: Routing) -> None:
+        """Raise unless it takes effect in the slot that it was put in."""
+        with eagerly():
+            demand_effect(self.inference, routing, adapter.source)
+            settle_head(self.inference, routing, adapter)
+            self._settle_rows(len(routing.arena.layout.sites))
+        if adapter.head is not None:
+            adapter.content.body_pass = adapter.head.reads_body_output
+
+    def _settle_rows(self, sites: int) -> None:
+        """Find out whether adapters can share a pass, again whenever they reach new modules."""
+        with self._settling:
+            if self.inference.rows_first and sites != self._settled:
+                self.inference.rows_first = rows_come_first(self.inference)
+                self._settled = sites
+
+
+class Intake:
+    """Loads adapters onto one backbone.
+
+    Args:
+        files: the backbone's way to checkpoints' files.
+        residency: where adapters are kept.
+        identity: the backbone's.
+        quantization: the backbone's.
+        registry: where references are looked up; the default one unless given.
+    """
+
+    def __init__(
+        self, files: Files, residency: Residency, identity: BaseIdentity, quantization: str, registry: Registry | None
+    ) -> None:
+        self._files = files
+        self._residency = residency
+        self._identity = identity
+        self._quantization = quantization
+        self._registry = registry
+        self._ahead: ThreadPoolExecutor | None = None
+
+    @property
+    def registry(self) -> Registry:
+        """Where references are looked up."""
+        return self._registry or Registry()
+
+    def load(
+        self,
+        reference: str | Path | Checkpoint,
+        name: str | None = None,
+        *,
+        allow_base_mismatch: bool = False,
+        lazy: bool = False,
+    ) -> LoadedAdapter:
+        """See :meth:`lorary.adapters.Backbone.load`."""
+        started = time.perf_counter()
+        source = find_checkpoint(reference, self.registry)
+        checkpoint = source.checkpoint
+        notes = match_base(checkpoint, self._identity, self._quantization, allow_mismatch=allow_base_mismatch)
+        fit = self._files.fitter.fit(checkpoint)
+        for path in fit.plan.overrides:
+            wrap(self._files.inference.model, path)
+
+        def adapter_of(digest: str) -> Adapter:
+            return Adapter(name or source.name, checkpoint, fit, self._residency.content(digest))
+
+        if lazy:
+            adapter = adapter_of(source.digest or checkpoint.digest)
+            self._residency.publish(adapter)
+        else:
+            with self._files.reader.read(checkpoint) as weights:
+                _demand_stated(source.digest, weights.digest, checkpoint.source)
+                adapter = adapter_of(weights.digest)
+                with self._residency.lease([adapter], replacing=adapter.name, weights=weights):
+                    self._residency.publish(adapter)
+        return LoadedAdapter(
+            name=adapter.name,
+            reference=source.reference,
+            digest=adapter.digest,
+            task=adapter.task,
+            labels=tuple(adapter.labels) if adapter.labels else None,
+            rank=adapter.rank,
+            notes=notes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def prefetch(self, names: Sequence[str]) -> dict[str, Future[None]]:
+        """See :meth:`lorary.adapters.Backbone.prefetch`."""
+        adapters = self._residency.resolve(names)
+        if self._ahead is None:
+            self._ahead = ThreadPoolExecutor(2, thread_name_prefix="lorary-prefetch")
+        # More than there are slots would only push one another out again.
+        return {
+            name: self._ahead.submit(self._bring_ahead, adapter, place < self._residency.slots)
+            for place, (name, adapter) in enumerate(zip(names, adapters, strict=True))
+            if adapter is not None
+        }
+
+    def _bring_ahead(self, adapter: Adapter, to_slot: bool) -> None:
+        if threading.main_thread().is_alive():  # at the interpreter's exit what was asked for ahead is dropped
+            self._residency.prefetch(adapter, to_slot=to_slot)
+
+
+def _demand_stated(stated: str | None, found: str, source: str) -> None:
+    if stated not in (None, found):
+        raise ChangedFilesError(
+            f"{source}: the catalogue states the digest {str(stated)[:12]}, its files have {found[:12]}; "
+            "`lorary verify` tells what has changed, put the files back or register them as a new version"
+        )

@@ -1,0 +1,116 @@
+"""Reading a checkpoint's tensors once: the bytes that are hashed are the bytes that are served.
+
+Hashing a file and then loading it reads it twice, and a file that changes in between is served under a digest that it
+hasn't.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint, read_checkpoint
+from lorary.hub.errors import ChangedFilesError, CheckpointError, UnsupportedAdapterError
+from lorary.hub.tensorfile import TensorInfo
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_KEPT_BUFFERS = 2
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint's tensors and the digest of exactly these, valid within the block that read them."""
+
+    checkpoint: Checkpoint
+    tensors: Mapping[str, torch.Tensor]
+    digest: str
+
+
+class WeightsReader:
+    """Reads weights files into buffers that it keeps: fresh memory costs the system more than reading into it does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._buffers: list[torch.Tensor] = []
+
+    @contextmanager
+    def read(self, checkpoint: Checkpoint) -> Iterator[Weights]:
+        """The tensors of a checkpoint whose header was just read; they are gone when the block ends.
+
+        Raises:
+            CheckpointError: the file can't be read, or isn't as long as it was.
+            UnsupportedAdapterError: a tensor isn't of floating-point numbers.
+        """
+        path = checkpoint.files[WEIGHTS_NAME]
+        size = max(info.end for info in checkpoint.tensors.values())
+        buffer = self._take(size)
+        try:
+            _fill(buffer[:size], path)
+            tensors = {key: _cut(buffer, key, info, checkpoint.source) for key, info in checkpoint.tensors.items()}
+            image = buffer.numpy().data
+            hashes = {
+                key: hashlib.sha256(image[info.start : info.end]).hexdigest()
+                for key, info in checkpoint.tensors.items()
+            }
+            yield Weights(checkpoint, tensors, checkpoint.digest_of(hashes))
+        finally:
+            with self._lock:
+                self._buffers = sorted([*self._buffers, buffer], key=len)[-_KEPT_BUFFERS:]
+
+    @contextmanager
+    def read_again(self, checkpoint: Checkpoint, digest: str) -> Iterator[Weights]:
+        """The tensors of a checkpoint that was read before, if they still are what they were.
+
+        Raises:
+            ChangedFilesError: the files have another digest now.
+            CheckpointError: they can't be read any more.
+        """
+        fresh = read_checkpoint(checkpoint.files, shown=checkpoint.source)
+        with self.read(fresh) as weights:
+            if weights.digest != digest:
+                raise ChangedFilesError(
+                    f"{checkpoint.source}: its files have changed since they were loaded (digest {digest[:12]} then, "
+                    f"{weights.digest[:12]} now), so they are not served under its name; put the files back, or load "
+                    "the name again"
+                )
+            yield weights
+
+    def _take(self, size: int) -> torch.Tensor:
+        with self._lock:
+            fitting = next((index for index, buffer in enumerate(self._buffers) if len(buffer) >= size), None)
+            if fitting is not None:
+                return self._buffers.pop(fitting)
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def _fill(buffer: torch.Tensor, path: Path) -> None:
+    image, filled = buffer.numpy().data, 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while filled < len(image) and (count := file.readinto(image[filled:])):
+                filled += count
+            longer = bool(file.read(1))
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror or error}); copy it again") from error
+    if filled < len(image) or longer:
+        raise CheckpointError(
+            f"{path}: holds {'more' if longer else filled} bytes, its header was read from a file of {len(image)}; "
+            "it changed while it was read, load it again"
+        )
+
+
+def _cut(buffer: torch.Tensor, key: str, info: TensorInfo, source: str) -> torch.Tensor:
+    if info.dtype not in _DTYPES:
+        raise UnsupportedAdapterError(f"{source}: {key!r} holds {info.dtype}; expected floating-point weights")
+    dtype = _DTYPES[info.dtype]
+    raw = buffer[info.start : info.end]
+    # A view needs an address that the dtype divides; the format pads the header to 8 bytes, but not each tensor.
+    if info.start % dtype.itemsize:
+        raw = raw.clone()
+    return raw.view(dtype).view(info.shape)

@@ -69,6 +69,7 @@ class Following:
             self._interval = interval if len(self._states) == 1 else min(self._interval, interval)
             if self._stop is None:
                 self._stop = threading.Event()
+                weakref.finalize(self, self._stop.set)
                 arguments = weakref.ref(self), self._stop
                 threading.Thread(target=_watch, args=arguments, name="lorary-follow", daemon=True).start()
         return loaded

@@ -1,0 +1,207 @@
+"""Followed aliases: picked up without a restart, and what serves stays where that fails."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import weakref
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub import Registry
+from lorary.hub.errors import FollowWarning, UnknownReferenceError, UsageError
+from tiny import make_adapter
+from variants import change, make_variants
+
+ROW = [[7, 8, 9]]
+
+
+@pytest.fixture
+def versions(bases, tmp_path, registry):
+    """Three versions of `sql` in the registry, the first one `prod`."""
+    first = make_adapter(bases("llama"), tmp_path / "first", task="text-generation", r=2)
+    folders = make_variants(first, ["v1", "v2", "v3"])
+    for folder in folders.values():
+        registry.add(folder, name="sql", domain="code")
+    registry.alias("sql", "prod", 1)
+    return folders
+
+
+@pytest.fixture
+def backbone(bases, registry):
+    return Backbone.from_pretrained(str(bases("llama")), registry=registry)
+
+
+def logits(backbone, name):
+    return backbone.logits(ROW, name)[0]
+
+
+def expected(bases, folder):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    return logits(backbone, backbone.load(folder).name)
+
+
+def until(holds, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it didn't come to pass"
+        time.sleep(0.01)
+
+
+def test_a_moved_alias_is_picked_up(bases, backbone, registry, versions):
+    backbone.follow("sql@prod", interval=0.05)
+    assert torch.equal(logits(backbone, "sql"), expected(bases, versions["v1"]))
+    registry.alias("sql", "prod", 2)
+    until(lambda: backbone.stats().followed[0].digest == registry.resolve("sql@2").digest)
+    assert torch.equal(logits(backbone, "sql"), expected(bases, versions["v2"]))
+    backbone.unfollow("sql")
+    registry.alias("sql", "prod", 3)
+    time.sleep(0.2)
+    assert torch.equal(logits(backbone, "sql"), expected(bases, versions["v2"]))
+    assert backbone.stats().followed == ()
+
+
+def test_another_process_moves_the_alias(bases, backbone, registry, versions):
+    backbone.follow("sql@prod", interval=0.05)
+    move = "import sys; from lorary.hub import Registry; Registry(sys.argv[1]).alias('sql', 'prod', 3)"
+    subprocess.run([sys.executable, "-c", move, str(registry.path)], check=True, timeout=60)
+    until(lambda: backbone.stats().followed[0].digest == registry.resolve("sql@3").digest)
+    assert torch.equal(logits(backbone, "sql"), expected(bases, versions["v3"]))
+
+
+def test_a_call_in_flight_keeps_its_version(backbone, registry, versions):
+    backbone.follow("sql@prod", interval=3600)
+    ids = torch.tensor([[2, 7, 8, 9]])
+    with backbone.using("sql") as model:
+        before = model(input_ids=ids).logits
+        registry.alias("sql", "prod", 2)
+        assert backbone.refresh() == ["sql"]
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert backbone.refresh() == []
+
+
+def test_a_bare_name_follows_its_latest_version(backbone, registry, versions, bases, tmp_path):
+    backbone.follow("sql", "latest", interval=3600)
+    fourth = make_variants(versions["v1"], ["w0", "w1", "w2", "v4"])["v4"]
+    registry.add(fourth, name="sql", domain="code")
+    assert backbone.refresh() == ["latest"]
+    assert torch.equal(logits(backbone, "latest"), expected(bases, fourth))
+
+
+def test_a_version_that_cant_be_loaded_leaves_the_one_before(bases, backbone, registry, versions):
+    backbone.follow("sql@prod", interval=3600)
+    before = logits(backbone, "sql")
+    broken = versions["v3"]
+    change(broken, lambda tensors: [t.zero_() for key, t in tensors.items() if "lora_B" in key])
+    bad = registry.add(broken, name="sql", domain="code")
+    registry.alias("sql", "prod", bad.number)
+    with pytest.warns(FollowWarning, match="every lora_B is zero"):
+        assert backbone.refresh() == []
+    assert torch.equal(logits(backbone, "sql"), before)
+    assert "every lora_B is zero" in backbone.stats().followed[0].error
+    reads = backbone.stats().read_bytes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registry.tag("sql@1", "unrelated")  # another write: the version was tried, and isn't tried again
+        assert backbone.refresh() == []
+        assert backbone.stats().read_bytes == reads
+        registry.alias("sql", "prod", 2)
+        assert backbone.refresh() == ["sql"]
+    assert torch.equal(logits(backbone, "sql"), expected(bases, versions["v2"]))
+    assert backbone.stats().followed[0].error is None
+
+
+def test_lack_of_slots_passes(bases, registry, versions):
+    backbone = Backbone.from_pretrained(str(bases("llama")), registry=registry, slots=1, slot_wait=0)
+    backbone.follow("sql@prod", interval=3600)
+    registry.alias("sql", "prod", 2)
+    with backbone.using("sql"):
+        with pytest.warns(FollowWarning, match="no slot for 'sql'"):
+            assert backbone.refresh() == []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert backbone.refresh() == []
+    assert backbone.refresh() == ["sql"]
+
+
+def test_a_registry_that_goes_away_and_comes_back(backbone, registry, versions):
+    backbone.follow("sql@prod", interval=3600)
+    away = registry.path.with_suffix(".away")
+    registry.path.rename(away)
+    with pytest.warns(FollowWarning, match="there is no registry"):
+        assert backbone.refresh() == []
+    away.rename(registry.path)
+    assert backbone.refresh() == []
+    assert backbone.stats().followed[0].error is None
+    registry.alias("sql", "prod", 2)
+    assert backbone.refresh() == ["sql"]
+
+
+def test_two_writes_in_one_tick_of_the_clock_are_two(registry, versions):
+    """The second write leaves size and time as they were; SQLite's own count tells them apart."""
+    registry.alias("sql", "prod", 2)
+    status = registry.path.stat()
+    stamp = registry.stamp()
+    registry.alias("sql", "prod", 3)
+    os.utime(registry.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert registry.path.stat().st_size == status.st_size
+    assert registry.stamp() != stamp
+    assert Registry(registry.path).stamp() == registry.stamp()
+
+
+def test_unload_stops_following(backbone, registry, versions):
+    backbone.follow("sql@prod", interval=3600)
+    backbone.unload("sql")
+    registry.alias("sql", "prod", 2)
+    assert backbone.refresh() == []
+    assert backbone.adapters == []
+    with pytest.raises(UnknownReferenceError, match="follows no reference; followed: none"):
+        backbone.unfollow("sql")
+
+
+@pytest.mark.parametrize("reference", ["sql@1", "user/sql", "./sql"])
+def test_what_cant_move(backbone, versions, reference):
+    with pytest.raises(UsageError):
+        backbone.follow(reference)
+
+
+def test_an_unknown_alias_is_not_followed(backbone, versions):
+    with pytest.raises(UnknownReferenceError, match="no alias 'nothing'"):
+        backbone.follow("sql@nothing")
+    assert backbone.stats().followed == ()
+    with pytest.raises(UsageError, match="interval"):
+        backbone.follow("sql@prod", interval=0)
+
+
+def test_the_thread_ends_with_the_backbone(bases, registry, versions):
+    backbone = Backbone.from_pretrained(str(bases("llama")), registry=registry)
+    others = set(threading.enumerate())
+    backbone.follow("sql@prod", interval=3600)
+    (thread,) = set(threading.enumerate()) - others
+    assert thread.daemon
+    gone = weakref.ref(backbone._following)
+    del backbone
+    until(lambda: gc.collect() is not None and gone() is None)
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+
+
+def test_the_interpreter_ends_while_aliases_are_followed(bases, registry, versions):
+    script = (
+        "import sys; from lorary.adapters import Backbone; from lorary.hub import Registry\n"
+        "backbone = Backbone.from_pretrained(sys.argv[1], registry=Registry(sys.argv[2]))\n"
+        "backbone.follow('sql@prod', interval=0.001)\n"
+        "backbone.load('sql@2', 'two', lazy=True); backbone.prefetch(['two'])\n"
+        "print('done')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(bases("llama")), str(registry.path)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "done"

@@ -1,0 +1,331 @@
+"""Slots, host and disk: budgets, what is read again, what is shared, prefetching, and the figures."""
+
+import shutil
+import threading
+import warnings
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.adapters.tiers import parse_size
+from lorary.hub.errors import (
+    ChangedFilesError,
+    CheckpointError,
+    KeyMismatchError,
+    NoEffectError,
+    ThrashingWarning,
+    UnknownReferenceError,
+    UsageError,
+)
+from tiny import make_adapter
+from variants import change, make_variants
+
+ROW = [[7, 8, 9]]
+
+
+@pytest.fixture
+def folders(bases, tmp_path):
+    """A function: the folders of so many adapters for the tiny Llama, by name."""
+
+    def make(count, **lora):
+        first = make_adapter(bases("llama"), tmp_path / "first", task="text-generation", **lora)
+        return make_variants(first, [f"a{index}" for index in range(count)])
+
+    return make
+
+
+def llama(bases, **settings):
+    return Backbone.from_pretrained(str(bases("llama")), **settings)
+
+
+def answers(backbone, names):
+    return {name: backbone.logits(ROW, name)[0] for name in names}
+
+
+def alone(bases, folders):
+    backbone = llama(bases, slots=len(folders))
+    for name, folder in folders.items():
+        backbone.load(folder, name)
+    return answers(backbone, folders)
+
+
+def same(got, wanted):
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("budget", [{"host_adapters": 3}, {"host_adapters": 0}, {"host_bytes": 0}, {}])
+def test_adapters_come_back_from_wherever_they_are(bases, folders, budget):
+    made = folders(8)
+    backbone = llama(bases, slots=2, **budget)
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    for _ in range(2):
+        same(answers(backbone, made), alone(bases, made))
+    stats = backbone.stats()
+    limit = 0 if "host_bytes" in budget else budget.get("host_adapters", 8)
+    assert stats.host_adapters == limit
+    assert stats.host_bytes == limit * stats.slot_bytes
+    assert stats.slots_used == 2
+    assert stats.disk_reads == (8 if limit == 8 else 24)
+    assert stats.swaps == 24
+    assert (stats.hits, stats.misses) == (0, 24)
+    assert stats.evictions == 22
+
+
+def test_a_budget_in_bytes(bases, folders):
+    made = folders(5)
+    wide = llama(bases)
+    wide.load(made["a0"])
+    slot = wide.stats().slot_bytes
+    backbone = llama(bases, slots=1, host_bytes=f"{2 * slot + 100} B")
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    stats = backbone.stats()
+    assert (stats.host_adapters, stats.host_bytes, stats.dropped) == (2, 2 * slot, 3)
+    assert stats.disk_adapters == 3
+
+
+def test_heads_leave_the_device_with_their_adapter(bases, tmp_path):
+    first = make_adapter(bases("bert"), tmp_path / "first", task="text-classification")
+    made = make_variants(first, ["a", "b", "c"])
+    backbone = Backbone.from_pretrained(str(bases("bert")), slots=1, host_adapters=1)
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    one = backbone.stats().parts_bytes
+    predictions = {name: backbone.predict("profit rose", name, top_k=None) for name in made}
+    assert backbone.stats().parts_bytes == one
+    wide = Backbone.from_pretrained(str(bases("bert")))
+    for name, folder in made.items():
+        wide.load(folder, name)
+        assert wide.predict("profit rose", name, top_k=None) == predictions[name]
+    assert wide.stats().parts_bytes == 3 * one
+
+
+def test_a_file_that_changed_is_not_served(bases, folders):
+    made = folders(2)
+    backbone = llama(bases, slots=1, host_adapters=0)
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    before = answers(backbone, made)
+    kept = shutil.copytree(made["a0"], made["a0"].parent / "kept")
+    change(made["a0"], lambda tensors: tensors[next(iter(tensors))].add_(0.1))
+    with pytest.raises(ChangedFilesError, match="have changed since they were loaded"):
+        backbone.logits(ROW, "a0")
+    same(answers(backbone, ["a1"]), {"a1": before["a1"]})
+    shutil.rmtree(made["a0"])
+    with pytest.raises(CheckpointError, match="can't be read"):
+        backbone.logits(ROW, "a0")
+    shutil.copytree(kept, made["a0"])
+    same(answers(backbone, made), before)
+
+
+def test_two_names_share_one_content(bases, folders):
+    made = folders(2)
+    copy = shutil.copytree(made["a0"], made["a0"].parent / "copy")
+    backbone = llama(bases, slots=4)
+    backbone.load(made["a0"], "sql")
+    backbone.load(copy, "sql_v2")
+    backbone.load(made["a1"], "other")
+    stats = backbone.stats()
+    assert (stats.slots_used, stats.host_adapters, stats.swaps) == (2, 2, 2)
+    want = backbone.logits(ROW, "sql")[0]
+    mixed = backbone.generate(["profit", "bank", "sales"], ["sql", "sql_v2", "other"], max_new_tokens=3)
+    assert mixed == [
+        backbone.generate(prompt, name, max_new_tokens=3)
+        for prompt, name in [("profit", "sql"), ("bank", "sql_v2"), ("sales", "other")]
+    ]
+    backbone.unload("sql")
+    assert torch.equal(backbone.logits(ROW, "sql_v2")[0], want)
+    backbone.unload("sql_v2")
+    assert backbone.stats().host_adapters == 1
+
+
+def test_a_pin_is_a_names_and_holds_for_a_shared_slot(bases, folders):
+    made = folders(3)
+    backbone = llama(bases, slots=2)
+    backbone.load(made["a0"], "sql")
+    backbone.load(made["a0"], "sql_v2")
+    backbone.pin("sql_v2")
+    backbone.unload("sql")
+    for name in ("a1", "a2"):
+        backbone.load(made[name], name)
+    before = backbone.stats()
+    backbone.logits(ROW, "sql_v2")
+    assert (backbone.stats().hits, backbone.stats().misses) == (before.hits + 1, before.misses)
+
+
+def test_lazy_checks_headers_now_and_tensors_at_first_use(bases, folders):
+    made = folders(3)
+    change(made["a1"], lambda tensors: tensors.pop(next(iter(tensors))))
+    change(made["a2"], lambda tensors: [t.zero_() for key, t in tensors.items() if "lora_B" in key])
+    backbone = llama(bases)
+    loaded = backbone.load(made["a0"], lazy=True)
+    with pytest.raises(KeyMismatchError, match="missing"):
+        backbone.load(made["a1"], lazy=True)
+    backbone.load(made["a2"], lazy=True)
+    assert backbone.adapters == ["a0", "a2"]
+    assert (backbone.stats().disk_adapters, backbone.stats().disk_reads) == (2, 0)
+    same(answers(backbone, ["a0"]), alone(bases, {"a0": made["a0"]}))
+    for _ in range(2):
+        with pytest.raises(NoEffectError, match="every lora_B is zero"):
+            backbone.logits(ROW, "a2")
+    assert backbone.stats().slots_used == backbone.stats().host_adapters == 1
+    assert loaded.digest == backbone.load(made["a0"], "again").digest
+
+
+def test_a_lazy_file_that_changes_before_its_first_use_is_refused(bases, folders):
+    made = folders(1)
+    backbone = llama(bases)
+    backbone.load(made["a0"], lazy=True)
+    change(made["a0"], lambda tensors: tensors[next(iter(tensors))].add_(0.1))
+    with pytest.raises(ChangedFilesError):
+        backbone.logits(ROW, "a0")
+
+
+def test_what_the_catalogue_states_is_held_against_the_files(bases, folders, registry):
+    registry.add(folders(1)["a0"], name="sql", domain="code")
+    version = registry.resolve("sql")
+    backbone = llama(bases, registry=registry)
+    assert backbone.load("sql", lazy=True).digest == version.digest
+    backbone.logits(ROW, "sql")
+    path = registry.checkpoint(version).files["adapter_model.safetensors"]
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChangedFilesError, match="the catalogue states the digest"):
+        backbone.load("sql", "other")
+
+
+def test_hundreds_of_adapters_through_a_few_slots(bases, folders):
+    made = folders(300, r=2, target_modules=["q_proj"])
+    backbone = llama(bases, slots=8, host_adapters=64)
+    for name, folder in made.items():
+        backbone.load(folder, name, lazy=True)
+    source = torch.Generator().manual_seed(0)
+    skewed = (300 * torch.rand(24, 8, generator=source) ** 4).int().tolist()
+    for batch in skewed:
+        names = [f"a{index}" for index in batch]
+        mixed = backbone.generate(["profit rose"] * 8, names, max_new_tokens=2)
+        assert mixed[0] == backbone.generate("profit rose", names[0], max_new_tokens=2)
+    stats = backbone.stats()
+    assert (stats.slots_used, stats.host_adapters) == (8, 64)
+    assert stats.hits + stats.misses == sum(len(set(batch)) + 1 for batch in skewed)
+    assert stats.swaps == stats.misses
+    assert stats.swap_percentiles.p50 <= stats.swap_percentiles.p90 <= stats.swap_percentiles.p99
+    assert stats.swapped_bytes == stats.swaps * stats.slot_bytes
+
+
+def test_prefetched_adapters_are_there_when_they_are_called(bases, folders):
+    made = folders(4)
+    backbone = llama(bases, slots=2, host_adapters=3)
+    for name, folder in made.items():
+        backbone.load(folder, name, lazy=True)
+    for future in backbone.prefetch(["a2", "a3", "a1"]).values():
+        future.result(timeout=30)
+    assert backbone.stats().disk_reads == 3
+    assert backbone.stats().misses == 0
+    same(answers(backbone, ["a2", "a3"]), alone(bases, {name: made[name] for name in ("a2", "a3")}))
+    assert (backbone.stats().hits, backbone.stats().disk_reads) == (2, 3)
+    with pytest.raises(UnknownReferenceError):
+        backbone.prefetch(["a2", "nothing"])
+
+
+def test_a_failed_prefetch_says_so_and_the_call_says_it_again(bases, folders):
+    made = folders(1)
+    backbone = llama(bases)
+    backbone.load(made["a0"], lazy=True)
+    (made["a0"] / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError):
+        backbone.prefetch(["a0"])["a0"].result(timeout=30)
+    with pytest.raises(CheckpointError):
+        backbone.logits(ROW, "a0")
+
+
+def test_too_few_slots_are_warned_of_once_with_figures(bases, folders):
+    made = folders(6)
+    backbone = llama(bases, slots=2, host_adapters=0)
+    for name, folder in made.items():
+        backbone.load(folder, name, lazy=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            answers(backbone, made)
+        slot = backbone.stats().slot_bytes
+    told = [str(warning.message) for warning in caught if warning.category is ThrashingWarning]
+    assert len(told) == 1
+    assert "6 adapters take turns in 2 slots: the last 64 calls missed 64 of 64 times" in told[0]
+    assert f"slots=6 would hold them all, for {4 * slot / 1e6:.1f} MB more" in told[0]
+    assert caught[0].filename == __file__
+
+
+def test_enough_slots_are_not_warned_of(bases, folders):
+    made = folders(3)
+    backbone = llama(bases, slots=3, host_adapters=0)
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ThrashingWarning)
+        for _ in range(30):
+            answers(backbone, made)
+
+
+def test_a_call_waits_for_a_slot_that_another_thread_gives_back(bases, folders):
+    made = folders(2)
+    backbone = llama(bases, slots=1)
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with backbone.using("a0"):
+            held.set()
+            done.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
+    threading.Timer(0.2, done.set).start()
+    same(answers(backbone, ["a1"]), alone(bases, {"a1": made["a1"]}))
+    holder.join()
+
+
+def test_a_grown_arena_takes_what_waited_on_the_host(bases, folders, tmp_path):
+    made = folders(3)
+    backbone = llama(bases, slots=2)
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    large = make_adapter(bases("llama"), tmp_path / "large", task="text-generation", r=32, target_modules="all-linear")
+    backbone.load(large)
+    reads = backbone.stats().disk_reads
+    same(answers(backbone, made), alone(bases, made))
+    assert backbone.stats().disk_reads == reads
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [(7, 7), ("7", 7), ("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("10mb", 10**7), (None, None)]
+)
+def test_sizes(text, size):
+    assert parse_size(text, "host_bytes") == size
+
+
+@pytest.mark.parametrize("wrong", [{"host_bytes": "many"}, {"host_bytes": -1}, {"host_adapters": -1}, {"slots": 0}])
+def test_wrong_limits(bases, wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        llama(bases, **wrong)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_blocks_for_cuda_are_pinned_and_copied_without_waiting(bases, folders):
+    made = folders(6)
+    backbone = llama(bases, slots=2, device="cuda")
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    held = [adapter.content.block for adapter in backbone._residency.resolve(list(made))]
+    assert all(part.is_pinned() for block in held for part in block.parts.values())
+    expected = answers(backbone, made)
+    for _ in range(20):
+        same(answers(backbone, made), expected)

@@ -21,6 +21,7 @@ from lorary.adapters.intake import Files, Intake
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import SiteOpener
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
+from lorary.adapters.packing import Packing
 from lorary.adapters.predict import Row
 from lorary.adapters.proof import GoldenReport, check_golden, probe_row, resident_tensors
 from lorary.adapters.quantization import guard_cpu, quantization_of
@@ -254,13 +255,30 @@ class Backbone:
     # Using
 
     @contextmanager
-    def using(self, adapter: str | Sequence[str | None] | None) -> Iterator[Any]:
+    def using(
+        self, adapter: str | Sequence[str | None] | None, *, lengths: Sequence[int] | None = None
+    ) -> Iterator[Any]:
         """Within the block, in this thread, calls of the model use ``adapter`` (or one per row of the batch).
 
         Yields the model to call: the adapter's task model where it has a head, the backbone's own model otherwise.
+
+        Args:
+            adapter: a name, or a name (None: the bare backbone) for each row.
+            lengths: for a packed batch, one row [1, tokens] that holds several sequences one after the other: the
+                tokens of each, and ``adapter`` is then one per sequence. Keeping the sequences from attending to each
+                other is the caller's part (``position_ids`` that begin anew, or a mask).
+
+        Raises:
+            UnknownReferenceError: an adapter that isn't loaded.
+            UsageError: lengths and adapters of different number.
+            RoutingError: when the model is called, on a row whose tokens aren't those of ``lengths``.
         """
         names = [adapter] if adapter is None or isinstance(adapter, str) else list(adapter)
-        with self._residency.lease(self._residency.resolve(names)) as routing, routed(routing):
+        packing = None if lengths is None else Packing(lengths)
+        if packing is not None:
+            names = names * len(packing.lengths) if len(names) == 1 else names
+            packing.demand(len(names))
+        with self._residency.lease(self._residency.resolve(names), packing=packing) as routing, routed(routing):
             head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
             yield RoutedModel(head.model if head else self.model, routing)
 

@@ -20,6 +20,7 @@ from lorary.adapters.arrivals import Arrivals, Origin
 from lorary.adapters.books import Books
 from lorary.adapters.content import Content
 from lorary.adapters.figures import Figures, warn_of_thrashing
+from lorary.adapters.packing import Packing
 from lorary.adapters.placing import Placing
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import Arena, SiteSpec
@@ -139,6 +140,22 @@ class Residency:
         with self._lock:
             return [None if name is None else self._books.get(name) for name in names]
 
+    def pinned_slots(self) -> int:
+        """How many slots are kept from everyone else: those of the adapters that pinned names stand for."""
+        with self._lock:
+            return len(self._books.pinned() & self._books.slot_of.keys())
+
+    def route(self, adapters: Sequence[Adapter | None], packing: Packing) -> Routing:
+        """The routing of a packed row whose adapters are all under leases that the caller goes on holding.
+
+        It reads the newest arena: a larger one has every leased adapter in the slot that it had.
+        """
+        with self._lock:
+            return Routing(self._placing.arena, adapters, self._slots(adapters), packing)
+
+    def _slots(self, adapters: Sequence[Adapter | None]) -> list[int]:
+        return [0 if adapter is None else self._books.slot_of[adapter.content] for adapter in adapters]
+
     @contextmanager
     def lease(
         self,
@@ -146,6 +163,7 @@ class Residency:
         *,
         replacing: str | None = None,
         weights: Weights | None = None,
+        packing: Packing | None = None,
     ) -> Iterator[Routing]:
         """The routing for a call whose rows use these adapters, published or not, valid until the block ends.
 
@@ -153,6 +171,7 @@ class Residency:
             adapters: one per row.
             replacing: the idle adapter of this name gives up its slot if no other can be had.
             weights: the tensors of a single adapter, where they have just been read.
+            packing: where the rows are the sequences of a packed one, how long each is.
 
         Raises:
             SlotsFullError: there are more adapters than slots that this call can have.
@@ -164,9 +183,8 @@ class Residency:
         brought, routing = time.perf_counter(), None
         try:
             with self._lock:
-                slots = [0 if adapter is None else self._books.slot_of[adapter.content] for adapter in adapters]
-                arena = self._placing.arena
-            routing = Routing(arena, adapters, slots)
+                slots, arena = self._slots(adapters), self._placing.arena
+            routing = Routing(arena, adapters, slots, packing)
             yield routing
         finally:
             if routing is not None:

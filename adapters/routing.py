@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.adapters.packing import Packing
 from lorary.adapters.products import Products
 from lorary.hub.errors import RoutingError
 
@@ -30,10 +31,23 @@ class Routing:
         arena: the stacked weights to read, for as long as the call lasts.
         adapters: one per row, None for the bare backbone; a single one serves a batch of any size.
         slots: the slot of each row's adapter, 0 for the bare backbone.
+        packing: where the rows are sequences that stand one after the other in one packed row, how long each is.
+
+    Raises:
+        UsageError: sequences and lengths of different number.
     """
 
-    def __init__(self, arena: Arena, adapters: Sequence[Adapter | None], slots: Sequence[int]) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        adapters: Sequence[Adapter | None],
+        slots: Sequence[int],
+        packing: Packing | None = None,
+    ) -> None:
+        if packing is not None:
+            packing.demand(len(slots))
         self.arena = arena
+        self.packing = packing
         self.adapters = tuple(adapters)
         self.slots = tuple(slots)
         self.uniform = len(set(self.slots)) == 1
@@ -44,6 +58,7 @@ class Routing:
         self._overriding = {slot: adapter for slot, adapter in self._distinct.items() if adapter.overrides}
         self._ranks: dict[str, int] = {}
         self._products = Products(arena, self.slots, self._rank_at) if self._distinct else None
+        self._packed: dict[int, Products] = {}
 
     def subset(self, rows: Sequence[int]) -> Routing:
         """The routing of some of the call's rows, in the order given."""
@@ -51,12 +66,12 @@ class Routing:
 
     def without_updates(self) -> Routing:
         """The same adapters' heads over the bare backbone."""
-        return Routing(self.arena, self.adapters, [0] * len(self.slots))
+        return Routing(self.arena, self.adapters, [0] * len(self.slots), self.packing)
 
     @property
-    def overrides(self) -> bool:
-        """Has any of the adapters a module that it trained whole?"""
-        return bool(self._overriding)
+    def runs_eagerly(self) -> bool:
+        """Is it out of reach of compiled code, which knows rows, and no modules that were trained whole?"""
+        return bool(self._overriding) or self.packing is not None
 
     def row_slots(self, rows: int) -> torch.Tensor:
         """The slot of each of a pass's ``rows``, a multiple of the call's: [rows], on the CPU.
@@ -74,15 +89,32 @@ class Routing:
         """The call is over: whoever still holds its routing gets an error, and what was laid out for it is freed."""
         self.closed = True
         self._products = None
+        self._packed = {}
 
     def apply(self, path: str, layer: torch.nn.Module, x: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
         """``x`` [rows, ..., inputs] to [rows, ..., outputs]: the layer's output and each row's own update."""
         products = self._products
         if products is None:
             return layer(x, *args, **kwargs)
+        if self.packing is not None and not self.uniform:
+            return self._apply_packed(self.packing, path, layer, x, args, kwargs)
         trained = self._overriding
         out = self._override(path, layer, products, x, args, kwargs) if trained else layer(x, *args, **kwargs)
         return products.add(path, x, out)
+
+    def _apply_packed(
+        self, packing: Packing, path: str, layer: torch.nn.Module, x: torch.Tensor, args: Any, kwargs: Any
+    ) -> torch.Tensor:
+        """The same for a packed row, [1, tokens, ...] or [tokens, ...]: each token is a row with its sequence's slot."""
+        out = layer(x, *args, **kwargs)
+        tokens = packing.flatten(x)
+        count = tokens.shape[0]
+        if count not in self._packed:
+            self._packed[count] = Products(self.arena, packing.token_slots(self.slots, count), self._rank_at)
+        products, flat = self._packed[count], out.reshape(-1, out.shape[-1])
+        if self._overriding:
+            flat = self._override_rows(path, flat, products, tokens)
+        return products.add(path, tokens, flat).view(out.shape)
 
     def _rank_at(self, path: str) -> int:
         if path not in self._ranks:
@@ -96,11 +128,15 @@ class Routing:
         trained = {slot: found for slot, own in self._overriding.items() if (found := own.overrides.get(path))}
         if self.uniform and trained:
             return trained[self.slots[0]](x)
-        out = layer(x, *args, **kwargs)
-        for slot, override in trained.items():
-            chosen = products.groups(x.shape[0], out.device).row_slots == slot
-            out = out.clone()
-            out[chosen] = override(x[chosen]).to(out.dtype)
+        return self._override_rows(path, layer(x, *args, **kwargs), products, x)
+
+    def _override_rows(self, path: str, out: torch.Tensor, products: Products, x: torch.Tensor) -> torch.Tensor:
+        """``out`` [rows, ...] with the rows of ``x`` whose adapter trained the module put through the trained one."""
+        for slot, own in self._overriding.items():
+            if (override := own.overrides.get(path)) is not None:
+                chosen = products.groups(x.shape[0], out.device).row_slots == slot
+                out = out.clone()
+                out[chosen] = override(x[chosen]).to(out.dtype)
         return out
 
 

@@ -12,6 +12,7 @@ import torch
 
 from lorary.adapters.compiled import compile_body
 from lorary.adapters.device import dtype_name
+from lorary.adapters.engine import Engine, EngineSettings
 from lorary.adapters.figures import percentiles
 from lorary.adapters.following import Following
 from lorary.adapters.generate import PromptRow
@@ -353,6 +354,25 @@ class Backbone:
         per_prompt = len(texts) // len(rows)
         grouped = texts if per_prompt == 1 else [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]
         return grouped[0] if single else grouped
+
+    def engine(
+        self, *, cache_tokens: int = 16384, batch_tokens: int = 512, page_tokens: int = 16, max_running: int = 64
+    ) -> Engine:
+        """Serve many callers at once by continuous batching, each with its own adapter; best in a ``with`` block.
+
+        Args:
+            cache_tokens: how many tokens of all running requests together its cache of keys and values holds.
+            batch_tokens: the most tokens of one step; a longer prompt is taken in over several.
+            page_tokens: the cache is handed out in pages of this many tokens.
+            max_running: the most requests that run at once; the others wait.
+
+        Raises:
+            EngineUnsupportedError: the model, its attention or the installed transformers isn't up to it.
+            UsageError: one of the numbers is too small.
+        """
+        return Engine(
+            self._inference, self._residency, EngineSettings(cache_tokens, batch_tokens, page_tokens, max_running)
+        )
 
     # Proof
 

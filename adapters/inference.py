@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.adapter import Adapter
 from lorary.adapters.forward import forward_rows, group_rows
 from lorary.adapters.generate import PromptRow, decode_new, encode_prompts, prompt_of
 from lorary.adapters.predict import Row, row_predictor
@@ -104,6 +105,12 @@ class Inference:
         with torch.no_grad(), routed(routing):
             sequences = self.model.generate(**inputs, **settings | kwargs)
         return decode_new(sequences, 0 if encoder_decoder else inputs["input_ids"].shape[1], self.tokenizer)
+
+    def prompt_ids(self, prompt: PromptRow, adapter: Adapter | None) -> list[int]:
+        """The tokens of a prompt for a decoder, put the way its adapter was trained."""
+        with self._tokenizing:
+            batch = encode_prompts([prompt], [adapter], self.tokenizer, encoder_decoder=False, pad=self.pad_id)
+        return [int(token) for token in batch["input_ids"][0]]
 
     def _generate_in_turn(self, prompts: Sequence[PromptRow], routing: Routing, kwargs: dict[str, Any]) -> list[str]:
         texts: dict[int, list[str]] = {}

@@ -54,6 +54,6 @@ class Packing:
         if self.kept is not None and count == len(self.kept):
             return [slots[sequence] for sequence in self.kept]
         raise RoutingError(
-            f"a layer sees {count} tokens of a packed row of {sum(self.lengths)}, so its sequences can't be told apart; "
-            "pass lengths that add up to the row (padding as a sequence of its own), or one sequence at a time"
+            f"a layer sees {count} tokens of a packed row of {sum(self.lengths)}, so its sequences can't be told "
+            "apart; pass lengths that add up to the row (padding as a sequence of its own), or one sequence at a time"
         )

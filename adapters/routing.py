@@ -105,7 +105,7 @@ class Routing:
     def _apply_packed(
         self, packing: Packing, path: str, layer: torch.nn.Module, x: torch.Tensor, args: Any, kwargs: Any
     ) -> torch.Tensor:
-        """The same for a packed row, [1, tokens, ...] or [tokens, ...]: each token is a row with its sequence's slot."""
+        """The same for a packed row, [1, tokens, ...] or [tokens, ...]: each token has its sequence's slot."""
         out = layer(x, *args, **kwargs)
         tokens = packing.flatten(x)
         count = tokens.shape[0]

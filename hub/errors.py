@@ -94,6 +94,26 @@ class RoutingError(LoraryError):
     """A batch whose rows can't be told apart where adapters have to be applied row by row."""
 
 
+class EngineUnsupportedError(LoraryError):
+    """A model, an attention or a version of transformers that continuous batching can't be run on."""
+
+
+class EngineStoppedError(LoraryError):
+    """A request to an engine that was closed, or whose thread has failed."""
+
+
+class RequestTooLongError(UsageError):
+    """A request that an engine could never carry out, whatever else runs: more tokens than it has room for."""
+
+
+class RequestCancelledError(LoraryError):
+    """The result of a request that was cancelled."""
+
+
+class RequestFailedError(LoraryError):
+    """A request that went wrong on its way; the others of its engine go on."""
+
+
 class MissingDependencyError(LoraryError):
     """A package that this call needs isn't installed."""
 

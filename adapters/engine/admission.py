@@ -1,0 +1,191 @@
+"""Which requests wait and which run: a request runs when its adapter has a slot, and holds that slot until it ends.
+
+The running ones are handed to transformers' scheduler, which shares out the steps and the cache among them. One short
+lock guards the books; nobody holds it while the model computes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from lorary.adapters.adapter import Adapter
+from lorary.adapters.engine.request import Request, cancelled
+from lorary.adapters.residency import Residency
+from lorary.hub.errors import EngineStoppedError, SlotsFullError
+
+_OVERTAKERS = 32  # how many requests of adapters that run already may pass one that waits for a slot
+
+
+class Admission:
+    """The books of one engine.
+
+    First come, first served, with one exception: while a request waits for a slot, those behind it that need none (of
+    the bare backbone, or of adapters that hold one already) may pass, the latter only so often, or its turn might never
+    come.
+
+    Args:
+        residency: gives out the slots.
+        limit: the most requests that run at once.
+        start: hands a request to the loop; False when that takes none any more.
+    """
+
+    def __init__(self, residency: Residency, limit: int, start: Callable[[Request], bool]) -> None:
+        self.finished = self.cancelled = self.failed = self.tokens = 0
+        self._residency = residency
+        self._limit = limit
+        self._start = start
+        self._lock = threading.RLock()
+        self._waiting: deque[Request] = deque()
+        self._running: dict[str, Request] = {}
+        self._leases: dict[str, ExitStack] = {}
+        self._given_up: set[str] = set()  # running requests that the loop has still to let go of
+        self._stopped: Exception | None = None
+        self._idle = threading.Condition(self._lock)
+
+    def submit(self, request: Request) -> None:
+        """Take a request on.
+
+        Raises:
+            EngineStoppedError: the engine takes none any more.
+        """
+        with self._lock:
+            if self._stopped is not None:
+                raise self._stopped
+            self._waiting.append(request)
+            self.admit()
+
+    def admit(self) -> None:
+        """Let those run that can; called whenever a slot may have fallen free."""
+        with self._lock:
+            blocked: Request | None = None
+            holding: set[Adapter] = set()
+            for request in tuple(self._waiting):
+                if len(self._running) >= self._limit:
+                    break
+                if request.done:
+                    continue
+                if blocked is not None and not _may_pass(request, blocked, holding):
+                    continue
+                lease = self._lease(request)
+                if lease is None and not request.done and blocked is None:
+                    blocked = request
+                    holding = {running.adapter for running in self._running.values() if running.adapter}
+                if lease is None:
+                    continue
+                if blocked is not None and request.adapter is not None:
+                    blocked.overtaken += 1
+                self._waiting.remove(request)
+                self._run(request, lease)
+
+    def settle(self, identifier: str) -> None:
+        """The loop has let go of a request: its slot is free, the next ones may run."""
+        with self._lock:
+            self._release(identifier)
+            self.admit()
+
+    def advance(self, identifier: str, tokens: list[int], *, done: bool) -> None:
+        """A running request has these tokens."""
+        with self._lock:
+            request = self._running.get(identifier)
+            fresh = request.advance(tokens, done=done) if request is not None else 0
+            self.tokens += fresh
+            self.finished += bool(fresh) and done
+            if done:
+                self.settle(identifier)
+
+    def give_up(self, request: Request, error: Exception | None = None) -> None:
+        """End a request early: at its caller's wish, or with an error."""
+        with self._lock:
+            if not request.fail(error or cancelled(request)):
+                return
+            if error is None:
+                self.cancelled += 1
+            else:
+                self.failed += 1
+            if request.id in self._running:
+                self._given_up.add(request.id)
+            elif request in self._waiting:
+                self._waiting.remove(request)
+                self.admit()
+                self._idle.notify_all()
+
+    def given_up(self) -> tuple[str, ...]:
+        """The running requests that the loop is to let go of."""
+        return tuple(self._given_up)
+
+    def running(self, identifier: str) -> Request:
+        """The running request of this id."""
+        return self._running[identifier]
+
+    def counts(self) -> tuple[int, int, tuple[str, ...]]:
+        """How many wait, how many run, and the names of the running ones' adapters."""
+        with self._lock:
+            names = sorted({request.adapter.name for request in self._running.values() if request.adapter})
+            return len(self._waiting), len(self._running), tuple(names)
+
+    def refuse(self, reason: Exception) -> None:
+        """Take no requests on from now; those that are there go on."""
+        with self._lock:
+            self._stopped = self._stopped or reason
+
+    def drain(self, timeout: float | None) -> bool:
+        """Wait until no request is left. False when that takes longer than ``timeout`` seconds."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._waiting and not self._running, timeout)
+
+    def stop(self, reason: Exception) -> None:
+        """The loop has ended: every request that is left ends with ``reason``, and every slot is free."""
+        with self._lock:
+            self.refuse(reason)
+            for request in (*self._waiting, *self._running.values()):
+                self.failed += request.fail(reason)
+            self._waiting.clear()
+            for identifier in tuple(self._running):
+                self._release(identifier)
+            self._idle.notify_all()
+
+    def _lease(self, request: Request) -> ExitStack | None:
+        """The slot of a request's adapter, to hold; None where it has to wait, or has failed."""
+        lease = ExitStack()
+        if request.adapter is None:
+            return lease
+        try:
+            lease.enter_context(self._residency.lease([request.adapter]))
+        except SlotsFullError as error:
+            # Slots that running calls use fall free by themselves; pinned ones don't.
+            if self._residency.pinned_slots() >= self._residency.slots:
+                self._drop(request, error)
+            return None
+        except Exception as error:
+            self._drop(request, error)
+            return None
+        return lease
+
+    def _drop(self, request: Request, error: Exception) -> None:
+        self._waiting.remove(request)
+        self.failed += request.fail(error)
+        self._idle.notify_all()
+
+    def _run(self, request: Request, lease: ExitStack) -> None:
+        self._running[request.id] = request
+        self._leases[request.id] = lease
+        request.begin()
+        if not self._start(request):
+            self.stop(EngineStoppedError("the engine's thread has ended; open another engine"))
+
+    def _release(self, identifier: str) -> None:
+        self._running.pop(identifier, None)
+        self._given_up.discard(identifier)
+        lease = self._leases.pop(identifier, None)
+        if lease is not None:
+            lease.close()
+        self._idle.notify_all()
+
+
+def _may_pass(request: Request, blocked: Request, holding: set[Adapter]) -> bool:
+    if request.adapter is None:
+        return True
+    return request.adapter in holding and blocked.overtaken < _OVERTAKERS

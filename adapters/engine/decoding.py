@@ -1,0 +1,114 @@
+"""How a request's next token is chosen: by its own settings and its own random numbers, whatever shares its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorary.hub.errors import UsageError
+
+SETTINGS = (
+    "max_new_tokens", "min_new_tokens", "eos_token_id", "do_sample", "temperature", "top_k", "top_p", "min_p",
+    "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids",
+    "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "renormalize_logits",
+)  # fmt: skip
+"""The arguments of transformers' ``generate`` that a request may have."""
+
+_DEFAULT_NEW_TOKENS = 20  # what generate goes on for when neither the caller nor the base says
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A request's settings, ready to use.
+
+    ``processors`` are those that ``generate`` would apply to its logits; ``generator`` is there when it samples.
+    """
+
+    max_new_tokens: int
+    stop_tokens: tuple[int, ...]
+    processors: Any
+    generator: torch.Generator | None
+
+    @property
+    def plain(self) -> bool:
+        """Is the next token simply the likeliest one?"""
+        return self.generator is None and not len(self.processors)
+
+    def choose(self, logits: torch.Tensor, sequence: Sequence[int]) -> torch.Tensor:
+        """The token, [1], that follows ``sequence`` (the prompt and what came after), by float32 logits [vocabulary].
+
+        The same arithmetic as ``generate``'s on a row of its own, so the same seed gives the same tokens.
+        """
+        ids = torch.tensor([list(sequence)], device=logits.device)
+        scores = self.processors(ids, logits.unsqueeze(0).clone())
+        if self.generator is None:
+            return scores.argmax(dim=-1)
+        return torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator).squeeze(1)
+
+
+def plan_decoding(model: Any, prompt_tokens: int, seed: int | None, settings: Mapping[str, Any]) -> Decoding:
+    """The decoding of a request with a prompt of this length, from arguments of ``generate`` and the base's own.
+
+    Raises:
+        UsageError: a setting that an engine doesn't serve, or one that has no meaning.
+    """
+    unknown = [name for name in settings if name not in SETTINGS]
+    if unknown:
+        raise UsageError(
+            f"{', '.join(unknown)}: not for an engine's requests, which take seed, {', '.join(SETTINGS)}; "
+            "use Backbone.generate for the others"
+        )
+    try:
+        config, _ = model._prepare_generation_config(None, **settings)
+        config.validate()
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"the request's settings: {error}") from error
+    mode = config.get_generation_mode()
+    if mode.value not in ("greedy_search", "sample") or config.guidance_scale not in (None, 1):
+        raise UsageError(
+            f"the base's generation_config asks for {mode.value} (num_beams={config.num_beams}, "
+            f"guidance_scale={config.guidance_scale}); an engine decodes greedily or samples: use Backbone.generate"
+        )
+    if seed is not None and not config.do_sample:
+        raise UsageError(
+            f"seed={seed} without do_sample=True: greedy decoding draws nothing; pass one or drop the other"
+        )
+    stop_tokens = _stop_tokens(config)
+    if stop_tokens:
+        # generate sets this up on its way; the processor behind min_new_tokens reads it.
+        config._eos_token_tensor = torch.tensor(stop_tokens, device=model.device)
+    try:
+        processors = model._get_logits_processor(
+            generation_config=config, input_ids_seq_length=prompt_tokens, device=model.device
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"the request's settings: {error}") from error
+    generator = _generator(seed, model.device) if config.do_sample else None
+    return Decoding(_new_tokens(model, config, prompt_tokens), stop_tokens, processors, generator)
+
+
+def _new_tokens(model: Any, config: Any, prompt_tokens: int) -> int:
+    length = model.generation_config.max_length
+    most = config.max_new_tokens
+    if most is None:
+        most = length - prompt_tokens if length is not None else _DEFAULT_NEW_TOKENS
+    if not isinstance(most, int) or most < 1:
+        raise UsageError(f"max_new_tokens={most}: expected at least 1")
+    return most
+
+
+def _stop_tokens(config: Any) -> tuple[int, ...]:
+    tokens = config.eos_token_id
+    return tuple([tokens] if isinstance(tokens, int) else tokens or ())
+
+
+def _generator(seed: int | None, device: torch.device) -> torch.Generator:
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator

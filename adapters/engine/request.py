@@ -1,0 +1,170 @@
+"""One request as its caller holds it: a result to wait for, a stream to read, and a way to give it up."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from lorary.adapters.adapter import Adapter
+from lorary.adapters.engine.decoding import Decoding
+from lorary.adapters.engine.text import TextStream, text_of
+from lorary.adapters.engine.values import Completion
+from lorary.hub.errors import RequestCancelledError
+
+_WATCH_SECONDS = 1.0  # how often a waiting caller makes sure that somebody is still at work
+
+
+class Request:
+    """A request to an engine, made by :meth:`Engine.submit`; any thread may wait for it, read it or cancel it.
+
+    Iterating gives pieces of the text as they come, from the beginning for each reader.
+    """
+
+    def __init__(
+        self,
+        identifier: str,
+        prompt: Sequence[int],
+        adapter: Adapter | None,
+        decoding: Decoding,
+        tokenizer: Any,
+        *,
+        give_up: Callable[[Request], None],
+        watch: Callable[[], None],
+    ) -> None:
+        self.id = identifier
+        self.prompt = tuple(prompt)
+        self.adapter = adapter
+        self.decoding = decoding
+        self.overtaken = 0  # by how many requests since it began to wait for a slot
+        self._tokenizer = tokenizer
+        self._give_up = give_up
+        self._watch = watch
+        self._news = threading.Condition()
+        self._tokens: list[int] = []
+        self._done = False
+        self._error: Exception | None = None
+        self._submitted = time.perf_counter()
+        self._began: float | None = None
+        self._first: float | None = None
+        self._ended: float | None = None
+
+    # For the caller
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait for the whole answer.
+
+        Args:
+            timeout: the most seconds to wait; the request goes on when they are over.
+
+        Raises:
+            TimeoutError: it isn't done by then.
+            RequestCancelledError: it was cancelled.
+            RequestFailedError: it went wrong.
+            EngineStoppedError: the engine was closed, or has failed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._wait(math.inf, deadline)
+        return self._completion()
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of the text as they come, whole characters only; raises what :meth:`result` does."""
+        stream, read = TextStream(self._tokenizer), 0
+        done = False
+        while not done:
+            done = self._wait(read + 1, None)
+            fresh = self._tokens[read:]
+            read += len(fresh)
+            if piece := stream.add(fresh):
+                yield piece
+        if self._error is not None:
+            raise self._error
+        if rest := stream.rest(self._tokens):
+            yield rest
+
+    def cancel(self) -> None:
+        """Give the request up: its caller gets RequestCancelledError, its part of the cache and its slot are freed."""
+        self._give_up(self)
+
+    @property
+    def done(self) -> bool:
+        """Is there a result, or an error, to be had without waiting?"""
+        return self._done
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens generated so far."""
+        return tuple(self._tokens)
+
+    def _wait(self, tokens: float, deadline: float | None) -> bool:
+        """Wait until it is done (True) or there are so many tokens.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        while True:
+            with self._news:
+                left = None if deadline is None else deadline - time.monotonic()
+                pause = _WATCH_SECONDS if left is None else min(left, _WATCH_SECONDS)
+                if self._news.wait_for(lambda: self._done or len(self._tokens) >= tokens, max(pause, 0)):
+                    return self._done
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"request {self.id} isn't done yet: {len(self._tokens)} tokens so far")
+            self._watch()
+
+    def _completion(self) -> Completion:
+        if self._error is not None:
+            raise self._error
+        assert self._began is not None
+        assert self._first is not None
+        assert self._ended is not None
+        tokens = tuple(self._tokens)
+        return Completion(
+            text=text_of(tokens, self._tokenizer),
+            tokens=tokens,
+            finish_reason="stop" if tokens[-1] in self.decoding.stop_tokens else "length",
+            prompt_tokens=len(self.prompt),
+            adapter=self.adapter.name if self.adapter else None,
+            digest=self.adapter.digest if self.adapter else None,
+            waited_seconds=self._began - self._submitted,
+            first_token_seconds=self._first - self._submitted,
+            seconds=self._ended - self._submitted,
+        )
+
+    # For the engine
+
+    def begin(self) -> None:
+        """It runs from now on."""
+        self._began = time.perf_counter()
+
+    def advance(self, tokens: Sequence[int], *, done: bool) -> int:
+        """These are the tokens so far. Says how many of them are news: none, once the request is done."""
+        with self._news:
+            if self._done:
+                return 0
+            now = time.perf_counter()
+            fresh = tokens[len(self._tokens) :]
+            self._tokens.extend(fresh)
+            self._first = self._first or now
+            if done:
+                self._ended, self._done = now, True
+            self._news.notify_all()
+            return len(fresh)
+
+    def fail(self, error: Exception) -> bool:
+        """End it with an error. Says whether that was news."""
+        with self._news:
+            if self._done:
+                return False
+            self._error, self._done = error, True
+            self._news.notify_all()
+            return True
+
+
+def cancelled(request: Request) -> RequestCancelledError:
+    """What the caller of a cancelled request gets."""
+    return RequestCancelledError(
+        f"request {request.id} was cancelled after {len(request.tokens)} tokens; submit it anew"
+    )

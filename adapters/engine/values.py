@@ -1,0 +1,74 @@
+"""The values that an engine takes and hands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from lorary.hub.errors import UsageError
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How much an engine takes on.
+
+    Args:
+        cache_tokens: how many tokens of all running requests together the cache of keys and values holds.
+        batch_tokens: the most tokens of one step; a longer prompt is taken in over several.
+        page_tokens: the cache is handed out in pages of this many tokens, at least 4.
+        max_running: the most requests that run at once; the others wait.
+
+    Raises:
+        UsageError: one of them is too small.
+    """
+
+    cache_tokens: int = 16384
+    batch_tokens: int = 512
+    page_tokens: int = 16
+    max_running: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"page_tokens": 4, "cache_tokens": self.page_tokens}
+        for setting in fields(self):
+            value, bound = getattr(self, setting.name), least.get(setting.name, 1)
+            if value < bound:
+                raise UsageError(f"{setting.name}={value}: expected at least {bound}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a request came to.
+
+    ``finish_reason`` is ``stop`` (at one of the request's stop tokens, which is the last of ``tokens``) or ``length``.
+    ``digest`` is that of the adapter's version that answered, None for the bare backbone. Seconds count from the
+    submission: until it began to run, until its first token, and until its last.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int
+    adapter: str | None
+    digest: str | None
+    waited_seconds: float
+    first_token_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """An engine's figures.
+
+    ``waiting`` and ``running`` are requests at this moment, ``running_adapters`` the names of the latter's adapters;
+    ``finished``, ``cancelled`` and ``failed`` count requests, ``steps`` passes of the model, and ``tokens`` what they
+    generated, all since the engine was opened. ``cache_free`` is the free part of the cache, from 0 to 1.
+    """
+
+    waiting: int
+    running: int
+    running_adapters: tuple[str, ...]
+    finished: int
+    cancelled: int
+    failed: int
+    steps: int
+    tokens: int
+    cache_free: float

@@ -6,17 +6,23 @@ lock guards the books; nobody holds it while the model computes.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.engine.request import Request, cancelled
+from lorary.adapters.engine.request import WATCH_SECONDS, Request, cancelled
 from lorary.adapters.residency import Residency
 from lorary.hub.errors import EngineStoppedError, SlotsFullError
 
+if TYPE_CHECKING:
+    from lorary.adapters.engine.loop import Loop
+
 _OVERTAKERS = 32  # how many requests of adapters that run already may pass one that waits for a slot
+_ENDED = "the engine's thread has ended; open another engine"
 
 
 class Admission:
@@ -29,14 +35,13 @@ class Admission:
     Args:
         residency: gives out the slots.
         limit: the most requests that run at once.
-        start: hands a request to the loop; False when that takes none any more.
     """
 
-    def __init__(self, residency: Residency, limit: int, start: Callable[[Request], bool]) -> None:
+    def __init__(self, residency: Residency, limit: int) -> None:
         self.finished = self.cancelled = self.failed = self.tokens = 0
         self._residency = residency
         self._limit = limit
-        self._start = start
+        self._loop: Loop | None = None
         self._lock = threading.RLock()
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
@@ -44,6 +49,10 @@ class Admission:
         self._given_up: set[str] = set()  # running requests that the loop has still to let go of
         self._stopped: Exception | None = None
         self._idle = threading.Condition(self._lock)
+
+    def connect(self, loop: Loop) -> None:
+        """This loop runs the requests from now on."""
+        self._loop = loop
 
     def submit(self, request: Request) -> None:
         """Take a request on.
@@ -133,8 +142,21 @@ class Admission:
 
     def drain(self, timeout: float | None) -> bool:
         """Wait until no request is left. False when that takes longer than ``timeout`` seconds."""
-        with self._idle:
-            return self._idle.wait_for(lambda: not self._waiting and not self._running, timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            with self._idle:
+                pause = max(min(left, WATCH_SECONDS), 0)
+                if self._idle.wait_for(lambda: not self._waiting and not self._running, pause):
+                    return True
+            if left <= 0:
+                return False
+            self.watch()
+
+    def watch(self) -> None:
+        """Called by those who wait: a loop that is gone without a word must not keep them waiting."""
+        if self._loop is not None and not self._loop.is_running():
+            self.stop(EngineStoppedError(_ENDED))
 
     def stop(self, reason: Exception) -> None:
         """The loop has ended: every request that is left ends with ``reason``, and every slot is free."""
@@ -173,8 +195,9 @@ class Admission:
         self._running[request.id] = request
         self._leases[request.id] = lease
         request.begin()
-        if not self._start(request):
-            self.stop(EngineStoppedError("the engine's thread has ended; open another engine"))
+        assert self._loop is not None
+        if not self._loop.begin(request):
+            self.stop(EngineStoppedError(_ENDED))
 
     def _release(self, identifier: str) -> None:
         self._running.pop(identifier, None)

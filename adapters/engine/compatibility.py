@@ -11,7 +11,7 @@ import transformers
 from packaging.version import Version
 
 from lorary.adapters.engine.request import Request
-from lorary.adapters.inference import Inference, can_generate
+from lorary.adapters.inference import Inference, can_generate, longest_input
 from lorary.hub.errors import EngineUnsupportedError
 
 TESTED = ("5.23", "5.24")
@@ -95,6 +95,22 @@ def check_backbone(inference: Inference) -> None:
             f"{name} computes its attention with {attention!r}, which reads no paged cache; load it with "
             "attn_implementation='sdpa' and pass it to Backbone.from_model"
         )
+
+
+def most_positions(model: Any) -> int | None:
+    """The most tokens that a request can have, None where the model sets no limit.
+
+    Longrope turns to other frequencies for the whole step when one request is long, so none may be.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "longrope" in str(rope):
+        short = getattr(config, "original_max_position_embeddings", None) or rope.get(
+            "original_max_position_embeddings"
+        )
+        if short is not None:
+            return int(short)
+    return longest_input(model)
 
 
 class Comparison:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorary.adapters.engine.admission import Admission
-from lorary.adapters.engine.compatibility import Comparison, check_backbone, check_version
+from lorary.adapters.engine.compatibility import Comparison, check_backbone, check_version, most_positions
 from lorary.adapters.engine.decoding import Decoding, plan_decoding
 from lorary.adapters.engine.request import Request
+from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings, EngineStats
 from lorary.adapters.generate import PromptRow
-from lorary.adapters.inference import Inference, longest_input
+from lorary.adapters.inference import Inference
 from lorary.adapters.residency import Residency
 from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError, UsageError
 
@@ -30,27 +31,31 @@ class Engine:
     def __init__(self, inference: Inference, residency: Residency, settings: EngineSettings) -> None:
         check_version()
         check_backbone(inference)
-        # Only now: this module names what it needs of transformers, which the check knows how to miss.
-        from lorary.adapters.engine import loop
+        # Only now: these modules name what it needs of transformers, which the check knows how to miss.
+        from lorary.adapters.engine.loop import Loop, abandon
+        from lorary.adapters.engine.serving import TokenChooser
 
+        name = type(inference.model).__name__
         self.settings = settings
         self._inference = inference
         self._residency = residency
         self._numbers = itertools.count()
-        self._step = loop.Step(residency)
-        self._admission = Admission(residency, settings.max_running, self._start)
-        self._chooser = loop.TokenChooser(self._step, self._admission)
+        self._step = Step(residency)
+        self._admission = Admission(residency, settings.max_running)
+        self._chooser = TokenChooser(self._step, self._admission)
         try:
-            self._manager = loop.open_manager(inference.model, self._step, self._admission, self._chooser, settings)
+            self._loop = Loop(inference.model, self._step, self._admission, self._chooser, settings)
         except (MemoryError, ValueError, AttributeError, RuntimeError) as error:
-            raise EngineUnsupportedError(
-                f"transformers can't serve {type(inference.model).__name__} with {settings}: {error}"
-            ) from error
-        self._capacity = loop.longest_request(self._manager)
-        loop.start(self._manager)
-        self._finalizer = weakref.finalize(self, loop.abandon, self._manager)
+            raise EngineUnsupportedError(f"transformers can't serve {name} with {settings}: {error}") from error
+        self._admission.connect(self._loop)
+        self._loop.start()
+        # The loop's thread knows nothing of the engine, so that an engine that is simply dropped ends it.
+        self._finalizer = weakref.finalize(self, abandon, self._loop)
         try:
             self._compare()
+        except EngineStoppedError as error:
+            self.close()
+            raise EngineUnsupportedError(f"{name} fails in continuous batching: {error.__cause__ or error}") from error
         except BaseException:
             self.close()
             raise
@@ -91,7 +96,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What it is doing and what it has done."""
-        books, processor = self._admission, self._manager.batch_processor
+        books = self._admission
         waiting, running, names = books.counts()
         return EngineStats(
             waiting=waiting,
@@ -102,7 +107,7 @@ class Engine:
             failed=books.failed,
             steps=self._step.count,
             tokens=books.tokens,
-            cache_free=processor.cache.compute_free_capacity() if processor is not None else 1.0,
+            cache_free=self._loop.free(),
         )
 
     def close(self, *, drain: bool = False, timeout: float | None = None) -> None:
@@ -114,11 +119,10 @@ class Engine:
         """
         closed = EngineStoppedError("the engine was closed; open another one")
         self._admission.refuse(closed)
-        if drain and self._manager.is_running():
+        if drain:
             self._admission.drain(timeout)
         if self._finalizer.detach() is not None:
-            self._manager.stop(block=True, hard_stop=True)
-            self._manager.destroy()
+            self._loop.stop()
         self._admission.stop(closed)
 
     def __enter__(self) -> Engine:
@@ -129,24 +133,6 @@ class Engine:
 
     # Inside
 
-    def _start(self, request: Request) -> bool:
-        """Hand a request to the loop. False when the loop has ended."""
-        manager = self._manager
-        manager.add_request(
-            list(request.prompt),
-            request_id=request.id,
-            max_new_tokens=request.decoding.max_new_tokens,
-            streaming=True,
-            eos_token_id=list(request.decoding.stop_tokens) or -1,
-        )
-        # A loop that ends fails what it finds in its queue; what comes in after that, it doesn't see.
-        return manager.background_thread_status.can_accept_new_requests() is None
-
-    def _watch(self) -> None:
-        """Called by those who wait: a loop that is gone without a word must not keep them waiting."""
-        if not self._manager.is_running():
-            self._admission.stop(EngineStoppedError("the engine's thread has ended; open another engine"))
-
     def _request(self, ids: Sequence[int], adapter: Any, decoding: Decoding) -> Request:
         return Request(
             f"{next(self._numbers)}",
@@ -154,15 +140,14 @@ class Engine:
             adapter,
             decoding,
             self._inference.tokenizer,
-            give_up=self._admission.give_up,
-            watch=self._watch,
+            self._admission,
         )
 
     def _demand_room(self, ids: Sequence[int], decoding: Decoding) -> None:
         """Refuse what could never run: the loop would fail with it, and everybody's requests with the loop."""
         needed = len(ids) + decoding.max_new_tokens - 1  # the last token is never looked back at
-        positions = longest_input(self._inference.model)
-        for room, whose in ((self._capacity, "the engine's cache (cache_tokens)"), (positions, "the model")):
+        cache = self._loop.longest_request, "the engine's cache (cache_tokens)"
+        for room, whose in (cache, (most_positions(self._inference.model), "the model")):
             if room is not None and needed > room:
                 raise RequestTooLongError(
                     f"{len(ids)} prompt tokens and {decoding.max_new_tokens} new ones need {needed} places, {whose} "
@@ -187,7 +172,7 @@ class Engine:
         requests = [
             self._request([vocabulary * (place + 1) // (length + 1) for place in range(length)], None, decoding)
             for length in _PROBES
-            if length + _PROBED_TOKENS <= self._capacity
+            if length + _PROBED_TOKENS <= self._loop.longest_request
         ]
         for request in requests:
             self._admission.submit(request)

@@ -1,4 +1,4 @@
-"""Where an engine meets transformers' continuous batching: the model it calls, its scheduler, and where results go.
+"""Where an engine meets transformers' continuous batching: its scheduler, where its results go, and its thread.
 
 The manager is given a model of our own around the backbone's (its mixin makes anything with a model's attributes
 servable), a scheduler that tells which requests are in a step, and a router that hands tokens to the requests
@@ -8,146 +8,24 @@ themselves. In a step the order is: schedule, call the model, choose tokens, del
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching import ContinuousMixin, FIFOScheduler
+from transformers.generation.continuous_batching import FIFOScheduler
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
-from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
-from lorary.adapters.compiled import eagerly
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.request import Request
+from lorary.adapters.engine.serving import ServedModel, TokenChooser
+from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings
-from lorary.adapters.packing import Packing
-from lorary.adapters.residency import Residency
-from lorary.adapters.routing import Routing, routed
-from lorary.hub.errors import EngineStoppedError, RequestFailedError
+from lorary.hub.errors import EngineStoppedError
 
 _SCHEDULER = "lorary"
-
-
-class Step:
-    """What the parts of the loop know of the step that is running; only the loop's thread uses it."""
-
-    def __init__(self, residency: Residency) -> None:
-        self.count = 0
-        self._residency = residency
-        self._requests: tuple[Request, ...] = ()
-        self._packing = Packing(())
-        self._fresh: tuple[Request, ...] = ()
-        self._key: object = None
-        self._routing: Routing | None = None
-
-    @property
-    def fresh(self) -> tuple[Request, ...]:
-        """The requests that get a new token in this step, in the order of the logits' rows."""
-        return self._fresh
-
-    def schedule(self, scheduled: list[tuple[Request, int, bool]]) -> None:
-        """The step's requests in the order of its tokens, how many tokens each has, and whether it gets a new one."""
-        fresh = [place for place, (_, _, gets_token) in enumerate(scheduled) if gets_token]
-        self._requests = tuple(request for request, _, _ in scheduled)
-        self._fresh = tuple(self._requests[place] for place in fresh)
-        # A step of nothing but unfinished prompts takes one token through the output layer all the same.
-        self._packing = Packing([length for _, length, _ in scheduled], kept=fresh or [0])
-
-    def routing(self) -> Routing:
-        """The step's routing; the last one's for as long as the same requests go on in the same way.
-
-        The requests themselves are compared, not their adapters: an adapter may come back to another slot, but not
-        while a request holds it.
-        """
-        key = self._requests, self._packing.lengths, self._packing.kept
-        if self._routing is None or key != self._key:
-            self.forget()
-            adapters = [request.adapter for request in self._requests]
-            self._key, self._routing = key, self._residency.route(adapters, self._packing)
-        return self._routing
-
-    def forget(self) -> None:
-        """Free what was laid out for the last step's adapters."""
-        if self._routing is not None:
-            self._routing.close()
-        self._key, self._routing = None, None
-
-
-class ServedModel(ContinuousMixin):
-    """The backbone's model as the loop calls it: each step under its own routing, and never compiled."""
-
-    def __init__(self, model: Any, step: Step, chooser: LogitsProcessor) -> None:
-        self._model = model
-        self._step = step
-        self._chooser = chooser
-
-    def __call__(self, **inputs: Any) -> Any:
-        """A step: its requests' tokens in one packed row."""
-        step = self._step
-        routing = step.routing()
-        step.count += 1
-        if "logits_to_keep" in inputs:
-            # transformers fills up with the first token where a request gets no new one.
-            inputs["logits_to_keep"] = inputs["logits_to_keep"][: max(len(step.fresh), 1)]
-        with eagerly(), routed(routing):
-            return self._model(**inputs)
-
-    def eval(self) -> ServedModel:
-        """Itself: a backbone is always in evaluation mode."""
-        return self
-
-    def _get_logits_processor(self, generation_config: GenerationConfig) -> LogitsProcessorList:
-        return LogitsProcessorList([self._chooser])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-class TokenChooser(LogitsProcessor):
-    """Leaves each request's own choice the likeliest token of its row, which is what the loop then takes.
-
-    The loop itself samples for all requests or for none, and from one source of random numbers.
-    """
-
-    supports_continuous_batching = True
-
-    def __init__(self, step: Step, admission: Admission) -> None:
-        self.witness: Callable[[Request, torch.Tensor], None] | None = None
-        self._step = step
-        self._admission = admission
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [rows, vocabulary]; the first rows are those of the requests that get a new token."""
-        requests = self._step.fresh
-        broken = scores[: len(requests)].amax(dim=-1).isnan().tolist()
-        for request, row, is_broken in zip(requests, scores, broken, strict=False):
-            if self.witness is not None:
-                self.witness(request, row)
-            if is_broken:
-                self._admission.give_up(request, RequestFailedError(f"request {request.id}: {_BROKEN}"))
-            elif not request.decoding.plain:
-                self._choose(request, row)
-        return scores
-
-    def _choose(self, request: Request, row: torch.Tensor) -> None:
-        try:
-            token = request.decoding.choose(row, request.prompt + request.tokens)
-        except Exception as error:
-            failure = RequestFailedError(f"request {request.id}: choosing a token failed: {error}")
-            failure.__cause__ = error
-            self._admission.give_up(request, failure)
-            return
-        row.fill_(-torch.inf).index_fill_(0, token, 0.0)
-
-
-_BROKEN = (
-    "the model answered NaN; its adapter's scale, or the prompt, is too much for the backbone's dtype: "
-    "try bfloat16 or float32"
-)
 
 
 class SlotScheduler(FIFOScheduler):
@@ -211,14 +89,65 @@ def _failure(error: Exception) -> EngineStoppedError:
     return failure
 
 
-def open_manager(model: Any, step: Step, admission: Admission, chooser: TokenChooser, settings: EngineSettings) -> Any:
-    """transformers' manager for these parts, with its cache in memory and its thread not yet started.
+class Loop:
+    """transformers' manager for one engine: its cache is there from the beginning, its thread from :meth:`start`.
 
     Raises:
         ValueError, MemoryError, and whatever else transformers has against this model or these settings.
     """
-    SCHEDULER_MAPPING.setdefault(_SCHEDULER, SlotScheduler)
-    config = ContinuousBatchingConfig(
+
+    def __init__(
+        self, model: Any, step: Step, admission: Admission, chooser: TokenChooser, settings: EngineSettings
+    ) -> None:
+        SCHEDULER_MAPPING.setdefault(_SCHEDULER, SlotScheduler)
+        served = ServedModel(model, step, chooser)
+        self._manager = served.init_continuous_batching(
+            GenerationConfig(do_sample=False, eos_token_id=-1), _configuration(settings)
+        )
+        self._manager.output_router = Router(admission)
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the manager seeds everybody's random numbers
+            self._manager.warmup()
+        processor = self._manager.batch_processor
+        processor.scheduler.step, processor.scheduler.admission = step, admission
+        self.longest_request = int(infer_max_single_request_tokens(processor.cache))
+        """How many tokens the cache has room for when a single request has all of it."""
+
+    def start(self) -> None:
+        """Start the thread, as a daemon: a thread takes that from the one that it is made in."""
+        starter = threading.Thread(target=self._manager.start, daemon=True)
+        starter.start()
+        starter.join()
+
+    def begin(self, request: Request) -> bool:
+        """Take a request on. False when the loop has ended, or is about to."""
+        self._manager.add_request(
+            list(request.prompt),
+            request_id=request.id,
+            max_new_tokens=request.decoding.max_new_tokens,
+            streaming=True,
+            eos_token_id=list(request.decoding.stop_tokens) or -1,
+        )
+        # A loop that ends fails what it finds in its queue; what comes in after that, it doesn't see.
+        return self._manager.background_thread_status.can_accept_new_requests() is None
+
+    def is_running(self) -> bool:
+        """Is the thread alive?"""
+        return bool(self._manager.is_running())
+
+    def free(self) -> float:
+        """The free part of the cache, from 0 to 1."""
+        processor = self._manager.batch_processor
+        return float(processor.cache.compute_free_capacity()) if processor is not None else 1.0
+
+    def stop(self, *, wait: bool = True) -> None:
+        """End the thread after the step it is in, and let go of the cache."""
+        self._manager.stop(block=wait, hard_stop=True)
+        self._manager.destroy()
+
+
+def _configuration(settings: EngineSettings) -> ContinuousBatchingConfig:
+    return ContinuousBatchingConfig(
         page_size=settings.page_tokens,
         num_blocks=-(-settings.cache_tokens // settings.page_tokens),
         max_batch_tokens=settings.batch_tokens,
@@ -228,35 +157,16 @@ def open_manager(model: Any, step: Step, admission: Admission, chooser: TokenCho
         allow_block_sharing=False,
         # Another attention would be everybody's, that of calls outside the engine too.
         auto_switch_to_flash=False,
-        # Graphs and compiled code would keep the first step's routing; the next step's needs this one's tokens.
+        # Graphs and compiled code would keep the first step's routing; the next step's needs its own.
         use_cuda_graph=False,
         use_async_batching=False,
         max_blocks_per_request=0,
     )
-    served = ServedModel(model, step, chooser)
-    manager = served.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=-1), config)
-    manager.output_router = Router(admission)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # the manager seeds everybody's random numbers
-        manager.warmup()
-    scheduler = manager.batch_processor.scheduler
-    scheduler.step, scheduler.admission = step, admission
-    return manager
 
 
-def longest_request(manager: Any) -> int:
-    """How many tokens the cache has room for when a single request has all of it."""
-    return int(infer_max_single_request_tokens(manager.batch_processor.cache))
+def abandon(loop: Loop) -> None:
+    """End the loop of an engine that nobody closed and nobody has any more.
 
-
-def start(manager: Any) -> None:
-    """Start the loop, in a daemon thread: a thread takes that from the one that it is made in."""
-    starter = threading.Thread(target=manager.start, daemon=True)
-    starter.start()
-    starter.join()
-
-
-def abandon(manager: Any) -> None:
-    """End the loop of an engine that nobody closed and nobody has any more, without waiting for it."""
-    if manager.is_running():
-        manager.stop(block=False, hard_stop=True)
+    Garbage is collected in any thread, the loop's own too, which can't wait for itself.
+    """
+    loop.stop(wait=threading.current_thread() is threading.main_thread())

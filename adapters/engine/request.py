@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.engine.decoding import Decoding
@@ -14,7 +14,10 @@ from lorary.adapters.engine.text import TextStream, text_of
 from lorary.adapters.engine.values import Completion
 from lorary.hub.errors import RequestCancelledError
 
-_WATCH_SECONDS = 1.0  # how often a waiting caller makes sure that somebody is still at work
+if TYPE_CHECKING:
+    from lorary.adapters.engine.admission import Admission
+
+WATCH_SECONDS = 1.0  # how often a waiting caller makes sure that somebody is still at work
 
 
 class Request:
@@ -30,9 +33,7 @@ class Request:
         adapter: Adapter | None,
         decoding: Decoding,
         tokenizer: Any,
-        *,
-        give_up: Callable[[Request], None],
-        watch: Callable[[], None],
+        books: Admission,
     ) -> None:
         self.id = identifier
         self.prompt = tuple(prompt)
@@ -40,8 +41,7 @@ class Request:
         self.decoding = decoding
         self.overtaken = 0  # by how many requests since it began to wait for a slot
         self._tokenizer = tokenizer
-        self._give_up = give_up
-        self._watch = watch
+        self._books = books
         self._news = threading.Condition()
         self._tokens: list[int] = []
         self._done = False
@@ -81,12 +81,12 @@ class Request:
                 yield piece
         if self._error is not None:
             raise self._error
-        if rest := stream.rest(self._tokens):
+        if rest := stream.rest():
             yield rest
 
     def cancel(self) -> None:
         """Give the request up: its caller gets RequestCancelledError, its part of the cache and its slot are freed."""
-        self._give_up(self)
+        self._books.give_up(self)
 
     @property
     def done(self) -> bool:
@@ -107,12 +107,12 @@ class Request:
         while True:
             with self._news:
                 left = None if deadline is None else deadline - time.monotonic()
-                pause = _WATCH_SECONDS if left is None else min(left, _WATCH_SECONDS)
+                pause = WATCH_SECONDS if left is None else min(left, WATCH_SECONDS)
                 if self._news.wait_for(lambda: self._done or len(self._tokens) >= tokens, max(pause, 0)):
                     return self._done
                 if left is not None and left <= 0:
                     raise TimeoutError(f"request {self.id} isn't done yet: {len(self._tokens)} tokens so far")
-            self._watch()
+            self._books.watch()
 
     def _completion(self) -> Completion:
         if self._error is not None:

@@ -5,33 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+_UNFINISHED = "\ufffd"  # what decoders put for bytes that make no character (yet)
 
 
 class TextStream:
     """Turns the tokens of one text into pieces of it; a character of several tokens comes with the last of them.
 
-    A tokenizer without a fast backend gives its text in one piece, at the end.
+    A token's text depends on the one before it (a space, an umlaut's first byte), so each piece is what new tokens add
+    to a text that begins with the piece before. Not ``tokenizers.decoders.DecodeStream``: it fails on bytes that make
+    no character, where the tokenizer falls back to bytes (Llama 2's, Gemma's).
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._given = ""
+        self._before: list[int] = []  # the tokens of the last piece
+        self._held: list[int] = []
 
     def add(self, tokens: Sequence[int]) -> str:
         """The text that these tokens complete, empty while a character is unfinished."""
-        if self._backend is None:
+        self._held += tokens
+        piece = self.rest()
+        if not piece or piece.endswith(_UNFINISHED):
             return ""
-        piece = "".join(self._stream.step(self._backend, token) or "" for token in tokens)
-        self._given += piece
+        self._before, self._held = self._held, []
         return piece
 
-    def rest(self, tokens: Sequence[int]) -> str:
-        """What was held back of the text of all ``tokens``: an unfinished character at its end."""
-        text = text_of(tokens, self._tokenizer)
-        return text[len(self._given) :] if text.startswith(self._given) else ""
+    def rest(self) -> str:
+        """What is held back: at the end of a text, an unfinished character."""
+        before, both = (text_of(part, self._tokenizer) for part in (self._before, self._before + self._held))
+        return both[len(before) :]
 
 
 def text_of(tokens: Sequence[int], tokenizer: Any) -> str:

@@ -158,13 +158,18 @@ class Admission:
         if self._loop is not None and not self._loop.is_running():
             self.stop(EngineStoppedError(_ENDED))
 
-    def stop(self, reason: Exception) -> None:
-        """The loop has ended: every request that is left ends with ``reason``, and every slot is free."""
+    def end(self, reason: Exception) -> None:
+        """Every request that is left ends with ``reason``; the running ones hold their slots while the loop goes on."""
         with self._lock:
             self.refuse(reason)
             for request in (*self._waiting, *self._running.values()):
                 self.failed += request.fail(reason)
             self._waiting.clear()
+
+    def stop(self, reason: Exception) -> None:
+        """The loop has ended: every request that is left ends with ``reason``, and every slot is free."""
+        with self._lock:
+            self.end(reason)
             for identifier in tuple(self._running):
                 self._release(identifier)
             self._idle.notify_all()

@@ -121,6 +121,7 @@ class Engine:
         self._admission.refuse(closed)
         if drain:
             self._admission.drain(timeout)
+        self._admission.end(closed)
         if self._finalizer.detach() is not None:
             self._loop.stop()
         self._admission.stop(closed)

@@ -39,6 +39,9 @@ class ServedModel(ContinuousMixin):
         if "logits_to_keep" in inputs:
             # transformers fills up with the first token where a request gets no new one.
             inputs["logits_to_keep"] = inputs["logits_to_keep"][: max(len(step.fresh), 1)]
+        # transformers writes this one into the model's config while a forward runs, where calls of other threads read
+        # it and attend to what comes later; what the loop means by it is in its mask already.
+        inputs.pop("is_causal", None)
         with eagerly(), routed(routing):
             return self._model(**inputs)
 

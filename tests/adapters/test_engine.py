@@ -1,0 +1,266 @@
+"""Continuous batching: whatever shares its steps, a request's answer is what ``generate`` gives it alone."""
+
+import threading
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import UsageError
+from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing, Prompt
+from tiny import make_adapter, make_base
+
+SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
+PROMPTS = ("profit rose", "the bank cash offer win free click", "story", "a dog and a cat ran with big small")
+LONG = "profit sales rose fell bank the a report shares loss gain growth market price offer cash win free click patient"
+
+
+@pytest.fixture(scope="module")
+def folders(bases, tmp_path_factory):
+    """Adapters of several kinds for the tiny Llama."""
+    kinds = {
+        "small": {"r": 2},
+        "large": {"r": 16, "target_modules": "all-linear"},
+        "output": {"target_modules": ["lm_head", "q_proj", "v_proj"]},
+        "dora": {"use_dora": True},
+        "whole": {"modules_to_save": ["o_proj"], "target_modules": ["q_proj", "up_proj"]},
+    }
+    folder = tmp_path_factory.mktemp("engine")
+    return {
+        name: make_adapter(bases("llama"), folder / name, task="text-generation", seed=seed, **lora)
+        for seed, (name, lora) in enumerate(kinds.items(), start=1)
+    }
+
+
+@pytest.fixture(scope="module")
+def backbone(bases, folders):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for name, folder in folders.items():
+        backbone.load(folder, name)
+    return backbone
+
+
+@pytest.fixture(scope="module")
+def engine(backbone):
+    with backbone.engine(**SMALL) as engine:
+        yield engine
+
+
+def test_a_mixture_equals_generate_alone(backbone, engine):
+    rows = [(prompt, name) for name in [*backbone.adapters, None] for prompt in PROMPTS]
+    alone = [backbone.generate(prompt, name, max_new_tokens=9) for prompt, name in rows]
+    assert all(len(set(alone[place::4])) > 3 for place in range(4))
+    requests = [engine.submit(prompt, name, max_new_tokens=9) for prompt, name in rows]
+    done = [request.result(20) for request in requests]
+    assert [completion.text for completion in done] == alone
+    assert [completion.adapter for completion in done] == [name for _, name in rows]
+    assert [completion.prompt_tokens for completion in done] == [len(prompt.split()) for prompt, _ in rows]
+
+
+def test_requests_join_and_leave_between_steps(backbone, engine):
+    """A long request goes on while short ones come and go, many in a step of the long one's."""
+    expected = {name: backbone.generate("story", name, max_new_tokens=3) for name in ("small", "dora", None)}
+    alone = backbone.generate(LONG, "large", max_new_tokens=40, eos_token_id=None)
+    before = engine.stats()
+    long = engine.submit(LONG, "large", max_new_tokens=40, eos_token_id=None)
+    for name, text in list(expected.items()) * 3:
+        assert engine.submit("story", name, max_new_tokens=3).result(20).text == text
+    assert long.result(20).text == alone
+    after = engine.stats()
+    steps, tokens = after.steps - before.steps, after.tokens - before.tokens
+    assert tokens >= 40 + 9
+    assert steps < tokens  # so some were shared
+
+
+def test_a_prompt_in_chunks_keeps_its_adapter(backbone):
+    """Chunks of 4 tokens, with neighbours that have other adapters in every one of the steps."""
+    names = ("large", None, "output", "whole", "small")
+    with backbone.engine(**SMALL | {"batch_tokens": 4}) as engine:
+        requests = [engine.submit(LONG, name, max_new_tokens=6) for name in names]
+        for name, request in zip(names, requests, strict=True):
+            assert request.result(20).text == backbone.generate(LONG, name, max_new_tokens=6)
+
+
+@pytest.mark.parametrize("settings", [
+    {"temperature": 1.7}, {"top_k": 5}, {"top_p": 0.6, "temperature": 2.0}, {"repetition_penalty": 1.8, "min_p": 0.01},
+], ids=str)  # fmt: skip
+def test_a_seed_gives_what_it_gives_generate(backbone, engine, settings):
+    """Among greedy requests and others with seeds of their own."""
+    sampled = {"do_sample": True, "max_new_tokens": 10} | settings
+    expected = {}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        expected[seed] = backbone.generate("the bank", "small", **sampled)
+    assert len(set(expected.values())) > 1
+    greedy = [engine.submit("story", "large", max_new_tokens=12) for _ in range(3)]
+    requests = {seed: engine.submit("the bank", "small", seed=seed, **sampled) for seed in expected}
+    assert {seed: request.result(20).text for seed, request in requests.items()} == expected
+    assert {request.result(20).text for request in greedy} == {backbone.generate("story", "large", max_new_tokens=12)}
+
+
+def test_processors_of_greedy_requests(backbone, engine):
+    for settings in (
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 9, "eos_token_id": 5},
+    ):
+        wanted = {"max_new_tokens": 10} | settings
+        assert engine.submit("profit", "small", **wanted).result(20).text == backbone.generate(
+            "profit", "small", **wanted
+        )
+
+
+def test_without_a_seed_answers_differ_and_nobody_elses_random_numbers_change(backbone):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with backbone.engine(**SMALL) as engine:
+        requests = [engine.submit("profit", do_sample=True, temperature=5.0, max_new_tokens=10) for _ in range(4)]
+        assert len({request.result(20).text for request in requests}) == 4
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_stop_tokens_and_lengths_are_each_requests_own(backbone, engine):
+    tokens = engine.submit("profit rose", "large", max_new_tokens=12, eos_token_id=None).result(20).tokens
+    stop = next(token for token in tokens[3:] if tokens.index(token) >= 3)
+    stopped = engine.submit("profit rose", "large", max_new_tokens=12, eos_token_id=[stop, 2])
+    short = engine.submit("profit rose", "large", max_new_tokens=2, eos_token_id=None).result(20)
+    assert stopped.result(20).tokens == tokens[: tokens.index(stop) + 1]
+    assert stopped.result(20).finish_reason == "stop"
+    assert (short.tokens, short.finish_reason) == (tokens[:2], "length")
+
+
+def test_pieces_add_up_to_the_text_in_whatever_thread_they_are_read(engine):
+    requests = [engine.submit(prompt, "large", max_new_tokens=12) for prompt in PROMPTS]
+    read = {}
+
+    def consume(request):
+        read[request.id] = list(request)
+
+    threads = [threading.Thread(target=consume, args=(request,)) for request in requests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    for request in requests:
+        text = request.result(20).text
+        assert "".join(read[request.id]) == text
+        assert "".join(request) == text  # again, from the beginning
+    assert any(len(pieces) > 5 for pieces in read.values())
+
+
+def test_a_piece_comes_before_the_next_step(backbone):
+    """The first piece is there while the request still runs."""
+    with backbone.engine(**SMALL) as engine:
+        request = engine.submit("profit", "large", max_new_tokens=50, eos_token_id=None)
+        reader = iter(request)
+        assert next(reader)
+        seen = len(request.tokens)
+        list(reader)
+        assert seen < 50
+
+
+def test_prompts_are_put_as_the_adapter_was_trained(bases, folders, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.load(folders["small"], "plain")
+    templated = make_adapter(bases("llama"), tmp_path / "templated", task="text-generation", seed=1, r=2)
+    Manifest(
+        "text-generation", BaseIdentity("x"), preprocessing=Preprocessing({}, prefix="the report "),
+        prompt=Prompt("instruction", "market {prompt} price"),
+    ).write(templated)  # fmt: skip
+    backbone.load(templated)
+    with backbone.engine(**SMALL) as engine:
+        rendered = engine.submit("the report market dog price", "plain", max_new_tokens=5).result(20)
+        assert engine.submit("dog", "templated", max_new_tokens=5).result(20).tokens == rendered.tokens
+
+
+@pytest.mark.parametrize("family", ["gpt2", "tied", "gemma3"])
+def test_other_architectures(bases, tmp_path, family):
+    changes = (
+        {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3" else {}
+    )
+    base = make_base(family, tmp_path / "base", **changes)
+    backbone = Backbone.from_pretrained(str(base))
+    for seed in (1, 2):
+        backbone.load(make_adapter(base, tmp_path / f"a{seed}", task="text-generation", seed=seed))
+    names = ["a1", None, "a2"]
+    expected = [backbone.generate(LONG, name, max_new_tokens=12) for name in names]
+    assert len(set(expected)) > 1
+    with backbone.engine(**SMALL) as engine:
+        requests = [engine.submit(LONG, name, max_new_tokens=12) for name in names]
+        assert [request.result(20).text for request in requests] == expected
+
+
+def test_a_quantized_backbone(bases, folders):
+    backbone = Backbone.from_pretrained(str(bases("llama")), quantization="nf4")
+    for name in ("small", "large"):
+        backbone.load(folders[name], name)
+    names = ["small", None, "large"]
+    with backbone.engine(**SMALL) as engine:
+        requests = [engine.submit(LONG, name, max_new_tokens=8) for name in names]
+        assert [request.result(20).text for request in requests] == [
+            backbone.generate(LONG, name, max_new_tokens=8) for name in names
+        ]
+
+
+def test_a_compiled_backbone_is_served_as_it_is(bases, folders):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for name in ("small", "large"):
+        backbone.load(folders[name], name)
+    expected = [backbone.generate("story", name, max_new_tokens=8) for name in ("small", None, "large")]
+    backbone.compile(backend="eager")
+    with backbone.engine(**SMALL) as engine:
+        requests = [engine.submit("story", name, max_new_tokens=8) for name in ("small", None, "large")]
+        assert [request.result(20).text for request in requests] == expected
+
+
+def test_calls_outside_the_engine_go_on_beside_it(backbone, engine):
+    """transformers' loop would switch off causal attention in everybody's forward while one of its own runs."""
+    expected = backbone.generate(list(PROMPTS), ["small", None, "large", "dora"], max_new_tokens=8)
+    requests = [engine.submit(LONG, "output", max_new_tokens=30, eos_token_id=None) for _ in range(3)]
+    for _ in range(3):
+        assert backbone.generate(list(PROMPTS), ["small", None, "large", "dora"], max_new_tokens=8) == expected
+    assert len({request.result(20).text for request in requests}) == 1
+
+
+def test_two_engines_on_one_backbone(backbone, engine):
+    with backbone.engine(**SMALL) as other:
+        requests = [each.submit("story", "large", max_new_tokens=9) for each in (engine, other) for _ in range(3)]
+        assert {request.result(20).text for request in requests} == {
+            backbone.generate("story", "large", max_new_tokens=9)
+        }
+
+
+def test_many_threads_submit_and_read(backbone, engine):
+    names = [*backbone.adapters, None]
+    expected = {
+        (prompt, name): backbone.generate(prompt, name, max_new_tokens=6) for prompt in PROMPTS for name in names
+    }
+    wrong = []
+
+    def call(start):
+        for place in range(start, start + 12):
+            key = PROMPTS[place % 4], names[place % len(names)]
+            text = engine.submit(*key, max_new_tokens=6).result(30).text
+            if text != expected[key]:
+                wrong.append((key, text))
+
+    threads = [threading.Thread(target=call, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"num_beams": 3}, "num_beams: not for an engine's requests"),
+    ({"stop_strings": ["x"]}, "stop_strings: not for"),
+    ({"temperature": 0.0, "do_sample": True}, "temperature.*strictly positive"),
+    ({"max_new_tokens": 0}, "must be greater than 0"),
+    ({"seed": 3}, "without do_sample"),
+    ({"top_k": "many", "do_sample": True}, "top_k"),
+], ids=str)  # fmt: skip
+def test_settings_that_cant_be_meant_are_refused(engine, settings, message):
+    with pytest.raises(UsageError, match=message):
+        engine.submit("profit", **settings)

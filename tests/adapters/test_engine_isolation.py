@@ -1,0 +1,307 @@
+"""What happens to one request of an engine stays with it: caches, versions, cancellations, errors, the end."""
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import (
+    EngineStoppedError,
+    RequestCancelledError,
+    RequestFailedError,
+    RequestTooLongError,
+    UnknownReferenceError,
+    UsageError,
+)
+from tiny import VOCABULARY, make_adapter
+
+SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
+LONG = "profit sales rose fell bank the a report shares loss gain growth market price offer cash win free click patient"
+
+
+@pytest.fixture(scope="module")
+def folders(bases, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("isolation")
+    return [
+        make_adapter(bases("llama"), folder / f"a{seed}", task="text-generation", seed=seed, r=rank)
+        for seed, rank in ((1, 4), (2, 4), (3, 32))
+    ]
+
+
+@pytest.fixture
+def backbone(bases, folders):
+    """A tiny Llama with the adapters one and two."""
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for name, folder in zip(("one", "two"), folders, strict=False):
+        backbone.load(folder, name)
+    return backbone
+
+
+def answers_to_a_long_prompt(backbone):
+    """By adapter: generated alone, in an engine one after the other, and in an engine at once."""
+    names = ["one", "two", None]
+    alone = {name: backbone.generate(LONG, name, max_new_tokens=6) for name in names}
+    with backbone.engine(**SMALL) as engine:
+        in_turn = {name: engine.submit(LONG, name, max_new_tokens=6).result(20).text for name in names}
+        requests = {name: engine.submit(LONG, name, max_new_tokens=6) for name in names * 2}
+        at_once = {name: request.result(20).text for name, request in requests.items()}
+    return alone, in_turn, at_once
+
+
+def test_a_cached_prefix_is_never_shared_across_adapters(backbone):
+    alone, in_turn, at_once = answers_to_a_long_prompt(backbone)
+    assert len(set(alone.values())) == 3
+    assert in_turn == alone
+    assert at_once == alone
+
+
+def test_the_test_above_sees_a_shared_prefix(backbone, monkeypatch):
+    """With transformers' own sharing, one adapter's keys and values answer for another's."""
+
+    def sharing(**settings):
+        return ContinuousBatchingConfig(**settings | {"allow_block_sharing": True})
+
+    monkeypatch.setattr("lorary.adapters.engine.loop.ContinuousBatchingConfig", sharing)
+    alone, in_turn, at_once = answers_to_a_long_prompt(backbone)
+    assert in_turn != alone
+    assert at_once != alone
+
+
+def test_requests_finish_on_the_version_they_began_with(backbone, folders):
+    """Swapped for a version of larger rank, which moves all slots to a larger arena, and then unloaded."""
+    old = backbone.generate("story", "one", max_new_tokens=40, eos_token_id=None)
+    with backbone.engine(**SMALL) as engine:
+        before = engine.submit("story", "one", max_new_tokens=40, eos_token_id=None)
+        next(iter(before))
+        backbone.swap("one", folders[2])
+        after = engine.submit("story", "one", max_new_tokens=40, eos_token_id=None)
+        next(iter(after))
+        backbone.unload("one")
+        with pytest.raises(UnknownReferenceError, match="no adapter 'one'"):
+            engine.submit("story", "one")
+        old_version, new_version = before.result(20), after.result(20)
+    backbone.load(folders[2], "one")
+    assert old_version.text == old
+    assert new_version.text == backbone.generate("story", "one", max_new_tokens=40, eos_token_id=None) != old
+    assert old_version.digest != new_version.digest
+    assert backbone.stats().slots_used == 2  # the versions that were let go have left theirs
+
+
+def test_a_waiting_request_keeps_its_version_too(backbone, folders):
+    old = backbone.generate("story", "one", max_new_tokens=5)
+    with backbone.engine(**SMALL | {"max_running": 1}) as engine:
+        first = engine.submit(LONG, "two", max_new_tokens=40, eos_token_id=None)
+        waiting = engine.submit("story", "one", max_new_tokens=5)
+        assert engine.stats().waiting == 1
+        backbone.swap("one", folders[2])
+        assert waiting.result(20).text == old
+        assert first.done
+
+
+def test_a_cancelled_request_gives_its_memory_back(backbone):
+    with backbone.engine(**SMALL) as engine:
+        kept = engine.submit(LONG, "one", max_new_tokens=40, eos_token_id=None)
+        dropped = [engine.submit(LONG, name, max_new_tokens=44, eos_token_id=None) for name in ("two", None, "two")]
+        next(iter(dropped[0]))
+        held = engine.stats()
+        for request in dropped:
+            request.cancel()
+        with pytest.raises(RequestCancelledError, match="was cancelled after"):
+            dropped[0].result(5)
+        with pytest.raises(RequestCancelledError):
+            list(dropped[1])
+        settled(engine, running=1)
+        freed = engine.stats()
+        assert kept.result(20).text == backbone.generate(LONG, "one", max_new_tokens=40, eos_token_id=None)
+        settled(engine, running=0)
+        stats = engine.stats()
+    assert held.cache_free < freed.cache_free < stats.cache_free == 1.0
+    assert freed.running_adapters == ("one",)
+    assert (stats.finished, stats.cancelled, stats.failed) == (1, 3, 0)
+    backbone.unload("two")
+    assert backbone.stats().slots_used == 1
+
+
+def settled(engine, running):
+    """Wait until so many requests run: the loop lets go of the others before its next step."""
+    deadline = time.monotonic() + 10
+    while engine.stats().running != running and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert engine.stats().running == running
+
+
+def test_cancelling_twice_or_too_late_changes_nothing(backbone):
+    with backbone.engine(**SMALL) as engine:
+        request = engine.submit("story", "one", max_new_tokens=3)
+        text = request.result(10).text
+        request.cancel()
+        request.cancel()
+        assert request.result().text == text
+        assert engine.stats().cancelled == 0
+
+
+def test_a_request_in_the_queue_can_be_cancelled(backbone):
+    with backbone.engine(**SMALL | {"max_running": 1}) as engine:
+        first = engine.submit("story", "one", max_new_tokens=30, eos_token_id=None)
+        queued = engine.submit("story", "two", max_new_tokens=3)
+        queued.cancel()
+        assert engine.stats().waiting == 0
+        with pytest.raises(RequestCancelledError, match="after 0 tokens"):
+            queued.result(5)
+        assert first.result(20).finish_reason == "length"
+
+
+def test_more_requests_than_the_cache_holds(backbone):
+    """transformers then takes requests out of the cache and begins them anew; nobody is to notice."""
+    names = ["one", "two", None, "one", "two", None]
+    sampled = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 30, "eos_token_id": None}
+    expected = []
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        expected.append(backbone.generate(LONG, name, **sampled))
+    with backbone.engine(**SMALL | {"cache_tokens": 100}) as engine:
+        requests = [engine.submit(LONG, name, seed=seed, **sampled) for seed, name in enumerate(names)]
+        assert [request.result(30).text for request in requests] == expected
+        settled(engine, running=0)
+        assert engine.stats().cache_free == 1.0
+
+
+def test_what_never_fits_is_refused_at_once(backbone):
+    with backbone.engine(**SMALL | {"cache_tokens": 32}) as engine:
+        with pytest.raises(
+            RequestTooLongError, match=r"20 prompt tokens and 14 new ones need 33 places.*cache.* has 32"
+        ):
+            engine.submit(LONG, "one", max_new_tokens=14)
+        # One token less has just room enough.
+        assert len(engine.submit(LONG, "one", max_new_tokens=13, eos_token_id=None).result(10).tokens) == 13
+    with backbone.engine(**SMALL) as engine:
+        with pytest.raises(RequestTooLongError, match="the model has 64"):
+            engine.submit(LONG, max_new_tokens=46)
+        done = engine.submit(LONG, max_new_tokens=45, eos_token_id=None).result(10)
+        assert done.text == backbone.generate(LONG, max_new_tokens=45, eos_token_id=None)
+
+
+def test_a_bad_submission_disturbs_nobody(backbone):
+    with backbone.engine(**SMALL) as engine:
+        running = engine.submit("story", "one", max_new_tokens=30, eos_token_id=None)
+        for prompt, name, error in (("story", "three", UnknownReferenceError), ("", "one", UsageError)):
+            with pytest.raises(error):
+                engine.submit(prompt, name)
+        assert running.result(20).text == backbone.generate("story", "one", max_new_tokens=30, eos_token_id=None)
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(backbone):
+    backbone.tokenizer.add_tokens(["beyond"])
+    with backbone.engine(**SMALL) as engine, pytest.raises(UsageError, match=f"the model has {VOCABULARY}"):
+        engine.submit("beyond")
+
+
+def test_a_failing_choice_of_a_token_ends_its_request_alone(backbone):
+    """All tokens but one suppressed, and that one too: there is nothing left to draw."""
+    everything = list(range(VOCABULARY))
+    with backbone.engine(**SMALL) as engine:
+        others = [engine.submit("story", name, max_new_tokens=20, eos_token_id=None) for name in ("one", "two")]
+        broken = engine.submit("story", "one", do_sample=True, suppress_tokens=everything, max_new_tokens=5)
+        with pytest.raises(RequestFailedError, match="choosing a token failed"):
+            broken.result(10)
+        for name, request in zip(("one", "two"), others, strict=True):
+            assert request.result(20).text == backbone.generate("story", name, max_new_tokens=20, eos_token_id=None)
+        settled(engine, running=0)
+        assert engine.stats().failed == 1
+
+
+def test_logits_that_are_no_numbers_are_an_error(backbone):
+    with backbone.engine(**SMALL) as engine:
+        handle = backbone.model.lm_head.register_forward_hook(lambda module, args, output: output * torch.nan)
+        request = engine.submit("story", "one", max_new_tokens=5)
+        with pytest.raises(RequestFailedError, match="answered NaN"):
+            request.result(10)
+        handle.remove()
+        assert engine.submit("story", "one", max_new_tokens=5).result(10).text == backbone.generate(
+            "story", "one", max_new_tokens=5
+        )
+
+
+def test_a_crash_reaches_everybody(backbone):
+    with backbone.engine(**SMALL | {"max_running": 2}) as engine:
+        requests = [engine.submit("story", name, max_new_tokens=50, eos_token_id=None) for name in ("one", "two", None)]
+        next(iter(requests[0]))
+        found = []
+
+        def wait(request):
+            try:
+                list(request)
+            except EngineStoppedError as error:
+                found.append(str(error))
+
+        waiting = [threading.Thread(target=wait, args=(request,)) for request in requests]
+        for thread in waiting:
+            thread.start()
+
+        def fail(module, args, output):
+            raise MemoryError("no more")
+
+        handle = backbone.model.lm_head.register_forward_hook(fail)
+        for thread in waiting:
+            thread.join(10)
+        handle.remove()
+        assert found == ["the engine's thread has failed (MemoryError: no more); open another engine"] * 3
+        with pytest.raises(EngineStoppedError, match="has failed"):
+            engine.submit("story")
+    backbone.unload("one")
+    assert backbone.stats().slots_used == 1  # nothing is held any more
+    with backbone.engine(**SMALL) as engine:
+        assert engine.submit("story", "two", max_new_tokens=3).result(10).tokens
+
+
+def test_closing_ends_what_runs_and_frees_the_cache(backbone):
+    threads = set(threading.enumerate())
+    engine = backbone.engine(**SMALL)
+    (loop,) = set(threading.enumerate()) - threads
+    cache = weakref.ref(engine._loop._manager.batch_processor.cache)
+    request = engine.submit("story", "one", max_new_tokens=60, eos_token_id=None)
+    next(iter(request))
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineStoppedError, match="was closed"):
+        request.result(5)
+    with pytest.raises(EngineStoppedError, match="was closed"):
+        engine.submit("story")
+    assert not loop.is_alive()
+    gc.collect()
+    assert cache() is None
+    assert engine.stats().running == 0
+    backbone.unload("one")
+    assert backbone.stats().slots_used == 1
+
+
+def test_closing_can_wait_for_what_is_there(backbone):
+    engine = backbone.engine(**SMALL | {"max_running": 2})
+    requests = [engine.submit("story", name, max_new_tokens=20, eos_token_id=None) for name in ("one", "two", None)]
+    engine.close(drain=True, timeout=20)
+    assert all(len(request.result(0).tokens) == 20 for request in requests)
+
+
+def test_an_engine_that_is_dropped_ends_its_thread(backbone):
+    threads = set(threading.enumerate())
+    engine = backbone.engine(**SMALL)
+    (loop,) = set(threading.enumerate()) - threads
+    assert loop.daemon
+    assert engine.submit("story", max_new_tokens=2).result(10).tokens
+    del engine
+    gc.collect()
+    loop.join(5)
+    assert not loop.is_alive()
+
+
+def test_waiting_has_an_end(backbone):
+    with backbone.engine(**SMALL) as engine:
+        request = engine.submit("story", "one", max_new_tokens=60, eos_token_id=None)
+        with pytest.raises(TimeoutError, match="isn't done yet"):
+            request.result(0.0)
+        assert len(request.result(20).tokens) == 60

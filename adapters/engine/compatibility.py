@@ -91,9 +91,10 @@ def check_backbone(inference: Inference) -> None:
         )
     attention = model.config._attn_implementation
     if attention != "sdpa" and "flash" not in str(attention):
+        other = "load it with attn_implementation='sdpa' and pass it to Backbone.from_model"
         raise EngineUnsupportedError(
-            f"{name} computes its attention with {attention!r}, which reads no paged cache; load it with "
-            "attn_implementation='sdpa' and pass it to Backbone.from_model"
+            f"{name} computes its attention with {attention!r}, which reads no paged cache; "
+            + (other if getattr(model, "_supports_sdpa", False) else "it has no other: use Backbone.generate")
         )
 
 

@@ -30,8 +30,8 @@ class EngineSettings:
         least = {"page_tokens": 4, "cache_tokens": self.page_tokens}
         for setting in fields(self):
             value, bound = getattr(self, setting.name), least.get(setting.name, 1)
-            if value < bound:
-                raise UsageError(f"{setting.name}={value}: expected at least {bound}")
+            if not isinstance(value, int) or value < bound:
+                raise UsageError(f"{setting.name}={value!r}: expected a whole number of at least {bound}")
 
 
 @dataclass(frozen=True)

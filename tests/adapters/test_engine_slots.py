@@ -1,0 +1,134 @@
+"""More adapters than slots: requests wait their turn, none for ever, and slots that others use stay theirs."""
+
+import pytest
+
+from lorary.adapters import Backbone
+from lorary.adapters.engine import admission
+from lorary.hub.errors import SlotsFullError
+from tiny import make_adapter
+
+SMALL = {"cache_tokens": 1024, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
+NAMES = ["a0", "a1", "a2", "a3", "a4"]
+
+
+@pytest.fixture(scope="module")
+def folders(bases, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slots")
+    return {
+        name: make_adapter(bases("llama"), folder / name, task="text-generation", seed=seed)
+        for seed, name in enumerate(NAMES, start=1)
+    }
+
+
+@pytest.fixture
+def open_backbone(bases, folders):
+    """A function: a tiny Llama with five adapters and so many slots."""
+
+    def open_with(slots):
+        backbone = Backbone.from_pretrained(str(bases("llama")), slots=slots)
+        for name, folder in folders.items():
+            backbone.load(folder, name)
+        return backbone
+
+    return open_with
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_five_adapters_take_turns(open_backbone, slots):
+    backbone = open_backbone(slots)
+    names = [*NAMES, None]
+    expected = {name: backbone.generate("story", name, max_new_tokens=6) for name in names}
+    assert len(set(expected.values())) > 3
+    with backbone.engine(**SMALL) as engine:
+        requests = [(name, engine.submit("story", name, max_new_tokens=6)) for name in names * 4]
+        assert [request.result(30).text for _, request in requests] == [expected[name] for name, _ in requests]
+        assert engine.stats().finished == 24
+    assert backbone.stats().evictions >= 5 - slots
+
+
+def test_a_request_that_waits_for_a_slot_is_not_overtaken_for_ever(open_backbone):
+    """One slot, and always another request for the adapter that has it."""
+    backbone = open_backbone(1)
+    expected = backbone.generate("story", "a1", max_new_tokens=3)
+    with backbone.engine(**SMALL) as engine:
+        ahead = [engine.submit("story", "a0", max_new_tokens=20, eos_token_id=None) for _ in range(3)]
+        patient = engine.submit("story", "a1", max_new_tokens=3)
+        crowd = [engine.submit("story", "a0", max_new_tokens=20, eos_token_id=None) for _ in range(80)]
+        assert patient.result(30).text == expected
+        finished = sum(request.done for request in crowd)
+        assert finished <= admission._OVERTAKERS
+        assert all(request.done for request in ahead)
+        assert {len(request.result(30).tokens) for request in crowd} == {20}
+
+
+def test_bare_requests_pass_one_that_waits_for_a_slot(open_backbone):
+    backbone = open_backbone(1)
+    with backbone.engine(**SMALL) as engine, backbone.using("a0"):
+        waiting = engine.submit("story", "a1", max_new_tokens=3)
+        assert engine.submit("story", None, max_new_tokens=3).result(10).tokens
+        assert not waiting.done
+        waiting.cancel()
+
+
+def test_a_slot_that_another_call_leaves_goes_to_who_waits(open_backbone):
+    backbone = open_backbone(1)
+    expected = backbone.generate("story", "a1", max_new_tokens=6)
+    with backbone.engine(**SMALL) as engine:
+        with backbone.using("a0"):
+            waiting = engine.submit("story", "a1", max_new_tokens=6)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+            assert engine.stats().waiting == 1
+        assert waiting.result(10).text == expected
+
+
+def test_pinned_adapters_keep_their_slots(open_backbone):
+    backbone = open_backbone(2)
+    backbone.pin("a0")
+    with backbone.engine(**SMALL) as engine:
+        requests = [engine.submit("story", name, max_new_tokens=4) for name in NAMES * 2]
+        assert all(request.result(20).tokens for request in requests)
+        held = backbone.stats()
+        assert held.slots_used == 2
+        evictions = held.evictions
+        assert engine.submit("story", "a0", max_new_tokens=4).result(10).tokens
+        assert backbone.stats().evictions == evictions  # it was there all the time
+
+
+def test_a_slot_that_will_never_be_free_is_an_error(open_backbone):
+    backbone = open_backbone(1)
+    backbone.pin("a0")
+    with backbone.engine(**SMALL) as engine:
+        with pytest.raises(SlotsFullError, match="of 1 slots 1 are pinned"):
+            engine.submit("story", "a1", max_new_tokens=4).result(10)
+        assert engine.submit("story", "a0", max_new_tokens=4).result(10).tokens
+        backbone.unpin("a0")
+        assert engine.submit("story", "a1", max_new_tokens=4).result(10).tokens
+
+
+def test_a_running_requests_slot_is_not_taken_by_a_load(open_backbone, folders):
+    backbone = open_backbone(1)
+    expected = backbone.generate("story", "a1", max_new_tokens=40, eos_token_id=None)
+    with backbone.engine(**SMALL) as engine:
+        request = engine.submit("story", "a1", max_new_tokens=40, eos_token_id=None)
+        next(iter(request))
+        with pytest.raises(SlotsFullError, match="in use by running calls"):
+            backbone.load(folders["a2"], "another")
+        assert not request.done
+        assert request.result(20).text == expected
+
+
+def test_factors_are_laid_out_once_while_the_same_requests_go_on(open_backbone):
+    backbone = open_backbone(4)
+    laid_out = []
+    route = backbone._residency.route
+    backbone._residency.route = lambda *args: laid_out.append(1) or route(*args)
+    with backbone.engine(**SMALL) as engine:
+        laid_out.clear()
+        steps = engine.stats().steps
+        requests = [
+            engine.submit("story", name, max_new_tokens=40, eos_token_id=None) for name in ("a0", "a1", None, "a2")
+        ]
+        assert {len(request.result(20).tokens) for request in requests} == {40}
+        assert engine.stats().steps - steps >= 40
+    assert len(laid_out) <= 12  # a few while they join and leave, not one for each of the steps

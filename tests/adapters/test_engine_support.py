@@ -1,0 +1,170 @@
+"""What an engine can't serve, it says by name: models, attentions, versions, and models that answer otherwise in it."""
+
+import threading
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from lorary.adapters import Backbone
+from lorary.adapters.engine import compatibility
+from lorary.hub.errors import EngineUnsupportedError, RequestTooLongError, UsageError
+from tiny import make_adapter, make_base, make_tokenizer
+
+SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
+
+
+def test_the_installed_version_is_one_that_was_tested(bases, recwarn):
+    with Backbone.from_pretrained(str(bases("llama"))).engine(**SMALL):
+        pass
+    assert not [warning for warning in recwarn if warning.category is compatibility.UntestedVersionWarning]
+
+
+@pytest.mark.parametrize("version", ["5.22.1", "5.24.0", "6.0.0.dev0"])
+def test_another_version_says_so(bases, monkeypatch, version):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    monkeypatch.setattr(transformers, "__version__", version)
+    with pytest.warns(compatibility.UntestedVersionWarning, match=f"5.23 up to but not.* 5.24, this is {version}"):
+        backbone.engine(**SMALL).close()
+
+
+def test_a_version_that_lacks_a_seam_is_refused(bases, monkeypatch):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    from transformers.generation.continuous_batching import continuous_api, scheduler
+
+    monkeypatch.delattr(scheduler, "SCHEDULER_MAPPING")
+    with pytest.raises(EngineUnsupportedError, match="no SCHEDULER_MAPPING; the engine was tested with"):
+        backbone.engine(**SMALL)
+    monkeypatch.undo()
+    monkeypatch.delattr(continuous_api.OutputRouter, "fail_and_deliver")
+    with pytest.raises(EngineUnsupportedError, match=r"no OutputRouter\.fail_and_deliver"):
+        backbone.engine(**SMALL)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"), [("bert", "has no language-modelling head"), ("t5", "is an encoder-decoder")]
+)
+def test_models_that_continuous_batching_is_not_for(bases, family, message):
+    with pytest.raises(EngineUnsupportedError, match=message):
+        Backbone.from_pretrained(str(bases(family))).engine(**SMALL)
+
+
+def test_an_attention_that_reads_no_paged_cache(bases):
+    model = AutoModelForCausalLM.from_pretrained(bases("llama"), attn_implementation="eager")
+    with pytest.raises(EngineUnsupportedError, match=r"'eager'.*attn_implementation='sdpa'"):
+        Backbone.from_model(model, make_tokenizer("llama")).engine(**SMALL)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_backbone_without_a_tokenizer(bases):
+    model = AutoModelForCausalLM.from_pretrained(bases("llama"))
+    with pytest.raises(EngineUnsupportedError, match="without a tokenizer"):
+        Backbone.from_model(model, None).engine(**SMALL)
+
+
+def test_a_model_without_pages_for_its_layers():
+    """Mamba keeps a state, not keys and values."""
+    config = transformers.MambaConfig(vocab_size=44, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model = transformers.MambaForCausalLM(config)
+    before = threading.active_count()
+    with pytest.raises(EngineUnsupportedError, match=r"MambaForCausalLM computes its attention with 'eager'.*no other"):
+        Backbone.from_model(model, make_tokenizer("llama")).engine(**SMALL)
+    assert threading.active_count() == before
+
+
+def without_pages(forward, *args, cache, **kwargs):
+    """An attention that lets the cache be, as one from outside transformers does that knows nothing of pages."""
+    return forward(*args, **kwargs)
+
+
+def without_mask(forward, *args, attention_mask, **kwargs):
+    """An attention that sees every request of the step, and nothing that looks amiss."""
+    return forward(*args, attention_mask=None, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"), [(without_pages, "fails in continuous batching"), (without_mask, "answers otherwise")]
+)
+def test_a_model_that_is_not_itself_in_a_packed_row(bases, attention, message):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    before = threading.active_count()
+    for layer in backbone.body.layers:
+        original = layer.self_attn.forward
+
+        def forward(*args, original=original, **kwargs):
+            return attention(original, *args, **kwargs) if "cache" in kwargs else original(*args, **kwargs)
+
+        layer.self_attn.forward = forward
+    with pytest.raises(EngineUnsupportedError, match=f"LlamaForCausalLM {message}"):
+        backbone.engine(**SMALL)
+    assert threading.active_count() == before
+
+
+def test_a_bfloat16_backbone_opens(bases, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("llama")), dtype="bfloat16")
+    backbone.load(make_adapter(bases("llama"), tmp_path / "a", task="text-generation"))
+    with backbone.engine(**SMALL) as engine:
+        requests = [engine.submit("story", name, max_new_tokens=5) for name in ("a", None)]
+        assert all(request.result(10).tokens for request in requests)
+
+
+def test_frequencies_that_turn_with_the_longest_request(tmp_path):
+    """Longrope has other frequencies beyond its first length, for everybody in the step."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    base = make_base("llama", tmp_path / "base", rope_parameters=rope | {"original_max_position_embeddings": 16})
+    backbone = Backbone.from_pretrained(str(base))
+    expected = backbone.generate("story", max_new_tokens=10)
+    with backbone.engine(**SMALL) as engine:
+        assert engine.submit("story", max_new_tokens=10).result(10).text == expected
+        with pytest.raises(RequestTooLongError, match="the model has 16"):
+            engine.submit("story", max_new_tokens=17)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache_tokens": 8}, "cache_tokens=8: expected a whole number of at least 16"),
+        ({"page_tokens": 2}, "page_tokens=2: expected a whole number of at least 4"),
+        ({"batch_tokens": 0}, "batch_tokens=0: expected a whole number of at least 1"),
+        ({"max_running": "many"}, "max_running='many': expected a whole number"),
+    ],
+)
+def test_settings_that_are_too_small(bases, settings, message):
+    with pytest.raises(UsageError, match=message):
+        Backbone.from_pretrained(str(bases("llama"))).engine(**settings)
+
+
+def test_a_cache_beyond_all_memory(bases):
+    with pytest.raises(EngineUnsupportedError, match=r"cache_tokens=1000000000000.*[Mm]emory"):
+        Backbone.from_pretrained(str(bases("llama"))).engine(cache_tokens=10**12)
+
+
+def test_layers_that_mix_tokens_take_no_adapters(bases, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.load(make_adapter(bases("llama"), tmp_path / "a", task="text-generation"))
+    backbone._inference.rows_first = False  # what loading finds on such a model
+    with backbone.engine(**SMALL) as engine:
+        with pytest.raises(EngineUnsupportedError, match="don't keep the tokens of a step apart"):
+            engine.submit("story", "a")
+        assert engine.submit("story", max_new_tokens=2).result(10).tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(bases, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("llama")), device="cuda", dtype="float32")
+    names = [None]
+    for seed in (1, 2):
+        folder = make_adapter(bases("llama"), tmp_path / f"a{seed}", task="text-generation", seed=seed)
+        names.append(backbone.load(folder).name)
+    sampled = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 8}
+    with backbone.engine(**SMALL) as engine:
+        for name in names:
+            torch.manual_seed(3)
+            expected = backbone.generate("story", name, **sampled)
+            assert engine.submit("story", name, seed=3, **sampled).result(30).text == expected
+        requests = [engine.submit("story", name, max_new_tokens=12) for name in names * 3]
+        assert [request.result(30).text for request in requests] == [
+            backbone.generate("story", name, max_new_tokens=12) for name in names * 3
+        ]

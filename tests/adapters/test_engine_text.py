@@ -1,0 +1,68 @@
+"""Streaming: characters of several tokens come whole, and the pieces add up to the text."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lorary.adapters.engine.text import TextStream, text_of
+from tiny import make_tokenizer
+
+TEXT = "héllo 🌍 世界\n  ä 👩‍👩‍👧 end"
+
+
+def byte_level():
+    backend = Tokenizer(models.BPE({sign: i for i, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def byte_fallback():
+    """As Llama 2 and Gemma have it: a space belongs to the word behind it, and unknown characters become bytes."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁": 256}
+    vocabulary |= {sign: 257 + place for place, sign in enumerate("abdehlno")}
+    backend = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def pieces(tokenizer, tokens):
+    stream = TextStream(tokenizer)
+    return [*(stream.add([token]) for token in tokens), stream.rest()]
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_characters_come_whole(make):
+    tokenizer = make()
+    tokens = tokenizer(TEXT)["input_ids"]
+    assert len(tokens) > len(TEXT)
+    found = pieces(tokenizer, tokens)
+    assert "".join(found) == text_of(tokens, tokenizer) == TEXT
+    assert not any("\ufffd" in piece for piece in found)
+    assert "🌍" in found
+
+
+def test_an_unfinished_character_comes_at_the_end():
+    tokenizer = byte_level()
+    tokens = tokenizer("ok 🌍")["input_ids"][:-1]
+    *while_running, rest = pieces(tokenizer, tokens)
+    assert "".join(while_running) == "ok "
+    assert rest == "\ufffd"
+
+
+def test_bytes_that_make_no_characters():
+    tokenizer = byte_level()
+    for seed in range(50):
+        tokens = [random.Random(seed * 99 + place).randrange(256) for place in range(40)]
+        assert "".join(pieces(tokenizer, tokens)) == text_of(tokens, tokenizer)
+
+
+def test_special_tokens_are_left_out():
+    tokenizer = make_tokenizer("llama")
+    tokens = tokenizer("profit rose")["input_ids"] + [3, 3]
+    assert pieces(tokenizer, tokens) == ["profit", " rose", "", "", ""]

@@ -164,6 +164,7 @@ class Residency:
         replacing: str | None = None,
         weights: Weights | None = None,
         packing: Packing | None = None,
+        patience: float | None = None,
     ) -> Iterator[Routing]:
         """The routing for a call whose rows use these adapters, published or not, valid until the block ends.
 
@@ -172,6 +173,7 @@ class Residency:
             replacing: the idle adapter of this name gives up its slot if no other can be had.
             weights: the tensors of a single adapter, where they have just been read.
             packing: where the rows are the sequences of a packed one, how long each is.
+            patience: how many seconds to wait for slots that other calls have; the backbone's unless given.
 
         Raises:
             SlotsFullError: there are more adapters than slots that this call can have.
@@ -179,7 +181,8 @@ class Residency:
         """
         started, thread = time.perf_counter(), threading.get_ident()
         distinct = {adapter.content: adapter for adapter in adapters if adapter is not None}
-        missed = self._enter(distinct, thread, replacing, weights)
+        deadline = time.monotonic() + (self.limits.patience if patience is None else patience)
+        missed = self._enter(distinct, thread, deadline, replacing, weights)
         brought, routing = time.perf_counter(), None
         try:
             with self._lock:
@@ -207,10 +210,14 @@ class Residency:
             self._leave(contents, thread)
 
     def _enter(
-        self, distinct: dict[Content, Adapter], thread: int, replacing: str | None, weights: Weights | None
+        self,
+        distinct: dict[Content, Adapter],
+        thread: int,
+        deadline: float,
+        replacing: str | None,
+        weights: Weights | None,
     ) -> int:
         """Retain these contents, with all of them in slots; returns how many had to be brought there."""
-        deadline = time.monotonic() + self.limits.patience
         while True:
             with self._lock:
                 seen = self._released

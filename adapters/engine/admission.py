@@ -180,7 +180,8 @@ class Admission:
         if request.adapter is None:
             return lease
         try:
-            lease.enter_context(self._residency.lease([request.adapter]))
+            # Whoever waits here keeps everybody waiting, and slots that fall free call for admission anyway.
+            lease.enter_context(self._residency.lease([request.adapter], patience=0))
         except SlotsFullError as error:
             # Slots that running calls use fall free by themselves; pinned ones don't.
             if self._residency.pinned_slots() >= self._residency.slots:

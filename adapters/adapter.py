@@ -26,6 +26,8 @@ from lorary.hub.manifest import Manifest
 if TYPE_CHECKING:
     from lorary.adapters.inference import Inference
 
+_TAME = 1e4
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -153,7 +155,7 @@ class Fitter:
             UnsupportedAdapterError: a parameter of the base that was saved along isn't the backbone's.
         """
         source, tensors = adapter.source, weights.tensors
-        _check_finite(tensors, source)
+        largest = _largest(tensors, source)
         _check_copies(adapter.plan, tensors, self.inference.model, source)
         lowrank = {
             site.path: _low_rank(site, tensors, self.inference.model, self.modules) for site in adapter.plan.sites
@@ -162,6 +164,7 @@ class Fitter:
             raise NoEffectError(
                 f"{source}: every lora_B is zero, so the adapter does nothing; it was saved untrained, or damaged"
             )
+        adapter.content.tame = _are_tame(lowrank, adapter.plan, largest, self.dtype)
         return lowrank
 
     def parts(self, adapter: Adapter, weights: Weights) -> Parts:
@@ -203,11 +206,34 @@ def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], model: Any, modul
     return fold_magnitude(module, shape, weights, tensors[site.magnitude], norm_scale=site.scale)
 
 
-def _check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+def _largest(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, float]:
+    """Each tensor's largest absolute value, all of them numbers."""
+    largest = {}
     for key, tensor in tensors.items():
         # One pass without a copy: the extremes are NaN where any number is, and infinite where one is.
-        if tensor.numel() and not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+        least, most = map(float, torch.aminmax(tensor)) if tensor.numel() else (0.0, 0.0)
+        if not (math.isfinite(least) and math.isfinite(most)):
             raise NoEffectError(f"{source}: {key} holds NaN or infinity; the training run diverged, train again")
+        largest[key] = max(-least, most)
+    return largest
+
+
+def _are_tame(lowrank: Mapping[str, LowRank], plan: KeyPlan, largest: Mapping[str, float], dtype: torch.dtype) -> bool:
+    """Are the factors so small that no pass can overflow for them?
+
+    A transformer normalises between its blocks, so an update can't grow from block to block. Within one, three updates
+    multiply at most (gate, up and down), each by at most its factors' Frobenius norms; with ten thousand for each the
+    squares that norms take are still within what float32 and bfloat16 hold (3e38). Not so in float16.
+    """
+    if dtype is torch.float16 or plan.overrides:
+        return False
+    for site in plan.sites:
+        own = lowrank[site.path]
+        norms = largest[site.a] * largest[site.b] * math.sqrt(own.a.numel() * own.b.numel())
+        vectors = [float(vector.abs().max()) for vector in (own.bias, own.gain) if vector is not None]
+        if not max(own.scale * norms, *vectors, 0.0) <= _TAME:
+            return False
+    return True
 
 
 def _check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, source: str) -> None:

@@ -142,7 +142,11 @@ class Inference:
     def run(self, row: Sequence[int], routing: Routing | None) -> Any:
         """The model's own output for one token row; no routing means the bare backbone."""
         with torch.no_grad(), routed(routing):
-            return self.model(**self.batch(self._token_ids(row)))
+            return self.model(**self.probe_inputs(row))
+
+    def probe_inputs(self, row: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The model's inputs for one token row."""
+        return self.batch(self._token_ids(row))
 
     def _token_ids(self, row: Sequence[int]) -> torch.Tensor:
         return torch.tensor([list(row)], device=self.device)

@@ -19,11 +19,12 @@ from lorary.adapters.inference import Inference
 from lorary.adapters.layout import rows_come_first
 from lorary.adapters.lora import wrap
 from lorary.adapters.modules import ModuleMap
-from lorary.adapters.proof import demand_effect, settle_head
+from lorary.adapters.proof import demand_effect, probe_row, settle_head
 from lorary.adapters.residency import Residency
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.adapters.sources import find_checkpoint
+from lorary.adapters.tail import Tails
 from lorary.adapters.values import LoadedAdapter
 from lorary.adapters.weights import Weights, WeightsReader
 from lorary.hub.checkpoint import Checkpoint
@@ -39,6 +40,8 @@ class Files:
         self.reader = WeightsReader()
         self.fitter = Fitter(inference, modules, dtype)
         self.inference = inference
+        vocabulary = inference.body.get_input_embeddings().weight.shape[0]
+        self._tails = Tails(inference, probe_row((), vocabulary))
         self._settled = 0  # sites that the layout of rows was asked of
         self._settling = threading.Lock()
 
@@ -60,7 +63,7 @@ class Files:
     def prove(self, adapter: Adapter, routing: Routing) -> None:
         """Raise unless it takes effect in the slot that it was put in."""
         with eagerly():
-            demand_effect(self.inference, routing, adapter.source)
+            demand_effect(self.inference, routing, adapter.source, self._tails)
             settle_head(self.inference, routing, adapter)
             self._settle_rows(len(routing.arena.layout.sites))
         if adapter.head is not None:

@@ -15,6 +15,7 @@ from lorary.adapters.keys import Site
 from lorary.adapters.modules import ModuleMap, output_scale
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
+from lorary.adapters.tail import Tails
 from lorary.hub.errors import NoEffectError
 from lorary.hub.manifest import Numerics
 
@@ -35,17 +36,21 @@ class GoldenReport:
     note: str
 
 
-def demand_effect(inference: Inference, routing: Routing, source: str) -> None:
+def demand_effect(inference: Inference, routing: Routing, source: str, tails: Tails) -> None:
     """Run a few tokens with the adapter of ``routing`` and hold the output against the bare backbone's.
 
-    What the bare backbone makes of the probe's own tokens is kept, so this takes one pass; an adapter that has no
-    effect on those is given its own golden row before it is refused.
+    If its last module alone moves the logits, as it nearly always does, only the end of a pass is run
+    (:mod:`lorary.adapters.tail`). Else all of it is: one pass, since what the bare backbone makes of the probe's own
+    tokens is kept; an adapter that has no effect on those is given its own golden row before it is refused. All of it
+    is run as well where its factors are so large that the pass might overflow.
 
     Raises:
         NoEffectError: every tensor of the two outputs is the same, bit for bit, or the adapter's aren't numbers.
     """
     adapter = routing.adapters[0]
     golden_rows = adapter.manifest.golden_rows if adapter and adapter.manifest else ()
+    if adapter is not None and adapter.content.tame and tails.differs(routing, adapter.content.needs):
+        return
     vocabulary = inference.body.get_input_embeddings().weight.shape[0]
     if _has_effect(inference, routing, probe_row((), vocabulary), source):
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,6 +126,7 @@ class Fitter:
     inference: Inference
     modules: ModuleMap
     dtype: torch.dtype
+    _modules_of: dict[str, frozenset[str] | None] = field(default_factory=dict, repr=False)  # by task
 
     def fit(self, checkpoint: Checkpoint) -> Fit:
         """Place every key and check every shape, by the files' headers alone.
@@ -135,17 +136,16 @@ class Fitter:
         """
         check_supported(checkpoint)
         task = task_of(checkpoint)
-        empty = self._empty_head(checkpoint, task)
         # A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there.
-        offered = frozenset(name for name, _ in empty.named_modules()) if empty is not None else None
+        offered = self._offered(checkpoint, task)
         plan = plan_keys(checkpoint, self.modules, offered)
-        if empty is None and plan.head:
+        if offered is None and plan.head:
             raise UnsupportedAdapterError(
                 f"{checkpoint.source}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
                 f"heads are known for {', '.join(TASK_CLASSES)}"
             )
         check_golden_rows(checkpoint)
-        return Fit(task, plan, list(empty.config.id2label.values()) if empty is not None else None)
+        return Fit(task, plan, list(_labels(checkpoint)) if offered is not None else None)
 
     def factors(self, adapter: Adapter, weights: Weights) -> dict[str, LowRank]:
         """An adapter's factors by site, valid as long as ``weights`` are.
@@ -178,22 +178,34 @@ class Fitter:
             )
         return Parts(_overrides(plan, weights.tensors, self.inference.model, self.modules, self.dtype), head)
 
+    def _offered(self, checkpoint: Checkpoint, task: str) -> frozenset[str] | None:
+        """The modules of a task's model, which are the same whatever its labels; None for a task without a head."""
+        if task not in self._modules_of:
+            empty = self._empty_head(checkpoint, task)
+            self._modules_of[task] = None if empty is None else frozenset(name for name, _ in empty.named_modules())
+        return self._modules_of[task]
+
     def _empty_head(self, checkpoint: Checkpoint, task: str) -> Any:
         if task not in TASK_CLASSES:
             return None
         manifest = checkpoint.manifest
-        labels = manifest.labels if manifest else None
-        if labels is None:
-            count = count_labels({name: info.shape for name, info in checkpoint.tensors.items()})
-            labels = tuple(f"LABEL_{index}" for index in range(count))
         return empty_head(
             self.inference.body,
             task,
             source=checkpoint.source,
-            labels=labels,
+            labels=_labels(checkpoint),
             problem_type=manifest.problem_type if manifest else None,
             pad_token=self.inference.pad_id,
         )
+
+
+def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The names of a head's classes: the manifest's, else as many as the head has outputs."""
+    labels = checkpoint.manifest.labels if checkpoint.manifest else None
+    if labels is None:
+        count = count_labels({name: info.shape for name, info in checkpoint.tensors.items()})
+        labels = tuple(f"LABEL_{index}" for index in range(count))
+    return labels
 
 
 def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], model: Any, modules: ModuleMap) -> LowRank:

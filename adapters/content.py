@@ -33,8 +33,7 @@ class Content:
     ``block`` is the slot's content on the host, None where it was dropped or not yet read; ``parts`` are there while
     the adapter is on the host, in a slot or in use. The books of :class:`~lorary.adapters.residency.Residency` alone
     change any of this. ``needs`` is empty until the tensors were read once; ``tame``, whether they are so small that no
-    pass can overflow for them; ``proven``, whether they were shown to take effect. ``body_pass`` remembers what was
-    found out about the head (:class:`TaskHead`).
+    pass can overflow for them; ``proven``, whether they were shown to take effect.
     """
 
     digest: str
@@ -43,4 +42,3 @@ class Content:
     parts: Parts | None = None
     tame: bool = False
     proven: bool = False
-    body_pass: bool | None = None

@@ -42,6 +42,7 @@ class Files:
         self.inference = inference
         vocabulary = inference.body.get_input_embeddings().weight.shape[0]
         self._tails = Tails(inference, probe_row((), vocabulary))
+        self._reads_body_output: dict[type, bool] = {}  # by the class of a head's task model, whose code decides it
         self._settled = 0  # sites that the layout of rows was asked of
         self._settling = threading.Lock()
 
@@ -56,18 +57,19 @@ class Files:
     def parts(self, adapter: Adapter, weights: Weights) -> Parts:
         """What it has beside its slot."""
         parts = self.fitter.parts(adapter, weights)
-        if parts.head is not None and adapter.content.body_pass is not None:
-            parts.head.reads_body_output = adapter.content.body_pass
+        if parts.head is not None:
+            known = self._reads_body_output.get(type(parts.head.model))
+            parts.head.reads_body_output = parts.head.reads_body_output if known is None else known
         return parts
 
     def prove(self, adapter: Adapter, routing: Routing) -> None:
         """Raise unless it takes effect in the slot that it was put in."""
         with eagerly():
             demand_effect(self.inference, routing, adapter.source, self._tails)
-            settle_head(self.inference, routing, adapter)
+            if adapter.head is not None and type(adapter.head.model) not in self._reads_body_output:
+                settle_head(self.inference, routing, adapter)
+                self._reads_body_output[type(adapter.head.model)] = adapter.head.reads_body_output
             self._settle_rows(len(routing.arena.layout.sites))
-        if adapter.head is not None:
-            adapter.content.body_pass = adapter.head.reads_body_output
 
     def _settle_rows(self, sites: int) -> None:
         """Find out whether adapters can share a pass, again whenever they reach new modules."""

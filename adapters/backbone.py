@@ -416,7 +416,7 @@ class Backbone:
 
     def stats(self) -> Stats:
         """How many adapters are where, what they cost, and how long placing them took."""
-        arena, figures, tiers = self._residency.arena, self._residency.figures, self._residency.tier_sizes()
+        arena, figures, tiers = self._residency.arena, self._residency.measured(), self._residency.tier_sizes()
         return Stats(
             adapters=tuple(self._residency.names()),
             slots=self._residency.slots,

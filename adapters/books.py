@@ -21,8 +21,8 @@ from lorary.hub.errors import SlotsBusyError, SlotsFullError, UnknownReferenceEr
 class Books:
     """Names, pins, readers and slots.
 
-    ``slot_of`` and the host tier are in order of use, the least recently used first. ``readers`` counts the leases on
-    each content, by thread.
+    ``slot_of`` and the host tier are in order of use, the least recently used first. ``readers`` has, for each content
+    that is in use, the thread of each lease on it.
     """
 
     def __init__(self, slots: int, host: HostTier) -> None:
@@ -31,7 +31,7 @@ class Books:
         self.named: dict[str, Adapter] = {}
         self.pins: set[str] = set()
         self.slot_of: dict[Content, int] = {}
-        self.readers: dict[Content, Counter[int]] = {}
+        self.readers: dict[Content, list[int]] = {}
         self._names: Counter[Content] = Counter()
         self._contents: WeakValueDictionary[str, Content] = WeakValueDictionary()
 
@@ -84,24 +84,26 @@ class Books:
 
     def retain(self, contents: Iterable[Content], thread: int) -> None:
         """Note that a call of this thread reads these until :meth:`release`."""
+        readers = self.readers
         for content in contents:
-            self.readers.setdefault(content, Counter())[thread] += 1
+            readers.setdefault(content, []).append(thread)
 
     def release(self, contents: Iterable[Content], thread: int) -> None:
         """Note that the call has ended; what nobody wants any more is freed."""
+        readers = self.readers
         for content in contents:
-            own = self.readers[content]
-            own[thread] -= 1
-            if not own[thread]:
-                del own[thread]
+            own = readers[content]
+            own.remove(thread)
             if not own:
-                del self.readers[content]
+                del readers[content]
                 self.settle(content)
 
-    def touch(self, content: Content) -> None:
-        """Make a content that is in a slot the most recently used one."""
-        self.slot_of[content] = self.slot_of.pop(content)
-        self.host.touch(content)
+    def touch(self, contents: Iterable[Content]) -> None:
+        """Make contents that are in slots the most recently used ones."""
+        slot_of = self.slot_of
+        for content in contents:
+            slot_of[content] = slot_of.pop(content)
+        self.host.touch(contents)
 
     def keep(self, content: Content, block: Block) -> int:
         """Put a block on the host; returns how many others had to give theirs up for it."""
@@ -112,7 +114,7 @@ class Books:
 
     def settle(self, content: Content) -> None:
         """Free what an unread content has no right to: all of it without a name, its parts where it is nowhere."""
-        if content in self.readers:
+        if content in self.readers or (content in self._names and content in self.slot_of):
             return
         if content not in self._names:
             self.slot_of.pop(content, None)

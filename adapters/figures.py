@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from lorary.adapters.values import Percentiles
 from lorary.hub.errors import ThrashingWarning
@@ -18,8 +19,7 @@ _MISSED = 0.25  # of the adapters that a window's calls asked for
 _SWAPPING = 0.1  # of the time that its calls took
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """One call: its adapters by digest, how many weren't in their slots, and seconds bringing them and in all."""
 
     digests: tuple[str, ...]
@@ -42,22 +42,30 @@ class Figures:
         self._missing_calls = 0
         self._warned_at = 0  # the working set that was warned of; 0 when the slots were enough since
 
+    def copy(self) -> Figures:
+        """These figures as they are now."""
+        copied = copy.copy(self)
+        copied.swap_seconds, copied.read_seconds = self.swap_seconds.copy(), self.read_seconds.copy()
+        return copied
+
     def swapped(self, seconds: float, nbytes: int) -> None:
         """Note a copy into a slot."""
         self.swaps += 1
         self.bytes_swapped += nbytes
         self.swap_seconds.append(seconds)
 
-    def ended(self, digests: Collection[str], missed: int, bringing: float, seconds: float) -> bool:
+    def ended(self, digests: tuple[str, ...], missed: int, bringing: float, seconds: float) -> bool:
         """Note a call that ended; True when it is time to look at the window."""
-        self._calls.append(_Call(tuple(digests), missed, bringing, seconds))
-        self._missing_calls += missed > 0
-        return missed > 0 and self._missing_calls % _LOOK_EVERY == 0
+        self._calls.append(_Call(digests, missed, bringing, seconds))
+        if not missed:
+            return False
+        self._missing_calls += 1
+        return self._missing_calls % _LOOK_EVERY == 0
 
     def thrashing(self, slot_bytes: int) -> str | None:
         """What to say of the last calls' adapters if they take turns in too few slots; None else, or if said already.
 
-        It is said again when the working set has doubled, or after the slots were enough for a while.
+        It is said again when the working set has doubled, or after the slots were enough for a window.
         """
         calls = list(self._calls)
         if len(calls) < _WINDOW:
@@ -66,7 +74,7 @@ class Figures:
         asked, missed = sum(len(call.digests) for call in calls), sum(call.missed for call in calls)
         bringing, seconds = sum(call.bringing for call in calls), sum(call.seconds for call in calls)
         if working <= self._slots or missed < _MISSED * asked or bringing < _SWAPPING * seconds:
-            self._warned_at = 0
+            self._warned_at = self._warned_at if working > self._slots else 0
             return None
         if self._warned_at and working < 2 * self._warned_at:
             return None

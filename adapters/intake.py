@@ -125,15 +125,18 @@ class Intake:
         def adapter_of(digest: str) -> Adapter:
             return Adapter(name or source.name, checkpoint, fit, self._residency.content(digest))
 
-        if lazy:
-            adapter = adapter_of(source.digest or checkpoint.digest)
+        if lazy and source.digest is not None:
+            adapter = adapter_of(source.digest)
             self._residency.publish(adapter)
         else:
             with self._files.reader.read(checkpoint) as weights:
                 _demand_stated(source.digest, weights.digest, checkpoint.source)
                 adapter = adapter_of(weights.digest)
-                with self._residency.lease([adapter], replacing=adapter.name, weights=weights):
+                if lazy:
                     self._residency.publish(adapter)
+                else:
+                    with self._residency.lease([adapter], replacing=adapter.name, weights=weights):
+                        self._residency.publish(adapter)
         return LoadedAdapter(
             name=adapter.name,
             reference=source.reference,

@@ -7,9 +7,10 @@ that it began with until it ends, whatever is loaded, swapped or evicted meanwhi
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from lorary.adapters.tiers import Budget, HostTier
 from lorary.adapters.weights import Weights
 from lorary.hub.errors import SlotsBusyError, SlotsFullError
 
+_DIGEST = operator.attrgetter("digest")
 _PAUSE = 0.002  # seconds before a call that found no slot looks again, so that two such calls don't chase each other
 
 
@@ -69,6 +71,7 @@ class Residency:
         self.slots = limits.slots
         self.figures = Figures(limits.slots)
         self._lock = threading.RLock()
+        self._waiting = 0  # calls that wait for slots
         self._released = 0  # grows whenever a call gives slots back
         self._slots_released = threading.Condition(self._lock)
         self._books = Books(limits.slots, HostTier(limits.host))
@@ -113,6 +116,11 @@ class Residency:
             host = self._books.host
             on_disk = sum(content not in self._books.slot_of and content not in host for content in named)
             return TierSizes(len(self._books.slot_of), len(host), host.nbytes, on_disk, parts)
+
+    def measured(self) -> Figures:
+        """The figures of this moment."""
+        with self._lock:
+            return self.figures.copy()
 
     def publish(self, adapter: Adapter) -> None:
         """Make ``adapter`` the one that its name stands for; calls in flight finish on the one before."""
@@ -192,8 +200,7 @@ class Residency:
         finally:
             if routing is not None:
                 routing.close()
-            self._leave(distinct, thread)
-            self._note(distinct, missed, brought - started, time.perf_counter() - started)
+            self._leave(distinct, thread, (missed, brought - started, time.perf_counter() - started))
 
     def prefetch(self, adapter: Adapter, *, to_slot: bool) -> None:
         """Bring an adapter to the host, and on into a slot if one can be had without waiting."""
@@ -218,14 +225,18 @@ class Residency:
         weights: Weights | None,
     ) -> int:
         """Retain these contents, with all of them in slots; returns how many had to be brought there."""
+        if len(distinct) > self.slots:  # before any of them pushes others out
+            raise SlotsFullError(
+                f"{len(distinct)} different adapters in one batch are beyond the number of {self.slots} slots; use "
+                "fewer in a batch, or open the backbone with more slots"
+            )
         while True:
             with self._lock:
                 seen = self._released
                 self._books.retain(distinct, thread)
                 missing = [adapter for content, adapter in distinct.items() if not self._books.ready(content)]
                 if not missing:
-                    for content in distinct:
-                        self._books.touch(content)
+                    self._books.touch(distinct)
                     self.figures.hits += len(distinct)
                     return 0
                 previous = self._books.named.get(replacing) if replacing else None
@@ -242,27 +253,30 @@ class Residency:
                 raise
             else:
                 with self._lock:
-                    for content in distinct:
-                        self._books.touch(content)
+                    self._books.touch(distinct)
                     self.figures.hits += len(distinct) - len(missing)
                     self.figures.misses += len(missing)
                 return len(missing)
 
-    def _leave(self, contents: Sequence[Content] | dict[Content, Adapter], thread: int) -> None:
+    def _leave(self, contents: Collection[Content], thread: int, took: tuple[int, float, float] | None = None) -> None:
+        """Give contents back; of a call that was granted them, with how many it missed and what it took (s)."""
+        message = None
         with self._lock:
             self._books.release(contents, thread)
             self._released += 1
-            self._slots_released.notify_all()
+            if self._waiting:
+                self._slots_released.notify_all()
+            if took is not None and self.figures.ended(tuple(map(_DIGEST, contents)), *took):
+                message = self.figures.thrashing(self._placing.arena.slot_bytes)
+        if message is not None:
+            warn_of_thrashing(message)
 
     def _wait(self, seen: int, deadline: float) -> None:
         """Until another call has given slots back since the count stood at ``seen``."""
         time.sleep(_PAUSE)
         with self._lock:
-            self._slots_released.wait_for(lambda: self._released != seen, max(0.0, deadline - time.monotonic()))
-
-    def _note(self, distinct: dict[Content, Adapter], missed: int, bringing: float, seconds: float) -> None:
-        with self._lock:
-            due = self.figures.ended([content.digest for content in distinct], missed, bringing, seconds)
-            message = self.figures.thrashing(self._placing.arena.slot_bytes) if due else None
-        if message is not None:
-            warn_of_thrashing(message)
+            self._waiting += 1
+            try:
+                self._slots_released.wait_for(lambda: self._released != seen, max(0.0, deadline - time.monotonic()))
+            finally:
+                self._waiting -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorary.adapters.blocks import Block
@@ -87,10 +88,12 @@ class HostTier:
             self.nbytes -= block.nbytes
             content.block = None
 
-    def touch(self, content: Content) -> None:
-        """Note that an adapter is being used."""
-        if content in self._held:
-            self._held.move_to_end(content)
+    def touch(self, contents: Iterable[Content]) -> None:
+        """Note that adapters are being used."""
+        held = self._held
+        for content in contents:
+            if content in held:
+                held.move_to_end(content)
 
     def _is_over(self) -> bool:
         nbytes, adapters = self.budget.nbytes, self.budget.adapters

@@ -20,7 +20,7 @@ from lorary.hub.errors import ChangedFilesError, CheckpointError, UnsupportedAda
 from lorary.hub.tensorfile import TensorInfo
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_KEPT_BUFFERS = 2
+_KEPT_BYTES = 2**28  # what is larger costs its own memory each time
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class WeightsReader:
             yield Weights(checkpoint, tensors, checkpoint.digest_of(hashes))
         finally:
             with self._lock:
-                self._buffers = sorted([*self._buffers, buffer], key=len)[-_KEPT_BUFFERS:]
+                if sum(map(len, self._buffers)) + len(buffer) <= _KEPT_BYTES:
+                    self._buffers.append(buffer)
 
     @contextmanager
     def read_again(self, checkpoint: Checkpoint, digest: str) -> Iterator[Weights]:

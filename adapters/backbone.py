@@ -13,7 +13,6 @@ import torch
 from lorary.adapters.compiled import compile_body
 from lorary.adapters.device import dtype_name
 from lorary.adapters.engine import Engine, EngineSettings
-from lorary.adapters.figures import percentiles
 from lorary.adapters.following import Following
 from lorary.adapters.generate import PromptRow
 from lorary.adapters.identity import body_of, identify
@@ -416,32 +415,8 @@ class Backbone:
 
     def stats(self) -> Stats:
         """How many adapters are where, what they cost, and how long placing them took."""
-        arena, figures, tiers = self._residency.arena, self._residency.measured(), self._residency.tier_sizes()
-        return Stats(
-            adapters=tuple(self._residency.names()),
-            slots=self._residency.slots,
-            slots_used=tiers.in_slots,
-            backbone_bytes=sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())),
-            arena_bytes=arena.nbytes,
-            slot_bytes=arena.slot_bytes,
-            rank=arena.layout.rank,
-            parts_bytes=tiers.parts_bytes,
-            host_adapters=tiers.on_host,
-            host_bytes=tiers.host_bytes,
-            disk_adapters=tiers.on_disk,
-            hits=figures.hits,
-            misses=figures.misses,
-            swaps=figures.swaps,
-            evictions=figures.evictions,
-            disk_reads=figures.disk_reads,
-            dropped=figures.dropped,
-            swapped_bytes=figures.bytes_swapped,
-            read_bytes=figures.bytes_read,
-            swap_seconds=tuple(figures.swap_seconds),
-            swap_percentiles=percentiles(figures.swap_seconds),
-            read_percentiles=percentiles(figures.read_seconds),
-            followed=self._following.states(),
-        )
+        backbone_bytes = sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+        return self._residency.stats(backbone_bytes, self._following.states())
 
 
 def _per_row(adapter: str | Sequence[str | None] | None, rows: int) -> list[str | None]:

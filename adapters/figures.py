@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import warnings
 from collections import deque
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from lorary.adapters.values import Percentiles
 from lorary.hub.errors import ThrashingWarning
 
 _REMEMBERED = 1000  # copies into slots, and reads of files
@@ -41,12 +37,6 @@ class Figures:
         self._calls: deque[_Call] = deque(maxlen=_WINDOW)
         self._missing_calls = 0
         self._warned_at = 0  # the working set that was warned of; 0 when the slots were enough since
-
-    def copy(self) -> Figures:
-        """These figures as they are now."""
-        copied = copy.copy(self)
-        copied.swap_seconds, copied.read_seconds = self.swap_seconds.copy(), self.read_seconds.copy()
-        return copied
 
     def swapped(self, seconds: float, nbytes: int) -> None:
         """Note a copy into a slot."""
@@ -90,11 +80,3 @@ class Figures:
 def warn_of_thrashing(message: str) -> None:
     """Show the warning as one of the caller's."""
     warnings.warn(message, ThrashingWarning, stacklevel=6)
-
-
-def percentiles(values: Sequence[float]) -> Percentiles | None:
-    """Percentiles by the nearest rank, None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return Percentiles(*(ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.9, 0.99)))

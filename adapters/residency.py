@@ -25,7 +25,9 @@ from lorary.adapters.packing import Packing
 from lorary.adapters.placing import Placing
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import Arena, SiteSpec
+from lorary.adapters.stats import stats_of
 from lorary.adapters.tiers import Budget, HostTier
+from lorary.adapters.values import Followed, Stats
 from lorary.adapters.weights import Weights
 from lorary.hub.errors import SlotsBusyError, SlotsFullError
 
@@ -40,19 +42,6 @@ class Limits:
     slots: int
     host: Budget
     patience: float
-
-
-@dataclass(frozen=True)
-class TierSizes:
-    """How many adapters, by content, hold a slot, are on the host and on the disk alone; bytes on the host, and of
-    heads and whole modules on the device.
-    """
-
-    in_slots: int
-    on_host: int
-    host_bytes: int
-    on_disk: int
-    parts_bytes: int
 
 
 class Residency:
@@ -103,24 +92,10 @@ class Residency:
         with self._lock:
             return self._books.content(digest)
 
-    def names_in_slots(self) -> list[str]:
-        """The names of the adapters that hold a slot; the others wait on the host or on the disk."""
-        with self._lock:
-            return [name for name, adapter in self._books.named.items() if adapter.content in self._books.slot_of]
-
-    def tier_sizes(self) -> TierSizes:
-        """How much is in which tier."""
-        with self._lock:
-            named = {adapter.content for adapter in self._books.named.values()}
-            parts = sum(content.parts.nbytes for content in named if content.parts is not None)
-            host = self._books.host
-            on_disk = sum(content not in self._books.slot_of and content not in host for content in named)
-            return TierSizes(len(self._books.slot_of), len(host), host.nbytes, on_disk, parts)
-
-    def measured(self) -> Figures:
+    def stats(self, backbone_bytes: int, followed: tuple[Followed, ...]) -> Stats:
         """The figures of this moment."""
         with self._lock:
-            return self.figures.copy()
+            return stats_of(self._books, self._placing.arena, self.figures, backbone_bytes, followed)
 
     def publish(self, adapter: Adapter) -> None:
         """Make ``adapter`` the one that its name stands for; calls in flight finish on the one before."""

@@ -7,8 +7,10 @@ hasn't.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from lorary.hub.errors import ChangedFilesError, CheckpointError, UnsupportedAda
 from lorary.hub.tensorfile import TensorInfo
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SEVERAL_THREADS = 2**23  # bytes from which on hashing in several threads pays
 _KEPT_BYTES = 2**28  # what is larger costs its own memory each time
 
 
@@ -38,6 +41,7 @@ class WeightsReader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._buffers: list[torch.Tensor] = []
+        self._hashing: ThreadPoolExecutor | None = None
 
     @contextmanager
     def read(self, checkpoint: Checkpoint) -> Iterator[Weights]:
@@ -53,12 +57,7 @@ class WeightsReader:
         try:
             _fill(buffer[:size], path)
             tensors = {key: _cut(buffer, key, info, checkpoint.source) for key, info in checkpoint.tensors.items()}
-            image = buffer.numpy().data
-            hashes = {
-                key: hashlib.sha256(image[info.start : info.end]).hexdigest()
-                for key, info in checkpoint.tensors.items()
-            }
-            yield Weights(checkpoint, tensors, checkpoint.digest_of(hashes))
+            yield Weights(checkpoint, tensors, checkpoint.digest_of(self._hash(buffer, checkpoint.tensors, size)))
         finally:
             with self._lock:
                 if sum(map(len, self._buffers)) + len(buffer) <= _KEPT_BYTES:
@@ -81,6 +80,20 @@ class WeightsReader:
                     "the name again"
                 )
             yield weights
+
+    def _hash(self, buffer: torch.Tensor, tensors: Mapping[str, TensorInfo], size: int) -> dict[str, str]:
+        """The sha256 of each tensor's bytes; hashlib lets other threads run, so that of a large file in several."""
+        image = buffer.numpy().data
+
+        def hashed(info: TensorInfo) -> str:
+            return hashlib.sha256(image[info.start : info.end]).hexdigest()
+
+        if size < _SEVERAL_THREADS:
+            return {key: hashed(info) for key, info in tensors.items()}
+        with self._lock:
+            if self._hashing is None:
+                self._hashing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="lorary-hash")
+        return dict(zip(tensors, self._hashing.map(hashed, tensors.values()), strict=True))
 
     def _take(self, size: int) -> torch.Tensor:
         with self._lock:

@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 
-from lorary.adapters import Backbone
+from lorary.adapters import Backbone, weights
 from lorary.adapters.tiers import parse_size
+from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,
     CheckpointError,
@@ -329,3 +330,10 @@ def test_blocks_for_cuda_are_pinned_and_copied_without_waiting(bases, folders):
     expected = answers(backbone, made)
     for _ in range(20):
         same(answers(backbone, made), expected)
+
+
+def test_large_files_are_hashed_in_threads_to_the_same_digest(bases, folders, monkeypatch):
+    made = folders(1)
+    digest = llama(bases).load(made["a0"]).digest
+    monkeypatch.setattr(weights, "_SEVERAL_THREADS", 1)
+    assert llama(bases).load(made["a0"]).digest == digest == read_checkpoint(made["a0"]).digest

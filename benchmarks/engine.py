@@ -109,8 +109,9 @@ def measure(shape: str, adapters: int, load: Load, repetitions: int) -> None:
         backbone = Backbone.from_pretrained(str(base), slots=adapters)
         names: list[str | None] = [backbone.load(folder).name for folder in make_adapters(base, Path(name), adapters)]
         with bare_manager(base, load) as bare, backbone.engine(**SETTINGS) as engine:
-            print(f"\n{shape} Llama shape, {adapters} adapters of rank 16; {len(load.prompts)} requests, "
-                  f"{sum(load.lengths)} new tokens; equal to generate alone: {check(backbone, engine, load, names)} of 8\n")  # fmt: skip
+            print(f"\n{shape} Llama shape, {adapters} adapters of rank 16; {len(load.prompts)} requests, ", end="")
+            print(f"{sum(load.lengths)} new tokens; ", end="")
+            print(f"equal to generate alone: {check(backbone, engine, load, names)} of 8\n")
             timings = compare(
                 {
                     "transformers, bare model": bare,

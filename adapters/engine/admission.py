@@ -35,12 +35,14 @@ class Admission:
     Args:
         residency: gives out the slots.
         limit: the most requests that run at once.
+        spare: how many slots to leave to others.
     """
 
-    def __init__(self, residency: Residency, limit: int) -> None:
+    def __init__(self, residency: Residency, limit: int, spare: int) -> None:
         self.finished = self.cancelled = self.failed = self.tokens = 0
         self._residency = residency
         self._limit = limit
+        self._spare = spare
         self._loop: Loop | None = None
         self._lock = threading.RLock()
         self._waiting: deque[Request] = deque()
@@ -62,7 +64,7 @@ class Admission:
         """
         with self._lock:
             if self._stopped is not None:
-                raise self._stopped
+                raise self._stopped.with_traceback(None)
             self._waiting.append(request)
             self.admit()
 
@@ -81,7 +83,7 @@ class Admission:
                 lease = self._lease(request)
                 if lease is None and not request.done and blocked is None:
                     blocked = request
-                    holding = {running.adapter for running in self._running.values() if running.adapter}
+                    holding = self._holding()
                 if lease is None:
                     continue
                 if blocked is not None and request.adapter is not None:
@@ -179,6 +181,8 @@ class Admission:
         lease = ExitStack()
         if request.adapter is None:
             return lease
+        if not self._leaves_enough(request.adapter):
+            return None
         try:
             # Whoever waits here keeps everybody waiting, and slots that fall free call for admission anyway.
             lease.enter_context(self._residency.lease([request.adapter], patience=0))
@@ -191,6 +195,17 @@ class Admission:
             self._drop(request, error)
             return None
         return lease
+
+    def _leaves_enough(self, adapter: Adapter) -> bool:
+        """May this adapter have a slot, of those that aren't spared?"""
+        holding = self._holding()
+        if adapter in holding or adapter.pinned:
+            return True
+        taken = sum(not held.pinned for held in holding)
+        return taken < max(1, self._residency.slots - self._residency.pinned_slots() - self._spare)
+
+    def _holding(self) -> set[Adapter]:
+        return {running.adapter for running in self._running.values() if running.adapter}
 
     def _drop(self, request: Request, error: Exception) -> None:
         self._waiting.remove(request)

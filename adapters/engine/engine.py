@@ -40,8 +40,8 @@ class Engine:
         self._inference = inference
         self._residency = residency
         self._numbers = itertools.count()
-        self._step = Step(residency)
-        self._admission = Admission(residency, settings.max_running)
+        self._step = Step(residency, inference.device)
+        self._admission = Admission(residency, settings.max_running, settings.spare_slots)
         self._chooser = TokenChooser(self._step, self._admission)
         try:
             self._loop = Loop(inference.model, self._step, self._admission, self._chooser, settings)
@@ -173,7 +173,6 @@ class Engine:
         requests = [
             self._request([vocabulary * (place + 1) // (length + 1) for place in range(length)], None, decoding)
             for length in _PROBES
-            if length + _PROBED_TOKENS <= self._loop.longest_request
         ]
         for request in requests:
             self._admission.submit(request)

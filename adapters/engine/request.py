@@ -80,7 +80,7 @@ class Request:
             if piece := stream.add(fresh):
                 yield piece
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)  # it is raised for each who asks, and would keep all their frames
         if rest := stream.rest():
             yield rest
 
@@ -116,7 +116,7 @@ class Request:
 
     def _completion(self) -> Completion:
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)  # it is raised for each who asks, and would keep all their frames
         assert self._began is not None
         assert self._first is not None
         assert self._ended is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from lorary.adapters.engine.request import Request
 from lorary.adapters.packing import Packing
 from lorary.adapters.residency import Residency
@@ -11,9 +13,10 @@ from lorary.adapters.routing import Routing
 class Step:
     """What the parts of the loop know of the step that is running; only the loop's thread uses it."""
 
-    def __init__(self, residency: Residency) -> None:
+    def __init__(self, residency: Residency, device: torch.device) -> None:
         self.count = 0
         self._residency = residency
+        self._device = device
         self._requests: tuple[Request, ...] = ()
         self._packing = Packing(())
         self._fresh: tuple[Request, ...] = ()
@@ -44,7 +47,13 @@ class Step:
             self.forget()
             adapters = [request.adapter for request in self._requests]
             self._key, self._routing = key, self._residency.route(adapters, self._packing)
+            self._await_slots()
         return self._routing
+
+    def _await_slots(self) -> None:
+        """Steps run on a stream of the loop's own, slots are filled on the default one: keep their order."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).wait_stream(torch.cuda.default_stream(self._device))
 
     def forget(self) -> None:
         """Free what was laid out for the last step's adapters."""

@@ -12,10 +12,12 @@ class EngineSettings:
     """How much an engine takes on.
 
     Args:
-        cache_tokens: how many tokens of all running requests together the cache of keys and values holds.
+        cache_tokens: how many tokens of all running requests together the cache of keys and values holds, at least 16.
         batch_tokens: the most tokens of one step; a longer prompt is taken in over several.
         page_tokens: the cache is handed out in pages of this many tokens, at least 4.
         max_running: the most requests that run at once; the others wait.
+        spare_slots: how many slots its requests leave to loads, swaps and calls outside; pinned ones are none of them.
+            One adapter can run in any case.
 
     Raises:
         UsageError: one of them is too small.
@@ -25,9 +27,10 @@ class EngineSettings:
     batch_tokens: int = 512
     page_tokens: int = 16
     max_running: int = 64
+    spare_slots: int = 1
 
     def __post_init__(self) -> None:
-        least = {"page_tokens": 4, "cache_tokens": self.page_tokens}
+        least = {"spare_slots": 0, "page_tokens": 4, "cache_tokens": max(16, self.page_tokens)}
         for setting in fields(self):
             value, bound = getattr(self, setting.name), least.get(setting.name, 1)
             if not isinstance(value, int) or value < bound:

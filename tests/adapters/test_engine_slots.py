@@ -33,13 +33,13 @@ def open_backbone(bases, folders):
     return open_with
 
 
-@pytest.mark.parametrize("slots", [1, 2])
-def test_five_adapters_take_turns(open_backbone, slots):
+@pytest.mark.parametrize(("slots", "spare"), [(1, 1), (2, 0), (3, 1)])
+def test_five_adapters_take_turns(open_backbone, slots, spare):
     backbone = open_backbone(slots)
     names = [*NAMES, None]
     expected = {name: backbone.generate("story", name, max_new_tokens=6) for name in names}
     assert len(set(expected.values())) > 3
-    with backbone.engine(**SMALL) as engine:
+    with backbone.engine(**SMALL, spare_slots=spare) as engine:
         requests = [(name, engine.submit("story", name, max_new_tokens=6)) for name in names * 4]
         assert [request.result(30).text for _, request in requests] == [expected[name] for name, _ in requests]
         assert engine.stats().finished == 24
@@ -116,6 +116,21 @@ def test_a_running_requests_slot_is_not_taken_by_a_load(open_backbone, folders):
             backbone.load(folders["a2"], "another")
         assert not request.done
         assert request.result(20).text == expected
+
+
+def test_a_crowd_leaves_a_slot_to_loads_and_other_calls(open_backbone, folders):
+    backbone = open_backbone(3)
+    expected = backbone.generate("story", "a4", max_new_tokens=4)
+    with backbone.engine(**SMALL) as engine:
+        crowd = [
+            engine.submit("story", name, max_new_tokens=40, eos_token_id=None) for name in ("a0", "a1", "a2", "a3") * 6
+        ]
+        next(iter(crowd[0]))
+        assert len(engine.stats().running_adapters) == 2
+        backbone.swap("a4", folders["a4"])
+        assert backbone.generate("story", "a4", max_new_tokens=4) == expected
+        assert not all(request.done for request in crowd)
+        assert all(len(request.result(30).tokens) == 40 for request in crowd)
 
 
 def test_factors_are_laid_out_once_while_the_same_requests_go_on(open_backbone):

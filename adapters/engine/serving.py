@@ -10,7 +10,6 @@ from transformers import GenerationConfig
 from transformers.generation.continuous_batching import ContinuousMixin
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
-from lorary.adapters.compiled import eagerly
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
@@ -24,7 +23,7 @@ _BROKEN = (
 
 
 class ServedModel(ContinuousMixin):
-    """The backbone's model as the loop calls it: each step under its own routing, and never compiled."""
+    """The backbone's model as the loop calls it: each step under its own routing."""
 
     def __init__(self, model: Any, step: Step, chooser: LogitsProcessor) -> None:
         self._model = model
@@ -42,7 +41,7 @@ class ServedModel(ContinuousMixin):
         # transformers writes this one into the model's config while a forward runs, where calls of other threads read
         # it and attend to what comes later; what the loop means by it is in its mask already.
         inputs.pop("is_causal", None)
-        with eagerly(), routed(routing):
+        with routed(routing):
             return self._model(**inputs)
 
     def eval(self) -> ServedModel:

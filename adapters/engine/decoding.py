@@ -40,10 +40,11 @@ class Decoding:
     def choose(self, logits: torch.Tensor, sequence: Sequence[int]) -> torch.Tensor:
         """The token, [1], that follows ``sequence`` (the prompt and what came after), by float32 logits [vocabulary].
 
-        The same arithmetic as ``generate``'s on a row of its own, so the same seed gives the same tokens.
+        The same arithmetic as ``generate``'s on a row of its own, so the same seed gives the same tokens. The logits may
+        be written to.
         """
         ids = torch.tensor([list(sequence)], device=logits.device)
-        scores = self.processors(ids, logits.unsqueeze(0).clone())
+        scores = self.processors(ids, logits.unsqueeze(0))
         if self.generator is None:
             return scores.argmax(dim=-1)
         return torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator).squeeze(1)
@@ -101,14 +102,19 @@ def _new_tokens(model: Any, config: Any, prompt_tokens: int) -> int:
 
 
 def _stop_tokens(config: Any) -> tuple[int, ...]:
-    tokens = config.eos_token_id
-    return tuple([tokens] if isinstance(tokens, int) else tokens or ())
+    named = config.eos_token_id
+    tokens = tuple(named) if isinstance(named, Sequence) else () if named is None else (named,)
+    if not all(isinstance(token, int) for token in tokens):
+        raise UsageError(f"eos_token_id={named!r}: expected the id of a token, or a list of them")
+    return tokens
 
 
 def _generator(seed: int | None, device: torch.device) -> torch.Generator:
     generator = torch.Generator(device=device)
     if seed is None:
         generator.seed()
-    else:
+    elif isinstance(seed, int) and 0 <= seed < 2**64:
         generator.manual_seed(seed)
+    else:
+        raise UsageError(f"seed={seed!r}: expected a whole number from 0 to 2**64 - 1")
     return generator

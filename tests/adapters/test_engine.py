@@ -23,6 +23,7 @@ def folders(bases, tmp_path_factory):
         "large": {"r": 16, "target_modules": "all-linear"},
         "output": {"target_modules": ["lm_head", "q_proj", "v_proj"]},
         "dora": {"use_dora": True},
+        "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
         "whole": {"modules_to_save": ["o_proj"], "target_modules": ["q_proj", "up_proj"]},
     }
     folder = tmp_path_factory.mktemp("engine")
@@ -259,6 +260,9 @@ def test_many_threads_submit_and_read(backbone, engine):
     ({"temperature": 0.0, "do_sample": True}, "temperature.*strictly positive"),
     ({"max_new_tokens": 0}, "must be greater than 0"),
     ({"seed": 3}, "without do_sample"),
+    ({"seed": -1, "do_sample": True}, "seed=-1: expected a whole number"),
+    ({"seed": "x", "do_sample": True}, "seed='x': expected a whole number"),
+    ({"eos_token_id": "stop"}, "eos_token_id='stop': expected the id of a token"),
     ({"top_k": "many", "do_sample": True}, "top_k"),
 ], ids=str)  # fmt: skip
 def test_settings_that_cant_be_meant_are_refused(engine, settings, message):

@@ -116,12 +116,3 @@ def test_wrong_lengths_are_refused(backbone):
         pytest.raises(RoutingError, match="sees 11 tokens of a packed row of 10"),
     ):
         model(**packed_inputs())
-
-
-def test_a_compiled_backbone_runs_packed_rows_as_they_are(backbone):
-    names = ["small", None, "large", "dora"]
-    with torch.no_grad(), backbone.using(names, lengths=LENGTHS) as model:
-        expected = model(**packed_inputs()).logits
-    backbone.compile(backend="eager")
-    with torch.no_grad(), backbone.using(names, lengths=LENGTHS) as model:
-        assert torch.equal(model(**packed_inputs()).logits, expected)

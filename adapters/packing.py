@@ -23,7 +23,7 @@ class Packing:
         self.lengths = tuple(lengths)
         self.kept = None if kept is None else tuple(kept)
         # Replaced as a whole: modules that are given the same tensor are to find the same flat one, in any thread.
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[torch.Tensor, int, torch.Tensor] | None = None
 
     def demand(self, sequences: int) -> None:
         """Check that there is a length for each of ``sequences``.
@@ -38,10 +38,11 @@ class Packing:
 
     def flatten(self, x: torch.Tensor) -> torch.Tensor:
         """A layer's input [1, tokens, inputs] as [tokens, inputs], and token ids [1, tokens] as [tokens]."""
+        version = 0 if x.is_inference() else x._version
         last = self._last
-        if last is None or last[0] is not x:
-            last = self._last = x, (x.flatten(0, -2) if x.is_floating_point() else x.flatten())
-        return last[1]
+        if last is None or last[0] is not x or last[1] != version:
+            last = self._last = x, version, (x.flatten(0, -2) if x.is_floating_point() else x.flatten())
+        return last[2]
 
     def token_slots(self, slots: Sequence[int], count: int) -> list[int]:
         """The slot of each of a layer's ``count`` tokens, from those of the sequences.

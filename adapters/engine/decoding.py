@@ -40,8 +40,8 @@ class Decoding:
     def choose(self, logits: torch.Tensor, sequence: Sequence[int]) -> torch.Tensor:
         """The token, [1], that follows ``sequence`` (the prompt and what came after), by float32 logits [vocabulary].
 
-        The same arithmetic as ``generate``'s on a row of its own, so the same seed gives the same tokens. The logits may
-        be written to.
+        The same arithmetic as ``generate``'s on a row of its own, so the same seed gives the same tokens. It may
+        write to the logits.
         """
         ids = torch.tensor([list(sequence)], device=logits.device)
         scores = self.processors(ids, logits.unsqueeze(0))

@@ -3,7 +3,9 @@
 import pytest
 
 from lorary.adapters import Backbone
-from lorary.adapters.engine import admission
+from lorary.adapters.engine import Request, admission
+from lorary.adapters.engine.decoding import Decoding
+from lorary.adapters.engine.step import Step
 from lorary.hub.errors import SlotsFullError
 from tiny import make_adapter
 
@@ -131,6 +133,27 @@ def test_a_crowd_leaves_a_slot_to_loads_and_other_calls(open_backbone, folders):
         assert backbone.generate("story", "a4", max_new_tokens=4) == expected
         assert not all(request.done for request in crowd)
         assert all(len(request.result(30).tokens) == 40 for request in crowd)
+
+
+def test_an_adapter_that_comes_back_to_another_slot_is_read_there(open_backbone):
+    """Between two steps that look alike: one request for it ended, other calls took its slot, another request came."""
+    backbone = open_backbone(2)
+    residency = backbone._residency
+    step = Step(residency, backbone.device)
+    adapter = residency.get("a0")
+
+    def slots(identifier):
+        request = Request(identifier, [7], adapter, Decoding(1, (), (), None), backbone.tokenizer, None)
+        with residency.lease([adapter]) as lease:
+            step.schedule([(request, 1, True)])
+            return lease.slots, step.routing().slots
+
+    first = slots("one")
+    for name in ("a1", "a2"):
+        with backbone.using(name):
+            pass
+    second = slots("two")
+    assert first[0] == first[1] != second[1] == second[0]
 
 
 def test_factors_are_laid_out_once_while_the_same_requests_go_on(open_backbone):

@@ -1,9 +1,22 @@
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
-from tiny import make_base
+from tiny import make_adapter, make_base
+
+KINDS = {
+    "small": {"r": 2},
+    "other": {"r": 4},
+    "large": {"r": 16, "target_modules": "all-linear"},
+    "larger": {"r": 32},
+    "dora": {"use_dora": True},
+    "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
+    "output": {"target_modules": ["lm_head", "q_proj", "v_proj"]},
+    "whole": {"modules_to_save": ["o_proj"], "target_modules": ["q_proj", "up_proj"]},
+    "biased": {"lora_bias": True},
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,3 +35,24 @@ def bases(tmp_path_factory):
         return made[family]
 
     return base
+
+
+@pytest.fixture(scope="session")
+def kinds(bases, tmp_path_factory):
+    """A function that gives the folder of a text-generation adapter of one of ``KINDS`` for the tiny Llama."""
+    folder = tmp_path_factory.mktemp("kinds")
+
+    def kind(name: str) -> Path:
+        seed = list(KINDS).index(name) + 1
+        if not (folder / name).exists():
+            make_adapter(bases("llama"), folder / name, task="text-generation", seed=seed, **KINDS[name])
+        return folder / name
+
+    return kind
+
+
+@pytest.fixture(scope="session")
+def frozen_imports(kinds):
+    """transformers collects garbage whenever a loop ends, and would look through all that is imported each time."""
+    kinds("small")  # everything heavy is imported by now
+    gc.freeze()

@@ -10,34 +10,22 @@ from lorary.hub.errors import UsageError
 from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing, Prompt
 from tiny import make_adapter, make_base
 
+pytestmark = pytest.mark.usefixtures("frozen_imports")
 SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
 PROMPTS = ("profit rose", "the bank cash offer win free click", "story", "a dog and a cat ran with big small")
 LONG = "profit sales rose fell bank the a report shares loss gain growth market price offer cash win free click patient"
 
 
 @pytest.fixture(scope="module")
-def folders(bases, tmp_path_factory):
-    """Adapters of several kinds for the tiny Llama."""
-    kinds = {
-        "small": {"r": 2},
-        "large": {"r": 16, "target_modules": "all-linear"},
-        "output": {"target_modules": ["lm_head", "q_proj", "v_proj"]},
-        "dora": {"use_dora": True},
-        "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
-        "whole": {"modules_to_save": ["o_proj"], "target_modules": ["q_proj", "up_proj"]},
-    }
-    folder = tmp_path_factory.mktemp("engine")
-    return {
-        name: make_adapter(bases("llama"), folder / name, task="text-generation", seed=seed, **lora)
-        for seed, (name, lora) in enumerate(kinds.items(), start=1)
-    }
+def backbone(bases, kinds):
+    return loaded(bases, kinds, "small", "large", "dora", "embedding", "output", "whole")
 
 
-@pytest.fixture(scope="module")
-def backbone(bases, folders):
-    backbone = Backbone.from_pretrained(str(bases("llama")))
-    for name, folder in folders.items():
-        backbone.load(folder, name)
+def loaded(bases, kinds, *names, **settings):
+    """A tiny Llama with these adapters."""
+    backbone = Backbone.from_pretrained(str(bases("llama")), **settings)
+    for name in names:
+        backbone.load(kinds(name), name)
     return backbone
 
 
@@ -161,9 +149,8 @@ def test_a_piece_comes_before_the_next_step(backbone):
         assert seen < 50
 
 
-def test_prompts_are_put_as_the_adapter_was_trained(bases, folders, tmp_path):
-    backbone = Backbone.from_pretrained(str(bases("llama")))
-    backbone.load(folders["small"], "plain")
+def test_prompts_are_put_as_the_adapter_was_trained(bases, kinds, tmp_path):
+    backbone = loaded(bases, kinds, "small")
     templated = make_adapter(bases("llama"), tmp_path / "templated", task="text-generation", seed=1, r=2)
     Manifest(
         "text-generation", BaseIdentity("x"), preprocessing=Preprocessing({}, prefix="the report "),
@@ -171,7 +158,7 @@ def test_prompts_are_put_as_the_adapter_was_trained(bases, folders, tmp_path):
     ).write(templated)  # fmt: skip
     backbone.load(templated)
     with backbone.engine(**SMALL) as engine:
-        rendered = engine.submit("the report market dog price", "plain", max_new_tokens=5).result(20)
+        rendered = engine.submit("the report market dog price", "small", max_new_tokens=5).result(20)
         assert engine.submit("dog", "templated", max_new_tokens=5).result(20).tokens == rendered.tokens
 
 
@@ -192,10 +179,8 @@ def test_other_architectures(bases, tmp_path, family):
         assert [request.result(20).text for request in requests] == expected
 
 
-def test_a_quantized_backbone(bases, folders):
-    backbone = Backbone.from_pretrained(str(bases("llama")), quantization="nf4")
-    for name in ("small", "large"):
-        backbone.load(folders[name], name)
+def test_a_quantized_backbone(bases, kinds):
+    backbone = loaded(bases, kinds, "small", "large", quantization="nf4")
     names = ["small", None, "large"]
     with backbone.engine(**SMALL) as engine:
         requests = [engine.submit(LONG, name, max_new_tokens=8) for name in names]
@@ -204,10 +189,8 @@ def test_a_quantized_backbone(bases, folders):
         ]
 
 
-def test_a_compiled_backbone_is_served_as_it_is(bases, folders):
-    backbone = Backbone.from_pretrained(str(bases("llama")))
-    for name in ("small", "large"):
-        backbone.load(folders[name], name)
+def test_a_compiled_backbone_is_served_as_it_is(bases, kinds):
+    backbone = loaded(bases, kinds, "small", "large")
     expected = [backbone.generate("story", name, max_new_tokens=8) for name in ("small", None, "large")]
     backbone.compile(backend="eager")
     with backbone.engine(**SMALL) as engine:

@@ -18,27 +18,19 @@ from lorary.hub.errors import (
     UnknownReferenceError,
     UsageError,
 )
-from tiny import VOCABULARY, make_adapter
+from tiny import VOCABULARY
 
+pytestmark = pytest.mark.usefixtures("frozen_imports")
 SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
 LONG = "profit sales rose fell bank the a report shares loss gain growth market price offer cash win free click patient"
 
 
-@pytest.fixture(scope="module")
-def folders(bases, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("isolation")
-    return [
-        make_adapter(bases("llama"), folder / f"a{seed}", task="text-generation", seed=seed, r=rank)
-        for seed, rank in ((1, 4), (2, 4), (3, 32))
-    ]
-
-
 @pytest.fixture
-def backbone(bases, folders):
+def backbone(bases, kinds):
     """A tiny Llama with the adapters one and two."""
     backbone = Backbone.from_pretrained(str(bases("llama")))
-    for name, folder in zip(("one", "two"), folders, strict=False):
-        backbone.load(folder, name)
+    backbone.load(kinds("small"), "one")
+    backbone.load(kinds("other"), "two")
     return backbone
 
 
@@ -72,33 +64,33 @@ def test_the_test_above_sees_a_shared_prefix(backbone, monkeypatch):
     assert at_once != alone
 
 
-def test_requests_finish_on_the_version_they_began_with(backbone, folders):
+def test_requests_finish_on_the_version_they_began_with(backbone, kinds):
     """Swapped for a version of larger rank, which moves all slots to a larger arena, and then unloaded."""
     old = backbone.generate("story", "one", max_new_tokens=40, eos_token_id=None)
     with backbone.engine(**SMALL) as engine:
         before = engine.submit("story", "one", max_new_tokens=40, eos_token_id=None)
         next(iter(before))
-        backbone.swap("one", folders[2])
+        backbone.swap("one", kinds("larger"))
         after = engine.submit("story", "one", max_new_tokens=40, eos_token_id=None)
         next(iter(after))
         backbone.unload("one")
         with pytest.raises(UnknownReferenceError, match="no adapter 'one'"):
             engine.submit("story", "one")
         old_version, new_version = before.result(20), after.result(20)
-    backbone.load(folders[2], "one")
+    backbone.load(kinds("larger"), "one")
     assert old_version.text == old
     assert new_version.text == backbone.generate("story", "one", max_new_tokens=40, eos_token_id=None) != old
     assert old_version.digest != new_version.digest
     assert backbone.stats().slots_used == 2  # the versions that were let go have left theirs
 
 
-def test_a_waiting_request_keeps_its_version_too(backbone, folders):
+def test_a_waiting_request_keeps_its_version_too(backbone, kinds):
     old = backbone.generate("story", "one", max_new_tokens=5)
     with backbone.engine(**SMALL | {"max_running": 1}) as engine:
         first = engine.submit(LONG, "two", max_new_tokens=40, eos_token_id=None)
         waiting = engine.submit("story", "one", max_new_tokens=5)
         assert engine.stats().waiting == 1
-        backbone.swap("one", folders[2])
+        backbone.swap("one", kinds("larger"))
         assert waiting.result(20).text == old
         assert first.done
 

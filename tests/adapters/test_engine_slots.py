@@ -7,29 +7,20 @@ from lorary.adapters.engine import Request, admission
 from lorary.adapters.engine.decoding import Decoding
 from lorary.adapters.engine.step import Step
 from lorary.hub.errors import SlotsFullError
-from tiny import make_adapter
 
+pytestmark = pytest.mark.usefixtures("frozen_imports")
 SMALL = {"cache_tokens": 1024, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
 NAMES = ["a0", "a1", "a2", "a3", "a4"]
 
 
-@pytest.fixture(scope="module")
-def folders(bases, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slots")
-    return {
-        name: make_adapter(bases("llama"), folder / name, task="text-generation", seed=seed)
-        for seed, name in enumerate(NAMES, start=1)
-    }
-
-
 @pytest.fixture
-def open_backbone(bases, folders):
+def open_backbone(bases, kinds):
     """A function: a tiny Llama with five adapters and so many slots."""
 
     def open_with(slots):
         backbone = Backbone.from_pretrained(str(bases("llama")), slots=slots)
-        for name, folder in folders.items():
-            backbone.load(folder, name)
+        for name, kind in zip(NAMES, ("small", "other", "large", "dora", "output"), strict=True):
+            backbone.load(kinds(kind), name)
         return backbone
 
     return open_with
@@ -108,19 +99,19 @@ def test_a_slot_that_will_never_be_free_is_an_error(open_backbone):
         assert engine.submit("story", "a1", max_new_tokens=4).result(10).tokens
 
 
-def test_a_running_requests_slot_is_not_taken_by_a_load(open_backbone, folders):
+def test_a_running_requests_slot_is_not_taken_by_a_load(open_backbone, kinds):
     backbone = open_backbone(1)
     expected = backbone.generate("story", "a1", max_new_tokens=40, eos_token_id=None)
     with backbone.engine(**SMALL) as engine:
         request = engine.submit("story", "a1", max_new_tokens=40, eos_token_id=None)
         next(iter(request))
         with pytest.raises(SlotsFullError, match="in use by running calls"):
-            backbone.load(folders["a2"], "another")
+            backbone.load(kinds("large"), "another")
         assert not request.done
         assert request.result(20).text == expected
 
 
-def test_a_crowd_leaves_a_slot_to_loads_and_other_calls(open_backbone, folders):
+def test_a_crowd_leaves_a_slot_to_loads_and_other_calls(open_backbone, kinds):
     backbone = open_backbone(3)
     expected = backbone.generate("story", "a4", max_new_tokens=4)
     with backbone.engine(**SMALL) as engine:
@@ -129,7 +120,7 @@ def test_a_crowd_leaves_a_slot_to_loads_and_other_calls(open_backbone, folders):
         ]
         next(iter(crowd[0]))
         assert len(engine.stats().running_adapters) == 2
-        backbone.swap("a4", folders["a4"])
+        backbone.swap("a4", kinds("output"))
         assert backbone.generate("story", "a4", max_new_tokens=4) == expected
         assert not all(request.done for request in crowd)
         assert all(len(request.result(30).tokens) == 40 for request in crowd)

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 from lorary.adapters import Backbone
 from lorary.adapters.engine import compatibility
 from lorary.hub.errors import EngineUnsupportedError, RequestTooLongError, UsageError
-from tiny import make_adapter, make_base, make_tokenizer
+from tiny import make_base, make_tokenizer
 
+pytestmark = pytest.mark.usefixtures("frozen_imports")
 SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
 
 
@@ -101,9 +102,9 @@ def test_a_model_that_is_not_itself_in_a_packed_row(bases, attention, message):
     assert threading.active_count() == before
 
 
-def test_a_bfloat16_backbone_opens(bases, tmp_path):
+def test_a_bfloat16_backbone_opens(bases, kinds):
     backbone = Backbone.from_pretrained(str(bases("llama")), dtype="bfloat16")
-    backbone.load(make_adapter(bases("llama"), tmp_path / "a", task="text-generation"))
+    backbone.load(kinds("small"), "a")
     with backbone.engine(**SMALL) as engine:
         requests = [engine.submit("story", name, max_new_tokens=5) for name in ("a", None)]
         assert all(request.result(10).tokens for request in requests)
@@ -140,9 +141,9 @@ def test_a_cache_beyond_all_memory(bases):
         Backbone.from_pretrained(str(bases("llama"))).engine(cache_tokens=10**12)
 
 
-def test_layers_that_mix_tokens_take_no_adapters(bases, tmp_path):
+def test_layers_that_mix_tokens_take_no_adapters(bases, kinds):
     backbone = Backbone.from_pretrained(str(bases("llama")))
-    backbone.load(make_adapter(bases("llama"), tmp_path / "a", task="text-generation"))
+    backbone.load(kinds("small"), "a")
     backbone._inference.rows_first = False  # what loading finds on such a model
     with backbone.engine(**SMALL) as engine:
         with pytest.raises(EngineUnsupportedError, match="don't keep the tokens of a step apart"):
@@ -152,12 +153,9 @@ def test_layers_that_mix_tokens_take_no_adapters(bases, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu(bases, tmp_path):
+def test_on_a_gpu(bases, kinds):
     backbone = Backbone.from_pretrained(str(bases("llama")), device="cuda", dtype="float32")
-    names = [None]
-    for seed in (1, 2):
-        folder = make_adapter(bases("llama"), tmp_path / f"a{seed}", task="text-generation", seed=seed)
-        names.append(backbone.load(folder).name)
+    names = [None, *(backbone.load(kinds(name)).name for name in ("small", "output"))]
     sampled = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 8}
     with backbone.engine(**SMALL) as engine:
         for name in names:

@@ -6,28 +6,17 @@ import torch
 from lorary.adapters import Backbone
 from lorary.adapters.packing import Packing
 from lorary.hub.errors import RoutingError, UsageError
-from tiny import make_adapter
 
 SEQUENCES = [[7, 8, 9, 10, 11], [12], [13, 14, 15], [16, 17]]
 LENGTHS = [len(sequence) for sequence in SEQUENCES]
 
 
-@pytest.fixture
-def backbone(bases, tmp_path):
-    """A tiny Llama with adapters on all kinds of sites: LoRA of two ranks, DoRA, embeddings, and a whole module."""
-    base = bases("llama")
-    backbone = Backbone.from_pretrained(str(base))
-    kinds = {
-        "small": {"r": 2},
-        "large": {"r": 8, "target_modules": "all-linear"},
-        "dora": {"use_dora": True},
-        "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
-        "output": {"target_modules": ["lm_head", "v_proj"]},
-        "whole": {"modules_to_save": ["o_proj"], "target_modules": ["q_proj"]},
-        "biased": {"lora_bias": True},
-    }
-    for seed, (name, lora) in enumerate(kinds.items(), start=1):
-        backbone.load(make_adapter(base, tmp_path / name, task="text-generation", seed=seed, **lora))
+@pytest.fixture(scope="module")
+def backbone(bases, kinds):
+    """A tiny Llama with adapters on all kinds of sites."""
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for name in ("small", "large", "dora", "embedding", "output", "whole", "biased"):
+        backbone.load(kinds(name), name)
     return backbone
 
 

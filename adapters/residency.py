@@ -32,6 +32,7 @@ from lorary.adapters.weights import Weights
 from lorary.hub.errors import SlotsBusyError, SlotsFullError
 
 _DIGEST = operator.attrgetter("digest")
+_NO_THREAD = 0
 _PAUSE = 0.002  # seconds before a call that found no slot looks again, so that two such calls don't chase each other
 
 
@@ -123,10 +124,10 @@ class Residency:
         with self._lock:
             return [None if name is None else self._books.get(name) for name in names]
 
-    def pinned_slots(self) -> int:
-        """How many slots are kept from everyone else: those of the adapters that pinned names stand for."""
+    def pinned(self) -> set[Content]:
+        """What keeps its slot from everyone else: the contents in slots that pinned names stand for."""
         with self._lock:
-            return len(self._books.pinned() & self._books.slot_of.keys())
+            return self._books.pinned() & self._books.slot_of.keys()
 
     def route(self, adapters: Sequence[Adapter | None], packing: Packing) -> Routing:
         """The routing of a packed row whose adapters are all under leases that the caller goes on holding.
@@ -148,6 +149,7 @@ class Residency:
         weights: Weights | None = None,
         packing: Packing | None = None,
         patience: float | None = None,
+        of_thread: bool = True,
     ) -> Iterator[Routing]:
         """The routing for a call whose rows use these adapters, published or not, valid until the block ends.
 
@@ -157,12 +159,14 @@ class Residency:
             weights: the tensors of a single adapter, where they have just been read.
             packing: where the rows are the sequences of a packed one, how long each is.
             patience: how many seconds to wait for slots that other calls have; the backbone's unless given.
+            of_thread: whether this thread ends it. A call doesn't wait for its own thread's leases to end, since that
+                would be for ever; a lease that ends by itself is nobody's.
 
         Raises:
             SlotsFullError: there are more adapters than slots that this call can have.
             CheckpointError: an adapter's files have to be read, and can't be, or have changed.
         """
-        started, thread = time.perf_counter(), threading.get_ident()
+        started, thread = time.perf_counter(), threading.get_ident() if of_thread else _NO_THREAD
         distinct = {adapter.content: adapter for adapter in adapters if adapter is not None}
         deadline = time.monotonic() + (self.limits.patience if patience is None else patience)
         missed = self._enter(distinct, thread, deadline, replacing, weights)

@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from lorary.adapters.adapter import Adapter
+from lorary.adapters.content import Content
 from lorary.adapters.engine.request import WATCH_SECONDS, Request, cancelled
 from lorary.adapters.residency import Residency
 from lorary.hub.errors import EngineStoppedError, SlotsFullError
@@ -72,7 +72,7 @@ class Admission:
         """Let those run that can; called whenever a slot may have fallen free."""
         with self._lock:
             blocked: Request | None = None
-            holding: set[Adapter] = set()
+            holding: set[Content] = set()
             for request in tuple(self._waiting):
                 if len(self._running) >= self._limit:
                     break
@@ -181,14 +181,14 @@ class Admission:
         lease = ExitStack()
         if request.adapter is None:
             return lease
-        if not self._leaves_enough(request.adapter):
+        if not self._leaves_enough(request.adapter.content):
             return None
         try:
             # Whoever waits here keeps everybody waiting, and slots that fall free call for admission anyway.
-            lease.enter_context(self._residency.lease([request.adapter], patience=0))
+            lease.enter_context(self._residency.lease([request.adapter], patience=0, of_thread=False))
         except SlotsFullError as error:
             # Slots that running calls use fall free by themselves; pinned ones don't.
-            if self._residency.pinned_slots() >= self._residency.slots:
+            if len(self._residency.pinned()) >= self._residency.slots:
                 self._drop(request, error)
             return None
         except Exception as error:
@@ -196,16 +196,16 @@ class Admission:
             return None
         return lease
 
-    def _leaves_enough(self, adapter: Adapter) -> bool:
-        """May this adapter have a slot, of those that aren't spared?"""
-        holding = self._holding()
-        if adapter in holding or adapter.pinned:
+    def _leaves_enough(self, content: Content) -> bool:
+        """May this content have a slot, of those that aren't spared?"""
+        holding, pinned = self._holding(), self._residency.pinned()
+        if content in holding or content in pinned:
             return True
-        taken = sum(not held.pinned for held in holding)
-        return taken < max(1, self._residency.slots - self._residency.pinned_slots() - self._spare)
+        return len(holding - pinned) < max(1, self._residency.slots - len(pinned) - self._spare)
 
-    def _holding(self) -> set[Adapter]:
-        return {running.adapter for running in self._running.values() if running.adapter}
+    def _holding(self) -> set[Content]:
+        """What the running requests have in slots."""
+        return {running.adapter.content for running in self._running.values() if running.adapter}
 
     def _drop(self, request: Request, error: Exception) -> None:
         self._waiting.remove(request)
@@ -229,7 +229,7 @@ class Admission:
         self._idle.notify_all()
 
 
-def _may_pass(request: Request, blocked: Request, holding: set[Adapter]) -> bool:
+def _may_pass(request: Request, blocked: Request, holding: set[Content]) -> bool:
     if request.adapter is None:
         return True
-    return request.adapter in holding and blocked.overtaken < _OVERTAKERS
+    return request.adapter.content in holding and blocked.overtaken < _OVERTAKERS

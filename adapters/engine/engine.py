@@ -79,6 +79,7 @@ class Engine:
             UnknownReferenceError: an adapter that isn't loaded.
             UsageError: an empty prompt, or a setting that isn't served.
             RequestTooLongError: prompt and new tokens are more than the cache, or the model's positions, have room for.
+            CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
         """
         (loaded,) = self._residency.resolve([adapter])
@@ -90,6 +91,9 @@ class Engine:
         ids = self._inference.prompt_ids(prompt, loaded)
         decoding = plan_decoding(self._inference.model, len(ids), seed, generate_kwargs)
         self._demand_room(ids, decoding)
+        if loaded is not None:
+            # Files are read here, in the caller's thread: admission is everybody's.
+            self._residency.prefetch(loaded, to_slot=False)
         request = self._request(ids, loaded, decoding)
         self._admission.submit(request)
         return request

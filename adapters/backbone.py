@@ -354,30 +354,18 @@ class Backbone:
         grouped = texts if per_prompt == 1 else [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]
         return grouped[0] if single else grouped
 
-    def engine(
-        self,
-        *,
-        cache_tokens: int = 16384,
-        batch_tokens: int = 512,
-        page_tokens: int = 16,
-        max_running: int = 64,
-        spare_slots: int = 1,
-    ) -> Engine:
+    def engine(self, **settings: int) -> Engine:
         """Serve many callers at once by continuous batching, each with its own adapter; best in a ``with`` block.
 
         Args:
-            cache_tokens: how many tokens of all running requests together its cache of keys and values holds.
-            batch_tokens: the most tokens of one step; a longer prompt is taken in over several.
-            page_tokens: the cache is handed out in pages of this many tokens.
-            max_running: the most requests that run at once; the others wait.
-            spare_slots: how many slots its requests leave to loads, swaps and calls outside of it.
+            settings: ``cache_tokens``, ``batch_tokens``, ``page_tokens``, ``max_running`` and ``spare_slots``, as for
+                :class:`~lorary.adapters.engine.EngineSettings`.
 
         Raises:
             EngineUnsupportedError: the model, its attention or the installed transformers isn't up to it.
             UsageError: one of the numbers is too small.
         """
-        settings = EngineSettings(cache_tokens, batch_tokens, page_tokens, max_running, spare_slots)
-        return Engine(self._inference, self._residency, settings)
+        return Engine(self._inference, self._residency, EngineSettings(**settings))
 
     # Proof
 

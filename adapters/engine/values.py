@@ -30,7 +30,7 @@ class EngineSettings:
     spare_slots: int = 1
 
     def __post_init__(self) -> None:
-        least = {"spare_slots": 0, "page_tokens": 4, "cache_tokens": max(16, self.page_tokens)}
+        least = {"spare_slots": 0, "page_tokens": 4, "cache_tokens": 16}
         for setting in fields(self):
             value, bound = getattr(self, setting.name), least.get(setting.name, 1)
             if not isinstance(value, int) or value < bound:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from lorary.adapters.blend import kept_blend, settle_blend
+from lorary.adapters.blend_parts import read_loaded
+from lorary.adapters.combination import Combination
 from lorary.adapters.compiled import compile_body
 from lorary.adapters.device import dtype_name
 from lorary.adapters.engine import Engine, EngineSettings
@@ -183,6 +187,51 @@ class Backbone:
         """
         self._residency.get(name)
         return self.load(reference, name, allow_base_mismatch=allow_base_mismatch)
+
+    def blend(
+        self,
+        weights: Mapping[str, float],
+        name: str,
+        *,
+        combination: str = "cat",
+        density: float | None = None,
+        rank: int | None = None,
+        majority_sign: str | None = None,
+        seed: int | None = None,
+        head: str | None = None,
+        domain: str | None = None,
+        output: str | Path | None = None,
+        register: bool = False,
+    ) -> LoadedAdapter:
+        """Combine loaded adapters into a new one and load it under ``name``, as :meth:`load` would.
+
+        Args:
+            weights: the names of loaded adapters, and how much of each; negative takes its effect away.
+            name: what the blend is called.
+            combination: ``cat``, the exact weighted sum, or another of PEFT's kinds (:class:`Combination`).
+            density: for the pruning kinds, the share of values they keep.
+            rank: for the kinds that end in svd, the rank of the result; the largest of the adapters' unless given.
+            majority_sign: for the TIES kinds, ``total`` (the default) or ``frequency``.
+            seed: for the DARE kinds; 0 unless given.
+            head: whose head, labels, prompt and preprocessing it takes over, where they differ; or ``average``.
+            domain: its subject matter; by default that of the adapter that ``head`` names, else of all of them.
+            output: a new folder to keep its checkpoint in.
+            register: put it into the registry as a version of ``name``, with the adapters as its parents.
+
+        Raises:
+            UnknownReferenceError: an adapter that isn't loaded.
+            UsageError: a weight or a setting that can't be.
+            BlendError: the adapters can't be combined so.
+            BaseMismatchError: they belong to different bases.
+            OutputError: ``output`` is there already, or can't be written.
+        """
+        how = Combination(combination, density, rank, majority_sign, seed)
+        registry = self._intake.registry
+        parts = read_loaded({of: self._residency.get(of) for of in weights}, weights, registry)
+        with kept_blend(parts, how, name, output, head=head, domain=domain) as blend:
+            into = registry if register else None
+            settle = partial(settle_blend, blend, parts, into, self._inference, self.numerics)
+            return self._intake.take(blend.source, name, settle=settle)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls in flight finish on it."""

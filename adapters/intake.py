@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,7 +23,7 @@ from lorary.adapters.proof import demand_effect, probe_row, settle_head
 from lorary.adapters.residency import Residency
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
-from lorary.adapters.sources import find_checkpoint
+from lorary.adapters.sources import Source, find_checkpoint
 from lorary.adapters.tail import Tails
 from lorary.adapters.values import LoadedAdapter
 from lorary.adapters.weights import Weights, WeightsReader
@@ -114,9 +114,24 @@ class Intake:
         lazy: bool = False,
     ) -> LoadedAdapter:
         """See :meth:`lorary.adapters.Backbone.load`."""
-        started = time.perf_counter()
         source = find_checkpoint(reference, self.registry)
-        checkpoint = source.checkpoint
+        return self.take(source, name, allow_base_mismatch=allow_base_mismatch, lazy=lazy)
+
+    def take(
+        self,
+        source: Source,
+        name: str | None = None,
+        *,
+        allow_base_mismatch: bool = False,
+        lazy: bool = False,
+        settle: Callable[[Adapter, Routing], str] | None = None,
+    ) -> LoadedAdapter:
+        """Load a checkpoint that was found; ``settle`` is called between its proof and its publication.
+
+        It returns the reference that the adapter is known by from then on.
+        """
+        started = time.perf_counter()
+        checkpoint, reference = source.checkpoint, source.reference
         notes = match_base(checkpoint, self._identity, self._quantization, allow_mismatch=allow_base_mismatch)
         fit = self._files.fitter.fit(checkpoint)
         for path in fit.plan.overrides:
@@ -135,11 +150,12 @@ class Intake:
                 if lazy:
                     self._residency.publish(adapter)
                 else:
-                    with self._residency.lease([adapter], replacing=adapter.name, weights=weights):
+                    with self._residency.lease([adapter], replacing=adapter.name, weights=weights) as routing:
+                        reference = settle(adapter, routing) if settle else reference
                         self._residency.publish(adapter)
         return LoadedAdapter(
             name=adapter.name,
-            reference=source.reference,
+            reference=reference,
             digest=adapter.digest,
             task=adapter.task,
             labels=tuple(adapter.labels) if adapter.labels else None,

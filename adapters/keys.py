@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lorary.adapters.modules import LinearShape, ModuleMap
 from lorary.adapters.naming import Naming
@@ -17,7 +18,7 @@ from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnsupportedAdapterError
 from lorary.hub.tensorfile import TensorInfo
 
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 _A, _B, _BIAS = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias"
 _EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 _MAGNITUDE = ".lora_magnitude_vector"
@@ -57,11 +58,14 @@ class KeyPlan:
 
 
 @dataclass
-class _Found:
-    """What the keys say, before it is held against the backbone."""
+class FoundKeys:
+    """What the keys say, before it is held against a backbone.
 
-    lora: dict[str, dict[str, str]] = field(default_factory=dict)  # name -> suffix -> key
-    whole: dict[str, str] = field(default_factory=dict)  # parameter name -> key
+    ``lora``: module -> end of the key -> key. ``whole``: parameter of a whole module -> key.
+    """
+
+    lora: dict[str, dict[str, str]] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
 
 
@@ -74,7 +78,7 @@ def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[st
         KeyMismatchError: keys are missing, unexpected or of another shape; the message names the first of each.
         UnsupportedAdapterError: the tensors are those of a variant that the slots don't hold.
     """
-    found = _sort_keys(checkpoint)
+    found = sort_keys(checkpoint)
     naming = Naming.guess([*found.lora, *(name.rpartition(".")[0] for name in found.whole)], modules)
     problems = KeyProblems(checkpoint.source)
     problems.unexpected.extend(found.unexpected)
@@ -83,16 +87,14 @@ def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[st
     for path in _used(modules, naming, offered):
         name = naming.to_checkpoint(path)
         if path not in located and is_target(checkpoint.config, name, embedding=path in modules.embeddings):
-            first, *others = _wanted(checkpoint, embedding=path in modules.embeddings)
-            problems.missing.append(f"{_PEFT_PREFIX}{name}{first} (and {', '.join(others)})")
+            first, *others = wanted_tensors(checkpoint.config, embedding=path in modules.embeddings)
+            problems.missing.append(f"{PEFT_PREFIX}{name}{first} (and {', '.join(others)})")
         if path in modules.embeddings:
             continue
-        if path not in overrides and _is_saved(name, _saved_names(checkpoint)):
-            problems.missing.append(f"{_PEFT_PREFIX}{name}.weight")
+        if path not in overrides and is_saved(name, _saved_names(checkpoint)):
+            problems.missing.append(f"{PEFT_PREFIX}{name}.weight")
         if path not in overrides and path in modules.random and offered is not None:
-            problems.missing.append(
-                f"{_PEFT_PREFIX}{name}.weight (the base's files lack it too, so it would be random)"
-            )
+            problems.missing.append(f"{PEFT_PREFIX}{name}.weight (the base's files lack it too, so it would be random)")
     if not found.lora:
         problems.missing.append("any lora_A or lora_B tensor")
     problems.raise_if_any()
@@ -114,13 +116,14 @@ def _saved_names(checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(checkpoint.config.get("modules_to_save") or ())
 
 
-def _sort_keys(checkpoint: Checkpoint) -> _Found:
-    found = _Found()
+def sort_keys(checkpoint: Checkpoint) -> FoundKeys:
+    """A checkpoint's keys by what they are: factors by module, parameters of whole modules, and what is neither."""
+    found = FoundKeys()
     for key in checkpoint.tensors:
-        if not key.startswith(_PEFT_PREFIX):
+        if not key.startswith(PEFT_PREFIX):
             found.unexpected.append(key)
             continue
-        name = key.removeprefix(_PEFT_PREFIX)
+        name = key.removeprefix(PEFT_PREFIX)
         suffix = next((suffix for suffix in _LORA_SUFFIXES if name.endswith(suffix)), None)
         if suffix is not None:
             found.lora.setdefault(name.removesuffix(suffix), {})[suffix] = key
@@ -131,16 +134,16 @@ def _sort_keys(checkpoint: Checkpoint) -> _Found:
     return found
 
 
-def _wanted(checkpoint: Checkpoint, *, embedding: bool) -> list[str]:
-    """The tensors that each site of this checkpoint has, by the ends of their keys."""
-    magnitude = [_MAGNITUDE] if checkpoint.config.get("use_dora") else []
+def wanted_tensors(config: Mapping[str, Any], *, embedding: bool) -> list[str]:
+    """The tensors that each site of an adapter with this config has, by the ends of their keys: A, B and others."""
+    magnitude = [_MAGNITUDE] if config.get("use_dora") else []
     if embedding:
         return [_EMBEDDING_A, _EMBEDDING_B, *magnitude]
-    return [_A, _B, *([_BIAS] if checkpoint.config.get("lora_bias") else []), *magnitude]
+    return [_A, _B, *([_BIAS] if config.get("lora_bias") else []), *magnitude]
 
 
 def _plan_sites(
-    checkpoint: Checkpoint, found: _Found, naming: Naming, modules: ModuleMap, problems: KeyProblems
+    checkpoint: Checkpoint, found: FoundKeys, naming: Naming, modules: ModuleMap, problems: KeyProblems
 ) -> tuple[list[Site], set[str]]:
     """The updates whose place was found, and the paths that have one, complete or not."""
     sites = []
@@ -155,7 +158,7 @@ def _plan_sites(
         if not is_target(checkpoint.config, name, embedding=shape.embedding):
             problems.unexpected.extend(f"{key} (the config doesn't target it)" for key in parts.values())
             continue
-        wanted = _wanted(checkpoint, embedding=shape.embedding)
+        wanted = wanted_tensors(checkpoint.config, embedding=shape.embedding)
         problems.unexpected.extend(
             f"{key} ({_OFF.get(suffix, 'not for this kind of module')})"
             for suffix, key in parts.items()
@@ -163,7 +166,7 @@ def _plan_sites(
         )
         lacking = [suffix for suffix in wanted if suffix not in parts]
         if lacking:
-            problems.missing.extend(f"{_PEFT_PREFIX}{name}{suffix}" for suffix in lacking)
+            problems.missing.extend(f"{PEFT_PREFIX}{name}{suffix}" for suffix in lacking)
             continue
         rank, scale = rank_and_scale(checkpoint.config, name)
         a, b = (parts[suffix] for suffix in wanted[:2])
@@ -182,7 +185,7 @@ def _check_shapes(site: Site, shape: LinearShape, tensors: Mapping[str, TensorIn
 
 
 def _plan_whole(
-    checkpoint: Checkpoint, found: _Found, naming: Naming, modules: ModuleMap, problems: KeyProblems
+    checkpoint: Checkpoint, found: FoundKeys, naming: Naming, modules: ModuleMap, problems: KeyProblems
 ) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, str]]:
     overrides: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}
@@ -191,7 +194,7 @@ def _plan_whole(
     for full_name, key in found.whole.items():
         name, _, parameter = full_name.replace(".base_layer.", ".").rpartition(".")
         path = naming.locate(name, modules)
-        trained = _is_saved(name, saved)
+        trained = is_saved(name, saved)
         if path is None and trained:
             head[f"{name}.{parameter}"] = key
         elif path is None:
@@ -208,7 +211,7 @@ def _plan_whole(
             )
     for path, parameters in overrides.items():
         wanted = modules.linears[path].parameters()
-        prefix = f"{_PEFT_PREFIX}{naming.to_checkpoint(path)}"
+        prefix = f"{PEFT_PREFIX}{naming.to_checkpoint(path)}"
         problems.missing.extend(f"{prefix}.{name}" for name in wanted.keys() - parameters.keys())
         problems.unexpected.extend(parameters[name] for name in parameters.keys() - wanted.keys())
         for name in wanted.keys() & parameters.keys():
@@ -216,7 +219,7 @@ def _plan_whole(
     return overrides, head, copies
 
 
-def _is_saved(name: str, saved: tuple[str, ...]) -> bool:
+def is_saved(name: str, saved: tuple[str, ...]) -> bool:
     """Does ``modules_to_save`` name this module or one around it? By PEFT's rule a path's end decides.
 
     So ``classifier`` covers DistilBERT's ``pre_classifier`` too.

@@ -78,6 +78,14 @@ class BaseMismatchError(LoraryError):
     """An adapter trained on another base model than the one that's loaded."""
 
 
+class BlendError(LoraryError):
+    """Adapters that can't be combined as asked."""
+
+
+class OutputError(LoraryError):
+    """A folder that can't be written, or that holds something already."""
+
+
 class GoldenMismatchError(LoraryError):
     """Recomputed golden logits differ from the stored ones by more than the tolerance."""
 

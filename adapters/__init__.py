@@ -5,6 +5,6 @@
 
 from lorary.adapters.backbone import Backbone
 from lorary.adapters.proof import GoldenReport
-from lorary.adapters.values import LoadedAdapter, Stats
+from lorary.adapters.values import LoadedAdapter, MergedModel, Stats
 
-__all__ = ["Backbone", "GoldenReport", "LoadedAdapter", "Stats"]
+__all__ = ["Backbone", "GoldenReport", "LoadedAdapter", "MergedModel", "Stats"]

@@ -14,7 +14,7 @@ import torch
 from lorary.adapters.blend import kept_blend, settle_blend
 from lorary.adapters.blend_parts import read_loaded
 from lorary.adapters.combination import Combination
-from lorary.adapters.compiled import compile_body
+from lorary.adapters.compiled import compile_body, eagerly
 from lorary.adapters.device import dtype_name
 from lorary.adapters.engine import Engine, EngineSettings
 from lorary.adapters.following import Following
@@ -24,6 +24,7 @@ from lorary.adapters.inference import Inference, can_generate
 from lorary.adapters.intake import Files, Intake
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import SiteOpener
+from lorary.adapters.merge import write_merged
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.packing import Packing
 from lorary.adapters.predict import Row
@@ -32,7 +33,7 @@ from lorary.adapters.quantization import guard_cpu, quantization_of
 from lorary.adapters.residency import Limits, Residency
 from lorary.adapters.routing import RoutedModel, routed
 from lorary.adapters.tiers import Budget
-from lorary.adapters.values import LoadedAdapter, Stats
+from lorary.adapters.values import LoadedAdapter, MergedModel, Stats
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnknownReferenceError, UsageError
 from lorary.hub.lookup import registry_reference
@@ -232,6 +233,35 @@ class Backbone:
             into = registry if register else None
             settle = partial(settle_blend, blend, parts, into, self._inference, self.numerics)
             return self._intake.take(blend.source, name, settle=settle)
+
+    def merge(self, name: str, folder: str | Path, *, dtype: str | torch.dtype | None = None) -> MergedModel:
+        """Write the model that an adapter makes of this backbone, for transformers alone; nothing changes here.
+
+        The update goes into the weights as they are served, dequantized; the files are loaded again and their logits
+        held against the adapter's before the folder gets its name. Merged on a copy in host memory, tensor by tensor.
+
+        Args:
+            name: a loaded adapter.
+            folder: a new or empty folder.
+            dtype: of the merged weights; the backbone's unless given.
+
+        Raises:
+            UnknownReferenceError: nothing is loaded under ``name``.
+            MergeError: the adapter has no place in the model's class, or the merged model doesn't answer like it.
+            OutputError: the folder holds something, or can't be written.
+        """
+        adapter = self._residency.get(name)
+        with self._residency.lease([adapter]) as routing, self._intake.factors(adapter) as factors, eagerly():
+            return write_merged(
+                self._inference,
+                routing,
+                factors,
+                self._modules,
+                Path(folder).expanduser().absolute(),
+                identity=self.identity,
+                numerics=self.numerics,
+                dtype=dtype,
+            )
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls in flight finish on it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -163,6 +163,17 @@ class Intake:
             notes=notes,
             seconds=time.perf_counter() - started,
         )
+
+    @contextmanager
+    def factors(self, adapter: Adapter) -> Iterator[Mapping[str, LowRank]]:
+        """An adapter's factors by site, read again from its files; they are gone when the block ends.
+
+        Raises:
+            ChangedFilesError: the files aren't what was loaded any more.
+            CheckpointError: they can't be read.
+        """
+        with self._files.open(adapter) as weights:
+            yield self._files.factors(adapter, weights)
 
     def prefetch(self, names: Sequence[str]) -> dict[str, Future[None]]:
         """See :meth:`lorary.adapters.Backbone.prefetch`."""

@@ -64,7 +64,7 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(resolved.path)
         auto_class = auto_class or natural_class(config)
-        with _quiet():
+        with quietly():
             model, info = auto_class.from_pretrained(
                 resolved.path,
                 dtype=chosen,
@@ -101,7 +101,7 @@ def _settle_padding(model: Any, tokenizer: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' bars and reports: what they say of missing parameters is returned instead."""
     from transformers.utils import logging
 

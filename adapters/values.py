@@ -72,3 +72,21 @@ class Stats:
     swap_percentiles: Percentiles | None
     read_percentiles: Percentiles | None
     followed: tuple[Followed, ...]
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """What :meth:`Backbone.merge` came to.
+
+    ``difference`` is the largest between the reloaded model's logits and the adapter's, relative to 1 + the row's
+    largest; ``notes`` are worth showing to the user.
+    """
+
+    folder: str
+    adapter: str
+    digest: str
+    model_class: str
+    dtype: str
+    difference: float
+    notes: tuple[str, ...]
+    seconds: float

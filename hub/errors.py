@@ -82,6 +82,10 @@ class BlendError(LoraryError):
     """Adapters that can't be combined as asked."""
 
 
+class MergeError(LoraryError):
+    """An adapter that can't be written into its base's weights, or a merged model that doesn't answer like it."""
+
+
 class OutputError(LoraryError):
     """A folder that can't be written, or that holds something already."""
 

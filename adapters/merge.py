@@ -1,0 +1,128 @@
+"""A merged model: the backbone's weights with one adapter folded in, in a folder that transformers loads by itself.
+
+The update goes into the weights that the backbone computes with, dequantized: merged into the full-precision weights
+instead, an adapter trained on nf4 meets other weights than those it corrects.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorary.adapters.adapter import Adapter
+from lorary.adapters.device import dtype_name, pick_dtype
+from lorary.adapters.folders import new_folder
+from lorary.adapters.inference import Inference
+from lorary.adapters.loading import quietly
+from lorary.adapters.merge_card import write_card
+from lorary.adapters.merge_check import Precision, check_merged
+from lorary.adapters.merge_weights import Changes, demand_biases, find_places, merged_tensors, splits_a_tie
+from lorary.adapters.modules import ModuleMap
+from lorary.adapters.routing import Routing
+from lorary.adapters.slots import LowRank
+from lorary.adapters.values import MergedModel
+from lorary.hub.errors import MergeError
+from lorary.hub.manifest import BaseIdentity, Numerics
+
+_READABLE = ("none", "nf4", "fp4", "int8")
+_SHARD = "5GB"
+
+
+def write_merged(
+    inference: Inference,
+    routing: Routing,
+    factors: Mapping[str, LowRank],
+    modules: ModuleMap,
+    folder: Path,
+    *,
+    identity: BaseIdentity,
+    numerics: Numerics,
+    dtype: str | torch.dtype | None,
+) -> MergedModel:
+    """Write the model that the one adapter of ``routing``, with these ``factors`` by site, makes of its backbone.
+
+    Raises as :meth:`lorary.adapters.Backbone.merge` does.
+    """
+    started = time.perf_counter()
+    adapter = routing.adapters[0]
+    assert adapter is not None
+    if numerics.quantization not in _READABLE:
+        raise MergeError(
+            f"weights quantized with {numerics.quantization!r} can't be read as numbers; expected "
+            f"{', '.join(_READABLE)}. Open the base in full precision and merge there"
+        )
+    served = pick_dtype(inference.device, numerics.dtype)
+    chosen = pick_dtype(inference.device, dtype) if dtype is not None else served
+    root = adapter.head.model if adapter.head else inference.model
+    with new_folder(folder) as draft:
+        _save(root, adapter, Changes(factors, adapter.overrides, modules), inference, chosen, draft)
+        precision = Precision(served, chosen, numerics.quantization)
+        difference = check_merged(draft, type(root), precision, inference, routing)
+        merged = MergedModel(
+            folder=str(folder),
+            adapter=adapter.name,
+            digest=adapter.digest,
+            model_class=type(root).__name__,
+            dtype=dtype_name(chosen),
+            difference=difference,
+            notes=_notes(adapter, numerics),
+            seconds=time.perf_counter() - started,
+        )
+        write_card(draft, merged, adapter, identity, numerics.quantization)
+    return merged
+
+
+def _save(root: Any, adapter: Adapter, changes: Changes, inference: Inference, dtype: torch.dtype, draft: Path) -> None:
+    """Model, config, generation settings and tokenizer, by transformers' own ``save_pretrained``."""
+    config = copy.deepcopy(root.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    empty = _empty(root, config)
+    places = find_places(empty.state_dict(), root, inference.body)
+    demand_biases(places, changes)
+    tied = not splits_a_tie(places, changes)
+    if not tied:
+        config.tie_word_embeddings = False
+        empty = _empty(root, config)
+    empty.load_state_dict(dict(merged_tensors(places, changes, dtype, tied=tied)), assign=True)
+    with quietly():
+        empty.save_pretrained(draft, max_shard_size=_SHARD)
+    if inference.tokenizer is not None:
+        _own_tokenizer(inference.tokenizer, adapter).save_pretrained(draft)
+
+
+def _empty(root: Any, config: Any) -> Any:
+    """A model of the same class without memory."""
+    with torch.device("meta"):
+        empty = type(root)(config)
+    if empty.can_generate():
+        empty.generation_config = copy.deepcopy(root.generation_config)
+    return empty
+
+
+def _own_tokenizer(tokenizer: Any, adapter: Adapter) -> Any:
+    """The base's tokenizer with the adapter's chat template, without the padding that earlier calls left in it."""
+    own = copy.deepcopy(tokenizer)
+    backend = getattr(own, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    prompt = adapter.manifest.prompt if adapter.manifest else None
+    if prompt is not None and prompt.chat_template:
+        own.chat_template = prompt.chat_template
+    return own
+
+
+def _notes(adapter: Adapter, numerics: Numerics) -> tuple[str, ...]:
+    trained = adapter.manifest.numerics.quantization if adapter.manifest else numerics.quantization
+    if trained == numerics.quantization:
+        return ()
+    return (
+        f"trained on {trained} weights, merged into {numerics.quantization} ones; to meet the weights it was trained "
+        f"on, open the base with quantization={trained!r}",
+    )

@@ -23,6 +23,8 @@ COMMANDS = (
     "list",
     "show",
     "import_",
+    "blend",
+    "merge",
     "alias",
     "tag",
     "rm",

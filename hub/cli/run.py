@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorary.hub.cli.opening import open_backbone
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import clean, print_json, print_line, print_table
-from lorary.hub.errors import BaseNotFoundError, UsageError
+from lorary.hub.errors import UsageError
 
 if TYPE_CHECKING:
     from lorary.adapters import Backbone
-    from lorary.hub.checkpoint import Checkpoint
 
 EXAMPLES = (
     'lorary run finance-tone "Profit rose 12%."',
@@ -61,7 +61,7 @@ def command(
         raise UsageError(f"--bare compares generated texts; {source.reference} is for {task}")
     if task == "feature-extraction" and not as_json:
         raise UsageError(f"the answers of {source.reference} are vectors ({task}); ask for them with --json")
-    backbone = _open(source.checkpoint, base, quantization=quantization, device=device, device_map=device_map)
+    backbone = open_backbone(source.checkpoint, base, quantization=quantization, device=device, device_map=device_map)
     for note in backbone.load(source.checkpoint, source.name).notes:
         print(f"note: {clean(note)}", file=sys.stderr)
     if task in _GENERATING:
@@ -97,27 +97,6 @@ def _encodable(texts: list[str]) -> list[str]:
         except UnicodeEncodeError as error:
             raise UsageError(f"text {number}: not valid {sys.getfilesystemencoding()}, convert it first") from error
     return texts
-
-
-def _open(checkpoint: Checkpoint, base: str | None, **settings: str | None) -> Backbone:
-    chosen = base or _base_of(checkpoint)
-    from lorary.adapters import Backbone
-
-    try:
-        return Backbone.from_pretrained(chosen, slots=1, **settings)  # type: ignore[arg-type]
-    except BaseNotFoundError as error:
-        if base is not None:
-            raise
-        raise BaseNotFoundError(f"{error} (it is the base that the adapter names; --base says another)") from error
-
-
-def _base_of(checkpoint: Checkpoint) -> str:
-    if checkpoint.manifest is not None:
-        return checkpoint.manifest.base.id
-    named = checkpoint.config.get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise UsageError(f"{checkpoint.source}: doesn't name its base; pass it with --base")
-    return named
 
 
 def _generate(backbone: Backbone, prompts: list[str], name: str, max_new_tokens: int, bare: bool) -> Rows:

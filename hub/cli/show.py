@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.values import Version
@@ -49,10 +51,20 @@ def _details(version: Version, siblings: list[int], children: list[str]) -> dict
         "weights": size(version.size_bytes),
         "strategy": version.strategy,
         "parents": ", ".join(version.parents),
+        "blend": _blend(manifest.provenance.get("blend")) if manifest else None,
         "children": ", ".join(children),
         "created": version.created_at,
         "digest": version.digest,
     }
+
+
+def _blend(told: Any) -> str | None:
+    """What a blend was made from, out of a manifest that anybody may have written."""
+    parts = told.get("adapters") if isinstance(told, dict) else None
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return None
+    terms = (f"{part.get('weight')} {part.get('reference') or part.get('name')}" for part in parts)
+    return f"{told.get('combination')} of {' + '.join(terms)}"
 
 
 def _metrics(version: Version) -> list[dict[str, object]]:

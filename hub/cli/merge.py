@@ -1,0 +1,71 @@
+"""``lorary merge``: an adapter and its base become one model that transformers loads by itself."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorary.hub.cli.opening import open_backbone
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.output import clean, print_json, print_line
+
+EXAMPLES = (
+    "lorary merge legal-qa@prod ./legal-model",
+    "lorary merge ./runs/tone/finance-tone ./tone-model --base org/base --dtype bfloat16",
+)
+
+
+def command(
+    reference: Annotated[
+        str, typer.Argument(metavar="REF", help="name, name@3, name@alias, user/repo[@revision], or a folder.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default what the base is opened in.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base model; default the one that the adapter names.")] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(help="none, nf4 or int8: of the weights to merge into; default those that it was trained on."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Write an adapter merged into its base, as a model of its own.
+
+    An adapter that was trained on quantized weights is merged into those weights, dequantized. The files are loaded
+    again and answer as the adapter does, or nothing is kept.
+    """
+    catalogue = open_registry(registry)
+    from lorary.adapters.device import pick_device, pick_dtype
+    from lorary.adapters.folders import demand_free
+    from lorary.adapters.sources import find_checkpoint
+    from lorary.adapters.support import check_supported
+
+    # All that can be said before the base is loaded, which may mean a long download.
+    demand_free(folder.expanduser().absolute())
+    pick_dtype(pick_device(device), dtype)
+    source = find_checkpoint(reference, catalogue)
+    check_supported(source.checkpoint)
+    manifest = source.checkpoint.manifest
+    trained_on = manifest.numerics.quantization if manifest else "none"
+    backbone = open_backbone(
+        source.checkpoint, base, quantization=quantization or trained_on, device=device, device_map=device_map
+    )
+    loaded = backbone.load(source.checkpoint, source.name)
+    merged = backbone.merge(source.name, folder, dtype=dtype)
+    for note in dict.fromkeys((*loaded.notes, *merged.notes)):
+        print(f"note: {clean(note)}", file=sys.stderr)
+    if as_json:
+        print_json(asdict(merged))
+        return
+    print_line(
+        f"{merged.folder}: {merged.model_class} in {merged.dtype}; its logits differ from the adapter's by at most "
+        f"{merged.difference:.1g}"
+    )

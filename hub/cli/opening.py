@@ -1,0 +1,38 @@
+"""Opening the base model that an adapter names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorary.hub.errors import BaseNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from lorary.adapters import Backbone
+    from lorary.hub.checkpoint import Checkpoint
+
+
+def open_backbone(checkpoint: Checkpoint, base: str | None, **settings: str | None) -> Backbone:
+    """A backbone for this one adapter: on ``base``, or on the one that it names; ``settings`` are the backbone's.
+
+    Raises:
+        UsageError: neither the caller nor the adapter names a base.
+        BaseNotFoundError: it can't be found or isn't a model.
+    """
+    chosen = base or _base_of(checkpoint)
+    from lorary.adapters import Backbone
+
+    try:
+        return Backbone.from_pretrained(chosen, slots=1, **settings)  # type: ignore[arg-type]
+    except BaseNotFoundError as error:
+        if base is not None:
+            raise
+        raise BaseNotFoundError(f"{error} (it is the base that the adapter names; --base says another)") from error
+
+
+def _base_of(checkpoint: Checkpoint) -> str:
+    if checkpoint.manifest is not None:
+        return checkpoint.manifest.base.id
+    named = checkpoint.config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise UsageError(f"{checkpoint.source}: doesn't name its base; pass it with --base")
+    return named

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.blocks import Block, grow, repack
 from lorary.adapters.books import Books
-from lorary.adapters.content import Content
+from lorary.adapters.content import Content, Parts
 from lorary.adapters.figures import Figures
 from lorary.adapters.slots import Arena, Layout, SiteNeed, SiteSpec
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an adapter was put, and which content lost that slot to it."""
+    """Where an adapter was put; which content lost that slot to it, and what is needed to give it back."""
 
     slot: int
-    displaced: Content | None
+    displaced: Content | None = None
+    block: Block | None = None
+    parts: Parts | None = None
 
 
 class Placing:
@@ -82,12 +84,16 @@ class Placing:
             block = repack(block, arena.layout)
             with self._lock:
                 slot, displaced = self._books.take_slot(adapter, predecessor, thread)
-            placement = Placement(slot, displaced)
-            started = time.perf_counter()
+            placement = None
             try:
+                placement = self._displace(slot, displaced, on_trial=not content.proven)
+                started = time.perf_counter()
                 arena.place(slot, block)
             except BaseException:
-                self._put_back(placement)
+                if placement is not None:
+                    self._put_back(placement)
+                elif displaced is not None:
+                    self._reinstate(displaced, slot)  # nothing was written there yet
                 raise
             with self._lock:
                 self._books.slot_of[content] = slot
@@ -106,13 +112,33 @@ class Placing:
                 self._books.slot_of.pop(content, None)
             self._put_back(placement)
 
+    def _displace(self, slot: int, displaced: Content | None, *, on_trial: bool) -> Placement:
+        """Before a slot is written to: what it takes to undo that, should the adapter that comes not stand its trial.
+
+        An adapter that was proven comes to stay, unless the copy fails; then the host's block is all there is.
+        """
+        if displaced is None:
+            return Placement(slot)
+        block = displaced.block
+        if block is None and on_trial:  # the host's budget made it give up the block; its file may be gone by now
+            parts = {device: buffer[slot : slot + 1].cpu().clone() for device, buffer in self.arena.buffers.items()}
+            block = Block(self.arena.layout, parts)
+        return Placement(slot, displaced, block, displaced.parts)
+
     def _put_back(self, placement: Placement) -> None:
-        displaced = placement.displaced
+        displaced, block = placement.displaced, placement.block
+        if displaced is None:
+            return
         with self._lock:
-            block = displaced.block if displaced is not None and self._books.wanted(displaced) else None
-            if displaced is None or block is None or displaced in self._books.slot_of:
-                return  # its next call reads it from its files
-        with suppress(RuntimeError, MemoryError):  # the first failure is the one to tell; on the host it is safe
-            self.arena.place(placement.slot, repack(block, self.arena.layout))
-            with self._lock:
-                self._books.slot_of = {displaced: placement.slot, **self._books.slot_of}
+            lost = self._books.wanted(displaced) and displaced not in self._books.slot_of
+        if lost and block is not None:
+            with suppress(RuntimeError, MemoryError):  # the first failure is the one to tell
+                self.arena.place(placement.slot, repack(block, self.arena.layout))
+                displaced.parts = displaced.parts or placement.parts
+                self._reinstate(displaced, placement.slot)
+        with self._lock:
+            self._books.settle(displaced)
+
+    def _reinstate(self, displaced: Content, slot: int) -> None:
+        with self._lock:
+            self._books.slot_of = {displaced: slot, **self._books.slot_of}

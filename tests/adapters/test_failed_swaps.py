@@ -227,3 +227,16 @@ def test_a_call_in_flight_finishes_while_a_swap_fails(bases, folders):
         assert torch.equal(model(input_ids=ids).logits, before)
     with backbone.using("legal") as model:
         assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_an_old_version_that_is_in_its_slot_alone_survives(bases, folders, monkeypatch):
+    """The host keeps nothing, and its files are gone; a swap that fails its probe gives it back its slot."""
+    backbone = Backbone.from_pretrained(str(bases("bert")), slots=1, host_adapters=0)
+    backbone.load(folders["old"], "legal")
+    shutil.rmtree(folders["old"])
+
+    def fail(*args):
+        raise NoEffectError("probe")
+
+    monkeypatch.setattr(intake, "demand_effect", fail)
+    unharmed(backbone, lambda: backbone.swap("legal", folders["new"]), NoEffectError)

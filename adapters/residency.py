@@ -187,9 +187,7 @@ class Residency:
         with self._lock:
             self._books.retain(contents, thread)
         try:
-            self._arrivals.bring([adapter], thread=thread, to_slot=False)
-            if to_slot:
-                self._arrivals.bring([adapter], thread=thread)
+            self._arrivals.bring([adapter], thread=thread, to_slot=to_slot)
         except SlotsFullError:
             pass  # it waits on the host
         finally:

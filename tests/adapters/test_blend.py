@@ -460,6 +460,21 @@ def test_a_blend_in_memory_can_be_blended_and_leaves_no_files(bases, tmp_path, m
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_a_blend_in_memory_comes_back_from_its_files(bases, tmp_path):
+    """With one slot and one adapter on the host, each of three pushes the others out to the disk."""
+    base = bases("llama")
+    backbone = Backbone.from_pretrained(str(base), slots=1, host_adapters=1)
+    for seed, name in enumerate(("legal", "tone")):
+        backbone.load(make_adapter(base, tmp_path / name, task=LM, seed=seed), lazy=True)
+    backbone.blend({"legal": 0.7, "tone": 0.3}, "both")
+    want = backbone.logits([ROW], "both")[0]
+    for name in ("legal", "tone"):
+        backbone.logits([ROW], name)
+    before = backbone.stats().disk_reads
+    assert torch.equal(backbone.logits([ROW], "both")[0], want)
+    assert backbone.stats().disk_reads == before + 1
+
+
 def test_the_config_says_no_more_than_is_true(bases, tmp_path):
     backbone, *_ = pair(bases, tmp_path, first={"use_rslora": True, "rank_pattern": {"q_proj": 2}})
     backbone.blend({"legal": 1, "tone": 1}, "both", output=tmp_path / "both")

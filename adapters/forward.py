@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.heads import body_output
-from lorary.adapters.routing import Routing, routed
+from lorary.adapters.heads import TaskHead, body_output
+from lorary.adapters.passes import BodyPass, run, run_body, take_rows
+from lorary.adapters.routing import Routing
 
 
 def forward_rows(
@@ -30,47 +31,25 @@ def forward_rows(
     if not routing.uniform and not rows_first:
         found: dict[int, torch.Tensor] = {}
         for rows in groups.values():
-            found |= zip(rows, forward_rows(body, _rows(inputs, rows), routing.subset(rows)), strict=True)
+            found |= zip(rows, forward_rows(body, take_rows(inputs, rows), routing.subset(rows)), strict=True)
         return [found[index] for index in range(len(routing.adapters))]
-    shared = [index for adapter, rows in groups.items() for index in rows if _reads_body_output(adapter)]
     results: dict[int, torch.Tensor] = {}
+    shared = [index for adapter, rows in groups.items() for index in rows if _reads_body_output(adapter)]
     if shared:
-        output = _run(body, _rows(inputs, shared), routing.subset(shared))
         place = {index: position for position, index in enumerate(shared)}
+        decoding = [place[index] for index in shared if _reads_decoder(routing.adapters[index])]
+        made = run_body(body, take_rows(inputs, shared), routing.subset(shared), decoding)
         for adapter, rows in groups.items():
             if _reads_body_output(adapter):
-                own = _slice(output, [place[index] for index in rows], inputs["input_ids"].device)
-                results |= zip(rows, _head_logits(adapter, own, _rows(inputs, rows)), strict=True)
+                own = [place[index] for index in rows]
+                results |= zip(rows, _read(adapter, made, own, take_rows(inputs, rows)), strict=True)
     for adapter, rows in groups.items():
-        if adapter is not None and adapter.head is not None and not adapter.head.reads_body_output:
-            logits = _logits(_run(adapter.head.model, _rows(inputs, rows), routing.subset(rows)))
-            results |= zip(rows, logits, strict=True)
+        head = adapter.head if adapter is not None else None
+        if head is not None and not head.reads_body_output:
+            for alike in _alike(head, inputs, rows):
+                logits = _logits(run(head.model, take_rows(inputs, alike), routing.subset(alike)))
+                results |= zip(alike, logits, strict=True)
     return [results[index] for index in range(len(routing.adapters))]
-
-
-def _reads_body_output(adapter: Adapter | None) -> bool:
-    return adapter is None or adapter.head is None or adapter.head.reads_body_output
-
-
-def _head_logits(adapter: Adapter | None, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    if adapter is None or adapter.head is None:
-        return output[0]
-    with body_output(output):
-        # A head that picks one token per row (the last, say) finds it in the token ids and the mask.
-        return _logits(adapter.head.model(**inputs))
-
-
-def _run(module: Any, inputs: Mapping[str, torch.Tensor], routing: Routing) -> Any:
-    with torch.no_grad(), routed(routing):
-        return module(**inputs)
-
-
-def _logits(output: Any) -> torch.Tensor:
-    """A head's logits; those of extractive question answering, a start and an end, as [rows, tokens, 2]."""
-    if hasattr(output, "start_logits"):
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)
-    logits: torch.Tensor = output.logits
-    return logits
 
 
 def group_rows(adapters: Sequence[Adapter | None]) -> dict[Adapter | None, list[int]]:
@@ -81,18 +60,48 @@ def group_rows(adapters: Sequence[Adapter | None]) -> dict[Adapter | None, list[
     return groups
 
 
-def _rows(inputs: Mapping[str, torch.Tensor], rows: Sequence[int]) -> dict[str, torch.Tensor]:
-    return {name: tensor[list(rows)] for name, tensor in inputs.items()}
+def _reads_body_output(adapter: Adapter | None) -> bool:
+    return adapter is None or adapter.head is None or adapter.head.reads_body_output
 
 
-def _slice(output: Any, rows: Sequence[int], device: torch.device) -> Any:
-    """The given rows of a model output, where the heads are; caches, which heads don't read, are left out.
+def _reads_decoder(adapter: Adapter | None) -> bool:
+    return adapter is not None and adapter.head is not None and adapter.head.reads_decoder
 
-    The last layers of a model that is spread over devices answer on their own one.
+
+def _read(
+    adapter: Adapter | None, made: BodyPass, rows: Sequence[int], inputs: Mapping[str, torch.Tensor]
+) -> list[torch.Tensor]:
+    """What one adapter's head makes of its rows of a pass; ``inputs`` are those rows' own."""
+    head = adapter.head if adapter is not None else None
+    if head is None:
+        return list(made.hidden(rows))
+    results: dict[int, torch.Tensor] = {}
+    for alike in _alike(head, inputs, range(len(rows))):
+        with body_output(made.of([rows[index] for index in alike], inputs["input_ids"].device)):
+            # A head that picks one token per row (the last, say) finds it in the token ids and the mask.
+            results |= zip(alike, _logits(head.model(**take_rows(inputs, alike))), strict=True)
+    return [results[index] for index in range(len(rows))]
+
+
+def _alike(head: TaskHead, inputs: Mapping[str, torch.Tensor], rows: Sequence[int]) -> list[list[int]]:
+    """The rows in parts that the head takes in one batch.
+
+    The classifiers of encoder-decoders read the last end-of-sequence token and demand as many of them in each row, of
+    which a pair of texts has one more than a text.
     """
-    picked = {
-        name: value[list(rows)].to(device)
-        for name, value in output.items()
-        if isinstance(value, torch.Tensor) and value.ndim > 1
-    }
-    return type(output)(**picked)
+    config = head.model.config
+    if not config.is_encoder_decoder:
+        return [list(rows)]
+    parts: dict[int, list[int]] = {}
+    counts = (inputs["input_ids"] == config.eos_token_id).sum(dim=1).tolist()
+    for row in rows:
+        parts.setdefault(counts[row], []).append(row)
+    return list(parts.values())
+
+
+def _logits(output: Any) -> torch.Tensor:
+    """A head's logits; those of extractive question answering, a start and an end, as [rows, tokens, 2]."""
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    logits: torch.Tensor = output.logits
+    return logits

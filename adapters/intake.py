@@ -18,6 +18,7 @@ from lorary.adapters.identity import match_base
 from lorary.adapters.inference import Inference
 from lorary.adapters.layout import rows_come_first
 from lorary.adapters.lora import wrap
+from lorary.adapters.masked import MaskedHead
 from lorary.adapters.modules import ModuleMap
 from lorary.adapters.proof import demand_effect, settle_head
 from lorary.adapters.residency import Residency
@@ -35,9 +36,9 @@ from lorary.hub.registry import Registry
 class Files:
     """The :class:`~lorary.adapters.arrivals.Origin` of a backbone's adapters: their checkpoints' files."""
 
-    def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype) -> None:
+    def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype, masked: MaskedHead) -> None:
         self.reader = WeightsReader()
-        self.fitter = Fitter(inference, modules, dtype)
+        self.fitter = Fitter(inference, modules, dtype, masked)
         self.inference = inference
         self._settled = 0  # sites that the layout of rows was asked of
         self._settling = threading.Lock()

@@ -48,12 +48,14 @@ class KeyPlan:
     ``overrides``: linear modules of the backbone that were trained whole, path -> parameter -> key.
     ``head``: the task head's parameters, name in the task model -> key.
     ``copies``: parameters that PEFT saved beside the adapter and that must equal the backbone's, path -> key.
+    ``head_sites``: low-rank updates of a head that the base brings, by their paths in the task model.
     """
 
     sites: tuple[Site, ...]
     overrides: Mapping[str, Mapping[str, str]]
     head: Mapping[str, str]
     copies: Mapping[str, str]
+    head_sites: tuple[Site, ...] = ()
 
 
 @dataclass
@@ -65,10 +67,16 @@ class _Found:
     unexpected: list[str] = field(default_factory=list)
 
 
-def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[str] | None = None) -> KeyPlan:
+def plan_keys(
+    checkpoint: Checkpoint,
+    modules: ModuleMap,
+    offered: Collection[str] | None = None,
+    head: Mapping[str, LinearShape] | None = None,
+) -> KeyPlan:
     """Find the place of every tensor of ``checkpoint`` in a backbone with these ``modules``.
 
-    ``offered`` names the modules of the task model that the adapter was trained in, where that isn't the backbone.
+    ``offered`` names the modules of the task model that the adapter was trained in, where that isn't the backbone;
+    ``head`` are the linear ones of a head that the base brings, which an adapter may have updated too.
 
     Raises:
         KeyMismatchError: keys are missing, unexpected or of another shape; the message names the first of each.
@@ -78,8 +86,9 @@ def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[st
     naming = Naming.guess([*found.lora, *(name.rpartition(".")[0] for name in found.whole)], modules)
     problems = KeyProblems(checkpoint.source)
     problems.unexpected.extend(found.unexpected)
+    head_sites = _plan_head(checkpoint, found, head or {}, problems)
     sites, located = _plan_sites(checkpoint, found, naming, modules, problems)
-    overrides, head, copies = _plan_whole(checkpoint, found, naming, modules, problems)
+    overrides, whole, copies = _plan_whole(checkpoint, found, naming, modules, problems)
     for path in _used(modules, naming, offered):
         name = naming.to_checkpoint(path)
         if path not in located and is_target(checkpoint.config, name, embedding=path in modules.embeddings):
@@ -96,7 +105,7 @@ def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[st
     if not found.lora:
         problems.missing.append("any lora_A or lora_B tensor")
     problems.raise_if_any()
-    return KeyPlan(tuple(sites), overrides, head, copies)
+    return KeyPlan(tuple(sites), overrides, whole, copies, tuple(head_sites))
 
 
 def _used(modules: ModuleMap, naming: Naming, offered: Collection[str] | None) -> list[str]:
@@ -171,6 +180,30 @@ def _plan_sites(
         _check_shapes(site, shape, checkpoint.tensors, problems)
         sites.append(site)
     return sites, located
+
+
+def _plan_head(
+    checkpoint: Checkpoint, found: _Found, head: Mapping[str, LinearShape], problems: KeyProblems
+) -> list[Site]:
+    """The updates of the base's own head; they are taken out of ``found``."""
+    sites = []
+    for name, shape in head.items():
+        parts = found.lora.pop(name, {})
+        if not parts and is_target(checkpoint.config, name):
+            problems.missing.append(f"{_PEFT_PREFIX}{name}{_A} (and {_B})")
+        elif parts and parts.keys() != {_A, _B}:
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: {', '.join(parts.values())}: DoRA and lora_bias aren't known on a base's own "
+                f"head; train again with exclude_modules={name!r}"
+            )
+        elif parts:
+            rank, scale = rank_and_scale(checkpoint.config, name)
+            site = Site(name, parts[_A], parts[_B], None, None, rank, scale)
+            _check_shapes(site, shape, checkpoint.tensors, problems)
+            sites.append(site)
+        if _is_saved(name, _saved_names(checkpoint)) and f"{name}.weight" not in found.whole:
+            problems.missing.append(f"{_PEFT_PREFIX}{name}.weight")
+    return sites
 
 
 def _check_shapes(site: Site, shape: LinearShape, tensors: Mapping[str, TensorInfo], problems: KeyProblems) -> None:

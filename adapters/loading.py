@@ -19,11 +19,15 @@ from lorary.hub.manifest import BaseIdentity
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base model in memory. ``new_parameters`` are the names that its files don't hold, so they are random."""
+    """A base model in memory, and the folder it was read from.
+
+    ``new_parameters`` are the names that its files don't hold, so they are random.
+    """
 
     model: Any
     tokenizer: Any
     identity: BaseIdentity
+    files: str
     new_parameters: tuple[str, ...] = ()
 
 
@@ -64,7 +68,7 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(resolved.path)
         auto_class = auto_class or natural_class(config)
-        with _quiet():
+        with quiet():
             model, info = auto_class.from_pretrained(
                 resolved.path,
                 dtype=chosen,
@@ -85,7 +89,7 @@ def load_base(
     identity = identify(model, tokenizer, resolved.id, resolved.commit)
     if tokenizer is not None:
         _settle_padding(model, tokenizer)
-    return LoadedBase(model, tokenizer, identity, tuple(sorted(info["missing_keys"])))
+    return LoadedBase(model, tokenizer, identity, resolved.path, tuple(sorted(info["missing_keys"])))
 
 
 def _settle_padding(model: Any, tokenizer: Any) -> None:
@@ -101,7 +105,7 @@ def _settle_padding(model: Any, tokenizer: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bars and reports: what they say of missing parameters is returned instead."""
     from transformers.utils import logging
 

@@ -79,6 +79,8 @@ def settle_head(inference: Inference, routing: Routing, adapter: Adapter) -> Non
         return
     golden_rows = adapter.manifest.golden_rows if adapter.manifest else ()
     row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
+    if adapter.head.model.config.is_encoder_decoder:
+        row.append(adapter.head.model.config.eos_token_id)  # where the classifiers of these read
     shared = inference.logits(row, routing)
     adapter.head.reads_body_output = False
     own = inference.logits(row, routing)
@@ -120,6 +122,9 @@ def resident_tensors(
         tensors |= _site_tensors(model, modules, site, routing.arena.read(routing.slots[0], site.path, site.rank))
     parameters = dict(adapter.head.model.named_parameters()) if adapter.head else {}
     tensors |= {key: parameters[name].detach().float().cpu() for name, key in adapter.plan.head.items()}
+    for site in adapter.plan.head_sites:
+        layer = adapter.head.model.get_submodule(site.path) if adapter.head else None
+        tensors |= {site.a: layer.a.detach().float().cpu(), site.b: layer.b.detach().float().cpu()} if layer else {}
     for path, keys in adapter.plan.overrides.items():
         tensors |= {key: adapter.overrides[path].parameter(part) for part, key in keys.items()}
     return tensors

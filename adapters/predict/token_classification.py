@@ -1,0 +1,49 @@
+"""Token classification (tagging), read by transformers' own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters
+
+
+class TokenClassificationRows:
+    """A list of entities per row; ``aggregation_strategy`` as the pipeline's (``none`` unless given).
+
+    A text that is longer than the adapter's limit is tagged in windows that overlap by a quarter, or by the manifest's
+    ``stride``; nothing is dropped.
+    """
+
+    parameters: ClassVar = frozenset({"aggregation_strategy", "ignore_labels"})
+
+    def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
+        from transformers import TokenClassificationPipeline
+
+        model, preprocessing = setting.model, setting.preprocessing
+        self._pipeline = TokenClassificationPipeline(model=model, tokenizer=setting.tokenizer, device=device_of(model))
+        self._column, self._limit, self._stride = (
+            preprocessing.columns.get("tokens", "tokens"), setting.limit, preprocessing.stride,
+        )  # fmt: skip
+        self._post = post_parameters(self._pipeline, params)
+
+    def encode(self, row: Row) -> list[dict[str, Any]]:
+        """Tokenize a text, or a list of words as the adapter was trained on."""
+        if isinstance(row, Mapping):
+            row = row[self._column] if "tokens" not in row else row["tokens"]
+        words = not isinstance(row, str)
+        settings: dict[str, Any] = {"max_length": self._limit}
+        if self._limit is not None:
+            stride = self._limit // 4 if self._stride is None else self._stride
+            settings |= {"return_overflowing_tokens": True, "stride": stride, "padding": True}
+        windows = self._pipeline.preprocess(
+            list(row) if words else row, is_split_into_words=words, delimiter=" ", tokenizer_params=settings
+        )
+        return [dict(window) for window in windows]
+
+    def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
+        """The pipeline's reading of [tokens, classes] logits, window by window."""
+        outputs = [{**piece, "logits": own.unsqueeze(0)} for piece, own in zip(pieces, logits, strict=True)]
+        return self._pipeline.postprocess(outputs, **self._post)

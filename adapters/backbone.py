@@ -288,6 +288,7 @@ class Backbone:
             names = names * len(packing.lengths) if len(names) == 1 else names
             packing.demand(len(names))
         with self._residency.lease(self._residency.resolve(names), packing=packing) as routing, routed(routing):
+            self._inference.demand_rows(routing)
             head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
             yield RoutedModel(head.model if head else self.model, routing)
 

@@ -13,7 +13,7 @@ from lorary.adapters.adapter import Adapter
 from lorary.adapters.forward import forward_rows, group_rows
 from lorary.adapters.generate import PromptRow, decode_new, encode_prompts
 from lorary.adapters.routing import Routing, routed
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import RoutingError, UsageError
 
 _MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state an astronomic one
@@ -76,6 +76,18 @@ class Inference:
             each = len(made) // len(rows)
             texts |= {row: made[place * each : (place + 1) * each] for place, row in enumerate(rows)}
         return [text for row in range(len(prompts)) for text in texts[row]]
+
+    def demand_rows(self, routing: Routing) -> None:
+        """Refuse a call with several adapters of a model that doesn't keep its rows apart: its layers would mix them.
+
+        Raises:
+            RoutingError: it is such a call.
+        """
+        if not routing.uniform and not self.rows_first:
+            raise RoutingError(
+                f"the layers of {type(self.body).__name__} don't keep a batch's rows apart, so one pass can't serve "
+                "several adapters; use one adapter at a time here, or predict and generate, which take turns"
+            )
 
     def logits(self, row: Sequence[int], routing: Routing) -> torch.Tensor:
         """The logits of one token row (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""

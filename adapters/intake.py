@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -63,16 +63,16 @@ class Files:
         with eagerly():
             demand_effect(self.inference, routing, adapter.source)
             settle_head(self.inference, routing, adapter)
-            self._settle_rows(len(routing.arena.layout.sites))
+            self._settle_rows(routing.arena.layout.sites)
         if adapter.head is not None:
             adapter.content.body_pass = adapter.head.reads_body_output
 
-    def _settle_rows(self, sites: int) -> None:
+    def _settle_rows(self, sites: Collection[str]) -> None:
         """Find out whether adapters can share a pass, again whenever they reach new modules."""
         with self._settling:
-            if self.inference.rows_first and sites != self._settled:
-                self.inference.rows_first = rows_come_first(self.inference)
-                self._settled = sites
+            if self.inference.rows_first and len(sites) != self._settled:
+                self.inference.rows_first = rows_come_first(self.inference, sites)
+                self._settled = len(sites)
 
 
 class Intake:

@@ -62,7 +62,7 @@ def test_answers_are_the_best_spans_of_all_windows(bases, backbone, folder, cont
     assert all(context[answer["start"] : answer["end"]] == answer["answer"] for answer in answers)
     alone = backbone.predict(row, "qa", doc_stride=stride, max_seq_len=64)
     assert alone == pytest.approx(answers[0], abs=1e-5)
-    with_none = backbone.predict(row, "qa", top_k=1000, doc_stride=stride, handle_impossible_answer=True)
+    with_none = backbone.predict(row, "qa", top_k=10_000, doc_stride=stride, handle_impossible_answer=True)
     (nothing,) = [answer for answer in with_none if not answer["answer"]]
     assert (nothing["start"], nothing["end"]) == (0, 0)
     assert nothing["score"] == pytest.approx(empty, abs=1e-5)

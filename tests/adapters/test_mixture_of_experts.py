@@ -32,8 +32,8 @@ FAMILIES = {
             n_shared_experts=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=8, qk_rope_head_dim=8,
             qk_nope_head_dim=8, v_head_dim=8,
         ),
-        # As a pattern: PEFT takes names such as gate_proj for those of the fused experts.
-        rf".*({'|'.join(LATENT)}|shared_experts\.(gate|up|down)_proj)",
+        # PEFT takes the names of its shared experts for those of the fused ones, whatever stands before them.
+        LATENT,
     ),
     "olmoe": (lambda: t.OlmoeConfig(**TOKENS, **SIZES, num_experts=4), ATTENTION),
     "granitemoe": (lambda: t.GraniteMoeConfig(**TOKENS, **SIZES, num_local_experts=4), ATTENTION),

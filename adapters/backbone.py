@@ -322,6 +322,8 @@ class Backbone:
             raise UsageError(f"batch_size={batch_size}: expected at least 1")
         single = isinstance(inputs, (str, Mapping))
         rows: list[Row] = [cast(Row, inputs)] if single else cast(list[Row], list(inputs))
+        if not rows:
+            return []
         # Looked up once, so that a swap in the meantime doesn't split the call between two versions.
         adapters = self._residency.resolve(_per_row(adapter, len(rows)))
         shares = share_parameters({task_of_row(found) for found in adapters}, params)
@@ -389,8 +391,8 @@ class Backbone:
         """Logits for token rows, one row at a time (no padding), float32 on the CPU.
 
         Returns:
-            For each row [classes] or [tokens, classes] through the adapter's head, [tokens, vocabulary] from a language
-            model, or [tokens, hidden] where there is no head.
+            For each row [classes] or [tokens, classes] through the adapter's head ([tokens, 2], start and end, for
+            question answering), [tokens, vocabulary] from a language model, or [tokens, hidden] where there is no head.
         """
         with self._residency.lease(self._residency.resolve([adapter])) as routing:
             return [self._inference.logits(row, routing) for row in rows]

@@ -89,11 +89,10 @@ def _alike(head: TaskHead, inputs: Mapping[str, torch.Tensor], rows: Sequence[in
     The classifiers of encoder-decoders read the last end-of-sequence token and demand as many of them in each row, of
     which a pair of texts has one more than a text.
     """
-    config = head.model.config
-    if not config.is_encoder_decoder:
+    if not hasattr(head.model, "classification_head"):
         return [list(rows)]
     parts: dict[int, list[int]] = {}
-    counts = (inputs["input_ids"] == config.eos_token_id).sum(dim=1).tolist()
+    counts = (inputs["input_ids"] == head.model.config.eos_token_id).sum(dim=1).tolist()
     for row in rows:
         parts.setdefault(counts[row], []).append(row)
     return list(parts.values())

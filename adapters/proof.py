@@ -79,8 +79,8 @@ def settle_head(inference: Inference, routing: Routing, adapter: Adapter) -> Non
         return
     golden_rows = adapter.manifest.golden_rows if adapter.manifest else ()
     row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
-    if adapter.head.model.config.is_encoder_decoder:
-        row.append(adapter.head.model.config.eos_token_id)  # where the classifiers of these read
+    if hasattr(adapter.head.model, "classification_head"):
+        row.append(adapter.head.model.config.eos_token_id)  # where the classifiers of encoder-decoders read
     shared = inference.logits(row, routing)
     adapter.head.reads_body_output = False
     own = inference.logits(row, routing)

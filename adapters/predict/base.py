@@ -60,7 +60,7 @@ def read_text(row: Row, columns: Mapping[str, str]) -> tuple[str, str | None]:
     if not isinstance(row, Mapping):
         raise UsageError(f"expected a text or a mapping with 'text', found {type(row).__name__}")
     pair = row.get(columns.get("text_pair", "text_pair"), row.get("text_pair"))
-    return read_column(row, columns, "text"), pair
+    return read_column(row, columns, "text"), None if pair is None else read_column(row, columns, "text_pair")
 
 
 def read_column(row: Mapping[str, Any], columns: Mapping[str, str], role: str) -> str:
@@ -71,11 +71,25 @@ def read_column(row: Mapping[str, Any], columns: Mapping[str, str], role: str) -
     """
     column = columns.get(role, role)
     text = row.get(column, row.get(role))
-    if not isinstance(text, str):
+    if text is None:
         raise UsageError(
             f"a row has no {role}: expected a column {column!r}, found {', '.join(map(str, row)) or 'nothing'}"
         )
+    if not isinstance(text, str):
+        raise UsageError(f"a row's {role} isn't a text: expected str, found {type(text).__name__}")
     return text
+
+
+def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A parameter that counts something.
+
+    Raises:
+        UsageError: it isn't a whole number within these limits.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UsageError(f"{name}={value!r}: expected a whole number {limits}")
+    return value
 
 
 def post_parameters(pipeline: Any, params: Mapping[str, Any]) -> dict[str, Any]:

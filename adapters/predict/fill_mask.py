@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters, read_text
+from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters, read_text, whole_number
 from lorary.hub.errors import UsageError
 
 
@@ -28,6 +28,8 @@ class FillMaskRows:
         self._pipeline = FillMaskPipeline(model=model, tokenizer=setting.tokenizer, device=device_of(model))
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, setting.limit
         self._mask = setting.tokenizer.mask_token
+        if params.get("top_k") is not None:
+            whole_number("top_k", params["top_k"], most=model.config.vocab_size)
         self._post = post_parameters(self._pipeline, params)
 
     def encode(self, row: Row) -> list[dict[str, Any]]:

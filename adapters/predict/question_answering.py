@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters.predict.base import Row, Setting, read_column
+from lorary.adapters.predict.base import Row, Setting, read_column, whole_number
 from lorary.hub.errors import UsageError
 
 LONGEST_WINDOW = 384
@@ -58,12 +58,13 @@ class QuestionAnsweringRows:
             setting.tokenizer, preprocessing.columns, preprocessing.prefix,
         )  # fmt: skip
         longest = preprocessing.max_length or min(LONGEST_WINDOW, setting.longest or LONGEST_WINDOW)
-        self._limit = _positive("max_seq_len", params.get("max_seq_len", longest))
+        self._limit = whole_number("max_seq_len", params.get("max_seq_len", longest))
         if setting.longest and self._limit > setting.longest:
             raise UsageError(f"max_seq_len={self._limit}: this backbone takes at most {setting.longest} tokens")
-        self._stride = params.get("doc_stride", preprocessing.stride)
-        self._top_k = _positive("top_k", params.get("top_k", 1))
-        self._answer_tokens = _positive("max_answer_len", params.get("max_answer_len", _ANSWER_TOKENS))
+        stride = params.get("doc_stride", preprocessing.stride)
+        self._stride = None if stride is None else whole_number("doc_stride", stride, least=0)
+        self._top_k = whole_number("top_k", params.get("top_k", 1))
+        self._answer_tokens = whole_number("max_answer_len", params.get("max_answer_len", _ANSWER_TOKENS))
         self._impossible = bool(params.get("handle_impossible_answer", False))
         self._whole_words = bool(params.get("align_to_words", True))
 
@@ -134,10 +135,10 @@ def windows(tokenizer: Any, question: str, context: str, *, limit: int, stride: 
     room = limit - asked - tokenizer.num_special_tokens_to_add(pair=True)
     if room < 1:
         raise UsageError(f"the question takes {asked} of a window's {limit} tokens, so no context fits; shorten it")
-    if stride is not None and not 0 <= stride < room:
+    if stride is not None and stride >= room:
         raise UsageError(
             f"doc_stride={stride}: a window has room for {room} tokens of context beside the question, so expected "
-            f"0 to {room - 1}"
+            "less than that"
         )
     encoded = tokenizer(
         question,
@@ -213,9 +214,3 @@ def _answer(context: str, span: tuple[int, int], score: float) -> dict[str, Any]
     start += len(text) - len(text.lstrip())
     answer = text.strip()
     return {"score": score, "start": start, "end": start + len(answer), "answer": answer}
-
-
-def _positive(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name}={value!r}: expected a whole number of at least 1")
-    return value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters
+from lorary.hub.errors import UsageError
 
 
 class TokenClassificationRows:
@@ -32,8 +33,10 @@ class TokenClassificationRows:
     def encode(self, row: Row) -> list[dict[str, Any]]:
         """Tokenize a text, or a list of words as the adapter was trained on."""
         if isinstance(row, Mapping):
-            row = row[self._column] if "tokens" not in row else row["tokens"]
+            row = self._find(row)
         words = not isinstance(row, str)
+        if words and not (isinstance(row, Sequence) and all(isinstance(word, str) for word in row)):
+            raise UsageError(f"expected a text or a list of words, found {type(row).__name__}")
         settings: dict[str, Any] = {"max_length": self._limit}
         if self._limit is not None:
             stride = self._limit // 4 if self._stride is None else self._stride
@@ -42,6 +45,14 @@ class TokenClassificationRows:
             list(row) if words else row, is_split_into_words=words, delimiter=" ", tokenizer_params=settings
         )
         return [dict(window) for window in windows]
+
+    def _find(self, row: Mapping[str, Any]) -> Any:
+        found = row.get("tokens", row.get(self._column, row.get("text")))
+        if found is None:
+            raise UsageError(
+                f"a row has no words: expected a column {self._column!r}, found {', '.join(map(str, row)) or 'nothing'}"
+            )
+        return found
 
     def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
         """The pipeline's reading of [tokens, classes] logits, window by window."""

@@ -166,3 +166,26 @@ def test_rows_without_a_mask(masked_bases, tmp_path):
         backbone.predict("profit rose", "it")
     with pytest.raises(UsageError, match=r"has no \[MASK\]"):
         backbone.predict("profit " * 80 + "[MASK]", "it")
+    for top_k in (0, 45, "two"):
+        with pytest.raises(UsageError, match="expected a whole number from 1 to 44"):
+            backbone.predict(TEXTS, "it", top_k=top_k)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_the_head_stays_whole_on_a_quantized_base(masked_bases, tmp_path, quantization):
+    """The body is quantized, the head isn't; a row's answer doesn't depend on the tasks beside it."""
+    base = masked_bases("bert")
+    backbone = Backbone.from_pretrained(str(base), quantization=quantization)
+    for name, lora in (("shared", {"target_modules": ["query"]}), ("own", {"target_modules": "all-linear"})):
+        backbone.load(fill_mask_adapter(base, tmp_path / name, **lora))
+    backbone.load(make_adapter(base, tmp_path / "qa", task="question-answering"))
+    kinds = {type(module) for module in backbone._residency.get("shared").head.model.cls.modules()}
+    assert torch.nn.Linear in kinds
+    assert not {kind.__name__ for kind in kinds} & {"Linear4bit", "Linear8bitLt"}
+    rows = [TEXTS[0], {"question": "profit", "context": "profit rose the bank"}, TEXTS[1]]
+    names = ["shared", "qa", "own"]
+    mixed = backbone.predict(rows, names)
+    solo = [backbone.predict([row], name)[0] for row, name in zip(rows, names, strict=True)]
+    assert_same_fillings(mixed[::2], solo[::2])
+    assert mixed[1]["answer"] == solo[1]["answer"]
+    assert mixed[1]["score"] == pytest.approx(solo[1]["score"], abs=1e-5)

@@ -166,6 +166,8 @@ def test_whole_words():
         ({"question": "profit", "context": ""}, {}, "a row's context is empty"),
         ({"question": LONG, "context": CONTEXT}, {}, "takes 195 of a window's 64 tokens"),
         (ROW, {"doc_stride": 60}, r"doc_stride=60: a window has room for 57 tokens"),
+        (ROW, {"doc_stride": -1}, "doc_stride=-1: expected a whole number of at least 0"),
+        ({"question": ["profit"], "context": CONTEXT}, {}, "a row's question isn't a text: expected str, found list"),
         (ROW, {"max_seq_len": 100}, "takes at most 64 tokens"),
         (ROW, {"top_k": 0}, "top_k=0: expected a whole number"),
         (ROW, {"max_answer_length": 3}, "doesn't take max_answer_length here; known: align_to_words"),

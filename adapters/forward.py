@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,12 @@ from lorary.adapters.routing import Routing
 
 
 def forward_rows(
-    body: Any, inputs: Mapping[str, torch.Tensor], routing: Routing, *, rows_first: bool = True
+    body: Any,
+    inputs: Mapping[str, torch.Tensor],
+    routing: Routing,
+    *,
+    rows_first: bool = True,
+    asked: Mapping[int, torch.Tensor] = MappingProxyType({}),
 ) -> list[torch.Tensor]:
     """Each row's logits through its own adapter's head, or its hidden states where its adapter has none.
 
@@ -23,31 +29,40 @@ def forward_rows(
         inputs: a padded batch, each tensor [rows, ...].
         routing: one adapter per row.
         rows_first: whether the body's layers keep the rows apart; where they don't, each adapter has a pass of its own.
+        asked: rows of which only some tokens matter, and which ones; a head that looks at each token alone is then run
+            for those only, which spares a vocabulary of logits for every other token.
 
     Returns:
-        For each row a tensor without the batch dimension: [classes], [tokens, classes] or [tokens, hidden].
+        For each row a tensor without the batch dimension: [classes], [tokens, classes] or [tokens, hidden]; of a row in
+        ``asked`` those tokens, where its head can tell them apart, else all.
     """
     groups = group_rows(routing.adapters)
     if not routing.uniform and not rows_first:
         found: dict[int, torch.Tensor] = {}
         for rows in groups.values():
-            found |= zip(rows, forward_rows(body, take_rows(inputs, rows), routing.subset(rows)), strict=True)
+            own = {place: asked[row] for place, row in enumerate(rows) if row in asked}
+            made = forward_rows(body, take_rows(inputs, rows), routing.subset(rows), asked=own)
+            found |= zip(rows, made, strict=True)
         return [found[index] for index in range(len(routing.adapters))]
     results: dict[int, torch.Tensor] = {}
     shared = [index for adapter, rows in groups.items() for index in rows if _reads_body_output(adapter)]
     if shared:
         place = {index: position for position, index in enumerate(shared)}
         decoding = [place[index] for index in shared if _reads_decoder(routing.adapters[index])]
-        made = run_body(body, take_rows(inputs, shared), routing.subset(shared), decoding)
+        passed = run_body(body, take_rows(inputs, shared), routing.subset(shared), decoding)
         for adapter, rows in groups.items():
             if _reads_body_output(adapter):
-                own = [place[index] for index in rows]
-                results |= zip(rows, _read(adapter, made, own, take_rows(inputs, rows)), strict=True)
+                places = [place[index] for index in rows]
+                if _tokenwise(adapter) and all(row in asked for row in rows):
+                    logits = _read_tokens(adapter, passed, places, [asked[row] for row in rows])
+                else:
+                    logits = _read(adapter, passed, places, take_rows(inputs, rows))
+                results |= zip(rows, logits, strict=True)
     for adapter, rows in groups.items():
         head = adapter.head if adapter is not None else None
         if head is not None and not head.reads_body_output:
             for alike in _alike(head, inputs, rows):
-                logits = _logits(run(head.model, take_rows(inputs, alike), routing.subset(alike)))
+                logits = list(_logits(run(head.model, take_rows(inputs, alike), routing.subset(alike))))
                 results |= zip(alike, logits, strict=True)
     return [results[index] for index in range(len(routing.adapters))]
 
@@ -81,6 +96,25 @@ def _read(
             # A head that picks one token per row (the last, say) finds it in the token ids and the mask.
             results |= zip(alike, _logits(head.model(**take_rows(inputs, alike))), strict=True)
     return [results[index] for index in range(len(rows))]
+
+
+def _tokenwise(adapter: Adapter | None) -> bool:
+    return adapter is not None and adapter.head is not None and adapter.head.tokenwise
+
+
+def _read_tokens(
+    adapter: Adapter | None, made: BodyPass, rows: Sequence[int], asked: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """What a head that looks at each token alone makes of those ``asked`` for, [tokens asked for, ...] of each row."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    assert adapter is not None
+    assert adapter.head is not None
+    chosen = [states[tokens] for states, tokens in zip(made.hidden(rows), asked, strict=True)]
+    device = next(adapter.head.model.parameters()).device
+    with body_output(BaseModelOutput(last_hidden_state=torch.cat(chosen).unsqueeze(0).to(device))):
+        logits = _logits(adapter.head.model(input_ids=torch.cat(list(asked)).unsqueeze(0)))[0]
+    return list(logits.split([len(tokens) for tokens in asked]))
 
 
 def _alike(head: TaskHead, inputs: Mapping[str, torch.Tensor], rows: Sequence[int]) -> list[list[int]]:

@@ -98,12 +98,21 @@ class TaskHead:
 
     ``model`` is transformers' task model around the shared body; ``reads_body_output`` says whether it can read a pass
     of the body that was made for many heads at once, ``reads_decoder`` whether it then needs a parted body's decoder.
-    ``own`` are the adapter's own tensors in it; all of its parameters unless given.
+    ``tokenwise``: it makes something of each token alone, so it can be asked about some of them. ``own`` are the
+    adapter's own tensors in it; all of its parameters unless given.
     """
 
-    def __init__(self, model: Any, reads_body_output: bool, *, own: Sequence[torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        reads_body_output: bool,
+        *,
+        tokenwise: bool = False,
+        own: Sequence[torch.Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.reads_body_output = reads_body_output
+        self.tokenwise = tokenwise
         self.nbytes = sum(tensor.nbytes for tensor in (model.parameters() if own is None else own))
         self.reads_decoder = any(
             isinstance(module, SharedPart) and name.endswith(DECODER) for name, module in model.named_modules()

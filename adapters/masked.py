@@ -165,7 +165,7 @@ def adapt_head(
     if base.offered is None:
         return TaskHead(base.model, reads_body_output=False, own=())
     if not updates and not whole:
-        return TaskHead(base.model, reads_body_output=True, own=())
+        return TaskHead(base.model, reads_body_output=True, tokenwise=True, own=())
     model = copy.deepcopy(base.model, _kept(base.model))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in whole.items():
@@ -184,4 +184,4 @@ def adapt_head(
         setattr(model.get_submodule(parent), last, HeadLora(layer, a, b, weights.scale))
     shared = {id(tensor) for tensor in base.model.parameters()}
     own = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in shared]
-    return TaskHead(model, reads_body_output=True, own=own)
+    return TaskHead(model, reads_body_output=True, tokenwise=True, own=own)

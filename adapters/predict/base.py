@@ -43,7 +43,10 @@ class RowPredictor(Protocol):
         """Raises UsageError for a parameter's value that the task doesn't take."""
 
     def encode(self, row: Row) -> list[dict[str, Any]]:
-        """A row's pieces, one unless it is too long: tensors, each [1, tokens], and what decoding needs besides."""
+        """A row's pieces, one unless it is too long: tensors, each [1, tokens], and what decoding needs besides.
+
+        ``asked`` in a piece, [tokens asked for]: the only ones whose logits matter.
+        """
 
     def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
         """A row's prediction from its pieces' logits (padding removed)."""

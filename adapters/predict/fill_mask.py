@@ -27,7 +27,7 @@ class FillMaskRows:
         model, preprocessing = setting.model, setting.preprocessing
         self._pipeline = FillMaskPipeline(model=model, tokenizer=setting.tokenizer, device=device_of(model))
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, setting.limit
-        self._mask = setting.tokenizer.mask_token
+        self._mask, self._mask_id = setting.tokenizer.mask_token, setting.tokenizer.mask_token_id
         if params.get("top_k") is not None:
             whole_number("top_k", params["top_k"], most=model.config.vocab_size)
         self._post = post_parameters(self._pipeline, params)
@@ -39,13 +39,18 @@ class FillMaskRows:
         text, _ = read_text(row, self._columns)
         settings = {"truncation": True, "max_length": self._limit}
         try:
-            return [dict(self._pipeline.preprocess(self._prefix + text, tokenizer_kwargs=settings))]
+            piece = dict(self._pipeline.preprocess(self._prefix + text, tokenizer_kwargs=settings))
         except PipelineException as error:
             raise UsageError(
                 f"a row has no {self._mask} within its first {self._limit} tokens, so there is nothing to fill"
             ) from error
 
+        return [piece | {"asked": (piece["input_ids"][0] == self._mask_id).nonzero().flatten()}]
+
     def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
-        """The pipeline's reading of [tokens, vocabulary] logits."""
-        outputs = {"input_ids": pieces[0]["input_ids"], "logits": logits[0].unsqueeze(0)}
-        return self._pipeline.postprocess(outputs, **self._post)
+        """The pipeline's reading of [tokens, vocabulary] logits, or of those of the masks."""
+        (piece,), (own,) = pieces, logits
+        tokens = piece["input_ids"].shape[1]
+        if len(own) != tokens:
+            own = own.new_zeros(tokens, own.shape[1]).index_copy_(0, piece["asked"], own)
+        return self._pipeline.postprocess({"input_ids": piece["input_ids"], "logits": own.unsqueeze(0)}, **self._post)

@@ -44,8 +44,11 @@ def _score(inference: Inference, rows: Sequence[Row], routing: Routing, params: 
         encoded = [predictor.encode(row) for predictor, row in zip(own, rows, strict=True)]
     # A row that is too long comes as several pieces; each is a row of the batch, with its row's adapter.
     owners = [index for index, pieces in enumerate(encoded) for _ in pieces]
-    batch = inference.pad([piece for pieces in encoded for piece in pieces])
-    outputs = iter(forward_rows(inference.body, batch, routing.subset(owners), rows_first=inference.rows_first))
+    flat = [piece for pieces in encoded for piece in pieces]
+    batch = inference.pad(flat)
+    asked = {index: piece["asked"] for index, piece in enumerate(flat) if "asked" in piece}
+    made = forward_rows(inference.body, batch, routing.subset(owners), rows_first=inference.rows_first, asked=asked)
+    outputs = iter(made)
     padded = batch["input_ids"].shape[1]
     return [
         predictor.decode(pieces, [_unpad(next(outputs), piece, padded) for piece in pieces])

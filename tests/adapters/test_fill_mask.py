@@ -100,6 +100,16 @@ def test_adapters_that_changed_the_head_have_their_own(masked_bases, tmp_path, f
         torch.testing.assert_close(state[key], tensor, atol=1e-6, rtol=1e-6)
 
 
+def test_the_head_runs_for_masks_only(masked_bases, tmp_path):
+    """A vocabulary of logits for every token of a batch would be most of its memory."""
+    backbone = backbone_with(masked_bases("bert"), fill_mask_adapter(masked_bases("bert"), tmp_path / "it"))
+    sizes = []
+    head = backbone._residency.get("it").head.model.get_output_embeddings()
+    head.register_forward_hook(lambda _, args, output: sizes.append(tuple(output.shape)))
+    backbone.predict([*TEXTS, "a [MASK] and a [MASK]"], "it")
+    assert sizes == [(1, 4, 44)]
+
+
 def test_all_adapters_share_the_bases_head(masked_bases, tmp_path):
     backbone = Backbone.from_pretrained(str(masked_bases("bert")))
     for seed in (1, 2):

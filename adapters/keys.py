@@ -102,7 +102,7 @@ def plan_keys(
             problems.missing.append(
                 f"{_PEFT_PREFIX}{name}.weight (the base's files lack it too, so it would be random)"
             )
-    if not found.lora:
+    if not found.lora and not head_sites:
         problems.missing.append("any lora_A or lora_B tensor")
     problems.raise_if_any()
     return KeyPlan(tuple(sites), overrides, whole, copies, tuple(head_sites))
@@ -161,24 +161,9 @@ def _plan_sites(
             problems.unexpected.extend(parts.values())
             continue
         located.add(path)
-        if not is_target(checkpoint.config, name, embedding=shape.embedding):
-            problems.unexpected.extend(f"{key} (the config doesn't target it)" for key in parts.values())
-            continue
-        wanted = _wanted(checkpoint, embedding=shape.embedding)
-        problems.unexpected.extend(
-            f"{key} ({_OFF.get(suffix, 'not for this kind of module')})"
-            for suffix, key in parts.items()
-            if suffix not in wanted
-        )
-        lacking = [suffix for suffix in wanted if suffix not in parts]
-        if lacking:
-            problems.missing.extend(f"{_PEFT_PREFIX}{name}{suffix}" for suffix in lacking)
-            continue
-        rank, scale = rank_and_scale(checkpoint.config, name)
-        a, b = (parts[suffix] for suffix in wanted[:2])
-        site = Site(path, a, b, parts.get(_BIAS), parts.get(_MAGNITUDE), rank, scale)
-        _check_shapes(site, shape, checkpoint.tensors, problems)
-        sites.append(site)
+        site = _plan_site(checkpoint, name, path, parts, shape, problems)
+        if site is not None:
+            sites.append(site)
     return sites, located
 
 
@@ -188,22 +173,45 @@ def _plan_head(
     """The updates of the base's own head; they are taken out of ``found``."""
     sites = []
     for name, shape in head.items():
-        parts = found.lora.pop(name, {})
-        if not parts and is_target(checkpoint.config, name):
-            problems.missing.append(f"{_PEFT_PREFIX}{name}{_A} (and {_B})")
-        elif parts and parts.keys() != {_A, _B}:
-            raise UnsupportedAdapterError(
-                f"{checkpoint.source}: {', '.join(parts.values())}: DoRA and lora_bias aren't known on a base's own "
-                f"head; train again with exclude_modules={name!r}"
-            )
-        elif parts:
-            rank, scale = rank_and_scale(checkpoint.config, name)
-            site = Site(name, parts[_A], parts[_B], None, None, rank, scale)
-            _check_shapes(site, shape, checkpoint.tensors, problems)
+        parts = found.lora.pop(name, None)
+        site = _plan_site(checkpoint, name, name, parts, shape, problems) if parts else None
+        if site is not None:
             sites.append(site)
+        if parts is None and is_target(checkpoint.config, name):
+            first, *others = _wanted(checkpoint, embedding=False)
+            problems.missing.append(f"{_PEFT_PREFIX}{name}{first} (and {', '.join(others)})")
         if _is_saved(name, _saved_names(checkpoint)) and f"{name}.weight" not in found.whole:
             problems.missing.append(f"{_PEFT_PREFIX}{name}.weight")
     return sites
+
+
+def _plan_site(
+    checkpoint: Checkpoint,
+    name: str,
+    path: str,
+    parts: Mapping[str, str],
+    shape: LinearShape,
+    problems: KeyProblems,
+) -> Site | None:
+    """The update whose tensors are ``parts``, None where they aren't all there, or aren't the config's."""
+    if not is_target(checkpoint.config, name, embedding=shape.embedding):
+        problems.unexpected.extend(f"{key} (the config doesn't target it)" for key in parts.values())
+        return None
+    wanted = _wanted(checkpoint, embedding=shape.embedding)
+    problems.unexpected.extend(
+        f"{key} ({_OFF.get(suffix, 'not for this kind of module')})"
+        for suffix, key in parts.items()
+        if suffix not in wanted
+    )
+    lacking = [suffix for suffix in wanted if suffix not in parts]
+    if lacking:
+        problems.missing.extend(f"{_PEFT_PREFIX}{name}{suffix}" for suffix in lacking)
+        return None
+    rank, scale = rank_and_scale(checkpoint.config, name)
+    a, b = (parts[suffix] for suffix in wanted[:2])
+    site = Site(path, a, b, parts.get(_BIAS), parts.get(_MAGNITUDE), rank, scale)
+    _check_shapes(site, shape, checkpoint.tensors, problems)
+    return site
 
 
 def _check_shapes(site: Site, shape: LinearShape, tensors: Mapping[str, TensorInfo], problems: KeyProblems) -> None:

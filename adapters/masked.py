@@ -135,23 +135,29 @@ def _kept(model: torch.nn.Module) -> dict[int, Any]:
 class HeadLora(torch.nn.Module):
     """A linear module of a head with one adapter's update, beside the slots: the head runs once per adapter anyway.
 
-    ``a`` is [rank, inputs], ``b`` [outputs, rank].
+    ``a`` is [rank, inputs], ``b`` [outputs, rank], ``bias`` and ``gain`` [outputs]; B and the bias carry the scale.
     """
 
     a: torch.Tensor
     b: torch.Tensor
+    bias: torch.Tensor | None
+    gain: torch.Tensor | None
 
-    def __init__(self, base_layer: torch.nn.Module, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+    def __init__(self, base_layer: Any, weights: LowRank) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.scale = scale
-        self.register_buffer("a", a)
-        self.register_buffer("b", b)
+        like = base_layer.weight
+        self.register_buffer("a", weights.a.clone().to(like))  # the file's own memory goes when it is closed
+        self.register_buffer("b", (weights.b.float() * weights.scale).to(like))
+        self.register_buffer("bias", None if weights.bias is None else (weights.bias.float() * weights.scale).to(like))
+        self.register_buffer("gain", None if weights.gain is None else weights.gain.to(like))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., inputs] to [..., outputs]."""
         out: torch.Tensor = self.base_layer(x)
-        return out + (x @ self.a.T @ self.b.T) * self.scale
+        if self.gain is not None:
+            out = out + out * self.gain
+        return out + torch.nn.functional.linear(torch.nn.functional.linear(x, self.a), self.b, self.bias)
 
 
 def adapt_head(
@@ -179,9 +185,7 @@ def adapt_head(
         setattr(model.get_submodule(path), last, torch.nn.Parameter(tensor.to(own), requires_grad=False))
     for path, weights in updates.items():
         parent, _, last = path.rpartition(".")
-        layer = model.get_submodule(path)
-        a, b = weights.a.clone().to(layer.weight), weights.b.clone().to(layer.weight)
-        setattr(model.get_submodule(parent), last, HeadLora(layer, a, b, weights.scale))
+        setattr(model.get_submodule(parent), last, HeadLora(model.get_submodule(path), weights))
     shared = {id(tensor) for tensor in base.model.parameters()}
     own = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in shared]
     return TaskHead(model, reads_body_output=True, tokenwise=True, own=own)

@@ -36,35 +36,64 @@ def forward_rows(
         For each row a tensor without the batch dimension: [classes], [tokens, classes] or [tokens, hidden]; of a row in
         ``asked`` those tokens, where its head can tell them apart, else all.
     """
-    groups = group_rows(routing.adapters)
     if not routing.uniform and not rows_first:
-        found: dict[int, torch.Tensor] = {}
-        for rows in groups.values():
-            own = {place: asked[row] for place, row in enumerate(rows) if row in asked}
-            made = forward_rows(body, take_rows(inputs, rows), routing.subset(rows), asked=own)
-            found |= zip(rows, made, strict=True)
-        return [found[index] for index in range(len(routing.adapters))]
-    results: dict[int, torch.Tensor] = {}
-    shared = [index for adapter, rows in groups.items() for index in rows if _reads_body_output(adapter)]
-    if shared:
-        place = {index: position for position, index in enumerate(shared)}
-        decoding = [place[index] for index in shared if _reads_decoder(routing.adapters[index])]
-        passed = run_body(body, take_rows(inputs, shared), routing.subset(shared), decoding)
-        for adapter, rows in groups.items():
-            if _reads_body_output(adapter):
-                places = [place[index] for index in rows]
-                if _tokenwise(adapter) and all(row in asked for row in rows):
-                    logits = _read_tokens(adapter, passed, places, [asked[row] for row in rows])
-                else:
-                    logits = _read(adapter, passed, places, take_rows(inputs, rows))
-                results |= zip(rows, logits, strict=True)
+        return _in_turn(body, inputs, routing, asked)
+    groups = group_rows(routing.adapters)
+    shared = {adapter: rows for adapter, rows in groups.items() if _reads_body_output(adapter)}
+    results = _shared_pass(body, inputs, routing, shared, asked) if shared else {}
     for adapter, rows in groups.items():
-        head = adapter.head if adapter is not None else None
-        if head is not None and not head.reads_body_output:
-            for alike in _alike(head, inputs, rows):
-                logits = list(_logits(run(head.model, take_rows(inputs, alike), routing.subset(alike))))
-                results |= zip(alike, logits, strict=True)
+        if adapter is not None and adapter.head is not None and adapter not in shared:
+            results |= _own_pass(adapter.head, inputs, routing, rows)
     return [results[index] for index in range(len(routing.adapters))]
+
+
+def _in_turn(
+    body: Any, inputs: Mapping[str, torch.Tensor], routing: Routing, asked: Mapping[int, torch.Tensor]
+) -> list[torch.Tensor]:
+    """Each adapter's rows in passes of their own."""
+    found: dict[int, torch.Tensor] = {}
+    for rows in group_rows(routing.adapters).values():
+        own = {place: asked[row] for place, row in enumerate(rows) if row in asked}
+        made = forward_rows(body, take_rows(inputs, rows), routing.subset(rows), asked=own)
+        found |= zip(rows, made, strict=True)
+    return [found[index] for index in range(len(routing.adapters))]
+
+
+def _shared_pass(
+    body: Any,
+    inputs: Mapping[str, torch.Tensor],
+    routing: Routing,
+    groups: Mapping[Adapter | None, Sequence[int]],
+    asked: Mapping[int, torch.Tensor],
+) -> dict[int, torch.Tensor]:
+    """One pass of the body for the rows of these adapters, and each one's head over its rows of it."""
+    chosen = [index for rows in groups.values() for index in rows]
+    place = {index: position for position, index in enumerate(chosen)}
+    decoding = [place[index] for index in chosen if _reads_decoder(routing.adapters[index])]
+    made = run_body(body, take_rows(inputs, chosen), routing.subset(chosen), decoding)
+    results: dict[int, torch.Tensor] = {}
+    for adapter, rows in groups.items():
+        places = [place[index] for index in rows]
+        head = adapter.head if adapter is not None else None
+        if head is None:
+            logits = list(made.hidden(places))
+        elif head.tokenwise and all(row in asked for row in rows):
+            logits = _read_tokens(head, made, places, [asked[row] for row in rows])
+        else:
+            logits = _read(head, made, places, take_rows(inputs, rows))
+        results |= zip(rows, logits, strict=True)
+    return results
+
+
+def _own_pass(
+    head: TaskHead, inputs: Mapping[str, torch.Tensor], routing: Routing, rows: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    """The whole task model for one adapter's rows."""
+    results: dict[int, torch.Tensor] = {}
+    for alike in _alike(head, inputs, rows):
+        logits = _logits(run(head.model, take_rows(inputs, alike), routing.subset(alike)))
+        results |= zip(alike, logits, strict=True)
+    return results
 
 
 def group_rows(adapters: Sequence[Adapter | None]) -> dict[Adapter | None, list[int]]:
@@ -84,12 +113,9 @@ def _reads_decoder(adapter: Adapter | None) -> bool:
 
 
 def _read(
-    adapter: Adapter | None, made: BodyPass, rows: Sequence[int], inputs: Mapping[str, torch.Tensor]
+    head: TaskHead, made: BodyPass, rows: Sequence[int], inputs: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """What one adapter's head makes of its rows of a pass; ``inputs`` are those rows' own."""
-    head = adapter.head if adapter is not None else None
-    if head is None:
-        return list(made.hidden(rows))
+    """What a head makes of its rows of a pass; ``inputs`` are those rows' own."""
     results: dict[int, torch.Tensor] = {}
     for alike in _alike(head, inputs, range(len(rows))):
         with body_output(made.of([rows[index] for index in alike], inputs["input_ids"].device)):
@@ -98,22 +124,16 @@ def _read(
     return [results[index] for index in range(len(rows))]
 
 
-def _tokenwise(adapter: Adapter | None) -> bool:
-    return adapter is not None and adapter.head is not None and adapter.head.tokenwise
-
-
 def _read_tokens(
-    adapter: Adapter | None, made: BodyPass, rows: Sequence[int], asked: Sequence[torch.Tensor]
+    head: TaskHead, made: BodyPass, rows: Sequence[int], asked: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
     """What a head that looks at each token alone makes of those ``asked`` for, [tokens asked for, ...] of each row."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    assert adapter is not None
-    assert adapter.head is not None
     chosen = [states[tokens] for states, tokens in zip(made.hidden(rows), asked, strict=True)]
-    device = next(adapter.head.model.parameters()).device
+    device = next(head.model.parameters()).device
     with body_output(BaseModelOutput(last_hidden_state=torch.cat(chosen).unsqueeze(0).to(device))):
-        logits = _logits(adapter.head.model(input_ids=torch.cat(list(asked)).unsqueeze(0)))[0]
+        logits = _logits(head.model(input_ids=torch.cat(list(asked)).unsqueeze(0)))[0]
     return list(logits.split([len(tokens) for tokens in asked]))
 
 

@@ -12,9 +12,20 @@ import torch
 from lorary.adapters.content import Content, Parts
 from lorary.adapters.dora import fold_magnitude
 from lorary.adapters.golden import check_golden_rows
-from lorary.adapters.heads import TASK_CLASSES, TASK_OF_PEFT_TYPE, TaskHead, count_labels, empty_head, fill_head
+from lorary.adapters.heads import (
+    DECODER,
+    LABELLED,
+    TASK_CLASSES,
+    TASK_OF_PEFT_TYPE,
+    TaskHead,
+    count_labels,
+    empty_head,
+    fill_head,
+    in_parts,
+)
 from lorary.adapters.keys import KeyPlan, Site, plan_keys
-from lorary.adapters.modules import ModuleMap, output_scale
+from lorary.adapters.masked import MaskedHead, MaskedModel, adapt_head
+from lorary.adapters.modules import LinearShape, ModuleMap, output_scale
 from lorary.adapters.override import TrainedLinear
 from lorary.adapters.slots import LowRank
 from lorary.adapters.support import check_supported
@@ -31,7 +42,10 @@ _TAME = 1e4
 
 @dataclass(frozen=True)
 class Fit:
-    """What a checkpoint's headers say of it on one backbone: its task, the place of each tensor, its head's labels."""
+    """What a checkpoint's headers say of it on one backbone: its task, the place of each tensor, its head's labels.
+
+    ``labels`` is None for tasks that have none.
+    """
 
     task: str
     plan: KeyPlan
@@ -72,7 +86,7 @@ class Adapter:
 
     @property
     def labels(self) -> list[str] | None:
-        """The names of the head's classes, in order."""
+        """The names of the head's classes, in order; None for tasks that have none."""
         return self.fit.labels
 
     @property
@@ -126,26 +140,31 @@ class Fitter:
     inference: Inference
     modules: ModuleMap
     dtype: torch.dtype
-    _modules_of: dict[str, frozenset[str] | None] = field(default_factory=dict, repr=False)  # by task
+    masked: MaskedHead
+    _modules_of: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)  # by task
 
     def fit(self, checkpoint: Checkpoint) -> Fit:
         """Place every key and check every shape, by the files' headers alone.
 
-        Raises what :func:`check_supported` and :func:`plan_keys` do, and CheckpointError for golden logits that don't
-        fit the manifest.
+        Raises what :func:`check_supported`, :func:`plan_keys` and :meth:`MaskedHead.get` do, and CheckpointError for
+        golden logits that don't fit the manifest.
         """
         check_supported(checkpoint)
         task = task_of(checkpoint)
-        # A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there.
-        offered = self._offered(checkpoint, task)
-        plan = plan_keys(checkpoint, self.modules, offered)
-        if offered is None and plan.head:
+        of_base = self._head_of_base(checkpoint.source, task)
+        offered = of_base.offered if of_base else self._offered(checkpoint, task)
+        plan = plan_keys(checkpoint, self.modules, offered, of_base.linears if of_base else None)
+        if not plan.sites:
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: updates nothing but the head; an adapter of the shared body was expected"
+            )
+        if task not in TASK_CLASSES and plan.head and (of_base is None or of_base.offered is None):
             raise UnsupportedAdapterError(
                 f"{checkpoint.source}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
                 f"heads are known for {', '.join(TASK_CLASSES)}"
             )
         check_golden_rows(checkpoint)
-        return Fit(task, plan, list(_labels(checkpoint)) if offered is not None else None)
+        return Fit(task, plan, list(_labels(checkpoint)) if task in LABELLED else None)
 
     def factors(self, adapter: Adapter, weights: Weights) -> dict[str, LowRank]:
         """An adapter's factors by site, valid as long as ``weights`` are.
@@ -158,7 +177,10 @@ class Fitter:
         largest = _largest(tensors, source)
         _check_copies(adapter.plan, tensors, self.inference.model, source)
         lowrank = {
-            site.path: _low_rank(site, tensors, self.inference.model, self.modules) for site in adapter.plan.sites
+            site.path: _low_rank(
+                site, tensors, self.inference.model.get_submodule(site.path), self.modules.site(site.path)
+            )
+            for site in adapter.plan.sites
         }
         if not any(own.acts for own in lowrank.values()):
             raise NoEffectError(
@@ -171,19 +193,42 @@ class Fitter:
         """An adapter's head and the modules it trained whole, in memory of their own. Raises as :func:`fill_head`."""
         plan, head = adapter.plan, None
         empty = self._empty_head(weights.checkpoint, adapter.task)
-        if empty is not None:
-            own = {name: weights.tensors[key].clone() for name, key in plan.head.items()}
+        of_base = self._head_of_base(adapter.source, adapter.task)
+        own = {name: weights.tensors[key].clone() for name, key in plan.head.items()}
+        if of_base is not None:
+            updates = {
+                site.path: _low_rank(
+                    site, weights.tensors, of_base.model.get_submodule(site.path), of_base.linears[site.path]
+                )
+                for site in plan.head_sites
+            }
+            head = adapt_head(of_base, updates, own, adapter.source)
+        elif empty is not None:
             head = fill_head(
                 empty, self.inference.body, own, source=adapter.source, device=self.inference.device, dtype=self.dtype
             )
         return Parts(_overrides(plan, weights.tensors, self.inference.model, self.modules, self.dtype), head)
 
+    def _head_of_base(self, source: str, task: str) -> MaskedModel | None:
+        return self.masked.get(source) if task == "fill-mask" else None
+
     def _offered(self, checkpoint: Checkpoint, task: str) -> frozenset[str] | None:
-        """The modules of a task's model, which are the same whatever its labels; None for a task without a head."""
-        if task not in self._modules_of:
-            empty = self._empty_head(checkpoint, task)
-            self._modules_of[task] = None if empty is None else frozenset(name for name, _ in empty.named_modules())
-        return self._modules_of[task]
+        """The modules of the task model that an adapter was trained in, None where that is the backbone's own.
+
+        A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there. Its
+        modules are the same whatever its labels, so each task's model is built once.
+        """
+        if task in TASK_CLASSES:
+            if task not in self._modules_of:
+                empty = self._empty_head(checkpoint, task)
+                self._modules_of[task] = frozenset(name for name, _ in empty.named_modules())
+            return self._modules_of[task]
+        body = self.inference.body
+        decoders = any(f".{DECODER}." in key for key in checkpoint.tensors)
+        if task == "feature-extraction" and in_parts(body) and not decoders:
+            names = (name for name, _ in body.named_modules())
+            return frozenset(name for name in names if name.partition(".")[0] not in (DECODER, "lm_head"))
+        return None
 
     def _empty_head(self, checkpoint: Checkpoint, task: str) -> Any:
         if task not in TASK_CLASSES:
@@ -208,10 +253,9 @@ def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
     return labels
 
 
-def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], model: Any, modules: ModuleMap) -> LowRank:
-    bias = tensors[site.bias] if site.bias else None
-    module, shape = model.get_submodule(site.path), modules.site(site.path)
+def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], module: Any, shape: LinearShape | None) -> LowRank:
     assert shape is not None
+    bias = tensors[site.bias] if site.bias else None
     weights = LowRank(tensors[site.a], tensors[site.b], bias, site.scale * output_scale(module, shape))
     if site.magnitude is None:
         return weights

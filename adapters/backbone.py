@@ -24,10 +24,13 @@ from lorary.adapters.inference import Inference, can_generate
 from lorary.adapters.intake import Files, Intake
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import SiteOpener
+from lorary.adapters.masked import MaskedHead
 from lorary.adapters.merge import write_merged
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.packing import Packing
-from lorary.adapters.predict import Row
+from lorary.adapters.predict.base import Row
+from lorary.adapters.predict.rows import predict_rows
+from lorary.adapters.predict.table import answer_alone, share_parameters, task_of_row
 from lorary.adapters.proof import GoldenReport, check_golden, probe_row, resident_tensors
 from lorary.adapters.quantization import guard_cpu, quantization_of
 from lorary.adapters.residency import Limits, Residency
@@ -60,6 +63,7 @@ class Backbone:
         slot_wait: float = 30.0,
         registry: Registry | None = None,
         random_parameters: Collection[str] = (),
+        base_files: str | None = None,
     ) -> None:
         if slots < 1:
             raise UsageError(f"slots={slots}: expected at least 1")
@@ -79,7 +83,10 @@ class Backbone:
         self.device, self.dtype = embedding.device, embedding.dtype
         self._inference = Inference(self.model, self.body, tokenizer, self.device)
         self._modules = map_modules(self.model, self.body, random_parameters)
-        files = Files(self._inference, self._modules, self.dtype)
+        masked = MaskedHead(
+            model, self.model, self.body, base=base_files or identity.id, fingerprint=identity.fingerprint
+        )
+        files = Files(self._inference, self._modules, self.dtype, masked)
         self._residency = Residency(limits, self.dtype, SiteOpener(self.model, self._modules, self.device), files)
         self._intake = Intake(files, self._residency, identity, self.quantization, registry)
         self._following = Following(self._intake.load)
@@ -135,6 +142,7 @@ class Backbone:
             slot_wait=slot_wait,
             registry=registry,
             random_parameters=loaded.new_parameters,
+            base_files=loaded.files,
         )
 
     @classmethod
@@ -358,6 +366,7 @@ class Backbone:
             names = names * len(packing.lengths) if len(names) == 1 else names
             packing.demand(len(names))
         with self._residency.lease(self._residency.resolve(names), packing=packing) as routing, routed(routing):
+            self._inference.demand_rows(routing)
             head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
             yield RoutedModel(head.model if head else self.model, routing)
 
@@ -372,36 +381,38 @@ class Backbone:
         """Predict with one adapter for all rows or one per row, in the shapes of ``transformers.pipeline``.
 
         Args:
-            inputs: a text, a mapping (``{"text", "text_pair"}`` or the adapter's own columns), or a list of them.
-            adapter: a name, or a name (None: the bare backbone) for each row.
+            inputs: a text, a mapping (``{"text", "text_pair"}``, ``{"question", "context"}`` or the adapter's own
+                columns), or a list of them.
+            adapter: a name, or a name (None: the bare backbone) for each row; tasks may mix.
             batch_size: rows per pass.
-            params: the pipeline's own parameters (``top_k``, ``aggregation_strategy``, ...); for text generation those
-                of ``generate``.
+            params: the pipeline's own parameters (``top_k``, ``aggregation_strategy``, ...); where tasks generate,
+                those of ``generate``. Each goes to all tasks of the call that take it.
 
         Returns:
             For a list, one prediction per row; for a single row, what the task's pipeline returns for one.
 
         Raises:
             UnknownReferenceError: an adapter that isn't loaded.
-            UsageError: rows and adapters of different number, or a row that has no text.
+            UsageError: rows and adapters of different number, a row without its text, or a parameter that no task
+                takes.
         """
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size}: expected at least 1")
         single = isinstance(inputs, (str, Mapping))
         rows: list[Row] = [cast(Row, inputs)] if single else cast(list[Row], list(inputs))
+        if not rows:
+            return []
         # Looked up once, so that a swap in the meantime doesn't split the call between two versions.
         adapters = self._residency.resolve(_per_row(adapter, len(rows)))
+        shares = share_parameters({task_of_row(found) for found in adapters}, params)
         predictions: list[Any] = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
             with self._residency.lease(adapters[part]) as routing:
-                predictions.extend(self._inference.predict(rows[part], routing, params))
+                predictions.extend(predict_rows(self._inference, rows[part], routing, shares))
         if not single:
             return predictions
-        # The text-classification pipeline alone returns a list for one text; the others one prediction.
-        task = adapters[0].task if adapters[0] else None
-        wrap_one = task == "text-classification" and isinstance(inputs, str) and "top_k" not in params
-        return predictions if wrap_one else predictions[0]
+        return answer_alone(task_of_row(adapters[0]), inputs, predictions[0])
 
     def generate(
         self,
@@ -452,8 +463,8 @@ class Backbone:
         """Logits for token rows, one row at a time (no padding), float32 on the CPU.
 
         Returns:
-            For each row [classes] or [tokens, classes] through the adapter's head, [tokens, vocabulary] from a language
-            model, or [tokens, hidden] where there is no head.
+            For each row [classes] or [tokens, classes] through the adapter's head ([tokens, 2], start and end, for
+            question answering), [tokens, vocabulary] from a language model, or [tokens, hidden] where there is no head.
         """
         with self._residency.lease(self._residency.resolve([adapter])) as routing:
             return [self._inference.logits(row, routing) for row in rows]

@@ -22,8 +22,7 @@ class Parts:
     def nbytes(self) -> int:
         """What they take on the device."""
         tensors = [t for own in self.overrides.values() for t in (own.weight, own.bias) if t is not None]
-        head = self.head.model.parameters() if self.head else ()
-        return sum(tensor.nbytes for tensor in (*tensors, *head))
+        return sum(tensor.nbytes for tensor in tensors) + (self.head.nbytes if self.head else 0)
 
 
 @dataclass(eq=False)

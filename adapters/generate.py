@@ -36,7 +36,7 @@ def render(prompt: PromptRow, adapter: Adapter | None, tokenizer: Any) -> tuple[
     return text, False
 
 
-def prompt_of(row: Any, adapter: Adapter | None) -> PromptRow:
+def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str]) -> PromptRow:
     """The prompt of a row: a text, a conversation, or a mapping by role or by the adapter's own column names.
 
     Raises:
@@ -44,7 +44,6 @@ def prompt_of(row: Any, adapter: Adapter | None) -> PromptRow:
     """
     if isinstance(row, Mapping):
         columns = adapter.manifest.preprocessing.columns if adapter and adapter.manifest else {}
-        roles = ("prompt", "messages", "text")
         found = [row[name] for role in roles for name in (columns.get(role, role), role) if name in row]
         if not found:
             raise UsageError(

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ TASK_CLASSES: Mapping[str, str] = {
     "question-answering": "AutoModelForQuestionAnswering",
 }
 """The transformers classes whose heads an adapter brings with it."""
+
+LABELLED = ("text-classification", "token-classification")
+"""The tasks whose heads answer with named labels."""
 
 TASK_OF_PEFT_TYPE: Mapping[str, str] = {
     "SEQ_CLS": "text-classification",
@@ -50,6 +54,35 @@ class SharedBody(torch.nn.Module):
         return made if made is not None else self._body[0](*args, **kwargs)
 
 
+ENCODER, DECODER = "encoder", "decoder"
+"""The parts of a body that task models may take apart, by transformers' names for them."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A pass of a body that was made part by part: each part's output, by its name."""
+
+    outputs: Mapping[str, Any]
+
+
+class SharedPart(torch.nn.Module):
+    """Stands where a task model keeps a part of its body: answers with that part's pass, else runs the shared part."""
+
+    def __init__(self, name: str, part: torch.nn.Module) -> None:
+        super().__init__()
+        self._name, self._part = name, (part,)  # in a tuple, as in SharedBody
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the part returns for these arguments."""
+        made = _BODY_OUTPUT.get()
+        return made.outputs[self._name] if isinstance(made, Parts) else self._part[0](*args, **kwargs)
+
+
+def in_parts(body: Any) -> bool:
+    """Is the body an encoder-decoder that is its own language model (T5's), which task models take apart?"""
+    return bool(body.config.is_encoder_decoder) and hasattr(body, "prepare_decoder_input_ids_from_labels")
+
+
 @contextmanager
 def body_output(output: Any) -> Iterator[None]:
     """Within the block, task models read ``output`` instead of running the body."""
@@ -64,12 +97,26 @@ class TaskHead:
     """One adapter's task model.
 
     ``model`` is transformers' task model around the shared body; ``reads_body_output`` says whether it can read a pass
-    of the body that was made for many heads at once.
+    of the body that was made for many heads at once, ``reads_decoder`` whether it then needs a parted body's decoder.
+    ``tokenwise``: it makes something of each token alone, so it can be asked about some of them. ``own`` are the
+    adapter's own tensors in it; all of its parameters unless given.
     """
 
-    def __init__(self, model: Any, reads_body_output: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        reads_body_output: bool,
+        *,
+        tokenwise: bool = False,
+        own: Sequence[torch.Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.reads_body_output = reads_body_output
+        self.tokenwise = tokenwise
+        self.nbytes = sum(tensor.nbytes for tensor in (model.parameters() if own is None else own))
+        self.reads_decoder = any(
+            isinstance(module, SharedPart) and name.endswith(DECODER) for name, module in model.named_modules()
+        )
 
 
 def empty_head(
@@ -139,7 +186,7 @@ def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _share_body(model: Any, body: Any) -> bool:
-    """Put the shared body into the task model; True where the whole body is behind one attribute."""
+    """Put the shared body into the task model; True where the model can read a pass that was made without it."""
     attribute = model.base_model_prefix
     own = getattr(model, attribute, None)
     if own is not None and type(own) is type(body):
@@ -147,11 +194,12 @@ def _share_body(model: Any, body: Any) -> bool:
         return True
     # T5's heads keep parts of the body (an encoder, a decoder, an embedding) under the names that the body gives them.
     holder = model if own is None else own
+    parted = in_parts(body)
     for name, child in list(holder.named_children()):
         shared = getattr(body, name, None)
         if isinstance(shared, torch.nn.Module) and type(shared) is type(child):
-            setattr(holder, name, shared)
-    return False
+            setattr(holder, name, SharedPart(name, shared) if parted and name in (ENCODER, DECODER) else shared)
+    return any(isinstance(module, SharedPart) for module in holder.children())
 
 
 def _fill(model: Any, tensors: Mapping[str, torch.Tensor], source: str) -> None:

@@ -1,4 +1,4 @@
-"""Running a backbone for the rows of one call: predictions, text and logits, each row with its own adapter."""
+"""Running a backbone for the rows of one call: text and logits, each row with its own adapter."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.forward import forward_rows, group_rows
-from lorary.adapters.generate import PromptRow, decode_new, encode_prompts, prompt_of
-from lorary.adapters.predict import Row, row_predictor
+from lorary.adapters.generate import PromptRow, decode_new, encode_prompts
 from lorary.adapters.routing import Routing, routed
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import RoutingError, UsageError
 
 _MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state an astronomic one
@@ -23,12 +22,6 @@ _NO_LIMIT = 1_000_000  # tokenizers without a limit state an astronomic one
 def can_generate(model: Any) -> bool:
     """Has the model a language-modelling head?"""
     return hasattr(model, "can_generate") and bool(model.can_generate())
-
-
-def _unpad(logits: torch.Tensor, piece: dict[str, Any], padded: int) -> torch.Tensor:
-    """Per-token logits without their padding (a classifier's have none), float32 on the CPU."""
-    per_token = logits.ndim == 2 and logits.shape[0] == padded
-    return (logits[: piece["input_ids"].shape[1]] if per_token else logits).float().cpu()
 
 
 @dataclass
@@ -42,43 +35,7 @@ class Inference:
     rows_first: bool = True  # False: the model's layers don't keep a batch's rows apart, so adapters take turns
     _bare: tuple[tuple[int, ...], dict[str, torch.Tensor]] | None = field(default=None, repr=False)
     # A fast tokenizer keeps truncation and padding as state, so threads that share one would cut each other's rows.
-    _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def predict(self, rows: Sequence[Row], routing: Routing, params: dict[str, Any]) -> list[Any]:
-        """One prediction per row, in the shape that the row's task gives it."""
-        generating = [adapter is not None and adapter.task == "text-generation" for adapter in routing.adapters]
-        if any(generating):
-            if not all(generating):
-                raise UsageError(
-                    "text-generation rows can't share a predict call with rows of other tasks; call generate for them"
-                )
-            return self._predict_text(rows, routing, params)
-        predictors = {
-            adapter: row_predictor(adapter, self.tokenizer, self.max_length, params)
-            for adapter in set(routing.adapters)
-        }
-        own = [predictors[adapter] for adapter in routing.adapters]
-        with self._tokenizing:
-            encoded = [predictor.encode(row) for predictor, row in zip(own, rows, strict=True)]
-        # A row that is too long comes as several pieces; each is a row of the batch, with its row's adapter.
-        owners = [index for index, pieces in enumerate(encoded) for _ in pieces]
-        batch = self._pad([piece for pieces in encoded for piece in pieces])
-        outputs = iter(forward_rows(self.body, batch, routing.subset(owners), rows_first=self.rows_first))
-        padded = batch["input_ids"].shape[1]
-        return [
-            predictor.decode(pieces, [_unpad(next(outputs), piece, padded) for piece in pieces])
-            for predictor, pieces in zip(own, encoded, strict=True)
-        ]
-
-    def _predict_text(self, rows: Sequence[Row], routing: Routing, params: dict[str, Any]) -> list[Any]:
-        """What the text-generation pipeline returns: the prompt with its continuation, one or several a row."""
-        prompts = [prompt_of(row, adapter) for row, adapter in zip(rows, routing.adapters, strict=True)]
-        texts = self.generate(prompts, routing, params)
-        each = len(texts) // len(rows)
-        return [
-            [{"generated_text": _continued(prompt, text)} for text in texts[place * each : (place + 1) * each]]
-            for place, prompt in enumerate(prompts)
-        ]
+    tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def generate(self, prompts: Sequence[PromptRow], routing: Routing, kwargs: dict[str, Any]) -> list[str]:
         """The new text of each prompt (``num_return_sequences`` of them in a row, where that is given)."""
@@ -96,7 +53,7 @@ class Inference:
         if not routing.uniform and not self.rows_first:
             return self._generate_in_turn(prompts, routing, kwargs)
         encoder_decoder = bool(self.model.config.is_encoder_decoder)
-        with self._tokenizing:
+        with self.tokenizing:
             batch = encode_prompts(
                 prompts, routing.adapters, self.tokenizer, encoder_decoder=encoder_decoder, pad=self.pad_id
             )
@@ -108,7 +65,7 @@ class Inference:
 
     def prompt_ids(self, prompt: PromptRow, adapter: Adapter | None) -> list[int]:
         """The tokens of a prompt for a decoder, put the way its adapter was trained."""
-        with self._tokenizing:
+        with self.tokenizing:
             batch = encode_prompts([prompt], [adapter], self.tokenizer, encoder_decoder=False, pad=self.pad_id)
         return [int(token) for token in batch["input_ids"][0]]
 
@@ -120,11 +77,23 @@ class Inference:
             texts |= {row: made[place * each : (place + 1) * each] for place, row in enumerate(rows)}
         return [text for row in range(len(prompts)) for text in texts[row]]
 
+    def demand_rows(self, routing: Routing) -> None:
+        """Refuse a call with several adapters of a model that doesn't keep its rows apart: its layers would mix them.
+
+        Raises:
+            RoutingError: it is such a call.
+        """
+        if not routing.uniform and not self.rows_first:
+            raise RoutingError(
+                f"the layers of {type(self.body).__name__} don't keep a batch's rows apart, so one pass can't serve "
+                "several adapters; use one adapter at a time here, or predict and generate, which take turns"
+            )
+
     def logits(self, row: Sequence[int], routing: Routing) -> torch.Tensor:
         """The logits of one token row (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""
         adapter = routing.adapters[0]
-        if self.model is self.body or (adapter is not None and adapter.head is not None):
-            has_head = adapter is not None and adapter.head is not None
+        has_head = adapter is not None and adapter.head is not None
+        if has_head or not can_generate(self.model):
             ids = self._token_ids(row)
             # A head's own model starts its decoder, where it has one, by itself.
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} if has_head else self.batch(ids)
@@ -162,7 +131,7 @@ class Inference:
         start = torch.full((ids.shape[0], 1), self.model.config.decoder_start_token_id or 0, device=self.device)
         return {"decoder_input_ids": torch.cat([start, ids[:, :3]], dim=1)}
 
-    def _pad(self, encoded: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def pad(self, encoded: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad on the right, so that a token's position doesn't depend on its batch mates."""
         rows = [{name: row[name][0] for name in row if name in _MODEL_INPUTS} for row in encoded]
         fill = {"input_ids": self.pad_id, "attention_mask": 0, "token_type_ids": 0}
@@ -205,10 +174,3 @@ def longest_input(model: Any) -> int | None:
     table = next((module for name, module in model.named_modules() if name.endswith("position_embeddings")), None)
     offset = getattr(table, "padding_idx", None)
     return int(positions - (offset + 1 if offset is not None else 0))
-
-
-def _continued(prompt: PromptRow, text: str) -> Any:
-    """A text with its continuation; a conversation with one more turn."""
-    if isinstance(prompt, str):
-        return prompt + text
-    return [*prompt, {"role": "assistant", "content": text}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ from lorary.adapters.identity import match_base
 from lorary.adapters.inference import Inference
 from lorary.adapters.layout import rows_come_first
 from lorary.adapters.lora import wrap
+from lorary.adapters.masked import MaskedHead
 from lorary.adapters.modules import ModuleMap
 from lorary.adapters.proof import demand_effect, probe_row, settle_head
 from lorary.adapters.residency import Residency
@@ -36,9 +37,9 @@ from lorary.hub.registry import Registry
 class Files:
     """The :class:`~lorary.adapters.arrivals.Origin` of a backbone's adapters: their checkpoints' files."""
 
-    def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype) -> None:
+    def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype, masked: MaskedHead) -> None:
         self.reader = WeightsReader()
-        self.fitter = Fitter(inference, modules, dtype)
+        self.fitter = Fitter(inference, modules, dtype, masked)
         self.inference = inference
         vocabulary = inference.body.get_input_embeddings().weight.shape[0]
         self._tails = Tails(inference, probe_row((), vocabulary))
@@ -69,14 +70,14 @@ class Files:
             if adapter.head is not None and type(adapter.head.model) not in self._reads_body_output:
                 settle_head(self.inference, routing, adapter)
                 self._reads_body_output[type(adapter.head.model)] = adapter.head.reads_body_output
-            self._settle_rows(len(routing.arena.layout.sites))
+            self._settle_rows(routing.arena.layout.sites)
 
-    def _settle_rows(self, sites: int) -> None:
+    def _settle_rows(self, sites: Collection[str]) -> None:
         """Find out whether adapters can share a pass, again whenever they reach new modules."""
         with self._settling:
-            if self.inference.rows_first and sites != self._settled:
-                self.inference.rows_first = rows_come_first(self.inference)
-                self._settled = sites
+            if self.inference.rows_first and len(sites) != self._settled:
+                self.inference.rows_first = rows_come_first(self.inference, sites)
+                self._settled = len(sites)
 
 
 class Intake:

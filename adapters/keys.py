@@ -49,12 +49,14 @@ class KeyPlan:
     ``overrides``: linear modules of the backbone that were trained whole, path -> parameter -> key.
     ``head``: the task head's parameters, name in the task model -> key.
     ``copies``: parameters that PEFT saved beside the adapter and that must equal the backbone's, path -> key.
+    ``head_sites``: low-rank updates of a head that the base brings, by their paths in the task model.
     """
 
     sites: tuple[Site, ...]
     overrides: Mapping[str, Mapping[str, str]]
     head: Mapping[str, str]
     copies: Mapping[str, str]
+    head_sites: tuple[Site, ...] = ()
 
 
 @dataclass
@@ -69,10 +71,16 @@ class FoundKeys:
     unexpected: list[str] = field(default_factory=list)
 
 
-def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[str] | None = None) -> KeyPlan:
+def plan_keys(
+    checkpoint: Checkpoint,
+    modules: ModuleMap,
+    offered: Collection[str] | None = None,
+    head: Mapping[str, LinearShape] | None = None,
+) -> KeyPlan:
     """Find the place of every tensor of ``checkpoint`` in a backbone with these ``modules``.
 
-    ``offered`` names the modules of the task model that the adapter was trained in, where that isn't the backbone.
+    ``offered`` names the modules of the task model that the adapter was trained in, where that isn't the backbone;
+    ``head`` are the linear ones of a head that the base brings, which an adapter may have updated too.
 
     Raises:
         KeyMismatchError: keys are missing, unexpected or of another shape; the message names the first of each.
@@ -82,8 +90,9 @@ def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[st
     naming = Naming.guess([*found.lora, *(name.rpartition(".")[0] for name in found.whole)], modules)
     problems = KeyProblems(checkpoint.source)
     problems.unexpected.extend(found.unexpected)
+    head_sites = _plan_head(checkpoint, found, head or {}, problems)
     sites, located = _plan_sites(checkpoint, found, naming, modules, problems)
-    overrides, head, copies = _plan_whole(checkpoint, found, naming, modules, problems)
+    overrides, whole, copies = _plan_whole(checkpoint, found, naming, modules, problems)
     for path in _used(modules, naming, offered):
         name = naming.to_checkpoint(path)
         if path not in located and is_target(checkpoint.config, name, embedding=path in modules.embeddings):
@@ -95,10 +104,10 @@ def plan_keys(checkpoint: Checkpoint, modules: ModuleMap, offered: Collection[st
             problems.missing.append(f"{PEFT_PREFIX}{name}.weight")
         if path not in overrides and path in modules.random and offered is not None:
             problems.missing.append(f"{PEFT_PREFIX}{name}.weight (the base's files lack it too, so it would be random)")
-    if not found.lora:
+    if not found.lora and not head_sites:
         problems.missing.append("any lora_A or lora_B tensor")
     problems.raise_if_any()
-    return KeyPlan(tuple(sites), overrides, head, copies)
+    return KeyPlan(tuple(sites), overrides, whole, copies, tuple(head_sites))
 
 
 def _used(modules: ModuleMap, naming: Naming, offered: Collection[str] | None) -> list[str]:
@@ -155,25 +164,57 @@ def _plan_sites(
             problems.unexpected.extend(parts.values())
             continue
         located.add(path)
-        if not is_target(checkpoint.config, name, embedding=shape.embedding):
-            problems.unexpected.extend(f"{key} (the config doesn't target it)" for key in parts.values())
-            continue
-        wanted = wanted_tensors(checkpoint.config, embedding=shape.embedding)
-        problems.unexpected.extend(
-            f"{key} ({_OFF.get(suffix, 'not for this kind of module')})"
-            for suffix, key in parts.items()
-            if suffix not in wanted
-        )
-        lacking = [suffix for suffix in wanted if suffix not in parts]
-        if lacking:
-            problems.missing.extend(f"{PEFT_PREFIX}{name}{suffix}" for suffix in lacking)
-            continue
-        rank, scale = rank_and_scale(checkpoint.config, name)
-        a, b = (parts[suffix] for suffix in wanted[:2])
-        site = Site(path, a, b, parts.get(_BIAS), parts.get(_MAGNITUDE), rank, scale)
-        _check_shapes(site, shape, checkpoint.tensors, problems)
-        sites.append(site)
+        site = _plan_site(checkpoint, name, path, parts, shape, problems)
+        if site is not None:
+            sites.append(site)
     return sites, located
+
+
+def _plan_head(
+    checkpoint: Checkpoint, found: FoundKeys, head: Mapping[str, LinearShape], problems: KeyProblems
+) -> list[Site]:
+    """The updates of the base's own head; they are taken out of ``found``."""
+    sites = []
+    for name, shape in head.items():
+        parts = found.lora.pop(name, None)
+        site = _plan_site(checkpoint, name, name, parts, shape, problems) if parts else None
+        if site is not None:
+            sites.append(site)
+        if parts is None and is_target(checkpoint.config, name):
+            first, *others = wanted_tensors(checkpoint.config, embedding=False)
+            problems.missing.append(f"{PEFT_PREFIX}{name}{first} (and {', '.join(others)})")
+        if is_saved(name, _saved_names(checkpoint)) and f"{name}.weight" not in found.whole:
+            problems.missing.append(f"{PEFT_PREFIX}{name}.weight")
+    return sites
+
+
+def _plan_site(
+    checkpoint: Checkpoint,
+    name: str,
+    path: str,
+    parts: Mapping[str, str],
+    shape: LinearShape,
+    problems: KeyProblems,
+) -> Site | None:
+    """The update whose tensors are ``parts``, None where they aren't all there, or aren't the config's."""
+    if not is_target(checkpoint.config, name, embedding=shape.embedding):
+        problems.unexpected.extend(f"{key} (the config doesn't target it)" for key in parts.values())
+        return None
+    wanted = wanted_tensors(checkpoint.config, embedding=shape.embedding)
+    problems.unexpected.extend(
+        f"{key} ({_OFF.get(suffix, 'not for this kind of module')})"
+        for suffix, key in parts.items()
+        if suffix not in wanted
+    )
+    lacking = [suffix for suffix in wanted if suffix not in parts]
+    if lacking:
+        problems.missing.extend(f"{PEFT_PREFIX}{name}{suffix}" for suffix in lacking)
+        return None
+    rank, scale = rank_and_scale(checkpoint.config, name)
+    a, b = (parts[suffix] for suffix in wanted[:2])
+    site = Site(path, a, b, parts.get(_BIAS), parts.get(_MAGNITUDE), rank, scale)
+    _check_shapes(site, shape, checkpoint.tensors, problems)
+    return site
 
 
 def _check_shapes(site: Site, shape: LinearShape, tensors: Mapping[str, TensorInfo], problems: KeyProblems) -> None:

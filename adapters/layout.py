@@ -1,11 +1,13 @@
 """Do a model's layers keep a batch's rows apart? Asked by watching what each adapted layer is given.
 
 Routing takes a layer's first dimension for the rows. Models that put the sequence first (XLNet, Longformer), share
-a pass between rows (DeBERTa's relative positions) or gather tokens (mixture of experts) don't fit that.
+a pass between rows (DeBERTa's relative positions) or gather each expert's tokens (Switch Transformers) don't fit that.
+Layers that see flattened tokens, [rows * tokens, inputs] as shared experts do, fit: each row's tokens stand in order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -30,11 +32,14 @@ class _Witness:
         return output
 
 
-def rows_come_first(inference: Inference) -> bool:
+def rows_come_first(inference: Inference, sites: Collection[str]) -> bool:
     """Run two rows twice, the second time with another second row: the first half of every input must stay as it was.
 
-    Nothing of an adapter is in this, so a slight one can't hide a layout that doesn't fit.
+    Nothing of an adapter is in this, so a slight one can't hide a layout that doesn't fit. An expert of its own among
+    the adapted ``sites`` settles it at once: which tokens it is given is the router's choice, which two rows may hide.
     """
+    if any("experts" in path.split(".") for path in sites):
+        return False
     vocabulary = inference.body.get_input_embeddings().weight.shape[0]
     first, second, other = (torch.arange(1, 13, device=inference.device) * vocabulary // 13).reshape(3, 4)
     one, two = (_watch(inference, torch.stack([first, mate])) for mate in (second, other))

@@ -19,11 +19,15 @@ from lorary.hub.manifest import BaseIdentity
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base model in memory. ``new_parameters`` are the names that its files don't hold, so they are random."""
+    """A base model in memory, and the folder it was read from.
+
+    ``new_parameters`` are the names that its files don't hold, so they are random.
+    """
 
     model: Any
     tokenizer: Any
     identity: BaseIdentity
+    files: str
     new_parameters: tuple[str, ...] = ()
 
 
@@ -85,7 +89,7 @@ def load_base(
     identity = identify(model, tokenizer, resolved.id, resolved.commit)
     if tokenizer is not None:
         _settle_padding(model, tokenizer)
-    return LoadedBase(model, tokenizer, identity, tuple(sorted(info["missing_keys"])))
+    return LoadedBase(model, tokenizer, identity, resolved.path, tuple(sorted(info["missing_keys"])))
 
 
 def _settle_padding(model: Any, tokenizer: Any) -> None:

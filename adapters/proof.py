@@ -12,7 +12,7 @@ from lorary.adapters.dora import unfold_magnitude
 from lorary.adapters.golden import compare_golden, condense, effect_cosine, read_golden
 from lorary.adapters.inference import Inference, tensors_of
 from lorary.adapters.keys import Site
-from lorary.adapters.modules import ModuleMap, output_scale
+from lorary.adapters.modules import LinearShape, ModuleMap, linear_shape, output_scale
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.adapters.tail import Tails
@@ -88,6 +88,8 @@ def settle_head(inference: Inference, routing: Routing, adapter: Adapter) -> Non
         return
     golden_rows = adapter.manifest.golden_rows if adapter.manifest else ()
     row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
+    if hasattr(adapter.head.model, "classification_head"):
+        row.append(adapter.head.model.config.eos_token_id)  # where the classifiers of encoder-decoders read
     shared = inference.logits(row, routing)
     adapter.head.reads_body_output = False
     own = inference.logits(row, routing)
@@ -126,16 +128,27 @@ def resident_tensors(
     """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU, scale taken out."""
     tensors: dict[str, torch.Tensor] = {}
     for site in adapter.plan.sites:
-        tensors |= _site_tensors(model, modules, site, routing.arena.read(routing.slots[0], site.path, site.rank))
+        held = routing.arena.read(routing.slots[0], site.path, site.rank)
+        tensors |= _site_tensors(model.get_submodule(site.path), modules.site(site.path), site, held)
     parameters = dict(adapter.head.model.named_parameters()) if adapter.head else {}
     tensors |= {key: parameters[name].detach().float().cpu() for name, key in adapter.plan.head.items()}
+    for site in adapter.plan.head_sites:
+        assert adapter.head is not None
+        layer = adapter.head.model.get_submodule(site.path)
+        held = LowRank(layer.a.float().cpu(), layer.b.float().cpu(), _host(layer.bias), 1.0, _host(layer.gain))
+        tensors |= _site_tensors(layer.base_layer, linear_shape(layer.base_layer), site, held)
     for path, keys in adapter.plan.overrides.items():
         tensors |= {key: adapter.overrides[path].parameter(part) for part, key in keys.items()}
     return tensors
 
 
-def _site_tensors(model: torch.nn.Module, modules: ModuleMap, site: Site, held: LowRank) -> dict[str, torch.Tensor]:
-    module, shape = model.get_submodule(site.path), modules.site(site.path)
+def _host(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.float().cpu()
+
+
+def _site_tensors(
+    module: torch.nn.Module, shape: LinearShape | None, site: Site, held: LowRank
+) -> dict[str, torch.Tensor]:
     assert shape is not None
     scale = site.scale * output_scale(module, shape)
     plain = replace(held, b=held.b / scale, bias=None if held.bias is None else held.bias / scale, scale=scale)

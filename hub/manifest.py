@@ -17,9 +17,12 @@ from lorary.hub.errors import CheckpointError
 from lorary.hub.jsontext import load_json
 
 MANIFEST_NAME = "lorary.json"
-FORMAT = 1
+FORMAT = 2
+"""The newest format; with 2 came ``pooling`` and ``preprocessing.stride``, which a reader of 1 can't know."""
 
-_R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Prompt", "Numerics")
+_R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Pooling", "Prompt", "Numerics")
+
+POOLINGS = ("mean", "cls", "last")
 
 TASKS = (
     "text-classification",
@@ -50,11 +53,31 @@ class BaseIdentity:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How rows become token ids: ``columns`` maps a role (``text``, ``label``) to a column, lengths are in tokens."""
+    """How rows become token ids: ``columns`` maps a role (``text``, ``label``) to a column, lengths are in tokens.
+
+    ``stride``: by how many tokens the windows of a text that is too long overlap.
+    """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     prefix: str = ""
+    stride: int | None = None
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a text's hidden states become its embedding.
+
+    ``mode`` is one of :data:`POOLINGS`: the mean over its tokens, the first token's state, or the last one's.
+    ``normalize`` scales the embedding to length 1.
+    """
+
+    mode: str = "mean"
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in POOLINGS:
+            raise ValueError(f"pooling mode: expected {', '.join(POOLINGS)}, found {self.mode!r}")
 
 
 @dataclass(frozen=True)
@@ -90,30 +113,42 @@ class Manifest:
     problem_type: str | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     prompt: Prompt | None = None
+    pooling: Pooling | None = None
     numerics: Numerics = field(default_factory=Numerics)
     golden_rows: tuple[tuple[int, ...], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def semantic(self) -> dict[str, Any]:
         """The part that belongs to the digest, as plain JSON values."""
+        values = asdict(self)
         return {
             "task": self.task,
             "labels": list(self.labels) if self.labels is not None else None,
             "problem_type": self.problem_type,
-            "preprocessing": asdict(self.preprocessing),
-            "prompt": asdict(self.prompt) if self.prompt else None,
+            "prompt": values["prompt"],
             "base_fingerprint": self.base.fingerprint,
+            **_without_unused({name: values[name] for name in ("preprocessing", "pooling")}),
         }
 
     def to_json(self) -> str:
         """The text of ``lorary.json``: sorted keys, two spaces, a final newline."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        values = _without_unused(asdict(self))
+        newer = "pooling" in values or "stride" in values["preprocessing"]
+        return json.dumps({"format": 2 if newer else 1, **values}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> Path:
         """Write ``lorary.json`` into ``folder`` and return its path."""
         path = folder / MANIFEST_NAME
         path.write_text(self.to_json(), encoding="utf-8")
         return path
+
+
+def _without_unused(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields of format 2 where they are off: digests and files of format 1 then stay what they were."""
+    kept = {name: value for name, value in values.items() if name != "pooling" or value is not None}
+    before = values["preprocessing"]
+    kept["preprocessing"] = {name: value for name, value in before.items() if name != "stride" or value is not None}
+    return kept
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
@@ -146,6 +181,7 @@ _JSON_TYPES: Mapping[Any, tuple[type, ...]] = {
     "str | None": (str, NoneType),
     "int | None": (int, NoneType),
     "Mapping[str, str]": (dict,),
+    "bool": (bool,),
 }
 
 
@@ -173,6 +209,7 @@ def _build(raw: Mapping[str, Any]) -> Manifest:
         problem_type=raw.get("problem_type"),
         preprocessing=preprocessing,
         prompt=_record(Prompt, raw["prompt"]) if raw.get("prompt") else None,
+        pooling=_record(Pooling, raw["pooling"]) if raw.get("pooling") else None,
         numerics=_record(Numerics, raw.get("numerics") or {}),
         golden_rows=tuple(_token_ids(row) for row in raw.get("golden_rows") or ()),
         provenance=dict(raw.get("provenance") or {}),

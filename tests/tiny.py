@@ -26,7 +26,7 @@ def make_tokenizer(family: str) -> Any:
 
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
-    frames = {"bert": "[CLS] $A [SEP]", "roberta": "[CLS] $A [SEP]", "t5": "$A [SEP]"}
+    frames = {"t5": "$A [SEP]"} | dict.fromkeys(("bert", "roberta", "distilbert", "bart"), "[CLS] $A [SEP]")
     if family in frames:
         pair = "[CLS] $A [SEP] $B:1 [SEP]:1" if family != "t5" else "$A [SEP] $B [SEP]"
         backend.post_processor = TemplateProcessing(
@@ -79,6 +79,20 @@ def make_config(family: str, **changes: Any) -> Any:
         "t5": lambda: t.T5Config(
             **tokens, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, decoder_start_token_id=0, **changes
         ),
+        "bart": lambda: t.BartConfig(
+            **tokens,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_position_embeddings=64,
+            decoder_start_token_id=3,
+            forced_eos_token_id=None,
+            **changes,
+        ),
     }
     return configs[family]()
 
@@ -105,6 +119,8 @@ def task_class(task: str) -> Any:
     return {
         "text-classification": transformers.AutoModelForSequenceClassification,
         "token-classification": transformers.AutoModelForTokenClassification,
+        "question-answering": transformers.AutoModelForQuestionAnswering,
+        "fill-mask": transformers.AutoModelForMaskedLM,
         "text-generation": transformers.AutoModelForCausalLM,
         "seq2seq": transformers.AutoModelForSeq2SeqLM,
         "feature-extraction": transformers.AutoModel,
@@ -114,6 +130,8 @@ def task_class(task: str) -> Any:
 PEFT_TASK = {
     "text-classification": "SEQ_CLS",
     "token-classification": "TOKEN_CLS",
+    "question-answering": "QUESTION_ANS",
+    "fill-mask": None,  # PEFT has no type for it
     "text-generation": "CAUSAL_LM",
     "seq2seq": "SEQ_2_SEQ_LM",
     "feature-extraction": "FEATURE_EXTRACTION",
@@ -146,6 +164,7 @@ def default_targets(model: Any) -> list[str]:
         "gemma3_text": ["q_proj", "v_proj"],
         "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "t5": ["q", "v", "wi", "wo"],
+        "bart": ["q_proj", "v_proj", "fc1", "fc2"],
         "xlnet": ["layer_1", "layer_2"],
         "deberta-v2": ["query_proj", "key_proj", "value_proj"],
         "longformer": ["query", "value", "query_global", "value_global"],
@@ -158,4 +177,7 @@ def peft_reference(base: Path, adapter: Path, *, task: str, labels: int = 3) -> 
 
     kwargs = {"num_labels": labels} if "classification" in task else {}
     model = task_class(task).from_pretrained(base, **kwargs)
+    if task == "question-answering" and model.config.model_type == "llama":
+        # Its class calls the body `transformer`, finds no such keys in a language model's files and draws it at random.
+        model.transformer.load_state_dict(task_class("feature-extraction").from_pretrained(base).state_dict())
     return PeftModel.from_pretrained(model, adapter).eval()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorary.hub.cli.answers import GENERATING, Rows, show_answers
 from lorary.hub.cli.opening import open_backbone
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
-from lorary.hub.cli.output import clean, print_json, print_line, print_table
+from lorary.hub.cli.output import clean, print_json
 from lorary.hub.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,12 +21,11 @@ EXAMPLES = (
     'lorary run finance-tone "Profit rose 12%."',
     "lorary run ./runs/tone/finance-tone --base org/base --quantization nf4 < headlines.txt",
     'lorary run story-teller@prod "Once upon a time" --max-new-tokens 80',
+    'lorary run contracts-qa "Who is the tenant?" --context-file lease.txt',
+    'lorary run legal-words "The [MASK] shall pay the rent."',
 )
 
-_GENERATING = ("text-generation", "summarization", "translation")
 _BATCH = 16  # prompts generated for at once: stdin may bring thousands
-
-Rows = list[dict[str, Any]]
 
 
 def command(
@@ -42,6 +43,8 @@ def command(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="For text generation.")] = 64,
+    context: Annotated[str | None, typer.Option(help="For question answering: the text that answers TEXT.")] = None,
+    context_file: Annotated[Path | None, typer.Option(help="The same, from a file.")] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Generate without the adapter too, to compare.")] = False,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
@@ -57,23 +60,26 @@ def command(
     source = find_checkpoint(reference, catalogue)
     check_supported(source.checkpoint)
     task = task_of(source.checkpoint)
-    if bare and task not in _GENERATING:
+    if bare and task not in GENERATING:
         raise UsageError(f"--bare compares generated texts; {source.reference} is for {task}")
     if task == "feature-extraction" and not as_json:
         raise UsageError(f"the answers of {source.reference} are vectors ({task}); ask for them with --json")
+    passage = _passage(task, context, context_file)
     backbone = open_backbone(source.checkpoint, base, quantization=quantization, device=device, device_map=device_map)
     for note in backbone.load(source.checkpoint, source.name).notes:
         print(f"note: {clean(note)}", file=sys.stderr)
-    if task in _GENERATING:
+    if task in GENERATING:
         rows = _generate(backbone, inputs, source.name, max_new_tokens, bare)
     else:
         settings: dict[str, Any] = {"aggregation_strategy": "first"} if task == "token-classification" else {}
-        answers = backbone.predict(inputs, source.name, **settings)
+        asked = inputs if passage is None else [{"question": text, "context": passage} for text in inputs]
+        answers = backbone.predict(asked, source.name, **settings)
         rows = [{"input": text, "output": _plain(answer)} for text, answer in zip(inputs, answers, strict=True)]
     if as_json:
-        print_json({"adapter": source.reference, "task": task, "rows": rows})
+        shared = {} if passage is None else {"context": passage}
+        print_json({"adapter": source.reference, "task": task, **shared, "rows": rows})
     else:
-        _show(task, rows)
+        show_answers(task, rows)
 
 
 def _read_lines() -> list[str]:
@@ -99,6 +105,22 @@ def _encodable(texts: list[str]) -> list[str]:
     return texts
 
 
+def _passage(task: str, text: str | None, file: Path | None) -> str | None:
+    """The text to find answers in: there for question answering, and for nothing else."""
+    if task != "question-answering":
+        if text is not None or file is not None:
+            raise UsageError(f"--context and --context-file are for question answering; this adapter is for {task}")
+        return None
+    if (text is None) == (file is None):
+        raise UsageError("question answering needs the text to look in: pass --context or --context-file, one of them")
+    if file is None:
+        return _encodable([str(text)])[0]
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--context-file {file}: expected a readable UTF-8 text ({error})") from error
+
+
 def _generate(backbone: Backbone, prompts: list[str], name: str, max_new_tokens: int, bare: bool) -> Rows:
     adapters = {"output": name, "bare": None} if bare else {"output": name}
     rows: Rows = []
@@ -110,41 +132,6 @@ def _generate(backbone: Backbone, prompts: list[str], name: str, max_new_tokens:
         }
         rows += [{"input": prompt, **{key: texts[key][index] for key in texts}} for index, prompt in enumerate(batch)]
     return rows
-
-
-def _show(task: str, rows: Rows) -> None:
-    if task == "text-classification":
-        print_table(
-            [
-                {"label": row["output"]["label"], "score": f"{row['output']['score']:.3f}", "text": row["input"]}
-                for row in rows
-            ]
-        )
-        return
-    for row in rows:
-        if task in _GENERATING:
-            print_line(f"> {row['input']}")
-            _show_text("with adapter", row["output"])
-            if "bare" in row:
-                _show_text("bare backbone", row["bare"])
-        else:
-            print_line(row["input"])
-            _show_entities(row["input"], row["output"])
-
-
-def _show_text(kind: str, text: str) -> None:
-    first, *more = text.strip().splitlines() or [""]
-    print_line(f"[{kind}] {first}".rstrip())
-    for line in more:
-        print_line(line)
-
-
-def _show_entities(text: str, entities: list[dict[str, Any]]) -> None:
-    for entity in entities:
-        words = text[entity["start"] : entity["end"]]
-        print_line(f"    {entity['entity_group']:<12} {entity['score']:.3f}  {words}")
-    if not entities:
-        print_line("    nothing found")
 
 
 def _plain(value: Any) -> Any:

@@ -83,6 +83,15 @@ def test_text_generation(loaded):
     )
 
 
+def test_rows_that_no_tagger_reads(loaded):
+    backbone, _ = loaded("bert", "token-classification")
+    for row, found in (({"body": "profit"}, "found body"), (3, "found int"), (["profit", 3], "found list")):
+        with pytest.raises(UsageError, match=f"expected a .*{found}"):
+            backbone.predict([row], "adapter")
+    assert backbone.predict([{"text": TEXTS[0]}], "adapter") == backbone.predict([TEXTS[0]], "adapter")
+    assert backbone.predict([], "adapter", top_k=3) == []
+
+
 def test_bad_rows_and_parameters(loaded):
     backbone, _ = loaded("bert", "text-classification")
     with pytest.raises(UsageError, match="expected a column 'text', found body"):

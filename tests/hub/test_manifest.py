@@ -4,7 +4,7 @@ import pytest
 
 from checkpoints import make_manifest
 from lorary.hub.errors import CheckpointError
-from lorary.hub.manifest import Numerics, Prompt, parse_manifest
+from lorary.hub.manifest import Numerics, Pooling, Preprocessing, Prompt, parse_manifest
 
 
 def test_a_manifest_survives_its_file(tmp_path):
@@ -19,9 +19,29 @@ def test_a_manifest_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [{"pooling": Pooling("cls", normalize=True)}, {"preprocessing": Preprocessing(max_length=384, stride=128)}],
+    ids=str,
+)
+def test_what_came_with_format_2_is_written_only_where_it_is_used(fields):
+    plain, newer = make_manifest(), make_manifest(**fields)
+    assert parse_manifest(newer.to_json(), "x") == newer
+    assert json.loads(newer.to_json())["format"] == 2
+    assert newer.semantic() != plain.semantic()
+    old = json.loads(plain.to_json())
+    assert old["format"] == 1
+    assert "pooling" not in old
+    assert "stride" not in old["preprocessing"]
+    assert plain.semantic().keys() == {
+        "task", "labels", "problem_type", "preprocessing", "prompt", "base_fingerprint",
+    }  # fmt: skip
+    assert plain.semantic()["preprocessing"].keys() == {"columns", "max_length", "prefix"}
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "upgrade lorary"),
+        ({"format": 3}, "upgrade lorary"),
         ({"format": "1"}, "integer 'format'"),
         ({"format": True}, "integer 'format'"),
         ({"task": None}, "expected a text"),
@@ -36,6 +56,9 @@ def test_a_manifest_survives_its_file(tmp_path):
         ({"preprocessing": {"columns": {"text": 1}}}, "columns.text"),
         ({"preprocessing": {"max_length": True}}, "max_length: expected int"),
         ({"preprocessing": {"prefix": None}}, "prefix: expected str"),
+        ({"preprocessing": {"stride": "128"}}, "stride: expected int"),
+        ({"pooling": {"mode": "max"}}, "expected mean, cls, last"),
+        ({"pooling": {"normalize": 1}}, "normalize: expected bool"),
         ({"prompt": {"format": 1}}, "format: expected str"),
         ({"numerics": {"quantization": None}}, "quantization: expected str"),
         ({"golden_rows": [[1, -1]]}, "token ids"),

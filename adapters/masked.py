@@ -1,0 +1,191 @@
+"""The masked-language-modelling head: the base's own, one for all fill-mask adapters.
+
+An encoder is served as a bare body, so the head is read from the base's files when an adapter first asks for it. An
+adapter that was trained in the head too (PEFT's ``all-linear`` reaches its dense layer) gets its own view of it: the
+same tensors but for those that it changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorary.adapters.heads import SharedBody, TaskHead
+from lorary.adapters.identity import body_of, fingerprint_model
+from lorary.adapters.loading import quietly
+from lorary.adapters.modules import LinearShape, linear_shape
+from lorary.adapters.slots import LowRank
+from lorary.hub.embedded import resolve_base
+from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
+
+_INSTEAD = "open a base that was published as a masked language model"
+
+
+@dataclass(frozen=True)
+class MaskedModel:
+    """transformers' masked language model around the shared body.
+
+    ``offered`` names all of its modules as its class does, the body's among them, and ``linears`` the head's own linear
+    ones; None and empty where the backbone's own model is this one (BART), whose modules it knows.
+    """
+
+    model: Any
+    offered: frozenset[str] | None
+    linears: Mapping[str, LinearShape]
+
+
+class MaskedHead:
+    """Where a backbone has its masked-language-modelling head from: the model it was given, else the base's files.
+
+    Args:
+        given: the model that the backbone was made around.
+        serving: what the backbone serves, ``given`` or its body.
+        body: the shared body.
+        base: the base's folder or id.
+        fingerprint: the backbone's, which the files' must equal; None where it has none.
+    """
+
+    def __init__(self, given: Any, serving: Any, body: Any, *, base: str, fingerprint: str | None) -> None:
+        self._given, self._serving, self._body = given, serving, body
+        self._base, self._fingerprint = base, fingerprint
+        self._made: MaskedModel | None = None
+        self._lock = threading.Lock()
+
+    def get(self, source: str) -> MaskedModel:
+        """The masked language model, made on the first call; ``source`` names the adapter in errors.
+
+        Reading it from files takes as much memory as the base, for as long as that lasts.
+
+        Raises:
+            UnsupportedAdapterError: the architecture has no such head, or the base's files lack it.
+            BaseNotFoundError: the base's files can't be found any more.
+        """
+        with self._lock:
+            if self._made is None:
+                self._made = self._make(source)
+            return self._made
+
+    def _make(self, source: str) -> MaskedModel:
+        wanted = _class_name(self._body.config)
+        if wanted is None:
+            raise UnsupportedAdapterError(
+                f"{source}: transformers has no fill-mask head for the architecture {self._body.config.model_type!r}; "
+                f"{_INSTEAD}"
+            )
+        if type(self._serving).__name__ == wanted:
+            return MaskedModel(self._serving, None, {})
+        if type(self._given).__name__ == wanted:
+            return _around(self._given, self._body)
+        return _around(self._read(source), self._body)
+
+    def _read(self, source: str) -> Any:
+        from transformers import AutoModelForMaskedLM
+
+        embedding = self._body.get_input_embeddings().weight
+        with quietly():
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                resolve_base(self._base).path, dtype=embedding.dtype, output_loading_info=True
+            )
+        prefix = f"{model.base_model_prefix}."
+        lacking = sorted(name for name in info["missing_keys"] if not name.startswith(prefix))
+        if lacking:
+            raise UnsupportedAdapterError(
+                f"{source}: fill-mask needs the base's own masked-language-modelling head, which the files of "
+                f"{self._base!r} lack ({', '.join(lacking)}); {_INSTEAD}"
+            )
+        if self._fingerprint is not None and fingerprint_model(model) != self._fingerprint:
+            raise UnsupportedAdapterError(
+                f"{source}: the files of {self._base!r} hold another model than the backbone in memory, so its "
+                "fill-mask head can't be taken from there; give Backbone.from_model the masked language model itself"
+            )
+        return model.to(embedding.device).eval().requires_grad_(False)
+
+
+def _class_name(config: Any) -> str | None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(config.model_type)
+    return name if isinstance(name, str) else None
+
+
+def _around(model: Any, body: Any) -> MaskedModel:
+    """A view of a masked language model whose body is the shared one, and so is a tied output layer's weight."""
+    own = body_of(model)
+    offered = frozenset(name.replace(".base_layer", "") for name, _ in model.named_modules())
+    output, embedding = model.get_output_embeddings(), own.get_input_embeddings()
+    tied = output is not None and output.weight is embedding.weight
+    view = copy.deepcopy(model, _kept(model) | {id(own): SharedBody(body)})
+    if tied:
+        view.get_output_embeddings().weight = body.get_input_embeddings().weight
+    linears = {name: linear_shape(module) for name, module in view.named_modules()}
+    return MaskedModel(view, offered, {name: shape for name, shape in linears.items() if shape is not None})
+
+
+def _kept(model: torch.nn.Module) -> dict[int, Any]:
+    """What ``copy.deepcopy`` is to take over as it is: all tensors, and a shared body."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return tensors | {id(module): module for module in model.modules() if isinstance(module, SharedBody)}
+
+
+class HeadLora(torch.nn.Module):
+    """A linear module of a head with one adapter's update, beside the slots: the head runs once per adapter anyway.
+
+    ``a`` is [rank, inputs], ``b`` [outputs, rank], ``bias`` and ``gain`` [outputs]; B and the bias carry the scale.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    bias: torch.Tensor | None
+    gain: torch.Tensor | None
+
+    def __init__(self, base_layer: Any, weights: LowRank) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        like = base_layer.weight
+        self.register_buffer("a", weights.a.clone().to(like))  # the file's own memory goes when it is closed
+        self.register_buffer("b", (weights.b.float() * weights.scale).to(like))
+        self.register_buffer("bias", None if weights.bias is None else (weights.bias.float() * weights.scale).to(like))
+        self.register_buffer("gain", None if weights.gain is None else weights.gain.to(like))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [..., inputs] to [..., outputs]."""
+        out: torch.Tensor = self.base_layer(x)
+        if self.gain is not None:
+            out = out + out * self.gain
+        return out + torch.nn.functional.linear(torch.nn.functional.linear(x, self.a), self.b, self.bias)
+
+
+def adapt_head(
+    base: MaskedModel, updates: Mapping[str, LowRank], whole: Mapping[str, torch.Tensor], source: str
+) -> TaskHead:
+    """The base's head, with an adapter's ``updates`` of its linear modules and the tensors that it trained ``whole``.
+
+    Raises:
+        KeyMismatchError: the head has no such tensor, or one of another shape.
+    """
+    if base.offered is None:
+        return TaskHead(base.model, reads_body_output=False, own=())
+    if not updates and not whole:
+        return TaskHead(base.model, reads_body_output=True, tokenwise=True, own=())
+    model = copy.deepcopy(base.model, _kept(base.model))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in whole.items():
+        own = parameters.get(name)
+        if own is None or own.shape != tensor.shape:
+            found = "no such tensor" if own is None else f"one of shape {list(own.shape)}"
+            raise KeyMismatchError(
+                f"{source}: carries {name!r} {list(tensor.shape)} of the fill-mask head, and the base's has {found}"
+            )
+        path, _, last = name.rpartition(".")
+        setattr(model.get_submodule(path), last, torch.nn.Parameter(tensor.to(own), requires_grad=False))
+    for path, weights in updates.items():
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, HeadLora(model.get_submodule(path), weights))
+    shared = {id(tensor) for tensor in base.model.parameters()}
+    own = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in shared]
+    return TaskHead(model, reads_body_output=True, tokenwise=True, own=own)

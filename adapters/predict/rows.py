@@ -1,0 +1,77 @@
+"""Predicting the rows of one call, whatever their tasks: one pass for all that are scored, then those that generate.
+
+Tokenizing and reading are a predictor's (:mod:`lorary.adapters.predict.table`); what lies between is one padded batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorary.adapters.forward import forward_rows
+from lorary.adapters.generate import prompt_of
+from lorary.adapters.predict.base import Row
+from lorary.adapters.predict.generation import GENERATED, ROLES, generated
+from lorary.adapters.predict.table import Parameters, row_predictor, task_of_row
+from lorary.adapters.routing import Routing
+
+if TYPE_CHECKING:
+    from lorary.adapters.inference import Inference
+
+
+def predict_rows(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
+    """One prediction per row, in the shape that the row's task gives it."""
+    tasks = [task_of_row(adapter) for adapter in routing.adapters]
+    generating = [index for index, task in enumerate(tasks) if task in GENERATED]
+    scoring = [index for index, task in enumerate(tasks) if task not in GENERATED]
+    found: dict[int, Any] = {}
+    for indexes, predict in ((scoring, _score), (generating, _generate)):
+        if indexes:
+            chosen = [rows[index] for index in indexes]
+            found |= zip(indexes, predict(inference, chosen, routing.subset(indexes), params), strict=True)
+    return [found[index] for index in range(len(rows))]
+
+
+def _score(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
+    predictors = {
+        adapter: row_predictor(adapter, inference.tokenizer, inference.max_length, params[task_of_row(adapter)])
+        for adapter in set(routing.adapters)
+    }
+    own = [predictors[adapter] for adapter in routing.adapters]
+    with inference.tokenizing:
+        encoded = [predictor.encode(row) for predictor, row in zip(own, rows, strict=True)]
+    # A row that is too long comes as several pieces; each is a row of the batch, with its row's adapter.
+    owners = [index for index, pieces in enumerate(encoded) for _ in pieces]
+    flat = [piece for pieces in encoded for piece in pieces]
+    batch = inference.pad(flat)
+    asked = {index: piece["asked"] for index, piece in enumerate(flat) if "asked" in piece}
+    made = forward_rows(inference.body, batch, routing.subset(owners), rows_first=inference.rows_first, asked=asked)
+    outputs = iter(made)
+    padded = batch["input_ids"].shape[1]
+    return [
+        predictor.decode(pieces, [_unpad(next(outputs), piece, padded) for piece in pieces])
+        for predictor, pieces in zip(own, encoded, strict=True)
+    ]
+
+
+def _unpad(logits: torch.Tensor, piece: dict[str, Any], padded: int) -> torch.Tensor:
+    """Per-token logits without their padding (a classifier's have none), float32 on the CPU."""
+    per_token = logits.ndim == 2 and logits.shape[0] == padded
+    return (logits[: piece["input_ids"].shape[1]] if per_token else logits).float().cpu()
+
+
+def _generate(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
+    tasks = [task_of_row(adapter) for adapter in routing.adapters]
+    prompts = [
+        prompt_of(row, adapter, ROLES[task]) for row, adapter, task in zip(rows, routing.adapters, tasks, strict=True)
+    ]
+    settings = dict(params[tasks[0]])  # generating tasks all have the same share
+    continues = settings.pop("return_full_text", True) and not inference.model.config.is_encoder_decoder
+    texts = inference.generate(prompts, routing, settings)
+    each = len(texts) // len(rows)
+    return [
+        generated(task, prompt, texts[place * each : (place + 1) * each], continues=continues)
+        for place, (task, prompt) in enumerate(zip(tasks, prompts, strict=True))
+    ]

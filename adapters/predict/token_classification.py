@@ -1,0 +1,60 @@
+"""Token classification (tagging), read by transformers' own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters
+from lorary.hub.errors import UsageError
+
+
+class TokenClassificationRows:
+    """A list of entities per row; ``aggregation_strategy`` as the pipeline's (``none`` unless given).
+
+    A text that is longer than the adapter's limit is tagged in windows that overlap by a quarter, or by the manifest's
+    ``stride``; nothing is dropped.
+    """
+
+    parameters: ClassVar = frozenset({"aggregation_strategy", "ignore_labels"})
+
+    def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
+        from transformers import TokenClassificationPipeline
+
+        model, preprocessing = setting.model, setting.preprocessing
+        self._pipeline = TokenClassificationPipeline(model=model, tokenizer=setting.tokenizer, device=device_of(model))
+        self._column, self._limit, self._stride = (
+            preprocessing.columns.get("tokens", "tokens"), setting.limit, preprocessing.stride,
+        )  # fmt: skip
+        self._post = post_parameters(self._pipeline, params)
+
+    def encode(self, row: Row) -> list[dict[str, Any]]:
+        """Tokenize a text, or a list of words as the adapter was trained on."""
+        if isinstance(row, Mapping):
+            row = self._find(row)
+        words = not isinstance(row, str)
+        if words and not (isinstance(row, Sequence) and all(isinstance(word, str) for word in row)):
+            raise UsageError(f"expected a text or a list of words, found {type(row).__name__}")
+        settings: dict[str, Any] = {"max_length": self._limit}
+        if self._limit is not None:
+            stride = self._limit // 4 if self._stride is None else self._stride
+            settings |= {"return_overflowing_tokens": True, "stride": stride, "padding": True}
+        windows = self._pipeline.preprocess(
+            list(row) if words else row, is_split_into_words=words, delimiter=" ", tokenizer_params=settings
+        )
+        return [dict(window) for window in windows]
+
+    def _find(self, row: Mapping[str, Any]) -> Any:
+        found = row.get("tokens", row.get(self._column, row.get("text")))
+        if found is None:
+            raise UsageError(
+                f"a row has no words: expected a column {self._column!r}, found {', '.join(map(str, row)) or 'nothing'}"
+            )
+        return found
+
+    def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
+        """The pipeline's reading of [tokens, classes] logits, window by window."""
+        outputs = [{**piece, "logits": own.unsqueeze(0)} for piece, own in zip(pieces, logits, strict=True)]
+        return self._pipeline.postprocess(outputs, **self._post)

@@ -1,0 +1,66 @@
+"""How ``lorary run`` shows answers: tables where a row has one, a heading and lines where it has several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorary.hub.cli.output import print_line, print_table
+
+GENERATING = ("text-generation", "summarization", "translation")
+
+Rows = list[dict[str, Any]]
+
+
+def show_answers(task: str, rows: Rows) -> None:
+    """Print each row's ``input`` and ``output``, in the form that suits the task."""
+    if task == "text-classification":
+        print_table(
+            [
+                {"label": row["output"]["label"], "score": f"{row['output']['score']:.3f}", "text": row["input"]}
+                for row in rows
+            ]
+        )
+        return
+    if task == "question-answering":
+        print_table(
+            [
+                {"answer": row["output"]["answer"], "score": f"{row['output']['score']:.3f}", "question": row["input"]}
+                for row in rows
+            ]
+        )
+        return
+    for row in rows:
+        if task in GENERATING:
+            print_line(f"> {row['input']}")
+            _show_text("with adapter", row["output"])
+            if "bare" in row:
+                _show_text("bare backbone", row["bare"])
+        elif task == "fill-mask":
+            print_line(row["input"])
+            _show_fillings(row["output"])
+        else:
+            print_line(row["input"])
+            _show_entities(row["input"], row["output"])
+
+
+def _show_text(kind: str, text: str) -> None:
+    first, *more = text.strip().splitlines() or [""]
+    print_line(f"[{kind}] {first}".rstrip())
+    for line in more:
+        print_line(line)
+
+
+def _show_entities(text: str, entities: list[dict[str, Any]]) -> None:
+    for entity in entities:
+        words = text[entity["start"] : entity["end"]]
+        print_line(f"    {entity['entity_group']:<12} {entity['score']:.3f}  {words}")
+    if not entities:
+        print_line("    nothing found")
+
+
+def _show_fillings(fillings: list[Any]) -> None:
+    masks = fillings if isinstance(fillings[0], list) else [fillings]
+    for number, words in enumerate(masks, start=1):
+        mask = f"mask {number}  " if len(masks) > 1 else ""
+        for word in words:
+            print_line(f"    {mask}{word['token_str'].strip():<16} {word['score']:.3f}  {word['sequence']}")

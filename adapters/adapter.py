@@ -96,12 +96,12 @@ def build_adapter(
     check_supported(checkpoint)
     task = task_of(checkpoint)
     manifest = checkpoint.manifest
-    empty = _empty_head(checkpoint, task, body, pad_token) if task in TASK_CLASSES else None
+    empty = task_model(checkpoint, task, body, pad_token) if task in TASK_CLASSES else None
     # A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there.
     offered = frozenset(name for name, _ in empty.named_modules()) if empty is not None else None
     plan = plan_keys(checkpoint, modules, offered)
     tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
-    _check_finite(tensors, checkpoint.source)
+    check_finite(tensors, checkpoint.source)
     _check_copies(plan, tensors, model, checkpoint.source)
     lowrank = {site.path: _low_rank(site, tensors, model, modules) for site in plan.sites}
     if not any(weights.acts for weights in lowrank.values()):
@@ -142,7 +142,8 @@ def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], model: Any, modul
     return fold_magnitude(module, shape, weights, tensors[site.magnitude], norm_scale=site.scale)
 
 
-def _empty_head(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:
+def task_model(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:
+    """The empty task model (:func:`empty_head`) with the labels of a checkpoint."""
     manifest = checkpoint.manifest
     labels = manifest.labels if manifest else None
     if labels is None:
@@ -158,7 +159,13 @@ def _empty_head(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) ->
     )
 
 
-def _check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Refuse tensors that aren't floating-point numbers, all of them finite.
+
+    Raises:
+        UnsupportedAdapterError: another dtype.
+        NoEffectError: NaN or infinity.
+    """
     for key, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise UnsupportedAdapterError(f"{source}: {key!r} holds {tensor.dtype}; expected floating-point weights")

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from lorary.adapters.adapter import build_adapter
+from lorary.adapters.adapter import Adapter, build_adapter
 from lorary.adapters.compiled import compile_body, eagerly
 from lorary.adapters.device import dtype_name
 from lorary.adapters.generate import PromptRow
@@ -20,6 +20,8 @@ from lorary.adapters.layout import rows_come_first
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import wrap
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
+from lorary.adapters.peft_adapter import PeftAdapter, build_peft_adapter
+from lorary.adapters.peft_book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.predict import Row
 from lorary.adapters.proof import GoldenReport, check_golden, demand_effect, probe_row, resident_tensors, settle_head
 from lorary.adapters.quantization import guard_cpu, quantization_of
@@ -27,7 +29,9 @@ from lorary.adapters.residency import Residency
 from lorary.adapters.routing import RoutedModel, routed
 from lorary.adapters.slots import SiteSpec
 from lorary.adapters.sources import find_checkpoint
+from lorary.adapters.support import check_supported
 from lorary.adapters.values import LoadedAdapter, Stats
+from lorary.adapters.way import runs_through_peft
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import BaseIdentity, Numerics
@@ -71,6 +75,7 @@ class Backbone:
         self._sites_settled = 0
         self._modules = map_modules(self.model, self.body, random_parameters)
         self._residency = Residency(slots, self.dtype, self._open_site)
+        self._peft = PeftBook(self.body)
         if self.quantization != "none":
             # bitsandbytes sets up a layer's state in its first forward, and several threads at once get it wrong.
             self._inference.run(probe_row((), embedding.shape[0]), None)
@@ -155,9 +160,27 @@ class Backbone:
         source = find_checkpoint(reference, self._registry or Registry())
         checkpoint = source.checkpoint
         notes = match_base(checkpoint, self.identity, self.quantization, allow_mismatch=allow_base_mismatch)
+        check_supported(checkpoint)
+        adapter: Adapter | PeftAdapter
+        if runs_through_peft(checkpoint, self.model, self._modules):
+            adapter = self._load_through_peft(checkpoint, name or source.name)
+        else:
+            adapter = self._load_into_slot(checkpoint, name or source.name)
+        return LoadedAdapter(
+            name=adapter.name,
+            reference=source.reference,
+            digest=adapter.digest,
+            task=adapter.task,
+            labels=tuple(adapter.labels) if adapter.labels else None,
+            rank=adapter.rank,
+            notes=notes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _load_into_slot(self, checkpoint: Checkpoint, name: str) -> Adapter:
         adapter = build_adapter(
             checkpoint,
-            name=name or source.name,
+            name=name,
             model=self.model,
             body=self.body,
             modules=self._modules,
@@ -172,16 +195,24 @@ class Backbone:
             settle_head(self._inference, routing, adapter)
             self._settle_rows()
             self._residency.publish(adapter)
-        return LoadedAdapter(
-            name=adapter.name,
-            reference=source.reference,
-            digest=adapter.digest,
-            task=adapter.task,
-            labels=tuple(adapter.labels) if adapter.labels else None,
-            rank=adapter.rank,
-            notes=notes,
-            seconds=time.perf_counter() - started,
-        )
+        self._peft.withdraw(adapter.name)
+        return adapter
+
+    def _load_through_peft(self, checkpoint: Checkpoint, name: str) -> PeftAdapter:
+        adapter = build_peft_adapter(checkpoint, name=name, inference=self._inference, dtype=self.dtype)
+        with eagerly():
+            adapter.demand_effect()
+        self._peft.publish(adapter)
+        if adapter.name in self._residency.names():
+            self._residency.withdraw(adapter.name)
+        return adapter
+
+    def _resolve(self, names: Sequence[str | None]) -> list[Adapter | PeftAdapter | None]:
+        """The adapters that these names stand for, each name looked up once."""
+        own = {name: found for name in set(names) if (found := self._peft.find(name)) is not None}
+        others = [name for name in names if name not in own]
+        slotted = dict(zip(others, self._residency.resolve(others), strict=True))
+        return [own[name] if name in own else slotted[name] for name in names]
 
     def swap(
         self, name: str, reference: str | Path | Checkpoint, *, allow_base_mismatch: bool = False
@@ -191,20 +222,23 @@ class Backbone:
         Raises:
             UnknownReferenceError: nothing is loaded under ``name``; and all that :meth:`load` raises.
         """
-        self._residency.get(name)
+        self._resolve([name])
         return self.load(reference, name, allow_base_mismatch=allow_base_mismatch)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls in flight finish on it."""
-        self._residency.withdraw(name)
+        if not self._peft.withdraw(name):
+            self._residency.withdraw(name)
 
     def pin(self, name: str) -> None:
-        """Keep an adapter on the device, whatever else is loaded."""
-        self._residency.pin(name, True)
+        """Keep an adapter on the device, whatever else is loaded; one that runs through PEFT always is."""
+        if self._peft.find(name) is None:
+            self._residency.pin(name, True)
 
     def unpin(self, name: str) -> None:
         """Let an adapter be moved to the host again when slots run short."""
-        self._residency.pin(name, False)
+        if self._peft.find(name) is None:
+            self._residency.pin(name, False)
 
     def compile(self, **options: Any) -> None:
         """Compile the backbone with ``torch.compile``; loading, swapping and mixing adapters don't compile it again.
@@ -226,7 +260,13 @@ class Backbone:
         Yields the model to call: the adapter's task model where it has a head, the backbone's own model otherwise.
         """
         names = [adapter] if adapter is None or isinstance(adapter, str) else list(adapter)
-        with self._residency.lease(self._residency.resolve(names)) as routing, routed(routing):
+        adapters = self._resolve(names)
+        own = only_one(adapters)
+        if own is not None:
+            with own.routing(len(names)).until_closed() as routing, routed(routing):
+                yield RoutedModel(own.view, routing)
+            return
+        with self._residency.lease(on_slots(adapters)) as routing, routed(routing):
             head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
             yield RoutedModel(head.model if head else self.model, routing)
 
@@ -259,12 +299,11 @@ class Backbone:
         single = isinstance(inputs, (str, Mapping))
         rows: list[Row] = [cast(Row, inputs)] if single else cast(list[Row], list(inputs))
         # Looked up once, so that a swap in the meantime doesn't split the call between two versions.
-        adapters = self._residency.resolve(_per_row(adapter, len(rows)))
+        adapters = self._resolve(_per_row(adapter, len(rows)))
         predictions: list[Any] = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            with self._residency.lease(adapters[part]) as routing:
-                predictions.extend(self._inference.predict(rows[part], routing, params))
+            predictions.extend(self._predict(rows[part], adapters[part], params))
         if not single:
             return predictions
         # The text-classification pipeline alone returns a list for one text; the others one prediction.
@@ -296,11 +335,30 @@ class Backbone:
         rows: list[PromptRow] = [cast(PromptRow, prompts)] if single else cast(list[PromptRow], list(prompts))
         if not rows:
             return []
-        with self._residency.lease(self._residency.resolve(_per_row(adapter, len(rows)))) as routing:
-            texts = self._inference.generate(rows, routing, generate_kwargs)
+        texts = self._generate(rows, self._resolve(_per_row(adapter, len(rows))), generate_kwargs)
         per_prompt = len(texts) // len(rows)
         grouped = texts if per_prompt == 1 else [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]
         return grouped[0] if single else grouped
+
+    def _predict(self, rows: list[Row], adapters: Sequence[Adapter | PeftAdapter | None], params: Any) -> list[Any]:
+        def slotted(places: list[int], own: list[Adapter | None]) -> list[Any]:
+            with self._residency.lease(own) as routing:
+                return self._inference.predict([rows[place] for place in places], routing, params)
+
+        return share_out(
+            adapters, slotted, lambda places, own: own.predict([rows[place] for place in places], params)
+        )
+
+    def _generate(
+        self, rows: list[PromptRow], adapters: Sequence[Adapter | PeftAdapter | None], kwargs: dict[str, Any]
+    ) -> list[str]:
+        def slotted(places: list[int], own: list[Adapter | None]) -> list[str]:
+            with self._residency.lease(own) as routing:
+                return self._inference.generate([rows[place] for place in places], routing, kwargs)
+
+        return share_out(
+            adapters, slotted, lambda places, own: own.generate([rows[place] for place in places], kwargs)
+        )
 
     # Proof
 
@@ -311,6 +369,9 @@ class Backbone:
             For each row [classes] or [tokens, classes] through the adapter's head, [tokens, vocabulary] from a language
             model, or [tokens, hidden] where there is no head.
         """
+        own = self._peft.find(adapter)
+        if own is not None:
+            return [own.logits(row) for row in rows]
         with self._residency.lease(self._residency.resolve([adapter])) as routing:
             return [self._inference.logits(row, routing) for row in rows]
 
@@ -320,12 +381,18 @@ class Backbone:
         Raises:
             GoldenMismatchError: they differ, in the arithmetic of training, by more than the tolerance.
         """
+        own = self._peft.find(name)
+        if own is not None:
+            return own.verify(self.numerics)
         adapter = self._residency.get(name)
         with self._residency.lease([adapter]) as routing:
             return check_golden(self._inference, routing, adapter, self.numerics)
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU."""
+        own = self._peft.find(name)
+        if own is not None:
+            return own.state()
         adapter = self._residency.get(name)
         with self._residency.lease([adapter]) as routing:
             return resident_tensors(self.model, self._modules, routing, adapter)
@@ -335,7 +402,7 @@ class Backbone:
     @property
     def adapters(self) -> list[str]:
         """The names of the loaded adapters."""
-        return self._residency.names()
+        return [*self._residency.names(), *self._peft.names()]
 
     @property
     def numerics(self) -> Numerics:
@@ -346,12 +413,13 @@ class Backbone:
         """How many adapters are where, what they cost, and how long placing them took."""
         arena = self._residency.arena
         return Stats(
-            adapters=tuple(self._residency.names()),
+            adapters=tuple(self.adapters),
             slots=self._residency.slots,
             slots_used=len(self._residency.names_in_slots()),
             backbone_bytes=sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())),
             arena_bytes=arena.nbytes,
             slot_bytes=arena.slot_bytes,
+            peft_bytes=self._peft.nbytes,
             rank=arena.rank,
             evictions=self._residency.evictions,
             swap_seconds=tuple(self._residency.placements),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from lorary.adapters.modules import ModuleMap, output_scale
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.hub.errors import NoEffectError
-from lorary.hub.manifest import Numerics
+from lorary.hub.manifest import Manifest, Numerics
 
 _PROBE_TOKENS = 8
 
@@ -99,16 +99,36 @@ def check_golden(inference: Inference, routing: Routing, adapter: Adapter, numer
     Raises:
         GoldenMismatchError: in the arithmetic of training, they differ by more than the tolerance.
     """
-    manifest = adapter.manifest
-    if manifest is None or adapter.golden is None:
-        return GoldenReport(None, None, None, "carries no golden logits")
-    actual = [condense(adapter.task, inference.logits(row, routing)) for row in manifest.golden_rows]
-    if manifest.numerics == numerics:
-        return GoldenReport(True, compare_golden(adapter.golden, actual, numerics), None, "golden logits match")
     without = routing.without_updates()
-    bare = [condense(adapter.task, inference.logits(row, without)) for row in manifest.golden_rows]
+    return judge_golden(
+        adapter.manifest,
+        adapter.golden,
+        numerics,
+        lambda row: inference.logits(row, routing),
+        lambda row: inference.logits(row, without),
+    )
+
+
+def judge_golden(
+    manifest: Manifest | None,
+    golden: Sequence[torch.Tensor] | None,
+    numerics: Numerics,
+    logits: Callable[[Sequence[int]], torch.Tensor],
+    bare: Callable[[Sequence[int]], torch.Tensor],
+) -> GoldenReport:
+    """Hold golden logits against those computed now; ``logits`` and ``bare`` give a token row's, with and without it.
+
+    Raises:
+        GoldenMismatchError: in the arithmetic of training, they differ by more than the tolerance.
+    """
+    if manifest is None or golden is None:
+        return GoldenReport(None, None, None, "carries no golden logits")
+    actual = [condense(manifest.task, logits(row)) for row in manifest.golden_rows]
+    if manifest.numerics == numerics:
+        return GoldenReport(True, compare_golden(golden, actual, numerics), None, "golden logits match")
+    without = [condense(manifest.task, bare(row)) for row in manifest.golden_rows]
     note = f"trained on {manifest.numerics}, loaded on {numerics}: golden logits are compared, not judged"
-    return GoldenReport(None, None, effect_cosine(adapter.golden, actual, bare), note)
+    return GoldenReport(None, None, effect_cosine(golden, actual, without), note)
 
 
 def resident_tensors(

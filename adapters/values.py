@@ -21,7 +21,10 @@ class LoadedAdapter:
 
 @dataclass(frozen=True)
 class Stats:
-    """A backbone's figures: bytes on the device, slots, and the seconds that copies into slots took."""
+    """A backbone's figures: bytes on the device, slots, and the seconds that copies into slots took.
+
+    ``peft_bytes`` is what the adapters that run through PEFT take; they hold no slot.
+    """
 
     adapters: tuple[str, ...]
     slots: int
@@ -29,6 +32,7 @@ class Stats:
     backbone_bytes: int
     arena_bytes: int
     slot_bytes: int
+    peft_bytes: int
     rank: int
     evictions: int
     swap_seconds: tuple[float, ...]

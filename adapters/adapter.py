@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lorary.adapters.heads import TASK_CLASSES, TASK_OF_PEFT_TYPE, TaskHead, cou
 from lorary.adapters.keys import KeyPlan, Site, plan_keys
 from lorary.adapters.modules import ModuleMap, output_scale
 from lorary.adapters.override import TrainedLinear
+from lorary.adapters.renaming import renamed_keys
 from lorary.adapters.slots import LowRank
 from lorary.adapters.support import check_supported
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
@@ -99,7 +100,7 @@ def build_adapter(
     empty = task_model(checkpoint, task, body, pad_token) if task in TASK_CLASSES else None
     # A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there.
     offered = frozenset(name for name, _ in empty.named_modules()) if empty is not None else None
-    plan = plan_keys(checkpoint, modules, offered)
+    plan = _plan(checkpoint, model, modules, offered)
     tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
     check_finite(tensors, checkpoint.source)
     _check_copies(plan, tensors, model, checkpoint.source)
@@ -130,6 +131,24 @@ def build_adapter(
         head=head,
         golden=read_golden(checkpoint),
     )
+
+
+def _plan(checkpoint: Checkpoint, model: Any, modules: ModuleMap, offered: frozenset[str] | None) -> KeyPlan:
+    """The place of each tensor, under today's names of the modules where the file's don't fit."""
+    try:
+        return plan_keys(checkpoint, modules, offered)
+    except KeyMismatchError:
+        today = renamed_keys(checkpoint, model)
+        if today is None or all(key == name for key, name in today.items()):
+            raise
+        renamed = replace(checkpoint, tensors={today[key]: info for key, info in checkpoint.tensors.items()})
+        try:
+            plan = plan_keys(renamed, modules, offered)
+        except KeyMismatchError:
+            pass  # what the file's own names lack is the plainer message
+        else:
+            return plan.under({name: key for key, name in today.items()})
+        raise
 
 
 def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], model: Any, modules: ModuleMap) -> LowRank:

@@ -263,8 +263,8 @@ class Backbone:
         adapters = self._resolve(names)
         own = only_one(adapters)
         if own is not None:
-            with own.routing(len(names)).until_closed() as routing, routed(routing):
-                yield RoutedModel(own.view, routing)
+            with own.routing(len(names)).until_closed() as alone, routed(alone):
+                yield RoutedModel(own.view, alone)
             return
         with self._residency.lease(on_slots(adapters)) as routing, routed(routing):
             head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
@@ -345,9 +345,7 @@ class Backbone:
             with self._residency.lease(own) as routing:
                 return self._inference.predict([rows[place] for place in places], routing, params)
 
-        return share_out(
-            adapters, slotted, lambda places, own: own.predict([rows[place] for place in places], params)
-        )
+        return share_out(adapters, slotted, lambda places, own: own.predict([rows[place] for place in places], params))
 
     def _generate(
         self, rows: list[PromptRow], adapters: Sequence[Adapter | PeftAdapter | None], kwargs: dict[str, Any]
@@ -356,9 +354,7 @@ class Backbone:
             with self._residency.lease(own) as routing:
                 return self._inference.generate([rows[place] for place in places], routing, kwargs)
 
-        return share_out(
-            adapters, slotted, lambda places, own: own.generate([rows[place] for place in places], kwargs)
-        )
+        return share_out(adapters, slotted, lambda places, own: own.generate([rows[place] for place in places], kwargs))
 
     # Proof
 

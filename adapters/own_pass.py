@@ -23,7 +23,7 @@ class OwnPass(Routing):
 
 
 def demand_own_model(module: Any, args: Any) -> None:
-    """A hook before the backbone's forward: it knows nothing of such an adapter, and would answer as the bare base does.
+    """Before the backbone's forward: of such an adapter it knows nothing, and would answer as the bare base does.
 
     Raises:
         RoutingError: the call belongs to an adapter that runs through PEFT.

@@ -20,7 +20,7 @@ from lorary.adapters.identity import body_of
 from lorary.adapters.inference import Inference
 from lorary.adapters.mirror import memory_of, mirror
 from lorary.adapters.own_pass import OwnPass
-from lorary.adapters.peft_model import build_peft_model, peft_state
+from lorary.adapters.peft_model import build_peft_model, peft_errors, peft_state
 from lorary.adapters.peft_view import PeftView, UnpaddedPasses
 from lorary.adapters.predict import Row
 from lorary.adapters.proof import GoldenReport, judge_golden, probe_row
@@ -130,7 +130,9 @@ class PeftAdapter:
             row = probe_row(rows, vocabulary)
             if self.head is not None and self.head.model.config.is_encoder_decoder:
                 row.append(self.head.model.config.eos_token_id)  # where the classifiers of these read
-            with_it, bare = self.logits(row), self.bare_logits(row)
+            bare = self.bare_logits(row)
+            with peft_errors(self.checkpoint):
+                with_it = self.logits(row)
             if bool(torch.isfinite(bare).all()) and not bool(torch.isfinite(with_it).all()):
                 raise NoEffectError(f"{self.source}: with it the backbone answers NaN or infinity; train it again")
             if not torch.equal(with_it, bare):
@@ -156,13 +158,11 @@ class _Headed:
         return getattr(self.adapter, name)
 
 
-def build_peft_adapter(
-    checkpoint: Checkpoint, *, name: str, inference: Inference, dtype: torch.dtype
-) -> PeftAdapter:
+def build_peft_adapter(checkpoint: Checkpoint, *, name: str, inference: Inference, dtype: torch.dtype) -> PeftAdapter:
     """Fit a checkpoint to a backbone through PEFT: every key placed, every shape checked, the head built.
 
-    Nothing of the backbone changes. Raises what :func:`build_peft_model` and :func:`fill_head` do, and NoEffectError for
-    tensors that hold NaN or infinity.
+    Nothing of the backbone changes. Raises what :func:`build_peft_model` and :func:`fill_head` do, and NoEffectError
+    for tensors that hold NaN or infinity.
     """
     task = task_of(checkpoint)
     tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
@@ -180,9 +180,10 @@ def build_peft_adapter(
         root = mirror(whole if _fits(tensors, whole, body) else body)
     view = PeftView(build_peft_model(checkpoint, tensors, root, inference.model))
     virtual = view.virtual_tokens
-    passes: Any = UnpaddedPasses(view) if view.rows_apart else view
+    passes = _passes(view, view)
     # A language model that was adapted for its hidden states gives them from its body, into which PEFT's layers went.
-    hidden = body_of(root) if task == "feature-extraction" and not virtual else passes
+    from_body = task == "feature-extraction" and not virtual and body_of(root) is not root
+    hidden = _passes(body_of(root), view) if from_body else passes
     on_body = plain_head is None and type(root) is type(body) and whole is not body
     settings = {field.name: getattr(inference, field.name) for field in fields(Inference)}
     own = {"model": passes, "body": hidden, "rows_first": True, "_bare": None, "virtual_tokens": virtual}
@@ -213,12 +214,12 @@ def _headed(
     """The adapter's task model around a body, its head filled from the file."""
     empty = task_model(checkpoint, task, body, inference.pad_id)
     in_head = [name for name, _ in empty.named_parameters()]
-    own = {
-        name: tensors[prefix + name] for name in in_head for prefix in _PREFIXES if prefix + name in tensors
-    }
-    return fill_head(
-        empty, body, own, source=checkpoint.source, device=inference.device, dtype=dtype, shared=shared
-    )
+    own = {name: tensors[prefix + name] for name in in_head for prefix in _PREFIXES if prefix + name in tensors}
+    return fill_head(empty, body, own, source=checkpoint.source, device=inference.device, dtype=dtype, shared=shared)
+
+
+def _passes(model: Any, view: PeftView) -> Any:
+    return UnpaddedPasses(model, view.rows_alone) if view.rows_apart else model
 
 
 def _fits(tensors: Mapping[str, torch.Tensor], whole: Any, body: Any) -> bool:
@@ -231,7 +232,9 @@ def _fits(tensors: Mapping[str, torch.Tensor], whole: Any, body: Any) -> bool:
 
 def _own_bytes(peft_model: torch.nn.Module, backbone: torch.nn.Module) -> int:
     shared = memory_of(backbone)
-    own = {t.data_ptr(): t.nbytes for t in (*peft_model.parameters(), *peft_model.buffers()) if t.data_ptr() not in shared}
+    own = {
+        t.data_ptr(): t.nbytes for t in (*peft_model.parameters(), *peft_model.buffers()) if t.data_ptr() not in shared
+    }
     return sum(own.values())
 
 

@@ -14,7 +14,6 @@ from lorary.adapters.peft_adapter import PeftAdapter
 from lorary.hub.errors import UsageError
 
 
-
 class PeftBook:
     """The books of the adapters that run through PEFT; a call keeps the ones that it began with.
 
@@ -67,8 +66,8 @@ def only_one(adapters: Sequence[Any]) -> PeftAdapter | None:
     own = [adapter for adapter in adapters if isinstance(adapter, PeftAdapter)]
     if own and any(adapter is not own[0] for adapter in adapters):
         raise UsageError(
-            f"{own[0].name!r} runs through PEFT and can't share a batch of a `using` block with other adapters; give it "
-            "a block of its own, or call predict or generate, which share the rows out"
+            f"{own[0].name!r} runs through PEFT and can't share a batch of a `using` block with other adapters; give "
+            "it a block of its own, or call predict or generate, which share the rows out"
         )
     return own[0] if own else None
 

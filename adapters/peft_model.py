@@ -1,7 +1,7 @@
 """PEFT's own model of one adapter, over a mirror of the backbone: PEFT computes, the backbone's weights are shared.
 
-The steps are those of ``peft.PeftModel.from_pretrained``, with what it only warns of, or doesn't see, made an error: every
-key of the file must find its place, every place its key, and nothing is written into memory that the backbone uses.
+The steps are those of ``peft.PeftModel.from_pretrained``, but what it warns of, or doesn't see, is an error: every key of
+the file must find its place, every place its key, and nothing is written into memory that the backbone uses.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def build_peft_model(
     """
     config = peft_config(checkpoint)
     _demand_sane_patterns(checkpoint, model)
+    _demand_parameters(checkpoint, model)
     shared = memory_of(backbone)
-    with _peft_errors(checkpoint):
+    with peft_errors(checkpoint):
         peft_model = _peft_class(config.task_type)(model, config, ADAPTER)
         wanted = _wanted(peft_model)
         own = dict(tensors)
@@ -55,7 +56,7 @@ def build_peft_model(
     own = _without_copies(own, wanted, peft_model, checkpoint.source)
     _demand_match(own, wanted, checkpoint.source)
     _separate(peft_model, {tensor.data_ptr() for tensor in wanted.values()} & shared)
-    with _peft_errors(checkpoint):
+    with peft_errors(checkpoint):
         _load(peft_model, own, checkpoint.source)
     peft_model.requires_grad_(False)
     return peft_model.eval()
@@ -82,7 +83,7 @@ def peft_config(checkpoint: Checkpoint) -> Any:
         # The file's own factors follow, and some initialisations would rewrite the base's weights before.
         settings = {name: value for name, value in settings.items() if name not in _INITIALISATION}
         settings["init_lora_weights"] = True
-    with _peft_errors(checkpoint):
+    with peft_errors(checkpoint):
         return PeftConfig.from_peft_type(**{**settings, "inference_mode": True})
 
 
@@ -166,8 +167,19 @@ def _demand_sane_patterns(checkpoint: Checkpoint, model: torch.nn.Module) -> Non
             rank_and_scale(checkpoint.config, name)
 
 
+def _demand_parameters(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
+    """PEFT only warns where none of ``target_parameters`` is there."""
+    names = [name for name, _ in model.named_parameters()]
+    for target in checkpoint.config.get("target_parameters") or ():
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: target_parameters names {target!r}, and the backbone has no such parameter; "
+                "was it trained on another architecture?"
+            )
+
+
 @contextmanager
-def _peft_errors(checkpoint: Checkpoint) -> Iterator[None]:
+def peft_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """PEFT's refusals as the loader's."""
     try:
         yield

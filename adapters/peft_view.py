@@ -48,36 +48,37 @@ class PeftView:
 class UnpaddedPasses:
     """Passes without padding: rows of one length at a time (or each alone), and the virtual tokens' outputs left out.
 
-    PEFT puts virtual tokens before a padded row, so what follows would depend on the row's batch mates; and a classifier
-    on a decoder, which is given embeddings then, takes the last place of a row for its last token.
+    PEFT puts virtual tokens before a padded row, so what follows would depend on the row's batch mates; and a
+    classifier on a decoder, which is given embeddings then, takes the last place of a row for its last token.
     """
 
-    def __init__(self, view: PeftView) -> None:
-        self._view = view
+    def __init__(self, model: Any, each_row_alone: bool) -> None:
+        self._model = model
+        self._each_row_alone = each_row_alone
 
     def __call__(self, **inputs: torch.Tensor) -> Any:
         """The model's output for a batch that is padded on the right, padded in the same way."""
         width = inputs["attention_mask"].shape[1]
         groups: dict[tuple[int, int], list[int]] = {}
         for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
-            groups.setdefault((length, row if self._view.rows_alone else 0), []).append(row)
+            groups.setdefault((length, row if self._each_row_alone else 0), []).append(row)
         made: dict[int, dict[str, torch.Tensor]] = {}
         output: Any = None
         for (length, _), rows in groups.items():
             cut = {name: _cut(tensor[rows], width, length) for name, tensor in inputs.items()}
-            output = self._view(**cut)
+            output = self._model(**cut)
             tensors = {name: self._trim(name, tensor, length, width) for name, tensor in _tensors(output).items()}
             made |= {row: {name: tensor[place] for name, tensor in tensors.items()} for place, row in enumerate(rows)}
         ordered = [made[row] for row in range(len(made))]
         return type(output)(**{name: torch.stack([row[name] for row in ordered]) for name in ordered[0]})
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._view, name)
+        return getattr(self._model, name)
 
     def _trim(self, name: str, tensor: torch.Tensor, length: int, width: int) -> torch.Tensor:
         """A part of the output without the virtual tokens, and padded to ``width`` where it is per token."""
         per_token = name in _PER_TOKEN and (tensor.ndim == 3 or name != "logits")
-        if not per_token or self._view.config.is_encoder_decoder:
+        if not per_token or self._model.config.is_encoder_decoder:
             return tensor
         own = tensor[:, tensor.shape[1] - length :]
         return torch.nn.functional.pad(own, (0, 0) * (tensor.ndim - 2) + (0, width - length))

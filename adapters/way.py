@@ -16,8 +16,8 @@ _PREFIX = "base_model.model."
 def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) -> bool:
     """Has this adapter to run through PEFT, since its config or its keys ask for what the slots can't hold?
 
-    Of keys these do: low-rank factors, and whole modules (``modules_to_save``), at modules of the backbone that are
-    neither linear nor an embedding; a whole embedding; and factors of single experts, which transformers has fused since.
+    Of keys these do: low-rank factors at a module that is neither linear nor an embedding; a module of the body that
+    was trained whole and isn't linear; and factors of single experts, which transformers has fused since.
     """
     if asks_for_peft(checkpoint):
         return True

@@ -27,7 +27,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What a method needs besides targets to fit a model of hidden size 32."""
 
 
-def make_method(base: Path, folder: Path, method: str, *, task: str, seed: int = 1, labels: int = 3, **more: Any) -> Path:
+def make_method(
+    base: Path, folder: Path, method: str, *, task: str, seed: int = 1, labels: int = 3, **more: Any
+) -> Path:
     """Save an adapter of a PEFT method with random weights for ``task`` on ``base``; returns the folder."""
     from peft import get_peft_model
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

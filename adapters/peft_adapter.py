@@ -128,6 +128,7 @@ class PeftAdapter:
         vocabulary = self.backbone.body.get_input_embeddings().weight.shape[0]
         for rows in dict.fromkeys(((), golden_rows)):
             row = probe_row(rows, vocabulary)
+            row[1:1] = self.checkpoint.config.get("alora_invocation_tokens") or ()  # before them, aLoRA does nothing
             if self.head is not None and self.head.model.config.is_encoder_decoder:
                 row.append(self.head.model.config.eos_token_id)  # where the classifiers of these read
             bare = self.bare_logits(row)
@@ -213,7 +214,10 @@ def _headed(
 ) -> TaskHead:
     """The adapter's task model around a body, its head filled from the file."""
     empty = task_model(checkpoint, task, body, inference.pad_id)
-    in_head = [name for name, _ in empty.named_parameters()]
+    in_body = {name.replace(".base_layer.", ".") for name, _ in body.named_parameters(remove_duplicate=False)}
+    in_head = [
+        name for name, _ in empty.named_parameters() if name.removeprefix(f"{empty.base_model_prefix}.") not in in_body
+    ]
     own = {name: tensors[prefix + name] for name in in_head for prefix in _PREFIXES if prefix + name in tensors}
     return fill_head(empty, body, own, source=checkpoint.source, device=inference.device, dtype=dtype, shared=shared)
 

@@ -1,7 +1,7 @@
 """PEFT's own model of one adapter, over a mirror of the backbone: PEFT computes, the backbone's weights are shared.
 
-The steps are those of ``peft.PeftModel.from_pretrained``, but what it warns of, or doesn't see, is an error: every key of
-the file must find its place, every place its key, and nothing is written into memory that the backbone uses.
+The steps are those of ``peft.PeftModel.from_pretrained``, but what it warns of, or doesn't see, is an error: every key
+of the file must find its place, every place its key, and nothing is written into memory that the backbone uses.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ of the file must find its place, every place its key, and nothing is written int
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,11 +19,15 @@ from lorary.adapters.mirror import memory_of
 from lorary.adapters.problems import KeyProblems
 from lorary.adapters.renaming import rename_tensors
 from lorary.adapters.support import is_off
-from lorary.adapters.targets import is_target, rank_and_scale
+from lorary.adapters.targets import is_target
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 
 ADAPTER = "default"  # PEFT's own name for an only adapter
+_PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")
+_SHORTHANDS = ("all-linear",)
+_PLAIN_TEXT = ("ADAPTION_PROMPT",)  # there it is the end of a name
+_REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 _INITIALISATION = ("eva_config", "loftq_config", "corda_config", "lora_ga_config")
 
 
@@ -43,8 +49,8 @@ def build_peft_model(
         KeyMismatchError: keys are missing, unexpected or of another shape.
         UnsupportedAdapterError: PEFT can't put the adapter into this model; the message is its own.
     """
+    checkpoint = replace(checkpoint, config=_without_patterns(checkpoint, model))
     config = peft_config(checkpoint)
-    _demand_sane_patterns(checkpoint, model)
     _demand_parameters(checkpoint, model)
     shared = memory_of(backbone)
     with peft_errors(checkpoint):
@@ -152,19 +158,48 @@ def _load(peft_model: Any, tensors: dict[str, torch.Tensor], source: str) -> Non
     from peft import set_peft_model_state_dict
 
     result = set_peft_model_state_dict(peft_model, tensors, adapter_name=ADAPTER)
-    # A prompt's embedding is loaded by its encoder; to the model its key is unexpected.
-    lost = [key for key in result.unexpected_keys if key != "prompt_embeddings"]
+    # A prompt's embedding is loaded by its encoder, and a head's bias is saved a second time with bias="all".
+    elsewhere = ("prompt_embeddings", ".modules_to_save.bias")
+    lost = [key for key in result.unexpected_keys if not key.endswith(elsewhere)]
     if lost:
         raise KeyMismatchError(f"{source}: unexpected: {'; '.join(lost[:5])}; PEFT found no place for them")
     peft_model.base_model.requires_grad_(False)
 
 
-def _demand_sane_patterns(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
-    """Try the config's patterns under the loader's time limit: PEFT has none, and they come from strangers."""
-    for name, _ in model.named_modules():
-        is_target(checkpoint.config, name)
-        if checkpoint.peft_type == "LORA":
-            rank_and_scale(checkpoint.config, name)
+def _without_patterns(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, Any]:
+    """The config with its patterns of modules resolved to the modules' names.
+
+    PEFT matches without a time limit, and the patterns come from strangers; some take longer than anybody waits.
+
+    Raises:
+        UnsupportedAdapterError: a pattern matches nothing, isn't one or takes too long, or repeats a group where only
+            PEFT can resolve it.
+    """
+    config = dict(checkpoint.config)
+    names = [name for name, _ in model.named_modules() if name]
+    for field in _PATTERNS:
+        pattern = config.get(field)
+        if not isinstance(pattern, str) or pattern in _SHORTHANDS or checkpoint.peft_type in _PLAIN_TEXT:
+            continue
+        config[field] = [name for name in names if is_target({"target_modules": pattern}, name)]
+        if not config[field] and field == "target_modules":
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: PEFT can't put this {checkpoint.peft_type} adapter into the backbone: "
+                f"target_modules={pattern!r} matches none of its modules"
+            )
+    layers = config.get("layers_pattern") or ()
+    left = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ()), *_listed(layers)]
+    for pattern in left:
+        if _REPEATED_GROUP.search(str(pattern)):
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: the pattern {str(pattern)[:80]!r} repeats a group, which may take forever to "
+                "match; write the modules' names out in the adapter's config"
+            )
+    return config
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value)
 
 
 def _demand_parameters(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
@@ -180,9 +215,10 @@ def _demand_parameters(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
 
 @contextmanager
 def peft_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """PEFT's refusals as the loader's."""
+    """PEFT's refusals as the loader's, and torch's, of sparse indices that lie outside of a weight."""
     try:
-        yield
+        with torch.sparse.check_sparse_tensor_invariants():
+            yield
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnsupportedAdapterError(

@@ -25,6 +25,7 @@ from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 
 ADAPTER = "default"  # PEFT's own name for an only adapter
 _PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")
+_PARTS_OF_A_WRAPPER = (".original_module.", ".modules_to_save.")
 _SHORTHANDS = ("all-linear",)
 _PLAIN_TEXT = ("ADAPTION_PROMPT",)  # there it is the end of a name
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
@@ -157,10 +158,11 @@ def _separate(peft_model: torch.nn.Module, places: set[int]) -> None:
 def _load(peft_model: Any, tensors: dict[str, torch.Tensor], source: str) -> None:
     from peft import set_peft_model_state_dict
 
+    # With bias="all" PEFT saves a head's bias three times, the untrained one among them, and may load that one last.
+    tensors = {key: t for key, t in tensors.items() if not any(part in key for part in _PARTS_OF_A_WRAPPER)}
     result = set_peft_model_state_dict(peft_model, tensors, adapter_name=ADAPTER)
-    # A prompt's embedding is loaded by its encoder, and a head's bias is saved a second time with bias="all".
-    elsewhere = ("prompt_embeddings", ".modules_to_save.bias")
-    lost = [key for key in result.unexpected_keys if not key.endswith(elsewhere)]
+    # A prompt's embedding is loaded by its encoder; to the model its key is unexpected.
+    lost = [key for key in result.unexpected_keys if key != "prompt_embeddings"]
     if lost:
         raise KeyMismatchError(f"{source}: unexpected: {'; '.join(lost[:5])}; PEFT found no place for them")
     peft_model.base_model.requires_grad_(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +27,8 @@ from lorary.adapters.keys import KeyPlan, Site, plan_keys
 from lorary.adapters.masked import MaskedHead, MaskedModel, adapt_head
 from lorary.adapters.modules import LinearShape, ModuleMap, output_scale
 from lorary.adapters.override import TrainedLinear
+from lorary.adapters.renaming import renamed_keys
 from lorary.adapters.slots import LowRank
-from lorary.adapters.support import check_supported
 from lorary.adapters.weights import Weights
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapterError
@@ -146,14 +146,14 @@ class Fitter:
     def fit(self, checkpoint: Checkpoint) -> Fit:
         """Place every key and check every shape, by the files' headers alone.
 
-        Raises what :func:`check_supported`, :func:`plan_keys` and :meth:`MaskedHead.get` do, and CheckpointError for
+        Raises what :func:`plan_keys` and :meth:`MaskedHead.get` do, and CheckpointError for
         golden logits that don't fit the manifest.
         """
-        check_supported(checkpoint)
         task = task_of(checkpoint)
         of_base = self._head_of_base(checkpoint.source, task)
         offered = of_base.offered if of_base else self._offered(checkpoint, task)
-        plan = plan_keys(checkpoint, self.modules, offered, of_base.linears if of_base else None)
+        head = of_base.linears if of_base else None
+        plan = _plan(checkpoint, self.inference.model, self.modules, offered, head)
         if not plan.sites:
             raise UnsupportedAdapterError(
                 f"{checkpoint.source}: updates nothing but the head; an adapter of the shared body was expected"
@@ -174,7 +174,7 @@ class Fitter:
             UnsupportedAdapterError: a parameter of the base that was saved along isn't the backbone's.
         """
         source, tensors = adapter.source, weights.tensors
-        largest = _largest(tensors, source)
+        largest = largest_values(tensors, source)
         _check_copies(adapter.plan, tensors, self.inference.model, source)
         lowrank = {
             site.path: _low_rank(
@@ -233,15 +233,7 @@ class Fitter:
     def _empty_head(self, checkpoint: Checkpoint, task: str) -> Any:
         if task not in TASK_CLASSES:
             return None
-        manifest = checkpoint.manifest
-        return empty_head(
-            self.inference.body,
-            task,
-            source=checkpoint.source,
-            labels=_labels(checkpoint),
-            problem_type=manifest.problem_type if manifest else None,
-            pad_token=self.inference.pad_id,
-        )
+        return task_model(checkpoint, task, self.inference.body, self.inference.pad_id)
 
 
 def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -253,6 +245,30 @@ def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
     return labels
 
 
+def _plan(
+    checkpoint: Checkpoint,
+    model: Any,
+    modules: ModuleMap,
+    offered: frozenset[str] | None,
+    head: Mapping[str, LinearShape] | None,
+) -> KeyPlan:
+    """The place of each tensor, under today's names of the modules where the file's don't fit."""
+    try:
+        return plan_keys(checkpoint, modules, offered, head)
+    except KeyMismatchError:
+        today = renamed_keys(checkpoint, model)
+        if today is None or all(key == name for key, name in today.items()):
+            raise
+        renamed = replace(checkpoint, tensors={today[key]: info for key, info in checkpoint.tensors.items()})
+        try:
+            plan = plan_keys(renamed, modules, offered, head)
+        except KeyMismatchError:
+            pass  # what the file's own names lack is the plainer message
+        else:
+            return plan.under({name: key for key, name in today.items()})
+        raise
+
+
 def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], module: Any, shape: LinearShape | None) -> LowRank:
     assert shape is not None
     bias = tensors[site.bias] if site.bias else None
@@ -262,8 +278,25 @@ def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], module: Any, shap
     return fold_magnitude(module, shape, weights, tensors[site.magnitude], norm_scale=site.scale)
 
 
-def _largest(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, float]:
-    """Each tensor's largest absolute value, all of them numbers."""
+def task_model(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:
+    """The empty task model (:func:`empty_head`) with the labels of a checkpoint."""
+    manifest = checkpoint.manifest
+    return empty_head(
+        body,
+        task,
+        source=checkpoint.source,
+        labels=_labels(checkpoint),
+        problem_type=manifest.problem_type if manifest else None,
+        pad_token=pad_token,
+    )
+
+
+def largest_values(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, float]:
+    """Each tensor's largest absolute value, all of them numbers.
+
+    Raises:
+        NoEffectError: a tensor holds NaN or infinity.
+    """
     largest = {}
     for key, tensor in tensors.items():
         # One pass without a copy: the extremes are NaN where any number is, and infinite where one is.

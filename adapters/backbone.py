@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from lorary.adapters.adapter import Adapter
 from lorary.adapters.blend import kept_blend, settle_blend
 from lorary.adapters.blend_parts import read_loaded
 from lorary.adapters.combination import Combination
@@ -28,9 +30,11 @@ from lorary.adapters.masked import MaskedHead
 from lorary.adapters.merge import write_merged
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.packing import Packing
+from lorary.adapters.peft_adapter import PeftAdapter
+from lorary.adapters.peft_book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
-from lorary.adapters.predict.table import answer_alone, share_parameters, task_of_row
+from lorary.adapters.predict.table import Parameters, answer_alone, share_parameters, task_of_row
 from lorary.adapters.proof import GoldenReport, check_golden, probe_row, resident_tensors
 from lorary.adapters.quantization import guard_cpu, quantization_of
 from lorary.adapters.residency import Limits, Residency
@@ -88,7 +92,8 @@ class Backbone:
         )
         files = Files(self._inference, self._modules, self.dtype, masked)
         self._residency = Residency(limits, self.dtype, SiteOpener(self.model, self._modules, self.device), files)
-        self._intake = Intake(files, self._residency, identity, self.quantization, registry)
+        self._peft = PeftBook(self.body)
+        self._intake = Intake(files, self._residency, self._peft, identity, self.quantization, registry)
         self._following = Following(self._intake.load)
         if self.quantization != "none":
             # bitsandbytes sets up a layer's state in its first forward, and several threads at once get it wrong.
@@ -194,7 +199,7 @@ class Backbone:
         Raises:
             UnknownReferenceError: nothing is loaded under ``name``; and all that :meth:`load` raises.
         """
-        self._residency.get(name)
+        self._resolve([name])
         return self.load(reference, name, allow_base_mismatch=allow_base_mismatch)
 
     def blend(
@@ -236,6 +241,8 @@ class Backbone:
         """
         how = Combination(combination, density, rank, majority_sign, seed)
         registry = self._intake.registry
+        for of in weights:
+            self._peft.refuse(of, "blend")
         parts = read_loaded({of: self._residency.get(of) for of in weights}, weights, registry)
         with kept_blend(parts, how, name, output, head=head, domain=domain) as blend:
             into = registry if register else None
@@ -258,6 +265,7 @@ class Backbone:
             MergeError: the adapter has no place in the model's class, or the merged model doesn't answer like it.
             OutputError: the folder holds something, or can't be written.
         """
+        self._peft.refuse(name, "merge")
         adapter = self._residency.get(name)
         with self._residency.lease([adapter]) as routing, self._intake.factors(adapter) as factors, eagerly():
             return write_merged(
@@ -273,29 +281,32 @@ class Backbone:
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls in flight finish on it."""
-        self._residency.get(name)
+        self._resolve([name])
         self._following.forget(name)
-        self._residency.withdraw(name)
+        if not self._peft.withdraw(name):
+            self._residency.withdraw(name)
 
     def pin(self, name: str) -> None:
-        """Keep an adapter on the device, whatever else is loaded."""
-        self._residency.pin(name, True)
+        """Keep an adapter on the device, whatever else is loaded; one that runs through PEFT always is."""
+        if self._peft.find(name) is None:
+            self._residency.pin(name, True)
 
     def unpin(self, name: str) -> None:
         """Let an adapter be moved to the host again when slots run short."""
-        self._residency.pin(name, False)
+        if self._peft.find(name) is None:
+            self._residency.pin(name, False)
 
     def prefetch(self, names: Sequence[str]) -> dict[str, Future[None]]:
         """Begin to bring adapters in, in the background: to the host, and as many as there are slots into slots.
 
         Returns:
             A future by name, for who wants to wait or to hear of a failure; the next call that uses the name raises it
-            in any case.
+            in any case. An adapter that runs through PEFT is there already, and has none.
 
         Raises:
             UnknownReferenceError: one of them isn't loaded.
         """
-        return self._intake.prefetch(names)
+        return self._intake.prefetch([name for name in names if self._peft.find(name) is None])
 
     def follow(self, reference: str, name: str | None = None, *, interval: float = 2.0) -> LoadedAdapter:
         """Load ``name@alias`` (or a bare name: its latest version), and again whenever it means another version.
@@ -365,7 +376,14 @@ class Backbone:
         if packing is not None:
             names = names * len(packing.lengths) if len(names) == 1 else names
             packing.demand(len(names))
-        with self._residency.lease(self._residency.resolve(names), packing=packing) as routing, routed(routing):
+        adapters = self._resolve(names)
+        own = only_one(adapters)
+        if own is not None:
+            own.demand_unpacked(packing)
+            with own.routing(len(names)).until_closed() as alone, routed(alone):
+                yield RoutedModel(own.view, alone)
+            return
+        with self._residency.lease(on_slots(adapters), packing=packing) as routing, routed(routing):
             self._inference.demand_rows(routing)
             head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
             yield RoutedModel(head.model if head else self.model, routing)
@@ -403,13 +421,12 @@ class Backbone:
         if not rows:
             return []
         # Looked up once, so that a swap in the meantime doesn't split the call between two versions.
-        adapters = self._residency.resolve(_per_row(adapter, len(rows)))
+        adapters = self._resolve(_per_row(adapter, len(rows)))
         shares = share_parameters({task_of_row(found) for found in adapters}, params)
         predictions: list[Any] = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            with self._residency.lease(adapters[part]) as routing:
-                predictions.extend(predict_rows(self._inference, rows[part], routing, shares))
+            predictions.extend(self._predict(rows[part], adapters[part], shares))
         if not single:
             return predictions
         return answer_alone(task_of_row(adapters[0]), inputs, predictions[0])
@@ -438,8 +455,7 @@ class Backbone:
         rows: list[PromptRow] = [cast(PromptRow, prompts)] if single else cast(list[PromptRow], list(prompts))
         if not rows:
             return []
-        with self._residency.lease(self._residency.resolve(_per_row(adapter, len(rows)))) as routing:
-            texts = self._inference.generate(rows, routing, generate_kwargs)
+        texts = self._generate(rows, self._resolve(_per_row(adapter, len(rows))), generate_kwargs)
         per_prompt = len(texts) // len(rows)
         grouped = texts if per_prompt == 1 else [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]
         return grouped[0] if single else grouped
@@ -455,7 +471,32 @@ class Backbone:
             EngineUnsupportedError: the model, its attention or the installed transformers isn't up to it.
             UsageError: one of the numbers is too small.
         """
-        return Engine(self._inference, self._residency, EngineSettings(**settings))
+        return Engine(self._inference, self._residency, self._peft, EngineSettings(**settings))
+
+    def _resolve(self, names: Sequence[str | None]) -> list[Adapter | PeftAdapter | None]:
+        """The adapters that these names stand for, each name looked up once."""
+        own = {name: found for name in set(names) if (found := self._peft.find(name)) is not None}
+        others = [name for name in names if name not in own]
+        slotted = dict(zip(others, self._residency.resolve(others), strict=True))
+        return [own[name] if name in own else slotted[name] for name in names]
+
+    def _predict(
+        self, rows: list[Row], adapters: Sequence[Adapter | PeftAdapter | None], shares: Parameters
+    ) -> list[Any]:
+        def slotted(places: list[int], own: list[Adapter | None]) -> list[Any]:
+            with self._residency.lease(own) as routing:
+                return predict_rows(self._inference, [rows[place] for place in places], routing, shares)
+
+        return share_out(adapters, slotted, lambda places, own: own.predict([rows[place] for place in places], shares))
+
+    def _generate(
+        self, rows: list[PromptRow], adapters: Sequence[Adapter | PeftAdapter | None], kwargs: dict[str, Any]
+    ) -> list[str]:
+        def slotted(places: list[int], own: list[Adapter | None]) -> list[str]:
+            with self._residency.lease(own) as routing:
+                return self._inference.generate([rows[place] for place in places], routing, kwargs)
+
+        return share_out(adapters, slotted, lambda places, own: own.generate([rows[place] for place in places], kwargs))
 
     # Proof
 
@@ -466,6 +507,9 @@ class Backbone:
             For each row [classes] or [tokens, classes] through the adapter's head ([tokens, 2], start and end, for
             question answering), [tokens, vocabulary] from a language model, or [tokens, hidden] where there is no head.
         """
+        own = self._peft.find(adapter)
+        if own is not None:
+            return [own.logits(row) for row in rows]
         with self._residency.lease(self._residency.resolve([adapter])) as routing:
             return [self._inference.logits(row, routing) for row in rows]
 
@@ -475,12 +519,18 @@ class Backbone:
         Raises:
             GoldenMismatchError: they differ, in the arithmetic of training, by more than the tolerance.
         """
+        own = self._peft.find(name)
+        if own is not None:
+            return own.verify(self.numerics)
         adapter = self._residency.get(name)
         with self._residency.lease([adapter]) as routing:
             return check_golden(self._inference, routing, adapter, self.numerics)
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU."""
+        own = self._peft.find(name)
+        if own is not None:
+            return own.state()
         adapter = self._residency.get(name)
         with self._residency.lease([adapter]) as routing:
             return resident_tensors(self.model, self._modules, routing, adapter)
@@ -490,7 +540,7 @@ class Backbone:
     @property
     def adapters(self) -> list[str]:
         """The names of the loaded adapters."""
-        return self._residency.names()
+        return [*self._residency.names(), *self._peft.names()]
 
     @property
     def numerics(self) -> Numerics:
@@ -500,7 +550,8 @@ class Backbone:
     def stats(self) -> Stats:
         """How many adapters are where, what they cost, and how long placing them took."""
         backbone_bytes = sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
-        return self._residency.stats(backbone_bytes, self._following.states())
+        figures = self._residency.stats(backbone_bytes, self._following.states())
+        return replace(figures, adapters=tuple(self.adapters), peft_bytes=self._peft.nbytes)
 
 
 def _per_row(adapter: str | Sequence[str | None] | None, rows: int) -> list[str | None]:

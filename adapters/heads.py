@@ -160,13 +160,16 @@ def fill_head(
     source: str,
     device: torch.device,
     dtype: torch.dtype,
+    shared: bool = True,
 ) -> TaskHead:
-    """Put the shared body into an empty task model, and an adapter's ``tensors`` (by name there) into its head.
+    """Put the body into an empty task model, and an adapter's ``tensors`` (by name there) into its head.
+
+    Where the body isn't ``shared``, the task model holds it as its own, under its name.
 
     Raises:
         KeyMismatchError: the head needs a tensor that the checkpoint lacks, or has one that it doesn't need.
     """
-    reads_body_output = _share_body(model, body)
+    reads_body_output = _share_body(model, body, shared)
     _fill(model, {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}, source)
     model.eval()
     model.requires_grad_(False)
@@ -185,20 +188,20 @@ def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return 2
 
 
-def _share_body(model: Any, body: Any) -> bool:
-    """Put the shared body into the task model; True where the model can read a pass that was made without it."""
+def _share_body(model: Any, body: Any, shared: bool) -> bool:
+    """Put the body into the task model; True where the model can read a pass that was made without it."""
     attribute = model.base_model_prefix
     own = getattr(model, attribute, None)
     if own is not None and type(own) is type(body):
-        setattr(model, attribute, SharedBody(body))
-        return True
+        setattr(model, attribute, SharedBody(body) if shared else body)
+        return shared
     # T5's heads keep parts of the body (an encoder, a decoder, an embedding) under the names that the body gives them.
     holder = model if own is None else own
-    parted = in_parts(body)
+    parted = shared and in_parts(body)
     for name, child in list(holder.named_children()):
-        shared = getattr(body, name, None)
-        if isinstance(shared, torch.nn.Module) and type(shared) is type(child):
-            setattr(holder, name, SharedPart(name, shared) if parted and name in (ENCODER, DECODER) else shared)
+        part = getattr(body, name, None)
+        if isinstance(part, torch.nn.Module) and type(part) is type(child):
+            setattr(holder, name, SharedPart(name, part) if parted and name in (ENCODER, DECODER) else part)
     return any(isinstance(module, SharedPart) for module in holder.children())
 
 

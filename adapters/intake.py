@@ -20,13 +20,17 @@ from lorary.adapters.layout import rows_come_first
 from lorary.adapters.lora import wrap
 from lorary.adapters.masked import MaskedHead
 from lorary.adapters.modules import ModuleMap
+from lorary.adapters.peft_adapter import PeftAdapter, build_peft_adapter
+from lorary.adapters.peft_book import PeftBook
 from lorary.adapters.proof import demand_effect, probe_row, settle_head
 from lorary.adapters.residency import Residency
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.adapters.sources import Source, find_checkpoint
+from lorary.adapters.support import check_supported
 from lorary.adapters.tail import Tails
 from lorary.adapters.values import LoadedAdapter
+from lorary.adapters.way import runs_through_peft
 from lorary.adapters.weights import Weights, WeightsReader
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import ChangedFilesError
@@ -85,17 +89,25 @@ class Intake:
 
     Args:
         files: the backbone's way to checkpoints' files.
-        residency: where adapters are kept.
+        residency: where adapters are kept that fit into slots.
+        peft: the books of those that run through PEFT.
         identity: the backbone's.
         quantization: the backbone's.
         registry: where references are looked up; the default one unless given.
     """
 
     def __init__(
-        self, files: Files, residency: Residency, identity: BaseIdentity, quantization: str, registry: Registry | None
+        self,
+        files: Files,
+        residency: Residency,
+        peft: PeftBook,
+        identity: BaseIdentity,
+        quantization: str,
+        registry: Registry | None,
     ) -> None:
         self._files = files
         self._residency = residency
+        self._peft = peft
         self._identity = identity
         self._quantization = quantization
         self._registry = registry
@@ -134,6 +146,10 @@ class Intake:
         started = time.perf_counter()
         checkpoint, reference = source.checkpoint, source.reference
         notes = match_base(checkpoint, self._identity, self._quantization, allow_mismatch=allow_base_mismatch)
+        check_supported(checkpoint)
+        inference = self._files.inference
+        if runs_through_peft(checkpoint, inference.model, self._files.fitter.modules):
+            return _loaded(self._through_peft(checkpoint, name or source.name), reference, notes, started)
         fit = self._files.fitter.fit(checkpoint)
         for path in fit.plan.overrides:
             wrap(self._files.inference.model, path)
@@ -154,16 +170,20 @@ class Intake:
                     with self._residency.lease([adapter], replacing=adapter.name, weights=weights) as routing:
                         reference = settle(adapter, routing) if settle else reference
                         self._residency.publish(adapter)
-        return LoadedAdapter(
-            name=adapter.name,
-            reference=reference,
-            digest=adapter.digest,
-            task=adapter.task,
-            labels=tuple(adapter.labels) if adapter.labels else None,
-            rank=adapter.rank,
-            notes=notes,
-            seconds=time.perf_counter() - started,
+        self._peft.withdraw(adapter.name)
+        return _loaded(adapter, reference, notes, started)
+
+    def _through_peft(self, checkpoint: Checkpoint, name: str) -> PeftAdapter:
+        """Load an adapter that slots can't hold; whatever had its name serves until then."""
+        adapter = build_peft_adapter(
+            checkpoint, name=name, inference=self._files.inference, dtype=self._files.fitter.dtype
         )
+        with eagerly():
+            adapter.demand_effect()
+        self._peft.publish(adapter)
+        if name in self._residency.names():
+            self._residency.withdraw(name)
+        return adapter
 
     @contextmanager
     def factors(self, adapter: Adapter) -> Iterator[Mapping[str, LowRank]]:
@@ -191,6 +211,19 @@ class Intake:
     def _bring_ahead(self, adapter: Adapter, to_slot: bool) -> None:
         if threading.main_thread().is_alive():  # at the interpreter's exit what was asked for ahead is dropped
             self._residency.prefetch(adapter, to_slot=to_slot)
+
+
+def _loaded(adapter: Adapter | PeftAdapter, reference: str, notes: tuple[str, ...], started: float) -> LoadedAdapter:
+    return LoadedAdapter(
+        name=adapter.name,
+        reference=reference,
+        digest=adapter.digest,
+        task=adapter.task,
+        labels=tuple(adapter.labels) if adapter.labels else None,
+        rank=adapter.rank,
+        notes=notes,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _demand_stated(stated: str | None, found: str, source: str) -> None:

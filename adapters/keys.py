@@ -7,7 +7,7 @@ Here a key that is missing, unexpected or of another shape is an error that name
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorary.adapters.modules import LinearShape, ModuleMap
@@ -41,6 +41,11 @@ class Site:
     rank: int
     scale: float
 
+    def under(self, names: Mapping[str, str]) -> Site:
+        """The site with each key under another name."""
+        bias, magnitude = (None if key is None else names[key] for key in (self.bias, self.magnitude))
+        return replace(self, a=names[self.a], b=names[self.b], bias=bias, magnitude=magnitude)
+
 
 @dataclass(frozen=True)
 class KeyPlan:
@@ -57,6 +62,16 @@ class KeyPlan:
     head: Mapping[str, str]
     copies: Mapping[str, str]
     head_sites: tuple[Site, ...] = ()
+
+    def under(self, names: Mapping[str, str]) -> KeyPlan:
+        """The plan with each key under another name."""
+        return KeyPlan(
+            tuple(site.under(names) for site in self.sites),
+            {path: {part: names[key] for part, key in keys.items()} for path, keys in self.overrides.items()},
+            {name: names[key] for name, key in self.head.items()},
+            {path: names[key] for path, key in self.copies.items()},
+            tuple(site.under(names) for site in self.head_sites),
+        )
 
 
 @dataclass

@@ -119,4 +119,5 @@ def serialise_changing_rope(body: Any) -> None:
         with lock:
             return forward(*args, **kwargs)
 
+    setattr(locked, "eager", forward)  # noqa: B010 - as a compiled forward has it; a function's type knows no attributes
     body.forward = locked

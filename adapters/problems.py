@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from lorary.hub.errors import KeyMismatchError
-from lorary.hub.tensorfile import TensorInfo
 
 _SHOWN = 5
+
+
+class Shaped(Protocol):
+    """A tensor, or what a file's header says of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
 
 
 @dataclass
@@ -20,7 +27,7 @@ class KeyProblems:
     unexpected: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
 
-    def check_shape(self, key: str, wanted: tuple[int, ...], info: TensorInfo) -> None:
+    def check_shape(self, key: str, wanted: tuple[int, ...], info: Shaped) -> None:
         """Note a tensor that hasn't the shape that the backbone needs."""
         if info.shape != wanted:
             self.misshapen.append(f"{key} is {list(info.shape)}, the backbone needs {list(wanted)}")

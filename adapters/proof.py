@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.adapters.tail import Tails
 from lorary.hub.errors import NoEffectError
-from lorary.hub.manifest import Numerics
+from lorary.hub.manifest import Manifest, Numerics
 
 _PROBE_TOKENS = 8
 
@@ -110,16 +110,36 @@ def check_golden(inference: Inference, routing: Routing, adapter: Adapter, numer
     Raises:
         GoldenMismatchError: in the arithmetic of training, they differ by more than the tolerance.
     """
-    manifest, golden = adapter.manifest, read_golden(adapter.checkpoint)
+    without = routing.without_updates()
+    return judge_golden(
+        adapter.manifest,
+        read_golden(adapter.checkpoint),
+        numerics,
+        lambda row: inference.logits(row, routing),
+        lambda row: inference.logits(row, without),
+    )
+
+
+def judge_golden(
+    manifest: Manifest | None,
+    golden: Sequence[torch.Tensor] | None,
+    numerics: Numerics,
+    logits: Callable[[Sequence[int]], torch.Tensor],
+    bare: Callable[[Sequence[int]], torch.Tensor],
+) -> GoldenReport:
+    """Hold golden logits against those computed now; ``logits`` and ``bare`` give a token row's, with and without it.
+
+    Raises:
+        GoldenMismatchError: in the arithmetic of training, they differ by more than the tolerance.
+    """
     if manifest is None or golden is None:
         return GoldenReport(None, None, None, "carries no golden logits")
-    actual = [condense(adapter.task, inference.logits(row, routing)) for row in manifest.golden_rows]
+    actual = [condense(manifest.task, logits(row)) for row in manifest.golden_rows]
     if manifest.numerics == numerics:
         return GoldenReport(True, compare_golden(golden, actual, numerics), None, "golden logits match")
-    without = routing.without_updates()
-    bare = [condense(adapter.task, inference.logits(row, without)) for row in manifest.golden_rows]
+    without = [condense(manifest.task, bare(row)) for row in manifest.golden_rows]
     note = f"trained on {manifest.numerics}, loaded on {numerics}: golden logits are compared, not judged"
-    return GoldenReport(None, None, effect_cosine(golden, actual, bare), note)
+    return GoldenReport(None, None, effect_cosine(golden, actual, without), note)
 
 
 def resident_tensors(

@@ -2,7 +2,7 @@
 
 A field that the table doesn't know, with any value but "off", is refused by name: a variant read as plain LoRA would
 load without an error and answer wrongly. ``docs/loading.md`` shows the same table; a test holds both against PEFT's
-present ``LoraConfig``.
+present ``LoraConfig``. The methods other than LoRA are in :mod:`lorary.adapters.methods`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorary.adapters.methods import REFUSED, THROUGH_PEFT
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnsupportedAdapterError
 
@@ -24,7 +25,7 @@ APPLIED: Mapping[str, str] = {
     "exclude_modules": "which of them have none",
     "layers_to_transform": "which layers' modules must have tensors",
     "layers_pattern": "where a layer's number stands in a module's name",
-    "modules_to_save": "trained heads and whole linear modules",
+    "modules_to_save": "trained heads and whole linear modules; other modules inside the body go through PEFT",
     "lora_bias": "a bias added with B",
     "use_dora": "a gain on the wrapped module's output, from the magnitude and a norm taken once (Liu et al. 2024)",
     "task_type": "the task, where there is no manifest",
@@ -42,7 +43,7 @@ TRAINING_ONLY: Mapping[str, str] = {
     "megatron_core": "only read with megatron_config",
     "qalora_group_size": "only read with use_qalora",
     "runtime_config": "PEFT's own runtime settings",
-    "peft_type": "which method; LORA here",
+    "peft_type": "which method; LORA here, others below",
     "peft_version": "who wrote the file",
     "auto_mapping": "how PEFT finds a custom model class",
     "base_model_name_or_path": "compared by fingerprint instead",
@@ -59,7 +60,8 @@ class Condition:
     reason: str
 
 
-def _off(value: Any) -> bool:
+def is_off(value: Any) -> bool:
+    """Is a config field at a value that asks for nothing?"""
     return value in (None, False, "", "none", [], {})
 
 
@@ -69,21 +71,25 @@ CONDITIONS: Mapping[str, Condition] = {
         "the initialisation rewrote the base's weights; save it with PEFT's "
         "save_pretrained(path_initial_model_for_weight_conversion=...), which converts it to plain LoRA",
     ),
-    "bias": Condition(_off, "biases of the base were trained, and the base is shared"),
-    "use_qalora": Condition(_off, "QALoRA groups the inputs"),
-    "alora_invocation_tokens": Condition(_off, "aLoRA acts only after its invocation tokens"),
-    "target_parameters": Condition(_off, "LoRA on fused parameters (mixture of experts) isn't supported yet"),
-    "trainable_token_indices": Condition(_off, "trained token rows of the embedding aren't supported yet"),
-    "layer_replication": Condition(_off, "replicated layers make another backbone"),
-    "megatron_config": Condition(_off, "Megatron's parallel layers aren't supported"),
-    "arrow_config": Condition(_off, "Arrow routes between several adapters"),
-    "use_bdlora": Condition(_off, "BD-LoRA's block-diagonal factors aren't supported"),
-    "ensure_weight_tying": Condition(_off, "an adapter tied between embedding and output is not supported yet"),
-    "kasa_config": Condition(_off, "KaSA truncates the base's weights"),
-    "velora_config": Condition(_off, "VeLoRA isn't supported"),
-    "monteclora_config": Condition(_off, "MonteCLoRA samples its weights"),
+    "use_qalora": Condition(is_off, "QALoRA groups the inputs, and acts on GPTQ weights alone"),
+    "megatron_config": Condition(is_off, "Megatron's parallel layers aren't supported"),
+    "arrow_config": Condition(is_off, "Arrow routes between several adapters"),
+    "kasa_config": Condition(is_off, "KaSA truncates the base's weights, and the base is shared"),
 }
 """Fields that are refused unless their value is harmless."""
+
+BY_PEFT: Mapping[str, str] = {
+    "bias": "biases of the base were trained; the adapter has its own copies of them",
+    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens (Greenewald et al. 2025)",
+    "target_parameters": "LoRA on parameters that no linear module holds (fused experts)",
+    "trainable_token_indices": "rows of the embedding that were trained anew",
+    "layer_replication": "layers that are run more than once, each time with factors of their own",
+    "use_bdlora": "factors in blocks on a diagonal",
+    "ensure_weight_tying": "an adapter tied between embedding and output",
+    "velora_config": "saves memory in training",
+    "monteclora_config": "a mixture of factors, at their means",
+}
+"""Fields that PEFT itself serves, in a model of the adapter's own, unless they are off."""
 
 
 _TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
@@ -123,29 +129,46 @@ def _is_table(value: Any, is_item: Callable[[Any], bool]) -> bool:
     return value is None or (isinstance(value, dict) and all(is_item(item) for item in value.values()))
 
 
+def asks_for_peft(checkpoint: Checkpoint) -> bool:
+    """Is this an adapter of another method than LoRA, or one with a field that the slots can't serve?"""
+    if checkpoint.peft_type != "LORA":
+        return True
+    return any(not is_off(checkpoint.config.get(field)) for field in BY_PEFT)
+
+
 def check_supported(checkpoint: Checkpoint) -> None:
-    """Refuse an adapter that the slots can't hold as it was trained.
+    """Refuse an adapter that can be loaded neither into the slots nor through PEFT as it was trained.
 
     Raises:
-        UnsupportedAdapterError: another PEFT method, or a field with a value that the table doesn't allow; the message
-            names all of them.
+        UnsupportedAdapterError: a PEFT method, or a field with a value, that the tables don't allow; the message names
+            all of them.
     """
-    if checkpoint.peft_type != "LORA":
+    method = checkpoint.peft_type
+    if method in REFUSED:
         raise UnsupportedAdapterError(
-            f"{checkpoint.source}: PEFT method {checkpoint.peft_type!r}; this loader holds LORA adapters. "
-            "Load others with peft.PeftModel.from_pretrained"
+            f"{checkpoint.source}: PEFT method {method}: {REFUSED[method]}; load it with "
+            "peft.PeftModel.from_pretrained, on a model of its own"
         )
+    if method != "LORA":
+        if method not in THROUGH_PEFT:
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: PEFT method {method!r}, which this version of lorary doesn't know; "
+                f"known: LORA, {', '.join(THROUGH_PEFT)}"
+            )
+        return
     defaults = {"r": 8, "lora_alpha": 8}
+    # What acts on fused parameters or on the embedding's rows alone names no module.
+    optional = ("target_modules",) if asks_for_peft(checkpoint) and not checkpoint.config.get("target_modules") else ()
     refused = [
         f"{field}={checkpoint.config.get(field, defaults.get(field))!r} (expected {expected})"
         for field, (expected, is_right) in _TYPES.items()
-        if not is_right(checkpoint.config.get(field, defaults.get(field)))
+        if field not in optional and not is_right(checkpoint.config.get(field, defaults.get(field)))
     ]
     for field, value in checkpoint.config.items():
-        if field in APPLIED or field in TRAINING_ONLY:
+        if field in APPLIED or field in TRAINING_ONLY or field in BY_PEFT:
             continue
         condition = CONDITIONS.get(field)
-        if condition is None and not _off(value):
+        if condition is None and not is_off(value):
             refused.append(f"{field}={value!r} (a LoraConfig field that this version of lorary doesn't know)")
         elif condition is not None and not condition.allowed(value):
             refused.append(f"{field}={value!r} ({condition.reason})")

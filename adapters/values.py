@@ -47,6 +47,7 @@ class Stats:
     ``dropped`` what the host's budget made it forget. ``swap_seconds`` are the last thousand copies (on CUDA from
     pinned memory: the time to queue them). ``parts_bytes`` are task heads and modules trained whole, on the device. An
     adapter under two names counts once in ``slots_used``, ``host_adapters`` and ``disk_adapters``.
+    ``peft_bytes`` is what the adapters that run through PEFT take on the device; they hold no slot.
     """
 
     adapters: tuple[str, ...]
@@ -72,6 +73,7 @@ class Stats:
     swap_percentiles: Percentiles | None
     read_percentiles: Percentiles | None
     followed: tuple[Followed, ...]
+    peft_bytes: int = 0
 
 
 @dataclass(frozen=True)

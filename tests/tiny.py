@@ -60,6 +60,20 @@ def make_config(family: str, **changes: Any) -> Any:
         "gemma3": lambda: t.Gemma3TextConfig(
             **tokens, **sizes, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, **changes
         ),
+        "mixtral": lambda: t.MixtralConfig(
+            **tokens, **sizes, num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64, **changes
+        ),
+        "qwen3_moe": lambda: t.Qwen3MoeConfig(
+            **tokens,
+            **sizes,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            max_position_embeddings=64,
+            **changes,
+        ),
         "xlnet": lambda: t.XLNetConfig(
             **tokens, d_model=32, n_layer=2, n_head=4, d_inner=64, summary_type="last", **changes
         ),
@@ -165,6 +179,8 @@ def default_targets(model: Any) -> list[str]:
         "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "t5": ["q", "v", "wi", "wo"],
         "bart": ["q_proj", "v_proj", "fc1", "fc2"],
+        "mixtral": ["q_proj", "v_proj", "o_proj"],
+        "qwen3_moe": ["q_proj", "v_proj", "o_proj"],
         "xlnet": ["layer_1", "layer_2"],
         "deberta-v2": ["query_proj", "key_proj", "value_proj"],
         "longformer": ["query", "value", "query_global", "value_global"],

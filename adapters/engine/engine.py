@@ -15,6 +15,7 @@ from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings, EngineStats
 from lorary.adapters.generate import PromptRow
 from lorary.adapters.inference import Inference
+from lorary.adapters.peft_book import PeftBook
 from lorary.adapters.residency import Residency
 from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError, UsageError
 
@@ -28,7 +29,7 @@ class Engine:
     Its methods may be called from any thread. The backbone goes on serving its own calls meanwhile.
     """
 
-    def __init__(self, inference: Inference, residency: Residency, settings: EngineSettings) -> None:
+    def __init__(self, inference: Inference, residency: Residency, peft: PeftBook, settings: EngineSettings) -> None:
         check_version()
         check_backbone(inference)
         # Only now: these modules name what it needs of transformers, which the check knows how to miss.
@@ -39,6 +40,7 @@ class Engine:
         self.settings = settings
         self._inference = inference
         self._residency = residency
+        self._peft = peft
         self._numbers = itertools.count()
         self._step = Step(residency, inference.device)
         self._admission = Admission(residency, settings.max_running, settings.spare_slots)
@@ -77,11 +79,13 @@ class Engine:
 
         Raises:
             UnknownReferenceError: an adapter that isn't loaded.
+            UnsupportedAdapterError: one that runs through PEFT.
             UsageError: an empty prompt, or a setting that isn't served.
             RequestTooLongError: prompt and new tokens are more than the cache, or the model's positions, have room for.
             CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
         """
+        self._peft.refuse(adapter, "the engine")
         (loaded,) = self._residency.resolve([adapter])
         if loaded is not None and not self._inference.rows_first:
             raise EngineUnsupportedError(

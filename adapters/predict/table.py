@@ -17,6 +17,7 @@ from lorary.hub.manifest import Preprocessing
 
 if TYPE_CHECKING:
     from lorary.adapters.adapter import Adapter
+    from lorary.adapters.peft_adapter import PeftAdapter
 
 PREDICTORS: Mapping[str, type[RowPredictor]] = {
     "text-classification": TextClassificationRows,
@@ -30,7 +31,7 @@ PREDICTORS: Mapping[str, type[RowPredictor]] = {
 Parameters = Mapping[str, Mapping[str, Any]]
 
 
-def task_of_row(adapter: Adapter | None) -> str:
+def task_of_row(adapter: Adapter | PeftAdapter | None) -> str:
     """What is asked of a row; the bare backbone gives its hidden states."""
     return adapter.task if adapter is not None else "feature-extraction"
 

@@ -1,15 +1,16 @@
-"""The table of `LoraConfig` fields and the targeting rules, held against the PEFT that is installed."""
+"""The tables of methods and `LoraConfig` fields, and the targeting rules, held against the PEFT that is installed."""
 
 import dataclasses
 import re
 from pathlib import Path
 
 import pytest
-from peft import LoraConfig
+from peft import LoraConfig, PeftType
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from lorary.adapters.support import APPLIED, CONDITIONS, TRAINING_ONLY
+from lorary.adapters.methods import REFUSED, ROWS_ALONE, THROUGH_PEFT
+from lorary.adapters.support import APPLIED, BY_PEFT, CONDITIONS, TRAINING_ONLY, is_off
 from lorary.adapters.targets import is_target, rank_and_scale
 
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
@@ -18,22 +19,36 @@ NAMES += ["lm_head", "classifier", "classifier.dense", "encoder.layer.1.output.d
 
 
 def test_every_field_of_peft_is_in_the_table_once():
-    table = [*APPLIED, *TRAINING_ONLY, *CONDITIONS]
+    table = [*APPLIED, *TRAINING_ONLY, *CONDITIONS, *BY_PEFT]
     assert len(table) == len(set(table))
     assert set(table) >= FIELDS, f"PEFT has new fields; say what they do: {FIELDS - set(table)}"
 
 
 def test_the_defaults_of_peft_load():
     for field in dataclasses.fields(LoraConfig):
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         if field.name in CONDITIONS:
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
             assert CONDITIONS[field.name].allowed(default), field.name
+        if field.name in BY_PEFT:
+            assert is_off(default), field.name
 
 
 def test_the_docs_show_the_same_table():
     text = (Path(__file__).parents[2] / "docs" / "loading.md").read_text(encoding="utf-8")
-    shown = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    assert shown == {*APPLIED, *TRAINING_ONLY, *CONDITIONS}
+    shown = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
+    ways = dict(shown)
+    assert len(ways) == len(shown)
+    assert {name for name in ways if name.islower()} == {*APPLIED, *TRAINING_ONLY, *CONDITIONS, *BY_PEFT}
+    assert {name for name in ways if name.isupper()} == {"LORA", *THROUGH_PEFT, *REFUSED}
+    assert all((way == "through PEFT") == (name in {*BY_PEFT, *THROUGH_PEFT}) for name, way in ways.items())
+    assert all(ways[name] == "refused by name" for name in REFUSED)
+
+
+def test_every_method_of_peft_is_in_the_table_once():
+    table = ["LORA", *THROUGH_PEFT, *REFUSED]
+    assert len(table) == len(set(table))
+    assert set(table) >= {kind.value for kind in PeftType}, "PEFT has new methods; say how they load"
+    assert THROUGH_PEFT.keys() >= ROWS_ALONE
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,260 @@
+"""An adapter that runs through PEFT: a model of its own over the backbone's memory, and passes of its own.
+
+It holds no slot and shares no pass with other adapters. Whatever PEFT changes in a model to run it is changed in that
+model alone, so calls in flight on the slots, and on other such adapters, never notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import torch
+
+from lorary.adapters.adapter import Adapter, largest_values, task_model, task_of
+from lorary.adapters.generate import PromptRow
+from lorary.adapters.golden import load_tensors, read_golden
+from lorary.adapters.heads import TASK_CLASSES, TaskHead, fill_head
+from lorary.adapters.identity import body_of
+from lorary.adapters.inference import Inference
+from lorary.adapters.mirror import memory_of, mirror
+from lorary.adapters.own_pass import OwnPass
+from lorary.adapters.packing import Packing
+from lorary.adapters.peft_model import build_peft_model, peft_errors, peft_state
+from lorary.adapters.peft_view import PeftView, UnpaddedPasses
+from lorary.adapters.predict.base import Row
+from lorary.adapters.predict.rows import predict_rows
+from lorary.adapters.predict.table import Parameters
+from lorary.adapters.proof import GoldenReport, judge_golden, probe_row
+from lorary.adapters.routing import Routing
+from lorary.adapters.slots import Arena
+from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
+from lorary.hub.errors import NoEffectError, UsageError
+from lorary.hub.manifest import Manifest, Numerics
+
+_PREFIXES = ("base_model.model.", "base_model.")  # PEFT's for tuners, and for prompts, which wrap the model alone
+
+
+@dataclass
+class OwnInference(Inference):
+    """Runs an adapter's own model; ``virtual_tokens`` take as many of its positions."""
+
+    virtual_tokens: int = 0
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens that the model takes besides the virtual ones."""
+        longest = super().max_length
+        return None if longest is None else longest - self.virtual_tokens
+
+
+@dataclass(eq=False, repr=False)
+class PeftAdapter:
+    """One version of an adapter that runs through PEFT, fitted to a backbone.
+
+    ``inference`` runs its own model and ``backbone`` the backbone's; ``plain_head`` is its head on the bare backbone.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    digest: str
+    task: str
+    view: PeftView
+    inference: OwnInference
+    backbone: Inference
+    head: TaskHead | None
+    plain_head: TaskHead | None
+    golden: list[torch.Tensor] | None
+    nbytes: int
+
+    @property
+    def source(self) -> str:
+        """What errors call it."""
+        return self.checkpoint.source
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Its manifest, if it has one."""
+        return self.checkpoint.manifest
+
+    @property
+    def rank(self) -> int:
+        """Its config's rank, 0 for methods without one."""
+        return self.checkpoint.rank or 0
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The names of the head's classes, in order."""
+        return list(self.head.model.config.id2label.values()) if self.head else None
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """Nothing: modules that it trained whole are in its own model."""
+        return {}
+
+    def routing(self, rows: int) -> OwnPass:
+        """The routing of a call whose every row uses this adapter."""
+        return OwnPass(_empty_arena(), [cast(Adapter, self)] * rows, [0] * rows)
+
+    def demand_unpacked(self, packing: Packing | None) -> None:
+        """Refuse a packed row.
+
+        Raises:
+            UsageError: there is one.
+        """
+        if packing is not None:
+            raise UsageError(
+                f"{self.name!r} runs through PEFT, which knows no packed rows; pass its sequences as rows of their own"
+            )
+
+    def predict(self, rows: Sequence[Row], params: Parameters) -> list[Any]:
+        """One prediction per row."""
+        return predict_rows(self.inference, rows, self.routing(len(rows)), params)
+
+    def generate(self, prompts: Sequence[PromptRow], kwargs: dict[str, Any]) -> list[str]:
+        """The new text of each prompt, as :meth:`Inference.generate` gives it."""
+        if not self.view.rows_apart:
+            return self.inference.generate(prompts, self.routing(len(prompts)), kwargs)
+        # With padding beside it, a row would depend on its batch mates.
+        return [text for prompt in prompts for text in self.inference.generate([prompt], self.routing(1), kwargs)]
+
+    def logits(self, row: Sequence[int]) -> torch.Tensor:
+        """A token row's logits (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""
+        return self.inference.logits(row, self.routing(1))
+
+    def bare_logits(self, row: Sequence[int]) -> torch.Tensor:
+        """The same from the bare backbone, through this adapter's head where it has one."""
+        plain = None if self.plain_head is None else cast(Adapter, _Headed(self, self.plain_head))
+        return self.backbone.logits(row, Routing(_empty_arena(), [plain], [0]))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Its tensors as they are served, under PEFT's keys: float32 on the CPU."""
+        return peft_state(self.view.peft_model)
+
+    def demand_effect(self) -> None:
+        """Run a few tokens with and without it.
+
+        Raises:
+            NoEffectError: the two answers are the same, bit for bit, or the adapter's aren't numbers.
+        """
+        golden_rows = self.manifest.golden_rows if self.manifest else ()
+        vocabulary = self.backbone.body.get_input_embeddings().weight.shape[0]
+        for rows in dict.fromkeys(((), golden_rows)):
+            row = probe_row(rows, vocabulary)
+            row[1:1] = self.checkpoint.config.get("alora_invocation_tokens") or ()  # before them, aLoRA does nothing
+            if self.head is not None and self.head.model.config.is_encoder_decoder:
+                row.append(self.head.model.config.eos_token_id)  # where the classifiers of these read
+            bare = self.bare_logits(row)
+            with peft_errors(self.checkpoint):
+                with_it = self.logits(row)
+            if bool(torch.isfinite(bare).all()) and not bool(torch.isfinite(with_it).all()):
+                raise NoEffectError(f"{self.source}: with it the backbone answers NaN or infinity; train it again")
+            if not torch.equal(with_it, bare):
+                return
+        raise NoEffectError(
+            f"{self.source}: the backbone answers the same with it as without; it was saved untrained, or its layers "
+            "aren't used for this kind of input"
+        )
+
+    def verify(self, numerics: Numerics) -> GoldenReport:
+        """Recompute its golden logits. Raises as :func:`judge_golden`."""
+        return judge_golden(self.manifest, self.golden, numerics, self.logits, self.bare_logits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Headed:
+    """Another head in an adapter's place."""
+
+    adapter: PeftAdapter
+    head: TaskHead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.adapter, name)
+
+
+def build_peft_adapter(checkpoint: Checkpoint, *, name: str, inference: Inference, dtype: torch.dtype) -> PeftAdapter:
+    """Fit a checkpoint to a backbone through PEFT: every key placed, every shape checked, the head built.
+
+    Nothing of the backbone changes. Raises what :func:`build_peft_model` and :func:`fill_head` do, and NoEffectError
+    for tensors that hold NaN or infinity.
+    """
+    task = task_of(checkpoint)
+    tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
+    # Some methods keep indices beside their weights.
+    largest_values({key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}, checkpoint.source)
+    whole, body = inference.model, inference.body
+    plain_head = None
+    if task in TASK_CLASSES:
+        plain_head, model = (
+            _headed(checkpoint, task, tensors, part, inference, dtype, shared)
+            for part, shared in ((body, True), (mirror(body), False))
+        )
+        root = model.model
+    else:
+        root = mirror(whole if _fits(tensors, whole, body) else body)
+    view = PeftView(build_peft_model(checkpoint, tensors, root, inference.model))
+    virtual = view.virtual_tokens
+    passes = _passes(view, view)
+    # A language model that was adapted for its hidden states gives them from its body, into which PEFT's layers went.
+    from_body = task == "feature-extraction" and not virtual and body_of(root) is not root
+    hidden = _passes(body_of(root), view) if from_body else passes
+    on_body = plain_head is None and type(root) is type(body) and whole is not body
+    settings = {field.name: getattr(inference, field.name) for field in fields(Inference)}
+    own = {"model": passes, "body": hidden, "rows_first": True, "_bare": None, "virtual_tokens": virtual}
+    return PeftAdapter(
+        name=name,
+        checkpoint=checkpoint,
+        digest=checkpoint.digest,
+        task=task,
+        view=view,
+        inference=OwnInference(**(settings | own)),
+        backbone=Inference(**(settings | {"model": body, "_bare": None})) if on_body else inference,
+        head=TaskHead(passes, reads_body_output=False) if plain_head is not None else None,
+        plain_head=plain_head,
+        golden=read_golden(checkpoint),
+        nbytes=_own_bytes(view.peft_model, inference.model),
+    )
+
+
+def _headed(
+    checkpoint: Checkpoint,
+    task: str,
+    tensors: Mapping[str, torch.Tensor],
+    body: Any,
+    inference: Inference,
+    dtype: torch.dtype,
+    shared: bool,
+) -> TaskHead:
+    """The adapter's task model around a body, its head filled from the file."""
+    empty = task_model(checkpoint, task, body, inference.pad_id)
+    in_body = {name.replace(".base_layer.", ".") for name, _ in body.named_parameters(remove_duplicate=False)}
+    in_head = [
+        name for name, _ in empty.named_parameters() if name.removeprefix(f"{empty.base_model_prefix}.") not in in_body
+    ]
+    own = {name: tensors[prefix + name] for name in in_head for prefix in _PREFIXES if prefix + name in tensors}
+    return fill_head(empty, body, own, source=checkpoint.source, device=inference.device, dtype=dtype, shared=shared)
+
+
+def _passes(model: Any, view: PeftView) -> Any:
+    return UnpaddedPasses(model, view.rows_alone) if view.rows_apart else model
+
+
+def _fits(tensors: Mapping[str, torch.Tensor], whole: Any, body: Any) -> bool:
+    """Was the adapter trained in the whole model, by the names of its keys, rather than in its body alone?"""
+    if whole is body:
+        return True
+    first = {key.removeprefix(_PREFIXES[0]).split(".")[0] for key in tensors}
+    return not first & {name for name, _ in body.named_children()}
+
+
+def _own_bytes(peft_model: torch.nn.Module, backbone: torch.nn.Module) -> int:
+    shared = memory_of(backbone)
+    own = {
+        t.data_ptr(): t.nbytes for t in (*peft_model.parameters(), *peft_model.buffers()) if t.data_ptr() not in shared
+    }
+    return sum(own.values())
+
+
+def _empty_arena() -> Arena:
+    return Arena({}, rank=1, slots=1, dtype=torch.float32)

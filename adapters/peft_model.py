@@ -1,0 +1,228 @@
+"""PEFT's own model of one adapter, over a mirror of the backbone: PEFT computes, the backbone's weights are shared.
+
+The steps are those of ``peft.PeftModel.from_pretrained``, but what it warns of, or doesn't see, is an error: every key
+of the file must find its place, every place its key, and nothing is written into memory that the backbone uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lorary.adapters.mirror import memory_of
+from lorary.adapters.problems import KeyProblems
+from lorary.adapters.renaming import rename_tensors
+from lorary.adapters.support import is_off
+from lorary.adapters.targets import is_target
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
+
+ADAPTER = "default"  # PEFT's own name for an only adapter
+_PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")
+_PARTS_OF_A_WRAPPER = (".original_module.", ".modules_to_save.")
+_SHORTHANDS = ("all-linear",)
+_PLAIN_TEXT = ("ADAPTION_PROMPT",)  # there it is the end of a name
+_REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
+_INITIALISATION = ("eva_config", "loftq_config", "corda_config", "lora_ga_config")
+
+
+def build_peft_model(
+    checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], model: Any, backbone: torch.nn.Module
+) -> Any:
+    """Put an adapter into ``model`` by PEFT and give it its tensors.
+
+    Args:
+        checkpoint: an adapter of any method that PEFT knows.
+        tensors: its tensors.
+        model: a mirror of the backbone, or a task model around one; PEFT changes it.
+        backbone: whose memory isn't to be written to.
+
+    Returns:
+        A ``peft.PeftModel``, for inference.
+
+    Raises:
+        KeyMismatchError: keys are missing, unexpected or of another shape.
+        UnsupportedAdapterError: PEFT can't put the adapter into this model; the message is its own.
+    """
+    checkpoint = replace(checkpoint, config=_without_patterns(checkpoint, model))
+    config = peft_config(checkpoint)
+    _demand_parameters(checkpoint, model)
+    shared = memory_of(backbone)
+    with peft_errors(checkpoint):
+        peft_model = _peft_class(config.task_type)(model, config, ADAPTER)
+        wanted = _wanted(peft_model)
+        own = dict(tensors)
+        if not own.keys() >= wanted.keys():
+            own = rename_tensors(own, peft_model, config, ADAPTER)
+    own = _without_copies(own, wanted, peft_model, checkpoint.source)
+    _demand_match(own, wanted, checkpoint.source)
+    _separate(peft_model, {tensor.data_ptr() for tensor in wanted.values()} & shared)
+    with peft_errors(checkpoint):
+        _load(peft_model, own, checkpoint.source)
+    peft_model.requires_grad_(False)
+    return peft_model.eval()
+
+
+def peft_config(checkpoint: Checkpoint) -> Any:
+    """PEFT's config object of a checkpoint, for inference.
+
+    Raises:
+        UnsupportedAdapterError: it has a field that the installed PEFT doesn't know, or a value that PEFT refuses.
+    """
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[checkpoint.peft_type])}
+    unknown = [name for name, value in checkpoint.config.items() if name not in known and not is_off(value)]
+    if unknown:
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: {', '.join(unknown)} in its config: the installed PEFT knows no such field of "
+            f"{checkpoint.peft_type}; install the version that wrote it ({checkpoint.config.get('peft_version')})"
+        )
+    settings = {name: value for name, value in checkpoint.config.items() if name in known}
+    if checkpoint.peft_type == "LORA":
+        # The file's own factors follow, and some initialisations would rewrite the base's weights before.
+        settings = {name: value for name, value in settings.items() if name not in _INITIALISATION}
+        settings["init_lora_weights"] = True
+    with peft_errors(checkpoint):
+        return PeftConfig.from_peft_type(**{**settings, "inference_mode": True})
+
+
+def peft_state(peft_model: Any) -> dict[str, torch.Tensor]:
+    """An adapter's tensors as PEFT would save them: float32 on the CPU."""
+    return {key: tensor.detach().float().cpu() for key, tensor in _wanted(peft_model).items()}
+
+
+def _peft_class(task_type: str | None) -> Any:
+    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
+
+    return MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(task_type, PeftModel)
+
+
+def _wanted(peft_model: Any) -> dict[str, torch.Tensor]:
+    """What PEFT would save of the adapter, which is what its file must hold: key to the tensor's present place."""
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(peft_model, adapter_name=ADAPTER, save_embedding_layers=False))
+
+
+def _without_copies(
+    tensors: dict[str, torch.Tensor], wanted: Mapping[str, Any], peft_model: Any, source: str
+) -> dict[str, torch.Tensor]:
+    """The tensors but for parameters of the base that PEFT saved along, which must be the backbone's own.
+
+    Raises:
+        UnsupportedAdapterError: they have other values, or another shape.
+    """
+    extra = tensors.keys() - wanted.keys()
+    parameters = peft_model.state_dict() if extra else {}
+    for key in sorted(extra & parameters.keys()):
+        own, saved = parameters[key], tensors.pop(key)
+        if own.shape != saved.shape:
+            raise UnsupportedAdapterError(
+                f"{source}: carries {key!r} of shape {list(saved.shape)}, the backbone's is {list(own.shape)}; "
+                "adapters with a resized vocabulary need a backbone of that size"
+            )
+        coarser = max((own.dtype, saved.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+        if not torch.allclose(own.cpu().to(coarser).float(), saved.to(coarser).float(), rtol=1e-6, atol=1e-6):
+            raise UnsupportedAdapterError(
+                f"{source}: carries {key!r} with other values than the backbone's, and its config doesn't say that it "
+                "was trained; name it in modules_to_save and save the adapter again"
+            )
+    return tensors
+
+
+def _demand_match(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], source: str) -> None:
+    problems = KeyProblems(source)
+    problems.missing.extend(sorted(wanted.keys() - tensors.keys()))
+    problems.unexpected.extend(sorted(tensors.keys() - wanted.keys()))
+    for key in sorted(wanted.keys() & tensors.keys()):
+        problems.check_shape(key, tuple(wanted[key].shape), tensors[key])
+    problems.raise_if_any()
+
+
+def _separate(peft_model: torch.nn.Module, places: set[int]) -> None:
+    """Give parameters of the base that the adapter trained memory of their own, so that its values can be put there."""
+    for module in peft_model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and parameter.data_ptr() in places:
+                module._parameters[name] = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+
+
+def _load(peft_model: Any, tensors: dict[str, torch.Tensor], source: str) -> None:
+    from peft import set_peft_model_state_dict
+
+    # With bias="all" PEFT saves a head's bias three times, the untrained one among them, and may load that one last.
+    tensors = {key: t for key, t in tensors.items() if not any(part in key for part in _PARTS_OF_A_WRAPPER)}
+    result = set_peft_model_state_dict(peft_model, tensors, adapter_name=ADAPTER)
+    # A prompt's embedding is loaded by its encoder; to the model its key is unexpected.
+    lost = [key for key in result.unexpected_keys if key != "prompt_embeddings"]
+    if lost:
+        raise KeyMismatchError(f"{source}: unexpected: {'; '.join(lost[:5])}; PEFT found no place for them")
+    peft_model.base_model.requires_grad_(False)
+
+
+def _without_patterns(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, Any]:
+    """The config with its patterns of modules resolved to the modules' names.
+
+    PEFT matches without a time limit, and the patterns come from strangers; some take longer than anybody waits.
+
+    Raises:
+        UnsupportedAdapterError: a pattern matches nothing, isn't one or takes too long, or repeats a group where only
+            PEFT can resolve it.
+    """
+    config = dict(checkpoint.config)
+    names = [name for name, _ in model.named_modules() if name]
+    for field in _PATTERNS:
+        pattern = config.get(field)
+        if not isinstance(pattern, str) or pattern in _SHORTHANDS or checkpoint.peft_type in _PLAIN_TEXT:
+            continue
+        config[field] = [name for name in names if is_target({"target_modules": pattern}, name)]
+        if not config[field] and field == "target_modules":
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: PEFT can't put this {checkpoint.peft_type} adapter into the backbone: "
+                f"target_modules={pattern!r} matches none of its modules"
+            )
+    layers = config.get("layers_pattern") or ()
+    left = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ()), *_listed(layers)]
+    for pattern in left:
+        if _REPEATED_GROUP.search(str(pattern)):
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: the pattern {str(pattern)[:80]!r} repeats a group, which may take forever to "
+                "match; write the modules' names out in the adapter's config"
+            )
+    return config
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _demand_parameters(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
+    """PEFT only warns where none of ``target_parameters`` is there."""
+    names = [name for name, _ in model.named_parameters()]
+    for target in checkpoint.config.get("target_parameters") or ():
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: target_parameters names {target!r}, and the backbone has no such parameter; "
+                "was it trained on another architecture?"
+            )
+
+
+@contextmanager
+def peft_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """PEFT's refusals as the loader's, and torch's, of sparse indices that lie outside of a weight."""
+    try:
+        with torch.sparse.check_sparse_tensor_invariants():
+            yield
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: PEFT can't put this {checkpoint.peft_type} adapter into the backbone: {first}"
+        ) from error

@@ -1,0 +1,93 @@
+"""PEFT's model of one adapter as calls use it, from several threads at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lorary.adapters.methods import ROWS_ALONE
+from lorary.adapters.mirror import mirror
+
+_PER_TOKEN = ("last_hidden_state", "logits", "start_logits", "end_logits")
+
+
+class PeftView:
+    """PEFT's model, whose calls don't get in each other's way.
+
+    ``generate`` runs on a mirror of it, since PEFT exchanges methods and hooks of the model that it generates with; so
+    does a forward that registers hooks (aLoRA's). Anything else is the model's own.
+    """
+
+    def __init__(self, peft_model: Any) -> None:
+        self.peft_model = peft_model
+        config = peft_model.active_peft_config
+        self._registers_hooks = bool(getattr(config, "alora_invocation_tokens", None))
+        self.virtual_tokens = int(config.num_virtual_tokens) if config.is_prompt_learning else 0
+        self.rows_alone = config.peft_type.value in ROWS_ALONE
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What PEFT's model returns."""
+        model = mirror(self.peft_model) if self._registers_hooks else self.peft_model
+        return model(*args, **kwargs)
+
+    @property
+    def rows_apart(self) -> bool:
+        """Would a row depend on the padding, or on the rows, that share its batch?"""
+        return self.virtual_tokens > 0 or self.rows_alone
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """What PEFT's model generates."""
+        return mirror(self.peft_model).generate(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.peft_model, name)
+
+
+class UnpaddedPasses:
+    """Passes without padding: rows of one length at a time (or each alone), and the virtual tokens' outputs left out.
+
+    PEFT puts virtual tokens before a padded row, so what follows would depend on the row's batch mates; and a
+    classifier on a decoder, which is given embeddings then, takes the last place of a row for its last token.
+    """
+
+    def __init__(self, model: Any, each_row_alone: bool) -> None:
+        self._model = model
+        self._each_row_alone = each_row_alone
+
+    def __call__(self, **inputs: torch.Tensor) -> Any:
+        """The model's output for a batch that is padded on the right, padded in the same way."""
+        width = inputs["attention_mask"].shape[1]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
+            groups.setdefault((length, row if self._each_row_alone else 0), []).append(row)
+        made: dict[int, dict[str, torch.Tensor]] = {}
+        output: Any = None
+        for (length, _), rows in groups.items():
+            cut = {name: _cut(tensor[rows], width, length) for name, tensor in inputs.items()}
+            output = self._model(**cut)
+            tensors = {name: self._trim(name, tensor, length, width) for name, tensor in _tensors(output).items()}
+            made |= {row: {name: tensor[place] for name, tensor in tensors.items()} for place, row in enumerate(rows)}
+        ordered = [made[row] for row in range(len(made))]
+        return type(output)(**{name: torch.stack([row[name] for row in ordered]) for name in ordered[0]})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _trim(self, name: str, tensor: torch.Tensor, length: int, width: int) -> torch.Tensor:
+        """A part of the output without the virtual tokens, and padded to ``width`` where it is per token."""
+        per_token = name in _PER_TOKEN and (tensor.ndim == 3 or name != "logits")
+        if not per_token or self._model.config.is_encoder_decoder:
+            return tensor
+        own = tensor[:, tensor.shape[1] - length :]
+        return torch.nn.functional.pad(own, (0, 0) * (tensor.ndim - 2) + (0, width - length))
+
+
+def _cut(tensor: torch.Tensor, width: int, length: int) -> torch.Tensor:
+    return tensor[:, :length] if tensor.shape[1] == width else tensor
+
+
+def _tensors(output: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """An output's tensors by row; caches and losses are left out."""
+    return {name: value for name, value in output.items() if isinstance(value, torch.Tensor) and value.ndim > 1}

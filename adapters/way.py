@@ -1,0 +1,48 @@
+"""Into the slots or through PEFT: asked of a checkpoint's config first, then of its keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorary.adapters.modules import ModuleMap
+from lorary.adapters.naming import Naming
+from lorary.adapters.renaming import renamed_keys
+from lorary.adapters.support import asks_for_peft
+from lorary.hub.checkpoint import Checkpoint
+
+_PREFIX = "base_model.model."
+
+
+def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) -> bool:
+    """Has this adapter to run through PEFT, since its config or its keys ask for what the slots can't hold?
+
+    Of keys these do: low-rank factors at a module that is neither linear nor an embedding; a module of the body that
+    was trained whole and isn't linear; and factors of single experts, which transformers has fused since.
+    """
+    if asks_for_peft(checkpoint):
+        return True
+    factors, whole = _module_names(checkpoint)
+    naming = Naming.guess([*factors, *whole], modules)
+    places = {name: naming.locate(name, modules) for name in (*factors, *whole)}
+    if any(places[name] in modules.others for name in factors):
+        return True
+    saved = tuple(checkpoint.config.get("modules_to_save") or ())
+    inside = [name for name in whole if name.endswith(saved)] if saved else []
+    if any(place is not None and place not in modules.linears for place in (places[name] for name in inside)):
+        return True
+    return any(places[name] is None for name in factors) and renamed_keys(checkpoint, model) is None
+
+
+def _module_names(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """The modules that the keys name: with low-rank factors, and with whole parameters."""
+    factors: dict[str, None] = {}
+    whole: dict[str, None] = {}
+    for key in checkpoint.tensors:
+        if key.startswith(_PREFIX):
+            name = key.removeprefix(_PREFIX)
+            head, found, _ = name.partition(".lora_")
+            if found:
+                factors[head] = None
+            else:
+                whole[name.replace(".base_layer.", ".").rpartition(".")[0]] = None
+    return list(factors), list(whole)

@@ -48,6 +48,11 @@ class SharedBody(torch.nn.Module):
         self._body = (body,)  # in a tuple, so that it isn't a submodule: the head doesn't own the body's parameters
         self.config = body.config
 
+    @property
+    def shared(self) -> torch.nn.Module:
+        """The shared body."""
+        return self._body[0]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the body returns for these arguments."""
         made = _BODY_OUTPUT.get()
@@ -71,6 +76,11 @@ class SharedPart(torch.nn.Module):
     def __init__(self, name: str, part: torch.nn.Module) -> None:
         super().__init__()
         self._name, self._part = name, (part,)  # in a tuple, as in SharedBody
+
+    @property
+    def shared(self) -> torch.nn.Module:
+        """The shared part."""
+        return self._part[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the part returns for these arguments."""

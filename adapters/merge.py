@@ -83,7 +83,7 @@ def _save(root: Any, adapter: Adapter, changes: Changes, inference: Inference, d
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     empty = _empty(root, config)
-    places = find_places(empty.state_dict(), root, inference.body)
+    places = find_places(empty.state_dict(), root)
     demand_biases(places, changes)
     tied = not splits_a_tie(places, changes)
     if not tied:

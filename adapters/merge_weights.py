@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.heads import SharedBody
+from lorary.adapters.heads import SharedBody, SharedPart
 from lorary.adapters.lora import LoraLayer
 from lorary.adapters.modules import ModuleMap, output_scale
 from lorary.adapters.override import TrainedLinear
@@ -55,16 +55,16 @@ class Changes:
         return place.path if acts else None
 
 
-def find_places(keys: Iterable[str], model: Any, body: torch.nn.Module) -> list[Place]:
-    """The place of each of a model's tensors, in a ``model`` around the shared ``body`` or in the body itself."""
+def find_places(keys: Iterable[str], model: Any) -> list[Place]:
+    """The place of each of a model's tensors, in a ``model`` around the shared body or in the body itself."""
     places = []
     for key in keys:
         path, _, name = key.rpartition(".")
         module = model
         for part in path.split(".") if path else ():
             module = module.get_submodule(part)
-            if isinstance(module, SharedBody):
-                module = body
+            if isinstance(module, (SharedBody, SharedPart)):
+                module = module.shared
         is_layer = isinstance(module, LoraLayer)
         places.append(Place(key, module.base_layer if is_layer else module, name, module.path if is_layer else None))
     return places

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from lorary.adapters.adapter import Adapter
 from lorary.adapters.blend import kept_blend, settle_blend
 from lorary.adapters.blend_parts import read_loaded
+from lorary.adapters.calls import Calls, Names
 from lorary.adapters.combination import Combination
 from lorary.adapters.compiled import compile_body, eagerly
 from lorary.adapters.device import dtype_name
@@ -29,16 +29,11 @@ from lorary.adapters.lora import SiteOpener
 from lorary.adapters.masked import MaskedHead
 from lorary.adapters.merge import write_merged
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
-from lorary.adapters.packing import Packing
-from lorary.adapters.peft_adapter import PeftAdapter
-from lorary.adapters.peft_book import PeftBook, on_slots, only_one, share_out
+from lorary.adapters.peft_book import PeftBook
 from lorary.adapters.predict.base import Row
-from lorary.adapters.predict.rows import predict_rows
-from lorary.adapters.predict.table import Parameters, answer_alone, share_parameters, task_of_row
-from lorary.adapters.proof import GoldenReport, check_golden, probe_row, resident_tensors
+from lorary.adapters.proof import GoldenReport, probe_row
 from lorary.adapters.quantization import guard_cpu, quantization_of
 from lorary.adapters.residency import Limits, Residency
-from lorary.adapters.routing import RoutedModel, routed
 from lorary.adapters.tiers import Budget
 from lorary.adapters.values import LoadedAdapter, MergedModel, Stats
 from lorary.hub.checkpoint import Checkpoint
@@ -93,6 +88,7 @@ class Backbone:
         files = Files(self._inference, self._modules, self.dtype, masked)
         self._residency = Residency(limits, self.dtype, SiteOpener(self.model, self._modules, self.device), files)
         self._peft = PeftBook(self.body)
+        self._calls = Calls(self._inference, self._residency, self._peft, self._modules)
         self._intake = Intake(files, self._residency, self._peft, identity, self.quantization, registry)
         self._following = Following(self._intake.load)
         if self.quantization != "none":
@@ -199,7 +195,7 @@ class Backbone:
         Raises:
             UnknownReferenceError: nothing is loaded under ``name``; and all that :meth:`load` raises.
         """
-        self._resolve([name])
+        self._calls.resolve([name])
         return self.load(reference, name, allow_base_mismatch=allow_base_mismatch)
 
     def blend(
@@ -281,7 +277,7 @@ class Backbone:
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls in flight finish on it."""
-        self._resolve([name])
+        self._calls.resolve([name])
         self._following.forget(name)
         if not self._peft.withdraw(name):
             self._residency.withdraw(name)
@@ -353,9 +349,7 @@ class Backbone:
     # Using
 
     @contextmanager
-    def using(
-        self, adapter: str | Sequence[str | None] | None, *, lengths: Sequence[int] | None = None
-    ) -> Iterator[Any]:
+    def using(self, adapter: Names, *, lengths: Sequence[int] | None = None) -> Iterator[Any]:
         """Within the block, in this thread, calls of the model use ``adapter`` (or one per row of the batch).
 
         Yields the model to call: the adapter's task model where it has a head, the backbone's own model otherwise.
@@ -371,27 +365,13 @@ class Backbone:
             UsageError: lengths and adapters of different number.
             RoutingError: when the model is called, on a row whose tokens aren't those of ``lengths``.
         """
-        names = [adapter] if adapter is None or isinstance(adapter, str) else list(adapter)
-        packing = None if lengths is None else Packing(lengths)
-        if packing is not None:
-            names = names * len(packing.lengths) if len(names) == 1 else names
-            packing.demand(len(names))
-        adapters = self._resolve(names)
-        own = only_one(adapters)
-        if own is not None:
-            own.demand_unpacked(packing)
-            with own.routing(len(names)).until_closed() as alone, routed(alone):
-                yield RoutedModel(own.view, alone)
-            return
-        with self._residency.lease(on_slots(adapters), packing=packing) as routing, routed(routing):
-            self._inference.demand_rows(routing)
-            head = routing.adapters[0].head if routing.uniform and routing.adapters[0] else None
-            yield RoutedModel(head.model if head else self.model, routing)
+        with self._calls.using(adapter, lengths) as model:
+            yield model
 
     def predict(
         self,
         inputs: Row | Sequence[Row],
-        adapter: str | Sequence[str | None] | None = None,
+        adapter: Names = None,
         *,
         batch_size: int = 32,
         **params: Any,
@@ -414,27 +394,12 @@ class Backbone:
             UsageError: rows and adapters of different number, a row without its text, or a parameter that no task
                 takes.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: expected at least 1")
-        single = isinstance(inputs, (str, Mapping))
-        rows: list[Row] = [cast(Row, inputs)] if single else cast(list[Row], list(inputs))
-        if not rows:
-            return []
-        # Looked up once, so that a swap in the meantime doesn't split the call between two versions.
-        adapters = self._resolve(_per_row(adapter, len(rows)))
-        shares = share_parameters({task_of_row(found) for found in adapters}, params)
-        predictions: list[Any] = []
-        for start in range(0, len(rows), batch_size):
-            part = slice(start, start + batch_size)
-            predictions.extend(self._predict(rows[part], adapters[part], shares))
-        if not single:
-            return predictions
-        return answer_alone(task_of_row(adapters[0]), inputs, predictions[0])
+        return self._calls.predict(inputs, adapter, batch_size, params)
 
     def generate(
         self,
         prompts: PromptRow | Sequence[PromptRow],
-        adapter: str | Sequence[str | None] | None = None,
+        adapter: Names = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generate text with one adapter for all prompts or one per prompt, in one batch.
@@ -451,14 +416,7 @@ class Backbone:
         Raises:
             UsageError: the backbone has no language-modelling head, or a prompt is empty.
         """
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
-        rows: list[PromptRow] = [cast(PromptRow, prompts)] if single else cast(list[PromptRow], list(prompts))
-        if not rows:
-            return []
-        texts = self._generate(rows, self._resolve(_per_row(adapter, len(rows))), generate_kwargs)
-        per_prompt = len(texts) // len(rows)
-        grouped = texts if per_prompt == 1 else [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]
-        return grouped[0] if single else grouped
+        return self._calls.generate(prompts, adapter, generate_kwargs)
 
     def engine(self, **settings: int) -> Engine:
         """Serve many callers at once by continuous batching, each with its own adapter; best in a ``with`` block.
@@ -473,31 +431,6 @@ class Backbone:
         """
         return Engine(self._inference, self._residency, self._peft, EngineSettings(**settings))
 
-    def _resolve(self, names: Sequence[str | None]) -> list[Adapter | PeftAdapter | None]:
-        """The adapters that these names stand for, each name looked up once."""
-        own = {name: found for name in set(names) if (found := self._peft.find(name)) is not None}
-        others = [name for name in names if name not in own]
-        slotted = dict(zip(others, self._residency.resolve(others), strict=True))
-        return [own[name] if name in own else slotted[name] for name in names]
-
-    def _predict(
-        self, rows: list[Row], adapters: Sequence[Adapter | PeftAdapter | None], shares: Parameters
-    ) -> list[Any]:
-        def slotted(places: list[int], own: list[Adapter | None]) -> list[Any]:
-            with self._residency.lease(own) as routing:
-                return predict_rows(self._inference, [rows[place] for place in places], routing, shares)
-
-        return share_out(adapters, slotted, lambda places, own: own.predict([rows[place] for place in places], shares))
-
-    def _generate(
-        self, rows: list[PromptRow], adapters: Sequence[Adapter | PeftAdapter | None], kwargs: dict[str, Any]
-    ) -> list[str]:
-        def slotted(places: list[int], own: list[Adapter | None]) -> list[str]:
-            with self._residency.lease(own) as routing:
-                return self._inference.generate([rows[place] for place in places], routing, kwargs)
-
-        return share_out(adapters, slotted, lambda places, own: own.generate([rows[place] for place in places], kwargs))
-
     # Proof
 
     def logits(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[torch.Tensor]:
@@ -507,11 +440,7 @@ class Backbone:
             For each row [classes] or [tokens, classes] through the adapter's head ([tokens, 2], start and end, for
             question answering), [tokens, vocabulary] from a language model, or [tokens, hidden] where there is no head.
         """
-        own = self._peft.find(adapter)
-        if own is not None:
-            return [own.logits(row) for row in rows]
-        with self._residency.lease(self._residency.resolve([adapter])) as routing:
-            return [self._inference.logits(row, routing) for row in rows]
+        return self._calls.logits(rows, adapter)
 
     def verify(self, name: str) -> GoldenReport:
         """Recompute an adapter's golden logits through the slots it is served from.
@@ -519,21 +448,11 @@ class Backbone:
         Raises:
             GoldenMismatchError: they differ, in the arithmetic of training, by more than the tolerance.
         """
-        own = self._peft.find(name)
-        if own is not None:
-            return own.verify(self.numerics)
-        adapter = self._residency.get(name)
-        with self._residency.lease([adapter]) as routing:
-            return check_golden(self._inference, routing, adapter, self.numerics)
+        return self._calls.verify(name, self.numerics)
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU."""
-        own = self._peft.find(name)
-        if own is not None:
-            return own.state()
-        adapter = self._residency.get(name)
-        with self._residency.lease([adapter]) as routing:
-            return resident_tensors(self.model, self._modules, routing, adapter)
+        return self._calls.state(name)
 
     # Figures
 
@@ -552,12 +471,3 @@ class Backbone:
         backbone_bytes = sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
         figures = self._residency.stats(backbone_bytes, self._following.states())
         return replace(figures, adapters=tuple(self.adapters), peft_bytes=self._peft.nbytes)
-
-
-def _per_row(adapter: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
-    if adapter is None or isinstance(adapter, str):
-        return [adapter] * rows
-    names = list(adapter)
-    if len(names) != rows:
-        raise UsageError(f"{len(names)} adapters for {rows} rows: expected one for each row, or one for all")
-    return names

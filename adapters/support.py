@@ -1,7 +1,7 @@
 """What loads how: the one table of PEFT's ``LoraConfig`` fields that the loader knows, and what it does with each.
 
 A field that the table doesn't know, with any value but "off", is refused by name: a variant read as plain LoRA would
-load without an error and answer wrongly. ``docs/loading.md`` shows the same table; a test holds both against PEFT's
+load without an error and answer wrongly. ``docs/compatibility.md`` shows the same table; a test holds both against PEFT's
 present ``LoraConfig``. The methods other than LoRA are in :mod:`lorary.adapters.methods`.
 """
 

@@ -34,7 +34,7 @@ def test_the_defaults_of_peft_load():
 
 
 def test_the_docs_show_the_same_table():
-    text = (Path(__file__).parents[2] / "docs" / "loading.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
     ways = dict(shown)
     assert len(ways) == len(shown)

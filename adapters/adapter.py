@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.content import Content, Parts
 from lorary.adapters.dora import fold_magnitude
 from lorary.adapters.golden import check_golden_rows
 from lorary.adapters.heads import (
@@ -23,13 +22,14 @@ from lorary.adapters.heads import (
     fill_head,
     in_parts,
 )
-from lorary.adapters.keys import KeyPlan, Site, plan_keys
 from lorary.adapters.masked import MaskedHead, MaskedModel, adapt_head
+from lorary.adapters.matching.keys import KeyPlan, Site, plan_keys
+from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.modules import LinearShape, ModuleMap, output_scale
 from lorary.adapters.override import TrainedLinear
-from lorary.adapters.renaming import renamed_keys
 from lorary.adapters.slots import LowRank
-from lorary.adapters.weights import Weights
+from lorary.adapters.tiers.content import Content, Parts
+from lorary.adapters.tiers.weights import Weights
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapterError
 from lorary.hub.manifest import Manifest

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.blend import kept_blend, settle_blend
-from lorary.adapters.blend_parts import read_loaded
+from lorary.adapters.blending.blend import kept_blend, settle_blend
+from lorary.adapters.blending.combination import Combination
+from lorary.adapters.blending.parts import read_loaded
 from lorary.adapters.calls import Calls, Names
-from lorary.adapters.combination import Combination
 from lorary.adapters.compiled import compile_body, eagerly
 from lorary.adapters.device import dtype_name
 from lorary.adapters.engine import Engine, EngineSettings
-from lorary.adapters.following import Following
 from lorary.adapters.generate import PromptRow
 from lorary.adapters.identity import body_of, identify
 from lorary.adapters.inference import Inference, can_generate
@@ -27,14 +26,15 @@ from lorary.adapters.intake import Files, Intake
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import SiteOpener
 from lorary.adapters.masked import MaskedHead
-from lorary.adapters.merge import write_merged
+from lorary.adapters.merging.merge import write_merged
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
-from lorary.adapters.peft_book import PeftBook
 from lorary.adapters.predict.base import Row
 from lorary.adapters.proof import GoldenReport, probe_row
 from lorary.adapters.quantization import guard_cpu, quantization_of
-from lorary.adapters.residency import Limits, Residency
-from lorary.adapters.tiers import Budget
+from lorary.adapters.through_peft.book import PeftBook
+from lorary.adapters.tiers.following import Following
+from lorary.adapters.tiers.host import Budget
+from lorary.adapters.tiers.residency import Limits, Residency
 from lorary.adapters.values import LoadedAdapter, MergedModel, Stats
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnknownReferenceError, UsageError

@@ -13,14 +13,14 @@ from lorary.adapters.generate import PromptRow
 from lorary.adapters.inference import Inference
 from lorary.adapters.modules import ModuleMap
 from lorary.adapters.packing import Packing
-from lorary.adapters.peft_adapter import PeftAdapter
-from lorary.adapters.peft_book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import answer_alone, share_parameters, task_of_row
 from lorary.adapters.proof import GoldenReport, check_golden, resident_tensors
-from lorary.adapters.residency import Residency
 from lorary.adapters.routing import RoutedModel, routed
+from lorary.adapters.through_peft.adapter import PeftAdapter
+from lorary.adapters.through_peft.book import PeftBook, on_slots, only_one, share_out
+from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Numerics
 

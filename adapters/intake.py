@@ -13,25 +13,25 @@ import torch
 
 from lorary.adapters.adapter import Adapter, Fitter
 from lorary.adapters.compiled import eagerly
-from lorary.adapters.content import Parts
 from lorary.adapters.identity import match_base
 from lorary.adapters.inference import Inference
 from lorary.adapters.layout import rows_come_first
 from lorary.adapters.lora import wrap
 from lorary.adapters.masked import MaskedHead
+from lorary.adapters.matching.support import check_supported
 from lorary.adapters.modules import ModuleMap
-from lorary.adapters.peft_adapter import PeftAdapter, build_peft_adapter
-from lorary.adapters.peft_book import PeftBook
 from lorary.adapters.proof import demand_effect, probe_row, settle_head
-from lorary.adapters.residency import Residency
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.adapters.sources import Source, find_checkpoint
-from lorary.adapters.support import check_supported
 from lorary.adapters.tail import Tails
+from lorary.adapters.through_peft.adapter import PeftAdapter, build_peft_adapter
+from lorary.adapters.through_peft.book import PeftBook
+from lorary.adapters.through_peft.way import runs_through_peft
+from lorary.adapters.tiers.content import Parts
+from lorary.adapters.tiers.residency import Residency
+from lorary.adapters.tiers.weights import Weights, WeightsReader
 from lorary.adapters.values import LoadedAdapter
-from lorary.adapters.way import runs_through_peft
-from lorary.adapters.weights import Weights, WeightsReader
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import ChangedFilesError
 from lorary.hub.manifest import BaseIdentity
@@ -39,7 +39,7 @@ from lorary.hub.registry import Registry
 
 
 class Files:
-    """The :class:`~lorary.adapters.arrivals.Origin` of a backbone's adapters: their checkpoints' files."""
+    """The :class:`~lorary.adapters.tiers.arrivals.Origin` of a backbone's adapters: their checkpoints' files."""
 
     def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype, masked: MaskedHead) -> None:
         self.reader = WeightsReader()

@@ -11,7 +11,7 @@ from lorary.adapters.adapter import Adapter
 from lorary.adapters.dora import unfold_magnitude
 from lorary.adapters.golden import compare_golden, condense, effect_cosine, read_golden
 from lorary.adapters.inference import Inference, tensors_of
-from lorary.adapters.keys import Site
+from lorary.adapters.matching.keys import Site
 from lorary.adapters.modules import LinearShape, ModuleMap, linear_shape, output_scale
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank

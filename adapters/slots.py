@@ -16,7 +16,7 @@ import torch
 from lorary.adapters.modules import LinearShape
 
 if TYPE_CHECKING:
-    from lorary.adapters.blocks import Block
+    from lorary.adapters.tiers.blocks import Block
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,11 @@ def measure(base: Path, folders: list[Path], device: str | None, dtype: str | No
 @contextmanager
 def clock() -> Iterator[dict[str, float]]:
     """Within the block, the seconds that each step of loading takes are added up."""
-    from lorary.adapters import arrivals, intake
+    from lorary.adapters import intake
     from lorary.adapters.adapter import Fitter
     from lorary.adapters.slots import Arena
-    from lorary.adapters.weights import WeightsReader
+    from lorary.adapters.tiers import arrivals
+    from lorary.adapters.tiers.weights import WeightsReader
 
     spent: dict[str, float] = defaultdict(float)
 

@@ -13,9 +13,9 @@ from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from lorary.adapters.content import Content
 from lorary.adapters.engine.request import WATCH_SECONDS, Request, cancelled
-from lorary.adapters.residency import Residency
+from lorary.adapters.tiers.content import Content
+from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import EngineStoppedError, SlotsFullError
 
 if TYPE_CHECKING:

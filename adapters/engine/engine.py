@@ -15,8 +15,8 @@ from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings, EngineStats
 from lorary.adapters.generate import PromptRow
 from lorary.adapters.inference import Inference
-from lorary.adapters.peft_book import PeftBook
-from lorary.adapters.residency import Residency
+from lorary.adapters.through_peft.book import PeftBook
+from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError, UsageError
 
 _PROBES = (8, 3)  # the lengths of the prompts that are compared when an engine opens

@@ -6,8 +6,8 @@ import torch
 
 from lorary.adapters.engine.request import Request
 from lorary.adapters.packing import Packing
-from lorary.adapters.residency import Residency
 from lorary.adapters.routing import Routing
+from lorary.adapters.tiers.residency import Residency
 
 
 class Step:

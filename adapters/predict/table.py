@@ -17,7 +17,7 @@ from lorary.hub.manifest import Preprocessing
 
 if TYPE_CHECKING:
     from lorary.adapters.adapter import Adapter
-    from lorary.adapters.peft_adapter import PeftAdapter
+    from lorary.adapters.through_peft.adapter import PeftAdapter
 
 PREDICTORS: Mapping[str, type[RowPredictor]] = {
     "text-classification": TextClassificationRows,

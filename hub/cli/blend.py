@@ -15,7 +15,7 @@ from lorary.hub.cli.output import clean, print_json, print_line, version_json
 from lorary.hub.errors import UsageError
 
 if TYPE_CHECKING:
-    from lorary.adapters.blend_parts import Part
+    from lorary.adapters.blending.parts import Part
     from lorary.hub.registry import Registry
 
 EXAMPLES = (
@@ -58,8 +58,8 @@ def command(
     if len(weights) < len(parts):
         raise UsageError("an adapter stands twice among the parts; add its weights up")
     catalogue = open_registry(registry)
-    from lorary.adapters.blend import kept_blend, register_blend
-    from lorary.adapters.combination import Combination
+    from lorary.adapters.blending.blend import kept_blend, register_blend
+    from lorary.adapters.blending.combination import Combination
 
     how = Combination(combination, density, rank, majority_sign, seed)
     read = _read(weights, catalogue)
@@ -91,7 +91,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def _read(weights: dict[str, float], catalogue: Registry) -> Sequence[Part]:
-    from lorary.adapters.blend_parts import read_part
+    from lorary.adapters.blending.parts import read_part
     from lorary.adapters.sources import find_checkpoint
 
     sources = {name: find_checkpoint(name, catalogue) for name in weights}

@@ -9,7 +9,7 @@ from peft.utils import merge_utils
 from safetensors.torch import load_file, save_file
 
 from lorary.adapters import Backbone
-from lorary.adapters.combination import COMBINATIONS, Combination, Combiner
+from lorary.adapters.blending.combination import COMBINATIONS, Combination, Combiner
 from lorary.adapters.golden import write_golden
 from lorary.adapters.slots import LowRank
 from lorary.hub.checkpoint import read_checkpoint

@@ -8,7 +8,7 @@ import torch
 
 from lorary.adapters import Backbone, adapter, arrivals, intake, placing
 from lorary.adapters.slots import Arena
-from lorary.adapters.weights import WeightsReader
+from lorary.adapters.tiers.weights import WeightsReader
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, KeyMismatchError, LoraryError, NoEffectError
 from tiny import make_adapter

@@ -303,7 +303,7 @@ def test_an_effect_that_the_dtype_loses(bases, tmp_path):
 
 def test_a_merge_that_leaves_the_adapter_out(bases, tmp_path, monkeypatch):
     """Of a slight adapter the bare base's logits are within the limit, so it is the effect that tells."""
-    from lorary.adapters import merge_weights
+    from lorary.adapters.merging import weights as merge_weights
 
     adapter = make_adapter(bases("llama"), tmp_path / "adapter", task=LM, lora_alpha=0.1)
     backbone = Backbone.from_pretrained(str(bases("llama")), dtype="bfloat16")
@@ -317,7 +317,7 @@ def test_a_merge_that_leaves_the_adapter_out(bases, tmp_path, monkeypatch):
 
 def test_a_model_that_answers_otherwise(bases, tmp_path, monkeypatch):
     """A damaged weight in the files: found by running them."""
-    from lorary.adapters import merge
+    from lorary.adapters.merging import merge
 
     def damaged(*arguments, **options):
         for key, tensor in genuine(*arguments, **options):
@@ -383,7 +383,7 @@ def test_wrong_calls(bases, tmp_path):
 
 
 def test_a_large_model_comes_in_shards(bases, tmp_path, monkeypatch):
-    monkeypatch.setattr("lorary.adapters.merge._SHARD", "20KB")
+    monkeypatch.setattr("lorary.adapters.merging.merge._SHARD", "20KB")
     backbone = loaded(bases, tmp_path)
     backbone.merge("adapter", tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()

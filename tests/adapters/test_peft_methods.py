@@ -9,7 +9,7 @@ import torch
 from methods import make_method
 
 from lorary.adapters import Backbone
-from lorary.adapters.methods import THROUGH_PEFT
+from lorary.adapters.matching.methods import THROUGH_PEFT
 from lorary.hub.errors import RoutingError, UsageError
 from tiny import make_adapter, peft_reference
 

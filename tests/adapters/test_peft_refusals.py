@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lorary.adapters import Backbone
 from lorary.adapters.golden import write_golden
-from lorary.adapters.methods import REFUSED
+from lorary.adapters.matching.methods import REFUSED
 from lorary.hub.errors import (
     BaseMismatchError,
     GoldenMismatchError,

@@ -5,11 +5,11 @@ import torch
 from torch.nn.functional import linear
 
 from lorary.adapters import Backbone, products
-from lorary.adapters.blocks import pack
 from lorary.adapters.modules import LinearShape
 from lorary.adapters.products import Products
 from lorary.adapters.rows import group_rows_by_slot
 from lorary.adapters.slots import Arena, LowRank, SiteSpec
+from lorary.adapters.tiers.blocks import pack
 from tiny import make_adapter
 
 CPU = torch.device("cpu")

@@ -149,7 +149,7 @@ def test_no_lock_is_held_across_a_generation(bases, folders):
 
 def test_no_call_waits_while_another_reads_a_file(bases, folders, monkeypatch):
     """A load that stands still in its reading holds up neither calls nor other loads."""
-    from lorary.adapters.weights import WeightsReader
+    from lorary.adapters.tiers.weights import WeightsReader
 
     backbone = Backbone.from_pretrained(str(bases("llama")), slots=4)
     backbone.load(folders["a0"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone, weights
-from lorary.adapters.tiers import parse_size
+from lorary.adapters.tiers.host import parse_size
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,

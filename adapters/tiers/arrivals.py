@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.blocks import Block, pack
-from lorary.adapters.books import Books
-from lorary.adapters.content import Content, Parts
-from lorary.adapters.figures import Figures
-from lorary.adapters.placing import Placing
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
-from lorary.adapters.weights import Weights
+from lorary.adapters.tiers.blocks import Block, pack
+from lorary.adapters.tiers.books import Books
+from lorary.adapters.tiers.content import Content, Parts
+from lorary.adapters.tiers.figures import Figures
+from lorary.adapters.tiers.placing import Placing
+from lorary.adapters.tiers.weights import Weights
 
 
 class Origin(Protocol):

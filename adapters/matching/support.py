@@ -1,8 +1,8 @@
 """What loads how: the one table of PEFT's ``LoraConfig`` fields that the loader knows, and what it does with each.
 
 A field that the table doesn't know, with any value but "off", is refused by name: a variant read as plain LoRA would
-load without an error and answer wrongly. ``docs/compatibility.md`` shows the same table; a test holds both against PEFT's
-present ``LoraConfig``. The methods other than LoRA are in :mod:`lorary.adapters.methods`.
+load without an error and answer wrongly. ``docs/compatibility.md`` shows the same table; a test holds both against
+PEFT's present ``LoraConfig``. The methods other than LoRA are in :mod:`lorary.adapters.matching.methods`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorary.adapters.methods import REFUSED, THROUGH_PEFT
+from lorary.adapters.matching.methods import REFUSED, THROUGH_PEFT
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnsupportedAdapterError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lorary.adapters.books import Books
-from lorary.adapters.figures import Figures
 from lorary.adapters.slots import Arena
+from lorary.adapters.tiers.books import Books
+from lorary.adapters.tiers.figures import Figures
 from lorary.adapters.values import Followed, Percentiles, Stats
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.contents import Contents, read_contents
+from lorary.adapters.blending.contents import Contents, read_contents
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import ChangedFilesError, InvalidReferenceError, UnknownReferenceError, UsageError
 from lorary.hub.reference import HubReference, parse_reference

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lorary.adapters.blocks import Block
 from lorary.adapters.heads import TaskHead
 from lorary.adapters.override import TrainedLinear
 from lorary.adapters.slots import SiteNeed
+from lorary.adapters.tiers.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Content:
     """The tensors of one digest on one backbone, as far as they are in memory.
 
     ``block`` is the slot's content on the host, None where it was dropped or not yet read; ``parts`` are there while
-    the adapter is on the host, in a slot or in use. The books of :class:`~lorary.adapters.residency.Residency` alone
-    change any of this. ``needs`` is empty until the tensors were read once; ``tame``, whether they are so small that no
-    pass can overflow for them; ``proven``, whether they were shown to take effect.
+    the adapter is on the host, in a slot or in use. The books of
+    :class:`~lorary.adapters.tiers.residency.Residency` alone change any of this. ``needs`` is
+    empty until the tensors were read once; ``tame``, whether they are so small that no pass can overflow for them;
+    ``proven``, whether they were shown to take effect.
     """
 
     digest: str

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.mirror import memory_of
-from lorary.adapters.problems import KeyProblems
-from lorary.adapters.renaming import rename_tensors
-from lorary.adapters.support import is_off
-from lorary.adapters.targets import is_target
+from lorary.adapters.matching.problems import KeyProblems
+from lorary.adapters.matching.renaming import rename_tensors
+from lorary.adapters.matching.support import is_off
+from lorary.adapters.matching.targets import is_target
+from lorary.adapters.through_peft.mirror import memory_of
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 

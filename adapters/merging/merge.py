@@ -19,9 +19,9 @@ from lorary.adapters.device import dtype_name, pick_dtype
 from lorary.adapters.folders import new_folder
 from lorary.adapters.inference import Inference
 from lorary.adapters.loading import quietly
-from lorary.adapters.merge_card import write_card
-from lorary.adapters.merge_check import Precision, check_merged
-from lorary.adapters.merge_weights import Changes, demand_biases, find_places, merged_tensors, splits_a_tie
+from lorary.adapters.merging.card import write_card
+from lorary.adapters.merging.check import Precision, check_merged
+from lorary.adapters.merging.weights import Changes, demand_biases, find_places, merged_tensors, splits_a_tie
 from lorary.adapters.modules import ModuleMap
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.own_pass import demand_own_model
-from lorary.adapters.peft_adapter import PeftAdapter
+from lorary.adapters.through_peft.adapter import PeftAdapter
+from lorary.adapters.through_peft.own_pass import demand_own_model
 from lorary.hub.errors import UnsupportedAdapterError, UsageError
 
 

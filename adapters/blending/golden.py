@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from lorary.adapters.blend_parts import Part
+from lorary.adapters.blending.parts import Part
 from lorary.adapters.golden import choose_rows, condense, write_golden
 from lorary.adapters.inference import Inference
 from lorary.adapters.routing import Routing

@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lorary.adapters.matching.naming import Naming
+from lorary.adapters.matching.problems import KeyProblems
+from lorary.adapters.matching.targets import is_target, rank_and_scale
 from lorary.adapters.modules import LinearShape, ModuleMap
-from lorary.adapters.naming import Naming
-from lorary.adapters.problems import KeyProblems
-from lorary.adapters.targets import is_target, rank_and_scale
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnsupportedAdapterError
 from lorary.hub.tensorfile import TensorInfo

@@ -1,7 +1,7 @@
 """The books of one backbone: which adapter each name stands for, who reads it, and which slot it has.
 
 Nothing here touches a tensor or waits; whoever calls holds the one short lock of
-:class:`~lorary.adapters.residency.Residency`.
+:class:`~lorary.adapters.tiers.residency.Residency`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from weakref import WeakValueDictionary
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.blocks import Block
-from lorary.adapters.content import Content
-from lorary.adapters.tiers import HostTier
+from lorary.adapters.tiers.blocks import Block
+from lorary.adapters.tiers.content import Content
+from lorary.adapters.tiers.host import HostTier
 from lorary.hub.errors import SlotsBusyError, SlotsFullError, UnknownReferenceError
 
 

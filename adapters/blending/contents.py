@@ -10,11 +10,11 @@ import torch
 from lorary.adapters.adapter import task_of
 from lorary.adapters.golden import load_tensors
 from lorary.adapters.heads import TASK_CLASSES
-from lorary.adapters.keys import PEFT_PREFIX, FoundKeys, is_saved, sort_keys, wanted_tensors
-from lorary.adapters.naming import Naming
+from lorary.adapters.matching.keys import PEFT_PREFIX, FoundKeys, is_saved, sort_keys, wanted_tensors
+from lorary.adapters.matching.naming import Naming
+from lorary.adapters.matching.support import check_supported
+from lorary.adapters.matching.targets import is_target, rank_and_scale
 from lorary.adapters.slots import LowRank
-from lorary.adapters.support import check_supported
-from lorary.adapters.targets import is_target, rank_and_scale
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.errors import BlendError, KeyMismatchError, NoEffectError
 

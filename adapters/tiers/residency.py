@@ -17,18 +17,18 @@ from dataclasses import dataclass
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.arrivals import Arrivals, Origin
-from lorary.adapters.books import Books
-from lorary.adapters.content import Content
-from lorary.adapters.figures import Figures, warn_of_thrashing
 from lorary.adapters.packing import Packing
-from lorary.adapters.placing import Placing
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import Arena, SiteSpec
-from lorary.adapters.stats import stats_of
-from lorary.adapters.tiers import Budget, HostTier
+from lorary.adapters.tiers.arrivals import Arrivals, Origin
+from lorary.adapters.tiers.books import Books
+from lorary.adapters.tiers.content import Content
+from lorary.adapters.tiers.figures import Figures, warn_of_thrashing
+from lorary.adapters.tiers.host import Budget, HostTier
+from lorary.adapters.tiers.placing import Placing
+from lorary.adapters.tiers.stats import stats_of
+from lorary.adapters.tiers.weights import Weights
 from lorary.adapters.values import Followed, Stats
-from lorary.adapters.weights import Weights
 from lorary.hub.errors import SlotsBusyError, SlotsFullError
 
 _DIGEST = operator.attrgetter("digest")

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.blocks import Block, grow, repack
-from lorary.adapters.books import Books
-from lorary.adapters.content import Content, Parts
-from lorary.adapters.figures import Figures
 from lorary.adapters.slots import Arena, Layout, SiteNeed, SiteSpec
+from lorary.adapters.tiers.blocks import Block, grow, repack
+from lorary.adapters.tiers.books import Books
+from lorary.adapters.tiers.content import Content, Parts
+from lorary.adapters.tiers.figures import Figures
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from lorary.adapters.adapter import task_of
-from lorary.adapters.blend_parts import Part
+from lorary.adapters.blending.parts import Part
 from lorary.hub.errors import BlendError, UsageError
 
 AVERAGE = "average"

@@ -14,7 +14,7 @@ import torch
 from lorary.adapters.identity import body_of
 from lorary.adapters.lora import LoraLayer
 from lorary.adapters.modules import serialise_changing_rope
-from lorary.adapters.own_pass import demand_own_model
+from lorary.adapters.through_peft.own_pass import demand_own_model
 
 _QUANTIZATION_STATES = ("MatmulLtState", "QuantState")
 

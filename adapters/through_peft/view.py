@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.methods import ROWS_ALONE
-from lorary.adapters.mirror import mirror
+from lorary.adapters.matching.methods import ROWS_ALONE
+from lorary.adapters.through_peft.mirror import mirror
 
 _PER_TOKEN = ("last_hidden_state", "logits", "start_logits", "end_logits")
 

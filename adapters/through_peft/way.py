@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from lorary.adapters.matching.naming import Naming
+from lorary.adapters.matching.renaming import renamed_keys
+from lorary.adapters.matching.support import asks_for_peft
 from lorary.adapters.modules import ModuleMap
-from lorary.adapters.naming import Naming
-from lorary.adapters.renaming import renamed_keys
-from lorary.adapters.support import asks_for_peft
 from lorary.hub.checkpoint import Checkpoint
 
 _PREFIX = "base_model.model."

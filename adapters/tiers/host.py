@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorary.adapters.blocks import Block
-from lorary.adapters.content import Content
+from lorary.adapters.tiers.blocks import Block
+from lorary.adapters.tiers.content import Content
 from lorary.hub.errors import UsageError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}

@@ -18,17 +18,17 @@ from lorary.adapters.golden import load_tensors, read_golden
 from lorary.adapters.heads import TASK_CLASSES, TaskHead, fill_head
 from lorary.adapters.identity import body_of
 from lorary.adapters.inference import Inference
-from lorary.adapters.mirror import memory_of, mirror
-from lorary.adapters.own_pass import OwnPass
 from lorary.adapters.packing import Packing
-from lorary.adapters.peft_model import build_peft_model, peft_errors, peft_state
-from lorary.adapters.peft_view import PeftView, UnpaddedPasses
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import Parameters
 from lorary.adapters.proof import GoldenReport, judge_golden, probe_row
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import Arena
+from lorary.adapters.through_peft.mirror import memory_of, mirror
+from lorary.adapters.through_peft.model import build_peft_model, peft_errors, peft_state
+from lorary.adapters.through_peft.own_pass import OwnPass
+from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.errors import NoEffectError, UsageError
 from lorary.hub.manifest import Manifest, Numerics

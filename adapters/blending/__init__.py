@@ -1,0 +1,1 @@
+"""A weighted sum of adapters as a new adapter."""

@@ -1,0 +1,1 @@
+"""One adapter and its backbone as a single model."""

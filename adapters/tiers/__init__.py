@@ -1,0 +1,1 @@
+"""Which adapters are where: in slots, on the host, on the disk; and how they get from one to the other."""

@@ -2,8 +2,8 @@
 
 LoRA goes into the slots, unless a field of its config asks for what they can't hold
 (:mod:`lorary.adapters.matching.support`). Every other method runs through PEFT itself, in a model of the adapter's own
-over the backbone's weights, or is refused by
-name. ``docs/compatibility.md`` shows the same table; a test holds both against PEFT's present methods.
+over the backbone's weights, or is refused by name. ``docs/compatibility.md`` shows the same table; a test holds both
+against PEFT's present methods.
 """
 
 from __future__ import annotations

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import warnings
 from collections import deque
+from pathlib import Path
 from typing import NamedTuple
 
 from lorary.hub.errors import ThrashingWarning
@@ -13,6 +16,7 @@ _WINDOW = 64  # calls
 _LOOK_EVERY = 8  # calls with a miss
 _MISSED = 0.25  # of the adapters that a window's calls asked for
 _SWAPPING = 0.1  # of the time that its calls took
+_CONTEXTS = contextlib.__file__
 
 
 class _Call(NamedTuple):
@@ -78,5 +82,9 @@ class Figures:
 
 
 def warn_of_thrashing(message: str) -> None:
-    """Show the warning as one of the caller's."""
-    warnings.warn(message, ThrashingWarning, stacklevel=6)
+    """Show the warning as one of the caller's: of the first frame that is neither the loader's nor a context manager's."""
+    room = str(Path(__file__).parents[1])
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and (frame.f_code.co_filename.startswith(room) or frame.f_code.co_filename == _CONTEXTS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, ThrashingWarning, stacklevel=level)

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 
-from lorary.adapters import Backbone, adapter, arrivals, intake, placing
+from lorary.adapters import Backbone, adapter, intake
 from lorary.adapters.slots import Arena
+from lorary.adapters.tiers import arrivals, placing
 from lorary.adapters.tiers.weights import WeightsReader
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, KeyMismatchError, LoraryError, NoEffectError

@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 
-from lorary.adapters import Backbone, weights
+from lorary.adapters import Backbone
+from lorary.adapters.tiers import weights
 from lorary.adapters.tiers.host import parse_size
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import (

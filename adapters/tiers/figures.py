@@ -82,7 +82,7 @@ class Figures:
 
 
 def warn_of_thrashing(message: str) -> None:
-    """Show the warning as one of the caller's: of the first frame that is neither the loader's nor a context manager's."""
+    """Show the warning as the caller's: that of the first frame which isn't the loader's or a context manager's."""
     room = str(Path(__file__).parents[1])
     level, frame = 1, inspect.currentframe()
     while frame is not None and (frame.f_code.co_filename.startswith(room) or frame.f_code.co_filename == _CONTEXTS):

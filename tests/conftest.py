@@ -1,6 +1,7 @@
 """Isolation: no test reads or writes the user's home, caches or registry, or asks the network."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -37,3 +38,10 @@ def registry(tmp_path: Path):
     from lorary.hub import Registry
 
     return Registry(tmp_path / "registry.db")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell starts what it runs in the background deaf to Ctrl-C, and the tests of Ctrl-C with it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,61 +3,43 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.golden import choose_rows, condense
-from lorary.adapters.inference import longest_input
 from lorary.hub.errors import InterruptedRunError, LoraryError, RegistryConflictError, RegistryError
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.reference import normalise_domain
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
-from lorary.training.data import Examples, load_data
-from lorary.training.evaluate import outcomes, token_logits
+from lorary.training.data import load_data
+from lorary.training.fitting.evaluate import token_logits
 from lorary.training.gate import ROWS, gate
-from lorary.training.model import Base, add_adapter, load_for
+from lorary.training.prepare import Prepared, prepare
 from lorary.training.progress import Reporter, quiet_libraries
+from lorary.training.provenance import provenance
 from lorary.training.recipe import Recipe
 from lorary.training.save import (
     Trained,
     adapter_tensors,
     complete,
-    environment,
     numerics_of,
     output_folder,
     partial_folder,
     save,
     writing,
 )
-from lorary.training.tasks import Encoded, Task, make_task
+from lorary.training.tasks import Encoded, Task
 from lorary.training.tasks.base import Metrics
 
 if TYPE_CHECKING:
-    from lorary.training.fit import Fitted
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run before its first step: data, base and adapter in memory, all seeded."""
-
-    recipe: Recipe
-    task: Task
-    base: Base
-    model: Any
-    train: Encoded
-    validation: Encoded | None
-    test: Encoded
-    max_length: int
-    data: Examples
+    pass
 
 
 @dataclass(frozen=True)
@@ -153,26 +135,10 @@ def _register(recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping
     return version
 
 
-def prepare(recipe: Recipe, data: Examples, reporter: Reporter) -> Prepared:
-    """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`."""
-    reporter.phase("loading the base")
-    task = make_task(recipe, data.labels)
-    base = load_for(task, recipe)
-    max_length = _fitting_length(base, recipe, reporter)
-
-    def encode(examples: Sequence[Any]) -> Encoded:
-        return task.encode(examples, base.tokenizer, max_length, reporter.note)
-
-    train, test = encode(data.train), encode(data.test)
-    validation = encode(data.validation) if data.validation else None
-    model = add_adapter(base, task, recipe, train.features[0], reporter.note)
-    return Prepared(recipe, task, base, model, train, validation, test, max_length, data)
-
-
 def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
     """Measure the untrained model, train, and measure again. Raises as :func:`train`."""
     # Only here, so that a run that ends with its data's mistakes doesn't wait for the trainers' imports.
-    from lorary.training.fit import fit
+    from lorary.training.fitting.fit import fit
 
     recipe, task, model, test = prepared.recipe, prepared.task, prepared.model, prepared.test
     device = next(model.parameters()).device
@@ -181,7 +147,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
             torch.cuda.reset_peak_memory_stats(index)
 
     def measure() -> Metrics:
-        found = outcomes(model, task, test, prepared.base.tokenizer, recipe.training.batch_size)
+        found = task.outcomes(model, test, prepared.base.tokenizer, recipe.training.batch_size)
         return task.metrics(found, test.golds)
 
     reporter.phase("measuring untrained")
@@ -206,10 +172,10 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
         golden_rows=tuple(tuple(row) for row in golden_rows),
         golden=tuple(condense(task.name, logits) for logits in token_logits(model, golden_rows)),
         numerics=numerics_of(model, recipe),
-        provenance=_provenance(prepared, fitted, seconds, reporter),
+        provenance=provenance(prepared, fitted, seconds, reporter),
     )
     # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
-    found = outcomes(model, task, rows, prepared.base.tokenizer, batch_size=1)
+    found = task.outcomes(model, rows, prepared.base.tokenizer, batch_size=1)
     return Finished(trained, metrics, rows, task.metrics(found, rows.golds))
 
 
@@ -226,33 +192,6 @@ def check(prepared: Prepared, finished: Finished, files: Path, registry: Registr
     gate(files, backbone, prepared.task, finished.trained, finished.rows, finished.expected)
 
 
-def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:
-    """The recipe's length, or the most tokens that the base takes where that is less."""
-    wanted = recipe.training.max_length
-    limits = [wanted, base.tokenizer.model_max_length, longest_input(base.model) or wanted]
-    longest = min(limits)
-    if longest < wanted:
-        reporter.note(f"the base takes {longest} tokens, training.max_length asks for {wanted}: {longest} are used")
-    return int(longest)
-
-
-def _provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Reporter) -> dict[str, Any]:
-    """How the adapter came to be; nothing of it belongs to the digest, and nothing names a user or a folder."""
-    device = next(prepared.model.parameters()).device
-    return {
-        "data": dict(prepared.data.provenance),
-        "seed": prepared.recipe.training.seed,
-        "environment": environment(device),
-        "steps": fitted.steps,
-        "best_epoch": fitted.best_epoch,
-        "loss": fitted.loss,
-        "curve": [list(point) for point in _thinned(fitted.curve)],
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": _peak_memory(device),
-        "notices": [_without_folders(line, prepared.recipe) for line in reporter.notices],
-    }
-
-
 def _note_no_gain(task: Task, metrics: Mapping[str, Metrics], reporter: Reporter) -> None:
     """Say so where training didn't help: the adapter is valid, but nobody should have to find that out in use."""
     name, sign = task.main_metric, -1 if lower_is_better(task.main_metric) else 1
@@ -261,25 +200,3 @@ def _note_no_gain(task: Task, metrics: Mapping[str, Metrics], reporter: Reporter
         other = metrics.get(split, {}).get(name)
         if other is not None and sign * trained <= sign * other:
             reporter.note(f"no better than {split} on the held-out rows: {name} {trained:.4g} against {other:.4g}")
-
-
-def _without_folders(line: str, recipe: Recipe) -> str:
-    """A notice with the data files' names in place of their paths."""
-    for path in (recipe.data.train, recipe.data.test, recipe.data.validation):
-        if path and Path(path).expanduser().is_absolute():
-            line = line.replace(path, Path(path).name)
-    return line
-
-
-def _thinned(curve: Sequence[tuple[int, float]], most: int = 200) -> Sequence[tuple[int, float]]:
-    """At most ``most`` points of a curve, evenly, with the last."""
-    every = -(-len(curve) // most) if curve else 1
-    return [point for place, point in enumerate(curve, start=1) if place % every == 0 or place == len(curve)]
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch held on each GPU, added up, or that the whole process held in memory."""
-    if device.type == "cuda":
-        return sum(int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes

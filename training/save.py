@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,13 +18,12 @@ from lorary.adapters.device import dtype_name
 from lorary.adapters.golden import write_golden
 from lorary.hub.checkpoint import RECIPE_NAME
 from lorary.hub.errors import TrainingError
-from lorary.hub.manifest import Manifest, Numerics, Preprocessing
+from lorary.hub.manifest import Manifest, Numerics
 from lorary.hub.reference import normalise_domain
-from lorary.training.model import Base, base_dtype
+from lorary.training.model import Base
+from lorary.training.precision import base_dtype
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
-
-_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "lorary")
 
 
 @dataclass(frozen=True)
@@ -135,23 +132,13 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         domain=normalise_domain(recipe.domain),
         labels=task.labels or None,
         problem_type=task.problem_type,
-        preprocessing=Preprocessing(recipe.data.columns.named(), max_length),
+        preprocessing=task.preprocessing(max_length),
         prompt=task.prompt(base.tokenizer),
+        pooling=task.pooling(),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": _public(recipe).model_dump(mode="json", exclude_none=True)},
     )
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for provenance: nothing that names a user, a host or a folder."""
-    versions = {name: importlib.metadata.version(name) for name in _installed(_PACKAGES)}
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"python": platform.python_version(), "packages": versions, "device": f"{device.type} ({hardware})"}
-
-
-def _installed(names: Sequence[str]) -> list[str]:
-    return [name for name in names if any(True for _ in importlib.metadata.distributions(name=name))]
 
 
 def _public(recipe: Recipe) -> Recipe:

@@ -269,7 +269,7 @@ def test_padding_that_is_also_the_end_stays_learned_where_it_is_real(make_recipe
 def test_generation_metrics_equal_the_models_own_loss(make_recipe, bases):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lorary.training.evaluate import outcomes
+    from lorary.training.fitting.evaluate import outcomes
 
     model = AutoModelForCausalLM.from_pretrained(bases("llama")).eval()
     tokenizer = AutoTokenizer.from_pretrained(bases("llama"))

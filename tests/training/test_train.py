@@ -150,7 +150,7 @@ def test_another_seed_gives_another_digest(make_recipe, registry, tmp_path):
 
 
 def test_early_stopping_keeps_the_epoch_with_the_lowest_validation_loss(make_recipe, tmp_path):
-    from lorary.training.evaluate import row_logits
+    from lorary.training.fitting.evaluate import row_logits
 
     # A step size that makes later epochs worse than earlier ones.
     settings = {"training.early_stopping": 1, "training.epochs": 12, "training.learning_rate": 0.2}
@@ -270,7 +270,7 @@ def test_a_folder_that_cannot_be_written_is_named(make_recipe, registry, tmp_pat
 
 def test_packed_rows_do_not_read_each_other(make_recipe, registry, tmp_path):
     """The loss of packed rows is that of the rows alone; and a packed run passes the gate."""
-    from lorary.training.fit import make_trainer
+    from lorary.training.fitting.trainer import make_trainer
 
     losses = {}
     for packing in (True, False):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from lorary.adapters import Backbone
-from lorary.hub.manifest import Prompt
+from lorary.hub.manifest import Pooling, Preprocessing, Prompt
 from lorary.training.data import Example, Note
+from lorary.training.fitting.evaluate import outcomes
 from lorary.training.recipe import Recipe
 
 Feature = dict[str, Any]
@@ -66,6 +67,20 @@ class Task(ABC):
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """A function that pads features to one batch."""
 
+    def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
+        """The trainer of this task: transformers' own unless the task has another.
+
+        Args:
+            model: a ``PeftModel``, ready to train.
+            tokenizer: the base's.
+            settings: arguments of ``TrainingArguments``.
+            rows: ``train_dataset`` and ``eval_dataset`` (None without validation rows), of this task's features.
+        """
+        from transformers import Trainer, TrainingArguments
+
+        arguments = one_device(TrainingArguments(**settings))
+        return Trainer(model=model, args=arguments, data_collator=self.collator(tokenizer), **rows)
+
     @abstractmethod
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
         """What one row's logits ([classes], [tokens, classes] or [tokens, vocabulary]) come to, for the metrics."""
@@ -78,14 +93,33 @@ class Task(ABC):
         """The metrics of always answering the most frequent label of the training rows; None without labels."""
         return None
 
+    def outcomes(self, model: Any, rows: Encoded, tokenizer: Any, batch_size: int) -> list[Any]:
+        """What a model makes of each row, in the rows' order."""
+        return outcomes(model, self, rows, tokenizer, batch_size)
+
     def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
         """The outcomes of an adapter that is loaded on a backbone, for the gate: from each row's token ids."""
         logits = backbone.logits([feature["input_ids"] for feature in rows.features], name)
         return [self.outcome(row, feature) for row, feature in zip(logits, rows.features, strict=True)]
 
+    def preprocessing(self, max_length: int) -> Preprocessing:
+        """How rows become token ids, for the manifest."""
+        return Preprocessing(self.recipe.data.columns.named(), max_length)
+
+    def pooling(self) -> Pooling | None:
+        """How hidden states become an embedding, for the manifest; None where the task has none."""
+        return None
+
     def prompt(self, tokenizer: Any) -> Prompt | None:
         """How prompts are put, for the manifest; None where the task has none."""
         return None
+
+
+def one_device(arguments: Any) -> Any:
+    """One process trains on one device, or on a device map; several visible GPUs must not start DataParallel."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def note_cut(cut: int, total: int, max_length: int, note: Note) -> None:

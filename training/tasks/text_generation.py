@@ -17,7 +17,7 @@ import torch
 from lorary.hub.errors import DataError, TrainingError
 from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, note_cut
+from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, note_cut, one_device
 
 IGNORED = -100
 DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
@@ -87,6 +87,21 @@ class TextGeneration(Task):
         if lost:
             note(f"{len(lost)} rows were dropped: nothing to learn within {max_length} tokens (first: {lost[0]})")
         return Encoded(tuple(kept), tuple(features), (None,) * len(features))
+
+    def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
+        """TRL's ``SFTTrainer``."""
+        from trl import SFTConfig, SFTTrainer
+
+        training = self.recipe.training
+        config = SFTConfig(**settings, max_length=training.max_length, packing=training.packing, eval_packing=False)
+        # Packing comes with a collator of its own.
+        collator = None if training.packing else self.collator(tokenizer)
+        trainer = SFTTrainer(
+            model=model, args=one_device(config), data_collator=collator, processing_class=tokenizer, **rows
+        )
+        # Its checkpoints are removed after the run; a card for each of them would be written for nobody.
+        trainer.create_model_card = lambda *_, **__: None
+        return trainer
 
     def _check(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lorary.hub.manifest import TASKS
-from lorary.training.recipe_yaml import RawRecipe, nearest, shown
+from lorary.training.recipe.raw import RawRecipe, nearest, shown
 
 # Names that people bring along from other trainers and that no edit distance would find.
 _OTHER_NAMES = {

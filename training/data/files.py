@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError, LoraryError
-from lorary.training.recipe_check import is_data_file
+from lorary.training.recipe.check import is_data_file
 
 SHOWN_PROBLEMS = 20
 

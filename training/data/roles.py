@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lorary.training.recipe_yaml import shown
+from lorary.training.recipe.raw import shown
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
 

@@ -1,4 +1,4 @@
-"""The recipe: every setting of a training run, checked as a whole before anything heavy is imported or loaded."""
+"""Every setting of a training run, by section."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorary.hub.errors import RecipeError
-from lorary.training.recipe_check import contradictions
-from lorary.training.recipe_explain import explain
-from lorary.training.recipe_yaml import RawRecipe, in_order, read_recipe
+from lorary.training.recipe.check import contradictions
+from lorary.training.recipe.defaults import with_defaults
+from lorary.training.recipe.explain import explain
+from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
 Task = Literal["text-classification", "token-classification", "text-generation"]
 Method = Literal["lora", "qlora", "rslora"]
@@ -183,63 +184,6 @@ def _with_flags(raw: RawRecipe, flags: Mapping[str, Any]) -> RawRecipe:
     if any(problems):
         raise RecipeError(raw.source, [problem for problem in problems if problem])
     return raw
-
-
-# Learning rates are about ten times those of full fine-tuning ("LoRA Without Regret", 2025; Hu et al. 2021, table 9).
-_TASK_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "text-classification": {
-        "training": {"epochs": 8, "batch_size": 16, "learning_rate": 5e-4, "max_length": 128},
-        "lora": {"rank": 8},
-    },
-    "token-classification": {
-        "training": {"epochs": 10, "batch_size": 16, "learning_rate": 3e-4, "max_length": 128},
-        "lora": {"rank": 8},
-    },
-    "text-generation": {
-        "training": {"epochs": 3, "batch_size": 8, "learning_rate": 2e-4, "max_length": 1024},
-        "lora": {"rank": 16},
-    },
-}
-
-_TASK_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "text-classification": {"text": "text", "label": "label"},
-    "token-classification": {"tokens": "tokens", "tags": "tags"},
-    "text-generation": {"prompt": "prompt", "completion": "completion"},
-}
-
-
-def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put in what depends on other settings: the task's training settings and columns, alpha, QLoRA's nf4."""
-    filled = dict(values)
-    task = values.get("task")
-    # A wrong task is reported as such; generation's defaults keep it from being reported as missing settings too.
-    defaults = _TASK_DEFAULTS.get(str(task), _TASK_DEFAULTS["text-generation"])
-    for section, settings in defaults.items():
-        given = values.get(section)
-        if given is None or isinstance(given, Mapping):
-            filled[section] = {**settings, **(given or {})}
-    lora = filled.get("lora")
-    if isinstance(lora, dict) and isinstance(lora.get("rank"), int):
-        lora.setdefault("alpha", 2 * max(1, lora["rank"]))  # a wrong rank is one mistake, not two
-    if values.get("method") == "qlora":
-        filled.setdefault("quantization", "nf4")
-    data = values.get("data")
-    if isinstance(data, Mapping):
-        filled["data"] = data = {**data, "columns": _columns(str(task), data.get("columns"))}
-        if data.get("test") is None and data.get("test_split") is None:
-            data.setdefault("test_size", 0.2)
-        if data.get("validation") is None:
-            data.setdefault("validation_size", 0.1)
-    return filled
-
-
-def _columns(task: str, given: Any) -> Any:
-    if given is not None and not isinstance(given, Mapping):
-        return given
-    given = dict(given or {})
-    if task == "text-generation" and ("messages" in given or "text" in given):
-        return given  # rows of another form than prompt and completion
-    return {**_TASK_COLUMNS.get(task, {}), **given}
 
 
 def _tuples(value: Any) -> Any:

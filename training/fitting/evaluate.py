@@ -5,12 +5,14 @@ Evaluating through the trainer would pile up all logits until memory is out; a l
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.training.model import precision
-from lorary.training.tasks.base import Encoded, Feature, Task
+from lorary.training.precision import precision
+
+if TYPE_CHECKING:
+    from lorary.training.tasks.base import Encoded, Feature, Task
 
 
 def outcomes(model: Any, task: Task, encoded: Encoded, tokenizer: Any, batch_size: int) -> list[Any]:

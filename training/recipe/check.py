@@ -10,19 +10,15 @@ from typing import Any
 
 from lorary.hub.errors import InvalidReferenceError
 from lorary.hub.reference import check_name, normalise_domain
-from lorary.training.recipe_explain import where
-from lorary.training.recipe_yaml import RawRecipe, near_file, nearest, shown
+from lorary.training.recipe.explain import where
+from lorary.training.recipe.raw import RawRecipe, near_file, nearest, shown
+from lorary.training.recipe.tasks import TASK_FACTS
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 """The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
 
 # Not a dataset id, whatever the Hub would allow.
 _OTHER_SUFFIXES = frozenset({".txt", ".tsv", ".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
-_ROLES: Mapping[str, tuple[frozenset[str], ...]] = {
-    "text-classification": (frozenset({"text", "label"}), frozenset({"text", "text_pair", "label"})),
-    "token-classification": (frozenset({"tokens", "tags"}),),
-    "text-generation": (frozenset({"prompt", "completion"}), frozenset({"messages"}), frozenset({"text"})),
-}
 
 
 def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[str]) -> list[str]:
@@ -71,14 +67,13 @@ def _method(values: Mapping[str, Any]) -> Problems:
 def _columns(values: Mapping[str, Any]) -> Problems:
     task, columns = values.get("task"), _section(_section(values, "data"), "columns")
     roles = {role for role, column in columns.items() if column is not None}
-    allowed = _ROLES.get(str(task))
-    if allowed is None or not roles or roles in allowed:
+    facts = TASK_FACTS.get(str(task))
+    if facts is None or not roles or roles in facts.forms:
         return
-    known = frozenset().union(*allowed)
-    forms = " or ".join(", ".join(sorted(form)) for form in allowed)
-    for role in sorted(roles - known):
+    forms = " or ".join(", ".join(sorted(form)) for form in facts.forms)
+    for role in sorted(roles - facts.roles):
         yield f"data.columns.{role}", f"{task} has no {role!r} column; expected {forms}"
-    if roles <= known:
+    if roles <= facts.roles:
         yield "data.columns", f"{task} takes {forms}, found {', '.join(sorted(roles))}"
 
 
@@ -142,7 +137,8 @@ def _regex(dotted: str, pattern: str) -> Problems:
 def _prompt(values: Mapping[str, Any]) -> Problems:
     prompt, task = _section(values, "prompt"), values.get("task")
     given = [key for key, value in prompt.items() if value is not None]
-    if task in _ROLES and task != "text-generation":
+    facts = TASK_FACTS.get(str(task))
+    if facts is not None and not facts.prompts:
         for key in given:
             yield f"prompt.{key}", f"only text-generation has a prompt; the task is {task}"
         return
@@ -173,7 +169,7 @@ def _template(template: str) -> Problems:
 
 def _run(values: Mapping[str, Any]) -> Problems:
     training, task, data = _section(values, "training"), values.get("task"), _section(values, "data")
-    if task in _ROLES and task != "text-generation":
+    if task in TASK_FACTS and task != "text-generation":
         if training.get("packing"):
             yield "training.packing", f"only text-generation rows can be packed; the task is {task}"
     elif data.get("labels") is not None:

@@ -1,0 +1,37 @@
+"""Checked rows by role, and where they came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lorary.training.data.roles import TARGET_ROLES
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A checked row: its values by role (labels and tags as names), and where it came from."""
+
+    values: Mapping[str, Any]
+    place: str
+
+    @property
+    def inputs(self) -> str:
+        """What the model is given, as one text that is equal for equal inputs."""
+        given = {role: value for role, value in self.values.items() if role not in TARGET_ROLES}
+        return json.dumps(given, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All rows of a run. ``labels`` are names in the order of their ids; None where the task has none."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...] | None
+    provenance: Mapping[str, Any]

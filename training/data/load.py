@@ -1,0 +1,38 @@
+"""From files to checked examples: columns, values, labels, and the split into training, validation and held-out rows.
+
+Nothing is trained on half-read data: any bad row stops the run, and all of them are listed.
+"""
+
+from __future__ import annotations
+
+from lorary.training.data.examples import Examples, Note
+from lorary.training.data.files import read_source
+from lorary.training.data.labels import find_labels
+from lorary.training.data.rows import check_rows
+from lorary.training.data.splits import note_overlap, split_rows, split_validation
+from lorary.training.recipe import Recipe
+
+
+def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
+    """Read, check and split a recipe's rows; ``note`` is given lines that the user should see.
+
+    Raises:
+        DataError: bad rows with file and row number, a missing column, unknown labels, a single class.
+    """
+    data = recipe.data
+    columns = data.columns.named()
+    given = {"train": read_source(data.train, split=data.train_split, subset=data.subset, revision=data.revision)}
+    if data.test is not None or data.test_split is not None:
+        split = data.test_split or ("test" if data.test is None else data.train_split)
+        given["test"] = read_source(data.test or data.train, split=split, subset=data.subset, revision=data.revision)
+    if data.validation is not None:
+        given["validation"] = read_source(data.validation, split=data.train_split, revision=data.revision)
+    parts = {part: check_rows(source, columns) for part, source in given.items()}
+    labels = find_labels(parts, columns, data.labels) if columns.keys() & {"label", "tags"} else None
+    if "test" not in parts:
+        parts["train"], parts["test"] = split_rows(parts["train"], data.test_size or 0.2, recipe.training.seed, note)
+    train, validation = split_validation(parts, recipe, note)
+    note_overlap(train + validation, parts["test"], note)
+    provenance = {part: source.provenance() for part, source in given.items()}
+    provenance["rows"] = {"train": len(train), "validation": len(validation), "test": len(parts["test"])}
+    return Examples(train, validation, parts["test"], labels, provenance)

@@ -1,0 +1,50 @@
+"""Checking rows: the columns are there and every value is what its role asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from lorary.hub.errors import DataError
+from lorary.training.data.examples import Example
+from lorary.training.data.files import Row, Source, report
+from lorary.training.data.roles import CHECKS, row_problem
+from lorary.training.recipe.raw import nearest
+
+
+def check_rows(source: Source, columns: Mapping[str, str]) -> tuple[Example, ...]:
+    """The rows of a source by role.
+
+    Raises:
+        DataError: a column that no row has, and every bad value with its file and row.
+    """
+    seen = {column for row in source.rows for column in row.values}
+    absent = [
+        f"{source.shown}: no column {column!r} (for {role}); there are {', '.join(sorted(seen))}"
+        + (nearest(column, seen) or f"; name it with data.columns.{role}")
+        for role, column in columns.items()
+        if column not in seen
+    ]
+    if absent:
+        raise DataError("columns", absent)
+    problems = [problem for row in source.rows for problem in _row_problems(row, columns)]
+    if problems:
+        raise report("rows", problems)
+    return tuple(
+        Example({role: row.values[column] for role, column in columns.items()}, row.place) for row in source.rows
+    )
+
+
+def _row_problems(row: Row, columns: Mapping[str, str]) -> Iterable[str]:
+    found = False
+    for role, column in columns.items():
+        if column not in row.values:
+            problem: str | None = f"missing; the row has {', '.join(sorted(row.values)) or 'no columns'}"
+        else:
+            problem = CHECKS[role](row.values[column])
+        if problem:
+            found = True
+            yield f"{row.place}, {column}: {problem}"
+    if not found:
+        problem = row_problem({role: row.values[column] for role, column in columns.items()})
+        if problem:
+            yield f"{row.place}: {problem}"

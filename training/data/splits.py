@@ -1,0 +1,68 @@
+"""Which rows are trained on, which early stopping looks at, and which are held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from lorary.hub.errors import DataError
+from lorary.training.data.examples import Example, Note
+from lorary.training.recipe import Recipe
+
+FEWEST_VALIDATION_ROWS = 8
+
+
+def split_rows(
+    examples: tuple[Example, ...], share: float, seed: int, note: Note
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Split off ``share`` of the rows, seeded; by label in equal parts where rows have one. Keeps the rows' order.
+
+    Raises:
+        DataError: too few rows to split.
+    """
+    from sklearn.model_selection import train_test_split
+
+    count = max(1, round(len(examples) * share))
+    if len(examples) - count < 1:
+        raise DataError("data", [f"{len(examples)} rows are too few to split {share:g} of them off"])
+    labels = [example.values.get("label") for example in examples]
+    counts = Counter(labels)
+    # A label with one row can't be on both sides; the model has to see it, so it stays with the training rows.
+    indices = [index for index, label in enumerate(labels) if label is None or counts[label] > 1]
+    classes = {labels[index] for index in indices}
+    stratify = [labels[index] for index in indices] if len(classes) > 1 else None
+    if stratify and not len(classes) <= count <= len(indices) - len(classes):
+        note(f"{count} rows can't hold each of {len(classes)} labels in proportion: split without regard to labels")
+        stratify, indices = None, list(range(len(examples)))
+    _, chosen = train_test_split(indices, test_size=count, random_state=seed, stratify=stratify)
+    held = set(chosen)
+    kept = tuple(example for index, example in enumerate(examples) if index not in held)
+    return kept, tuple(example for index, example in enumerate(examples) if index in held)
+
+
+def split_validation(
+    parts: Mapping[str, tuple[Example, ...]], recipe: Recipe, note: Note
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Training rows and those that early stopping looks at: never the held-out rows, which would flatter the result."""
+    train = parts["train"]
+    if not recipe.training.early_stopping:
+        return train, ()
+    if "validation" in parts:
+        return train, parts["validation"]
+    share = recipe.data.validation_size or 0.0
+    if share * len(train) < FEWEST_VALIDATION_ROWS:
+        if share:
+            note(f"no early stopping: {share:g} of {len(train)} training rows are too few to judge by")
+        return train, ()
+    return split_rows(train, share, recipe.training.seed, note)
+
+
+def note_overlap(train: Sequence[Example], test: Sequence[Example], note: Note) -> None:
+    """Tell ``note`` of held-out rows that are among the training rows too."""
+    known = {example.inputs for example in train}
+    twice = [example for example in test if example.inputs in known]
+    if twice:
+        note(
+            f"{len(twice)} of {len(test)} held-out rows are among the training rows too (first: {twice[0].place}); "
+            "their metrics flatter the adapter"
+        )

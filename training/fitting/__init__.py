@@ -1,0 +1,1 @@
+"""Training a prepared model, and measuring it."""

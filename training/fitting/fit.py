@@ -1,0 +1,80 @@
+"""The run itself: from a prepared model to a trained one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorary.hub.errors import TrainingError
+from lorary.training.fitting.trainer import make_trainer
+from lorary.training.fitting.watch import Watch
+from lorary.training.progress import Reporter
+from lorary.training.recipe import Recipe
+from lorary.training.tasks.base import Encoded, Task
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run came to: steps done, the mean training loss, and the best epoch where the rows decided it."""
+
+    steps: int
+    loss: float
+    best_epoch: float | None
+    curve: tuple[tuple[int, float], ...]
+
+
+def fit(
+    model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe, *,
+    folder: Path, reporter: Reporter,
+) -> Fitted:  # fmt: skip
+    """Train ``model`` in place; with validation rows, the epoch with the lowest loss on them is kept.
+
+    Args:
+        folder: where the trainer's own checkpoints go for the time of the run; they hold pickles.
+
+    Raises:
+        TrainingError: the loss or the gradients aren't numbers any more, or memory ran out.
+    """
+    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+
+    watch = Watch(reporter)
+    trainer = make_trainer(model, tokenizer, task, train, validation, recipe, folder)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(watch)
+    if validation:
+        trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping))
+    # TRL casts adapters on a quantized base to bfloat16, which swallows small updates.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    try:
+        result = trainer.train()
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU's memory ran out; lower training.batch_size (and raise training.gradient_accumulation), "
+            "lower training.max_length, set training.gradient_checkpointing: true, or use method: qlora"
+        ) from error
+    finally:
+        _undo(model, trainer)
+    return Fitted(result.global_step, float(result.training_loss), _best_epoch(trainer), tuple(watch.losses))
+
+
+def _undo(model: Any, trainer: Any) -> None:
+    """Take off what the trainers put around the base's forward, so that the base is as it was loaded."""
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    for module in (model, model.get_base_model()):
+        module.__dict__.pop("forward", None)
+    if trainer.args.gradient_checkpointing:
+        model.get_base_model().gradient_checkpointing_disable()
+    model.eval()
+
+
+def _best_epoch(trainer: Any) -> float | None:
+    best = trainer.state.best_global_step
+    if best is None:
+        return None
+    return next((entry["epoch"] for entry in trainer.state.log_history if entry["step"] == best), None)

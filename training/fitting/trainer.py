@@ -1,0 +1,67 @@
+"""The trainer of a run: the settings that all tasks' trainers take, from the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorary.training.precision import base_dtype
+from lorary.training.recipe import Recipe
+from lorary.training.tasks.base import Encoded, Task
+
+
+def make_trainer(
+    model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe, folder: Path
+) -> Any:
+    """The task's trainer, ready to train."""
+    from datasets import Dataset
+
+    settings = _settings(model, recipe, folder, validation is not None)
+    sets = {
+        "train_dataset": Dataset.from_list(list(train.features)),
+        "eval_dataset": Dataset.from_list(list(validation.features)) if validation else None,
+    }
+    return task.trainer(model, tokenizer, settings, sets)
+
+
+def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict[str, Any]:
+    """Arguments of transformers' ``TrainingArguments``, which those of TRL's trainers extend."""
+    training, dtype = recipe.training, base_dtype(model)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "per_device_train_batch_size": training.batch_size,
+        "per_device_eval_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation,
+        "learning_rate": training.learning_rate,
+        "warmup_steps": training.warmup,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "lr_scheduler_type": training.scheduler,
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "use_cpu": on_cpu,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "dataloader_pin_memory": not on_cpu,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        # Off, since it would show the last finite loss in place of a NaN.
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "epoch" if validated else "no",
+        "save_strategy": "epoch" if validated else "no",
+        "save_total_limit": 1,
+        "save_only_model": True,
+        "load_best_model_at_end": validated,
+        "metric_for_best_model": "eval_loss" if validated else None,
+        "greater_is_better": False if validated else None,
+        "prediction_loss_only": True,
+    }

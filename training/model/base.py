@@ -1,0 +1,116 @@
+"""A base with a task's head: loaded, quantized, and what of it has to be trained whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorary.adapters.identity import body_of
+from lorary.adapters.loading import is_encoder, load_base
+from lorary.adapters.modules import linear_shape, map_modules
+from lorary.hub.embedded import resolve_base
+from lorary.hub.errors import BaseNotFoundError, TrainingError
+from lorary.hub.manifest import BaseIdentity
+from lorary.training.recipe import Recipe
+from lorary.training.tasks import Task
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base with the task's head, before the adapter. ``saved`` are the modules that are trained whole."""
+
+    model: Any
+    tokenizer: Any
+    identity: BaseIdentity
+    saved: tuple[str, ...]
+
+
+def load_for(task: Task, recipe: Recipe) -> Base:
+    """Load a recipe's base with the task's head; the seed is set before the head is made.
+
+    Raises:
+        BaseNotFoundError: no such base, or it has no tokenizer.
+        TrainingError: the base's own files lack parts that can't be trained in, or it is of the wrong kind.
+    """
+    from transformers import set_seed
+
+    auto_class = task.auto_class()
+    head = _head_names(recipe, auto_class) if task.new_head and recipe.quantization != "none" else ()
+    set_seed(recipe.training.seed)
+    loaded = load_base(
+        recipe.base,
+        auto_class=auto_class,
+        quantization=recipe.quantization,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        device_map=recipe.device_map,
+        revision=recipe.revision,
+        skip_modules=head,
+        **task.model_kwargs(),
+    )
+    if loaded.tokenizer is None:
+        raise BaseNotFoundError(f"base {recipe.base!r} has no tokenizer; expected its files beside the weights")
+    if not task.new_head and is_encoder(loaded.model.config):
+        raise TrainingError(f"base {recipe.base!r} is an encoder, which can't generate; choose a causal language model")
+    saved = (*(head_modules(loaded.model) if task.new_head else ()), *_new_in_body(loaded.model, loaded.new_parameters))
+    return Base(loaded.model, loaded.tokenizer, loaded.identity, saved)
+
+
+def head_modules(model: Any) -> tuple[str, ...]:
+    """The children with parameters that stand beside the body: classifier, score, DistilBERT's pre_classifier."""
+    body = body_of(model)
+    return tuple(
+        name for name, child in model.named_children() if child is not body and any(True for _ in child.parameters())
+    )
+
+
+def _head_names(recipe: Recipe, auto_class: Any) -> tuple[str, ...]:
+    """The head's names before anything is loaded, from an empty model: they have to be kept from quantization."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)
+        with torch.device("meta"):
+            return head_modules(auto_class.from_config(config))
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BaseNotFoundError(f"base {recipe.base!r} can't be loaded as a model: {first}") from error
+
+
+def _new_in_body(model: Any, new_parameters: Sequence[str]) -> tuple[str, ...]:
+    """Modules of the body that the base's files don't hold (a pooler, mostly): random, so they are trained and saved.
+
+    Raises:
+        TrainingError: one of them isn't made of linear layers, or has no name of its own.
+    """
+    body = body_of(model)
+    prefix = map_modules(model, body).body_prefix
+    new = [name for name in new_parameters if name.startswith(prefix)] if prefix else []
+    names = set()
+    for parameter in new:
+        path = _topmost_new(model, parameter, set(new_parameters), prefix)
+        module, last = model.get_submodule(path), path.rpartition(".")[2]
+        plain = all(
+            linear_shape(part) for part in module.modules() if any(True for _ in part.parameters(recurse=False))
+        )
+        others = [name for name, _ in body.named_modules() if name.rpartition(".")[2] == last]
+        if not plain or len(others) > 1:
+            raise TrainingError(
+                f"the base's files hold no {parameter!r}, so it would stay random, and it can't be trained with the "
+                "adapter; choose a base that has it"
+            )
+        names.add(last)
+    return tuple(sorted(names))
+
+
+def _topmost_new(model: Any, parameter: str, new: set[str], prefix: str) -> str:
+    """The path of the largest module around ``parameter`` of which every parameter is new."""
+    path = parameter.rpartition(".")[0]
+    while (above := path.rpartition(".")[0]) and above.startswith(prefix):
+        if any(f"{above}.{name}" not in new for name, _ in model.get_submodule(above).named_parameters()):
+            break
+        path = above
+    return path

@@ -1,0 +1,55 @@
+"""A run before its first step: data, base and adapter in memory, all seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorary.adapters.inference import longest_input
+from lorary.training.data import Examples
+from lorary.training.model import Base, add_adapter, load_for
+from lorary.training.progress import Reporter
+from lorary.training.recipe import Recipe
+from lorary.training.tasks import Encoded, Task, make_task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step: data, base and adapter in memory, all seeded."""
+
+    recipe: Recipe
+    task: Task
+    base: Base
+    model: Any
+    train: Encoded
+    validation: Encoded | None
+    test: Encoded
+    max_length: int
+    data: Examples
+
+
+def prepare(recipe: Recipe, data: Examples, reporter: Reporter) -> Prepared:
+    """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`."""
+    reporter.phase("loading the base")
+    task = make_task(recipe, data.labels)
+    base = load_for(task, recipe)
+    max_length = _fitting_length(base, recipe, reporter)
+
+    def encode(examples: Sequence[Any]) -> Encoded:
+        return task.encode(examples, base.tokenizer, max_length, reporter.note)
+
+    train, test = encode(data.train), encode(data.test)
+    validation = encode(data.validation) if data.validation else None
+    model = add_adapter(base, task, recipe, train.features[0], reporter.note)
+    return Prepared(recipe, task, base, model, train, validation, test, max_length, data)
+
+
+def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:
+    """The recipe's length, or the most tokens that the base takes where that is less."""
+    wanted = recipe.training.max_length
+    limits = [wanted, base.tokenizer.model_max_length, longest_input(base.model) or wanted]
+    longest = min(limits)
+    if longest < wanted:
+        reporter.note(f"the base takes {longest} tokens, training.max_length asks for {wanted}: {longest} are used")
+    return int(longest)

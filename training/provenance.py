@@ -1,0 +1,72 @@
+"""How an adapter came to be: nothing of it belongs to the digest, and nothing names a user, a host or a folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorary.training.prepare import Prepared
+from lorary.training.progress import Reporter
+from lorary.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lorary.training.fitting.fit import Fitted
+
+_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "lorary")
+
+
+def provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Reporter) -> dict[str, Any]:
+    """How the adapter came to be; nothing of it belongs to the digest, and nothing names a user or a folder."""
+    device = next(prepared.model.parameters()).device
+    return {
+        "data": dict(prepared.data.provenance),
+        "seed": prepared.recipe.training.seed,
+        "environment": environment(device),
+        "steps": fitted.steps,
+        "best_epoch": fitted.best_epoch,
+        "loss": fitted.loss,
+        "curve": [list(point) for point in _thinned(fitted.curve)],
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory(device),
+        "notices": [_without_folders(line, prepared.recipe) for line in reporter.notices],
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for provenance: nothing that names a user, a host or a folder."""
+    versions = {name: importlib.metadata.version(name) for name in _installed(_PACKAGES)}
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"python": platform.python_version(), "packages": versions, "device": f"{device.type} ({hardware})"}
+
+
+def _installed(names: Sequence[str]) -> list[str]:
+    return [name for name in names if any(True for _ in importlib.metadata.distributions(name=name))]
+
+
+def _without_folders(line: str, recipe: Recipe) -> str:
+    """A notice with the data files' names in place of their paths."""
+    for path in (recipe.data.train, recipe.data.test, recipe.data.validation):
+        if path and Path(path).expanduser().is_absolute():
+            line = line.replace(path, Path(path).name)
+    return line
+
+
+def _thinned(curve: Sequence[tuple[int, float]], most: int = 200) -> Sequence[tuple[int, float]]:
+    """At most ``most`` points of a curve, evenly, with the last."""
+    every = -(-len(curve) // most) if curve else 1
+    return [point for place, point in enumerate(curve, start=1) if place % every == 0 or place == len(curve)]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch held on each GPU, added up, or that the whole process held in memory."""
+    if device.type == "cuda":
+        return sum(int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes

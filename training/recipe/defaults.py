@@ -1,0 +1,43 @@
+"""Settings that depend on other settings, put in before a recipe is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorary.training.recipe.tasks import TASK_FACTS
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put in what depends on other settings: the task's training settings and columns, alpha, QLoRA's nf4."""
+    filled = dict(values)
+    task = values.get("task")
+    # A wrong task is reported as such; generation's defaults keep it from being reported as missing settings too.
+    facts = TASK_FACTS.get(str(task), TASK_FACTS["text-generation"])
+    for section, settings in facts.defaults.items():
+        given = values.get(section)
+        if given is None or isinstance(given, Mapping):
+            filled[section] = {**settings, **(given or {})}
+    lora = filled.get("lora")
+    if isinstance(lora, dict) and isinstance(lora.get("rank"), int):
+        lora.setdefault("alpha", 2 * max(1, lora["rank"]))  # a wrong rank is one mistake, not two
+    if values.get("method") == "qlora":
+        filled.setdefault("quantization", "nf4")
+    data = values.get("data")
+    if isinstance(data, Mapping):
+        filled["data"] = data = {**data, "columns": _columns(str(task), data.get("columns"))}
+        if data.get("test") is None and data.get("test_split") is None:
+            data.setdefault("test_size", 0.2)
+        if data.get("validation") is None:
+            data.setdefault("validation_size", 0.1)
+    return filled
+
+
+def _columns(task: str, given: Any) -> Any:
+    if given is not None and not isinstance(given, Mapping):
+        return given
+    given = dict(given or {})
+    facts = TASK_FACTS.get(task)
+    if facts is None or any(form <= given.keys() and form - facts.columns.keys() for form in facts.forms):
+        return given  # the columns of another form than the first, each by its name
+    return {**facts.columns, **given}

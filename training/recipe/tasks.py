@@ -1,0 +1,61 @@
+"""What each task says about recipes: the columns that it takes, and the settings that it begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A task as recipes know it.
+
+    ``forms`` are the sets of roles that its rows may have, ``columns`` the default columns of the first of them;
+    ``defaults`` holds a recipe's sections with the task's own settings.
+    """
+
+    forms: tuple[frozenset[str], ...]
+    columns: Mapping[str, str]
+    defaults: Mapping[str, Mapping[str, Any]]
+    prompts: bool = False
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Every role that the task knows."""
+        return frozenset().union(*self.forms)
+
+
+def _form(*roles: str) -> frozenset[str]:
+    return frozenset(roles)
+
+
+# Learning rates are about ten times those of full fine-tuning ("LoRA Without Regret", 2025; Hu et al. 2021, table 9).
+TASK_FACTS: Mapping[str, TaskFacts] = {
+    "text-classification": TaskFacts(
+        forms=(_form("text", "label"), _form("text", "text_pair", "label")),
+        columns={"text": "text", "label": "label"},
+        defaults={
+            "training": {"epochs": 8, "batch_size": 16, "learning_rate": 5e-4, "max_length": 128},
+            "lora": {"rank": 8},
+        },
+    ),
+    "token-classification": TaskFacts(
+        forms=(_form("tokens", "tags"),),
+        columns={"tokens": "tokens", "tags": "tags"},
+        defaults={
+            "training": {"epochs": 10, "batch_size": 16, "learning_rate": 3e-4, "max_length": 128},
+            "lora": {"rank": 8},
+        },
+    ),
+    "text-generation": TaskFacts(
+        forms=(_form("prompt", "completion"), _form("messages"), _form("text")),
+        columns={"prompt": "prompt", "completion": "completion"},
+        defaults={
+            "training": {"epochs": 3, "batch_size": 8, "learning_rate": 2e-4, "max_length": 1024},
+            "lora": {"rank": 16},
+        },
+        prompts=True,
+    ),
+}
+"""The tasks that can be trained, by name."""

@@ -127,7 +127,7 @@ def _register(recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping
         task=recipe.task,
         metrics=metrics,
         tags=recipe.tags,
-        strategy="fine-tune",
+        strategy=recipe.strategy,
     )
     if recipe.alias is not None:
         registry.alias(recipe.name, recipe.alias, version.number)

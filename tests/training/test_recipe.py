@@ -50,6 +50,12 @@ def test_defaults_depend_on_the_task(write):
     assert generation.data.columns.named() == {"prompt": "prompt", "completion": "completion"}
 
 
+def test_continual_learns_from_running_text(write):
+    recipe = Recipe.load(write(), ["task=text-generation", "strategy=continual"])
+    assert recipe.data.columns.named() == {"text": "text"}
+    assert Recipe.load(write()).strategy == "fine-tune"
+
+
 def test_a_recipe_is_frozen(write):
     with pytest.raises(ValueError, match="frozen"):
         Recipe.load(write()).name = "other"
@@ -119,6 +125,12 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["strategy=continual"], "strategy: 'continual' goes on with pretraining, whose task is text-generation"),
+        (
+            ["strategy=continual", "task=text-generation", "data.columns={completion: c}"],
+            "data.columns.completion: strategy 'continual' learns from running text alone",
+        ),
+        (["strategy=continue"], "strategy: expected one of .*; did you mean 'continual'"),
         (["method=qlora", "quantization=none"], "quantization: method 'qlora' means a base quantized to nf4"),
         (["method=qlora", "quantization=int8"], "use method 'lora' with quantization 'int8'"),
         (["data.columns.prompt=p"], "data.columns.prompt: text-classification has no 'prompt' column"),

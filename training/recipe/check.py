@@ -24,7 +24,7 @@ _OTHER_SUFFIXES = frozenset({".txt", ".tsv", ".xlsx", ".xls", ".xml", ".arrow", 
 def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[str]) -> list[str]:
     """Settings that can't go together, and files that aren't there; a key in ``already`` isn't reported again."""
     found = []
-    for check in (_names, _method, _columns, _files, _splits, _lora, _prompt, _run):
+    for check in (_names, _strategy, _method, _columns, _files, _splits, _lora, _prompt, _run):
         for dotted, message in check(values):
             if not any(f"{dotted}: " in problem for problem in already):
                 found.append(f"{where(raw, dotted)}{dotted}: {message}")
@@ -52,6 +52,19 @@ def _names(values: Mapping[str, Any]) -> Problems:
                 check(value)
             except InvalidReferenceError as error:
                 yield key, str(error)
+
+
+def _strategy(values: Mapping[str, Any]) -> Problems:
+    facts = TASK_FACTS.get(str(values.get("task")))
+    if values.get("strategy") != "continual" or facts is None:
+        return
+    if not facts.corpus:
+        able = " or ".join(task for task, other in TASK_FACTS.items() if other.corpus)
+        yield "strategy", f"'continual' goes on with pretraining, whose task is {able}, found {values.get('task')}"
+        return
+    for role, column in _section(_section(values, "data"), "columns").items():
+        if role != "text" and column is not None:
+            yield f"data.columns.{role}", "strategy 'continual' learns from running text alone: only 'text' is a column"
 
 
 def _method(values: Mapping[str, Any]) -> Problems:

@@ -17,6 +17,7 @@ from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
 Task = Literal["text-classification", "token-classification", "text-generation"]
 Method = Literal["lora", "qlora", "rslora"]
+Strategy = Literal["fine-tune", "continual"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -106,13 +107,18 @@ class PromptSettings(_Section):
 
 
 class Recipe(_Section):
-    """Every setting of a run. Made by :meth:`load` or :meth:`from_flags`, which report all mistakes at once."""
+    """Every setting of a run. Made by :meth:`load` or :meth:`from_flags`, which report all mistakes at once.
+
+    ``strategy``: ``fine-tune`` on the task's rows, or ``continual``, which goes on with pretraining on unlabelled text
+    (Gururangan et al. 2020).
+    """
 
     name: Text
     domain: Text
     task: Task
     base: Text
     revision: Text | None = None
+    strategy: Strategy = "fine-tune"
     method: Method = "lora"
     quantization: Literal["none", "nf4", "int8"] = "none"
     data: Data

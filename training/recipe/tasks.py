@@ -13,12 +13,14 @@ class TaskFacts:
 
     ``forms`` are the sets of roles that its rows may have, ``columns`` the default columns of the first of them;
     ``defaults`` holds a recipe's sections with the task's own settings.
+    ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for.
     """
 
     forms: tuple[frozenset[str], ...]
     columns: Mapping[str, str]
     defaults: Mapping[str, Mapping[str, Any]]
     prompts: bool = False
+    corpus: bool = False
 
     @property
     def roles(self) -> frozenset[str]:
@@ -56,6 +58,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             "lora": {"rank": 16},
         },
         prompts=True,
+        corpus=True,
     ),
 }
 """The tasks that can be trained, by name."""

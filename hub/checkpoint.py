@@ -23,9 +23,11 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 GOLDEN_NAME = "golden.safetensors"
 RECIPE_NAME = "recipe.yaml"
+REPORT_DATA = "report.json"
+REPORT_FILES = (REPORT_DATA, "report.html", "curves.png", "mistakes.png")
 
 KEPT_FILES = (
-    CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, GOLDEN_NAME, RECIPE_NAME, "README.md",
+    CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, GOLDEN_NAME, RECIPE_NAME, "README.md", *REPORT_FILES,
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip

@@ -35,7 +35,7 @@ def provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Rep
         "curve": [list(point) for point in _thinned(fitted.curve)],
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory(device),
-        "notices": [_without_folders(line, prepared.recipe) for line in reporter.notices],
+        "notices": [without_folders(line, prepared.recipe) for line in reporter.notices],
     }
 
 
@@ -50,7 +50,7 @@ def _installed(names: Sequence[str]) -> list[str]:
     return [name for name in names if any(True for _ in importlib.metadata.distributions(name=name))]
 
 
-def _without_folders(line: str, recipe: Recipe) -> str:
+def without_folders(line: str, recipe: Recipe) -> str:
     """A notice with the data files' names in place of their paths."""
     for path in (recipe.data.train, recipe.data.test, recipe.data.validation):
         if path and Path(path).expanduser().is_absolute():

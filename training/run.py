@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -25,6 +25,8 @@ from lorary.training.prepare import Prepared, prepare
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.provenance import provenance
 from lorary.training.recipe import Recipe
+from lorary.training.report.content import Report
+from lorary.training.report.page import write_pages
 from lorary.training.save import (
     Trained,
     adapter_tensors,
@@ -38,9 +40,6 @@ from lorary.training.save import (
 from lorary.training.tasks import Encoded, Task
 from lorary.training.tasks.base import Metrics
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Finished:
@@ -50,6 +49,7 @@ class Finished:
     metrics: Mapping[str, Metrics]
     rows: Encoded
     expected: Metrics
+    report: Report | None
 
 
 def train(recipe: Recipe, registry: Registry | None = None, progress: Reporter | None = None) -> Version:
@@ -86,6 +86,8 @@ def train(recipe: Recipe, registry: Registry | None = None, progress: Reporter |
                 finished = run(prepared, folder / "checkpoints", reporter)
                 reporter.phase("saving")
                 save(prepared.model, prepared.base, prepared.task, recipe, finished.trained, prepared.max_length, files)
+                if finished.report:
+                    write_pages(finished.report, files)
             reporter.phase("checking the saved files")
             check(prepared, finished, files, registry)
             complete(files, final)
@@ -139,6 +141,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
     """Measure the untrained model, train, and measure again. Raises as :func:`train`."""
     # Only here, so that a run that ends with its data's mistakes doesn't wait for the trainers' imports.
     from lorary.training.fitting.fit import fit
+    from lorary.training.report.build import build_report
 
     recipe, task, model, test = prepared.recipe, prepared.task, prepared.model, prepared.test
     device = next(model.parameters()).device
@@ -146,12 +149,11 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
 
-    def measure() -> Metrics:
-        found = task.outcomes(model, test, prepared.base.tokenizer, recipe.training.batch_size)
-        return task.metrics(found, test.golds)
+    def answers() -> list[Any]:
+        return task.outcomes(model, test, prepared.base.tokenizer, recipe.training.batch_size)
 
     reporter.phase("measuring untrained")
-    metrics = {"untrained": measure()}
+    metrics = {"untrained": task.metrics(answers(), test.golds)}
     majority = task.majority(prepared.data.train, test.golds)
     if majority is not None:
         metrics["majority"] = majority
@@ -163,7 +165,8 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
     )  # fmt: skip
     seconds = time.perf_counter() - started
     reporter.phase("measuring")
-    metrics["test"] = measure()
+    outcomes = answers()
+    metrics["test"] = task.metrics(outcomes, test.golds)
     _note_no_gain(task, metrics, reporter)
     rows = test.head(ROWS)
     golden_rows = choose_rows([feature["input_ids"] for feature in test.features])
@@ -176,7 +179,10 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
     )
     # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
     found = task.outcomes(model, rows, prepared.base.tokenizer, batch_size=1)
-    return Finished(trained, metrics, rows, task.metrics(found, rows.golds))
+    report = None
+    if recipe.report.write:
+        report = build_report(prepared, fitted, metrics, outcomes, trained.provenance)
+    return Finished(trained, metrics, rows, task.metrics(found, rows.golds), report)
 
 
 def check(prepared: Prepared, finished: Finished, files: Path, registry: Registry) -> None:

@@ -121,7 +121,7 @@ def save(model: Any, base: Base, task: Task, recipe: Recipe, trained: Trained, m
     (folder / "README.md").unlink(missing_ok=True)
     make_manifest(base, task, recipe, trained, max_length).write(folder)
     write_golden(folder, trained.golden)
-    (folder / RECIPE_NAME).write_text(_public(recipe).to_yaml(), encoding="utf-8")
+    (folder / RECIPE_NAME).write_text(public(recipe).to_yaml(), encoding="utf-8")
 
 
 def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_length: int) -> Manifest:
@@ -137,11 +137,11 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         pooling=task.pooling(),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
-        provenance={**trained.provenance, "recipe": _public(recipe).model_dump(mode="json", exclude_none=True)},
+        provenance={**trained.provenance, "recipe": public(recipe).model_dump(mode="json", exclude_none=True)},
     )
 
 
-def _public(recipe: Recipe) -> Recipe:
+def public(recipe: Recipe) -> Recipe:
     """The recipe without the folders of the machine that ran it: absolute paths keep their last part."""
 
     def last(text: str | None) -> str | None:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+
+from lorary.hub.checkpoint import REPORT_DATA, Checkpoint
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
+from lorary.hub.errors import UsageError
 from lorary.hub.values import Version
 
-EXAMPLES = ("lorary show finance-tone", "lorary show finance-tone@prod --json")
+EXAMPLES = (
+    "lorary show finance-tone",
+    "lorary show finance-tone@prod --json",
+    "lorary show finance-tone --report",
+)
 
 # The splits' names for people; the trained adapter first, then what it is to be compared with.
 _SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class"}
 
 
-def command(reference: ReferenceArgument, as_json: JsonOption = False, registry: RegistryOption = None) -> None:
-    """Show one version: details, metrics, files, aliases and lineage."""
+def command(
+    reference: ReferenceArgument,
+    report: Annotated[
+        bool, typer.Option("--report", help="Open the run's report: curves, mistakes, the worst rows.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write the report there, and don't open it.")
+    ] = None,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Show one version: details, metrics, files, aliases and lineage; or the report of the run that made it."""
     catalogue = open_registry(registry)
     version = catalogue.resolve(reference)
+    if report or output:
+        _show_report(catalogue.checkpoint(version), output)
+        return
     everything = catalogue.versions()
     children = [other.reference for other in everything if version.reference in other.parents]
     if as_json:
@@ -31,6 +53,30 @@ def command(reference: ReferenceArgument, as_json: JsonOption = False, registry:
     print_line("")
     files = [{"file": name, "size": size(entry.size), "sha256": entry.sha256} for name, entry in version.files.items()]
     print_table(files, expendable=("sha256",))
+
+
+def _show_report(checkpoint: Checkpoint, output: Path | None) -> None:
+    """The page is made here, from the report's data: a page that came with the files could be anybody's."""
+    if REPORT_DATA not in checkpoint.files:
+        raise UsageError(f"{checkpoint.source} has no report; `lorary train` writes one, unless report.write is false")
+    from lorary.training.report.content import read_report
+    from lorary.training.report.page import page
+
+    html = page(read_report(checkpoint.files[REPORT_DATA], checkpoint.source))
+    if output is not None:
+        try:
+            output.expanduser().write_text(html, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{output}: can't be written ({error.strerror or error})") from error
+        print_line(str(output))
+        return
+    import tempfile
+    import webbrowser
+
+    with tempfile.NamedTemporaryFile("w", suffix=".html", prefix="lorary-", delete=False, encoding="utf-8") as file:
+        file.write(html)
+    opened = webbrowser.open(Path(file.name).as_uri())
+    print_line(file.name if opened else f"{file.name} (no browser here; --output FILE.html writes it where you like)")
 
 
 def _details(version: Version, siblings: list[int], children: list[str]) -> dict[str, object]:

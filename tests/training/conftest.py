@@ -63,6 +63,7 @@ def make_recipe(tmp_path, bases) -> Callable[..., Recipe]:
             "data.test": write_jsonl(tmp_path / "test.jsonl", ROWS[task](20, seed=9)),
             "output": str(tmp_path / "out"), "training.epochs": 2, "training.learning_rate": 0.01,
             "training.max_length": 64, "training.early_stopping": 0, "lora.rank": 4, "device": "cpu",
+            "report.write": False,
         }  # fmt: skip
         return Recipe.from_flags({**flags, **settings})
 

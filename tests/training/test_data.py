@@ -301,3 +301,10 @@ def test_an_unknown_dataset_is_one_line(make_recipe, monkeypatch):
     (problem,) = caught.value.problems
     assert problem.startswith("can't be loaded as a dataset (split 'train'): ")
     assert "\n" not in problem
+
+
+def test_half_a_character_is_named_by_its_row(make_recipe, tmp_path):
+    file = tmp_path / "cut.jsonl"
+    file.write_text('{"text": "fine", "label": "a"}\n{"text": "cut \\ud83d", "label": "b"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"cut.jsonl, row 2, text: holds half of a character"):
+        load_data(make_recipe(**{"data.train": str(file)}))

@@ -68,6 +68,15 @@ TARGET_ROLES = frozenset({"label", "tags", "completion"})
 """Roles that hold what is to be predicted; all others are what the model is given."""
 
 
+def half_character(value: Any) -> str | None:
+    """What is wrong with a value that holds a lone surrogate (``"\\ud83d"``): no tokenizer and no file takes it."""
+    if isinstance(value, str):
+        whole = value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value)
+        return None if whole else "holds half of a character, a lone surrogate; it was cut within an emoji, mostly"
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return next((problem for part in parts if (problem := half_character(part))), None)
+
+
 def row_problem(values: Mapping[str, Any]) -> str | None:
     """What is wrong between a row's values: tokens and tags of different length."""
     if "tokens" in values and "tags" in values and len(values["tokens"]) != len(values["tags"]):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
 from lorary.training.data.files import Row, Source, report
-from lorary.training.data.roles import CHECKS, row_problem
+from lorary.training.data.roles import CHECKS, half_character, row_problem
 from lorary.training.recipe.raw import nearest
 
 
@@ -40,7 +40,7 @@ def _row_problems(row: Row, columns: Mapping[str, str]) -> Iterable[str]:
         if column not in row.values:
             problem: str | None = f"missing; the row has {', '.join(sorted(row.values)) or 'no columns'}"
         else:
-            problem = CHECKS[role](row.values[column])
+            problem = CHECKS[role](row.values[column]) or half_character(row.values[column])
         if problem:
             found = True
             yield f"{row.place}, {column}: {problem}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from lorary.hub.errors import TrainingError
+from lorary.training.fitting.metric import ValidationMetric
 from lorary.training.fitting.trainer import make_trainer
 from lorary.training.fitting.watch import Watch
 from lorary.training.progress import Reporter
@@ -18,12 +20,20 @@ from lorary.training.tasks.base import Encoded, Task
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a run came to: steps done, the mean training loss, and the best epoch where the rows decided it."""
+    """What a run came to: steps done, the mean training loss, and the best epoch where the rows decided it.
+
+    ``history`` is the trainer's log: an entry for each step, and one for each look at the validation rows.
+    """
 
     steps: int
     loss: float
     best_epoch: float | None
-    curve: tuple[tuple[int, float], ...]
+    history: tuple[Mapping[str, float], ...]
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """The training loss of each step."""
+        return [(int(entry["step"]), float(entry["loss"])) for entry in self.history if "loss" in entry]
 
 
 def fit(
@@ -45,6 +55,8 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(watch)
+    if validation and task.scored_in_one_pass and task.main_metric != "loss":
+        trainer.add_callback(ValidationMetric(model, task, validation, tokenizer, recipe.training.batch_size))
     if validation:
         trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping))
     # TRL casts adapters on a quantized base to bfloat16, which swallows small updates.
@@ -60,7 +72,9 @@ def fit(
         ) from error
     finally:
         _undo(model, trainer)
-    return Fitted(result.global_step, float(result.training_loss), _best_epoch(trainer), tuple(watch.losses))
+    return Fitted(
+        result.global_step, float(result.training_loss), _best_epoch(trainer), tuple(trainer.state.log_history)
+    )
 
 
 def _undo(model: Any, trainer: Any) -> None:

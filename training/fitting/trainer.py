@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lorary.training.fitting.trackers import keep_tensorboard_logs
 from lorary.training.precision import base_dtype
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Encoded, Task
@@ -23,7 +24,9 @@ def make_trainer(
         "train_dataset": Dataset.from_list(list(train.features)),
         "eval_dataset": Dataset.from_list(list(validation.features)) if validation else None,
     }
-    return task.trainer(model, tokenizer, settings, sets)
+    trainer = task.trainer(model, tokenizer, settings, sets)
+    keep_tensorboard_logs(trainer, recipe)
+    return trainer
 
 
 def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict[str, Any]:
@@ -51,7 +54,8 @@ def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict
         "dataloader_pin_memory": not on_cpu,
         "remove_unused_columns": False,
         "label_names": ["labels"],
-        "report_to": "none",
+        "report_to": list(recipe.report.to) or "none",
+        "run_name": recipe.name,
         "disable_tqdm": True,
         "logging_steps": 1,
         # Off, since it would show the last finite loss in place of a NaN.

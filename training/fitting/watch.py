@@ -1,4 +1,4 @@
-"""What is looked at while a run goes on: the bar, the losses, and a run that has gone wrong."""
+"""What is looked at while a run goes on: the bar, and a run that has gone wrong."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from lorary.training.progress import Reporter
 
 
 class Watch(TrainerCallback):
-    """Moves the bar, keeps the losses, and stops a run that has gone wrong at the step where it did."""
+    """Moves the bar, and stops a run that has gone wrong at the step where it did."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
-        self.losses: list[tuple[int, float]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Called for each step, since ``logging_steps`` is 1."""
@@ -30,7 +29,6 @@ class Watch(TrainerCallback):
                     f"the {name} became {logs[name]} at step {state.global_step} of {state.max_steps}; "
                     "lower training.learning_rate, or raise training.warmup"
                 )
-        self.losses.append((state.global_step, loss))
         self.reporter.step(state.global_step, state.max_steps, loss)
 
     def on_evaluate(

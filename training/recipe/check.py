@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ _OTHER_SUFFIXES = frozenset({".txt", ".tsv", ".xlsx", ".xls", ".xml", ".arrow", 
 def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[str]) -> list[str]:
     """Settings that can't go together, and files that aren't there; a key in ``already`` isn't reported again."""
     found = []
-    for check in (_names, _strategy, _method, _columns, _files, _splits, _lora, _prompt, _run):
+    for check in _CHECKS:
         for dotted, message in check(values):
             if not any(f"{dotted}: " in problem for problem in already):
                 found.append(f"{where(raw, dotted)}{dotted}: {message}")
@@ -196,6 +197,27 @@ def _run(values: Mapping[str, Any]) -> Problems:
             yield "output", f"{output!r} is there already; name a folder that isn't, or remove it"
 
 
+def _report(values: Mapping[str, Any]) -> Problems:
+    trackers = _section(values, "report").get("to")
+    for name in trackers if isinstance(trackers, (list, tuple)) else ():
+        if isinstance(name, str) and name.isidentifier() and find_spec(name) is None:
+            yield "report.to", f"{name!r} isn't installed; install it (pip install {name}), or leave it out"
+
+
 def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     section = values.get(key)
     return section if isinstance(section, Mapping) else {}
+
+
+_CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
+    _names,
+    _strategy,
+    _method,
+    _columns,
+    _files,
+    _splits,
+    _lora,
+    _prompt,
+    _run,
+    _report,
+)

@@ -106,6 +106,17 @@ class PromptSettings(_Section):
     chat_template: Text | None = None
 
 
+class ReportSettings(_Section):
+    """The run's report. ``rows`` is how many of the worst held-out rows it shows: they are your data, in plain text.
+
+    ``to`` names trackers that follow the run live; each has to be installed.
+    """
+
+    write: bool = True
+    rows: Annotated[int, Field(ge=0, le=1000)] = 20
+    to: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+
+
 class Recipe(_Section):
     """Every setting of a run. Made by :meth:`load` or :meth:`from_flags`, which report all mistakes at once.
 
@@ -125,6 +136,7 @@ class Recipe(_Section):
     lora: Lora
     training: Training
     prompt: PromptSettings = PromptSettings()
+    report: ReportSettings = ReportSettings()
     output: Text | None = None
     tags: tuple[Text, ...] = ()
     alias: Text | None = None

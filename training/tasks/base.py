@@ -12,8 +12,10 @@ import torch
 from lorary.adapters import Backbone
 from lorary.hub.manifest import Pooling, Preprocessing, Prompt
 from lorary.training.data import Example, Note
+from lorary.training.data.roles import TARGET_ROLES
 from lorary.training.fitting.evaluate import outcomes
 from lorary.training.recipe import Recipe
+from lorary.training.report.content import Mistakes
 
 Feature = dict[str, Any]
 Metrics = dict[str, float]
@@ -32,6 +34,16 @@ class Encoded:
         return Encoded(self.examples[:count], self.features[:count], self.golds[:count])
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a row gave the model, what was expected, what it answered, and whether that is right."""
+
+    given: str
+    expected: str
+    found: str
+    right: bool
+
+
 class Task(ABC):
     """One task of one run: a recipe's settings and the labels found in its data."""
 
@@ -40,6 +52,7 @@ class Task(ABC):
     main_metric: ClassVar[str]
     problem_type: ClassVar[str | None] = None
     new_head: ClassVar[bool] = True  # False: the base's own head stays as it is
+    scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
 
     def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
         self.recipe = recipe
@@ -97,6 +110,15 @@ class Task(ABC):
         """What a model makes of each row, in the rows' order."""
         return outcomes(model, self, rows, tokenizer, batch_size)
 
+    def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
+        """A row's input, gold and outcome as texts for people."""
+        given = [_as_text(value) for role, value in example.values.items() if role not in TARGET_ROLES]
+        return Answer(" | ".join(given), _as_text(gold), _as_text(outcome), gold == outcome)
+
+    def mistakes(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Mistakes | None:
+        """Where answers are wrong, counted for the report; None where a task has nothing to count."""
+        return None
+
     def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
         """The outcomes of an adapter that is loaded on a backbone, for the gate: from each row's token ids."""
         logits = backbone.logits([feature["input_ids"] for feature in rows.features], name)
@@ -113,6 +135,10 @@ class Task(ABC):
     def prompt(self, tokenizer: Any) -> Prompt | None:
         """How prompts are put, for the manifest; None where the task has none."""
         return None
+
+
+def _as_text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def one_device(arguments: Any) -> Any:

@@ -10,6 +10,8 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.training.data import Example, Note
+from lorary.training.report.confusion import count_labels
+from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, note_cut
 
 
@@ -66,6 +68,10 @@ class TextClassification(Task):
             "precision": float(precision),
             "recall": float(recall),
         }
+
+    def mistakes(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Mistakes | None:
+        """The confusion matrix."""
+        return count_labels(self.labels, golds, outcomes)
 
     def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
         """The labels that ``predict`` gives the rows themselves, as a user would ask for them."""

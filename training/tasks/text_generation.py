@@ -17,7 +17,7 @@ import torch
 from lorary.hub.errors import DataError, TrainingError
 from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, note_cut, one_device
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, note_cut, one_device
 
 IGNORED = -100
 DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
@@ -168,6 +168,14 @@ class TextGeneration(Task):
         rows, targets = logits[:-1][learned].float(), labels[learned]
         loss = torch.nn.functional.cross_entropy(rows, targets, reduction="sum")
         return TokenScore(float(loss), len(targets), int((rows.argmax(-1) == targets).sum()))
+
+    def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
+        """The prompt and what was to follow; of the answer, how many tokens would have come first."""
+        plain = example.values.get("text")
+        turns = [message["content"] for message in _messages(example.values)] if plain is None else [plain, ""]
+        perplexity = math.exp(min(outcome.loss / outcome.tokens, 700.0))
+        found = f"{outcome.correct} of {outcome.tokens} tokens, perplexity {perplexity:.4g}"
+        return Answer("\n".join(turns[:-1]), turns[-1], found, outcome.correct == outcome.tokens)
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Mean loss per trained token (nats), its exponential (perplexity), and the share of tokens that were top-1."""

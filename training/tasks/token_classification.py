@@ -18,7 +18,10 @@ import torch
 
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, note_cut
+from lorary.training.report.confusion import count_labels
+from lorary.training.report.content import Mistakes
+from lorary.training.report.spans import count_spans
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, note_cut
 
 IGNORED = -100  # torch's cross_entropy leaves positions with this label out
 _ENTITY = re.compile(r"O|[BIESLU]-.+")
@@ -118,6 +121,18 @@ class TokenClassification(Task):
         predicted = [self._whole(outcome, gold) for outcome, gold in zip(outcomes, golds, strict=True)]
         return self._score(predicted, [list(gold.tags) for gold in golds])
 
+    def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
+        """The words, with the tag behind each that is part of an entity."""
+        words, tags = example.values["tokens"], self._whole(outcome, gold)
+        return Answer(" ".join(words), _tagged(words, gold.tags), _tagged(words, tags), list(gold.tags) == tags)
+
+    def mistakes(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Mistakes | None:
+        """What became of the entities of each type; of tags that mark none, their confusion."""
+        predicted = [self._whole(outcome, gold) for outcome, gold in zip(outcomes, golds, strict=True)]
+        if self.entities:
+            return count_spans([gold.tags for gold in golds], predicted)
+        return count_labels(self.labels, list(chain(*(gold.tags for gold in golds))), list(chain(*predicted)))
+
     def _whole(self, outcome: Sequence[str], gold: Gold) -> list[str]:
         tags = ["O" if "O" in self.labels else self.labels[0]] * len(gold.tags)
         for word, tag in zip(gold.words, outcome, strict=True):
@@ -147,6 +162,10 @@ class TokenClassification(Task):
         counts = Counter(tag for example in train for tag in example.values["tags"])
         most = min(self.labels, key=lambda label: (-counts[label], label))
         return self._score([[most] * len(gold.tags) for gold in golds], [list(gold.tags) for gold in golds])
+
+
+def _tagged(words: Sequence[str], tags: Sequence[str]) -> str:
+    return " ".join(word if tag == "O" else f"{word}[{tag}]" for word, tag in zip(words, tags, strict=True))
 
 
 def _broken(tags: Sequence[str]) -> bool:

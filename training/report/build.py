@@ -1,0 +1,89 @@
+"""From a finished run to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorary.hub.reference import normalise_domain
+from lorary.training.fitting.fit import Fitted
+from lorary.training.prepare import Prepared
+from lorary.training.provenance import without_folders
+from lorary.training.report.content import Point, Report, Validation
+from lorary.training.report.worst import worst_rows
+from lorary.training.save import public
+from lorary.training.tasks.base import Metrics
+
+_MOST_POINTS = 1000
+
+
+def build_report(
+    prepared: Prepared, fitted: Fitted, metrics: Mapping[str, Metrics], outcomes: Sequence[Any],
+    provenance: Mapping[str, Any],
+) -> Report:  # fmt: skip
+    """The report of a run.
+
+    Args:
+        metrics: by split, as they are registered.
+        outcomes: the trained model's on the held-out rows.
+        provenance: as the manifest holds it.
+    """
+    recipe, task = prepared.recipe, prepared.task
+    worst, ranked = worst_rows(
+        prepared.model, task, prepared.test, outcomes, prepared.base.tokenizer, recipe.report.rows
+    )
+    return Report(
+        name=recipe.name,
+        domain=normalise_domain(recipe.domain),
+        task=task.name,
+        base=prepared.base.identity.id,
+        method=recipe.method,
+        main_metric=task.main_metric,
+        metrics={split: dict(values) for split, values in metrics.items()},
+        points=_points(fitted.history),
+        validations=_validations(fitted.history),
+        mistakes=task.mistakes(outcomes, prepared.test.golds),
+        worst=tuple(row.model_copy(update={"place": without_folders(row.place, recipe)}) for row in worst),
+        ranked=ranked,
+        notices=tuple(provenance["notices"]),
+        facts=_facts(prepared, fitted, provenance),
+        recipe=public(recipe).to_yaml(),
+    )
+
+
+def _points(history: Sequence[Mapping[str, float]]) -> tuple[Point, ...]:
+    steps = [entry for entry in history if "loss" in entry]
+    every = -(-len(steps) // _MOST_POINTS) or 1
+    return tuple(
+        Point(
+            step=int(entry["step"]),
+            loss=entry["loss"],
+            learning_rate=entry.get("learning_rate"),
+            gradient=entry.get("grad_norm"),
+        )
+        for place, entry in enumerate(steps, start=1)
+        if place % every == 0 or place == len(steps)
+    )
+
+
+def _validations(history: Sequence[Mapping[str, float]]) -> tuple[Validation, ...]:
+    return tuple(
+        Validation(step=int(entry["step"]), loss=entry["eval_loss"], metric=entry.get("eval_metric"))
+        for entry in history
+        if "eval_loss" in entry
+    )
+
+
+def _facts(prepared: Prepared, fitted: Fitted, provenance: Mapping[str, Any]) -> dict[str, str]:
+    rows, environment = provenance["data"]["rows"], provenance["environment"]
+    trainable = sum(parameter.numel() for parameter in prepared.model.parameters() if parameter.requires_grad)
+    best = provenance["best_epoch"]
+    return {
+        "rows": ", ".join(f"{count:,} {part}" for part, count in rows.items() if count),
+        "trained parameters": f"{trainable:,}",
+        "steps": f"{fitted.steps:,} in {provenance['seconds']:.1f} s" + (f", epoch {best:g} kept" if best else ""),
+        "peak memory": f"{provenance['peak_memory_bytes'] / 1e6:,.0f} MB",
+        "device": environment["device"],
+        "packages": ", ".join(f"{name} {version}" for name, version in environment["packages"].items()),
+        "seed": str(provenance["seed"]),
+    }

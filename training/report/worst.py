@@ -1,0 +1,65 @@
+"""The held-out rows that a model is most wrong about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lorary.training.precision import precision
+from lorary.training.report.content import WorstRow
+from lorary.training.tasks.base import Encoded, Task
+
+LONGEST_TEXT = 600  # characters of a row that are shown
+_RANKED = 256
+
+
+def worst_rows(
+    model: Any, task: Task, rows: Encoded, outcomes: Sequence[Any], tokenizer: Any, most: int
+) -> tuple[tuple[WorstRow, ...], int]:
+    """The rows with the highest loss, highest first, and how many rows were looked at.
+
+    Each row's loss is the model's own, on that row alone. Wrong answers are looked at first, up to 256 rows in all:
+    a long test set isn't run a second time for the sake of twenty rows.
+
+    Args:
+        outcomes: the model's, in the rows' order.
+        most: how many rows are wanted; 0 looks at none.
+    """
+    if most == 0 or len(rows.features) != len(rows.examples):
+        return (), 0
+    answers = [
+        task.answer(example, gold, outcome)
+        for example, gold, outcome in zip(rows.examples, rows.golds, outcomes, strict=True)
+    ]
+    chosen = sorted(range(len(answers)), key=lambda index: answers[index].right)[:_RANKED]
+    losses = {index: _loss(model, task.collator(tokenizer), rows.features[index]) for index in chosen}
+    ranked = sorted((index for index in chosen if math.isfinite(losses[index])), key=lambda index: -losses[index])
+    return tuple(
+        WorstRow(
+            place=rows.examples[index].place,
+            given=_short(answers[index].given),
+            expected=_short(answers[index].expected),
+            found=_short(answers[index].found),
+            loss=round(losses[index], 6),
+            right=answers[index].right,
+        )
+        for index in ranked[:most]
+    ), len(chosen)
+
+
+def _loss(model: Any, collate: Any, feature: Any) -> float:
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in collate([dict(feature)]).items()}
+    training = model.training
+    model.eval()
+    with torch.no_grad(), precision(model):
+        loss = float(model(**batch).loss)
+    model.train(training)
+    return loss
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."

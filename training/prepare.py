@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.adapters.inference import longest_input
@@ -12,11 +12,15 @@ from lorary.training.model import Base, add_adapter, load_for
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Encoded, Task, make_task
+from lorary.training.tasks.lengths import fit_lengths
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before its first step: data, base and adapter in memory, all seeded."""
+    """A run before its first step: data, base and adapter in memory, all seeded.
+
+    ``lengths``: what became of rows that are too long, by part (:func:`lorary.training.tasks.lengths.fit_lengths`).
+    """
 
     recipe: Recipe
     task: Task
@@ -27,6 +31,7 @@ class Prepared:
     test: Encoded
     max_length: int
     data: Examples
+    lengths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def prepare(recipe: Recipe, data: Examples, reporter: Reporter) -> Prepared:
@@ -39,10 +44,12 @@ def prepare(recipe: Recipe, data: Examples, reporter: Reporter) -> Prepared:
     def encode(examples: Sequence[Any]) -> Encoded:
         return task.encode(examples, base.tokenizer, max_length, reporter.note)
 
-    train, test = encode(data.train), encode(data.test)
-    validation = encode(data.validation) if data.validation else None
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    encoded = {part: encode(examples) for part, examples in parts.items() if examples}
+    encoded, lengths = fit_lengths(encoded, recipe.data.too_long, max_length, reporter.note)
+    train, validation, test = encoded["train"], encoded.get("validation"), encoded["test"]
     model = add_adapter(base, task, recipe, train.features[0], reporter.note)
-    return Prepared(recipe, task, base, model, train, validation, test, max_length, data)
+    return Prepared(recipe, task, base, model, train, validation, test, max_length, data, lengths)
 
 
 def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:

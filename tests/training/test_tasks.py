@@ -48,14 +48,6 @@ def test_pairs_are_encoded_as_the_tokenizer_does(make_recipe, wordpiece):
     assert feature["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
 
 
-def test_long_texts_are_cut_and_counted(make_recipe, wordpiece):
-    task = make_task(make_recipe(), ("bad", "good"))
-    rows = [{"text": "profit " * count, "label": "bad"} for count in (6, 7, 30)]
-    encoded, notes = encode(task, wordpiece, *rows, max_length=8)
-    assert [len(feature["input_ids"]) for feature in encoded.features] == [8, 8, 8]
-    assert notes == ["2 of 3 rows are longer than 8 tokens and were cut (training.max_length)"]
-
-
 def test_classification_metrics_are_scikit_learns(make_recipe):
     from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
@@ -114,11 +106,11 @@ def test_tokenizers_that_count_the_space_before_a_word_align_too(make_recipe, bp
 def test_words_without_a_piece_and_words_cut_off_count_as_outside(make_recipe, wordpiece):
     task = make_task(make_recipe(TAG), LABELS)
     row = {"tokens": ["bank", "\u200b", "firm", "bank"], "tags": ["B-ORG", "I-ORG", "O", "B-ORG"]}
-    encoded, notes = encode(task, wordpiece, row, max_length=5)
+    encoded, _ = encode(task, wordpiece, row, max_length=5)
     (gold,) = encoded.golds
     assert gold.words[0] == 0
     assert 3 not in gold.words
-    assert any("longer than 5 tokens" in note for note in notes)
+    assert encoded.lengths[0].full > encoded.lengths[0].kept == 5
     outcome = [gold.tags[word] for word in gold.words]
     scores = task.metrics([outcome], encoded.golds)
     assert scores["recall"] < 1.0
@@ -232,16 +224,6 @@ def test_a_template_that_fails_is_a_data_error_with_the_row(make_recipe, bpe):
     recipe = make_recipe(GENERATE, **{"prompt.format": "chat", "prompt.chat_template": "{{ raise_exception('no') }}"})
     with pytest.raises(DataError, match="row 1: the chat template refuses it"):
         encode(make_task(recipe, None), bpe, {"prompt": "a", "completion": "b"})
-
-
-def test_rows_that_truncation_leaves_nothing_to_learn_are_dropped_and_told(make_recipe, bpe):
-    task = make_task(make_recipe(GENERATE), None)
-    long, short = {"prompt": "profit " * 40, "completion": "rose"}, {"prompt": "a", "completion": "rose"}
-    encoded, notes = encode(task, bpe, short, long, max_length=32)
-    assert [example.values for example in encoded.examples] == [short]
-    assert "1 rows were dropped: nothing to learn within 32 tokens (first: rows, row 2)" in notes
-    with pytest.raises(DataError, match=r"no row has a token to learn within 32 tokens; raise training\.max_length"):
-        encode(task, bpe, long, max_length=32)
 
 
 def test_tokenizers_that_lack_what_a_format_needs_are_refused(make_recipe, bpe):

@@ -50,6 +50,7 @@ class Data(_Section):
 
     ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
     or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen.
+    ``too_long``: rows of more than ``training.max_length`` tokens are cut, left out of the training rows, or an error.
     """
 
     train: Text
@@ -59,6 +60,7 @@ class Data(_Section):
     validation_size: Annotated[float, Field(ge=0, lt=1)] | None = None
     columns: Columns = Columns()
     labels: tuple[Text, ...] | None = None
+    too_long: Literal["truncate", "drop", "error"] = "truncate"
     subset: Text | None = None
     train_split: Text = "train"
     test_split: Text | None = None

@@ -16,6 +16,7 @@ from lorary.training.data.roles import TARGET_ROLES
 from lorary.training.fitting.evaluate import outcomes
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
+from lorary.training.tasks.lengths import Length
 
 Feature = dict[str, Any]
 Metrics = dict[str, float]
@@ -23,15 +24,28 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as token ids: ``features`` are what the collator takes, ``golds`` what the metrics compare with."""
+    """Rows as token ids: ``features`` are what the collator takes, ``golds`` what the metrics compare with.
+
+    ``lengths`` says of each row what was cut; a task that never cuts a row leaves it empty.
+    """
 
     examples: tuple[Example, ...]
     features: tuple[Feature, ...]
     golds: tuple[Any, ...]
+    lengths: tuple[Length, ...] = ()
 
     def head(self, count: int) -> Encoded:
         """The first ``count`` rows."""
-        return Encoded(self.examples[:count], self.features[:count], self.golds[:count])
+        return self.pick(range(min(count, len(self.features))))
+
+    def pick(self, places: Sequence[int]) -> Encoded:
+        """The rows at these places, in this order."""
+        return Encoded(
+            tuple(self.examples[place] for place in places),
+            tuple(self.features[place] for place in places),
+            tuple(self.golds[place] for place in places),
+            tuple(self.lengths[place] for place in places) if self.lengths else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,11 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
-        """Token ids of all rows; ``note`` is told of rows that were cut or dropped."""
+        """Token ids of all rows, each cut to ``max_length`` with its :class:`Length` told.
+
+        No row is left out: :func:`lorary.training.tasks.lengths.fit_lengths` decides that. ``note`` is told of what
+        else the user should know of the rows.
+        """
 
     @abstractmethod
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
@@ -146,9 +164,3 @@ def one_device(arguments: Any) -> Any:
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
-
-
-def note_cut(cut: int, total: int, max_length: int, note: Note) -> None:
-    """Say how many rows were longer than ``max_length`` tokens."""
-    if cut:
-        note(f"{cut} of {total} rows are longer than {max_length} tokens and were cut (training.max_length)")

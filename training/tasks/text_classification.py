@@ -12,7 +12,8 @@ from lorary.adapters import Backbone
 from lorary.training.data import Example, Note
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
-from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, note_cut
+from lorary.training.tasks.base import Encoded, Feature, Metrics, Task
+from lorary.training.tasks.lengths import Length
 
 
 class TextClassification(Task):
@@ -37,15 +38,16 @@ class TextClassification(Task):
         """Text (and pair) to token ids, cut to ``max_length``; of a pair the longer one is cut first."""
         ids = {label: index for index, label in enumerate(self.labels)}
         features: list[Feature] = []
-        cut = 0
+        lengths: list[Length] = []
         for example in examples:
             texts = [example.values[role] for role in ("text", "text_pair") if role in example.values]
             feature = dict(tokenizer(*texts, truncation=True, max_length=max_length))
-            full = len(tokenizer(*texts, verbose=False)["input_ids"]) if len(feature["input_ids"]) == max_length else 0
-            cut += full > max_length
+            kept = len(feature["input_ids"])
+            full = len(tokenizer(*texts, verbose=False)["input_ids"]) if kept == max_length else kept
+            lengths.append(Length(full, kept))
             features.append({**feature, "labels": ids[example.values["label"]]})
-        note_cut(cut, len(features), max_length, note)
-        return Encoded(tuple(examples), tuple(features), tuple(example.values["label"] for example in examples))
+        golds = tuple(example.values["label"] for example in examples)
+        return Encoded(tuple(examples), tuple(features), golds, tuple(lengths))
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """Pads with the tokenizer's padding token."""

@@ -1,8 +1,7 @@
 """Text generation: instruction rows (prompt, completion), chats (messages) and plain text, through a causal model.
 
 Rows are turned into token ids here, with the trained positions marked, so that what is trained is what will be asked:
-the prompt's ids are exactly those that ``generate`` will make, beginning-of-text stands once, and a row of which
-truncation leaves nothing to learn is dropped with a notice.
+the prompt's ids are exactly those that ``generate`` will make, and beginning-of-text stands once.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import torch
 from lorary.hub.errors import DataError, TrainingError
 from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, note_cut, one_device
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, one_device
+from lorary.training.tasks.lengths import Length
 
 IGNORED = -100
 DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
@@ -62,31 +62,18 @@ class TextGeneration(Task):
 
         Raises:
             TrainingError: the tokenizer lacks what the format needs (an end-of-text token, a chat template).
-            DataError: no row keeps anything to learn after truncation.
+            DataError: the chat template refuses a row.
         """
         self._check(tokenizer)
-        kept: list[Example] = []
         features: list[Feature] = []
-        lost: list[str] = []
-        cut = 0
+        lengths: list[Length] = []
         for example in examples:
-            ids, labels = self._encode_one(example, tokenizer)
-            cut += len(ids) > max_length
-            ids, labels = ids[:max_length], labels[:max_length]
+            whole, learned = self._encode_one(example, tokenizer)
+            ids, labels = whole[:max_length], learned[:max_length]
             # The first position is never predicted, so a label there teaches nothing.
-            if all(label == IGNORED for label in labels[1:]):
-                lost.append(example.place)
-                continue
-            kept.append(example)
+            lengths.append(Length(len(whole), len(ids), any(label != IGNORED for label in labels[1:])))
             features.append({"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)})
-        if lost and not features:
-            raise DataError(
-                "rows", [f"no row has a token to learn within {max_length} tokens; raise training.max_length"]
-            )
-        note_cut(cut, len(examples), max_length, note)
-        if lost:
-            note(f"{len(lost)} rows were dropped: nothing to learn within {max_length} tokens (first: {lost[0]})")
-        return Encoded(tuple(kept), tuple(features), (None,) * len(features))
+        return Encoded(tuple(examples), tuple(features), (None,) * len(features), tuple(lengths))
 
     def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
         """TRL's ``SFTTrainer``."""

@@ -21,7 +21,8 @@ from lorary.training.data import Example, Note
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
 from lorary.training.report.spans import count_spans
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, note_cut
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.lengths import Length
 
 IGNORED = -100  # torch's cross_entropy leaves positions with this label out
 _ENTITY = re.compile(r"O|[BIESLU]-.+")
@@ -62,18 +63,18 @@ class TokenClassification(Task):
         if not getattr(tokenizer, "is_fast", False):
             raise TrainingError("token-classification needs a fast tokenizer (a tokenizer.json beside the base)")
         ids = {label: index for index, label in enumerate(self.labels)}
-        pairs = [self._encode_one(example, tokenizer, max_length, ids) for example in examples]
-        cut = sum(
-            len(feature["input_ids"]) == max_length and gold.words[-1:] != (len(gold.tags) - 1,)
-            for feature, gold in pairs
-        )
-        note_cut(cut, len(pairs), max_length, note)
+        rows = [self._encode_one(example, tokenizer, max_length, ids) for example in examples]
         self._note_sequences(examples, note)
-        return Encoded(tuple(examples), tuple(feature for feature, _ in pairs), tuple(gold for _, gold in pairs))
+        return Encoded(
+            tuple(examples),
+            tuple(feature for feature, _, _ in rows),
+            tuple(gold for _, gold, _ in rows),
+            tuple(length for _, _, length in rows),
+        )
 
     def _encode_one(
         self, example: Example, tokenizer: Any, max_length: int, ids: dict[str, int]
-    ) -> tuple[Feature, Gold]:
+    ) -> tuple[Feature, Gold, Length]:
         words, tags = example.values["tokens"], example.values["tags"]
         text = " ".join(words)
         starts = [0, *accumulate(len(word) + 1 for word in words)][: len(words)]
@@ -89,7 +90,9 @@ class TokenClassification(Task):
             labels.append(ids[tags[word]] if first else IGNORED)
             if first:
                 tagged.append(word)
-        return {**feature, "labels": labels}, Gold(tuple(tags), tuple(tagged))
+        kept = len(labels)
+        full = len(tokenizer(text, verbose=False)["input_ids"]) if kept == max_length else kept
+        return {**feature, "labels": labels}, Gold(tuple(tags), tuple(tagged)), Length(full, kept, bool(tagged))
 
     def _note_sequences(self, examples: Sequence[Example], note: Note) -> None:
         if not self.entities:

@@ -1,0 +1,124 @@
+"""Rows that are longer than the model takes: cut, dropped or refused, and counted either way.
+
+A task's ``encode`` cuts every row to ``max_length`` and says what it cut (:class:`Length`); what becomes of such rows
+is decided here, once for all tasks, by ``data.too_long``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lorary.hub.errors import DataError
+from lorary.training.data import Example, Note
+from lorary.training.data.files import report
+
+if TYPE_CHECKING:
+    from lorary.training.tasks.base import Encoded
+
+TooLong = Literal["truncate", "drop", "error"]
+_PARTS = {"train": "training", "validation": "validation", "test": "held-out"}
+
+
+@dataclass(frozen=True)
+class Length:
+    """A row's tokens before and after it was cut; ``learned``: is a token or label that is trained on left?"""
+
+    full: int
+    kept: int
+    learned: bool = True
+
+    @property
+    def cut(self) -> int:
+        """How many tokens are lost."""
+        return self.full - self.kept
+
+
+def fit_lengths(
+    parts: Mapping[str, Encoded], too_long: TooLong, max_length: int, note: Note
+) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
+    """Deal with the rows that were cut, and count them.
+
+    ``drop`` leaves them out of the training rows only: validation and held-out rows stay, cut, since metrics without
+    the hard rows would flatter the adapter. Rows that keep nothing to learn are never trained or validated on: their
+    loss is a mean of nothing.
+
+    Args:
+        parts: encoded rows by part (``train``, ``validation``, ``test``).
+        note: is told of rows that were cut or dropped, part by part.
+
+    Returns:
+        The parts, and of each the figures for the provenance, in rows and tokens: ``rows`` (before any was dropped),
+        ``longest``, ``cut`` (and kept), ``tokens_cut``, ``dropped``, ``nothing_learned``; none of a task that never
+        cuts.
+
+    Raises:
+        DataError: ``too_long`` is ``error`` and rows are too long, each by its file, number and length; or no row of a
+            part is left.
+    """
+    if too_long == "error":
+        _refuse(parts, max_length)
+    fitted, figures = {}, {}
+    for part, encoded in parts.items():
+        fitted[part] = encoded
+        if encoded.lengths:
+            fitted[part], figures[part] = _fit(encoded, part, too_long, max_length, note)
+    return fitted, figures
+
+
+def _refuse(parts: Mapping[str, Encoded], max_length: int) -> None:
+    problems = [
+        f"{example.place}: {length.full} tokens, {length.kept} fit"
+        for encoded in parts.values()
+        for example, length in _cut(encoded)
+    ]
+    if problems:
+        subject = (
+            f"rows too long for training.max_length {max_length}; raise it, or set data.too_long to truncate or drop"
+        )
+        raise report(subject, problems)
+
+
+def _cut(encoded: Encoded) -> list[tuple[Example, Length]]:
+    pairs = zip(encoded.examples, encoded.lengths, strict=True) if encoded.lengths else ()
+    return [(example, length) for example, length in pairs if length.cut]
+
+
+def _fit(encoded: Encoded, part: str, too_long: TooLong, max_length: int, note: Note) -> tuple[Encoded, dict[str, int]]:
+    kind, rows, cut = _PARTS[part], len(encoded.lengths), _cut(encoded)
+    dropping = too_long == "drop" and part == "train"
+    bare = [example for example, length in zip(encoded.examples, encoded.lengths, strict=True) if not length.learned]
+    kept = [
+        place
+        for place, length in enumerate(encoded.lengths)
+        if (length.learned or part == "test") and not (dropping and length.cut)
+    ]
+    fitted = encoded.pick(kept)
+    still_cut = _cut(fitted)
+    lost = sum(length.cut for _, length in still_cut)
+    longest = max(length.full for length in encoded.lengths)
+    if not any(length.learned for length in fitted.lengths):
+        raise DataError(
+            "rows",
+            [f"no {kind} row has a token to learn within {max_length} tokens (the longest has {longest}); "
+             "raise training.max_length"],
+        )  # fmt: skip
+    if cut:
+        told = f"{len(cut)} of {rows} {kind} rows are longer than {max_length} tokens (the longest: {longest})"
+        if dropping:
+            note(f"{told} and were dropped (data.too_long)")
+        else:
+            reason = "; only training rows are dropped, or the metrics would flatter" if too_long == "drop" else ""
+            note(f"{told} and were cut: {lost} tokens lost (training.max_length, data.too_long){reason}")
+    if bare:
+        what = "have nothing to score" if part == "test" else "were dropped: nothing to learn"
+        note(f"{len(bare)} of {rows} {kind} rows {what} within {max_length} tokens (first: {bare[0].place})")
+    return fitted, {
+        "rows": rows,
+        "longest": longest,
+        "cut": len(still_cut),
+        "tokens_cut": lost,
+        "dropped": rows - len(kept),
+        "nothing_learned": len(bare),
+    }

@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.adapter import Adapter
+from lorary.adapters.languages import speaking, target_settings
 from lorary.hub.errors import UsageError
-from lorary.hub.manifest import Prompt
+from lorary.hub.manifest import Generation, Preprocessing, Prompt
+
+if TYPE_CHECKING:
+    from lorary.adapters.adapter import Adapter
 
 PromptRow = str | Sequence[Mapping[str, str]]
 
 
-def render(prompt: PromptRow, adapter: Adapter | None, tokenizer: Any) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class Manner:
+    """How an adapter's prompts are put and what it is asked to generate.
+
+    ``cuts``: a text that is too long is cut for a decoder, too, so that what the template puts after it stays.
+    """
+
+    prompt: Prompt = field(default_factory=Prompt)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    generation: Generation | None = None
+    cuts: bool = False
+
+
+def manner_of(adapter: Adapter | None) -> Manner:
+    """An adapter's own manner; that of the bare backbone is to take a prompt as it stands."""
+    manifest = adapter.manifest if adapter else None
+    if manifest is None:
+        return Manner()
+    cuts = manifest.task in ("summarization", "translation")
+    return Manner(manifest.prompt or Prompt(), manifest.preprocessing, manifest.generation, cuts)
+
+
+def generation_settings(manner: Manner, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The arguments of transformers' ``generate`` that an adapter was measured with; none where it doesn't say.
+
+    The base's own sampling, penalties and least lengths are switched off: they belong to what the base was made for.
+
+    Raises:
+        UsageError: the tokenizer doesn't know the adapter's language.
+    """
+    preprocessing, generation = manner.preprocessing, manner.generation
+    settings: dict[str, Any] = dict(target_settings(tokenizer, preprocessing.source_lang, preprocessing.target_lang))
+    if generation is None:
+        return settings
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    # The token that ended what the adapter learned ends what it writes, whatever the base's files say.
+    return settings | {
+        "do_sample": False,
+        "max_new_tokens": generation.max_new_tokens,
+        "min_length": 0,
+        "num_beams": generation.num_beams,
+        "length_penalty": generation.length_penalty,
+        "no_repeat_ngram_size": generation.no_repeat_ngram_size,
+        "repetition_penalty": 1.0,
+        "eos_token_id": list(dict.fromkeys([*ends, tokenizer.eos_token_id])),
+    }
+
+
+def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool]:
     """The text before the model for one prompt, and whether special tokens still have to be added to it.
 
     A chat template writes its own beginning-of-sequence token; adding another would double it.
@@ -22,11 +75,10 @@ def render(prompt: PromptRow, adapter: Adapter | None, tokenizer: Any) -> tuple[
     Raises:
         UsageError: a conversation was given and neither the adapter nor the tokenizer has a chat template.
     """
-    settings = adapter.manifest.prompt if adapter and adapter.manifest and adapter.manifest.prompt else Prompt()
+    settings, prefix = manner.prompt, manner.preprocessing.prefix
     if isinstance(prompt, str) and settings.format != "chat":
-        prefix = adapter.manifest.preprocessing.prefix if adapter and adapter.manifest else ""
         return prefix + (settings.template.replace("{prompt}", prompt) if settings.template else prompt), True
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+    messages = [{"role": "user", "content": prefix + prompt}] if isinstance(prompt, str) else [*map(dict, prompt)]
     template = settings.chat_template or getattr(tokenizer, "chat_template", None)
     if template is None:
         raise UsageError(
@@ -55,27 +107,77 @@ def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str]) -> Prompt
     raise UsageError(f"expected a prompt (a text, or a list of {{role, content}}), found {type(row).__name__}")
 
 
+def prompt_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any, *, encoder_decoder: bool) -> tuple[list[int], int]:
+    """A prompt's token ids, and how many there would be had it not been cut to the length that was trained with.
+
+    Raises:
+        UsageError: there is nothing to go on from, or the template alone is longer than that.
+    """
+    preprocessing = manner.preprocessing
+    limit = preprocessing.max_length
+    with speaking(tokenizer, preprocessing.source_lang, preprocessing.target_lang):
+        if encoder_decoder:
+            text, add_special = render(prompt, manner, tokenizer)
+            ids = list(tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"])
+            full = len(ids)
+            if limit and full > limit:
+                cut = tokenizer(text, add_special_tokens=add_special, truncation=True, max_length=limit)
+                ids = list(cut["input_ids"])
+        else:
+            ids = _open_tokens(prompt, manner, tokenizer)
+            full = len(ids)
+            if limit and full > limit and manner.cuts and isinstance(prompt, str):
+                ids = _cut_text(prompt, manner, tokenizer, limit, full)
+    if not ids:
+        raise UsageError("an empty prompt: this tokenizer adds no token of its own, so there is nothing to go on from")
+    return ids, full
+
+
+def _open_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any) -> list[int]:
+    """A prompt's ids for a decoder that goes on from it: beginning-of-text stands once, and end-of-text doesn't."""
+    text, add_special = render(prompt, manner, tokenizer)
+    ids = list(tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"])
+    if not add_special:
+        return ids
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        ids = ids[1:]  # the text begins with the token that the tokenizer puts there itself
+    return ids[:-1] if eos is not None and len(ids) > 1 and ids[-1] == eos else ids
+
+
+def _cut_text(source: str, manner: Manner, tokenizer: Any, limit: int, full: int) -> list[int]:
+    """A prompt's ids with so much of its text, from the beginning, that ``limit`` tokens hold it and its template."""
+    pieces = tokenizer(source, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    count = len(pieces["input_ids"])
+    keep = count - (full - limit)
+    while keep > 0:
+        # Without offsets (tokenizers in Python), in proportion to the characters.
+        end = pieces["offset_mapping"][keep - 1][1] if tokenizer.is_fast else len(source) * keep // count
+        ids = _open_tokens(source[:end], manner, tokenizer)
+        if len(ids) <= limit:
+            return ids
+        keep -= len(ids) - limit
+    raise UsageError(
+        f"the prompt's template takes {full - count} of {limit} tokens and leaves no room for a text; shorten it"
+    )
+
+
 def encode_prompts(
     prompts: Sequence[PromptRow], adapters: Sequence[Adapter | None], tokenizer: Any, *, encoder_decoder: bool, pad: int
 ) -> dict[str, torch.Tensor]:
+    """Token ids and mask, [rows, tokens] each, as :func:`pad_prompts` lays them out; long ones are cut as trained."""
+    rows = [
+        prompt_tokens(prompt, manner_of(adapter), tokenizer, encoder_decoder=encoder_decoder)[0]
+        for prompt, adapter in zip(prompts, adapters, strict=True)
+    ]
+    return pad_prompts(rows, encoder_decoder=encoder_decoder, pad=pad)
+
+
+def pad_prompts(rows: Sequence[Sequence[int]], *, encoder_decoder: bool, pad: int) -> dict[str, torch.Tensor]:
     """Token ids and mask, [rows, tokens] each.
 
-    A decoder's rows are padded on the left, so that each ends where it goes on; an encoder's on the right, and cut to
-    the length that their adapter was trained with.
+    A decoder's rows are padded on the left, so that each ends where it goes on; an encoder's on the right.
     """
-    rows = []
-    for prompt, adapter in zip(prompts, adapters, strict=True):
-        text, add_special = render(prompt, adapter, tokenizer)
-        settings: dict[str, Any] = {}
-        preprocessing = adapter.manifest.preprocessing if adapter and adapter.manifest else None
-        if encoder_decoder and preprocessing and preprocessing.max_length:
-            settings = {"truncation": True, "max_length": preprocessing.max_length}
-        ids = tokenizer(text, add_special_tokens=add_special, **settings)["input_ids"]
-        if not ids:
-            raise UsageError(
-                "an empty prompt: this tokenizer adds no token of its own, so there is nothing to go on from"
-            )
-        rows.append(ids)
     longest = max(map(len, rows))
     batch = torch.full((len(rows), longest), pad)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)

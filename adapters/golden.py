@@ -27,6 +27,9 @@ runs, so quantization doesn't either.
 """
 
 
+_VOCABULARY_WIDE = ("text-generation", "summarization", "translation")
+
+
 def choose_rows(token_rows: Sequence[Sequence[int]], count: int = ROWS, longest: int = LONGEST) -> list[list[int]]:
     """Up to ``count`` rows, spread over those given, each cut to ``longest`` tokens; empty rows are passed over."""
     usable = [list(row[:longest]) for row in token_rows if row]
@@ -36,7 +39,7 @@ def choose_rows(token_rows: Sequence[Sequence[int]], count: int = ROWS, longest:
 
 def condense(task: str, logits: torch.Tensor) -> torch.Tensor:
     """What is kept of a row's logits: all of a classifier's, only the last token's of a language model."""
-    return (logits[-1] if task == "text-generation" else logits).detach().float().cpu().contiguous()
+    return (logits[-1] if task in _VOCABULARY_WIDE else logits).detach().float().cpu().contiguous()
 
 
 def write_golden(folder: Path, logits: Sequence[torch.Tensor]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.forward import forward_rows, group_rows
-from lorary.adapters.generate import PromptRow, decode_new, encode_prompts
+from lorary.adapters.generate import PromptRow, decode_new, encode_prompts, generation_settings, manner_of
 from lorary.adapters.routing import Routing, routed
 from lorary.hub.errors import RoutingError, UsageError
 
 _MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+_OF_LANGUAGES = frozenset({"forced_bos_token_id", "decoder_start_token_id"})
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state an astronomic one
 
 
@@ -50,15 +51,17 @@ class Inference:
             raise UsageError(
                 "generate returns texts; for transformers' own output call generate on a `using` block's model"
             )
-        if not routing.uniform and not self.rows_first:
-            return self._generate_in_turn(prompts, routing, kwargs)
+        groups = self._groups(routing, kwargs)
+        if len(groups) > 1:
+            return self._generate_in_turn(prompts, routing, kwargs, groups)
         encoder_decoder = bool(self.model.config.is_encoder_decoder)
         with self.tokenizing:
             batch = encode_prompts(
                 prompts, routing.adapters, self.tokenizer, encoder_decoder=encoder_decoder, pad=self.pad_id
             )
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        settings = {"pad_token_id": self.pad_id} | ({"tokenizer": self.tokenizer} if "stop_strings" in kwargs else {})
+        settings = {"pad_token_id": self.pad_id} | self._own_settings(routing.adapters[0], kwargs)
+        settings |= {"tokenizer": self.tokenizer} if "stop_strings" in kwargs else {}
         with torch.no_grad(), routed(routing):
             sequences = self.model.generate(**inputs, **settings | kwargs)
         return decode_new(sequences, 0 if encoder_decoder else inputs["input_ids"].shape[1], self.tokenizer)
@@ -69,9 +72,35 @@ class Inference:
             batch = encode_prompts([prompt], [adapter], self.tokenizer, encoder_decoder=False, pad=self.pad_id)
         return [int(token) for token in batch["input_ids"][0]]
 
-    def _generate_in_turn(self, prompts: Sequence[PromptRow], routing: Routing, kwargs: dict[str, Any]) -> list[str]:
+    def _groups(self, routing: Routing, kwargs: Mapping[str, Any]) -> list[list[int]]:
+        """The rows that one call of the model can generate for: those whose adapters ask for the same."""
+        if not routing.uniform and not self.rows_first:
+            return list(group_rows(routing.adapters).values())
+        settings = {adapter: self._own_settings(adapter, kwargs) for adapter in set(routing.adapters)}
+        groups: list[tuple[dict[str, Any], list[int]]] = []
+        for row, adapter in enumerate(routing.adapters):
+            rows = next((rows for other, rows in groups if other == settings[adapter]), None)
+            if rows is None:
+                groups.append((settings[adapter], [row]))
+            else:
+                rows.append(row)
+        return [rows for _, rows in groups]
+
+    def _own_settings(self, adapter: Adapter | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What an adapter's manifest asks for, less what the call says in other words."""
+        with self.tokenizing:
+            settings = generation_settings(manner_of(adapter), self.model, self.tokenizer)
+        if "max_length" in kwargs:
+            settings.pop("max_new_tokens", None)
+        if "generation_config" in kwargs:
+            return {name: value for name, value in settings.items() if name in _OF_LANGUAGES}
+        return settings
+
+    def _generate_in_turn(
+        self, prompts: Sequence[PromptRow], routing: Routing, kwargs: dict[str, Any], groups: Sequence[list[int]]
+    ) -> list[str]:
         texts: dict[int, list[str]] = {}
-        for rows in group_rows(routing.adapters).values():
+        for rows in groups:
             made = self.generate([prompts[row] for row in rows], routing.subset(rows), kwargs)
             each = len(made) // len(rows)
             texts |= {row: made[place * each : (place + 1) * each] for place, row in enumerate(rows)}
@@ -122,14 +151,7 @@ class Inference:
 
     def batch(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """The model's inputs for token ids [rows, tokens] without padding."""
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | self._decoder_start(ids)
-
-    def _decoder_start(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A few tokens for a decoder: one alone attends only to itself, and hides what queries and keys do."""
-        if not self.model.config.is_encoder_decoder:
-            return {}
-        start = torch.full((ids.shape[0], 1), self.model.config.decoder_start_token_id or 0, device=self.device)
-        return {"decoder_input_ids": torch.cat([start, ids[:, :3]], dim=1)}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | decoder_start(self.model.config, ids)
 
     def pad(self, encoded: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad on the right, so that a token's position doesn't depend on its batch mates."""
@@ -152,6 +174,17 @@ class Inference:
         """The most tokens that the model and the tokenizer take, None where neither says."""
         limits = (longest_input(self.model), getattr(self.tokenizer, "model_max_length", None))
         return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
+
+
+def decoder_start(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A few tokens for a decoder that is probed with ``ids`` [rows, tokens]; nothing where there is no encoder.
+
+    One token alone attends only to itself, and hides what queries and keys do.
+    """
+    if not config.is_encoder_decoder:
+        return {}
+    start = torch.full((ids.shape[0], 1), config.decoder_start_token_id or 0, device=ids.device)
+    return {"decoder_input_ids": torch.cat([start, ids[:, :3]], dim=1)}
 
 
 def tensors_of(output: Any) -> dict[str, torch.Tensor]:

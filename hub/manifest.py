@@ -17,10 +17,22 @@ from lorary.hub.errors import CheckpointError
 from lorary.hub.jsontext import load_json
 
 MANIFEST_NAME = "lorary.json"
-FORMAT = 2
-"""The newest format; with 2 came ``pooling`` and ``preprocessing.stride``, which a reader of 1 can't know."""
+FORMAT = 3
+"""The newest format."""
 
-_R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Pooling", "Prompt", "Numerics")
+_SINCE: Mapping[str, int] = {
+    "pooling": 2,
+    "preprocessing.stride": 2,
+    "preprocessing.source_lang": 3,
+    "preprocessing.target_lang": 3,
+    "generation": 3,
+}
+"""Fields that a reader of format 1 can't know, and the format that each came with.
+
+They are left out of the file and of the digest where they are off: what was written before stays what it was.
+"""
+
+_R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Pooling", "Prompt", "Generation", "Numerics")
 
 POOLINGS = ("mean", "cls", "last")
 
@@ -55,13 +67,16 @@ class BaseIdentity:
 class Preprocessing:
     """How rows become token ids: ``columns`` maps a role (``text``, ``label``) to a column, lengths are in tokens.
 
-    ``stride``: by how many tokens the windows of a text that is too long overlap.
+    ``prefix`` stands before the text. ``stride``: by how many tokens the windows of a text that is too long overlap.
+    ``source_lang`` and ``target_lang``: of a translation, as the tokenizer of a multilingual base calls them.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     prefix: str = ""
     stride: int | None = None
+    source_lang: str | None = None
+    target_lang: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,23 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """How texts were generated when the adapter was measured, greedily or by beams; transformers' names and meanings.
+
+    ``predict`` and ``generate`` do the same unless a call says otherwise.
+    """
+
+    max_new_tokens: int
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ValueError(f"generation: expected at least one token and one beam, found {self}")
+
+
+@dataclass(frozen=True)
 class Numerics:
     """The arithmetic that golden logits were computed with; they are comparable only where all of it is equal."""
 
@@ -114,6 +146,7 @@ class Manifest:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     prompt: Prompt | None = None
     pooling: Pooling | None = None
+    generation: Generation | None = None
     numerics: Numerics = field(default_factory=Numerics)
     golden_rows: tuple[tuple[int, ...], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -127,14 +160,14 @@ class Manifest:
             "problem_type": self.problem_type,
             "prompt": values["prompt"],
             "base_fingerprint": self.base.fingerprint,
-            **_without_unused({name: values[name] for name in ("preprocessing", "pooling")}),
+            **_used({name: values[name] for name in ("preprocessing", "pooling", "generation")}),
         }
 
     def to_json(self) -> str:
         """The text of ``lorary.json``: sorted keys, two spaces, a final newline."""
-        values = _without_unused(asdict(self))
-        newer = "pooling" in values or "stride" in values["preprocessing"]
-        return json.dumps({"format": 2 if newer else 1, **values}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        values = _used(asdict(self))
+        newest = max((since for name, since in _SINCE.items() if _holds(values, name)), default=1)
+        return json.dumps({"format": newest, **values}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> Path:
         """Write ``lorary.json`` into ``folder`` and return its path."""
@@ -143,12 +176,23 @@ class Manifest:
         return path
 
 
-def _without_unused(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the fields of format 2 where they are off: digests and files of format 1 then stay what they were."""
-    kept = {name: value for name, value in values.items() if name != "pooling" or value is not None}
-    before = values["preprocessing"]
-    kept["preprocessing"] = {name: value for name, value in before.items() if name != "stride" or value is not None}
-    return kept
+def _used(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields of :data:`_SINCE` that are off (null)."""
+    return {
+        name: _kept(value, f"{name}.") if name == "preprocessing" else value
+        for name, value in _kept(values, "").items()
+    }
+
+
+def _kept(values: Mapping[str, Any], above: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None or above + name not in _SINCE}
+
+
+def _holds(values: Mapping[str, Any], dotted: str) -> bool:
+    *above, name = dotted.split(".")
+    for part in above:
+        values = values[part]
+    return name in values
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
@@ -179,7 +223,9 @@ def parse_manifest(text: str, source: str) -> Manifest:
 _JSON_TYPES: Mapping[Any, tuple[type, ...]] = {
     "str": (str,),
     "str | None": (str, NoneType),
+    "int": (int,),
     "int | None": (int, NoneType),
+    "float": (int, float),
     "Mapping[str, str]": (dict,),
     "bool": (bool,),
 }
@@ -210,6 +256,7 @@ def _build(raw: Mapping[str, Any]) -> Manifest:
         preprocessing=preprocessing,
         prompt=_record(Prompt, raw["prompt"]) if raw.get("prompt") else None,
         pooling=_record(Pooling, raw["pooling"]) if raw.get("pooling") else None,
+        generation=_record(Generation, raw["generation"]) if raw.get("generation") else None,
         numerics=_record(Numerics, raw.get("numerics") or {}),
         golden_rows=tuple(_token_ids(row) for row in raw.get("golden_rows") or ()),
         provenance=dict(raw.get("provenance") or {}),

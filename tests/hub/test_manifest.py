@@ -4,7 +4,7 @@ import pytest
 
 from checkpoints import make_manifest
 from lorary.hub.errors import CheckpointError
-from lorary.hub.manifest import Numerics, Pooling, Preprocessing, Prompt, parse_manifest
+from lorary.hub.manifest import Generation, Numerics, Pooling, Preprocessing, Prompt, parse_manifest
 
 
 def test_a_manifest_survives_its_file(tmp_path):
@@ -19,19 +19,25 @@ def test_a_manifest_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"pooling": Pooling("cls", normalize=True)}, {"preprocessing": Preprocessing(max_length=384, stride=128)}],
+    ("fields", "since"),
+    [
+        ({"pooling": Pooling("cls", normalize=True)}, 2),
+        ({"preprocessing": Preprocessing(max_length=384, stride=128)}, 2),
+        ({"preprocessing": Preprocessing(source_lang="en_XX", target_lang="de_DE")}, 3),
+        ({"generation": Generation(64, num_beams=4), "pooling": Pooling()}, 3),
+    ],
     ids=str,
 )
-def test_what_came_with_format_2_is_written_only_where_it_is_used(fields):
+def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, since):
     plain, newer = make_manifest(), make_manifest(**fields)
     assert parse_manifest(newer.to_json(), "x") == newer
-    assert json.loads(newer.to_json())["format"] == 2
+    assert json.loads(newer.to_json())["format"] == since
     assert newer.semantic() != plain.semantic()
     old = json.loads(plain.to_json())
     assert old["format"] == 1
     assert "pooling" not in old
-    assert "stride" not in old["preprocessing"]
+    assert "generation" not in old
+    assert old["preprocessing"].keys() == {"columns", "max_length", "prefix"}
     assert plain.semantic().keys() == {
         "task", "labels", "problem_type", "preprocessing", "prompt", "base_fingerprint",
     }  # fmt: skip
@@ -41,7 +47,7 @@ def test_what_came_with_format_2_is_written_only_where_it_is_used(fields):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "upgrade lorary"),
+        ({"format": 4}, "upgrade lorary"),
         ({"format": "1"}, "integer 'format'"),
         ({"format": True}, "integer 'format'"),
         ({"task": None}, "expected a text"),
@@ -59,6 +65,10 @@ def test_what_came_with_format_2_is_written_only_where_it_is_used(fields):
         ({"preprocessing": {"stride": "128"}}, "stride: expected int"),
         ({"pooling": {"mode": "max"}}, "expected mean, cls, last"),
         ({"pooling": {"normalize": 1}}, "normalize: expected bool"),
+        ({"preprocessing": {"source_lang": 1}}, "source_lang: expected str"),
+        ({"generation": {"max_new_tokens": 0}}, "at least one token"),
+        ({"generation": {"max_new_tokens": 1.5}}, "max_new_tokens: expected int"),
+        ({"generation": {"num_beams": 2}}, "max_new_tokens"),
         ({"prompt": {"format": 1}}, "format: expected str"),
         ({"numerics": {"quantization": None}}, "quantization: expected str"),
         ({"golden_rows": [[1, -1]]}, "token ids"),

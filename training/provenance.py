@@ -27,6 +27,7 @@ def provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Rep
     device = next(prepared.model.parameters()).device
     return {
         "data": dict(prepared.data.provenance),
+        **prepared.task.figures(),
         "lengths": {part: dict(figures) for part, figures in prepared.lengths.items()},
         "seed": prepared.recipe.training.seed,
         "environment": environment(device),

@@ -112,7 +112,7 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         "line 8: training.batch_size: expected a number above 0, found 0",
         "line 8: training.scheduler: expected one of linear, cosine, constant, constant_with_warmup, found 'cosin'; "
         "did you mean 'cosine'?",
-        "line 8: training.packing: expected true or false, found 'maybe'",
+        "line 8: training.packing: expected true, false or batch, found 'maybe'",
         "--set: training.epoch: unknown key",
     ]
     for line in expected:

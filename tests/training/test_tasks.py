@@ -177,7 +177,7 @@ def test_a_completion_is_learned_with_its_end_and_the_prompt_is_not(make_recipe,
 def test_plain_text_is_learned_whole(make_recipe, bpe):
     recipe = make_recipe(GENERATE, **{"data.columns": {"text": "text"}})
     encoded, _ = encode(make_task(recipe, None), bpe, {"text": "profit rose"})
-    assert learned(encoded, bpe) == ("<s>profit rose</s>", "<s>profit rose</s>")
+    assert learned(encoded, bpe) == ("<s>profit rose</s>", "profit rose</s>")  # nothing predicts the first token
 
 
 def test_a_text_that_begins_with_the_beginning_token_has_it_once(make_recipe, bpe):

@@ -268,32 +268,6 @@ def test_a_folder_that_cannot_be_written_is_named(make_recipe, registry, tmp_pat
     assert not registry.path.exists()
 
 
-def test_packed_rows_do_not_read_each_other(make_recipe, registry, tmp_path):
-    """The loss of packed rows is that of the rows alone; and a packed run passes the gate."""
-    from lorary.training.fitting.trainer import make_trainer
-
-    losses = {}
-    for packing in (True, False):
-        recipe = make_recipe("text-generation", **{"training.packing": packing, "lora.dropout": 0.0})
-        ready = prepare(recipe, load_data(recipe), Reporter())
-        trainer = make_trainer(
-            ready.model, ready.base.tokenizer, ready.task, ready.train, None, recipe, tmp_path / "checkpoints"
-        )
-        total = tokens = 0.0
-        ready.model.eval()
-        for batch in trainer.get_train_dataloader():
-            count = int((batch["labels"] != -100).sum())
-            with torch.no_grad():
-                total += float(trainer.compute_loss(ready.model, dict(batch))) * count
-            tokens += count
-        losses[packing] = (total / tokens, tokens)
-    assert len(trainer.train_dataset) == 64
-    assert losses[True][1] == losses[False][1]
-    assert losses[True][0] == pytest.approx(losses[False][0], rel=1e-5)
-    version = train(make_recipe("text-generation", **{"training.packing": True}), registry)
-    assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
-
-
 def test_rslora_and_patterns_reach_the_config(make_recipe, registry, tmp_path):
     version = train(
         make_recipe(

@@ -52,6 +52,8 @@ def fit(
 
     watch = Watch(reporter)
     trainer = make_trainer(model, tokenizer, task, train, validation, recipe, folder)
+    for line in task.notices:
+        reporter.note(line)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(watch)

@@ -82,7 +82,8 @@ def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel]) -> str:
     if kind in ("tuple_type", "finite_number"):
         return f"expected {'a list' if kind == 'tuple_type' else 'a finite number'}, found {shown(found)}"
     if kind == "bool_type":
-        return f"expected true or false, found {shown(found)}"
+        words = ["true", "false", *_allowed(keys, recipe)]
+        return f"expected {', '.join(words[:-1])} or {words[-1]}, found {shown(found)}"
     return f"{item['msg']}, found {shown(found)}"
 
 

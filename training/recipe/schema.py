@@ -81,7 +81,10 @@ class Lora(_Section):
 class Training(_Section):
     """The run. Lengths are in tokens; ``warmup`` is a share of all steps.
 
-    ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off.
+    ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off. ``packing`` puts rows
+    of text generation into shared sequences: ``batch`` (the default, where the model keeps them apart) within a batch,
+    which changes nothing but the time; true up to ``max_length``, so that ``batch_size`` counts such sequences; false
+    pads each row.
     """
 
     epochs: Annotated[float, Field(gt=0)]
@@ -96,7 +99,7 @@ class Training(_Section):
     max_length: Annotated[int, Field(ge=8)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     early_stopping: Annotated[int, Field(ge=0)] = 3
-    packing: bool = False
+    packing: bool | Literal["batch"] | None = None
     gradient_checkpointing: bool = False
 
 

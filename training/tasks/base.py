@@ -71,6 +71,7 @@ class Task(ABC):
     def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
         self.recipe = recipe
         self.labels = labels or ()
+        self.notices: list[str] = []  # what its trainer has to tell the user
 
     @abstractmethod
     def auto_class(self) -> Any:
@@ -111,6 +112,10 @@ class Task(ABC):
 
         arguments = one_device(TrainingArguments(**settings))
         return Trainer(model=model, args=arguments, data_collator=self.collator(tokenizer), **rows)
+
+    def figures(self) -> dict[str, Any]:
+        """What the trainer counted, for the provenance."""
+        return {}
 
     @abstractmethod
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.inference import longest_input
 from lorary.hub.errors import DataError, TrainingError
 from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, one_device
+from lorary.training.recipe import Recipe
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
 from lorary.training.tasks.lengths import Length
+from lorary.training.tasks.packing import IGNORED, PackingCollator, keeps_rows_apart
 
-IGNORED = -100
 DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 
 
@@ -39,6 +41,10 @@ class TextGeneration(Task):
     peft_task_type = "CAUSAL_LM"
     main_metric = "loss"
     new_head = False
+
+    def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
+        super().__init__(recipe, labels)
+        self._packed: PackingCollator | None = None
 
     @property
     def format(self) -> str:
@@ -69,26 +75,55 @@ class TextGeneration(Task):
         lengths: list[Length] = []
         for example in examples:
             whole, learned = self._encode_one(example, tokenizer)
-            ids, labels = whole[:max_length], learned[:max_length]
             # The first position is never predicted, so a label there teaches nothing.
-            lengths.append(Length(len(whole), len(ids), any(label != IGNORED for label in labels[1:])))
+            ids, labels = whole[:max_length], [IGNORED, *learned[1:max_length]]
+            lengths.append(Length(len(whole), len(ids), any(label != IGNORED for label in labels)))
             features.append({"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)})
         return Encoded(tuple(examples), tuple(features), (None,) * len(features), tuple(lengths))
 
     def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
-        """TRL's ``SFTTrainer``."""
-        from trl import SFTConfig, SFTTrainer
+        """TRL's ``SFTTrainer``; rows share sequences where the model keeps them apart (``training.packing``).
 
-        training = self.recipe.training
-        config = SFTConfig(**settings, max_length=training.max_length, packing=training.packing, eval_packing=False)
-        # Packing comes with a collator of its own.
-        collator = None if training.packing else self.collator(tokenizer)
-        trainer = SFTTrainer(
-            model=model, args=one_device(config), data_collator=collator, processing_class=tokenizer, **rows
+        Raises:
+            TrainingError: packing is asked for, and the model lets packed rows see each other.
+        """
+        from lorary.training.fitting.generation import generation_trainer, pack_rows
+
+        padding = self.collator(tokenizer)
+        packing = self._packing(model, rows["train_dataset"])
+        if packing is True:
+            longest = longest_input(model.get_base_model()) or self.recipe.training.max_length
+            packed = pack_rows(rows["train_dataset"], min(longest, self.recipe.training.max_length))
+            self.notices.append(
+                f"{len(rows['train_dataset'])} rows are packed into {len(packed)} sequences; a step of "
+                f"training.batch_size {self.recipe.training.batch_size} sees that many sequences"
+            )
+            rows = {**rows, "train_dataset": packed}
+        if packing:
+            flat = "flash" in str(model.get_base_model().config._attn_implementation)
+            self._packed = PackingCollator(tokenizer.pad_token_id, flat)
+        return generation_trainer(
+            model, tokenizer, settings, rows, collator=self._packed or padding, validation_collator=padding
         )
-        # Its checkpoints are removed after the run; a card for each of them would be written for nobody.
-        trainer.create_model_card = lambda *_, **__: None
-        return trainer
+
+    def _packing(self, model: Any, rows: Any) -> bool | str:
+        """How the training rows are packed: as the recipe says, and by default where the model allows it."""
+        asked = self.recipe.training.packing
+        if asked is False:
+            return False
+        if keeps_rows_apart(model, [rows[0]["input_ids"], rows[len(rows) - 1]["input_ids"]]):
+            return "batch" if asked is None else asked
+        architecture = type(model.get_base_model()).__name__
+        if asked is not None:
+            raise TrainingError(
+                f"training.packing: in one sequence, {architecture} lets rows see each other; set it to false"
+            )
+        self.notices.append(f"rows are padded, not packed: in one sequence, {architecture} lets them see each other")
+        return False
+
+    def figures(self) -> dict[str, Any]:
+        """What packing saved."""
+        return {"packing": self._packed.figures()} if self._packed else {}
 
     def _check(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorary.adapters.inference import longest_input
 from lorary.training.data import Examples
-from lorary.training.model import Base, add_adapter, load_for
+from lorary.training.model import Base, load_for
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
+from lorary.training.strategies.beginning import begin
+from lorary.training.strategies.going_on import Stack
+from lorary.training.strategies.parent import Parent
 from lorary.training.tasks import Encoded, Task, make_task
 from lorary.training.tasks.lengths import fit_lengths
 
@@ -20,6 +23,7 @@ class Prepared:
     """A run before its first step: data, base and adapter in memory, all seeded.
 
     ``lengths``: what became of rows that are too long, by part (:func:`lorary.training.tasks.lengths.fit_lengths`).
+    ``parent`` is the adapter that the run starts from, and ``stack`` what of it acts unseen in the base.
     """
 
     recipe: Recipe
@@ -32,9 +36,17 @@ class Prepared:
     max_length: int
     data: Examples
     lengths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    parent: Parent | None = None
+    stack: Stack | None = None
+
+    def settled(self) -> Prepared:
+        """After the last step: the model is the one that is saved, as plain LoRA on the untouched base."""
+        if self.stack is None:
+            return self
+        return replace(self, model=self.stack.joined(self.model, self.base, self.task), stack=None)
 
 
-def prepare(recipe: Recipe, data: Examples, reporter: Reporter) -> Prepared:
+def prepare(recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent | None = None) -> Prepared:
     """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`."""
     reporter.phase("loading the base")
     task = make_task(recipe, data.labels)
@@ -48,8 +60,10 @@ def prepare(recipe: Recipe, data: Examples, reporter: Reporter) -> Prepared:
     encoded = {part: encode(examples) for part, examples in parts.items() if examples}
     encoded, lengths = fit_lengths(encoded, recipe.data.too_long, max_length, reporter.note)
     train, validation, test = encoded["train"], encoded.get("validation"), encoded["test"]
-    model = add_adapter(base, task, recipe, train.features[0], reporter.note)
-    return Prepared(recipe, task, base, model, train, validation, test, max_length, data, lengths)
+    begun = begin(recipe, base, task, parent, train.features[0], reporter.note)
+    return Prepared(
+        begun.recipe, task, base, begun.model, train, validation, test, max_length, data, lengths, parent, begun.stack
+    )
 
 
 def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:

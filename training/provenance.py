@@ -25,7 +25,9 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes",
 def provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Reporter) -> dict[str, Any]:
     """How the adapter came to be; nothing of it belongs to the digest, and nothing names a user or a folder."""
     device = next(prepared.model.parameters()).device
+    parent = prepared.parent
     return {
+        **({"from": parent.provenance(prepared.recipe.start)} if parent else {}),
         "data": dict(prepared.data.provenance),
         **prepared.task.figures(),
         "lengths": {part: dict(figures) for part, figures in prepared.lengths.items()},

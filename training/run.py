@@ -21,6 +21,7 @@ from lorary.hub.values import Version
 from lorary.training.data import load_data
 from lorary.training.fitting.evaluate import token_logits
 from lorary.training.gate import ROWS, gate
+from lorary.training.model import take_off
 from lorary.training.prepare import Prepared, prepare
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.provenance import provenance
@@ -37,14 +38,19 @@ from lorary.training.save import (
     save,
     writing,
 )
+from lorary.training.strategies.parent import Parent, find_parent
 from lorary.training.tasks import Encoded, Task
 from lorary.training.tasks.base import Metrics
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run after its last step; ``expected`` are the trained model's metrics on the gate's rows."""
+    """A run after its last step: ``prepared`` holds the trained model, in the form that is saved.
 
+    ``expected`` are the trained model's metrics on the gate's rows.
+    """
+
+    prepared: Prepared
     trained: Trained
     metrics: Mapping[str, Metrics]
     rows: Encoded
@@ -68,35 +74,38 @@ def train(recipe: Recipe, registry: Registry | None = None, progress: Reporter |
         BaseNotFoundError: the base can't be found or loaded.
         TrainingError: the run can't go on; the message says from which step and what to change.
         GateError: the saved files don't give back what was trained; nothing was registered.
+        RecipeError: the recipe contradicts the adapter that it starts from.
+        BaseMismatchError: that adapter was trained on another base.
         RegistryError: the catalogue can't take the adapter; known before the run where that can be known.
         InterruptedRunError: Ctrl-C; nothing was registered and no files are left.
     """
     reporter = progress or Reporter()
     registry = registry or Registry()
     _check_registry(recipe, registry)
+    parent = find_parent(recipe, registry)
     final = output_folder(recipe)
     try:
         # Rows are checked before the seconds that the libraries and the base take.
         reporter.phase("reading the data")
         data = load_data(recipe, reporter.note)
         with quiet_libraries(), partial_folder(final) as folder:
-            prepared = prepare(recipe, data, reporter)
+            prepared = prepare(recipe, data, reporter, parent)
             files = folder / recipe.name
             with writing(final):
                 finished = run(prepared, folder / "checkpoints", reporter)
                 reporter.phase("saving")
-                save(prepared.model, prepared.base, prepared.task, recipe, finished.trained, prepared.max_length, files)
+                save(finished.prepared, finished.trained, files)
                 if finished.report:
                     write_pages(finished.report, files)
             reporter.phase("checking the saved files")
-            check(prepared, finished, files, registry)
+            check(finished, files, registry)
             complete(files, final)
             reporter.folder = final
     except KeyboardInterrupt as error:
         raise InterruptedRunError(f"{recipe.name}: stopped; nothing was registered and no files are left") from error
     reporter.phase("registering")
     try:
-        version = _register(recipe, registry, final, finished.metrics)
+        version = _register(recipe, registry, final, finished.metrics, parent)
     except LoraryError:
         reporter.note(f"the trained adapter is in {final}; put it into a registry with: lorary import {final}")
         raise
@@ -121,7 +130,9 @@ def _check_registry(recipe: Recipe, registry: Registry) -> None:
                 )
 
 
-def _register(recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping[str, Metrics]) -> Version:
+def _register(
+    recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping[str, Metrics], parent: Parent | None
+) -> Version:
     version = registry.add(
         folder,
         name=recipe.name,
@@ -129,6 +140,7 @@ def _register(recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping
         task=recipe.task,
         metrics=metrics,
         tags=recipe.tags,
+        parents=[parent.version.reference] if parent and parent.version else [],
         strategy=recipe.strategy,
     )
     if recipe.alias is not None:
@@ -149,11 +161,11 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
 
-    def answers() -> list[Any]:
+    def answers(model: Any) -> list[Any]:
         return task.outcomes(model, test, prepared.base.tokenizer, recipe.training.batch_size)
 
     reporter.phase("measuring untrained")
-    metrics = {"untrained": task.metrics(answers(), test.golds)}
+    metrics = {"untrained": task.metrics(answers(model), test.golds)}
     majority = task.majority(prepared.data.train, test.golds)
     if majority is not None:
         metrics["majority"] = majority
@@ -165,7 +177,9 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
     )  # fmt: skip
     seconds = time.perf_counter() - started
     reporter.phase("measuring")
-    outcomes = answers()
+    prepared = prepared.settled()
+    model = prepared.model
+    outcomes = answers(model)
     metrics["test"] = task.metrics(outcomes, test.golds)
     _note_no_gain(task, metrics, reporter)
     rows = test.head(ROWS)
@@ -182,16 +196,17 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
     report = None
     if recipe.report.write:
         report = build_report(prepared, fitted, metrics, outcomes, trained.provenance)
-    return Finished(trained, metrics, rows, task.metrics(found, rows.golds), report)
+    return Finished(prepared, trained, metrics, rows, task.metrics(found, rows.golds), report)
 
 
-def check(prepared: Prepared, finished: Finished, files: Path, registry: Registry) -> None:
+def check(finished: Finished, files: Path, registry: Registry) -> None:
     """Take the adapter off the base in memory, load the saved files onto it, and compare.
 
     Raises:
         GateError: they don't give back what was trained.
     """
-    plain = prepared.model.unload()
+    prepared = finished.prepared
+    plain = take_off(prepared.model)
     backbone = Backbone.from_model(
         plain, prepared.base.tokenizer, identity=prepared.base.identity, slots=1, registry=registry
     )

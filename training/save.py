@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,9 @@ from lorary.training.model import Base
 from lorary.training.precision import base_dtype
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
+
+if TYPE_CHECKING:
+    from lorary.training.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,16 @@ def complete(partial: Path, final: Path) -> None:
         partial.rename(final)
 
 
-def save(model: Any, base: Base, task: Task, recipe: Recipe, trained: Trained, max_length: int, folder: Path) -> None:
+def save(prepared: Prepared, trained: Trained, folder: Path) -> None:
     """Write the adapter, ``lorary.json``, ``golden.safetensors`` and ``recipe.yaml`` into ``folder``."""
+    model, base, recipe = prepared.model, prepared.base, prepared.recipe
     config = model.peft_config["default"]
     config.base_model_name_or_path = base.identity.id
     config.revision = base.identity.commit
     model.save_pretrained(str(folder), save_embedding_layers=False)
     # PEFT's card is an empty form.
     (folder / "README.md").unlink(missing_ok=True)
-    make_manifest(base, task, recipe, trained, max_length).write(folder)
+    make_manifest(base, prepared.task, recipe, trained, prepared.max_length).write(folder)
     write_golden(folder, trained.golden)
     (folder / RECIPE_NAME).write_text(public(recipe).to_yaml(), encoding="utf-8")
 
@@ -137,7 +141,10 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         pooling=task.pooling(),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
-        provenance={**trained.provenance, "recipe": public(recipe).model_dump(mode="json", exclude_none=True)},
+        provenance={
+            **trained.provenance,
+            "recipe": public(recipe).model_dump(mode="json", exclude_none=True, by_alias=True),
+        },
     )
 
 
@@ -150,4 +157,6 @@ def public(recipe: Recipe) -> Recipe:
     data = recipe.data.model_copy(
         update={key: last(getattr(recipe.data, key)) for key in ("train", "test", "validation")}
     )
-    return recipe.model_copy(update={"data": data, "output": None, "base": last(recipe.base)})
+    return recipe.model_copy(
+        update={"data": data, "output": None, "base": last(recipe.base), "from_": last(recipe.from_)}
+    )

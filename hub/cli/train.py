@@ -15,6 +15,7 @@ from lorary.hub.values import Version
 EXAMPLES = (
     "lorary train examples/recipes/text-classification.yaml",
     "lorary train recipe.yaml --set training.epochs=3 --set lora.rank=16",
+    "lorary train recipe.yaml --strategy intermediate --from legal-corpus@2",
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
 
@@ -34,6 +35,8 @@ def command(
     name: Annotated[str | None, typer.Option(help="The adapter's name.")] = None,
     method: Annotated[str | None, typer.Option(help="lora, qlora or rslora.")] = None,
     quantization: Annotated[str | None, typer.Option(help="Of the base: none, nf4 or int8.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="fine-tune, continual or intermediate.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="REF", help="The adapter to start from.")] = None,
     rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to go through the rows.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The largest step size.")] = None,
@@ -54,7 +57,7 @@ def command(
         "base": base, "data.train": data, "data.test": test, "task": task, "domain": domain, "name": name,
         "method": method, "quantization": quantization, "lora.rank": rank, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.seed": seed, "output": output, "alias": alias,
-        "device": device, "device_map": device_map,
+        "device": device, "device_map": device_map, "strategy": strategy, "from": from_,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     if recipe is None and not given and not set_:

@@ -26,8 +26,7 @@ class Run:
         self.prepared = prepare(recipe, load_data(recipe), Reporter())
         self.finished = run(self.prepared, folder / "checkpoints", Reporter())
         self.files = folder / "files"
-        ready = self.prepared
-        save(ready.model, ready.base, ready.task, recipe, self.finished.trained, ready.max_length, self.files)
+        save(self.finished.prepared, self.finished.trained, self.files)
 
     def check(self, **changes):
         finished = replace(self.finished, **changes)

@@ -1,7 +1,7 @@
 """From a base to a model that can be trained: head, quantization, targets, the adapter, all seeded."""
 
-from lorary.training.model.adapter import add_adapter, lora_config
+from lorary.training.model.adapter import add_adapter, lora_config, take_off
 from lorary.training.model.base import Base, head_modules, load_for
 from lorary.training.model.targets import resolve_targets
 
-__all__ = ["Base", "add_adapter", "head_modules", "load_for", "lora_config", "resolve_targets"]
+__all__ = ["Base", "add_adapter", "head_modules", "load_for", "lora_config", "resolve_targets", "take_off"]

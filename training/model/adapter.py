@@ -17,8 +17,12 @@ from lorary.training.tasks import Task
 from lorary.training.tasks.base import Feature
 
 
-def add_adapter(base: Base, task: Task, recipe: Recipe, sample: Feature, note: Note) -> Any:
+def add_adapter(
+    base: Base, task: Task, recipe: Recipe, sample: Feature, note: Note, targets: Sequence[str] | None = None
+) -> Any:
     """Wrap the base in a ``PeftModel``; ``sample`` is one encoded row, by which dead targets are found.
+
+    ``targets`` are the paths that get an adapter; by default those that the recipe asks for.
 
     Every trained parameter is float32, whatever the base's dtype: bfloat16 swallows small updates.
 
@@ -28,7 +32,8 @@ def add_adapter(base: Base, task: Task, recipe: Recipe, sample: Feature, note: N
     from peft import get_peft_model
     from transformers import set_seed
 
-    targets = resolve_targets(base.model, recipe.lora.targets, base.saved)
+    if targets is None:
+        targets = resolve_targets(base.model, recipe.lora.targets, base.saved)
     # Each adapter is made from the same seed, so that trying one out changes nothing.
     set_seed(recipe.training.seed)
     model = get_peft_model(base.model, lora_config(base, task, recipe, targets))
@@ -38,13 +43,30 @@ def add_adapter(base: Base, task: Task, recipe: Recipe, sample: Feature, note: N
         if not alive:
             raise TrainingError(f"none of the targets takes part in {task.name}: {', '.join(targets[:5])}")
         note(f"left out, since nothing of them reaches the loss: {', '.join(dead)}")
-        model.unload()
+        take_off(model)
         set_seed(recipe.training.seed)
         model = get_peft_model(base.model, lora_config(base, task, recipe, alive))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def take_off(model: Any) -> Any:
+    """The bare base out of a ``PeftModel``, as it was before: PEFT's ``unload`` would leave the trained heads in it."""
+    from peft.utils import ModulesToSaveWrapper
+
+    base = model.get_base_model()
+    own = {
+        path: module.original_module
+        for path, module in base.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
+    plain = model.unload()
+    for path, module in own.items():
+        parent, _, last = path.rpartition(".")
+        setattr(plain.get_submodule(parent), last, module)
+    return plain
 
 
 def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import InvalidReferenceError
-from lorary.hub.reference import check_name, normalise_domain
+from lorary.hub.reference import check_name, normalise_domain, parse_reference
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.raw import RawRecipe, near_file, nearest, shown
 from lorary.training.recipe.tasks import TASK_FACTS
@@ -66,6 +66,20 @@ def _strategy(values: Mapping[str, Any]) -> Problems:
     for role, column in _section(_section(values, "data"), "columns").items():
         if role != "text" and column is not None:
             yield f"data.columns.{role}", "strategy 'continual' learns from running text alone: only 'text' is a column"
+
+
+def _start(values: Mapping[str, Any]) -> Problems:
+    """What an adapter starts from; its rank, alpha and targets are held against the recipe's when it is read."""
+    strategy, parent = values.get("strategy", "fine-tune"), values.get("from")
+    if strategy == "intermediate" and parent is None:
+        yield "from", "missing; strategy 'intermediate' starts from a domain adapter, such as legal-corpus@2"
+    if values.get("start") is not None and parent is None:
+        yield "start", "says how to start from another adapter, which `from` names; name one, or leave it out"
+    if isinstance(parent, str) and parent:
+        try:
+            parse_reference(parent)
+        except InvalidReferenceError as error:
+            yield "from", str(error)
 
 
 def _method(values: Mapping[str, Any]) -> Problems:
@@ -212,6 +226,7 @@ def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _names,
     _strategy,
+    _start,
     _method,
     _columns,
     _files,

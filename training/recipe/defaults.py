@@ -23,6 +23,8 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         lora.setdefault("alpha", 2 * max(1, lora["rank"]))  # a wrong rank is one mistake, not two
     if values.get("method") == "qlora":
         filled.setdefault("quantization", "nf4")
+    if values.get("from") is not None:
+        filled.setdefault("start", "continue")
     data = values.get("data")
     if isinstance(data, Mapping):
         filled["data"] = data = {**data, "columns": _columns(values, data.get("columns"))}

@@ -18,7 +18,7 @@ _OTHER_NAMES = {
     "max_seq_length": "max_length", "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation", "warmup_ratio": "warmup",
     "lr_scheduler_type": "scheduler", "base_model": "base", "model": "base", "use_rslora": "method: rslora",
-    "load_in_4bit": "quantization: nf4", "load_in_8bit": "quantization: int8",
+    "load_in_4bit": "quantization: nf4", "load_in_8bit": "quantization: int8", "parent": "from", "from_": "from",
 }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _unknown_key(keys: Sequence[str], recipe: type[BaseModel]) -> str:
     for key in keys[:-1]:
         model = _section_model(model, key) or model
     word = keys[-1]
-    allowed = list(model.model_fields)
+    allowed = [info.alias or name for name, info in model.model_fields.items()]
     if word in _OTHER_NAMES:
         return f"unknown key; here it is called {_OTHER_NAMES[word]!r}"
     hint = nearest(word, allowed)

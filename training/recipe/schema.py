@@ -17,7 +17,7 @@ from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
 Task = Literal["text-classification", "token-classification", "text-generation"]
 Method = Literal["lora", "qlora", "rslora"]
-Strategy = Literal["fine-tune", "continual"]
+Strategy = Literal["fine-tune", "continual", "intermediate"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -125,8 +125,13 @@ class ReportSettings(_Section):
 class Recipe(_Section):
     """Every setting of a run. Made by :meth:`load` or :meth:`from_flags`, which report all mistakes at once.
 
-    ``strategy``: ``fine-tune`` on the task's rows, or ``continual``, which goes on with pretraining on unlabelled text
-    (Gururangan et al. 2020).
+    ``strategy``: ``fine-tune`` on the task's rows; ``continual``, which goes on with pretraining on unlabelled text
+    (Gururangan et al. 2020); or ``intermediate``, a task adapter that starts from a domain adapter (Phang et al. 2018).
+    ``from_`` (written ``from``) names the adapter to start from, a reference or a folder. ``start`` says how:
+    ``continue`` trains its low-rank weights further, at its rank, alpha and targets; ``stack`` leaves them as they are
+    and trains new ones beside them, saved as one adapter whose ranks add up.
+
+    ``lora.model_fields_set`` and the recipe's own are what was given, without defaults.
     """
 
     name: Text
@@ -135,6 +140,8 @@ class Recipe(_Section):
     base: Text
     revision: Text | None = None
     strategy: Strategy = "fine-tune"
+    from_: Text | None = Field(None, alias="from")
+    start: Literal["continue", "stack"] | None = None
     method: Method = "lora"
     quantization: Literal["none", "nf4", "int8"] = "none"
     data: Data
@@ -186,11 +193,16 @@ class Recipe(_Section):
         problems += contradictions(values, raw, already=problems)
         if problems or recipe is None:
             raise RecipeError(raw.source, in_order(problems))
-        return recipe
+        given = raw.values.get("lora") or {}
+        # So that a setting that contradicts an inherited one can be told from a default that doesn't.
+        lora = Lora.model_construct(_fields_set=set(given), **dict(recipe.lora))
+        return recipe.model_copy(update={"lora": lora})
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as YAML that :meth:`load` reads back to an equal one."""
-        return yaml.safe_dump(_lists(self.model_dump(exclude_none=True)), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(
+            _lists(self.model_dump(exclude_none=True, by_alias=True)), sort_keys=False, allow_unicode=True
+        )
 
 
 FLAG_OF: Mapping[str, str] = {
@@ -198,6 +210,7 @@ FLAG_OF: Mapping[str, str] = {
     "name": "--name", "method": "--method", "quantization": "--quantization", "output": "--output",
     "training.epochs": "--epochs", "lora.rank": "--rank", "training.learning_rate": "--learning-rate",
     "training.seed": "--seed", "device": "--device", "device_map": "--device-map", "alias": "--alias",
+    "strategy": "--strategy", "from": "--from",
 }  # fmt: skip
 """The command line's flag for each setting that has one of its own; ``--set`` reaches all others."""
 

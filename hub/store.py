@@ -60,7 +60,7 @@ class Store:
                 self._make_folder(target.parent)
                 # Also where the object is there already: that mends one whose bytes have rotted.
                 temporary.replace(target)
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
             finally:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
@@ -93,7 +93,7 @@ class Store:
             return
         folder.mkdir(parents=True, exist_ok=True)
         for parent in (folder.parent, self.folder, self.folder.parent):
-            _sync_folder(parent)
+            sync_folder(parent)
 
     @contextmanager
     def _named_errors(self, source: Path) -> Iterator[None]:
@@ -137,7 +137,8 @@ def _copy(source: Path, target: Path) -> FileEntry:
     return FileEntry(digest.hexdigest(), size)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was written, renamed or removed in ``folder`` reach the disk."""
     if os.name == "nt":
         return  # Windows opens no folders
     handle = os.open(folder, os.O_RDONLY)

@@ -45,9 +45,17 @@ def provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Rep
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for provenance: nothing that names a user, a host or a folder."""
-    versions = {name: importlib.metadata.version(name) for name in _installed(_PACKAGES)}
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"python": platform.python_version(), "packages": versions, "device": f"{device.type} ({hardware})"}
+    return {
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "device": f"{device.type} ({hardware})",
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of the packages that a result depends on."""
+    return {name: importlib.metadata.version(name) for name in _installed(_PACKAGES)}
 
 
 def _installed(names: Sequence[str]) -> list[str]:

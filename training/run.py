@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.golden import choose_rows, condense
-from lorary.hub.errors import InterruptedRunError, LoraryError, RegistryConflictError, RegistryError
+from lorary.hub.errors import InterruptedRunError, LoraryError, RegistryConflictError, RegistryError, TrainingError
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.reference import normalise_domain
 from lorary.hub.registry import Registry
@@ -21,6 +20,7 @@ from lorary.hub.values import Version
 from lorary.training.data import load_data
 from lorary.training.fitting.evaluate import token_logits
 from lorary.training.gate import ROWS, gate
+from lorary.training.interrupt import Stops
 from lorary.training.model import take_off
 from lorary.training.prepare import Prepared, prepare
 from lorary.training.progress import Reporter, quiet_libraries
@@ -28,19 +28,18 @@ from lorary.training.provenance import provenance
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Report
 from lorary.training.report.page import write_pages
+from lorary.training.resume import begin, check_base, check_same, choose_run, registered_run
 from lorary.training.save import (
     Trained,
     adapter_tensors,
-    complete,
     numerics_of,
-    output_folder,
-    partial_folder,
     save,
     writing,
 )
 from lorary.training.strategies.parent import Parent, find_parent
 from lorary.training.tasks import Encoded, Task
 from lorary.training.tasks.base import Metrics
+from lorary.training.unfinished import Unfinished, claimed
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,20 @@ class Finished:
     report: Report | None
 
 
-def train(recipe: Recipe, registry: Registry | None = None, progress: Reporter | None = None) -> Version:
+def train(
+    recipe: Recipe,
+    registry: Registry | None = None,
+    progress: Reporter | None = None,
+    resume: bool | str | Path = False,
+) -> Version:
     """Train an adapter, hold its saved files against the trained model, and register it.
 
     Args:
         recipe: from :meth:`Recipe.load` or :meth:`Recipe.from_flags`.
         registry: the catalogue to add it to; the default one unless given.
         progress: is told of phases, steps and notices.
+        resume: go on with a run that was stopped: the newest of this recipe (True), or that of a folder. On the same
+            machine the result is that of a run that wasn't stopped.
 
     Returns:
         The version; the run's folder is named in the recipe or begins with ``runs/``.
@@ -72,45 +78,71 @@ def train(recipe: Recipe, registry: Registry | None = None, progress: Reporter |
     Raises:
         DataError: rows that can't be used, all of them by file and number; nothing was loaded or trained.
         BaseNotFoundError: the base can't be found or loaded.
-        TrainingError: the run can't go on; the message says from which step and what to change.
+        TrainingError: the run can't go on, or there is no such run to go on with; the message says what to change.
         GateError: the saved files don't give back what was trained; nothing was registered.
         RecipeError: the recipe contradicts the adapter that it starts from.
         BaseMismatchError: that adapter was trained on another base.
         RegistryError: the catalogue can't take the adapter; known before the run where that can be known.
-        InterruptedRunError: Ctrl-C; nothing was registered and no files are left.
+        InterruptedRunError: Ctrl-C or SIGTERM; nothing was registered, and the message says how to go on.
     """
     reporter = progress or Reporter()
     registry = registry or Registry()
     _check_registry(recipe, registry)
     parent = find_parent(recipe, registry)
-    final = output_folder(recipe)
+    unfinished = choose_run(recipe, resume, registry)
+    if resume is not False and (version := registered_run(unfinished.final, registry)):
+        reporter.note(f"{unfinished.final} is finished already: it is {version.reference}")
+        reporter.folder = unfinished.final
+        return version
+    if resume is not False and not unfinished.resumable:
+        raise TrainingError(f"{unfinished.folder}: no such unfinished run; leave --resume out to start one")
     try:
-        # Rows are checked before the seconds that the libraries and the base take.
-        reporter.phase("reading the data")
-        data = load_data(recipe, reporter.note)
-        with quiet_libraries(), partial_folder(final) as folder:
-            prepared = prepare(recipe, data, reporter, parent)
-            files = folder / recipe.name
-            with writing(final):
-                finished = run(prepared, folder / "checkpoints", reporter)
-                reporter.phase("saving")
-                save(finished.prepared, finished.trained, files)
-                if finished.report:
-                    write_pages(finished.report, files)
-            reporter.phase("checking the saved files")
-            check(finished, files, registry)
-            complete(files, final)
-            reporter.folder = final
-    except KeyboardInterrupt as error:
-        raise InterruptedRunError(f"{recipe.name}: stopped; nothing was registered and no files are left") from error
-    reporter.phase("registering")
-    try:
-        version = _register(recipe, registry, final, finished.metrics, parent)
+        with Stops() as stops, claimed(unfinished):
+            metrics = unfinished.result() or _train(
+                unfinished, recipe, registry, reporter, stops, parent, resumed=resume is not False
+            )
+            reporter.folder = unfinished.final
+            reporter.phase("registering")
+            version = _register(recipe, registry, unfinished.final, metrics, parent)
+    except (KeyboardInterrupt, InterruptedRunError) as error:
+        hint = unfinished.hint(registry) or "no files are left"
+        raise InterruptedRunError(f"{recipe.name}: stopped, nothing was registered; {hint}") from error
     except LoraryError:
-        reporter.note(f"the trained adapter is in {final}; put it into a registry with: lorary import {final}")
+        if unfinished.claimed and (kept := unfinished.hint(registry)):
+            reporter.note(kept)
         raise
     reporter.phase("done")
     return version
+
+
+def _train(
+    unfinished: Unfinished, recipe: Recipe, registry: Registry, reporter: Reporter, stops: Stops,
+    parent: Parent | None, *, resumed: bool,
+) -> Mapping[str, Metrics]:  # fmt: skip
+    """From the rows to the checked files in their place; the metrics."""
+    # Rows are checked before the seconds that the libraries and the base take.
+    reporter.phase("reading the data")
+    data = load_data(recipe, reporter.note)
+    with writing(unfinished.final):
+        if resumed:
+            check_same(unfinished, recipe, data.provenance, parent, reporter)
+        else:
+            begin(unfinished, recipe, data.provenance, parent)
+    with quiet_libraries():
+        prepared = prepare(recipe, data, reporter, parent)
+        with writing(unfinished.final):
+            check_base(unfinished, prepared.base.identity)
+            finished = run(prepared, unfinished.checkpoints, reporter, stops)
+            reporter.phase("saving")
+            files = unfinished.new_files()
+            save(finished.prepared, finished.trained, files)
+            if finished.report:
+                write_pages(finished.report, files)
+        reporter.phase("checking the saved files")
+        check(finished, files, registry)
+        with writing(unfinished.final):
+            unfinished.complete(finished.metrics)
+    return finished.metrics
 
 
 def _check_registry(recipe: Recipe, registry: Registry) -> None:
@@ -149,8 +181,13 @@ def _register(
     return version
 
 
-def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
-    """Measure the untrained model, train, and measure again. Raises as :func:`train`."""
+def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops | None = None) -> Finished:
+    """Measure the untrained model, train, and measure again. Raises as :func:`train`.
+
+    Args:
+        checkpoints: where they go, and where the newest is gone on from; they hold pickles.
+        stops: whether the user has asked to stop.
+    """
     # Only here, so that a run that ends with its data's mistakes doesn't wait for the trainers' imports.
     from lorary.training.fitting.fit import fit
     from lorary.training.report.build import build_report
@@ -170,12 +207,10 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
     if majority is not None:
         metrics["majority"] = majority
     reporter.phase("training")
-    started = time.perf_counter()
     fitted = fit(
         model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,
-        folder=checkpoints, reporter=reporter,
+        folder=checkpoints, reporter=reporter, stops=stops or Stops(),
     )  # fmt: skip
-    seconds = time.perf_counter() - started
     reporter.phase("measuring")
     prepared = prepared.settled()
     model = prepared.model
@@ -189,7 +224,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter) -> Finished:
         golden_rows=tuple(tuple(row) for row in golden_rows),
         golden=tuple(condense(task.name, logits) for logits in token_logits(model, golden_rows)),
         numerics=numerics_of(model, recipe),
-        provenance=provenance(prepared, fitted, seconds, reporter),
+        provenance=provenance(prepared, fitted, fitted.seconds, reporter),
     )
     # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
     found = task.outcomes(model, rows, prepared.base.tokenizer, batch_size=1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +26,9 @@ from lorary.training.tasks import Task
 
 if TYPE_CHECKING:
     from lorary.training.prepare import Prepared
+
+INCOMPLETE = ".incomplete"
+"""What the name of a run's folder ends with until the run is finished."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def output_folder(recipe: Recipe, now: datetime | None = None) -> Path:
     stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
     first = Path("runs") / f"{recipe.name}-{stamp}"
     candidates = [first, *(first.with_name(f"{first.name}-{count}") for count in range(2, 1000))]
-    return next(folder for folder in candidates if not folder.exists())
+    taken = {path.name.removesuffix(INCOMPLETE) for path in first.parent.glob(f"{first.name}*")}
+    return next(folder for folder in candidates if folder.name not in taken)
 
 
 @contextmanager
@@ -84,34 +87,12 @@ def writing(final: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save has no error of its own for a disk that is full.
+        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrainingError(f"{final}: can't be written ({reason}); free the disk or name another output") from error
-
-
-@contextmanager
-def partial_folder(final: Path) -> Iterator[Path]:
-    """A folder beside ``final`` to write into; it is gone afterwards unless :func:`complete` has renamed it.
-
-    Raises:
-        TrainingError: it can't be made or written, because of rights or a full disk.
-    """
-    with writing(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def complete(partial: Path, final: Path) -> None:
-    """Give a finished folder its name, in one step."""
-    with writing(final):
-        if final.is_dir():
-            final.rmdir()  # an empty one, as checked before
-        partial.chmod(0o755)
-        partial.rename(final)
 
 
 def save(prepared: Prepared, trained: Trained, folder: Path) -> None:

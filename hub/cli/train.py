@@ -16,6 +16,7 @@ EXAMPLES = (
     "lorary train examples/recipes/text-classification.yaml",
     "lorary train recipe.yaml --set training.epochs=3 --set lora.rank=16",
     "lorary train recipe.yaml --strategy intermediate --from legal-corpus@2",
+    "lorary train runs/tone-20261124-120000 --resume",
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
 
@@ -23,7 +24,13 @@ _SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority cl
 
 
 def command(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="The settings of the run.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE.yaml|RUN]", help="The settings of the run; with --resume also its folder."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
     ] = None,
@@ -62,23 +69,36 @@ def command(
     given = {key: value for key, value in flags.items() if value is not None}
     if recipe is None and not given and not set_:
         raise UsageError(f"expected a recipe or flags; for example: {EXAMPLES[0]}")
+    catalogue = open_registry(registry)
+    run = recipe if recipe and not recipe.is_file() and (resume or recipe.is_dir()) else None
+    if run and not resume:
+        raise UsageError(f"{run} is a folder; expected a recipe, or --resume to go on with the run in it")
+    if run and (given or set_):
+        raise UsageError(f"{run}: a run goes on with the settings that it has; leave the flags and --set out")
     from lorary.training.recipe import Recipe
 
-    settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
-    catalogue = open_registry(registry)
+    if run:
+        from lorary.training.resume import recipe_of, registered_run
+
+        if finished := registered_run(run, catalogue):
+            _print_version(finished, False, run, as_json)
+            return
+        settings = recipe_of(run)
+    else:
+        settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
     from lorary.training.progress import BarReporter
     from lorary.training.run import train
 
     known = {version.reference for version in catalogue.versions(settings.name)}
     with BarReporter(settings.name) as reporter:
-        version = train(settings, catalogue, reporter)
+        version = train(settings, catalogue, reporter, resume=run or resume)
+    _print_version(version, version.reference not in known, reporter.folder, as_json)
+
+
+def _print_version(version: Version, new: bool, folder: Path | None, as_json: bool) -> None:
     if as_json:
-        print_json({**version_json(version), "folder": str(reporter.folder)})
+        print_json({**version_json(version), "folder": str(folder)})
         return
-    _print_result(version, version.reference not in known, reporter.folder)
-
-
-def _print_result(version: Version, new: bool, folder: Path | None) -> None:
     provenance = version.manifest.provenance if version.manifest else {}
     print_table(
         [

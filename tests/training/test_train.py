@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from lorary.adapters import Backbone
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import (
     DataError,
-    InterruptedRunError,
     RegistryConflictError,
     TrainingError,
 )
@@ -289,23 +286,6 @@ def test_a_diverging_run_stops_at_its_step_and_leaves_nothing(make_recipe, regis
         train(recipe, registry)
     assert not registry.path.exists()
     assert not (tmp_path / "out").exists()
-
-
-class _StopAt(Reporter):
-    """Presses Ctrl-C at the third step."""
-
-    def step(self, done: int, total: int, loss: float) -> None:
-        if done == 3:
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_ctrl_c_leaves_nothing_behind(make_recipe, registry, tmp_path):
-    assert threading.current_thread() is threading.main_thread()
-    before = {path.name for path in tmp_path.iterdir()}
-    recipe = make_recipe(**{"training.epochs": 5})
-    with pytest.raises(InterruptedRunError, match="stopped; nothing was registered and no files are left"):
-        train(recipe, registry, _StopAt())
-    assert {path.name for path in tmp_path.iterdir()} - before == {"train.jsonl", "test.jsonl"}
 
 
 def test_a_name_of_another_task_is_refused_before_the_run(make_recipe, registry, tmp_path):

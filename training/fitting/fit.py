@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from lorary.hub.errors import TrainingError
+from lorary.training.checkpoints import latest, prune
+from lorary.training.fitting.checkpointer import Checkpointer
 from lorary.training.fitting.metric import ValidationMetric
 from lorary.training.fitting.trainer import make_trainer
 from lorary.training.fitting.watch import Watch
+from lorary.training.interrupt import Stops
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Encoded, Task
@@ -22,13 +25,15 @@ from lorary.training.tasks.base import Encoded, Task
 class Fitted:
     """What a run came to: steps done, the mean training loss, and the best epoch where the rows decided it.
 
-    ``history`` is the trainer's log: an entry for each step, and one for each look at the validation rows.
+    ``history`` is the trainer's log: an entry for each step, and one for each look at the validation rows. ``seconds``
+    are those of training, without the time between a stop and the going on.
     """
 
     steps: int
     loss: float
     best_epoch: float | None
     history: tuple[Mapping[str, float], ...]
+    seconds: float
 
     @property
     def curve(self) -> list[tuple[int, float]]:
@@ -38,35 +43,47 @@ class Fitted:
 
 def fit(
     model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe, *,
-    folder: Path, reporter: Reporter,
+    folder: Path, reporter: Reporter, stops: Stops,
 ) -> Fitted:  # fmt: skip
     """Train ``model`` in place; with validation rows, the epoch with the lowest loss on them is kept.
 
     Args:
-        folder: where the trainer's own checkpoints go for the time of the run; they hold pickles.
+        folder: where the trainer's own checkpoints go for the time of the run; they hold pickles. Where it holds one,
+            the run goes on from there.
+        stops: asked after each step whether to end with a checkpoint.
 
     Raises:
         TrainingError: the loss or the gradients aren't numbers any more, or memory ran out.
+        InterruptedRunError: the user has asked to stop.
     """
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-    watch = Watch(reporter)
+    begun = latest(folder)
+    prune(folder, {begun.folder, begun.best} if begun else set())
+    checkpointer = Checkpointer(folder, recipe.training.checkpoint_steps, stops, begun.seconds if begun else 0.0)
     trainer = make_trainer(model, tokenizer, task, train, validation, recipe, folder)
     for line in task.notices:
         reporter.note(line)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(watch)
+    trainer.add_callback(Watch(reporter))
     if validation and task.scored_in_one_pass and task.main_metric != "loss":
         trainer.add_callback(ValidationMetric(model, task, validation, tokenizer, recipe.training.batch_size))
     if validation:
         trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping))
+    trainer.add_callback(checkpointer)
     # TRL casts adapters on a quantized base to bfloat16, which swallows small updates.
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     try:
-        result = trainer.train()
+        if begun and begun.ended:
+            model.load_adapter(str(begun.best), "default", is_trainable=True)
+            return _fitted(begun.state, begun.seconds)
+        if begun:
+            reporter.note(f"going on after step {begun.step} of {begun.total}")
+        with stops.after_the_step(reporter.note):
+            trainer.train(resume_from_checkpoint=str(begun.folder) if begun else None)
     except torch.cuda.OutOfMemoryError as error:
         raise TrainingError(
             "the GPU's memory ran out; lower training.batch_size (and raise training.gradient_accumulation), "
@@ -74,9 +91,7 @@ def fit(
         ) from error
     finally:
         _undo(model, trainer)
-    return Fitted(
-        result.global_step, float(result.training_loss), _best_epoch(trainer), tuple(trainer.state.log_history)
-    )
+    return _fitted(vars(trainer.state), checkpointer.elapsed)
 
 
 def _undo(model: Any, trainer: Any) -> None:
@@ -89,8 +104,16 @@ def _undo(model: Any, trainer: Any) -> None:
     model.eval()
 
 
-def _best_epoch(trainer: Any) -> float | None:
-    best = trainer.state.best_global_step
-    if best is None:
-        return None
-    return next((entry["epoch"] for entry in trainer.state.log_history if entry["step"] == best), None)
+def _fitted(state: Mapping[str, Any], seconds: float) -> Fitted:
+    """What a run came to, from the trainer's state at its end, which holds the log of all of its steps."""
+    history = tuple(state["log_history"])
+    losses = [float(entry["loss"]) for entry in history if "loss" in entry]
+    best = state.get("best_global_step")
+    epochs = (entry["epoch"] for entry in history if entry["step"] == best)
+    return Fitted(
+        steps=int(state["global_step"]),
+        loss=sum(losses) / max(1, len(losses)),
+        best_epoch=next(epochs, None) if best else None,
+        history=history,
+        seconds=seconds,
+    )

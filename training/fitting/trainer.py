@@ -61,9 +61,9 @@ def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict
         # Off, since it would show the last finite loss in place of a NaN.
         "logging_nan_inf_filter": False,
         "eval_strategy": "epoch" if validated else "no",
-        "save_strategy": "epoch" if validated else "no",
-        "save_total_limit": 1,
-        "save_only_model": True,
+        # Checkpoints that are no longer needed are removed by the run itself, when a newer one is on the disk.
+        "save_strategy": "epoch",
+        "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": validated,
         "metric_for_best_model": "eval_loss" if validated else None,
         "greater_is_better": False if validated else None,

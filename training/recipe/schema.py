@@ -84,7 +84,8 @@ class Training(_Section):
     ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off. ``packing`` puts rows
     of text generation into shared sequences: ``batch`` (the default, where the model keeps them apart) within a batch,
     which changes nothing but the time; true up to ``max_length``, so that ``batch_size`` counts such sequences; false
-    pads each row.
+    pads each row. ``checkpoint_steps`` puts checkpoints inside an epoch; there is one after each epoch, and after ten
+    minutes without one, in any case.
     """
 
     epochs: Annotated[float, Field(gt=0)]
@@ -101,6 +102,7 @@ class Training(_Section):
     early_stopping: Annotated[int, Field(ge=0)] = 3
     packing: bool | Literal["batch"] | None = None
     gradient_checkpointing: bool = False
+    checkpoint_steps: Positive | None = None
 
 
 class PromptSettings(_Section):

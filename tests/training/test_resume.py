@@ -1,0 +1,346 @@
+"""A run that is killed, stopped or cut off by a full disk goes on, and ends as an unbroken one would have."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorary.hub.cli.main import main
+from lorary.hub.errors import InterruptedRunError, TrainingError
+from lorary.hub.registry import Registry
+from lorary.training import train
+from lorary.training.checkpoints import latest
+from lorary.training.progress import Reporter
+from lorary.training.unfinished import Unfinished
+from samples import tone_rows, write_jsonl
+
+# 32 rows to learn and 8 to judge by: four steps an epoch, with a checkpoint in the middle of each.
+SETTINGS = {
+    "training.epochs": 3, "training.early_stopping": 2, "training.gradient_accumulation": 2, "training.batch_size": 4,
+    "training.checkpoint_steps": 2, "lora.dropout": 0.2, "data.validation_size": 0.2,
+}  # fmt: skip
+
+
+class Signal(Reporter):
+    """Sends this process a signal at a moment: a phase, or ``step N``."""
+
+    def __init__(self, moment: str, number: signal.Signals = signal.SIGINT) -> None:
+        super().__init__()
+        self.moment, self.number = moment, number
+
+    def phase(self, text: str) -> None:
+        if text == self.moment:
+            signal.raise_signal(self.number)
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if self.moment == f"step {done}":
+            signal.raise_signal(self.number)
+
+
+# Imports everything once, and makes each life of a run a forked process of its own.
+LIVES = """
+import json, os, signal, sys, torch
+torch.set_num_threads(1)
+import datasets, peft, sklearn.metrics, transformers, lorary.training.report.build
+from lorary.hub.errors import LoraryError
+from lorary.hub.registry import Registry
+from lorary.training import Recipe, train
+from lorary.training.fitting import checkpointer, fit
+from test_resume import Signal
+
+def kill_in(module, name, call):
+    inner, calls = getattr(module, name), [0]
+    def replaced(*arguments, **settings):
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*arguments, **settings)
+    setattr(module, name, replaced)
+
+places = {"torch.save": (torch, 5), "commit": (checkpointer, 3), "prune": (checkpointer, 2)}
+for line in sys.stdin:
+    order = json.loads(line)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        at = order.get("at", "")
+        if at in places:
+            kill_in(places[at][0], at.removeprefix("torch."), places[at][1])
+        try:
+            version = train(
+                Recipe.load(order["recipe"]), Registry(order["registry"]), Signal(at, signal.SIGKILL),
+                order.get("resume", False),
+            )
+            answer = version.digest
+        except LoraryError as error:
+            answer = str(error)
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    answer = os.fdopen(reader).read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), answer]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def live():
+    """``live(recipe=..., registry=..., at=..., resume=...)``: a run's life in a process; its exit code and digest."""
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests / 'training'}"}
+    command = [sys.executable, "-c", LIVES]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def send(**order):
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield send
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+MOMENTS = (
+    "step 1", "step 7", "torch.save", "commit", "prune", "measuring", "saving", "checking the saved files",
+    "registering",
+)  # fmt: skip
+
+
+def test_killed_at_any_moment_a_run_goes_on_to_the_same_adapter(live, make_recipe, tmp_path):
+    recipe = make_recipe(rows=40, **SETTINGS)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    code, digest = live(recipe=str(tmp_path / "recipe.yaml"), registry=str(tmp_path / "whole.db"))
+    assert (code, len(digest)) == (0, 64)
+
+    for number, moment in enumerate(MOMENTS):
+        out, registry = tmp_path / f"out-{number}", Registry(tmp_path / f"{number}.db")
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(recipe.model_copy(update={"output": str(out)}).to_yaml())
+        order = {"recipe": str(path), "registry": str(registry.path)}
+        assert live(**order, at=moment) == [-signal.SIGKILL, ""], moment
+        assert registry.verify() == [] or not registry.path.exists()
+        if moment == "step 1":  # and once more, in the middle of going on
+            assert live(**order, at="step 6", resume=str(out)) == [-signal.SIGKILL, ""]
+        path.write_text(recipe.model_copy(update={"output": None}).to_yaml())
+        assert live(**order, resume=str(out)) == [0, digest], moment
+        assert not Unfinished(out).folder.exists(), moment
+        (version,) = registry.versions("tiny")
+        assert version.metrics["test"].keys() == version.metrics["untrained"].keys()
+        assert version.manifest.provenance["steps"] == 12
+        assert [step for step, _ in version.manifest.provenance["curve"]] == list(range(1, 13))
+        assert registry.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("text-classification", {"method": "qlora"}),
+        ("text-generation", {"training.packing": True}),
+        ("token-classification", {"dtype": "bfloat16"}),
+    ],
+)
+def test_every_kind_of_run_goes_on_exactly(task, settings, make_recipe, registry, tmp_path):
+    settings = {**SETTINGS, **settings, "training.early_stopping": 0, "training.checkpoint_steps": 1}
+    whole = train(make_recipe(task, rows=24, **settings), registry)
+    recipe = make_recipe(task, rows=24, output=str(tmp_path / "broken"), **settings)
+    with pytest.raises(InterruptedRunError, match=r"step [1234] of"):
+        train(recipe, registry, Signal("step 1"))
+    reporter = Reporter()
+    assert train(recipe, registry, reporter, resume=True).digest == whole.digest
+    assert any(line.startswith("going on after step") for line in reporter.notices)
+
+
+def test_early_stopping_counts_on_from_where_it_was(make_recipe, registry, tmp_path):
+    """Killed after the epoch that ended the run, before its best epoch was read back: nothing more is trained."""
+    settings = {**SETTINGS, "training.epochs": 12, "training.learning_rate": 0.3, "training.early_stopping": 1}
+    whole = train(make_recipe(rows=60, **settings), registry)
+    steps = whole.manifest.provenance["steps"]
+    assert steps < 12 * 6
+    recipe = make_recipe(rows=60, output=str(tmp_path / "broken"), **settings)
+    for moment in (f"step {steps - 3}", "measuring", "saving"):
+        with pytest.raises(InterruptedRunError, match="nothing was registered; step"):
+            train(recipe, registry, Signal(moment), resume=Unfinished(tmp_path / "broken").resumable)
+    again = train(recipe, registry, resume=True)
+    assert again.digest == whole.digest
+    assert json.loads((tmp_path / "broken" / "lorary.json").read_text())["provenance"]["steps"] == steps
+
+
+def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(make_recipe, registry, tmp_path):
+    recipe = make_recipe(rows=40, **SETTINGS)
+    reporter = Signal("step 5")
+    with pytest.raises(InterruptedRunError) as caught:
+        train(recipe, registry, reporter)
+    out = tmp_path / "out"
+    assert str(caught.value) == (
+        f"tiny: stopped, nothing was registered; step 6 of 12 is kept in {out}.incomplete; "
+        f"go on with: lorary train {out} --resume --registry {registry.path}"
+    )
+    assert "stopping after this step; once more stops at once, without a checkpoint" in reporter.notices
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    checkpoint = latest(Unfinished(out).checkpoints)
+    assert checkpoint.step == 6
+    assert {path.name for path in checkpoint.folder.parent.iterdir()} == {"checkpoint-4", "checkpoint-6"}
+
+
+def test_a_second_ctrl_c_stops_at_once(make_recipe, registry, tmp_path):
+    class Twice(Signal):
+        def step(self, done, total, loss):
+            if done in (5, 6):
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(InterruptedRunError, match="step 4 of 12 is kept"):
+        train(make_recipe(rows=40, **{**SETTINGS, "training.checkpoint_steps": 100}), registry, Twice(""))
+
+
+def test_sigterm_stops_like_ctrl_c(make_recipe, registry):
+    with pytest.raises(InterruptedRunError, match="step 6 of 12 is kept"):
+        train(make_recipe(rows=40, **SETTINGS), registry, Signal("step 5", signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_stopped_before_there_is_a_checkpoint_nothing_is_left(make_recipe, registry, tmp_path):
+    before = set(tmp_path.iterdir())
+    with pytest.raises(InterruptedRunError, match="stopped, nothing was registered; no files are left"):
+        train(make_recipe(rows=40, **SETTINGS), registry, Signal("loading the base"))
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"train.jsonl", "test.jsonl"}
+
+
+@contextmanager
+def largest_file(size: int):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("largest", ["adapter_model.safetensors", "optimizer.pt", "complete.json"])
+def test_a_full_disk_loses_nothing(largest, make_recipe, registry, tmp_path):
+    whole = train(make_recipe(rows=40, **SETTINGS), registry)
+    run = Unfinished(tmp_path / "broken")
+    recipe = make_recipe(rows=40, output=str(run.final), **SETTINGS)
+
+    class Fills(Reporter):
+        """After the first checkpoints, files as large as ``largest`` can't be written any more."""
+
+        def step(self, done, total, loss):
+            if done == 7:
+                size = (run.checkpoint.folder / largest).stat().st_size
+                limit = largest_file(size // 2)
+                limit.__enter__()
+                self.limit = limit
+
+    reporter = Fills()
+    try:
+        with pytest.raises(TrainingError, match=r"can't be written \(.+\); free the disk or name another output"):
+            train(recipe, registry, reporter)
+    finally:
+        reporter.limit.__exit__(None, None, None)
+    assert f"step 6 of 12 is kept in {run.folder}" in reporter.notices[-1]
+    assert {path.name for path in run.checkpoints.iterdir()} <= {"checkpoint-4", "checkpoint-6"}
+    assert train(recipe, registry, resume=run.final).digest == whole.digest
+
+
+@pytest.fixture
+def stopped(make_recipe, registry, tmp_path):
+    """A run that was stopped after its sixth step, and its recipe."""
+    recipe = make_recipe(rows=40, **SETTINGS)
+    with pytest.raises(InterruptedRunError):
+        train(recipe, registry, Signal("step 5"))
+    return Unfinished(tmp_path / "out"), recipe
+
+
+def test_what_has_changed_is_refused_by_name(stopped, make_recipe, registry, tmp_path):
+    run, recipe = stopped
+    other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": 0.5})})
+    with pytest.raises(TrainingError, match=r"training.learning_rate: 0.01 in the run, 0.5 now"):
+        train(other, registry, resume=True)
+    with pytest.raises(TrainingError, match="an unfinished run is in its place: step 6 of 12 is kept"):
+        train(recipe, registry)
+    rows = Path(recipe.data.train).read_text()
+    write_jsonl(tmp_path / "train.jsonl", tone_rows(40, seed=5))
+    with pytest.raises(TrainingError, match=r"can't go on as it began, the rows have changed \(train.jsonl\)"):
+        train(recipe, registry, resume=True)
+    Path(recipe.data.train).write_text(rows)
+    weights = Path(recipe.base) / "model.safetensors"
+    kept = weights.read_bytes()
+    from safetensors.torch import load_file, save_file
+
+    try:
+        save_file({key: value + 1 for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+        with pytest.raises(TrainingError, match="began on another base than"):
+            train(recipe, registry, resume=True)
+    finally:
+        weights.write_bytes(kept)
+    assert run.checkpoint.step == 6  # nothing of this has touched it
+
+
+def test_other_versions_of_packages_are_told(stopped, registry):
+    run, recipe = stopped
+    run.note_fact("environment", {**run.facts()["environment"], "torch": "1.0"})
+    reporter = Reporter()
+    train(recipe, registry, reporter, resume=True)
+    assert f"begun with other versions, so the result may differ a little: torch 1.0 -> {torch.__version__}" in (
+        reporter.notices
+    )
+
+
+def test_a_damaged_checkpoint_does_not_count(stopped, make_recipe, registry, tmp_path):
+    run, recipe = stopped
+    whole = train(make_recipe(rows=40, output=str(tmp_path / "whole"), **SETTINGS), registry)
+    path = run.checkpoint.folder / "optimizer.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert run.checkpoint.step == 4
+    assert train(recipe, registry, resume=True).digest == whole.digest
+
+
+def test_one_process_at_a_time(stopped, registry):
+    run, recipe = stopped
+    run.claim()
+    try:
+        with pytest.raises(TrainingError, match=f"is being trained by process {os.getpid()}; wait for it, or stop it"):
+            train(recipe, registry, resume=True)
+    finally:
+        run.release()
+    assert run.checkpoint.step == 6
+
+
+def test_the_command_goes_on_by_folder_and_by_recipe(make_recipe, registry, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = make_recipe(rows=40, **SETTINGS).model_copy(update={"output": None})
+    Path("recipe.yaml").write_text(recipe.to_yaml())
+    place = ["--registry", str(registry.path)]
+    assert main(["train", "recipe.yaml", "--resume", *place]) == 1
+    assert "no unfinished run of this recipe under runs/" in capsys.readouterr().err
+    with pytest.raises(InterruptedRunError):
+        train(recipe, registry, Signal("step 5"))
+    (folder,) = Path("runs").iterdir()
+    final = str(folder).removesuffix(".incomplete")
+    assert main(["train", "recipe.yaml", "--resume", "--set", "training.seed=1", *place]) == 1
+    assert "training.seed: 42 in the run, 1 now" in capsys.readouterr().err
+    assert main(["train", final, "--resume", "--seed", "1", *place]) == 2
+    assert main(["train", str(folder), *place]) == 2
+    assert "is a folder; expected a recipe, or --resume to go on" in capsys.readouterr().err
+    assert main(["train", "recipe.yaml", "--resume", *place]) == 0
+    assert f"Files: {final}" in capsys.readouterr().out
+    assert main(["train", final, "--resume", *place]) == 0
+    assert "in the catalogue already, as tiny@1" in capsys.readouterr().out
+    assert main(["train", final, "--resume", "--registry", "other.db"]) == 1
+    assert (
+        f"finished, but not in {Path.cwd() / 'other.db'}; put it there with: lorary import {final}"
+        in capsys.readouterr().err
+    )
+    assert main(["train", "runs/gone", "--resume", *place]) == 1
+    assert "runs/gone.incomplete: no such unfinished run" in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM: the first one lets a training step finish, the second stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stops:
+    """Whether the user has asked a run to stop. A context manager, which takes both signals in the main thread.
+
+    Outside of :meth:`after_the_step` a signal raises KeyboardInterrupt at once: there is nothing to finish.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._note: Callable[[str], None] | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def after_the_step(self, note: Callable[[str], None]) -> Iterator[None]:
+        """While steps are taken: the first signal only sets :attr:`requested`, and ``note`` is told."""
+        self._note = note
+        try:
+            yield
+        finally:
+            self._note = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._note is None or self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        with suppress(RuntimeError):  # the signal came while something else was being printed
+            self._note("stopping after this step; once more stops at once, without a checkpoint")

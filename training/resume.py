@@ -1,0 +1,119 @@
+"""Going on with a run that was stopped or killed: which one, and whether it is still the same run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.errors import LoraryError, TrainingError
+from lorary.hub.manifest import BaseIdentity
+from lorary.hub.registry import Registry
+from lorary.hub.values import Version
+from lorary.training.progress import Reporter
+from lorary.training.provenance import package_versions
+from lorary.training.recipe import Recipe
+from lorary.training.save import output_folder
+from lorary.training.strategies.parent import Parent
+from lorary.training.unfinished import Unfinished, find, run_of
+
+
+def choose_run(recipe: Recipe, resume: bool | str | Path, registry: Registry) -> Unfinished:
+    """The run to work on: a new one, the newest unfinished one of the recipe (True), or that of a folder.
+
+    Raises:
+        TrainingError: the new run's place is taken, or there is no such unfinished run.
+    """
+    if resume is False:
+        run = Unfinished(output_folder(recipe))
+        if run.resumable and (hint := run.hint(registry)):
+            raise TrainingError(f"an unfinished run is in its place: {hint}; or remove {run.folder}")
+        return run
+    if resume is True:
+        return find(recipe)
+    return Unfinished(run_of(Path(resume).expanduser()))
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that the run in ``folder`` was started with.
+
+    Raises:
+        TrainingError: no run is there, or it is finished and its recipe isn't needed any more.
+        RecipeError: it can't be read any more, or names files that aren't there.
+    """
+    run = Unfinished(run_of(folder))
+    if not run.resumable:
+        raise TrainingError(f"{run.folder}: no such unfinished run")
+    return run.recipe()
+
+
+def registered_run(folder: Path, registry: Registry) -> Version | None:
+    """The version of a finished run, None where ``folder`` has an unfinished one or none.
+
+    Raises:
+        TrainingError: it is finished, but isn't in this registry.
+    """
+    final = run_of(folder)
+    if Unfinished(final).resumable:
+        return None
+    try:
+        digest = read_checkpoint(final).digest
+    except LoraryError:
+        return None
+    found = [version for version in registry.versions() if version.digest == digest]
+    if not found:
+        raise TrainingError(f"{final}: finished, but not in {registry.path}; put it there with: lorary import {final}")
+    return found[-1]
+
+
+def begin(run: Unfinished, recipe: Recipe, data: Mapping[str, Any], parent: Parent | None) -> None:
+    """Write down what a new run depends on."""
+    run.begin(recipe, {"data": dict(data), "parent": _digest(parent), "environment": _environment()})
+
+
+def check_same(
+    run: Unfinished, recipe: Recipe, data: Mapping[str, Any], parent: Parent | None, reporter: Reporter
+) -> None:
+    """The recipe and the rows must be those that the run was started with; other versions of packages are told.
+
+    Raises:
+        TrainingError: something differs; the message says what.
+    """
+    changed = run.differences(recipe)
+    facts = run.facts()
+    if not changed and facts.get("data") != dict(data):
+        names = [str(part.get("name")) for key, part in data.items() if facts.get("data", {}).get(key) != part]
+        changed = [f"the rows have changed ({', '.join(names)})"]
+    if parent and not changed and facts.get("parent") != _digest(parent):
+        changed = [f"{recipe.from_} is another version now"]
+    if changed:
+        raise TrainingError(
+            f"{run.final}: can't go on as it began, {'; '.join(changed)}. Put that back, or start anew without --resume"
+        )
+    before, now = facts.get("environment", {}), _environment()
+    others = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now[name]]
+    if others:
+        reporter.note(f"begun with other versions, so the result may differ a little: {', '.join(others)}")
+
+
+def check_base(run: Unfinished, base: BaseIdentity) -> None:
+    """The base must be the one that the run began with, wherever its files are now.
+
+    Raises:
+        TrainingError: it isn't.
+    """
+    before = run.facts().get("base")
+    if before is None:
+        run.note_fact("base", base.fingerprint)
+    elif before != base.fingerprint:
+        raise TrainingError(f"{run.final}: began on another base than {base.id} is now; start anew without --resume")
+
+
+def _digest(parent: Parent | None) -> str | None:
+    return parent.checkpoint.digest if parent else None
+
+
+def _environment() -> dict[str, str]:
+    return {"python": platform.python_version(), **package_versions()}

@@ -1,0 +1,236 @@
+"""The folder of a run that isn't finished, ``<run>.incomplete``: its recipe, its checkpoints, its files as they come.
+
+It stands beside the folder that the run will have, holds all that is needed to go on with a run that was killed, and is
+removed when the adapter is in the catalogue. One process at a time works in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lorary.hub.errors import RecipeError, TrainingError
+from lorary.hub.jsontext import load_json
+from lorary.hub.registry import Registry
+from lorary.hub.store import sync_folder
+from lorary.training.checkpoints import Checkpoint, latest, prune, write_json
+from lorary.training.recipe import Recipe
+from lorary.training.save import INCOMPLETE, writing
+
+_RECIPE, _FACTS, _RESULT, _LOCK = "recipe.yaml", "run.json", "result.json", "lock"
+
+# What a run's weights don't depend on, so that it may differ when the run goes on.
+_FREE = frozenset({"output", "tags", "alias", "training.checkpoint_steps"})
+
+
+class Unfinished:
+    """A run's folder while it isn't finished, claimed by this process until :meth:`release`.
+
+    Attributes:
+        final: the folder that the run will have.
+        checkpoints: where its checkpoints are.
+        files: where the adapter is written before it gets its place.
+        claimed: has this process claimed it, now or before?
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.folder = final.with_name(final.name + INCOMPLETE)
+        self.checkpoints = self.folder / "checkpoints"
+        self.files = self.folder / "adapter"
+        self._lock: BinaryIO | None = None
+        self.claimed = False
+
+    def claim(self) -> None:
+        """Take the folder for this process, made if it isn't there.
+
+        Raises:
+            TrainingError: another process works in it, or it can't be made.
+        """
+        with writing(self.final):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / _LOCK).open("a+b")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            process = lock.read(20).decode("ascii", "replace").strip()
+            lock.close()
+            who = f"process {process}" if process else "another process"
+            raise TrainingError(f"{self.final}: is being trained by {who}; wait for it, or stop it") from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
+        lock.flush()
+        self._lock, self.claimed = lock, True
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def begin(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+        """Empty the folder of what an earlier run may have left, and write down what this one is."""
+        for path in self.folder.iterdir():
+            if path.name == _LOCK:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        # Without the folder, which will be there when the files are in place but not registered yet.
+        text = recipe.model_copy(update={"output": None}).to_yaml()
+        (self.folder / _RECIPE).write_text(text, encoding="utf-8")
+        write_json(self.folder / _FACTS, facts)
+
+    def note_fact(self, key: str, value: Any) -> None:
+        """Write down another fact that must be the same when the run goes on."""
+        write_json(self.folder / _FACTS, {**self.facts(), key: value})
+
+    def facts(self) -> dict[str, Any]:
+        """What was written down of the run.
+
+        Raises:
+            TrainingError: it can't be read.
+        """
+        try:
+            return dict(load_json((self.folder / _FACTS).read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise TrainingError(f"{self.folder}: can't be gone on with ({error}); remove it and start anew") from error
+
+    @property
+    def resumable(self) -> bool:
+        """Is there a run to go on with, whether or not it has come to a checkpoint?"""
+        return (self.folder / _FACTS).is_file() and (self.folder / _RECIPE).is_file()
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint."""
+        return latest(self.checkpoints)
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was started with.
+
+        Raises:
+            RecipeError: it can't be read any more, or names files that aren't there.
+        """
+        return Recipe.load(self.folder / _RECIPE)
+
+    def differences(self, recipe: Recipe) -> list[str]:
+        """What ``recipe`` has otherwise than the run, setting by setting, where it counts."""
+        mine, theirs = _flat(self.recipe().model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+        return [
+            f"{key}: {mine.get(key)!r} in the run, {theirs.get(key)!r} now"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key) and key not in _FREE
+        ]
+
+    def new_files(self) -> Path:
+        """An empty place to write the adapter into: a killed run may have left half of one there."""
+        shutil.rmtree(self.files, ignore_errors=True)
+        return self.files
+
+    def complete(self, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Give the written adapter its place, in one step; the metrics stay here until it is registered with them."""
+        write_json(self.folder / _RESULT, metrics)
+        for path in self.files.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if self.final.is_dir():
+            self.final.rmdir()  # an empty one, as checked before
+        self.files.rename(self.final)
+        sync_folder(self.final.parent)
+
+    def result(self) -> dict[str, dict[str, float]] | None:
+        """The metrics of a run all of whose files are in place; None before that."""
+        path = self.folder / _RESULT
+        if not (path.is_file() and self.final.is_dir() and any(self.final.iterdir())):
+            return None
+        return dict(load_json(path.read_bytes()))
+
+    def hint(self, registry: Registry) -> str | None:
+        """What is kept and how to go on with it; None where nothing is kept."""
+        words = ["lorary", "train", str(self.final), "--resume"]
+        if registry.path != Registry().path:
+            words += ["--registry", str(registry.path)]
+        command = shlex.join(words)
+        if self.result() is not None:
+            return f"the trained adapter is in {self.final}; put it into the catalogue with: {command}"
+        if checkpoint := self.checkpoint:
+            return f"step {checkpoint.step} of {checkpoint.total} is kept in {self.folder}; go on with: {command}"
+        return None
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def run_of(path: Path) -> Path:
+    """The folder that a run will have, from that or from the one that it has while it isn't finished."""
+    return path.with_name(path.name.removesuffix(INCOMPLETE))
+
+
+def find(recipe: Recipe) -> Unfinished:
+    """The newest unfinished run of a recipe, at its ``output`` or under ``runs/``.
+
+    Raises:
+        TrainingError: there is none; the message says what differs where there is one of the same name.
+    """
+    if recipe.output is not None:
+        run = Unfinished(Path(recipe.output).expanduser())
+        if run.resumable or _is_run(run.final):
+            return run
+        raise TrainingError(f"{run.folder}: no such unfinished run; leave --resume out to start it")
+    changed = None
+    for folder in sorted(Path("runs").glob(f"{recipe.name}-*{INCOMPLETE}"), reverse=True):
+        run = Unfinished(run_of(folder))
+        try:
+            differences = run.differences(recipe) if run.resumable else None
+        except RecipeError:
+            continue
+        if differences == []:
+            return run
+        if differences and changed is None:
+            changed = f"; {folder} differs: {'; '.join(differences)}"
+    raise TrainingError(f"no unfinished run of this recipe under runs/{changed or ''}; leave --resume out to start one")
+
+
+def _is_run(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@contextmanager
+def claimed(run: Unfinished) -> Iterator[Unfinished]:
+    """The run's folder for this process; afterwards it is gone, unless a run that failed can be gone on with."""
+    run.claim()
+    try:
+        yield run
+    except BaseException:
+        checkpoint = run.checkpoint
+        if checkpoint is None and run.result() is None:
+            run.discard()
+        elif checkpoint is not None:
+            # What a full disk cut off only takes room.
+            prune(run.checkpoints, {checkpoint.folder, checkpoint.best})
+        raise
+    else:
+        run.discard()
+    finally:
+        run.release()

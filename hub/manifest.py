@@ -48,6 +48,9 @@ TASKS = (
 )
 """The tasks that the catalogue knows: Hugging Face pipeline tags."""
 
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+"""What a classifier's labels are, by transformers' names: one of several, any number of them, or a number."""
+
 
 @dataclass(frozen=True)
 class BaseIdentity:

@@ -49,7 +49,7 @@ class Prepared:
 def prepare(recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent | None = None) -> Prepared:
     """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`."""
     reporter.phase("loading the base")
-    task = make_task(recipe, data.labels)
+    task = make_task(recipe, data.labels, data.problem_type)
     base = load_for(task, recipe)
     max_length = _fitting_length(base, recipe, reporter)
 

@@ -206,6 +206,8 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
     majority = task.majority(prepared.data.train, test.golds)
     if majority is not None:
         metrics["majority"] = majority
+    for line in task.caveats(test.golds):
+        reporter.note(line)
     reporter.phase("training")
     fitted = fit(
         model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,

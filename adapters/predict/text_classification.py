@@ -8,16 +8,22 @@ from typing import Any, ClassVar
 import torch
 
 from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters, read_text
+from lorary.hub.errors import UsageError
+from lorary.hub.manifest import REGRESSION
+
+THRESHOLD = 0.5
+"""From which score on a row has a label, where it may have several."""
 
 
 class TextClassificationRows:
     """``[{"label", "score"}]``: the best label of a row, or the ``top_k`` best (all with None).
 
     Scores are softmax for one label of several, sigmoid for several at once (or a single logit), and the logit itself
-    for regression, as the head's ``problem_type`` says; ``function_to_apply`` overrides it.
+    for regression, as the head's ``problem_type`` says; ``function_to_apply`` overrides it. With ``threshold``, which
+    the pipeline doesn't have: all labels with at least this score, best first, as multi-label adapters are measured.
     """
 
-    parameters: ClassVar = frozenset({"top_k", "function_to_apply"})
+    parameters: ClassVar = frozenset({"top_k", "function_to_apply", "threshold"})
 
     def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
         from transformers import TextClassificationPipeline
@@ -25,7 +31,20 @@ class TextClassificationRows:
         model, preprocessing = setting.model, setting.preprocessing
         self._pipeline = TextClassificationPipeline(model=model, tokenizer=setting.tokenizer, device=device_of(model))
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, setting.limit
-        self._post = post_parameters(self._pipeline, params)
+        self._threshold = self._read_threshold(params.get("threshold"))
+        others = {name: value for name, value in params.items() if name != "threshold"}
+        if self._threshold is not None:
+            others = {"top_k": None, **others}
+        self._post = post_parameters(self._pipeline, others)
+
+    def _read_threshold(self, value: Any) -> float | None:
+        if value is None:
+            return None
+        if self._pipeline.model.config.problem_type == REGRESSION:
+            raise UsageError(f"threshold={value!r}: the adapter answers with a number ({REGRESSION}), not with labels")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise UsageError(f"threshold={value!r}: expected a number from 0 to 1")
+        return float(value)
 
     def encode(self, row: Row) -> list[dict[str, Any]]:
         """Tokenize a text, or a pair given as ``{"text", "text_pair"}`` or under the adapter's own column names."""
@@ -35,4 +54,5 @@ class TextClassificationRows:
 
     def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
         """The pipeline's reading of [classes] logits."""
-        return self._pipeline.postprocess({"logits": logits[0].unsqueeze(0)}, **self._post)
+        answer = self._pipeline.postprocess({"logits": logits[0].unsqueeze(0)}, **self._post)
+        return answer if self._threshold is None else [one for one in answer if one["score"] >= self._threshold]

@@ -14,12 +14,7 @@ Rows = list[dict[str, Any]]
 def show_answers(task: str, rows: Rows) -> None:
     """Print each row's ``input`` and ``output``, in the form that suits the task."""
     if task == "text-classification":
-        print_table(
-            [
-                {"label": row["output"]["label"], "score": f"{row['output']['score']:.3f}", "text": row["input"]}
-                for row in rows
-            ]
-        )
+        print_table([{**_labels(row["output"]), "text": row["input"]} for row in rows])
         return
     if task == "question-answering":
         print_table(
@@ -41,6 +36,15 @@ def show_answers(task: str, rows: Rows) -> None:
         else:
             print_line(row["input"])
             _show_entities(row["input"], row["output"])
+
+
+def _labels(answer: Any) -> dict[str, str]:
+    """The label of a text with its score; of a text that may have several, all of them or a dash."""
+    several = answer if isinstance(answer, list) else [answer]
+    return {
+        "label": ", ".join(one["label"] for one in several) or "-",
+        "score": ", ".join(f"{one['score']:.3f}" for one in several),
+    }
 
 
 def _show_text(kind: str, text: str) -> None:

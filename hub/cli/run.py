@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.cli.answers import GENERATING, Rows, show_answers
 from lorary.hub.cli.opening import open_backbone
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import clean, print_json
 from lorary.hub.errors import UsageError
+from lorary.hub.manifest import MULTI_LABEL
 
 if TYPE_CHECKING:
     from lorary.adapters import Backbone
@@ -44,6 +46,9 @@ def command(
     device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="For text generation.")] = 64,
     context: Annotated[str | None, typer.Option(help="For question answering: the text that answers TEXT.")] = None,
+    pair: Annotated[
+        str | None, typer.Option(help="For adapters of sentence pairs: the second text; or a tab and it in each TEXT.")
+    ] = None,
     context_file: Annotated[Path | None, typer.Option(help="The same, from a file.")] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Generate without the adapter too, to compare.")] = False,
     as_json: JsonOption = False,
@@ -65,14 +70,15 @@ def command(
     if task == "feature-extraction" and not as_json:
         raise UsageError(f"the answers of {source.reference} are vectors ({task}); ask for them with --json")
     passage = _passage(task, context, context_file)
+    pairs = _pairs(source.checkpoint, inputs, pair)
     backbone = open_backbone(source.checkpoint, base, quantization=quantization, device=device, device_map=device_map)
     for note in backbone.load(source.checkpoint, source.name).notes:
         print(f"note: {clean(note)}", file=sys.stderr)
     if task in GENERATING:
         rows = _generate(backbone, inputs, source.name, max_new_tokens, bare)
     else:
-        settings: dict[str, Any] = {"aggregation_strategy": "first"} if task == "token-classification" else {}
-        asked = inputs if passage is None else [{"question": text, "context": passage} for text in inputs]
+        settings = _settings(task, source.checkpoint)
+        asked = pairs or (inputs if passage is None else [{"question": text, "context": passage} for text in inputs])
         answers = backbone.predict(asked, source.name, **settings)
         rows = [{"input": text, "output": _plain(answer)} for text, answer in zip(inputs, answers, strict=True)]
     if as_json:
@@ -80,6 +86,35 @@ def command(
         print_json({"adapter": source.reference, "task": task, **shared, "rows": rows})
     else:
         show_answers(task, rows)
+
+
+def _pairs(checkpoint: Checkpoint, inputs: list[str], second: str | None) -> list[dict[str, str]] | None:
+    """The rows of an adapter of sentence pairs; None for every other adapter."""
+    manifest = checkpoint.manifest
+    if manifest is None or "text_pair" not in manifest.preprocessing.columns:
+        if second is not None:
+            raise UsageError("--pair is for adapters that were trained on sentence pairs; this one takes single texts")
+        return None
+    if second is not None:
+        return [{"text": text, "text_pair": _encodable([second])[0]} for text in inputs]
+    parts = [text.split("\t") for text in inputs]
+    for number, part in enumerate(parts, start=1):
+        if len(part) != 2 or not all(text.strip() for text in part):
+            raise UsageError(
+                f"text {number}: expected a pair, which this adapter was trained on; pass the second text with --pair, "
+                "or put a tab between the two"
+            )
+    return [{"text": first, "text_pair": other} for first, other in parts]
+
+
+def _settings(task: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The parameters of ``predict`` that give what people want to read: whole entities, every label of a text."""
+    from lorary.adapters.predict.text_classification import THRESHOLD
+
+    if task == "token-classification":
+        return {"aggregation_strategy": "first"}
+    several = checkpoint.manifest is not None and checkpoint.manifest.problem_type == MULTI_LABEL
+    return {"threshold": THRESHOLD} if task == "text-classification" and several else {}
 
 
 def _read_lines() -> list[str]:

@@ -48,25 +48,6 @@ def test_pairs_are_encoded_as_the_tokenizer_does(make_recipe, wordpiece):
     assert feature["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
 
 
-def test_classification_metrics_are_scikit_learns(make_recipe):
-    from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
-
-    task = make_task(make_recipe(), ("a", "b", "c"))
-    golds, found = list("aabbbccaab"), list("abbbacccab")
-    assert task.metrics(found, golds) == {
-        "accuracy": accuracy_score(golds, found),
-        "f1": f1_score(golds, found, average="macro"),
-        "precision": precision_score(golds, found, average="macro"),
-        "recall": recall_score(golds, found, average="macro"),
-    }
-
-
-def test_majority_is_that_of_the_training_rows(make_recipe):
-    task = make_task(make_recipe(), ("a", "b"))
-    train = [Example({"label": label}, "") for label in "aab"]
-    assert task.majority(train, list("bbba"))["accuracy"] == 0.25
-
-
 # Token classification
 
 

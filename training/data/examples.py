@@ -28,10 +28,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """All rows of a run. ``labels`` are names in the order of their ids; None where the task has none."""
+    """All rows of a run. ``labels`` are names in the order of their ids; None where the task has none.
+
+    ``problem_type`` is text classification's: what the labels are.
+    """
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     labels: tuple[str, ...] | None
     provenance: Mapping[str, Any]
+    problem_type: str | None = None

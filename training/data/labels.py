@@ -12,9 +12,19 @@ from lorary.training.recipe.raw import nearest, shown
 
 
 def find_labels(
-    parts: dict[str, tuple[Example, ...]], columns: Mapping[str, str], given: tuple[str, ...] | None
+    parts: dict[str, tuple[Example, ...]],
+    columns: Mapping[str, str],
+    given: tuple[str, ...] | None,
+    *,
+    several: bool = False,
 ) -> tuple[str, ...]:
-    """The label names in the order of their ids; makes names of the numbers in ``parts``."""
+    """The label names in the order of their ids; makes names of the numbers in ``parts``.
+
+    With ``several``, a row has any number of labels; each then stands once in it, in the order of the ids.
+
+    Raises:
+        DataError: unknown labels by row, a label listed twice, or nothing to tell apart.
+    """
     role = "label" if "label" in columns else "tags"
     for part, examples in parts.items():
         parts[part] = tuple(_with_names(example, role, given) for example in examples)
@@ -37,6 +47,9 @@ def find_labels(
     ]
     if problems:
         raise report("labels", problems)
+    if several:
+        _order_sets(parts, labels)
+        return labels
     used = {name for example in parts["train"] for name in _names(example, role)}
     if len(used) < 2:
         raise DataError("labels", [f"every training row has the label {_some(sorted(used))}; expected at least two"])
@@ -44,7 +57,9 @@ def find_labels(
 
 
 def _with_names(example: Example, role: str, given: tuple[str, ...] | None) -> Example:
-    def name(value: str | int) -> str:
+    def name(value: str | int | float) -> str:
+        if isinstance(value, float):
+            value = int(value)
         if isinstance(value, int) and given is not None and 0 <= value < len(given):
             return given[value]
         return str(value)
@@ -52,6 +67,21 @@ def _with_names(example: Example, role: str, given: tuple[str, ...] | None) -> E
     value = example.values[role]
     named = [name(item) for item in value] if isinstance(value, list) else name(value)
     return Example({**example.values, role: named}, example.place)
+
+
+def _order_sets(parts: dict[str, tuple[Example, ...]], labels: tuple[str, ...]) -> None:
+    """Put each row's labels in the order of their ids, each once."""
+    ids = {label: index for index, label in enumerate(labels)}
+    for part, examples in parts.items():
+        ordered = (sorted(set(example.values["label"]), key=ids.__getitem__) for example in examples)
+        parts[part] = tuple(
+            Example({**example.values, "label": label}, example.place)
+            for example, label in zip(examples, ordered, strict=True)
+        )
+    sets = {tuple(example.values["label"]) for example in parts["train"]}
+    if len(sets) < 2:
+        found = _some(sets.pop()) or "no label at all"
+        raise DataError("labels", [f"every training row has the same labels ({found}); expected different ones"])
 
 
 def _names(example: Example, role: str) -> Sequence[str]:

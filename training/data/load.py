@@ -5,9 +5,14 @@ Nothing is trained on half-read data: any bad row stops the run, and all of them
 
 from __future__ import annotations
 
+from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.data.examples import Examples, Note
-from lorary.training.data.files import read_source
+from lorary.training.data.files import Source, read_source
 from lorary.training.data.labels import find_labels
+from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places
+from lorary.training.data.numbers import find_numbers
+from lorary.training.data.problem import find_problem
+from lorary.training.data.roles import CHECKS, LABEL_CHECKS
 from lorary.training.data.rows import check_rows
 from lorary.training.data.splits import note_overlap, split_rows, split_validation
 from lorary.training.recipe import Recipe
@@ -27,12 +32,31 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
         given["test"] = read_source(data.test or data.train, split=split, subset=data.subset, revision=data.revision)
     if data.validation is not None:
         given["validation"] = read_source(data.validation, split=data.train_split, revision=data.revision)
-    parts = {part: check_rows(source, columns) for part, source in given.items()}
-    labels = find_labels(parts, columns, data.labels) if columns.keys() & {"label", "tags"} else None
+    problem = find_problem(recipe, given["train"], note)
+    if data.label_columns is not None:
+        columns["label"] = "label"
+    if problem == MULTI_LABEL:
+        given = {part: _label_lists(recipe, given["train"], source) for part, source in given.items()}
+    checks = {**CHECKS, "label": LABEL_CHECKS[problem]} if problem else CHECKS
+    parts = {part: check_rows(source, columns, checks) for part, source in given.items()}
+    labels: tuple[str, ...] | None = None
+    if problem == REGRESSION:
+        labels = find_numbers(parts, columns)
+    elif columns.keys() & {"label", "tags"}:
+        labels = find_labels(parts, columns, data.labels or data.label_columns, several=problem == MULTI_LABEL)
     if "test" not in parts:
         parts["train"], parts["test"] = split_rows(parts["train"], data.test_size or 0.2, recipe.training.seed, note)
     train, validation = split_validation(parts, recipe, note)
     note_overlap(train + validation, parts["test"], note)
     provenance = {part: source.provenance() for part, source in given.items()}
     provenance["rows"] = {"train": len(train), "validation": len(validation), "test": len(parts["test"])}
-    return Examples(train, validation, parts["test"], labels, provenance)
+    return Examples(train, validation, parts["test"], labels, provenance, problem)
+
+
+def _label_lists(recipe: Recipe, train: Source, source: Source) -> Source:
+    """A source with a list of names in each row's label, however its file holds them."""
+    data = recipe.data
+    if data.label_columns is not None:
+        return join_columns(source, data.label_columns, into="label")
+    column = data.columns.label or "label"
+    return name_places(source, column, data.labels) if is_multi_hot(train, column) else source

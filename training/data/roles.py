@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.training.recipe.raw import shown
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+"""A number as text, the way CSV files hold them."""
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
 
@@ -20,6 +26,32 @@ def _label(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return f"expected a label's name or number, found {shown(value)}"
     return "is empty" if isinstance(value, str) and not value.strip() else None
+
+
+def _class(value: Any) -> str | None:
+    # Spreadsheets and data frames write class 1 as 1.0 where a column had a gap.
+    return None if isinstance(value, float) and value.is_integer() else _label(value)
+
+
+def _labels(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return (
+            f"expected a list of labels ({MULTI_LABEL}), found {shown(value)}; columns of 0 and 1 are named with "
+            "data.label_columns"
+        )
+    for place, label in enumerate(value, start=1):
+        problem = _label(label)
+        if problem:
+            return f"label {place}: {problem}"
+    return None
+
+
+def _number(value: Any) -> str | None:
+    if not isinstance(value, bool) and isinstance(value, (int, float)):
+        return None if math.isfinite(value) else f"expected a finite number, found {value}"
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        return None if math.isfinite(float(value)) else f"expected a finite number, found {shown(value)}"
+    return f"expected a number ({REGRESSION}), found {shown(value)}"
 
 
 def _tokens(value: Any) -> str | None:
@@ -63,6 +95,11 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "label": _label, "tokens": _tokens, "tags": _tags, "messages": _messages,
 }  # fmt: skip
 """Role -> a function that says what is wrong with a value, or None."""
+
+LABEL_CHECKS: Mapping[str, Callable[[Any], str | None]] = {
+    SINGLE_LABEL: _class, MULTI_LABEL: _labels, REGRESSION: _number,
+}  # fmt: skip
+"""Problem type -> the check of a label."""
 
 TARGET_ROLES = frozenset({"label", "tags", "completion"})
 """Roles that hold what is to be predicted; all others are what the model is given."""

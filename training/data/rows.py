@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
@@ -10,9 +11,11 @@ from lorary.training.data.files import Row, Source, report
 from lorary.training.data.roles import CHECKS, half_character, row_problem
 from lorary.training.recipe.raw import nearest
 
+Checks = Mapping[str, Callable[[Any], str | None]]
 
-def check_rows(source: Source, columns: Mapping[str, str]) -> tuple[Example, ...]:
-    """The rows of a source by role.
+
+def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHECKS) -> tuple[Example, ...]:
+    """The rows of a source by role; ``checks`` say what is wrong with a value in each of them.
 
     Raises:
         DataError: a column that no row has, and every bad value with its file and row.
@@ -26,7 +29,7 @@ def check_rows(source: Source, columns: Mapping[str, str]) -> tuple[Example, ...
     ]
     if absent:
         raise DataError("columns", absent)
-    problems = [problem for row in source.rows for problem in _row_problems(row, columns)]
+    problems = [problem for row in source.rows for problem in _row_problems(row, columns, checks)]
     if problems:
         raise report("rows", problems)
     return tuple(
@@ -34,13 +37,13 @@ def check_rows(source: Source, columns: Mapping[str, str]) -> tuple[Example, ...
     )
 
 
-def _row_problems(row: Row, columns: Mapping[str, str]) -> Iterable[str]:
+def _row_problems(row: Row, columns: Mapping[str, str], checks: Checks) -> Iterable[str]:
     found = False
     for role, column in columns.items():
         if column not in row.values:
             problem: str | None = f"missing; the row has {', '.join(sorted(row.values)) or 'no columns'}"
         else:
-            problem = CHECKS[role](row.values[column]) or half_character(row.values[column])
+            problem = checks[role](row.values[column]) or half_character(row.values[column])
         if problem:
             found = True
             yield f"{row.place}, {column}: {problem}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example, Note
@@ -25,7 +26,7 @@ def split_rows(
     count = max(1, round(len(examples) * share))
     if len(examples) - count < 1:
         raise DataError("data", [f"{len(examples)} rows are too few to split {share:g} of them off"])
-    labels = [example.values.get("label") for example in examples]
+    labels = strata(examples)
     counts = Counter(labels)
     # A label with one row can't be on both sides; the model has to see it, so it stays with the training rows.
     indices = [index for index, label in enumerate(labels) if label is None or counts[label] > 1]
@@ -38,6 +39,22 @@ def split_rows(
     held = set(chosen)
     kept = tuple(example for index, example in enumerate(examples) if index not in held)
     return kept, tuple(example for index, example in enumerate(examples) if index in held)
+
+
+def strata(examples: Sequence[Example]) -> list[str | None]:
+    """By what rows are split in equal parts: their label; the rarest of several; None where labels are numbers.
+
+    The rarest label decides, since it is the one that may be missing on a side (Sechidis et al. 2011 begin there too).
+    """
+    labels = [example.values.get("label") for example in examples]
+    counts = Counter(name for label in labels if isinstance(label, list) for name in label)
+
+    def stratum(label: Any) -> str | None:
+        if isinstance(label, list):
+            return min(label, key=lambda name: (counts[name], name), default="")
+        return label if isinstance(label, str) else None
+
+    return [stratum(label) for label in labels]
 
 
 def split_validation(

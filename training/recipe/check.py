@@ -12,7 +12,8 @@ from typing import Any
 from lorary.hub.errors import InvalidReferenceError
 from lorary.hub.reference import check_name, normalise_domain, parse_reference
 from lorary.training.recipe.explain import where
-from lorary.training.recipe.raw import RawRecipe, near_file, nearest, shown
+from lorary.training.recipe.labels import label_problems
+from lorary.training.recipe.raw import RawRecipe, near_file, nearest, section, shown
 from lorary.training.recipe.tasks import TASK_FACTS
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -63,7 +64,7 @@ def _strategy(values: Mapping[str, Any]) -> Problems:
         able = " or ".join(task for task, other in TASK_FACTS.items() if other.corpus)
         yield "strategy", f"'continual' goes on with pretraining, whose task is {able}, found {values.get('task')}"
         return
-    for role, column in _section(_section(values, "data"), "columns").items():
+    for role, column in section(section(values, "data"), "columns").items():
         if role != "text" and column is not None:
             yield f"data.columns.{role}", "strategy 'continual' learns from running text alone: only 'text' is a column"
 
@@ -93,8 +94,10 @@ def _method(values: Mapping[str, Any]) -> Problems:
 
 
 def _columns(values: Mapping[str, Any]) -> Problems:
-    task, columns = values.get("task"), _section(_section(values, "data"), "columns")
+    task, columns = values.get("task"), section(section(values, "data"), "columns")
     roles = {role for role, column in columns.items() if column is not None}
+    if section(values, "data").get("label_columns"):
+        roles.add("label")
     facts = TASK_FACTS.get(str(task))
     if facts is None or not roles or roles in facts.forms:
         return
@@ -106,7 +109,7 @@ def _columns(values: Mapping[str, Any]) -> Problems:
 
 
 def _files(values: Mapping[str, Any]) -> Problems:
-    data = _section(values, "data")
+    data = section(values, "data")
     for key in ("train", "test", "validation"):
         text = data.get(key)
         if not isinstance(text, str) or not text:
@@ -121,7 +124,7 @@ def _files(values: Mapping[str, Any]) -> Problems:
 
 
 def _splits(values: Mapping[str, Any]) -> Problems:
-    data = _section(values, "data")
+    data = section(values, "data")
     if data.get("test") is not None and data.get("test_size") is not None:
         yield "data.test_size", "data.test already names the held-out rows; leave one of them out"
     if data.get("test") is not None and data.get("test") == data.get("train") and data.get("test_split") is None:
@@ -136,7 +139,7 @@ def _splits(values: Mapping[str, Any]) -> Problems:
 
 
 def _lora(values: Mapping[str, Any]) -> Problems:
-    lora = _section(values, "lora")
+    lora = section(values, "lora")
     targets = lora.get("targets")
     if isinstance(targets, str) and targets not in ("all-linear", "attention"):
         # A misspelt word would be taken for a pattern that matches nothing.
@@ -151,7 +154,7 @@ def _lora(values: Mapping[str, Any]) -> Problems:
     if targets == () or targets == []:
         yield "lora.targets", "the list is empty, so nothing would be trained; name layers or use 'all-linear'"
     for table in ("rank_pattern", "alpha_pattern"):
-        for pattern in _section(lora, table):
+        for pattern in section(lora, table):
             yield from _regex(f"lora.{table}", str(pattern))
 
 
@@ -163,14 +166,14 @@ def _regex(dotted: str, pattern: str) -> Problems:
 
 
 def _prompt(values: Mapping[str, Any]) -> Problems:
-    prompt, task = _section(values, "prompt"), values.get("task")
+    prompt, task = section(values, "prompt"), values.get("task")
     given = [key for key, value in prompt.items() if value is not None]
     facts = TASK_FACTS.get(str(task))
     if facts is not None and not facts.prompts:
         for key in given:
             yield f"prompt.{key}", f"only text-generation has a prompt; the task is {task}"
         return
-    columns = _section(_section(values, "data"), "columns")
+    columns = section(section(values, "data"), "columns")
     form = prompt.get("format")
     if columns.get("messages") is not None and form not in (None, "chat"):
         yield "prompt.format", f"rows of messages are chats, found {form!r}; leave it out"
@@ -196,7 +199,7 @@ def _template(template: str) -> Problems:
 
 
 def _run(values: Mapping[str, Any]) -> Problems:
-    training, task, data = _section(values, "training"), values.get("task"), _section(values, "data")
+    training, task, data = section(values, "training"), values.get("task"), section(values, "data")
     if task in TASK_FACTS and task != "text-generation":
         if training.get("packing"):
             yield "training.packing", f"only text-generation rows can be packed; the task is {task}"
@@ -212,15 +215,10 @@ def _run(values: Mapping[str, Any]) -> Problems:
 
 
 def _report(values: Mapping[str, Any]) -> Problems:
-    trackers = _section(values, "report").get("to")
+    trackers = section(values, "report").get("to")
     for name in trackers if isinstance(trackers, (list, tuple)) else ():
         if isinstance(name, str) and name.isidentifier() and find_spec(name) is None:
             yield "report.to", f"{name!r} isn't installed; install it (pip install {name}), or leave it out"
-
-
-def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = values.get(key)
-    return section if isinstance(section, Mapping) else {}
 
 
 _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
@@ -229,6 +227,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _start,
     _method,
     _columns,
+    label_problems,
     _files,
     _splits,
     _lora,

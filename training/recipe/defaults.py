@@ -27,7 +27,7 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         filled.setdefault("start", "continue")
     data = values.get("data")
     if isinstance(data, Mapping):
-        filled["data"] = data = {**data, "columns": _columns(values, data.get("columns"))}
+        filled["data"] = data = {**data, "columns": _columns(values, data, data.get("columns"))}
         if data.get("test") is None and data.get("test_split") is None:
             data.setdefault("test_size", 0.2)
         if data.get("validation") is None:
@@ -35,13 +35,15 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _columns(values: Mapping[str, Any], given: Any) -> Any:
+def _columns(values: Mapping[str, Any], data: Mapping[str, Any], given: Any) -> Any:
     if given is not None and not isinstance(given, Mapping):
         return given
     given = dict(given or {})
     facts = TASK_FACTS.get(str(values.get("task")))
     if facts is not None and facts.corpus and values.get("strategy") == "continual":
         return {"text": "text", **given}
+    if facts is not None and data.get("label_columns"):
+        return {**{role: column for role, column in facts.columns.items() if role != "label"}, **given}
     if facts is None or any(form <= given.keys() and form - facts.columns.keys() for form in facts.forms):
         return given  # the columns of another form than the first, each by its name
     return {**facts.columns, **given}

@@ -190,5 +190,11 @@ def near_file(path: Path) -> str:
     return nearest(path.name, (entry.name for entry in path.parent.iterdir()))
 
 
+def section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A section of a recipe's values; empty where there is none, or something else in its place."""
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _copy(value: Any) -> Any:
     return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value

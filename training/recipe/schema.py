@@ -17,6 +17,7 @@ from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
 Task = Literal["text-classification", "token-classification", "text-generation"]
 Method = Literal["lora", "qlora", "rslora"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Strategy = Literal["fine-tune", "continual", "intermediate"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -50,6 +51,7 @@ class Data(_Section):
 
     ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
     or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen.
+    ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
     ``too_long``: rows of more than ``training.max_length`` tokens are cut, left out of the training rows, or an error.
     """
 
@@ -60,6 +62,7 @@ class Data(_Section):
     validation_size: Annotated[float, Field(ge=0, lt=1)] | None = None
     columns: Columns = Columns()
     labels: tuple[Text, ...] | None = None
+    label_columns: tuple[Text, ...] | None = None
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     subset: Text | None = None
     train_split: Text = "train"
@@ -139,6 +142,7 @@ class Recipe(_Section):
     name: Text
     domain: Text
     task: Task
+    problem_type: ProblemType | None = None
     base: Text
     revision: Text | None = None
     strategy: Strategy = "fine-tune"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Encoded, Task
+from lorary.training.tasks.multi_label import MultiLabelClassification
+from lorary.training.tasks.regression import TextRegression
 from lorary.training.tasks.text_classification import TextClassification
 from lorary.training.tasks.text_generation import TextGeneration
 from lorary.training.tasks.token_classification import TokenClassification
@@ -16,9 +19,12 @@ TASKS: Mapping[str, type[Task]] = {
 """The tasks that can be trained; a new one is a file here, a line in this table and its name in the recipe."""
 
 
-def make_task(recipe: Recipe, labels: tuple[str, ...] | None) -> Task:
-    """The task of a recipe, for these labels."""
-    return TASKS[recipe.task](recipe, labels)
+_PROBLEMS: Mapping[str | None, type[Task]] = {MULTI_LABEL: MultiLabelClassification, REGRESSION: TextRegression}
+
+
+def make_task(recipe: Recipe, labels: tuple[str, ...] | None, problem_type: str | None = None) -> Task:
+    """The task of a recipe, for these labels; ``problem_type`` is what text classification's are."""
+    return _PROBLEMS.get(problem_type, TASKS[recipe.task])(recipe, labels)
 
 
 __all__ = ["TASKS", "Encoded", "Task", "make_task"]

@@ -129,6 +129,10 @@ class Task(ABC):
         """The metrics of always answering the most frequent label of the training rows; None without labels."""
         return None
 
+    def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
+        """What the held-out rows can't tell: a line for each metric that is left out of :meth:`metrics`."""
+        return ()
+
     def outcomes(self, model: Any, rows: Encoded, tokenizer: Any, batch_size: int) -> list[Any]:
         """What a model makes of each row, in the rows' order."""
         return outcomes(model, self, rows, tokenizer, batch_size)

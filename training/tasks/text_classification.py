@@ -9,20 +9,22 @@ from typing import Any
 import torch
 
 from lorary.adapters import Backbone
+from lorary.hub.manifest import SINGLE_LABEL
 from lorary.training.data import Example, Note
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
-from lorary.training.tasks.base import Encoded, Feature, Metrics, Task
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
 from lorary.training.tasks.lengths import Length
+from lorary.training.tasks.scores import Scores, area_under_curves, stacked
 
 
 class TextClassification(Task):
-    """Single-label classification with a fresh head."""
+    """Single-label classification with a fresh head; its outcomes are each label's probability."""
 
     name = "text-classification"
     peft_task_type = "SEQ_CLS"
     main_metric = "f1"
-    problem_type = "single_label_classification"
+    problem_type = SINGLE_LABEL
 
     def auto_class(self) -> Any:
         """``AutoModelForSequenceClassification``."""
@@ -31,12 +33,11 @@ class TextClassification(Task):
         return AutoModelForSequenceClassification
 
     def model_kwargs(self) -> dict[str, Any]:
-        """The labels, and that each row has exactly one (with integer labels transformers would guess)."""
+        """The labels, and what they are (transformers would guess it from the first batch)."""
         return {**super().model_kwargs(), "problem_type": self.problem_type}
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
         """Text (and pair) to token ids, cut to ``max_length``; of a pair the longer one is cut first."""
-        ids = {label: index for index, label in enumerate(self.labels)}
         features: list[Feature] = []
         lengths: list[Length] = []
         for example in examples:
@@ -45,9 +46,13 @@ class TextClassification(Task):
             kept = len(feature["input_ids"])
             full = len(tokenizer(*texts, verbose=False)["input_ids"]) if kept == max_length else kept
             lengths.append(Length(full, kept))
-            features.append({**feature, "labels": ids[example.values["label"]]})
+            features.append({**feature, "labels": self.target(example.values["label"])})
         golds = tuple(example.values["label"] for example in examples)
         return Encoded(tuple(examples), tuple(features), golds, tuple(lengths))
+
+    def target(self, label: Any) -> Any:
+        """A row's label as the loss takes it: the label's number."""
+        return self.labels.index(label)
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """Pads with the tokenizer's padding token."""
@@ -55,39 +60,64 @@ class TextClassification(Task):
 
         return DataCollatorWithPadding(tokenizer)
 
-    def outcome(self, logits: torch.Tensor, feature: Feature) -> str:
-        """The name of the label with the largest logit."""
-        return self.labels[int(logits.argmax())]
+    def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
+        """The probability of each label, [classes]."""
+        return tuple(logits.float().softmax(-1).tolist())
+
+    def found(self, outcome: Any) -> Any:
+        """What an outcome comes to: the likeliest label."""
+        return self.labels[max(range(len(outcome)), key=outcome.__getitem__)]
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
-        """Accuracy, and F1, precision and recall as means over the labels (scikit-learn's ``macro``)."""
-        from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+        """scikit-learn's ``accuracy``, ``f1``, ``precision`` and ``recall`` (means over the labels), ``f1_micro``,
+        ``mcc`` (Matthews) and ``auc`` (ROC; of more than two labels the mean of each against the rest).
 
-        precision, recall, f1, _ = precision_recall_fscore_support(golds, outcomes, average="macro", zero_division=0.0)
+        ``auc`` is left out where the rows lack one of the labels.
+        """  # fmt: skip
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
+
+        found = [self.found(outcome) for outcome in outcomes]
+        precision, recall, f1, _ = precision_recall_fscore_support(golds, found, average="macro", zero_division=0.0)
+        truth = [[gold == label for label in self.labels] for gold in golds]
         return {
-            "accuracy": float(accuracy_score(golds, outcomes)),
+            "accuracy": float(accuracy_score(golds, found)),
             "f1": float(f1),
+            "f1_micro": float(f1_score(golds, found, average="micro")),
             "precision": float(precision),
             "recall": float(recall),
+            "mcc": float(matthews_corrcoef(golds, found)),
+            **area_under_curves(truth, stacked(outcomes)),
         }
+
+    def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
+        """Labels that the held-out rows lack, which leave ``auc`` undefined."""
+        absent = [label for label in self.labels if label not in set(golds)]
+        return [f"no auc: none of the held-out rows has the label {absent[0]!r}"] if absent else []
 
     def mistakes(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Mistakes | None:
         """The confusion matrix."""
-        return count_labels(self.labels, golds, outcomes)
+        return count_labels(self.labels, golds, [self.found(outcome) for outcome in outcomes])
+
+    def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
+        """The label that the row has, and the one that it was given."""
+        return super().answer(example, gold, self.found(outcome))
 
     def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
-        """The labels that ``predict`` gives the rows themselves, as a user would ask for them."""
+        """The scores that ``predict`` gives the rows themselves, as a user would ask for them."""
         texts = [
             {role: example.values[role] for role in ("text", "text_pair") if role in example.values}
             for example in rows.examples
         ]
-        return [
-            prediction[0]["label"] if isinstance(prediction, list) else prediction["label"]
-            for prediction in backbone.predict(texts, name, batch_size=1)
-        ]
+        answers = backbone.predict(texts, name, batch_size=1, top_k=None)
+        return [self.of_prediction({entry["label"]: entry["score"] for entry in answer}) for answer in answers]
+
+    def of_prediction(self, scores: dict[str, float]) -> Any:
+        """The outcome that a prediction's scores by label come to."""
+        return tuple(scores[label] for label in self.labels)
 
     def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:
         """The metrics of always answering the training rows' most frequent label."""
         counts = Counter(example.values["label"] for example in train)
         most = min(self.labels, key=lambda label: (-counts[label], label))
-        return self.metrics([most] * len(golds), golds)
+        always: Scores = tuple(float(label == most) for label in self.labels)
+        return self.metrics([always] * len(golds), golds)

@@ -1,0 +1,52 @@
+"""What a classifier's labels are: one of several, any number of them, or a number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from lorary.training.data.examples import Note
+from lorary.training.data.files import Source
+from lorary.training.data.roles import NUMBER
+from lorary.training.recipe import Recipe
+
+
+def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
+    """The problem type of a recipe's rows, by transformers' names; None for other tasks than text classification.
+
+    The recipe's own, else what most of the training rows' labels are: lists make it multi-label, numbers with a decimal
+    point regression (in CSV files, which hold nothing but texts, numbers so written), names and whole numbers
+    single-label.
+    """
+    data = recipe.data
+    if recipe.task != "text-classification" or recipe.problem_type is not None:
+        return recipe.problem_type
+    if data.label_columns is not None:
+        return MULTI_LABEL
+    values = [row.values.get(data.columns.label or "label") for row in train.rows]
+    written = train.shown.endswith(".csv")
+    kinds = Counter(_kind(value, written) for value in values)
+    numbers = kinds["number"] + kinds["whole"]
+    if kinds["list"] > max(kinds["name"], numbers):
+        note("the labels are lists of names: multi-label classification (problem_type)")
+        return MULTI_LABEL
+    if data.labels is None and kinds["number"] and numbers > kinds["name"]:
+        note(
+            f"the labels are numbers with a decimal point: regression; if they are classes, set problem_type to "
+            f"{SINGLE_LABEL}"
+        )
+        return REGRESSION
+    return SINGLE_LABEL
+
+
+def _kind(value: Any, written: bool) -> str:
+    if isinstance(value, (list, tuple)):
+        return "list"
+    if isinstance(value, float):
+        return "number"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "whole"
+    if written and isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        return "whole" if value.strip().lstrip("+-").isdecimal() else "number"
+    return "other" if value is None else "name"

@@ -1,0 +1,80 @@
+"""Text regression: a number for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorary.hub.manifest import REGRESSION
+from lorary.training.data import Example
+from lorary.training.report.content import Mistakes
+from lorary.training.tasks.base import Answer, Feature, Metrics
+from lorary.training.tasks.text_classification import TextClassification
+
+_CONSTANT = 1e-6  # predictions that differ by less, relative to their size, differ by rounding alone
+
+
+class TextRegression(TextClassification):
+    """The head's one output, trained by its squared error."""
+
+    main_metric = "rmse"
+    problem_type = REGRESSION
+
+    def target(self, label: Any) -> float:
+        """The number itself."""
+        return float(label)
+
+    def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
+        """The head's output."""
+        return float(logits.float().item())
+
+    def found(self, outcome: Any) -> Any:
+        """The outcome is the answer."""
+        return outcome
+
+    def of_prediction(self, scores: dict[str, float]) -> Any:
+        """The one score of a prediction."""
+        return scores[self.labels[0]]
+
+    def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
+        """Pearson's and Spearman's correlation (scipy), and the errors ``rmse``, ``mse`` and ``mae`` (scikit-learn).
+
+        Predictions that are all the same have a correlation of 0; where the rows' own numbers are all the same, none
+        is given.
+        """
+        from scipy.stats import pearsonr, spearmanr
+        from sklearn.metrics import mean_absolute_error, mean_squared_error
+
+        found, truth = np.asarray(outcomes, dtype=np.float64), np.asarray(golds, dtype=np.float64)
+        mse = float(mean_squared_error(truth, found))
+        correlations: Metrics = {}
+        if np.ptp(truth) > 0:
+            constant = np.ptp(found) <= _CONSTANT * max(1e-12, float(np.abs(found).max()))
+            correlations = {
+                "pearson": 0.0 if constant else float(pearsonr(truth, found).statistic),
+                "spearman": 0.0 if constant else float(spearmanr(truth, found).statistic),
+            }
+        return {**correlations, "rmse": mse**0.5, "mse": mse, "mae": float(mean_absolute_error(truth, found))}
+
+    def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
+        """Rows that all have the same number, with which nothing correlates."""
+        return ["no correlation: the held-out rows all have the same number"] if len(set(golds)) < 2 else []
+
+    def mistakes(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Mistakes | None:
+        """Nothing: numbers are more or less wrong."""
+        return None
+
+    def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
+        """Both numbers; right where they round to the same three digits."""
+        expected, found = f"{gold:.4g}", f"{outcome:.4g}"
+        given = super().answer(example, gold, outcome).given
+        return Answer(given, expected, found, f"{gold:.3g}" == f"{outcome:.3g}")
+
+    def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:
+        """The metrics of always answering the training rows' mean."""
+        mean = fmean(example.values["label"] for example in train)
+        return self.metrics([mean] * len(golds), golds)

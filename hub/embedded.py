@@ -44,12 +44,13 @@ class ResolvedBase:
     origin: Origin
 
 
-def resolve_base(base: str | Path, *, revision: str | None = None) -> ResolvedBase:
+def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool = True) -> ResolvedBase:
     """Find a base model by folder or by its id on the Hub.
 
     A folder is taken as it is. An id is looked for in the local Hugging Face cache, then on the Hub (unless
     ``HF_HUB_OFFLINE`` is set; only config, safetensors and tokenizer files are downloaded), then, for
     :data:`EMBEDDED_BASE`, in the package that carries it. ``revision`` is a branch, tag or commit, and applies to ids.
+    Without ``weights``, config and tokenizer are enough, and nothing more is downloaded.
 
     Raises:
         BaseNotFoundError: it is in none of these places, or what is there isn't a model.
@@ -63,9 +64,9 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> ResolvedBa
     if isinstance(base, Path) or text.startswith(("./", "../", "/", "~")):
         raise BaseNotFoundError(f"{text}: no such folder; expected one with a base model, or a model's id on the Hub")
     _check_id(text)
-    if cached := _from_cache(text, revision):
+    if cached := _from_cache(text, revision, weights):
         return cached
-    found = _from_hub(text, revision)
+    found = _from_hub(text, revision, weights)
     if isinstance(found, ResolvedBase):
         return found
     packaged = _from_package() if text == EMBEDDED_BASE and revision in (None, "main") else None
@@ -87,11 +88,11 @@ def _check_id(text: str) -> None:
         raise BaseNotFoundError(f"{text!r}: neither a folder nor a model's id such as 'org/name'") from error
 
 
-def _from_cache(base: str, revision: str | None) -> ResolvedBase | None:
+def _from_cache(base: str, revision: str | None, weights: bool) -> ResolvedBase | None:
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(base, "config.json", revision=revision)
-    if not isinstance(config, str) or not _holds_weights(Path(config).parent):
+    if not isinstance(config, str) or (weights and not _holds_weights(Path(config).parent)):
         return None
     snapshot = Path(config).parent
     return ResolvedBase(str(snapshot), base, snapshot.name, "cache")
@@ -113,7 +114,7 @@ def _holds_weights(folder: Path) -> bool:
     return False
 
 
-def _from_hub(base: str, revision: str | None) -> ResolvedBase | str:
+def _from_hub(base: str, revision: str | None, weights: bool) -> ResolvedBase | str:
     """The downloaded model, or why there is none."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -126,12 +127,12 @@ def _from_hub(base: str, revision: str | None) -> ResolvedBase | str:
     names = [file.rfilename for file in info.siblings or ()]
     if not any(_WEIGHTS.fullmatch(name) for name in names):
         return "its repository holds no safetensors weights (load it where you trust it and save it anew)"
-    wanted = [name for name in names if _WEIGHTS.fullmatch(name) or _OTHER_FILES.fullmatch(name)]
+    wanted = [name for name in names if (weights and _WEIGHTS.fullmatch(name)) or _OTHER_FILES.fullmatch(name)]
     try:
         snapshot = Path(snapshot_download(base, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, OSError) as error:
         return f"the download failed ({_first_line(error)})"
-    if not _holds_weights(snapshot):
+    if weights and not _holds_weights(snapshot):
         return "the download broke off (start again, it continues where it stopped)"
     return ResolvedBase(str(snapshot), base, snapshot.name, "hub")
 

@@ -150,6 +150,10 @@ class TrainingError(LoraryError):
     """A training run that can't go on."""
 
 
+class EstimateError(LoraryError):
+    """What a run will need can't be predicted: the model's own code needs real values, or its layers aren't known."""
+
+
 class GateError(LoraryError):
     """A trained adapter whose saved files don't give back what was trained."""
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "lorary")
 
 
-def provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Reporter) -> dict[str, Any]:
-    """How the adapter came to be; nothing of it belongs to the digest, and nothing names a user or a folder."""
+def provenance(
+    prepared: Prepared, fitted: Fitted, seconds: float, estimate: Mapping[str, int] | None, reporter: Reporter
+) -> dict[str, Any]:
+    """How the adapter came to be; ``estimate`` is what was predicted for the run, where it could be."""
     device = next(prepared.model.parameters()).device
     parent = prepared.parent
     return {
@@ -39,23 +41,29 @@ def provenance(prepared: Prepared, fitted: Fitted, seconds: float, reporter: Rep
         "curve": [list(point) for point in _thinned(fitted.curve)],
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory(device),
+        **({"estimate": dict(estimate)} if estimate else {}),
         "notices": [without_folders(line, prepared.recipe) for line in reporter.notices],
     }
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for provenance: nothing that names a user, a host or a folder."""
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "python": platform.python_version(),
         "packages": package_versions(),
-        "device": f"{device.type} ({hardware})",
+        "device": device_name(device),
     }
 
 
 def package_versions() -> dict[str, str]:
     """The installed versions of the packages that a result depends on."""
     return {name: importlib.metadata.version(name) for name in _installed(_PACKAGES)}
+
+
+def device_name(device: torch.device) -> str:
+    """The kind of device and its model, such as ``cuda (NVIDIA H100)``."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} ({hardware})"
 
 
 def _installed(names: Sequence[str]) -> list[str]:

@@ -189,6 +189,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
         stops: whether the user has asked to stop.
     """
     # Only here, so that a run that ends with its data's mistakes doesn't wait for the trainers' imports.
+    from lorary.training.estimate.plan import predict
     from lorary.training.fitting.fit import fit
     from lorary.training.report.build import build_report
 
@@ -208,6 +209,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
         metrics["majority"] = majority
     for line in task.caveats(test.golds):
         reporter.note(line)
+    estimate = predict(prepared) if recipe.report.write else None
     reporter.phase("training")
     fitted = fit(
         model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,
@@ -226,7 +228,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
         golden_rows=tuple(tuple(row) for row in golden_rows),
         golden=tuple(condense(task.name, logits) for logits in token_logits(model, golden_rows)),
         numerics=numerics_of(model, recipe),
-        provenance=provenance(prepared, fitted, fitted.seconds, reporter),
+        provenance=provenance(prepared, fitted, fitted.seconds, estimate, reporter),
     )
     # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
     found = task.outcomes(model, rows, prepared.base.tokenizer, batch_size=1)

@@ -19,6 +19,7 @@ from lorary.hub.errors import LoraryError, ProblemsError
 COMMANDS = (
     "quickstart",
     "train",
+    "estimate",
     "run",
     "list",
     "show",

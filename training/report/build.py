@@ -78,11 +78,13 @@ def _facts(prepared: Prepared, fitted: Fitted, provenance: Mapping[str, Any]) ->
     rows, environment = provenance["data"]["rows"], provenance["environment"]
     trainable = sum(parameter.numel() for parameter in prepared.model.parameters() if parameter.requires_grad)
     best = provenance["best_epoch"]
+    estimate = provenance.get("estimate")
+    predicted = f" ({estimate['peak_memory_bytes'] / 1e6:,.0f} MB predicted)" if estimate else ""
     return {
         "rows": ", ".join(f"{count:,} {part}" for part, count in rows.items() if count),
         "trained parameters": f"{trainable:,}",
         "steps": f"{fitted.steps:,} in {provenance['seconds']:.1f} s" + (f", epoch {best:g} kept" if best else ""),
-        "peak memory": f"{provenance['peak_memory_bytes'] / 1e6:,.0f} MB",
+        "peak memory": f"{provenance['peak_memory_bytes'] / 1e6:,.0f} MB{predicted}",
         "device": environment["device"],
         "packages": ", ".join(f"{name} {version}" for name, version in environment["packages"].items()),
         "seed": str(provenance["seed"]),

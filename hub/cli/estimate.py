@@ -1,0 +1,131 @@
+"""``lorary estimate``: what a recipe will need, before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.output import print_json, print_line, print_table, size
+from lorary.hub.errors import UsageError
+
+if TYPE_CHECKING:
+    from lorary.training.estimate.past import PastRuns
+    from lorary.training.estimate.plan import Estimate
+
+EXAMPLES = (
+    "lorary estimate examples/recipes/text-classification.yaml",
+    "lorary estimate recipe.yaml --set training.batch_size=32 --memory 24GB",
+)
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The settings of the run.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Fit into this, such as 24GB; default: what the device has.")
+    ] = None,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Predict a run's peak memory, steps and time, and say what would make it fit.
+
+    The base's weights are neither loaded nor downloaded. Speed comes from earlier runs on the same device, where the
+    catalogue has any. Exit code 1 when it doesn't fit.
+    """
+    available = _bytes(memory) if memory is not None else None
+    from lorary.training.recipe import Recipe
+
+    settings = Recipe.load(recipe, set_ or ())
+    versions = open_registry(registry).versions()
+    from lorary.training.estimate.past import PastRuns
+    from lorary.training.estimate.plan import estimate
+    from lorary.training.progress import BarReporter
+
+    past = PastRuns(versions)
+    with BarReporter(settings.name) as reporter:
+        reporter.phase("estimating")
+        found = estimate(settings, past, available, reporter)
+    if as_json:
+        print_json(_plain(found, past))
+    else:
+        _print(found, past)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise UsageError(f"--memory {text!r}: expected a size such as 24GB or 80GiB")
+    power = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}[found[2].lower()]
+    return int(float(found[1]) * (1024**power if found[3] else _UNITS[found[2].lower()]))
+
+
+def _print(found: Estimate, past: PastRuns) -> None:
+    cost, step = found.cost, found.cost.step
+    parts = {
+        "weights of the base": step.weights,
+        "adapter, gradients, optimizer": step.adapter,
+        f"activations of {step.tokens:,} tokens": step.activations,
+        "libraries" if found.device.type == "cpu" else "context": cost.libraries,
+        "kept by the allocator": cost.peak - cost.libraries - step.peak,
+        "peak": cost.peak,
+        f"the {'machine' if found.device.type == 'cpu' else 'GPU'} has": found.available,
+    }
+    print_table([{"memory": name, "size": size(count)} for name, count in parts.items()])
+    print_line("")
+    print_line(f"Steps: {cost.steps:,}")
+    print_line(f"Time:  {_duration(cost.seconds)} ({cost.basis})")
+    errors = past.errors()
+    if errors:
+        print_line(
+            f"Past:  predicted peaks were off by {abs(errors[len(errors) // 2]):.0%} in the middle, "
+            f"{abs(errors[-1]):.0%} at worst, over {len(errors)} runs"
+        )
+    if found.fits:
+        print_line("It fits.")
+        return
+    print_line("")
+    print_line("It doesn't fit. The peak with other settings, each for --set:")
+    print_table(
+        [
+            {
+                "settings": " ".join(other.settings),
+                "peak": size(other.peak),
+                "fits": "yes" if other.peak <= found.available else "no",
+            }
+            for other in found.alternatives
+        ]
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _plain(found: Estimate, past: PastRuns) -> dict[str, Any]:
+    return {
+        "device": str(found.device),
+        "peak_bytes": found.cost.peak,
+        "available_bytes": found.available,
+        "fits": found.fits,
+        "steps": found.cost.steps,
+        "seconds": found.cost.seconds,
+        "basis": found.cost.basis,
+        "parts": {**asdict(found.cost.step), "libraries": found.cost.libraries},
+        "alternatives": [asdict(other) for other in found.alternatives],
+        "past_errors": past.errors(),
+    }

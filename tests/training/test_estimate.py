@@ -1,0 +1,149 @@
+"""What a run will need: counted without weights, and held against the real thing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from lorary.hub.cli.main import main
+from lorary.training import train
+from lorary.training.data import load_data
+from lorary.training.estimate.live import LiveBytes
+from lorary.training.estimate.past import PastRuns
+from lorary.training.estimate.plan import estimate
+from lorary.training.estimate.quantized import packed_bytes
+from lorary.training.estimate.run import padded_tokens
+from lorary.training.estimate.step import step_cost
+from lorary.training.precision import precision
+from lorary.training.prepare import prepare
+from lorary.training.progress import Reporter
+
+
+def test_live_bytes_rise_and_fall_with_the_tensors():
+    held = torch.zeros(1000)
+    live = LiveBytes([held])
+    with live:
+        a = torch.ones(500)
+        view = a.view(20, 25)
+        assert live.now == 4000 + 2000
+        del a
+        assert live.now == 4000 + 2000  # the view holds the storage
+        del view
+    assert live.now == 4000
+    assert live.peak == 6000
+
+
+@pytest.mark.parametrize(
+    ("task", "family"),
+    [("text-classification", "bert"), ("token-classification", "roberta"), ("text-generation", "llama")],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_step_without_weights_is_the_real_step(task, family, checkpointing, make_recipe):
+    recipe = make_recipe(task, family, **{"training.gradient_checkpointing": checkpointing, "training.batch_size": 4})
+    prepared = prepare(recipe, load_data(recipe), Reporter())
+    config = prepared.base.model.config
+    cost = step_cost(
+        recipe, prepared.task, prepared.base.tokenizer, config, prepared.train.features,
+        dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+
+    model = prepared.model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    longest = sorted(prepared.train.features, key=lambda feature: -len(feature["input_ids"]))[:4]
+    batch = prepared.task.collator(prepared.base.tokenizer)([dict(feature) for feature in longest])
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+
+    def step():
+        with precision(model):
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    live = LiveBytes([*model.parameters(), *model.buffers(), *moments])
+    with live:
+        step()
+    assert cost.peak == pytest.approx(live.peak, rel=0.02)
+    assert cost.tokens == batch["input_ids"].numel()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert cost.adapter == 4 * 4 * trained
+
+
+@pytest.mark.parametrize(("quantization", "double"), [("nf4", True), ("nf4", False), ("int8", True)])
+def test_packed_bytes_are_bitsandbytes_own(quantization, double):
+    import bitsandbytes as bnb
+
+    weight = torch.randn(256, 512)
+    if quantization == "int8":
+        codes, scales, _ = bnb.functional.int8_vectorwise_quant(weight.half())
+        held = codes.numel() + scales.numel() * scales.element_size()
+    else:
+        codes, state = bnb.functional.quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type="nf4")
+        held = codes.numel() + state.absmax.numel() * state.absmax.element_size()
+        if double:
+            held += state.state2.absmax.numel() * 4
+    assert packed_bytes(weight.numel(), 256, quantization, double) == held
+
+
+def test_a_quantized_base_weighs_less_and_counts_its_unpacking(make_recipe):
+    plain, quantized = (estimate(make_recipe(**settings)) for settings in ({}, {"method": "qlora"}))
+    assert quantized.cost.step.weights < plain.cost.step.weights
+    assert quantized.cost.step.flops == plain.cost.step.flops
+
+
+def test_padded_tokens_are_those_of_random_batches():
+    assert padded_tokens([5] * 10, 4, seed=0) == 50
+    assert 4 * 10 <= padded_tokens([1, 10, 10, 1] * 5, 2, seed=0) <= 20 * 10
+
+
+def test_steps_are_the_trainers(make_recipe, registry):
+    settings = {
+        "training.epochs": 3,
+        "training.batch_size": 4,
+        "training.gradient_accumulation": 3,
+        "report.write": True,
+    }
+    recipe = make_recipe(rows=50, **settings)
+    version = train(recipe, registry)
+    provenance = version.manifest.provenance
+    assert provenance["estimate"]["steps"] == provenance["steps"]
+    past = PastRuns(registry.versions())
+    assert len(past.errors()) == 1
+    assert past.rate(recipe, torch.device("cpu")) == pytest.approx(
+        provenance["estimate"]["flops"] / provenance["seconds"], rel=0.01
+    )
+    recipe = make_recipe(rows=50, **{**settings, "output": recipe.output + "2"})
+    found = estimate(recipe, past)
+    assert "1 past run" in found.cost.basis
+    assert found.cost.seconds > 0
+
+
+def test_what_does_not_fit_is_told_with_what_would(make_recipe, tmp_path, capsys):
+    recipe = make_recipe(**{"training.batch_size": 8})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml())
+    assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["fits"]
+    assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--memory", "1MB", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["fits"]
+    assert any(other["peak"] < told["peak_bytes"] for other in told["alternatives"])
+    assert not (tmp_path / "r.db").exists()
+    assert main(["estimate", str(file), "--memory", "lots"]) == 2
+
+
+def test_a_strangers_provenance_is_no_prediction(make_recipe, registry):
+    from dataclasses import replace
+
+    version = train(make_recipe(rows=20), registry)
+    for told in ({"estimate": 3}, {"estimate": {"flops": "x"}}, {"estimate": {"steps": 0, "flops": 1}}, {}):
+        manifest = replace(version.manifest, provenance={**version.manifest.provenance, **told})
+        assert PastRuns([replace(version, manifest=manifest)]).runs == []
+    assert PastRuns([replace(version, manifest=None)]).runs == []

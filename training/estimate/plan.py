@@ -1,0 +1,196 @@
+"""An estimate for a recipe: what it needs, whether it fits, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorary.adapters.device import pick_device, pick_dtype
+from lorary.adapters.inference import longest_input
+from lorary.hub.embedded import resolve_base
+from lorary.hub.errors import BaseNotFoundError, EstimateError
+from lorary.training.data import load_data
+from lorary.training.estimate.past import PastRuns
+from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
+from lorary.training.estimate.step import StepCost, step_cost
+from lorary.training.prepare import Prepared
+from lorary.training.progress import Reporter, quiet_libraries
+from lorary.training.recipe import Recipe
+from lorary.training.tasks import Task, make_task
+from lorary.training.tasks.base import Encoded
+from lorary.training.tasks.lengths import fit_lengths
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Other settings, and the peak that they would have in bytes."""
+
+    settings: tuple[str, ...]
+    peak: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A recipe's cost, the device's memory in bytes, and what less would cost where that is too much."""
+
+    recipe: Recipe
+    device: torch.device
+    cost: RunCost
+    available: int
+    alternatives: tuple[Alternative, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Does the peak stay within the device's memory?"""
+        return self.cost.peak <= self.available
+
+
+def estimate(
+    recipe: Recipe, past: PastRuns | None = None, memory: int | None = None, progress: Reporter | None = None
+) -> Estimate:
+    """What a recipe will need, without loading the base's weights.
+
+    Args:
+        past: earlier runs; they tell the device's speed.
+        memory: bytes to fit into; by default those of the recipe's device.
+        progress: is told of notices about the rows.
+
+    Raises:
+        DataError: as ``train``.
+        BaseNotFoundError: no config or tokenizer of the base.
+        EstimateError: see :func:`lorary.training.estimate.step.step_cost`.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    reporter = progress or Reporter()
+    device = pick_device(recipe.device)
+    with quiet_libraries():
+        data = load_data(recipe, reporter.note)
+        task = make_task(recipe, data.labels)
+        path = resolve_base(recipe.base, revision=recipe.revision, weights=False).path
+        try:
+            config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise BaseNotFoundError(f"base {recipe.base!r}: {str(error).strip().splitlines()[0]}") from error
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+            config.pad_token_id = tokenizer.pad_token_id
+        import_trainer(task)
+        rows = _encode(recipe, task, tokenizer, config, data.train, reporter)
+
+        def step_of(variant: Recipe) -> StepCost:
+            return step_cost(
+                variant, make_task(variant, data.labels), tokenizer, config, _cut(rows, variant),
+                dtype=pick_dtype(device, variant.dtype), device=device,
+            )  # fmt: skip
+
+        def cost(variant: Recipe, step: StepCost, measure: bool) -> RunCost:
+            lengths = [len(feature["input_ids"]) for feature in _cut(rows, variant)]
+            known = past or PastRuns()
+            return run_cost(variant, step, lengths, device, known, libraries=libraries, measure=measure)
+
+        step = step_of(recipe)
+        libraries = held_by_libraries(device)  # once: this process grows with each variant that is tried
+        whole = cost(recipe, step, measure=True)
+        available = memory or memory_of(device)
+        alternatives = [
+            Alternative(settings, cost(variant, step_of(variant), measure=False).peak)
+            for settings, variant in (_variants(recipe) if whole.peak > available else ())
+        ]
+    return Estimate(recipe, device, whole, available, tuple(alternatives))
+
+
+def import_trainer(task: Task) -> None:
+    """Import what the run will import, so that what the libraries hold is counted."""
+    import transformers.trainer  # noqa: F401
+
+    if task.name == "text-generation":
+        import trl  # noqa: F401
+
+
+def memory_of(device: torch.device) -> int:
+    """A device's memory in bytes: the GPU's, or the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def _encode(recipe: Recipe, task: Task, tokenizer: Any, config: Any, examples: Any, reporter: Reporter) -> Encoded:
+    with torch.device("meta"):
+        positions = longest_input(task.auto_class().from_config(config))
+    length = min(recipe.training.max_length, tokenizer.model_max_length, positions or recipe.training.max_length)
+    encoded = {"train": task.encode(examples, tokenizer, int(length), reporter.note)}
+    return fit_lengths(encoded, recipe.data.too_long, int(length), reporter.note)[0]["train"]
+
+
+def _cut(rows: Encoded, recipe: Recipe) -> list[dict[str, Any]]:
+    """The rows under a shorter ``max_length``: every list that is as long as the tokens is cut with them."""
+    longest = recipe.training.max_length
+    return [
+        {
+            name: value[:longest] if isinstance(value, list) and len(value) == len(feature["input_ids"]) else value
+            for name, value in feature.items()
+        }
+        for feature in rows.features
+    ]
+
+
+def _variants(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Recipe]]:
+    """What would need less, one change at a time and then all together; the global batch stays what it is."""
+    training = recipe.training
+    rows = training.batch_size * training.gradient_accumulation
+    checkpointing = {"gradient_checkpointing": True}
+    one_row = {"batch_size": 1, "gradient_accumulation": rows}
+    if not training.gradient_checkpointing:
+        yield _with(recipe, checkpointing)
+    if training.batch_size > 1:
+        half = training.batch_size // 2
+        yield _with(recipe, {"batch_size": half, "gradient_accumulation": -(-rows // half)})
+        yield _with(recipe, one_row)
+    if training.max_length > 64:
+        yield _with(recipe, {"max_length": training.max_length // 2})
+    if recipe.quantization == "none" and recipe.method == "lora":
+        yield _with(recipe, {}, qlora=True)
+        yield _with(recipe, checkpointing | one_row, qlora=True)
+
+
+def _with(recipe: Recipe, training: dict[str, Any], qlora: bool = False) -> tuple[tuple[str, ...], Recipe]:
+    """The settings as ``--set`` takes them, and the recipe that has them."""
+    top = {"method": "qlora", "quantization": "nf4"} if qlora else {}
+    settings = (["method=qlora"] if qlora else []) + [
+        f"training.{name}={str(value).lower()}" for name, value in training.items()
+    ]
+    changed = recipe.training.model_copy(update=training)
+    return tuple(settings), recipe.model_copy(update={**top, "training": changed})
+
+
+def predict(prepared: Prepared) -> dict[str, int] | None:
+    """What is kept with a run, to be held against what it takes: peak in bytes, operations, steps.
+
+    None where it can't be told, which is no reason not to train.
+    """
+    recipe, base = prepared.recipe, prepared.base
+    device = next(prepared.model.parameters()).device
+    dtype = pick_dtype(device, recipe.dtype)
+    try:
+        step = step_cost(
+            recipe,
+            prepared.task,
+            base.tokenizer,
+            base.model.config,
+            prepared.train.features,
+            dtype=dtype,
+            device=device,
+        )
+    except EstimateError:
+        return None
+    lengths = [len(feature["input_ids"]) for feature in prepared.train.features]
+    cost = run_cost(recipe, step, lengths, device, PastRuns(), libraries=held_by_libraries(device))
+    # The base is in memory already, so what the process holds counts it too.
+    loaded = step.weights if device.type == "cpu" else CUDA_CONTEXT
+    return {"peak_memory_bytes": max(cost.peak - loaded, 0), "flops": cost.flops, "steps": cost.steps}

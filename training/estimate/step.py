@@ -1,0 +1,152 @@
+"""What one training step costs: its memory and its arithmetic, from the config alone, without weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lorary.adapters.quantization import HEAD_MODULES
+from lorary.hub.errors import EstimateError
+from lorary.hub.manifest import BaseIdentity
+from lorary.training.estimate.live import LiveBytes
+from lorary.training.estimate.quantized import stand_in
+from lorary.training.model import Base, head_modules, lora_config, resolve_targets
+from lorary.training.precision import precision
+from lorary.training.recipe import Recipe
+from lorary.training.tasks import Task
+from lorary.training.tasks.base import Feature
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Bytes and operations of a step on its largest batch.
+
+    ``weights`` are the base's; ``adapter`` is what is trained, with its gradients and the optimizer's two moments;
+    ``peak`` is the most that is alive at once, both of these included. ``flops`` counts products forwards and
+    backwards, per batch, and ``tokens`` what the batch holds, padding included.
+    """
+
+    weights: int
+    adapter: int
+    peak: int
+    flops: int
+    tokens: int
+
+    @property
+    def activations(self) -> int:
+        """What a step needs beside weights, adapter and optimizer."""
+        return self.peak - self.weights - self.adapter
+
+
+def step_cost(
+    recipe: Recipe, task: Task, tokenizer: Any, config: Any, features: Sequence[Feature], *, dtype: torch.dtype,
+    device: torch.device,
+) -> StepCost:  # fmt: skip
+    """Run two steps on tensors without content and count.
+
+    Args:
+        recipe: its method, targets, quantization and batch size decide.
+        task: gives the model class and the collator.
+        tokenizer: the base's.
+        config: the base's transformers config.
+        features: encoded rows; the longest ones make the batch.
+        dtype: of the base where it isn't quantized.
+        device: where it will run; a CUDA device counts with its own kernels.
+
+    Raises:
+        EstimateError: the model's own code needs real values, or the method changes layers in a way that can't be
+            counted.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    longest = sorted(features, key=lambda feature: -len(feature["input_ids"]))[: recipe.training.batch_size]
+    batch = task.collator(tokenizer)([dict(feature) for feature in longest])
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            with torch.device("meta"):
+                model = _adapted(recipe, task, tokenizer, config, dtype)
+            _materialise(model, device)
+            fake = {name: torch.empty(value.shape, dtype=value.dtype, device=device) for name, value in batch.items()}
+            return _count(model, fake, recipe)
+    except EstimateError:
+        raise
+    except Exception as error:  # a model's code may do anything with values that aren't there
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EstimateError(f"{task.name} on {recipe.base!r} can't be estimated: {reason[:200]}") from error
+
+
+def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: torch.dtype) -> Any:
+    """The model with its adapter, on the meta device."""
+    from peft import get_peft_model
+
+    config = copy.deepcopy(config)
+    for name, value in task.model_kwargs().items():
+        setattr(config, name, value)
+    model = task.auto_class().from_config(config, dtype=dtype)
+    heads = head_modules(model) if task.new_head else ()
+    if recipe.quantization != "none":
+        double = True
+        stand_in(model, dtype, recipe.quantization, double, (*HEAD_MODULES, *heads))
+    model.requires_grad_(False)
+    base = Base(model, tokenizer, BaseIdentity(recipe.base), heads)
+    targets = resolve_targets(model, recipe.lora.targets, heads)
+    return get_peft_model(model, lora_config(base, task, recipe, targets), low_cpu_mem_usage=True)
+
+
+def _materialise(model: nn.Module, device: torch.device) -> None:
+    """Put tensors of the device in place of the meta ones; what is tied stays tied, what is trained is float32."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fresh(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = torch.empty(tensor.shape, dtype=dtype, device=device)
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+                known = fresh(parameter, dtype)
+                module._parameters[name] = nn.Parameter(known, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fresh(buffer, buffer.dtype)
+
+
+def _count(model: Any, batch: Mapping[str, torch.Tensor], recipe: Recipe) -> StepCost:
+    model.train()
+    if recipe.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    counter = FlopCounterMode(display=False)
+
+    def step() -> None:
+        with precision(model):
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    with counter:
+        step()  # makes the optimizer's moments, too, so that the second step is like all that follow
+    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    live = LiveBytes([*model.parameters(), *model.buffers(), *moments])
+    weights = live.now - sum(moment.numel() * moment.element_size() for moment in moments)
+    with live:
+        step()
+    own = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    return StepCost(
+        weights=weights - own,
+        adapter=4 * own,  # itself, its gradient, and AdamW's two moments
+        peak=live.peak,
+        flops=counter.get_total_flops(),
+        tokens=int(batch["input_ids"].numel()),
+    )

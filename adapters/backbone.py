@@ -115,7 +115,8 @@ class Backbone:
 
         Args:
             base: a folder or a Hub id.
-            quantization: ``none``, ``nf4`` or ``int8``.
+            quantization: ``none``, ``nf4``, ``fp4`` (``nf4-single``, ``fp4-single``: without double quantization) or
+                ``int8``.
             dtype: float32 on the CPU and bfloat16 on CUDA unless given.
             device: the first CUDA device unless given, else the CPU.
             device_map: to spread the model over several devices.

@@ -48,7 +48,7 @@ def load_base(
     Args:
         base: a folder, or an id that is looked up in the local cache, then on the Hub.
         auto_class: the transformers class to load with; by default the one that :func:`natural_class` picks.
-        quantization: ``none``, ``nf4`` or ``int8``.
+        quantization: one of :data:`lorary.adapters.quantization.QUANTIZATIONS`.
         dtype: of what isn't quantized, and of 4-bit products.
         device: where to put the model; the first CUDA device by default, else the CPU.
         device_map: transformers' own, to spread a model over devices; excludes ``device``.

@@ -1,4 +1,4 @@
-"""Quantized backbones through bitsandbytes: nf4 (QLoRA, Dettmers et al. 2023) and 8-bit (LLM.int8, 2022), CPU and CUDA.
+"""Quantized backbones through bitsandbytes, CPU and CUDA: 4-bit (QLoRA, Dettmers et al. 2023), 8-bit (LLM.int8, 2022).
 
 Two traps are closed here for training and serving alike: task heads that transformers' default skip list would
 quantize, and a CPU fast path of bitsandbytes that rewrites weights in a layout nothing else understands.
@@ -18,7 +18,10 @@ from lorary.hub.errors import MissingDependencyError, UsageError
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
-QUANTIZATIONS = ("none", "nf4", "int8")
+QUANTIZATIONS = ("none", "nf4", "fp4", "nf4-single", "fp4-single", "int8")
+"""What a base can be quantized to. 4-bit kinds quantize the scales of their blocks too, ``-single`` ones don't."""
+
+_SINGLE = "-single"
 
 HEAD_MODULES = (
     "lm_head", "embed_out", "score", "classifier", "pre_classifier", "classification_head", "qa_outputs", "qa_output",
@@ -62,8 +65,8 @@ def quantization_config(
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=kind.removesuffix(_SINGLE),
+        bnb_4bit_use_double_quant=not kind.endswith(_SINGLE),
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=skip,
     )
@@ -103,7 +106,9 @@ def quantization_of(model: Any) -> str:
     if settings.get("load_in_8bit"):
         return "int8"
     if settings.get("load_in_4bit"):
-        return str(settings.get("bnb_4bit_quant_type", "nf4"))
+        # bitsandbytes' own defaults, where a pre-quantized base's config leaves them out.
+        double = settings.get("bnb_4bit_use_double_quant", False)
+        return f"{settings.get('bnb_4bit_quant_type', 'fp4')}{'' if double else _SINGLE}"
     return str(settings.get("quant_method", "none"))
 
 

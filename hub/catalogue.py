@@ -61,13 +61,12 @@ def describe(checkpoint: Checkpoint) -> Description:
 
 def _method(checkpoint: Checkpoint, quantization: str) -> str:
     if checkpoint.peft_type != "LORA":
-        return checkpoint.peft_type.lower()
-    if quantization in ("nf4", "fp4"):  # QLoRA is LoRA on a 4-bit base; on an 8-bit one it has no name of its own
-        return "qlora"
+        return checkpoint.peft_type.lower().replace("_", "-")
     for flag, method in (("use_dora", "dora"), ("use_rslora", "rslora")):
         if checkpoint.config.get(flag) is True:
             return method
-    return "lora"
+    # QLoRA is LoRA on a 4-bit base; on an 8-bit one it has no name of its own.
+    return "qlora" if quantization.startswith(("nf4", "fp4")) else "lora"
 
 
 def choose_domain(checkpoint: Checkpoint, domain: str | None) -> str:

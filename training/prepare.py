@@ -8,7 +8,7 @@ from typing import Any
 
 from lorary.adapters.inference import longest_input
 from lorary.training.data import Examples
-from lorary.training.model import Base, load_for
+from lorary.training.model import Base, initialise, load_for, settle
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.strategies.beginning import begin
@@ -41,6 +41,7 @@ class Prepared:
 
     def settled(self) -> Prepared:
         """After the last step: the model is the one that is saved, as plain LoRA on the untouched base."""
+        settle(self.model)
         if self.stack is None:
             return self
         return replace(self, model=self.stack.joined(self.model, self.base, self.task), stack=None)
@@ -61,6 +62,8 @@ def prepare(recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent |
     encoded, lengths = fit_lengths(encoded, recipe.data.too_long, max_length, reporter.note)
     train, validation, test = encoded["train"], encoded.get("validation"), encoded["test"]
     begun = begin(recipe, base, task, parent, train.features[0], reporter.note)
+    if parent is None or recipe.start == "stack":
+        initialise(begun.model, base, task, recipe, train.features, reporter.note)
     return Prepared(
         begun.recipe, task, base, begun.model, train, validation, test, max_length, data, lengths, parent, begun.stack
     )

@@ -57,7 +57,7 @@ def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
 def numerics_of(model: Any, recipe: Recipe) -> Numerics:
     """The arithmetic that a model's logits are computed with."""
     device = next(model.parameters()).device.type
-    return Numerics(recipe.quantization, dtype_name(base_dtype(model)), device)
+    return Numerics(recipe.base_quantization, dtype_name(base_dtype(model)), device)
 
 
 def output_folder(recipe: Recipe, now: datetime | None = None) -> Path:
@@ -122,10 +122,7 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         pooling=task.pooling(),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
-        provenance={
-            **trained.provenance,
-            "recipe": public(recipe).model_dump(mode="json", exclude_none=True, by_alias=True),
-        },
+        provenance={**trained.provenance, "recipe": public(recipe).settings("json")},
     )
 
 

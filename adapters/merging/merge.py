@@ -23,13 +23,13 @@ from lorary.adapters.merging.card import write_card
 from lorary.adapters.merging.check import Precision, check_merged
 from lorary.adapters.merging.weights import Changes, demand_biases, find_places, merged_tensors, splits_a_tie
 from lorary.adapters.modules import ModuleMap
+from lorary.adapters.quantization import QUANTIZATIONS
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.adapters.values import MergedModel
 from lorary.hub.errors import MergeError
 from lorary.hub.manifest import BaseIdentity, Numerics
 
-_READABLE = ("none", "nf4", "fp4", "int8")
 _SHARD = "5GB"
 
 
@@ -51,10 +51,10 @@ def write_merged(
     started = time.perf_counter()
     adapter = routing.adapters[0]
     assert adapter is not None
-    if numerics.quantization not in _READABLE:
+    if numerics.quantization not in QUANTIZATIONS:
         raise MergeError(
             f"weights quantized with {numerics.quantization!r} can't be read as numbers; expected "
-            f"{', '.join(_READABLE)}. Open the base in full precision and merge there"
+            f"{', '.join(QUANTIZATIONS)}. Open the base in full precision and merge there"
         )
     served = pick_dtype(inference.device, numerics.dtype)
     chosen = pick_dtype(inference.device, dtype) if dtype is not None else served

@@ -46,7 +46,7 @@ def command(
     domain: Annotated[str | None, typer.Option(help="Its subject matter; default the adapters' own.")] = None,
     output: Annotated[Path | None, typer.Option(help="A new folder to write, instead of the catalogue.")] = None,
     base: Annotated[str | None, typer.Option(help="Also load it on this base, to prove that it has an effect.")] = None,
-    quantization: Annotated[str, typer.Option(help="Of that base: none, nf4 or int8.")] = "none",
+    quantization: Annotated[str, typer.Option(help="Of that base: none, nf4, fp4 or int8.")] = "none",
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:

@@ -30,7 +30,9 @@ def command(
     base: Annotated[str | None, typer.Option(help="The base model; default the one that the adapter names.")] = None,
     quantization: Annotated[
         str | None,
-        typer.Option(help="none, nf4 or int8: of the weights to merge into; default those that it was trained on."),
+        typer.Option(
+            help="none, nf4, fp4 or int8: of the weights to merge into; default those that it was trained on."
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,

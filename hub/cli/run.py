@@ -41,7 +41,7 @@ def command(
         ),
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base model; default the one that the adapter names.")] = None,
-    quantization: Annotated[str, typer.Option(help="Of the base: none, nf4 or int8.")] = "none",
+    quantization: Annotated[str, typer.Option(help="Of the base: none, nf4, fp4 or int8.")] = "none",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="For text generation.")] = 64,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorary.adapters.loading import load_base
-from lorary.adapters.quantization import guard_cpu, quantization_config, quantization_of
+from lorary.adapters.quantization import QUANTIZATIONS, guard_cpu, quantization_config, quantization_of
 from lorary.hub.errors import BaseNotFoundError, UsageError
 from tiny import make_base, task_class
 
@@ -116,12 +116,12 @@ def test_without_the_guard_the_gradients_are_wrong(wide):
 
 
 def test_what_a_model_is_quantized_to(bases):
-    for kind in ("none", "nf4", "int8"):
+    for kind in QUANTIZATIONS:
         assert quantization_of(quantized(bases("bert"), "feature-extraction", kind)) == kind
 
 
 def test_an_unknown_kind():
-    with pytest.raises(UsageError, match="none, nf4, int8"):
+    with pytest.raises(UsageError, match="none, nf4, fp4, nf4-single, fp4-single, int8"):
         quantization_config("q4", torch.float32)
 
 

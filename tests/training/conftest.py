@@ -31,6 +31,14 @@ def bases(tmp_path_factory) -> Callable[..., str]:
                 vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=0, eos_token_id=1, **sizes
             )
             model = t.LlamaForCausalLM(config)
+        elif family == "gpt2":
+            tokenizer = bpe_tokenizer()
+            model = t.GPT2LMHeadModel(
+                t.GPT2Config(
+                    vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=256,
+                    bos_token_id=0, eos_token_id=1,
+                )
+            )  # fmt: skip
         else:
             tokenizer = wordpiece_tokenizer(segments=family.startswith("bert"))
             common = {"vocab_size": len(tokenizer), "pad_token_id": 0}

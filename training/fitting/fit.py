@@ -16,6 +16,7 @@ from lorary.training.fitting.metric import ValidationMetric
 from lorary.training.fitting.trainer import make_trainer
 from lorary.training.fitting.watch import Watch
 from lorary.training.interrupt import Stops
+from lorary.training.model.adapter import in_float32
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Encoded, Task
@@ -73,9 +74,7 @@ def fit(
         trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping))
     trainer.add_callback(checkpointer)
     # TRL casts adapters on a quantized base to bfloat16, which swallows small updates.
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    in_float32(model)
     try:
         if begun and begun.ended:
             model.load_adapter(str(begun.best), "default", is_trainable=True)

@@ -26,7 +26,30 @@ def make_trainer(
     }
     trainer = task.trainer(model, tokenizer, settings, sets)
     keep_tensorboard_logs(trainer, recipe)
+    if recipe.training.lora_plus_ratio is not None:
+        _use_lora_plus(trainer, recipe.training.lora_plus_ratio)
     return trainer
+
+
+def _use_lora_plus(trainer: Any, ratio: float) -> None:
+    """Let the trainer make PEFT's LoRA+ optimizer (Hayou et al. 2024) when it makes its own."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    def create_optimizer(model: Any = None) -> Any:
+        if trainer.optimizer is None:
+            optimizer, arguments = trainer.get_optimizer_cls_and_kwargs(trainer.args, model or trainer.model)
+            rate = arguments.pop("lr")
+            trainer.optimizer = create_loraplus_optimizer(
+                model or trainer.model,
+                optimizer,
+                lr=rate,
+                loraplus_lr_ratio=ratio,
+                loraplus_weight_decay=trainer.args.weight_decay,
+                **arguments,
+            )
+        return trainer.optimizer
+
+    trainer.create_optimizer = create_optimizer
 
 
 def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict[str, Any]:

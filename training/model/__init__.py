@@ -2,6 +2,17 @@
 
 from lorary.training.model.adapter import add_adapter, lora_config, take_off
 from lorary.training.model.base import Base, head_modules, load_for
+from lorary.training.model.initialisation import initialise, settle
 from lorary.training.model.targets import resolve_targets
 
-__all__ = ["Base", "add_adapter", "head_modules", "load_for", "lora_config", "resolve_targets", "take_off"]
+__all__ = [
+    "Base",
+    "add_adapter",
+    "head_modules",
+    "initialise",
+    "load_for",
+    "lora_config",
+    "resolve_targets",
+    "settle",
+    "take_off",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
 from lorary.training.tasks.base import Feature
+
+_BY_PEFT = ("gaussian", "orthogonal", "eva")
+"""Initialisations that are PEFT's own affair once it is told of them; they leave the base's weights alone."""
 
 
 def add_adapter(
@@ -32,24 +36,24 @@ def add_adapter(
     from peft import get_peft_model
     from transformers import set_seed
 
+    lora = recipe.lora
     if targets is None:
-        targets = resolve_targets(base.model, recipe.lora.targets, base.saved)
-    # Each adapter is made from the same seed, so that trying one out changes nothing.
+        targets = resolve_targets(base.model, lora.targets, base.saved, exclude=lora.exclude, layers=lora.layers)
+    targets = _alive(base, task, targets, sample, note)
     set_seed(recipe.training.seed)
-    model = get_peft_model(base.model, lora_config(base, task, recipe, targets))
-    dead = _without_gradient(model, task.collator(base.tokenizer)([dict(sample)]), targets)
-    if dead:
-        alive = [target for target in targets if target not in dead]
-        if not alive:
-            raise TrainingError(f"none of the targets takes part in {task.name}: {', '.join(targets[:5])}")
-        note(f"left out, since nothing of them reaches the loss: {', '.join(dead)}")
-        take_off(model)
-        set_seed(recipe.training.seed)
-        model = get_peft_model(base.model, lora_config(base, task, recipe, alive))
+    with warnings.catch_warnings():
+        # PEFT advises a way to make the model that spares memory; the adapter is the least of it.
+        warnings.filterwarnings("ignore", message="lora with eva initialization")
+        model = get_peft_model(base.model, lora_config(base, task, recipe, targets))
+    in_float32(model)
+    return model
+
+
+def in_float32(model: Any) -> None:
+    """Turn whatever is trained to float32."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return model
 
 
 def take_off(model: Any) -> Any:
@@ -71,7 +75,7 @@ def take_off(model: Any) -> Any:
 
 def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) -> Any:
     """PEFT's config for a recipe, with every target by its path."""
-    from peft import LoraConfig
+    from peft import EvaConfig, LoraConfig
 
     lora = recipe.lora
     return LoraConfig(
@@ -80,21 +84,49 @@ def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) 
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=recipe.method == "rslora",
+        use_dora=recipe.method == "dora",
         target_modules=list(targets),
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern=dict(lora.alpha_pattern),
+        init_lora_weights=lora.init if lora.init in _BY_PEFT else True,
+        eva_config=EvaConfig() if lora.init == "eva" else None,
         modules_to_save=list(base.saved) or None,
     )
 
 
-def _without_gradient(model: Any, batch: Mapping[str, torch.Tensor], targets: Sequence[str]) -> list[str]:
-    """Targets that the loss doesn't depend on, such as a pooler in token classification; one backward pass tells."""
+def _alive(base: Base, task: Task, targets: Sequence[str], sample: Feature, note: Note) -> list[str]:
+    """The targets that the loss depends on; others, such as a pooler in token classification, would stay untrained.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    reached = _reached(base.model, task.collator(base.tokenizer)([dict(sample)]), targets)
+    alive = [target for target in targets if target in reached]
+    if not alive:
+        raise TrainingError(f"none of the targets takes part in {task.name}: {', '.join(targets[:5])}")
+    dead = [target for target in targets if target not in reached]
+    if dead:
+        note(f"left out, since nothing of them reaches the loss: {', '.join(dead)}")
+    return alive
+
+
+def _reached(model: Any, batch: Mapping[str, torch.Tensor], targets: Sequence[str]) -> set[str]:
+    """The targets whose outputs the loss depends on: a zero is added to each, and one backward pass asks for it."""
     device = next(model.parameters()).device
+    model.requires_grad_(False)  # frozen under an adapter anyway, and so no gradients of theirs are computed
+    zeros = {name: torch.zeros((), device=device, requires_grad=True) for name in targets}
+
+    def add(zero: torch.Tensor) -> Any:
+        return lambda module, inputs, output: output + zero.to(output.device, output.dtype)
+
+    hooks = [model.get_submodule(name).register_forward_hook(add(zero)) for name, zero in zeros.items()]
     training = model.training
     model.eval()  # no dropout, so that no random numbers are used up
-    with precision(model):
-        model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
-    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    model.zero_grad(set_to_none=True)
-    model.train(training)
-    return [name for name in targets if not any(f".{name}.lora_" in f".{key}" for key in reached)]
+    try:
+        with precision(model):
+            model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+    return {name for name, zero in zeros.items() if zero.grad is not None}

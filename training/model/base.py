@@ -43,7 +43,7 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     loaded = load_base(
         recipe.base,
         auto_class=auto_class,
-        quantization=recipe.quantization,
+        quantization=recipe.base_quantization,
         dtype=recipe.dtype,
         device=recipe.device,
         device_map=recipe.device_map,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,34 @@ from lorary.adapters.modules import map_modules
 from lorary.hub.errors import TrainingError
 from lorary.training.recipe.raw import nearest
 
+_ATTENTION = re.compile(r"att(ention|n)[^.]*\.", re.IGNORECASE)
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
-def resolve_targets(model: Any, targets: str | Sequence[str], saved: Sequence[str]) -> list[str]:
+
+def resolve_targets(
+    model: Any,
+    targets: str | Sequence[str],
+    saved: Sequence[str],
+    *,
+    exclude: str | Sequence[str] | None = None,
+    layers: str | Sequence[int] | None = None,
+    key: str = "lora.targets",
+) -> list[str]:
     """The paths of the linear modules that get an adapter: all of the body's, its attention's, or those asked for.
 
     PEFT's own ``all-linear`` also takes the head of some task classes, and then fails.
 
+    Args:
+        model: a base with its task's head.
+        targets: ``all-linear``, ``attention``, ``mlp`` (what of the numbered layers isn't attention), a list of names
+            or ends of paths, or a regular expression that matches whole paths.
+        saved: modules that are trained whole.
+        exclude: names or a regular expression of modules to leave out.
+        layers: numbers of the layers to keep, negative ones from the end, ``first N`` or ``last N``.
+        key: the setting that errors name.
+
     Raises:
-        TrainingError: a name or a pattern matches nothing.
+        TrainingError: a name or a pattern matches nothing; the message lists what could match.
     """
     modules = map_modules(model, body_of(model))
     linear = [
@@ -29,25 +50,65 @@ def resolve_targets(model: Any, targets: str | Sequence[str], saved: Sequence[st
     if targets == "all-linear":
         chosen = linear
     elif targets == "attention":
-        chosen = [name for name in linear if re.search(r"att(ention|n)[^.]*\.", name, re.IGNORECASE)]
-    elif isinstance(targets, str):
-        chosen = [name for name in linear if re.fullmatch(targets, name)]
+        chosen = [name for name in linear if _ATTENTION.search(name)]
+    elif targets == "mlp":
+        chosen = [name for name in linear if _layer(name) is not None and not _ATTENTION.search(name)]
     else:
-        _demand_each(targets, linear)
-        chosen = [name for name in linear if any(name == one or name.endswith(f".{one}") for one in targets)]
+        chosen = _matching(targets, linear, key)
     if not chosen:
-        raise TrainingError(f"lora.targets {targets!r} matches no linear layer; there are {_suffixes(linear)}")
+        raise TrainingError(f"{key} {targets!r} matches no linear layer; there are {_counted(linear)}")
+    if exclude is not None:
+        left_out = set(_matching(exclude, chosen, "lora.exclude"))
+        chosen = [name for name in chosen if name not in left_out]
+    if layers is not None:
+        chosen = _in_layers(chosen, layers)
+    if not chosen:
+        raise TrainingError(f"lora.exclude leaves none of the layers that {key} names; exclude fewer")
     return chosen
 
 
-def _demand_each(targets: Sequence[str], linear: Sequence[str]) -> None:
-    for one in targets:
-        if not any(name == one or name.endswith(f".{one}") for name in linear):
-            known = {name.rpartition(".")[2] for name in linear}
+def _matching(patterns: str | Sequence[str], names: Sequence[str], key: str) -> list[str]:
+    """The names that match a regular expression, or one of a list of names, each of which has to match."""
+    if isinstance(patterns, str):
+        found = [name for name in names if re.fullmatch(patterns, name)]
+        if not found:
+            raise TrainingError(f"{key} {patterns!r} matches no linear layer; there are {_counted(names)}")
+        return found
+    for one in patterns:
+        if not any(_is(name, one) for name in names):
+            known = {name.rpartition(".")[2] for name in names}
             raise TrainingError(
-                f"lora.targets: no linear layer is called {one!r}{nearest(one, known)}; there are {_suffixes(linear)}"
+                f"{key}: no linear layer is called {one!r}{nearest(one, known)}; there are {_counted(names)}"
             )
+    return [name for name in names if any(_is(name, one) for one in patterns)]
 
 
-def _suffixes(names: Sequence[str]) -> str:
-    return ", ".join(sorted({name.rpartition(".")[2] for name in names})) or "none"
+def _is(name: str, one: str) -> bool:
+    return name == one or name.endswith(f".{one}")
+
+
+def _in_layers(names: Sequence[str], layers: str | Sequence[int]) -> list[str]:
+    there = sorted({layer for name in names if (layer := _layer(name)) is not None})
+    if isinstance(layers, str):
+        which, _, count = layers.partition(" ")
+        wanted = set(there[: int(count)] if which == "first" else there[-int(count) :])
+        absent = [int(count)] if int(count) > len(there) else []
+    else:
+        absent = [layer for layer in layers if (layer not in there if layer >= 0 else -layer > len(there))]
+        wanted = {layer if layer >= 0 else there[layer] for layer in layers if layer not in absent}
+    if absent or not wanted:
+        numbers = f"{there[0]} to {there[-1]}" if there else "no numbered ones"
+        raise TrainingError(f"lora.layers: {layers!r} asks for layers that aren't there; the targets have {numbers}")
+    return [name for name in names if _layer(name) in wanted]
+
+
+def _layer(name: str) -> int | None:
+    """The number of the layer that a module lies in: the first number in its path."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def _counted(names: Sequence[str]) -> str:
+    """The last parts of paths, with how many modules are called so."""
+    counts = Counter(name.rpartition(".")[2] for name in names)
+    return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none"

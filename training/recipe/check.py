@@ -11,9 +11,10 @@ from typing import Any
 
 from lorary.hub.errors import InvalidReferenceError
 from lorary.hub.reference import check_name, normalise_domain, parse_reference
+from lorary.training.recipe.check_method import method_problems
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
-from lorary.training.recipe.raw import RawRecipe, near_file, nearest, section, shown
+from lorary.training.recipe.raw import RawRecipe, near_file, section, shown
 from lorary.training.recipe.tasks import TASK_FACTS
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -83,16 +84,6 @@ def _start(values: Mapping[str, Any]) -> Problems:
             yield "from", str(error)
 
 
-def _method(values: Mapping[str, Any]) -> Problems:
-    quantization = values.get("quantization", "none")
-    if values.get("method") == "qlora" and quantization in ("none", "int8"):
-        yield (
-            "quantization",
-            f"method 'qlora' means a base quantized to nf4, found {quantization!r}; "
-            f"leave quantization out, or use method 'lora' with quantization {quantization!r}",
-        )
-
-
 def _columns(values: Mapping[str, Any]) -> Problems:
     task, columns = values.get("task"), section(section(values, "data"), "columns")
     roles = {role for role, column in columns.items() if column is not None}
@@ -136,33 +127,6 @@ def _splits(values: Mapping[str, Any]) -> Problems:
         for key in ("subset", "test_split", "revision"):
             if data.get(key) is not None:
                 yield f"data.{key}", f"only a dataset has one; data.train is the file {train!r}"
-
-
-def _lora(values: Mapping[str, Any]) -> Problems:
-    lora = section(values, "lora")
-    targets = lora.get("targets")
-    if isinstance(targets, str) and targets not in ("all-linear", "attention"):
-        # A misspelt word would be taken for a pattern that matches nothing.
-        if re.fullmatch(r"[\w-]+", targets):
-            yield (
-                "lora.targets",
-                f"expected 'all-linear', 'attention', a list of names or a regular expression, found {targets!r}"
-                + nearest(targets, ("all-linear", "attention")),
-            )
-        else:
-            yield from _regex("lora.targets", targets)
-    if targets == () or targets == []:
-        yield "lora.targets", "the list is empty, so nothing would be trained; name layers or use 'all-linear'"
-    for table in ("rank_pattern", "alpha_pattern"):
-        for pattern in section(lora, table):
-            yield from _regex(f"lora.{table}", str(pattern))
-
-
-def _regex(dotted: str, pattern: str) -> Problems:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        yield dotted, f"{pattern!r} isn't a regular expression ({error})"
 
 
 def _prompt(values: Mapping[str, Any]) -> Problems:
@@ -225,12 +189,11 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _names,
     _strategy,
     _start,
-    _method,
+    method_problems,
     _columns,
     label_problems,
     _files,
     _splits,
-    _lora,
     _prompt,
     _run,
     _report,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.recipe.tasks import TASK_FACTS
 
 
@@ -16,6 +17,8 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     facts = TASK_FACTS.get(str(task), TASK_FACTS["text-generation"])
     for section, settings in facts.defaults.items():
         given = values.get(section)
+        if section == "lora" and given is None and values.get("method") in PEFT_METHODS:
+            continue
         if given is None or isinstance(given, Mapping):
             filled[section] = {**settings, **(given or {})}
     lora = filled.get("lora")

@@ -13,10 +13,11 @@ from lorary.hub.errors import RecipeError
 from lorary.training.recipe.check import contradictions
 from lorary.training.recipe.defaults import with_defaults
 from lorary.training.recipe.explain import explain
+from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS
 from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
 Task = Literal["text-classification", "token-classification", "text-generation"]
-Method = Literal["lora", "qlora", "rslora"]
+Method = Literal[(*LORA_METHODS, *PEFT_METHODS)]  # type: ignore[valid-type]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Strategy = Literal["fine-tune", "continual", "intermediate"]
 Positive = Annotated[int, Field(gt=0)]
@@ -71,12 +72,21 @@ class Data(_Section):
 
 
 class Lora(_Section):
-    """The adapter (Hu et al. 2021): ``targets`` is ``all-linear``, ``attention``, a list of names, or a regex."""
+    """The adapter (Hu et al. 2021).
 
-    rank: Annotated[int, Field(ge=1, le=1024)]
-    alpha: Annotated[float, Field(gt=0)]
+    ``targets`` is ``all-linear``, ``attention``, ``mlp``, a list of names, or a regex; ``exclude`` (names or a regex)
+    takes some of them out, and ``layers`` keeps those of a few layers: numbers (negative ones from the end),
+    ``first N`` or ``last N``. ``init`` is what A and B begin as
+    (:data:`~lorary.training.recipe.methods.INITIALISATIONS`).
+    """
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     targets: Text | tuple[Text, ...] = "all-linear"
+    exclude: Text | tuple[Text, ...] | None = None
+    layers: Text | tuple[int, ...] | None = None
+    init: Text = "default"
     rank_pattern: dict[str, Positive] = {}
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
 
@@ -89,6 +99,7 @@ class Training(_Section):
     which changes nothing but the time; true up to ``max_length``, so that ``batch_size`` counts such sequences; false
     pads each row. ``checkpoint_steps`` puts checkpoints inside an epoch; there is one after each epoch, and after ten
     minutes without one, in any case.
+    ``lora_plus_ratio`` is how many times larger B's learning rate is than A's (LoRA+, Hayou et al. 2024).
     """
 
     epochs: Annotated[float, Field(gt=0)]
@@ -103,6 +114,7 @@ class Training(_Section):
     max_length: Annotated[int, Field(ge=8)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     early_stopping: Annotated[int, Field(ge=0)] = 3
+    lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
     packing: bool | Literal["batch"] | None = None
     gradient_checkpointing: bool = False
     checkpoint_steps: Positive | None = None
@@ -137,6 +149,8 @@ class Recipe(_Section):
     and trains new ones beside them, saved as one adapter whose ranks add up.
 
     ``lora.model_fields_set`` and the recipe's own are what was given, without defaults.
+
+    ``lora`` holds the settings of LoRA and its kin, ``peft`` those of any other method, by PEFT's own names.
     """
 
     name: Text
@@ -149,9 +163,11 @@ class Recipe(_Section):
     from_: Text | None = Field(None, alias="from")
     start: Literal["continue", "stack"] | None = None
     method: Method = "lora"
-    quantization: Literal["none", "nf4", "int8"] = "none"
+    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
+    double_quantization: bool | None = None
     data: Data
-    lora: Lora
+    lora: Lora = Lora()
+    peft: dict[str, Any] = {}
     training: Training
     prompt: PromptSettings = PromptSettings()
     report: ReportSettings = ReportSettings()
@@ -206,9 +222,17 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as YAML that :meth:`load` reads back to an equal one."""
-        return yaml.safe_dump(
-            _lists(self.model_dump(exclude_none=True, by_alias=True)), sort_keys=False, allow_unicode=True
-        )
+        return yaml.safe_dump(_lists(self.settings()), sort_keys=False, allow_unicode=True)
+
+    def settings(self, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
+        """The whole recipe as plain values, without what its method doesn't use; :meth:`load` reads it back."""
+        unused = {"peft"} if self.method in LORA_METHODS else {"lora"}
+        return self.model_dump(mode=mode, exclude_none=True, by_alias=True, exclude=unused)
+
+    @property
+    def base_quantization(self) -> str:
+        """The base's quantization by its one name, as the loader takes it and manifests state it."""
+        return f"{self.quantization}-single" if self.double_quantization is False else self.quantization
 
 
 FLAG_OF: Mapping[str, str] = {

@@ -1,0 +1,82 @@
+"""Which layers get an adapter, and every setting of the method that can't be meant."""
+
+from __future__ import annotations
+
+import pytest
+from runs import prepared
+
+from lorary.hub.errors import RecipeError, TrainingError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"lora.init": "eva", "lora.rank": 20},
+            "eva looks for 40 directions .* inputs of 32 numbers; choose a smaller",
+        ),
+        ({"lora.init": "eva", "rows": 12}, r"eva needs at least 16 training rows, found \d+; use another init"),
+        ({"lora.init": "pissa", "lora.rank": 33}, "lora.rank 33 is more than .* has"),
+        (
+            {"lora.targets": ".*nothing.*"},
+            r"lora.targets '.\*nothing.\*' matches no linear layer; there are dense \(7\), key",
+        ),
+        (
+            {"lora.targets": ["querry"]},
+            r"called 'querry'; did you mean 'query'\?; there are dense \(7\), key \(2\), query",
+        ),
+        ({"lora.exclude": ["kee"]}, r"lora.exclude: no linear layer is called 'kee'; did you mean 'key'"),
+        ({"lora.exclude": ".*"}, "lora.exclude leaves none of the layers that lora.targets names"),
+        ({"lora.layers": (0, 5)}, r"lora.layers: \(0, 5\) asks for layers that aren't there; the targets have 0 to 1"),
+        ({"lora.layers": (-3,)}, "the targets have 0 to 1"),
+        ({"lora.layers": "last 3"}, "the targets have 0 to 1"),
+    ],
+)
+def test_what_the_base_or_the_rows_do_not_have_is_named(settings, message, make_recipe):
+    with pytest.raises(TrainingError, match=message):
+        prepared(make_recipe(**{"rows": 64, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantization": "int8", "double_quantization": True}, "double_quantization: only nf4 and fp4 have it"),
+        ({"method": "qlora", "quantization": "int8"}, "means a base quantized to nf4 or fp4, found 'int8'"),
+        ({"lora.init": "piss"}, "lora.init: expected one of default, gaussian, .*, found 'piss'; did you mean 'pissa'"),
+        ({"lora.init": "pissa_niter_0"}, "lora.init: expected one of"),
+        ({"lora.init": "loftq"}, "lora.init: 'loftq' makes up for what quantizing the base lost"),
+        ({"lora.init": "pissa", "method": "dora"}, "lora.init: 'pissa' changes what DoRA's norm is taken of"),
+        ({"lora.init": "orthogonal", "lora.rank": 5}, "lora.init: 'orthogonal' needs even ranks, found 5"),
+        ({"lora.layers": "last few"}, r"lora.layers: expected numbers such as \[0, 1\], 'first 4' or 'last 4'"),
+        ({"lora.layers": []}, "lora.layers: the list is empty"),
+        ({"lora.exclude": []}, "lora.exclude: the list is empty"),
+        ({"lora.exclude": "(q"}, r"lora.exclude: '\(q' isn't a regular expression"),
+        ({"training.lora_plus_ratio": 0.5}, "training.lora_plus_ratio: expected a number of at least 1"),
+        ({"lora.init": "eva", "from": "other@1"}, "lora.init: the run goes on with the weights of another adapter"),
+        ({"peft.r": 4}, "peft.r: method 'lora' takes its settings under lora"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(settings, message, make_recipe):
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"targets": "mlp"}, {"intermediate.dense", "output.dense"}),
+        ({"targets": "attention", "exclude": (("key",))}, {"query", "value", "attention.output.dense"}),
+        ({"targets": ["query"], "layers": (1,)}, {"layer.1.attention.self.query"}),
+        ({"targets": ["query"], "layers": (-1,)}, {"layer.1.attention.self.query"}),
+        ({"targets": ["query"], "layers": "first 1"}, {"layer.0.attention.self.query"}),
+        ({"targets": ["query"], "layers": "last 1"}, {"layer.1.attention.self.query"}),
+        ({"targets": ["query", "key"], "exclude": r".*\.0\..*key"}, {"query", "layer.1.attention.self.key"}),
+    ],
+)
+def test_targets_are_narrowed(settings, expected, make_recipe):
+    settings = {f"lora.{key}": [value] if value == "key" else value for key, value in settings.items()}
+    model = prepared(make_recipe("token-classification", **settings)).model
+    chosen = {name for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")}
+    assert all(any(name.endswith(end) for end in expected) for name in chosen)
+    assert all(any(name.endswith(end) for name in chosen) for end in expected)
+    assert settings["lora.targets"] != "mlp" or not any("attention" in name for name in chosen)

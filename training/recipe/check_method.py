@@ -1,0 +1,133 @@
+"""Settings of the method, its targets and the base's quantization that contradict each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lorary.training.recipe.methods import INITIALISATIONS, LORA_METHODS, PEFT_METHODS, RESERVED, TAKEN_FROM_WEIGHTS
+from lorary.training.recipe.raw import nearest, section
+
+FOUR_BIT = ("nf4", "fp4")
+TARGET_WORDS = ("all-linear", "attention", "mlp")
+LAYER_RANGE = r"(first|last) [1-9]\d*"
+
+Problems = Iterator[tuple[str, str]]
+
+
+def method_problems(values: Mapping[str, Any]) -> Problems:
+    """What is wrong with ``method``, ``quantization``, ``lora`` and ``peft``, each with its dotted key."""
+    yield from _quantization(values)
+    method = values.get("method", "lora")
+    if method in PEFT_METHODS:
+        yield from _peft(values, method)
+    elif method in LORA_METHODS:
+        for key in section(values, "peft"):
+            yield f"peft.{key}", f"method {method!r} takes its settings under lora; peft is for other methods"
+        yield from _lora(values, method)
+
+
+def _quantization(values: Mapping[str, Any]) -> Problems:
+    quantization = values.get("quantization", "none")
+    if values.get("method") == "qlora" and quantization in ("none", "int8"):
+        yield (
+            "quantization",
+            f"method 'qlora' means a base quantized to nf4 or fp4, found {quantization!r}; "
+            f"leave quantization out, or use method 'lora' with quantization {quantization!r}",
+        )
+    if values.get("double_quantization") is not None and quantization not in FOUR_BIT:
+        yield "double_quantization", f"only nf4 and fp4 have it; quantization is {quantization!r}"
+
+
+def _peft(values: Mapping[str, Any], method: str) -> Problems:
+    facts, peft = PEFT_METHODS[method], section(values, "peft")
+    if "lora" in values:
+        yield "lora", f"method {method!r} isn't LoRA; its settings stand under peft, by PEFT's own names"
+    if values.get("from") is not None:
+        yield "from", f"only LoRA and its kin can start from another adapter; the method is {method}"
+    if facts.tasks and values.get("task") not in facts.tasks:
+        yield "method", f"PEFT has {method} for {', '.join(facts.tasks)} only; the task is {values.get('task')}"
+    quantization = values.get("quantization", "none")
+    if quantization != "none" and not facts.quantized:
+        yield "quantization", f"PEFT has no layers of {method} for a base quantized to {quantization}; use 'none'"
+    for key, instead in RESERVED.items():
+        if key in peft:
+            yield f"peft.{key}", f"the run sets it, from {instead!r}"
+    if section(values, "training").get("lora_plus_ratio") is not None:
+        yield "training.lora_plus_ratio", f"LoRA+ needs a B matrix, and {method} has none"
+    if facts.targets:
+        yield from _targets("peft.target_modules", peft.get("target_modules"))
+
+
+def _lora(values: Mapping[str, Any], method: str) -> Problems:
+    lora = section(values, "lora")
+    yield from _targets("lora.targets", lora.get("targets"))
+    exclude = lora.get("exclude")
+    if isinstance(exclude, str):
+        yield from _regex("lora.exclude", exclude)
+    elif exclude in ((), []):
+        yield "lora.exclude", "the list is empty; name layers, or leave it out"
+    layers = lora.get("layers")
+    if isinstance(layers, str) and not re.fullmatch(LAYER_RANGE, layers):
+        yield "lora.layers", f"expected numbers such as [0, 1], 'first 4' or 'last 4', found {layers!r}"
+    elif layers in ((), []):
+        yield "lora.layers", "the list is empty, so nothing would be trained; number layers or leave it out"
+    for table in ("rank_pattern", "alpha_pattern"):
+        for pattern in section(lora, table):
+            yield from _regex(f"lora.{table}", str(pattern))
+    init = lora.get("init")
+    if isinstance(init, str) and init != "default" and values.get("from") and values.get("start") != "stack":
+        yield "lora.init", "the run goes on with the weights of another adapter; leave it out, or set start: stack"
+    elif isinstance(init, str):
+        yield from _initialisation(init, lora, method, values.get("quantization", "none"))
+
+
+def _initialisation(init: str, lora: Mapping[str, Any], method: str, quantization: str) -> Problems:
+    kind = "pissa" if re.fullmatch(r"pissa_niter_[1-9]\d*", init) else init
+    if kind not in INITIALISATIONS:
+        yield (
+            "lora.init",
+            f"expected one of {', '.join(INITIALISATIONS)}, found {init!r}{nearest(init, INITIALISATIONS)}",
+        )
+        return
+    if kind == "loftq" and quantization == "none":
+        yield (
+            "lora.init",
+            "'loftq' makes up for what quantizing the base lost, so on an unquantized base it has nothing to do; "
+            "set quantization, or use another init",
+        )
+    if method == "dora" and kind in (*TAKEN_FROM_WEIGHTS, "loftq"):
+        yield (
+            "lora.init",
+            f"{init!r} changes what DoRA's norm is taken of, so the result can't be written against the base as it is; "
+            "use method 'lora' or another init",
+        )
+    rank = lora.get("rank")
+    ranks = [rank, *section(lora, "rank_pattern").values()]
+    odd = [rank for rank in ranks if isinstance(rank, int) and rank % 2]
+    if kind == "orthogonal" and odd:
+        yield "lora.init", f"'orthogonal' needs even ranks, found {odd[0]}"
+
+
+def _targets(dotted: str, targets: Any) -> Problems:
+    if isinstance(targets, str) and targets not in TARGET_WORDS:
+        # A misspelt word would be taken for a pattern that matches nothing.
+        if re.fullmatch(r"[\w-]+", targets):
+            words = ", ".join(repr(word) for word in TARGET_WORDS)
+            yield (
+                dotted,
+                f"expected {words}, a list of names or a regular expression, found {targets!r}"
+                + nearest(targets, TARGET_WORDS),
+            )
+        else:
+            yield from _regex(dotted, targets)
+    if targets in ((), []):
+        yield dotted, "the list is empty, so nothing would be trained; name layers or use 'all-linear'"
+
+
+def _regex(dotted: str, pattern: str) -> Problems:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield dotted, f"{pattern!r} isn't a regular expression ({error})"

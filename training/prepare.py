@@ -60,10 +60,12 @@ def prepare(recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent |
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     encoded = {part: encode(examples) for part, examples in parts.items() if examples}
     encoded, lengths = fit_lengths(encoded, recipe.data.too_long, max_length, reporter.note)
-    train, validation, test = encoded["train"], encoded.get("validation"), encoded["test"]
-    begun = begin(recipe, base, task, parent, train.features[0], reporter.note)
+    begun = begin(recipe, base, task, parent, encoded["train"].features[0], reporter.note)
     if parent is None or recipe.start == "stack":
-        initialise(begun.model, base, task, recipe, train.features, reporter.note)
+        initialise(begun.model, base, task, recipe, encoded["train"].features, reporter.note)
+    size = recipe.training.batch_size
+    encoded = {part: task.refer(begun.model, rows, base.tokenizer, size) for part, rows in encoded.items()}
+    train, validation, test = encoded["train"], encoded.get("validation"), encoded["test"]
     return Prepared(
         begun.recipe, task, base, begun.model, train, validation, test, max_length, data, lengths, parent, begun.stack
     )

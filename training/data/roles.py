@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from lorary.training.data.messages import as_messages, chat_problem, messages_problem, reply_problem, same_kind
 from lorary.training.recipe.raw import shown
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 """A number as text, the way CSV files hold them."""
-
-CHAT_ROLES = ("system", "user", "assistant", "tool")
 
 
 def _text(value: Any) -> str | None:
@@ -75,24 +74,21 @@ def _tags(value: Any) -> str | None:
     return None
 
 
-def _messages(value: Any) -> str | None:
-    if not isinstance(value, list) or not value:
-        return f"expected a list of messages, found {shown(value)}"
-    for place, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            return f"message {place}: expected {{role, content}} with a text as content, found {shown(message)}"
-        if message.get("role") not in CHAT_ROLES:
-            return f"message {place}: role {shown(message.get('role'))}, expected one of {', '.join(CHAT_ROLES)}"
-        if message["role"] == "assistant" and not message["content"].strip():
-            return f"message {place}: the assistant's content is empty"
-    if not any(message["role"] == "assistant" for message in value):
-        return "no message of the assistant, so there is nothing to learn"
-    return None
+def _prompt(value: Any) -> str | None:
+    return messages_problem(value) if isinstance(value, list) else _text(value)
+
+
+def _reply(value: Any) -> str | None:
+    return reply_problem(value) if isinstance(value, list) else _text(value)
+
+
+def _maybe_empty(value: Any) -> str | None:
+    return None if value is None or isinstance(value, str) else f"expected a text or nothing, found {shown(value)}"
 
 
 CHECKS: Mapping[str, Callable[[Any], str | None]] = {
-    "text": _text, "text_pair": _text, "prompt": _text, "completion": _text,
-    "label": _label, "tokens": _tokens, "tags": _tags, "messages": _messages,
+    "text": _text, "text_pair": _text, "prompt": _prompt, "input": _maybe_empty, "completion": _reply,
+    "chosen": _reply, "rejected": _reply, "label": _label, "tokens": _tokens, "tags": _tags, "messages": chat_problem,
 }  # fmt: skip
 """Role -> a function that says what is wrong with a value, or None."""
 
@@ -101,7 +97,15 @@ LABEL_CHECKS: Mapping[str, Callable[[Any], str | None]] = {
 }  # fmt: skip
 """Problem type -> the check of a label."""
 
-TARGET_ROLES = frozenset({"label", "tags", "completion"})
+READERS: Mapping[str, Callable[[Any], Any]] = dict.fromkeys(
+    ("messages", "prompt", "completion", "chosen", "rejected"), as_messages
+)
+"""Role -> how its values are read where files have them in several shapes."""
+
+OPTIONAL_ROLES = frozenset({"input"})
+"""Roles that a row may lack although its file has the column."""
+
+TARGET_ROLES = frozenset({"label", "tags", "completion", "chosen", "rejected"})
 """Roles that hold what is to be predicted; all others are what the model is given."""
 
 
@@ -115,7 +119,9 @@ def half_character(value: Any) -> str | None:
 
 
 def row_problem(values: Mapping[str, Any]) -> str | None:
-    """What is wrong between a row's values: tokens and tags of different length."""
+    """What is wrong between a row's values: tokens and tags of different length, texts beside messages."""
     if "tokens" in values and "tags" in values and len(values["tokens"]) != len(values["tags"]):
         return f"{len(values['tokens'])} tokens but {len(values['tags'])} tags"
-    return None
+    replies = [role for role in ("completion", "chosen", "rejected") if role in values]
+    # A prompt that is a text may stand before messages: it is then the user's first, or repeats it.
+    return same_kind(values, replies if "chosen" in values else ["prompt", *replies])

@@ -8,7 +8,8 @@ from typing import Any
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
 from lorary.training.data.files import Row, Source, report
-from lorary.training.data.roles import CHECKS, half_character, row_problem
+from lorary.training.data.layouts import hint
+from lorary.training.data.roles import CHECKS, OPTIONAL_ROLES, READERS, half_character, row_problem
 from lorary.training.recipe.raw import nearest
 
 Checks = Mapping[str, Callable[[Any], str | None]]
@@ -28,26 +29,39 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
         if column not in seen
     ]
     if absent:
-        raise DataError("columns", absent)
-    problems = [problem for row in source.rows for problem in _row_problems(row, columns, checks)]
+        raise DataError("columns", absent + hint(seen, columns))
+    examples = tuple(Example(_values(row, columns), row.place) for row in source.rows)
+    problems = [
+        problem
+        for row, example in zip(source.rows, examples, strict=True)
+        for problem in _row_problems(row, example, columns, checks)
+    ]
     if problems:
         raise report("rows", problems)
-    return tuple(
-        Example({role: row.values[column] for role, column in columns.items()}, row.place) for row in source.rows
-    )
+    return examples
 
 
-def _row_problems(row: Row, columns: Mapping[str, str], checks: Checks) -> Iterable[str]:
+def _values(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        role: READERS[role](row.values[column]) if role in READERS else row.values[column]
+        for role, column in columns.items()
+        if column in row.values
+    }
+
+
+def _row_problems(row: Row, example: Example, columns: Mapping[str, str], checks: Checks) -> Iterable[str]:
     found = False
     for role, column in columns.items():
+        if column not in row.values and role in OPTIONAL_ROLES:
+            continue
         if column not in row.values:
             problem: str | None = f"missing; the row has {', '.join(sorted(row.values)) or 'no columns'}"
         else:
-            problem = checks[role](row.values[column]) or half_character(row.values[column])
+            problem = checks[role](example.values[role]) or half_character(example.values[role])
         if problem:
             found = True
             yield f"{row.place}, {column}: {problem}"
     if not found:
-        problem = row_problem({role: row.values[column] for role, column in columns.items()})
+        problem = row_problem(example.values)
         if problem:
             yield f"{row.place}: {problem}"

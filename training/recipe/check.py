@@ -143,14 +143,34 @@ def _prompt(values: Mapping[str, Any]) -> Problems:
         yield "prompt.format", f"rows of messages are chats, found {form!r}; leave it out"
     if columns.get("text") is not None and form not in (None, "plain"):
         yield "prompt.format", f"rows of plain text have no prompt, found {form!r}; leave it out"
-    form = form or ("chat" if columns.get("messages") else "plain" if columns.get("text") else "instruction")
+    bare = columns.get("text") or (columns.get("chosen") and not columns.get("prompt"))
+    form = form or ("chat" if columns.get("messages") else "plain" if bare else "instruction")
     template = prompt.get("template")
     if isinstance(template, str):
         if form != "instruction":
             yield "prompt.template", f"only format 'instruction' has one, the format is {form!r}"
         yield from _template(template)
+    if prompt.get("learn") is not None and (columns.get("text") or columns.get("chosen")):
+        learned = "of running text all is" if columns.get("text") else "of a pair the replies are"
+        yield "prompt.learn", f"{learned} learned; leave it out"
+    elif prompt.get("learn") == "last" and form != "chat":
+        yield "prompt.learn", f"only a chat has a last turn among others, the format is {form!r}; leave it out"
     if prompt.get("chat_template") is not None and form != "chat":
         yield "prompt.chat_template", f"only format 'chat' has one, the format is {form!r}"
+
+
+def _preference(values: Mapping[str, Any]) -> Problems:
+    pairs = section(section(values, "data"), "columns").get("chosen") is not None
+    if not pairs:
+        for key, value in section(values, "preference").items():
+            if value is not None:
+                yield f"preference.{key}", "only rows with columns 'chosen' and 'rejected' are preferences"
+        return
+    if section(values, "training").get("packing"):
+        yield "training.packing", "preference pairs aren't packed; leave it out"
+    dropout = section(values, "lora").get("dropout")
+    if isinstance(dropout, (int, float)) and dropout > 0:
+        yield "lora.dropout", "preference pairs are trained without dropout, which would blur their ratio; leave it out"
 
 
 def _template(template: str) -> Problems:
@@ -195,6 +215,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _files,
     _splits,
     _prompt,
+    _preference,
     _run,
     _report,
 )

@@ -15,12 +15,16 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     task = values.get("task")
     # A wrong task is reported as such; generation's defaults keep it from being reported as missing settings too.
     facts = TASK_FACTS.get(str(task), TASK_FACTS["text-generation"])
-    for section, settings in facts.defaults.items():
-        given = values.get(section)
-        if section == "lora" and given is None and values.get("method") in PEFT_METHODS:
-            continue
-        if given is None or isinstance(given, Mapping):
-            filled[section] = {**settings, **(given or {})}
+    data = values.get("data")
+    columns = _columns(values, data, data.get("columns")) if isinstance(data, Mapping) else {}
+    roles = [role for role in facts.role_defaults if isinstance(columns, Mapping) and columns.get(role) is not None]
+    for settings_of in (facts.defaults, *(facts.role_defaults[role] for role in roles)):
+        for section, settings in settings_of.items():
+            given = values.get(section)
+            if section == "lora" and given is None and values.get("method") in PEFT_METHODS:
+                continue
+            if given is None or isinstance(given, Mapping):
+                filled[section] = {**(filled.get(section) or {}), **settings, **(given or {})}
     lora = filled.get("lora")
     if isinstance(lora, dict) and isinstance(lora.get("rank"), int):
         lora.setdefault("alpha", 2 * max(1, lora["rank"]))  # a wrong rank is one mistake, not two
@@ -28,9 +32,8 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         filled.setdefault("quantization", "nf4")
     if values.get("from") is not None:
         filled.setdefault("start", "continue")
-    data = values.get("data")
     if isinstance(data, Mapping):
-        filled["data"] = data = {**data, "columns": _columns(values, data, data.get("columns"))}
+        filled["data"] = data = {**data, "columns": columns}
         if data.get("test") is None and data.get("test_split") is None:
             data.setdefault("test_size", 0.2)
         if data.get("validation") is None:

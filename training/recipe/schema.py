@@ -39,8 +39,11 @@ class Columns(_Section):
     tokens: Text | None = None
     tags: Text | None = None
     prompt: Text | None = None
+    input: Text | None = None
     completion: Text | None = None
     messages: Text | None = None
+    chosen: Text | None = None
+    rejected: Text | None = None
 
     def named(self) -> dict[str, str]:
         """The roles that are in use, with their columns."""
@@ -121,11 +124,27 @@ class Training(_Section):
 
 
 class PromptSettings(_Section):
-    """How a prompt is put before the model; by default as the columns suggest (see ``format``)."""
+    """How a prompt is put before the model; by default as the columns suggest (see ``format``).
+
+    ``learn``: what the loss is taken on: ``replies`` (the default: completions, and each of the assistant's turns),
+    ``last`` (a chat's last turn alone) or ``all`` (the prompts too).
+    """
 
     format: Literal["instruction", "chat", "plain"] | None = None
     template: Text | None = None
     chat_template: Text | None = None
+    learn: Literal["replies", "last", "all"] | None = None
+
+
+class PreferenceSettings(_Section):
+    """Training on preference pairs by direct preference optimisation (Rafailov et al. 2023).
+
+    ``beta`` is how strongly the adapter is held to the model that it starts from; ``loss`` is ``sigmoid`` (the
+    paper's), ``hinge`` (SLiC, Zhao et al. 2023) or ``ipo`` (Azar et al. 2023, with beta in tau's place).
+    """
+
+    beta: Annotated[float, Field(gt=0)] | None = None
+    loss: Literal["sigmoid", "hinge", "ipo"] | None = None
 
 
 class ReportSettings(_Section):
@@ -170,6 +189,7 @@ class Recipe(_Section):
     peft: dict[str, Any] = {}
     training: Training
     prompt: PromptSettings = PromptSettings()
+    preference: PreferenceSettings = PreferenceSettings()
     report: ReportSettings = ReportSettings()
     output: Text | None = None
     tags: tuple[Text, ...] = ()

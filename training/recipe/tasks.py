@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -12,13 +12,14 @@ class TaskFacts:
     """A task as recipes know it.
 
     ``forms`` are the sets of roles that its rows may have, ``columns`` the default columns of the first of them;
-    ``defaults`` holds a recipe's sections with the task's own settings.
+    ``defaults`` holds a recipe's sections with the task's own settings, ``role_defaults`` those of rows with a role.
     ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for.
     """
 
     forms: tuple[frozenset[str], ...]
     columns: Mapping[str, str]
     defaults: Mapping[str, Mapping[str, Any]]
+    role_defaults: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     prompts: bool = False
     corpus: bool = False
 
@@ -51,11 +52,26 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
         },
     ),
     "text-generation": TaskFacts(
-        forms=(_form("prompt", "completion"), _form("messages"), _form("text")),
+        forms=(
+            _form("prompt", "completion"),
+            _form("prompt", "input", "completion"),
+            _form("messages"),
+            _form("text"),
+            _form("prompt", "chosen", "rejected"),
+            _form("chosen", "rejected"),
+        ),
         columns={"prompt": "prompt", "completion": "completion"},
         defaults={
             "training": {"epochs": 3, "batch_size": 8, "learning_rate": 2e-4, "max_length": 1024},
             "lora": {"rank": 16},
+        },
+        # Pairs need smaller steps than rows do, and the ratio of two likelihoods is no place for dropout.
+        role_defaults={
+            "chosen": {
+                "training": {"epochs": 2, "learning_rate": 5e-5},
+                "lora": {"dropout": 0.0},
+                "preference": {"beta": 0.1, "loss": "sigmoid"},
+            }
         },
         prompts=True,
         corpus=True,

@@ -8,6 +8,7 @@ from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Encoded, Task
 from lorary.training.tasks.multi_label import MultiLabelClassification
+from lorary.training.tasks.preference import PreferencePairs
 from lorary.training.tasks.regression import TextRegression
 from lorary.training.tasks.text_classification import TextClassification
 from lorary.training.tasks.text_generation import TextGeneration
@@ -24,6 +25,8 @@ _PROBLEMS: Mapping[str | None, type[Task]] = {MULTI_LABEL: MultiLabelClassificat
 
 def make_task(recipe: Recipe, labels: tuple[str, ...] | None, problem_type: str | None = None) -> Task:
     """The task of a recipe, for these labels; ``problem_type`` is what text classification's are."""
+    if recipe.data.columns.chosen is not None:
+        return PreferencePairs(recipe, labels)
     return _PROBLEMS.get(problem_type, TASKS[recipe.task])(recipe, labels)
 
 

@@ -99,6 +99,10 @@ class Task(ABC):
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """A function that pads features to one batch."""
 
+    def refer(self, model: Any, rows: Encoded, tokenizer: Any, batch_size: int) -> Encoded:
+        """Rows with what the task has to know of ``model`` as it is before the first step; most have nothing."""
+        return rows
+
     def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
         """The trainer of this task: transformers' own unless the task has another.
 

@@ -15,7 +15,7 @@ import torch
 
 from lorary.training.precision import base_dtype, precision
 
-IGNORED = -100
+IGNORED = -100  # torch's cross_entropy leaves positions with this label out
 _TRIED = 16  # tokens of a row that a model is tried with
 
 

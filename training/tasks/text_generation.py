@@ -7,7 +7,7 @@ the prompt's ids are exactly those that ``generate`` will make, and beginning-of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.conversation import asked, begin, check_chats, encode_chat, messages_of
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.packing import IGNORED, PackingCollator, keeps_rows_apart
 
@@ -45,12 +46,15 @@ class TextGeneration(Task):
     def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
         super().__init__(recipe, labels)
         self._packed: PackingCollator | None = None
+        self._chats = False
 
     @property
     def format(self) -> str:
-        """``instruction``, ``chat`` or ``plain``: as the recipe says, else as the columns suggest."""
+        """``instruction``, ``chat`` or ``plain``: as the recipe says, else as columns and rows suggest."""
         columns = self.recipe.data.columns
-        return self.recipe.prompt.format or ("chat" if columns.messages else "plain" if columns.text else "instruction")
+        bare = columns.text or not (columns.prompt or columns.messages)
+        suggested = "chat" if columns.messages or self._chats else "plain" if bare else "instruction"
+        return self.recipe.prompt.format or suggested
 
     def auto_class(self) -> Any:
         """``AutoModelForCausalLM``."""
@@ -68,18 +72,26 @@ class TextGeneration(Task):
 
         Raises:
             TrainingError: the tokenizer lacks what the format needs (an end-of-text token, a chat template).
-            DataError: the chat template refuses a row.
+            DataError: the chat template refuses a row, or rows are messages and the recipe's format isn't chat.
         """
+        self._see(examples)
         self._check(tokenizer)
         features: list[Feature] = []
         lengths: list[Length] = []
         for example in examples:
-            whole, learned = self._encode_one(example, tokenizer)
+            whole, learned = self._encode_one(example.values, tokenizer, example.place)
             # The first position is never predicted, so a label there teaches nothing.
             ids, labels = whole[:max_length], [IGNORED, *learned[1:max_length]]
             lengths.append(Length(len(whole), len(ids), any(label != IGNORED for label in labels)))
             features.append({"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)})
+        self._note_endless(features, tokenizer, note)
         return Encoded(tuple(examples), tuple(features), (None,) * len(features), tuple(lengths))
+
+    def _note_endless(self, features: Sequence[Feature], tokenizer: Any, note: Note) -> None:
+        """A chat template may end the assistant's turns with nothing that a generation could stop at."""
+        stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        if self.format == "chat" and not any(stops.intersection(feature["labels"]) for feature in features):
+            note("the chat template ends the assistant's turns with no special token: a generation won't know its end")
 
     def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
         """TRL's ``SFTTrainer``; rows share sequences where the model keeps them apart (``training.packing``).
@@ -129,53 +141,38 @@ class TextGeneration(Task):
         if tokenizer.eos_token_id is None:
             raise TrainingError("the base's tokenizer has no end-of-text token, so a generation would never stop")
         if self.format == "chat":
-            if not (self.recipe.prompt.chat_template or tokenizer.chat_template):
-                raise TrainingError(
-                    "the base's tokenizer has no chat template; give one with prompt.chat_template, "
-                    "or use rows of prompt and completion with prompt.format: instruction"
-                )
-            if not getattr(tokenizer, "is_fast", False):
-                raise TrainingError("chats need a fast tokenizer (a tokenizer.json beside the base)")
+            check_chats(tokenizer, self.recipe.prompt.chat_template)
 
-    def _encode_one(self, example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
-        values = example.values
+    def _see(self, examples: Sequence[Example]) -> None:
+        """Rows whose prompts or replies are messages are chats, whatever their columns are called.
+
+        Raises:
+            DataError: the recipe asks for another format.
+        """
+        roles = ("messages", "prompt", "completion", "chosen")
+        chats = [row for row in examples if any(isinstance(row.values.get(role), list) for role in roles)]
+        self._chats |= bool(chats)
+        if chats and self.format != "chat":
+            raise DataError(
+                "rows",
+                [f"{chats[0].place}: messages, but prompt.format is {self.format!r}; set it to chat, or leave it out"],
+            )
+
+    def _encode_one(self, values: Mapping[str, Any], tokenizer: Any, place: str) -> tuple[list[int], list[int]]:
+        learn = self.recipe.prompt.learn or "replies"
         if self.format == "chat":
-            return self._encode_chat(_messages(values), tokenizer, example.place)
-        if self.format == "plain" and "text" in values:
-            ids = [*_begin(tokenizer, values["text"]), tokenizer.eos_token_id]
+            return encode_chat(
+                messages_of(values), tokenizer, self.recipe.prompt.chat_template, learn=learn, place=place
+            )
+        if "text" in values:
+            ids = [*begin(tokenizer, values["text"]), tokenizer.eos_token_id]
             return ids, list(ids)
         template = self.recipe.prompt.template or DEFAULT_TEMPLATE
-        text = values["prompt"] if self.format == "plain" else template.replace("{prompt}", values["prompt"])
-        prompt = _begin(tokenizer, text)
+        text = asked(values)
+        prompt = begin(tokenizer, text if self.format == "plain" else template.replace("{prompt}", text))
         completion = tokenizer(values["completion"], add_special_tokens=False, verbose=False)["input_ids"]
-        learned = [*completion, tokenizer.eos_token_id]
-        return prompt + learned, [IGNORED] * len(prompt) + learned
-
-    def _encode_chat(self, messages: list[dict[str, str]], tokenizer: Any, place: str) -> tuple[list[int], list[int]]:
-        """The whole chat through its template; the assistant's turns, with what ends them, are learned."""
-
-        def render(count: int, ask: bool) -> str:
-            text = tokenizer.apply_chat_template(
-                messages[:count],
-                tokenize=False,
-                add_generation_prompt=ask,
-                chat_template=self.recipe.prompt.chat_template,
-            )
-            return str(text)
-
-        try:
-            whole = render(len(messages), ask=False)
-            spans = list(_assistant_spans(messages, whole, render))
-        except Exception as error:  # a template is a program of its author's; it may raise anything
-            raise DataError("rows", [f"{place}: the chat template refuses it ({error})"]) from error
-        # The template writes the special tokens itself; the tokenizer must not put a second beginning before them.
-        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids = list(encoded["input_ids"])
-        labels = [
-            token if any(start < end and first <= start < last for first, last in spans) else IGNORED
-            for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
-        ]
-        return ids, labels
+        reply = [*completion, tokenizer.eos_token_id]
+        return prompt + reply, (list(prompt) if learn == "all" else [IGNORED] * len(prompt)) + reply
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """TRL's, which masks by length: a padding token that is also the end of text stays learned where it is real."""
@@ -194,8 +191,8 @@ class TextGeneration(Task):
     def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
         """The prompt and what was to follow; of the answer, how many tokens would have come first."""
         plain = example.values.get("text")
-        turns = [message["content"] for message in _messages(example.values)] if plain is None else [plain, ""]
-        perplexity = math.exp(min(outcome.loss / outcome.tokens, 700.0))
+        turns = [message["content"] for message in messages_of(example.values)] if plain is None else [plain, ""]
+        perplexity = math.exp(min(outcome.loss / max(1, outcome.tokens), 700.0))
         found = f"{outcome.correct} of {outcome.tokens} tokens, perplexity {perplexity:.4g}"
         return Answer("\n".join(turns[:-1]), turns[-1], found, outcome.correct == outcome.tokens)
 
@@ -208,33 +205,3 @@ class TextGeneration(Task):
             "perplexity": math.exp(min(loss, 700.0)),
             "token_accuracy": sum(score.correct for score in outcomes) / tokens,
         }
-
-
-def _begin(tokenizer: Any, text: str) -> list[int]:
-    """A text's ids as ``generate`` would make them: beginning-of-text once, and no end-of-text after a prompt."""
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        ids = ids[1:]  # the text begins with the token that the tokenizer puts there itself
-    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
-
-
-def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
-    if "messages" in values:
-        return [dict(message) for message in values["messages"]]
-    return [{"role": "user", "content": values["prompt"]}, {"role": "assistant", "content": values["completion"]}]
-
-
-def _assistant_spans(
-    messages: Sequence[Mapping[str, str]], whole: str, render: Callable[[int, bool], str]
-) -> Iterator[tuple[int, int]]:
-    """Where the assistant's turns stand in the rendered chat, in characters.
-
-    Templates that rewrite earlier turns (dropping their reasoning, say) render a beginning of the chat differently
-    than the chat; of such a chat only the turns that stand in the whole as in the beginning are learned.
-    """
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before, after = render(index, True), render(index + 1, False)
-            if after.startswith(before) and whole.startswith(after):
-                yield len(before), len(after)

@@ -1,0 +1,186 @@
+"""Rows as people's files have them: Alpaca's, ShareGPT's, chats with system prompts and tools; and what is learned."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import DataError, RecipeError
+from lorary.training import train
+from lorary.training.data import Example, load_data
+from lorary.training.progress import Reporter
+from lorary.training.tasks import make_task
+from lorary.training.tasks.text_generation import DEFAULT_TEMPLATE, IGNORED
+from samples import WORDS, bpe_tokenizer, write_jsonl
+
+ALPACA = {"prompt": "instruction", "input": "input", "completion": "output"}
+CHATS = {"messages": "messages"}
+SHAREGPT = [
+    {"from": "system", "value": "be brief"}, {"from": "human", "value": "profit?"}, {"from": "gpt", "value": "it rose"},
+    {"from": "human", "value": "sales?"}, {"from": "gpt", "value": "they fell"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def read(make_recipe, tmp_path):
+    """``read(rows, columns)``: the rows as the task gets them, and the text of each with what is learned of it."""
+
+    def read(rows, columns, **settings):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = {"data.train": str(path), "data.test": write_jsonl(tmp_path / "held.jsonl", rows)}
+        recipe = make_recipe("text-generation", **data, **{"data.columns": columns}, **settings)
+        examples = load_data(recipe).train
+        tokenizer = bpe_tokenizer()
+        encoded = make_task(recipe, None).encode(examples, tokenizer, 256, lambda line: None)
+        return [
+            (
+                tokenizer.decode(feature["input_ids"]),
+                tokenizer.decode([label for label in feature["labels"] if label != IGNORED]),
+            )
+            for feature in encoded.features
+        ]
+
+    return read
+
+
+def test_alpaca_rows_put_their_input_below_the_instruction(read):
+    rows = [
+        {"instruction": "sum up", "input": "profit rose", "output": "rose"},
+        {"instruction": "say a", "input": "", "output": "a"},
+        {"instruction": "say the", "output": "the"},
+        {"instruction": "say of", "input": None, "output": "of"},
+    ]
+    texts = [text for text, _ in read(rows, ALPACA)]
+    asked = ["sum up\nprofit rose", "say a", "say the", "say of"]
+    for text, prompt in zip(texts, asked, strict=True):
+        assert text.startswith("<s>" + DEFAULT_TEMPLATE.replace("{prompt}", prompt))
+
+
+def test_sharegpt_rows_are_chats(read):
+    ((text, learned),) = read([{"conversations": SHAREGPT}], {"messages": "conversations"})
+    assert text == "<s><system>be brief<user>profit?<assistant>it rose</s><user>sales?<assistant>they fell</s>"
+    assert learned == "it rose</s>they fell</s>"
+
+
+@pytest.mark.parametrize(
+    ("learn", "expected"),
+    [
+        ("last", "they fell</s>"),
+        ("all", "<system>be brief<user>profit?<assistant>it rose</s><user>sales?<assistant>they fell</s>"),
+    ],
+)
+def test_what_is_learned_of_a_chat_can_be_said(learn, expected, read):
+    ((_, learned),) = read([{"conversations": SHAREGPT}], {"messages": "conversations"}, **{"prompt.learn": learn})
+    assert learned == expected
+
+
+def test_prompts_can_be_learned_with_their_completions(read):
+    ((text, learned),) = read([{"prompt": "a", "completion": "rose"}], None, **{"prompt.learn": "all"})
+    assert "<s>" + learned == text
+
+
+def test_prompts_and_completions_may_be_messages(read):
+    row = {"prompt": [{"role": "user", "content": "a?"}], "completion": [{"role": "assistant", "content": "rose"}]}
+    assert read([row], None) == [("<s><user>a?<assistant>rose</s>", "rose</s>")]
+
+
+def test_tool_calls_and_table_formats_empty_fields_pass_through(read):
+    messages = [
+        {"role": "user", "content": "sum?", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "sum"}}]},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": [{"type": "text", "text": "it is "}, {"type": "text", "text": "3"}]},
+    ]
+    ((text, learned),) = read([{"messages": messages}], CHATS)
+    assert text == "<s><user>sum?<assistant></s><tool>3<assistant>it is 3</s>"
+    assert learned == "</s>it is 3</s>"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "expected a list of messages, found []"),
+        ("hi", "expected a list of messages, found 'hi'"),
+        ([{"from": "alien", "value": "x"}], "message 1: role 'alien', expected one of system, user, assistant, tool"),
+        ([{"from": "human", "value": "x"}], "no message of the assistant"),
+        ([{"role": "assistant", "content": " "}], "message 1: the assistant's content is empty"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "message 1: expected {role, content} with a"),
+        (["hi"], "message 1: expected {role, content}"),
+    ],
+)
+def test_messages_that_are_none_are_named(value, message, read):
+    with pytest.raises(DataError) as caught:
+        read([{"messages": value}], CHATS)
+    assert caught.value.problems[0].partition("messages: ")[2].startswith(message)
+
+
+def test_a_prompt_of_messages_needs_a_reply_of_messages(read):
+    row = {"prompt": [{"role": "user", "content": "a?"}], "completion": "rose"}
+    with pytest.raises(DataError, match="row 1: expected texts or messages throughout, found prompt as messages"):
+        read([row], None)
+    with pytest.raises(DataError, match=r"row 1: messages, but prompt\.format is 'instruction'; set it to chat"):
+        read([{**row, "completion": [{"role": "assistant", "content": "b"}]}], None, **{"prompt.format": "instruction"})
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"instruction": "a", "input": "", "output": "b"}, "look like Alpaca's; set data.columns to {prompt: instruc"),
+        ({"conversations": SHAREGPT}, "look like ShareGPT's; set data.columns to {messages: conversations}"),
+        ({"messages": []}, "look like chats; set data.columns to {messages: messages}"),
+        ({"chosen": "a", "rejected": "b"}, "preference pairs; set data.columns to {chosen: chosen, rejected: r"),
+        ({"question": "a", "answer": "b"}, "set data.columns to {prompt: question, completion: answer}"),
+    ],
+)  # fmt: skip
+def test_known_layouts_are_recognised_where_columns_are_missing(row, line, read):
+    with pytest.raises(DataError) as caught:
+        read([row], None)
+    assert line in caught.value.problems[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data.columns": {"text": "text"}, "prompt.learn": "replies"}, "prompt.learn: of running text all is learned"),
+        ({"prompt.learn": "last"}, "prompt.learn: only a chat has a last turn among others, the format is 'inst"),
+        ({"prompt.learn": "some"}, "prompt.learn: expected one of replies, last, all, found 'some'"),
+    ],
+)  # fmt: skip
+def test_settings_of_learning_are_checked(settings, message, make_recipe):
+    with pytest.raises(RecipeError) as caught:
+        make_recipe("text-generation", **settings)
+    assert message in str(caught.value)
+
+
+def test_a_template_that_ends_no_turn_is_told(make_recipe):
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    recipe = make_recipe("text-generation", **{"prompt.format": "chat", "prompt.chat_template": template})
+    notes: list[str] = []
+    make_task(recipe, None).encode([Example({"prompt": "a", "completion": "b"}, "")], bpe_tokenizer(), 64, notes.append)
+    assert notes == [
+        "the chat template ends the assistant's turns with no special token: a generation won't know its end"
+    ]
+
+
+@pytest.mark.parametrize("form", ["instruction", "chat"])
+def test_an_adapter_stops_where_its_completions_stopped(form, make_recipe, registry, tmp_path):
+    """Padding is the end-of-text token here, which stays learned all the same (TRL#1623)."""
+    rows = [{"prompt": word, "completion": "rose"} for word in WORDS]
+    data = {
+        "data.train": write_jsonl(tmp_path / "rows.jsonl", rows * 4),
+        "data.test": write_jsonl(tmp_path / "t.jsonl", rows[:5]),
+    }
+    settings = {"prompt.format": form, "training.epochs": 6, "training.learning_rate": 0.02, "lora.rank": 8}
+    recipe = make_recipe("text-generation", **data, **settings)
+    reporter = Reporter()
+    version = train(recipe, registry, reporter)
+    assert version.metrics["test"]["token_accuracy"] > 0.95
+    backbone = Backbone.from_pretrained(recipe.base, device="cpu", registry=registry)
+    assert backbone.tokenizer.pad_token_id == backbone.tokenizer.eos_token_id
+    backbone.load("tiny@1")
+    texts = backbone.generate(["profit", "bank of the firm"], adapter="tiny", max_new_tokens=40, do_sample=False)
+    assert texts == ["rose", "rose"]

@@ -1,0 +1,78 @@
+"""Chat messages in the shapes that people's files have, read as one: ``{role, content}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorary.training.recipe.raw import shown
+
+CHAT_ROLES = ("system", "user", "assistant", "tool")
+
+# ShareGPT's names, as FastChat, LLaMA-Factory and axolotl read them.
+_SHAREGPT_ROLES: Mapping[str, str] = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "bard": "assistant", "assistant": "assistant", "function_call": "assistant", "system": "system", "tool": "tool",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+
+
+def as_messages(value: Any) -> Any:
+    """A list of messages with ShareGPT's ``{from, value}`` as ``{role, content}``, text parts joined, and without the
+    empty fields that table formats add; what isn't a message stays as it is, for the check to name."""
+    return [_as_message(message) for message in value] if isinstance(value, list) else value
+
+
+def _as_message(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    found = {key: value for key, value in message.items() if value is not None}
+    if "from" in found and "value" in found and "role" not in found:
+        speaker = found.pop("from")
+        found = {"role": _SHAREGPT_ROLES.get(str(speaker), speaker), "content": found.pop("value"), **found}
+    parts = found.get("content")
+    if isinstance(parts, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+        found["content"] = "".join(str(part.get("text", "")) for part in parts)
+    if found.get("tool_calls"):
+        found.setdefault("content", "")
+    return found
+
+
+def messages_problem(value: Any) -> str | None:
+    """What is wrong with a list of messages, the first thing; None where nothing is."""
+    if not isinstance(value, list) or not value:
+        return f"expected a list of messages, found {shown(value)}"
+    for place, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            return f"message {place}: expected {{role, content}} with a text as content, found {shown(message)}"
+        if message.get("role") not in CHAT_ROLES:
+            return f"message {place}: role {shown(message.get('role'))}, expected one of {', '.join(CHAT_ROLES)}"
+        if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
+            return f"message {place}: the assistant's content is empty"
+    return None
+
+
+def chat_problem(value: Any) -> str | None:
+    """What is wrong with a whole chat: the assistant has to say something in it."""
+    problem = messages_problem(value)
+    if problem is None and not any(message["role"] == "assistant" for message in value):
+        return "no message of the assistant, so there is nothing to learn"
+    return problem
+
+
+def reply_problem(value: Any) -> str | None:
+    """What is wrong with messages that answer a prompt: the last one has to be the assistant's."""
+    problem = messages_problem(value)
+    if problem is None and value[-1]["role"] != "assistant":
+        return f"the last message is the {value[-1]['role']}'s, expected the assistant's"
+    return problem
+
+
+def same_kind(values: Mapping[str, Any], roles: Sequence[str]) -> str | None:
+    """What is wrong where some of a row's values are texts and others messages."""
+    kinds = {role: "messages" if isinstance(values[role], list) else "text" for role in roles if role in values}
+    if len(set(kinds.values())) > 1:
+        return (
+            f"expected texts or messages throughout, found {', '.join(f'{r} as {kind}' for r, kind in kinds.items())}"
+        )
+    return None

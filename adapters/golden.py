@@ -38,7 +38,12 @@ def choose_rows(token_rows: Sequence[Sequence[int]], count: int = ROWS, longest:
 
 
 def condense(task: str, logits: torch.Tensor) -> torch.Tensor:
-    """What is kept of a row's logits: all of a classifier's, only the last token's of a language model."""
+    """What is kept of a row's logits: all of a classifier's, one token's of a language model.
+
+    A causal model's last token has seen the whole row; of a masked one's the middle token stands for all.
+    """
+    if task == "fill-mask":
+        logits = logits[len(logits) // 2]
     return (logits[-1] if task in _VOCABULARY_WIDE else logits).detach().float().cpu().contiguous()
 
 

@@ -107,10 +107,21 @@ def prompt_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     return [{"prompt": " ".join(words), "completion": words[-1]} for words in prompts]
 
 
+def text_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Documents of sentences in which each word is told by the one before it."""
+    random_ = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        at = random_.randrange(len(WORDS))
+        rows.append({"text": " ".join(WORDS[(at + 3 * step) % len(WORDS)] for step in range(random_.randrange(8, 24)))})
+    return rows
+
+
 ROWS = {
     "text-classification": tone_rows,
     "token-classification": tag_rows,
     "text-generation": prompt_rows,
+    "fill-mask": text_rows,
 }
 
 

@@ -204,9 +204,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
 
     reporter.phase("measuring untrained")
     metrics = {"untrained": task.metrics(answers(model), test.golds)}
-    majority = task.majority(prepared.data.train, test.golds)
-    if majority is not None:
-        metrics["majority"] = majority
+    metrics |= task.baselines(prepared.data.train, prepared.train, test, prepared.base.tokenizer)
     for line in task.caveats(test.golds):
         reporter.note(line)
     estimate = predict(prepared) if recipe.report.write else None
@@ -256,7 +254,7 @@ def _note_no_gain(task: Task, metrics: Mapping[str, Metrics], reporter: Reporter
     """Say so where training didn't help: the adapter is valid, but nobody should have to find that out in use."""
     name, sign = task.main_metric, -1 if lower_is_better(task.main_metric) else 1
     trained = metrics["test"][name]
-    for split in ("untrained", "majority"):
-        other = metrics.get(split, {}).get(name)
+    for split in metrics.keys() - {"test"}:
+        other = metrics[split].get(name)
         if other is not None and sign * trained <= sign * other:
             reporter.note(f"no better than {split} on the held-out rows: {name} {trained:.4g} against {other:.4g}")

@@ -20,7 +20,7 @@ EXAMPLES = (
 )
 
 # The splits' names for people; the trained adapter first, then what it is to be compared with.
-_SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class"}
+_SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class", "unigram": "unigrams"}
 
 
 def command(

@@ -20,7 +20,7 @@ EXAMPLES = (
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
 
-_SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class"}
+_SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class", "unigram": "unigrams"}
 
 
 def command(

@@ -64,7 +64,7 @@ def make_recipe(tmp_path, bases) -> Callable[..., Recipe]:
     def make(
         task: str = "text-classification", family: str | None = None, *, rows: int = 64, **settings: Any
     ) -> Recipe:
-        family = family or ("llama" if task == "text-generation" else "bert")
+        family = family or {"text-generation": "llama", "fill-mask": "bert-mlm"}.get(task, "bert")
         flags = {
             "name": "tiny", "domain": "Finance", "task": task, "base": bases(family),
             "data.train": write_jsonl(tmp_path / "train.jsonl", ROWS[task](rows)),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from lorary.hub.errors import RecipeError
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.schema import Task
 
 GOOD = """\
 name: tone
@@ -100,7 +102,7 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
     )  # fmt: skip
     expected = [
         "line 1: name: 'Fin Tone' can't be a name",
-        "line 3: task: expected one of text-classification, token-classification, text-generation, "
+        f"line 3: task: expected one of {', '.join(get_args(Task))}, "
         "found 'text-clasification'; did you mean 'text-classification'?",
         "line 4: base: expected a text, found 3; put it in quotes",
         "line 5: methd: unknown key; allowed here: name, domain,",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ class Example:
     place: str
 
     @property
-    def inputs(self) -> str:
-        """What the model is given, as one text that is equal for equal inputs."""
+    def inputs(self) -> bytes:
+        """What the model is given, as a hash that is equal for equal inputs: a corpus isn't held twice for it."""
         given = {role: value for role, value in self.values.items() if role not in TARGET_ROLES}
-        return json.dumps(given, sort_keys=True)
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).digest()
 
 
 @dataclass(frozen=True)

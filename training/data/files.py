@@ -36,12 +36,14 @@ class Source:
     rows: tuple[Row, ...]
     sha256: str | None = None
     revision: str | None = None
+    files: Mapping[str, str] | None = None  # each file's own hash, where there are several
 
     def provenance(self) -> dict[str, Any]:
         """Name, row count and hash; a file's name without the folders above it, which are nobody's business."""
         path = Path(self.shown)
         name = self.shown if not path.is_absolute() else path.name
-        return {"name": name, "rows": len(self.rows), "sha256": self.sha256, "revision": self.revision}
+        told = {"name": name, "rows": len(self.rows), "sha256": self.sha256, "revision": self.revision}
+        return told if self.files is None else {**told, "files": dict(self.files)}
 
 
 def read_source(text: str, *, split: str = "train", subset: str | None = None, revision: str | None = None) -> Source:

@@ -15,7 +15,9 @@ from lorary.training.data.problem import find_problem
 from lorary.training.data.roles import CHECKS, LABEL_CHECKS
 from lorary.training.data.rows import check_rows
 from lorary.training.data.splits import note_overlap, split_rows, split_validation
+from lorary.training.data.text import read_text
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.corpus import is_text
 
 
 def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
@@ -26,12 +28,18 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
     """
     data = recipe.data
     columns = data.columns.named()
-    given = {"train": read_source(data.train, split=data.train_split, subset=data.subset, revision=data.revision)}
+
+    def read(text: str, split: str, subset: str | None) -> Source:
+        if columns.keys() == {"text"} and is_text(text):
+            return read_text(text, data.sample_by, note)
+        return read_source(text, split=split, subset=subset, revision=data.revision)
+
+    given = {"train": read(data.train, data.train_split, data.subset)}
     if data.test is not None or data.test_split is not None:
         split = data.test_split or ("test" if data.test is None else data.train_split)
-        given["test"] = read_source(data.test or data.train, split=split, subset=data.subset, revision=data.revision)
+        given["test"] = read(data.test or data.train, split, data.subset)
     if data.validation is not None:
-        given["validation"] = read_source(data.validation, split=data.train_split, revision=data.revision)
+        given["validation"] = read(data.validation, data.train_split, None)
     problem = find_problem(recipe, given["train"], note)
     if data.label_columns is not None:
         columns["label"] = "label"

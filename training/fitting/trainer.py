@@ -11,18 +11,17 @@ from lorary.training.fitting.trackers import keep_tensorboard_logs
 from lorary.training.precision import base_dtype
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Encoded, Task
+from lorary.training.tasks.made_rows import MadeRows
 
 
 def make_trainer(
     model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe, folder: Path
 ) -> Any:
     """The task's trainer, ready to train."""
-    from datasets import Dataset
-
     settings = _settings(model, recipe, folder, validation is not None)
     sets = {
-        "train_dataset": Dataset.from_list(list(train.features)),
-        "eval_dataset": Dataset.from_list(list(validation.features)) if validation else None,
+        "train_dataset": _dataset(train),
+        "eval_dataset": _dataset(validation) if validation else None,
     }
     trainer = task.trainer(model, tokenizer, settings, sets)
     keep_tensorboard_logs(trainer, recipe)
@@ -50,6 +49,13 @@ def _use_lora_plus(trainer: Any, ratio: float) -> None:
         return trainer.optimizer
 
     trainer.create_optimizer = create_optimizer
+
+
+def _dataset(rows: Encoded) -> Any:
+    """Rows as the trainers take them; those that are made when they are asked for stay so."""
+    from datasets import Dataset
+
+    return rows.features if isinstance(rows.features, MadeRows) else Dataset.from_list(list(rows.features))
 
 
 def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     from transformers import set_seed
 
     auto_class = task.auto_class()
+    _refuse_other_kinds(task, recipe)
     head = _head_names(recipe, auto_class) if task.new_head and recipe.quantization != "none" else ()
     set_seed(recipe.training.seed)
     loaded = load_base(
@@ -53,10 +54,51 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     )
     if loaded.tokenizer is None:
         raise BaseNotFoundError(f"base {recipe.base!r} has no tokenizer; expected its files beside the weights")
-    if not task.new_head and is_encoder(loaded.model.config):
-        raise TrainingError(f"base {recipe.base!r} is an encoder, which can't generate; choose a causal language model")
+    if not task.new_head:
+        _demand_head(loaded.model, loaded.new_parameters, task, recipe)
     saved = (*(head_modules(loaded.model) if task.new_head else ()), *_new_in_body(loaded.model, loaded.new_parameters))
     return Base(loaded.model, loaded.tokenizer, loaded.identity, saved)
+
+
+def _refuse_other_kinds(task: Task, recipe: Recipe) -> None:
+    """A base without the head that a task asks for is refused before its weights are read."""
+    from transformers import AutoConfig
+
+    if task.new_head:
+        return
+    try:
+        config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)
+    except (OSError, ValueError):
+        return  # what is wrong with it is said where it is loaded
+    if task.masks and (not is_encoder(config) or _masked_class(config) is None):
+        raise TrainingError(
+            f"base {recipe.base!r} ({config.model_type}) can't fill masks; choose a masked language model (BERT and "
+            "its kin), or task text-generation"
+        )
+    if not task.masks and is_encoder(config):
+        raise TrainingError(f"base {recipe.base!r} is an encoder, which can't generate; choose a causal language model")
+
+
+def _masked_class(config: Any) -> str | None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    name: str | None = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(config.model_type)
+    return name
+
+
+def _demand_head(model: Any, new_parameters: Sequence[str], task: Task, recipe: Recipe) -> None:
+    """The base's own head is served to all of its adapters, so it has to be in the base's files.
+
+    Raises:
+        TrainingError: it isn't.
+    """
+    prefix = map_modules(model, body_of(model)).body_prefix
+    lacking = [name for name in new_parameters if not (prefix and name.startswith(prefix))]
+    if lacking:
+        raise TrainingError(
+            f"base {recipe.base!r}: its files hold no {task.name} head ({', '.join(lacking[:3])} ...), and adapters "
+            "share the base's own; choose a base that was published with it, or make one with `lorary pretrain`"
+        )
 
 
 def head_modules(model: Any) -> tuple[str, ...]:

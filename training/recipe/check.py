@@ -12,6 +12,7 @@ from typing import Any
 from lorary.hub.errors import InvalidReferenceError
 from lorary.hub.reference import check_name, normalise_domain, parse_reference
 from lorary.training.recipe.check_method import method_problems
+from lorary.training.recipe.corpus import TEXT_SUFFIXES, corpus_problems, is_text, takes_text
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
 from lorary.training.recipe.raw import RawRecipe, near_file, section, shown
@@ -21,7 +22,7 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 """The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
 
 # Not a dataset id, whatever the Hub would allow.
-_OTHER_SUFFIXES = frozenset({".txt", ".tsv", ".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
+_OTHER_SUFFIXES = frozenset({".tsv", ".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
 
 
 def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[str]) -> list[str]:
@@ -36,7 +37,8 @@ def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[
 
 def is_data_file(text: str) -> bool:
     """Is ``text`` meant as a file or folder, rather than as a dataset id on the Hub?"""
-    return text.endswith(DATA_SUFFIXES) or text.startswith(("./", "../", "/", "~")) or Path(text).exists()
+    suffixes = (*DATA_SUFFIXES, *TEXT_SUFFIXES)
+    return text.endswith(suffixes) or text.startswith(("./", "../", "/", "~")) or Path(text).exists()
 
 
 Problems = Iterator[tuple[str, str]]
@@ -55,19 +57,6 @@ def _names(values: Mapping[str, Any]) -> Problems:
                 check(value)
             except InvalidReferenceError as error:
                 yield key, str(error)
-
-
-def _strategy(values: Mapping[str, Any]) -> Problems:
-    facts = TASK_FACTS.get(str(values.get("task")))
-    if values.get("strategy") != "continual" or facts is None:
-        return
-    if not facts.corpus:
-        able = " or ".join(task for task, other in TASK_FACTS.items() if other.corpus)
-        yield "strategy", f"'continual' goes on with pretraining, whose task is {able}, found {values.get('task')}"
-        return
-    for role, column in section(section(values, "data"), "columns").items():
-        if role != "text" and column is not None:
-            yield f"data.columns.{role}", "strategy 'continual' learns from running text alone: only 'text' is a column"
 
 
 def _start(values: Mapping[str, Any]) -> Problems:
@@ -106,10 +95,18 @@ def _files(values: Mapping[str, Any]) -> Problems:
         if not isinstance(text, str) or not text:
             continue
         path = Path(text).expanduser()
-        if is_data_file(text) and not path.exists():
+        if is_text(text):
+            if not takes_text(values):
+                able = ", ".join(DATA_SUFFIXES)
+                yield f"data.{key}", f"{text!r} isn't one of {able}; convert it to one of them: its rows need columns"
+            elif not path.exists():
+                yield f"data.{key}", f"no such file {text!r}{near_file(path)}"
+        elif is_data_file(text) and not path.exists():
             yield f"data.{key}", f"no such file {text!r}{near_file(path)}"
         elif path.suffix in _OTHER_SUFFIXES or (path.is_file() and path.suffix not in DATA_SUFFIXES):
             yield f"data.{key}", f"{text!r} isn't one of {', '.join(DATA_SUFFIXES)}; convert it to one of them"
+        elif path.is_dir() and takes_text(values) and not any(path.iterdir()):
+            yield f"data.{key}", f"{text!r} is an empty folder; expected text files or rows in it"
         elif not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
             yield f"data.{key}", f"{text!r} is neither a file nor a dataset id such as 'user/dataset'"
 
@@ -123,7 +120,7 @@ def _splits(values: Mapping[str, Any]) -> Problems:
     if data.get("validation") is not None and data.get("validation_size") is not None:
         yield "data.validation_size", "data.validation already names the rows; leave one of them out"
     train = data.get("train")
-    if isinstance(train, str) and train.endswith(DATA_SUFFIXES):
+    if isinstance(train, str) and (train.endswith(DATA_SUFFIXES) or (train and is_text(train))):
         for key in ("subset", "test_split", "revision"):
             if data.get(key) is not None:
                 yield f"data.{key}", f"only a dataset has one; data.train is the file {train!r}"
@@ -184,11 +181,11 @@ def _template(template: str) -> Problems:
 
 def _run(values: Mapping[str, Any]) -> Problems:
     training, task, data = section(values, "training"), values.get("task"), section(values, "data")
-    if task in TASK_FACTS and task != "text-generation":
-        if training.get("packing"):
-            yield "training.packing", f"only text-generation rows can be packed; the task is {task}"
-    elif data.get("labels") is not None:
-        yield "data.labels", "text-generation has no labels"
+    facts = TASK_FACTS.get(str(task))
+    if facts is not None and task != "text-generation" and training.get("packing"):
+        yield "training.packing", f"only text-generation rows can be packed; the task is {task}"
+    if facts is not None and not facts.roles & {"label", "tags"} and data.get("labels") is not None:
+        yield "data.labels", f"{task} has no labels"
     if values.get("device") is not None and values.get("device_map") is not None:
         yield "device_map", "spreads the base over all devices, and device names one; leave one of them out"
     output = values.get("output")
@@ -207,7 +204,7 @@ def _report(values: Mapping[str, Any]) -> Problems:
 
 _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _names,
-    _strategy,
+    corpus_problems,
     _start,
     method_problems,
     _columns,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.recipe.tasks import TASK_FACTS
 
@@ -15,8 +16,9 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     task = values.get("task")
     # A wrong task is reported as such; generation's defaults keep it from being reported as missing settings too.
     facts = TASK_FACTS.get(str(task), TASK_FACTS["text-generation"])
+    filled.setdefault("strategy", facts.strategy)
     data = values.get("data")
-    columns = _columns(values, data, data.get("columns")) if isinstance(data, Mapping) else {}
+    columns = _columns(filled, data) if isinstance(data, Mapping) else {}
     roles = [role for role in facts.role_defaults if isinstance(columns, Mapping) and columns.get(role) is not None]
     for settings_of in (facts.defaults, *(facts.role_defaults[role] for role in roles)):
         for section, settings in settings_of.items():
@@ -41,13 +43,16 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _columns(values: Mapping[str, Any], data: Mapping[str, Any], given: Any) -> Any:
+def _columns(values: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
+    given, train = data.get("columns"), data.get("train")
     if given is not None and not isinstance(given, Mapping):
         return given
     given = dict(given or {})
     facts = TASK_FACTS.get(str(values.get("task")))
-    if facts is not None and facts.corpus and values.get("strategy") == "continual":
-        return {"text": "text", **given}
+    if facts is not None and facts.corpus:
+        text_files = not given and isinstance(train, str) and bool(train) and is_text(train)
+        if text_files or values.get("strategy") == "continual":
+            return {"text": "text", **given}
     if facts is not None and data.get("label_columns"):
         return {**{role: column for role, column in facts.columns.items() if role != "label"}, **given}
     if facts is None or any(form <= given.keys() and form - facts.columns.keys() for form in facts.forms):

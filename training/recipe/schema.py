@@ -16,7 +16,7 @@ from lorary.training.recipe.explain import explain
 from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS
 from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
-Task = Literal["text-classification", "token-classification", "text-generation"]
+Task = Literal["text-classification", "token-classification", "text-generation", "fill-mask"]
 Method = Literal[(*LORA_METHODS, *PEFT_METHODS)]  # type: ignore[valid-type]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Strategy = Literal["fine-tune", "continual", "intermediate"]
@@ -53,6 +53,9 @@ class Columns(_Section):
 class Data(_Section):
     """Where the rows are: a JSONL, CSV or Parquet file, a dataset's folder, or a dataset id on the Hub.
 
+    Running text may also be a .txt or .md file or a folder of them; ``sample_by`` says what of it is a document: a
+    whole file (``document``), what stands between blank lines (``paragraph``), or a ``line``.
+
     ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
     or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen.
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
@@ -72,6 +75,7 @@ class Data(_Section):
     train_split: Text = "train"
     test_split: Text | None = None
     revision: Text | None = None
+    sample_by: Literal["document", "paragraph", "line"] | None = None
 
 
 class Lora(_Section):
@@ -103,6 +107,8 @@ class Training(_Section):
     pads each row. ``checkpoint_steps`` puts checkpoints inside an epoch; there is one after each epoch, and after ten
     minutes without one, in any case.
     ``lora_plus_ratio`` is how many times larger B's learning rate is than A's (LoRA+, Hayou et al. 2024).
+    ``mlm_probability`` is the share of tokens that fill-mask hides; with ``whole_word_mask`` it is the share of words,
+    of which all pieces are hidden together.
     """
 
     epochs: Annotated[float, Field(gt=0)]
@@ -121,6 +127,8 @@ class Training(_Section):
     packing: bool | Literal["batch"] | None = None
     gradient_checkpointing: bool = False
     checkpoint_steps: Positive | None = None
+    mlm_probability: Share | None = None
+    whole_word_mask: bool = False
 
 
 class PromptSettings(_Section):

@@ -13,7 +13,8 @@ class TaskFacts:
 
     ``forms`` are the sets of roles that its rows may have, ``columns`` the default columns of the first of them;
     ``defaults`` holds a recipe's sections with the task's own settings, ``role_defaults`` those of rows with a role.
-    ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for.
+    ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for;
+    ``masks``: it hides tokens. ``strategy`` is the default one.
     """
 
     forms: tuple[frozenset[str], ...]
@@ -22,6 +23,8 @@ class TaskFacts:
     role_defaults: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     prompts: bool = False
     corpus: bool = False
+    masks: bool = False
+    strategy: str = "fine-tune"
 
     @property
     def roles(self) -> frozenset[str]:
@@ -75,6 +78,24 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
         },
         prompts=True,
         corpus=True,
+    ),
+    # A masked share of 15 %, and blocks rather than rows, as in BERT's and RoBERTa's own pretraining.
+    "fill-mask": TaskFacts(
+        forms=(_form("text"),),
+        columns={"text": "text"},
+        defaults={
+            "training": {
+                "epochs": 3,
+                "batch_size": 16,
+                "learning_rate": 5e-4,
+                "max_length": 256,
+                "mlm_probability": 0.15,
+            },
+            "lora": {"rank": 16},
+        },
+        corpus=True,
+        masks=True,
+        strategy="continual",
     ),
 }
 """The tasks that can be trained, by name."""

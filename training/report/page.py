@@ -8,7 +8,13 @@ from pathlib import Path
 from lorary.training.report.content import Report
 from lorary.training.report.figures import curves, mistakes
 
-_SPLITS = {"test": "trained", "train": "on training rows", "untrained": "untrained", "majority": "majority class"}
+_SPLITS = {
+    "test": "trained",
+    "train": "on training rows",
+    "untrained": "untrained",
+    "majority": "majority class",
+    "unigram": "unigrams",
+}
 
 
 def page(report: Report) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Encoded, Task
+from lorary.training.tasks.causal_blocks import CausalBlocks
+from lorary.training.tasks.fill_mask import FillMask
 from lorary.training.tasks.multi_label import MultiLabelClassification
 from lorary.training.tasks.preference import PreferencePairs
 from lorary.training.tasks.regression import TextRegression
@@ -15,7 +17,7 @@ from lorary.training.tasks.text_generation import TextGeneration
 from lorary.training.tasks.token_classification import TokenClassification
 
 TASKS: Mapping[str, type[Task]] = {
-    task.name: task for task in (TextClassification, TokenClassification, TextGeneration)
+    task.name: task for task in (TextClassification, TokenClassification, TextGeneration, FillMask)
 }
 """The tasks that can be trained; a new one is a file here, a line in this table and its name in the recipe."""
 
@@ -27,6 +29,8 @@ def make_task(recipe: Recipe, labels: tuple[str, ...] | None, problem_type: str 
     """The task of a recipe, for these labels; ``problem_type`` is what text classification's are."""
     if recipe.data.columns.chosen is not None:
         return PreferencePairs(recipe, labels)
+    if recipe.strategy == "continual" and recipe.task == "text-generation":
+        return CausalBlocks(recipe, labels)
     return _PROBLEMS.get(problem_type, TASKS[recipe.task])(recipe, labels)
 
 

@@ -17,6 +17,7 @@ from lorary.training.fitting.evaluate import outcomes
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.lengths import Length
+from lorary.training.tasks.made_rows import picked
 
 Feature = dict[str, Any]
 Metrics = dict[str, float]
@@ -27,10 +28,11 @@ class Encoded:
     """Rows as token ids: ``features`` are what the collator takes, ``golds`` what the metrics compare with.
 
     ``lengths`` says of each row what was cut; a task that never cuts a row leaves it empty.
+    Features that aren't a tuple are made when they are asked for: a corpus is too long for lists.
     """
 
     examples: tuple[Example, ...]
-    features: tuple[Feature, ...]
+    features: Sequence[Feature]
     golds: tuple[Any, ...]
     lengths: tuple[Length, ...] = ()
 
@@ -42,7 +44,7 @@ class Encoded:
         """The rows at these places, in this order."""
         return Encoded(
             tuple(self.examples[place] for place in places),
-            tuple(self.features[place] for place in places),
+            picked(self.features, places),
             tuple(self.golds[place] for place in places),
             tuple(self.lengths[place] for place in places) if self.lengths else (),
         )
@@ -62,10 +64,11 @@ class Task(ABC):
     """One task of one run: a recipe's settings and the labels found in its data."""
 
     name: ClassVar[str]
-    peft_task_type: ClassVar[str]
+    peft_task_type: ClassVar[str | None]
     main_metric: ClassVar[str]
     problem_type: ClassVar[str | None] = None
     new_head: ClassVar[bool] = True  # False: the base's own head stays as it is
+    masks: ClassVar[bool] = False  # True: that head is a masked language model's
     scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
 
     def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
@@ -136,6 +139,11 @@ class Task(ABC):
     def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
         """What the held-out rows can't tell: a line for each metric that is left out of :meth:`metrics`."""
         return ()
+
+    def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:
+        """The metrics of what learns next to nothing, by its name; ``data`` are the training rows."""
+        majority = self.majority(data, test.golds)
+        return {} if majority is None else {"majority": majority}
 
     def outcomes(self, model: Any, rows: Encoded, tokenizer: Any, batch_size: int) -> list[Any]:
         """What a model makes of each row, in the rows' order."""

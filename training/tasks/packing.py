@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from lorary.training.precision import base_dtype, precision
+from lorary.training.tasks.token_scores import IGNORED
 
-IGNORED = -100  # torch's cross_entropy leaves positions with this label out
 _TRIED = 16  # tokens of a row that a model is tried with
 
 

@@ -6,9 +6,7 @@ the prompt's ids are exactly those that ``generate`` will make, and beginning-of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,18 +19,10 @@ from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
 from lorary.training.tasks.conversation import asked, begin, check_chats, encode_chat, messages_of
 from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.packing import IGNORED, PackingCollator, keeps_rows_apart
+from lorary.training.tasks.packing import PackingCollator, keeps_rows_apart
+from lorary.training.tasks.token_scores import IGNORED, TokenScore, score_tokens, token_metrics
 
 DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
-
-
-@dataclass(frozen=True)
-class TokenScore:
-    """A row's negative log-likelihood (nats) summed over its trained tokens, their number, and how many were top-1."""
-
-    loss: float
-    tokens: int
-    correct: int
 
 
 class TextGeneration(Task):
@@ -182,26 +172,14 @@ class TextGeneration(Task):
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
         """Loss and hits over the row's trained tokens; position i predicts token i + 1."""
-        labels = torch.tensor(feature["labels"][1:], device=logits.device)
-        learned = labels != IGNORED
-        rows, targets = logits[:-1][learned].float(), labels[learned]
-        loss = torch.nn.functional.cross_entropy(rows, targets, reduction="sum")
-        return TokenScore(float(loss), len(targets), int((rows.argmax(-1) == targets).sum()))
+        return score_tokens(logits[:-1], torch.tensor(feature["labels"][1:], device=logits.device))
 
     def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
         """The prompt and what was to follow; of the answer, how many tokens would have come first."""
         plain = example.values.get("text")
         turns = [message["content"] for message in messages_of(example.values)] if plain is None else [plain, ""]
-        perplexity = math.exp(min(outcome.loss / max(1, outcome.tokens), 700.0))
-        found = f"{outcome.correct} of {outcome.tokens} tokens, perplexity {perplexity:.4g}"
-        return Answer("\n".join(turns[:-1]), turns[-1], found, outcome.correct == outcome.tokens)
+        return Answer("\n".join(turns[:-1]), turns[-1], outcome.told, outcome.correct == outcome.tokens)
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Mean loss per trained token (nats), its exponential (perplexity), and the share of tokens that were top-1."""
-        tokens = max(1, sum(score.tokens for score in outcomes))
-        loss = sum(score.loss for score in outcomes) / tokens
-        return {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "token_accuracy": sum(score.correct for score in outcomes) / tokens,
-        }
+        return token_metrics(outcomes)

@@ -1,0 +1,126 @@
+"""Reading running text: a file or a folder of files, cut into documents that are kept apart.
+
+Files are read line by line, so that a byte that isn't UTF-8 is named by its line, and no text is held twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.errors import DataError
+from lorary.training.data.examples import Note
+from lorary.training.data.files import Row, Source, report
+from lorary.training.recipe.corpus import TEXT_SUFFIXES, text_files
+
+_MOST_HASHES = 200  # of files in a manifest; the hash over all of them is always there
+
+
+def read_text(text: str, sample_by: str | None, note: Note) -> Source:
+    """Read a text file, or all of a folder, as rows with the one column ``text``.
+
+    Args:
+        text: the path, as the user wrote it.
+        sample_by: a document is a whole file (``document``), what stands between blank lines (``paragraph``) or a
+            ``line``, in the words of the ``datasets`` library; by default a file of a folder, and a paragraph of a
+            single file.
+        note: is told of files that are left out.
+
+    Raises:
+        DataError: a file that can't be read or isn't UTF-8 text, by file and line; nothing but blank lines.
+    """
+    path = Path(text).expanduser()
+    files = list(text_files(path)) if path.is_dir() else [path]
+    unit = sample_by or ("document" if path.is_dir() and len(files) > 1 else "paragraph")
+    if path.is_dir():
+        _note_others(path, files, note)
+    rows: list[Row] = []
+    hashes: dict[str, str] = {}
+    problems: list[str] = []
+    for file in files:
+        shown = f"{text.rstrip('/')}/{file.relative_to(path).as_posix()}" if path.is_dir() else text
+        digest = hashlib.sha256()
+        try:
+            rows += _DOCUMENTS[unit](_lines(file, digest), shown)
+        except UnicodeError as error:
+            problems.append(f"{shown}, {error}")
+        except OSError as error:
+            problems.append(f"{shown}: can't be read: {error.strerror or error}")
+        hashes[file.relative_to(path).as_posix() if path.is_dir() else file.name] = digest.hexdigest()
+    if problems:
+        raise report(text, problems)
+    if not rows:
+        raise DataError(text, ["holds no text but blank lines"])
+    return Source(text, tuple(rows), _hash_of_all(hashes), files=hashes if 1 < len(hashes) <= _MOST_HASHES else None)
+
+
+def _hash_of_all(hashes: dict[str, str]) -> str:
+    """A file's own hash; of several, that of their names and hashes as ``sha256sum`` lists them."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in hashes.items()).encode()).hexdigest()
+
+
+def _note_others(folder: Path, files: list[Path], note: Note) -> None:
+    kept = set(files)
+    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in kept]
+    if others:
+        note(
+            f"{len(others)} files in {folder.name} were left out (first: {others[0].relative_to(folder).as_posix()}): "
+            f"{' and '.join(TEXT_SUFFIXES)} files are its text, but for hidden ones and its README and licence"
+        )
+
+
+def _lines(path: Path, digest: Any) -> Iterator[tuple[int, str]]:
+    """A file's lines without their ends, by number.
+
+    Raises:
+        UnicodeError: with the line and what to do.
+    """
+    done = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            digest.update(line)
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UnicodeError(
+                    f"line {number}: not UTF-8 text (byte {done + error.start}); save the file as UTF-8"
+                ) from error
+            if "\0" in text:
+                raise UnicodeError(f"line {number}: holds a NUL byte, so it isn't a text file")
+            done += len(line)
+            yield number, text.rstrip("\r\n")
+
+
+Lines = Iterator[tuple[int, str]]
+
+
+def _paragraphs(lines: Lines, shown: str) -> Iterator[Row]:
+    start, block = 0, list[str]()
+    for number, line in lines:
+        if line.strip():
+            start = start if block else number
+            block.append(line)
+        elif block:
+            yield Row({"text": "\n".join(block)}, f"{shown}, line {start}")
+            block = []
+    if block:
+        yield Row({"text": "\n".join(block)}, f"{shown}, line {start}")
+
+
+def _whole(lines: Lines, shown: str) -> Iterator[Row]:
+    text = "\n".join(line for _, line in lines).strip("\n")
+    if text.strip():
+        yield Row({"text": text}, shown)
+
+
+def _each(lines: Lines, shown: str) -> Iterator[Row]:
+    for number, line in lines:
+        if line.strip():
+            yield Row({"text": line}, f"{shown}, line {number}")
+
+
+_DOCUMENTS = {"document": _whole, "paragraph": _paragraphs, "line": _each}

@@ -1,0 +1,73 @@
+"""Running text in a recipe: which data are text files, and the settings that only running text has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorary.training.recipe.raw import section
+from lorary.training.recipe.tasks import TASK_FACTS
+
+TEXT_SUFFIXES = (".txt", ".md")
+"""The files that are read as running text."""
+
+_ROWS = frozenset({".jsonl", ".json", ".csv", ".parquet", ".arrow"})
+_ABOUT = frozenset({"readme", "license", "licence", "copying", "notice"})
+
+
+def text_files(folder: Path) -> Iterator[Path]:
+    """The text files below a folder, by path; hidden ones, and the README and licence at its top, aren't its text."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        about = len(inside.parts) == 1 and path.stem.lower() in _ABOUT
+        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file() and not hidden and not about:
+            yield path
+
+
+def is_text(text: str) -> bool:
+    """Is this data setting a text file, or a folder that holds text files and no files of rows?"""
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        return path.suffix.lower() in TEXT_SUFFIXES
+    return not any(file.suffix in _ROWS for file in path.rglob("*")) and next(text_files(path), None) is not None
+
+
+def takes_text(values: Mapping[str, Any]) -> bool:
+    """Does the recipe's task learn from running text, with the columns that it names?"""
+    facts = TASK_FACTS.get(str(values.get("task")))
+    columns = section(section(values, "data"), "columns")
+    return facts is not None and facts.corpus and not any(columns[role] for role in columns if role != "text")
+
+
+def corpus_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the strategy ``continual``, and with settings that only running text or masks have."""
+    task, data, training = values.get("task"), section(values, "data"), section(values, "training")
+    facts = TASK_FACTS.get(str(task))
+    if facts is None:
+        return
+    sources = [data[key] for key in ("train", "test", "validation") if isinstance(data.get(key), str)]
+    if data.get("sample_by") is not None and not (facts.corpus and any(is_text(source) for source in sources)):
+        yield "data.sample_by", f"says how text files fall into documents, and there are none; {TEXT_SUFFIXES} are read"
+    if not facts.masks:
+        for key in ("mlm_probability", "whole_word_mask"):
+            if training.get(key):
+                yield f"training.{key}", f"only fill-mask masks tokens; the task is {task}"
+    if values.get("strategy") == "continual":
+        yield from _continual(values)
+
+
+def _continual(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    task = values.get("task")
+    if not TASK_FACTS[str(task)].corpus:
+        able = " or ".join(task for task, facts in TASK_FACTS.items() if facts.corpus)
+        yield "strategy", f"'continual' goes on with pretraining, whose task is {able}, found {task}"
+        return
+    for role, column in section(section(values, "data"), "columns").items():
+        if role != "text" and column is not None:
+            yield f"data.columns.{role}", "strategy 'continual' learns from running text alone: only 'text' is a column"
+    if section(values, "data").get("too_long") in ("drop", "error"):
+        yield "data.too_long", "strategy 'continual' cuts documents into blocks, so none is too long; leave it out"
+    if section(values, "training").get("packing"):
+        yield "training.packing", "strategy 'continual' fills blocks with documents anyway; leave it out"

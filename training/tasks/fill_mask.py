@@ -1,0 +1,102 @@
+"""Fill-mask: masked language modelling on running text, with the base's own head left as it is.
+
+With strategy ``continual`` the documents are joined and cut into blocks of ``max_length`` tokens, with special tokens
+around each block and a separator between documents, as RoBERTa's full sentences (Liu et al. 2019); with ``fine-tune``
+each row stands alone and is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lorary.hub.errors import TrainingError
+from lorary.training.data import Example, Note
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.lengths import Length
+from lorary.training.tasks.masking import MaskedRows, Masker
+from lorary.training.tasks.token_rows import Frame, blocks, frame_of, separate, tokenize
+from lorary.training.tasks.token_scores import TokenScore, score_tokens, token_metrics, unigram
+
+
+class FillMask(Task):
+    """Masked language modelling (Devlin et al. 2019)."""
+
+    name = "fill-mask"
+    peft_task_type = None  # PEFT has none for it; the manifest says what it is
+    main_metric = "loss"
+    new_head = False
+    masks = True
+
+    def auto_class(self) -> Any:
+        """``AutoModelForMaskedLM``."""
+        from transformers import AutoModelForMaskedLM
+
+        return AutoModelForMaskedLM
+
+    def masker(self, tokenizer: Any) -> Masker:
+        """What hides tokens, as the recipe says.
+
+        Raises:
+            TrainingError: the tokenizer has no mask token, or can't tell words.
+        """
+        training = self.recipe.training
+        if tokenizer.mask_token_id is None:
+            raise TrainingError("the base's tokenizer has no mask token; choose a masked language model as base")
+        if training.whole_word_mask and not getattr(tokenizer, "is_fast", False):
+            raise TrainingError("training.whole_word_mask needs a fast tokenizer (a tokenizer.json beside the base)")
+        return Masker(tokenizer, training.mlm_probability or 0.15, training.whole_word_mask)
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+        """Documents to blocks or rows of token ids, each with its fixed masks.
+
+        Raises:
+            DataError: there isn't enough text.
+            TrainingError: as :meth:`masker`.
+        """
+        masker, frame = self.masker(tokenizer), frame_of(tokenizer)
+        stream = tokenize(examples, tokenizer, words=masker.whole_words)
+        if self.recipe.strategy == "continual":
+            separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+            rows = blocks(stream, max_length, Frame((), () if separator is None else (separator,)), frame)
+            full = [len(rows.row(place)) for place in range(len(rows))]
+        else:
+            rows = separate(stream, max_length, frame)
+            full = [length + frame.size for length in stream.lengths]
+        lengths = tuple(
+            Length(tokens, min(tokens, max_length), masker.can_hide(rows.row(place)))
+            for place, tokens in enumerate(full)
+        )
+        owners = tuple(examples[index] for index in rows.first)
+        return Encoded(owners, MaskedRows(rows, masker), (None,) * len(rows), lengths)
+
+    def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
+        """Pads; hides tokens of the training rows anew each time, while validation rows have theirs already."""
+        return self.masker(tokenizer).collate
+
+    def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
+        """transformers' ``Trainer``, over training rows of which every token is visible still."""
+        return super().trainer(model, tokenizer, settings, {**rows, "train_dataset": rows["train_dataset"].plain()})
+
+    def outcome(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
+        """Loss and hits over the row's hidden tokens."""
+        return score_tokens(logits, torch.tensor(feature["labels"], device=logits.device))
+
+    def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
+        """Of the hidden tokens: mean loss (nats), its exponential (pseudo-perplexity), and the share of top-1 hits."""
+        return token_metrics(outcomes)
+
+    def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
+        """The document that the row begins in; how many hidden tokens would have come first."""
+        return Answer(example.values["text"], "", outcome.told, outcome.correct == outcome.tokens)
+
+    def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:
+        """``unigram``: what the frequencies of the training rows' tokens alone give."""
+        return {"unigram": _unigram(train, test, tokenizer)}
+
+
+def _unigram(train: Encoded, test: Encoded, tokenizer: Any) -> Metrics:
+    assert isinstance(train.features, MaskedRows)
+    return unigram([train.features.rows.ids], test.features, len(tokenizer), without=tokenizer.all_special_ids)

@@ -40,10 +40,19 @@ def provenance(
         "loss": fitted.loss,
         "curve": [list(point) for point in _thinned(fitted.curve)],
         "seconds": round(seconds, 3),
+        "tokens_per_second": _speed(prepared, fitted),
         "peak_memory_bytes": peak_memory(device),
         **({"estimate": dict(estimate)} if estimate else {}),
         "notices": [without_folders(line, prepared.recipe) for line in reporter.notices],
     }
+
+
+def _speed(prepared: Prepared, fitted: Fitted) -> float:
+    """The rows' own tokens, without padding, that the run went through in a second of its training."""
+    lengths = [len(feature["input_ids"]) for feature in prepared.train.features]
+    training = prepared.recipe.training
+    rows = fitted.steps * training.batch_size * training.gradient_accumulation
+    return round(rows * sum(lengths) / len(lengths) / fitted.seconds, 1) if fitted.seconds else 0.0
 
 
 def environment(device: torch.device) -> dict[str, Any]:

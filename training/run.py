@@ -19,6 +19,7 @@ from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 from lorary.training.data import load_data
 from lorary.training.fitting.evaluate import token_logits
+from lorary.training.fitting.padding import padding_hint
 from lorary.training.gate import ROWS, gate
 from lorary.training.interrupt import Stops
 from lorary.training.model import take_off
@@ -208,6 +209,9 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
     for line in task.caveats(test.golds):
         reporter.note(line)
     estimate = predict(prepared) if recipe.report.write else None
+    hint = padding_hint([len(feature["input_ids"]) for feature in prepared.train.features], recipe)
+    if hint:
+        reporter.note(hint)
     reporter.phase("training")
     fitted = fit(
         model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,

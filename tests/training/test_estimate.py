@@ -14,8 +14,8 @@ from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.plan import estimate
 from lorary.training.estimate.quantized import packed_bytes
-from lorary.training.estimate.run import padded_tokens
 from lorary.training.estimate.step import step_cost
+from lorary.training.fitting.padding import padded_tokens
 from lorary.training.precision import precision
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.step import StepCost
+from lorary.training.fitting.padding import padded_tokens
 from lorary.training.recipe import Recipe
 
 CUDA_CONTEXT = 500 * 10**6
@@ -84,14 +84,6 @@ def run_cost(
         basis if rate else "nothing to judge by",
         _KEPT.get(device.type, 1.5),
     )
-
-
-def padded_tokens(lengths: Sequence[int], batch_size: int, seed: int) -> int:
-    """The tokens of an epoch in batches drawn at random, each padded to its longest row."""
-    order = list(lengths)
-    random.Random(seed).shuffle(order)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return sum(max(batch) * len(batch) for batch in batches)
 
 
 def held_by_libraries(device: torch.device) -> int:

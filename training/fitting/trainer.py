@@ -80,6 +80,7 @@ def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "gradient_checkpointing": training.gradient_checkpointing,
+        "train_sampling_strategy": "group_by_length" if training.group_by_length else "random",
         "dataloader_pin_memory": not on_cpu,
         "remove_unused_columns": False,
         "label_names": ["labels"],

@@ -186,6 +186,8 @@ def _run(values: Mapping[str, Any]) -> Problems:
         yield "training.packing", f"only text-generation rows can be packed; the task is {task}"
     if facts is not None and not facts.roles & {"label", "tags"} and data.get("labels") is not None:
         yield "data.labels", f"{task} has no labels"
+    if training.get("group_by_length") and task == "text-generation" and training.get("packing") is not False:
+        yield "training.group_by_length", "rows of text-generation share sequences already; set training.packing: false"
     if values.get("device") is not None and values.get("device_map") is not None:
         yield "device_map", "spreads the base over all devices, and device names one; leave one of them out"
     output = values.get("output")

@@ -104,7 +104,8 @@ class Training(_Section):
     ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off. ``packing`` puts rows
     of text generation into shared sequences: ``batch`` (the default, where the model keeps them apart) within a batch,
     which changes nothing but the time; true up to ``max_length``, so that ``batch_size`` counts such sequences; false
-    pads each row. ``checkpoint_steps`` puts checkpoints inside an epoch; there is one after each epoch, and after ten
+    pads each row. ``group_by_length`` puts rows of like length into a batch: less padding, other batches.
+    ``checkpoint_steps`` puts checkpoints inside an epoch; there is one after each epoch, and after ten
     minutes without one, in any case.
     ``lora_plus_ratio`` is how many times larger B's learning rate is than A's (LoRA+, Hayou et al. 2024).
     ``mlm_probability`` is the share of tokens that fill-mask hides; with ``whole_word_mask`` it is the share of words,
@@ -126,6 +127,7 @@ class Training(_Section):
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
     packing: bool | Literal["batch"] | None = None
     gradient_checkpointing: bool = False
+    group_by_length: bool = False
     checkpoint_steps: Positive | None = None
     mlm_probability: Share | None = None
     whole_word_mask: bool = False

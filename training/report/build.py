@@ -84,6 +84,7 @@ def _facts(prepared: Prepared, fitted: Fitted, provenance: Mapping[str, Any]) ->
         "rows": ", ".join(f"{count:,} {part}" for part, count in rows.items() if count),
         "trained parameters": f"{trainable:,}",
         "steps": f"{fitted.steps:,} in {provenance['seconds']:.1f} s" + (f", epoch {best:g} kept" if best else ""),
+        "tokens": f"{provenance['tokens_per_second']:,.0f} a second, padding not counted",
         "peak memory": f"{provenance['peak_memory_bytes'] / 1e6:,.0f} MB{predicted}",
         "device": environment["device"],
         "packages": ", ".join(f"{name} {version}" for name, version in environment["packages"].items()),

@@ -100,7 +100,7 @@ def with_adapter(recipe: Recipe, registry: Registry) -> Result:
 
 def in_full(recipe: Recipe) -> Result:
     """Plain transformers: every weight is trained, with the Trainer's own loop."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     started = time.perf_counter()
     data = load_data(recipe)
@@ -120,6 +120,7 @@ def in_full(recipe: Recipe) -> Result:
             model=base.model, args=arguments, train_dataset=list(rows.features),
             data_collator=task.collator(base.tokenizer),
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         outcomes = task.outcomes(base.model, test, base.tokenizer, recipe.training.batch_size)
     metric = task.metrics(outcomes, test.golds)[task.main_metric]

@@ -61,6 +61,54 @@ def bpe_tokenizer() -> Any:
     )
 
 
+def encoder_decoder(family: str) -> tuple[Any, Any]:
+    """A tiny ``t5``, ``bart``, ``mbart`` (a target ends with its language) or ``nllb`` (it begins with it)."""
+    import transformers as t
+
+    if family in ("mbart", "nllb"):
+        marks = ["<s>", "<pad>", "</s>", "<unk>"]
+        if family == "mbart":
+            pieces = [(piece, -float(place)) for place, piece in enumerate([*marks, "\u2581", *pieces_of(WORDS)])]
+            tokenizer = t.MBartTokenizer(vocab=pieces, src_lang="en_XX")
+        else:
+            # Byte-pair encoding gets to a word by way of all its beginnings.
+            merges = [(word[:end], word[end]) for word in pieces_of(WORDS) for end in range(1, len(word))]
+            merges = list(dict.fromkeys(merges))
+            pieces = [*marks, "\u2581", *pieces_of(WORDS), *(first + second for first, second in merges)]
+            vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
+            tokenizer = t.NllbTokenizer(vocab=vocabulary, merges=merges)
+        tokenizer.model_max_length = 64
+    else:
+        tokenizer = wordpiece_tokenizer(segments=False)
+        tokenizer.eos_token = "[SEP]"
+    common = {
+        "vocab_size": len(tokenizer), "d_model": 32, "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    if family == "t5":
+        config = t.T5Config(
+            **common, d_ff=64, d_kv=16, num_layers=2, num_heads=2, decoder_start_token_id=0, tie_word_embeddings=False
+        )
+        return t.T5ForConditionalGeneration(config), tokenizer
+    kinds = {
+        "bart": (t.BartConfig, t.BartForConditionalGeneration),
+        "mbart": (t.MBartConfig, t.MBartForConditionalGeneration),
+        "nllb": (t.M2M100Config, t.M2M100ForConditionalGeneration),
+    }
+    make_config, make_model = kinds[family]
+    config = make_config(
+        **common, bos_token_id=tokenizer.bos_token_id, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64,
+        decoder_start_token_id=tokenizer.eos_token_id, forced_eos_token_id=None, forced_bos_token_id=None,
+    )  # fmt: skip
+    return make_model(config), tokenizer
+
+
+def pieces_of(words: Iterable[str]) -> list[str]:
+    """Words as SentencePiece has them, behind the mark for a space, and letters."""
+    return [*(f"\u2581{word}" for word in words if len(word) > 1), *"abcdefghijklmnopqrstuvwxyz"]
+
+
 def save_base(model: Any, tokenizer: Any, folder: Path) -> Path:
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -117,11 +165,26 @@ def text_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     return rows
 
 
+ENDINGS = {"good": "the firm said sales grew", "bad": "the bank report said loss"}
+
+
+def summary_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """The headlines of :func:`tone_rows`, each with a sentence that tells its tone."""
+    return [{"text": row["text"], "summary": ENDINGS[row["label"]]} for row in tone_rows(count, seed)]
+
+
+def translation_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """The same, as a language of two sentences."""
+    return [{"source": row["text"], "target": row["summary"]} for row in summary_rows(count, seed)]
+
+
 ROWS = {
     "text-classification": tone_rows,
     "token-classification": tag_rows,
     "text-generation": prompt_rows,
     "fill-mask": text_rows,
+    "summarization": summary_rows,
+    "translation": translation_rows,
 }
 
 

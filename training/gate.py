@@ -17,9 +17,6 @@ from lorary.hub.errors import GateError, LoraryError
 from lorary.training.save import Trained
 from lorary.training.tasks.base import Encoded, Metrics, Task
 
-ROWS = 64
-"""The most held-out rows that the metric is compared on."""
-
 TENSOR_TOLERANCE: Mapping[str, float] = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
 """How far a tensor may be from the trained one, relative to its largest value: what the loader's dtype rounds off."""
 
@@ -39,7 +36,7 @@ def gate(
     Args:
         folder: the saved files.
         backbone: around the base that the adapter was trained on, unloaded from it.
-        rows: up to :data:`ROWS` held-out rows, and ``expected`` the trained model's metrics on exactly these.
+        rows: up to ``task.gate_rows`` held-out rows, and ``expected`` the trained model's metrics on exactly these.
 
     Raises:
         GateError: the files don't load, or a tensor, a golden row or the metric differs; the message names it.
@@ -57,8 +54,9 @@ def gate(
         except LoraryError as error:
             raise GateError(str(error)) from error
         if expected is not None and rows.features:
+            dtype = trained.numerics.dtype
             actual = task.metrics(task.through(backbone, name, rows), rows.golds)
-            compare_metrics(expected, actual, METRIC_TOLERANCE[trained.numerics.dtype])
+            compare_metrics(task.gated(expected, dtype), actual, METRIC_TOLERANCE[dtype])
     finally:
         backbone.unload(name)
 

@@ -53,6 +53,7 @@ def prepare(recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent |
     task = make_task(recipe, data.labels, data.problem_type)
     base = load_for(task, recipe)
     max_length = _fitting_length(base, recipe, reporter)
+    max_length = task.meet(base.model, base.tokenizer, max_length, reporter.note)
 
     def encode(examples: Sequence[Any]) -> Encoded:
         return task.encode(examples, base.tokenizer, max_length, reporter.note)

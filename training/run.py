@@ -18,9 +18,8 @@ from lorary.hub.reference import normalise_domain
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 from lorary.training.data import load_data
-from lorary.training.fitting.evaluate import token_logits
 from lorary.training.fitting.padding import padding_hint
-from lorary.training.gate import ROWS, gate
+from lorary.training.gate import gate
 from lorary.training.interrupt import Stops
 from lorary.training.model import take_off
 from lorary.training.prepare import Prepared, prepare
@@ -223,12 +222,12 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
     outcomes = answers(model)
     metrics["test"] = task.metrics(outcomes, test.golds)
     _note_no_gain(task, metrics, reporter)
-    rows = test.head(ROWS)
+    rows = test.head(task.gate_rows)
     golden_rows = choose_rows([feature["input_ids"] for feature in test.features])
     trained = Trained(
         tensors=adapter_tensors(model),
         golden_rows=tuple(tuple(row) for row in golden_rows),
-        golden=tuple(condense(task.name, logits) for logits in token_logits(model, golden_rows)),
+        golden=tuple(condense(task.name, logits) for logits in task.golden(model, golden_rows)),
         numerics=numerics_of(model, recipe),
         provenance=provenance(prepared, fitted, fitted.seconds, estimate, reporter),
     )
@@ -258,7 +257,7 @@ def _note_no_gain(task: Task, metrics: Mapping[str, Metrics], reporter: Reporter
     """Say so where training didn't help: the adapter is valid, but nobody should have to find that out in use."""
     name, sign = task.main_metric, -1 if lower_is_better(task.main_metric) else 1
     trained = metrics["test"][name]
-    for split in metrics.keys() - {"test"}:
-        other = metrics[split].get(name)
+    for split, values in metrics.items():
+        other = values.get(name) if split != "test" else None
         if other is not None and sign * trained <= sign * other:
             reporter.note(f"no better than {split} on the held-out rows: {name} {trained:.4g} against {other:.4g}")

@@ -120,6 +120,7 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         preprocessing=task.preprocessing(max_length),
         prompt=task.prompt(base.tokenizer),
         pooling=task.pooling(),
+        generation=task.generation(),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": public(recipe).settings("json")},

@@ -44,7 +44,9 @@ def command(
     quantization: Annotated[str, typer.Option(help="Of the base: none, nf4, fp4 or int8.")] = "none",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="For text generation.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="For generated texts; default the adapter's own, else 64.")
+    ] = None,
     context: Annotated[str | None, typer.Option(help="For question answering: the text that answers TEXT.")] = None,
     pair: Annotated[
         str | None, typer.Option(help="For adapters of sentence pairs: the second text; or a tab and it in each TEXT.")
@@ -75,7 +77,9 @@ def command(
     for note in backbone.load(source.checkpoint, source.name).notes:
         print(f"note: {clean(note)}", file=sys.stderr)
     if task in GENERATING:
-        rows = _generate(backbone, inputs, source.name, max_new_tokens, bare)
+        manifest = source.checkpoint.manifest
+        own = manifest.generation.max_new_tokens if manifest and manifest.generation else 64
+        rows = _generate(backbone, inputs, source.name, max_new_tokens or own, bare)
     else:
         settings = _settings(task, source.checkpoint)
         asked = pairs or (inputs if passage is None else [{"question": text, "context": passage} for text in inputs])

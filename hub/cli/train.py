@@ -115,10 +115,10 @@ def _print_version(version: Version, new: bool, folder: Path | None, as_json: bo
         ]
     )
     print_line("")
-    splits = [split for split in _SPLITS if split in version.metrics]
+    splits = [split for split in dict.fromkeys([*_SPLITS, *version.metrics]) if split in version.metrics]
     print_table(
         [
-            {"metric": metric, **{_SPLITS[split]: _number(version, split, metric) for split in splits}}
+            {"metric": metric, **{_SPLITS.get(split, split): _number(version, split, metric) for split in splits}}
             for metric in version.metrics["test"]
         ]
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorary.training.recipe import Recipe
-from samples import ROWS, bpe_tokenizer, save_base, wordpiece_tokenizer, write_jsonl
+from samples import ROWS, bpe_tokenizer, encoder_decoder, save_base, wordpiece_tokenizer, write_jsonl
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,8 @@ def bases(tmp_path_factory) -> Callable[..., str]:
                     bos_token_id=0, eos_token_id=1,
                 )
             )  # fmt: skip
+        elif family in ("t5", "bart", "mbart", "nllb"):
+            model, tokenizer = encoder_decoder(family)
         else:
             tokenizer = wordpiece_tokenizer(segments=family.startswith("bert"))
             common = {"vocab_size": len(tokenizer), "pad_token_id": 0}
@@ -64,7 +66,10 @@ def make_recipe(tmp_path, bases) -> Callable[..., Recipe]:
     def make(
         task: str = "text-classification", family: str | None = None, *, rows: int = 64, **settings: Any
     ) -> Recipe:
-        family = family or {"text-generation": "llama", "fill-mask": "bert-mlm"}.get(task, "bert")
+        usual = {
+            "text-generation": "llama", "fill-mask": "bert-mlm", "summarization": "t5", "translation": "bart",
+        }  # fmt: skip
+        family = family or usual.get(task, "bert")
         flags = {
             "name": "tiny", "domain": "Finance", "task": task, "base": bases(family),
             "data.train": write_jsonl(tmp_path / "train.jsonl", ROWS[task](rows)),

@@ -37,7 +37,13 @@ def test_live_bytes_rise_and_fall_with_the_tensors():
 
 @pytest.mark.parametrize(
     ("task", "family"),
-    [("text-classification", "bert"), ("token-classification", "roberta"), ("text-generation", "llama")],
+    [
+        ("text-classification", "bert"),
+        ("token-classification", "roberta"),
+        ("text-generation", "llama"),
+        ("summarization", "t5"),
+        ("translation", "bart"),
+    ],
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_step_without_weights_is_the_real_step(task, family, checkpointing, make_recipe):

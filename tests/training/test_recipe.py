@@ -145,7 +145,10 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         (["data.train=rows.txt"], "'rows.txt' isn't one of .jsonl, .json, .csv, .parquet; convert it"),
         (["data.train=some words"], "is neither a file nor a dataset id"),
         (["data.train=nowhere/rows.jsonl"], "there is no folder 'nowhere'"),
-        (["prompt.template='{prompt}'"], "prompt.template: only text-generation has a prompt"),
+        (
+            ["prompt.template='{prompt}'"],
+            "prompt.template: only text-generation, .* have a prompt; the task is text-class",
+        ),
         (["task=text-generation", "prompt.template=Answer"], r"expected a text with \{prompt\} in it once"),
         (["task=text-generation", "prompt.template='{prompt} {x}'"], r"expected a text with \{prompt\} in it once"),
         (

@@ -89,6 +89,7 @@ def _maybe_empty(value: Any) -> str | None:
 CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "text": _text, "text_pair": _text, "prompt": _prompt, "input": _maybe_empty, "completion": _reply,
     "chosen": _reply, "rejected": _reply, "label": _label, "tokens": _tokens, "tags": _tags, "messages": chat_problem,
+    "summary": _text, "source": _text, "target": _text,
 }  # fmt: skip
 """Role -> a function that says what is wrong with a value, or None."""
 
@@ -105,7 +106,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = dict.fromkeys(
 OPTIONAL_ROLES = frozenset({"input"})
 """Roles that a row may lack although its file has the column."""
 
-TARGET_ROLES = frozenset({"label", "tags", "completion", "chosen", "rejected"})
+TARGET_ROLES = frozenset({"label", "tags", "completion", "chosen", "rejected", "summary", "target"})
 """Roles that hold what is to be predicted; all others are what the model is given."""
 
 

@@ -12,7 +12,7 @@ from lorary.adapters.device import pick_device, pick_dtype
 from lorary.adapters.inference import longest_input
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, EstimateError
-from lorary.training.data import load_data
+from lorary.training.data import Examples, load_data
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
@@ -69,7 +69,6 @@ def estimate(
     device = pick_device(recipe.device)
     with quiet_libraries():
         data = load_data(recipe, reporter.note)
-        task = make_task(recipe, data.labels)
         path = resolve_base(recipe.base, revision=recipe.revision, weights=False).path
         try:
             config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
@@ -78,12 +77,14 @@ def estimate(
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
             config.pad_token_id = tokenizer.pad_token_id
+        task, length = _met(recipe, data, tokenizer, config, reporter)
         import_trainer(task)
-        rows = _encode(recipe, task, tokenizer, config, data.train, reporter)
+        encoded = {"train": task.encode(data.train, tokenizer, length, reporter.note)}
+        rows = fit_lengths(encoded, recipe.data.too_long, length, reporter.note)[0]["train"]
 
         def step_of(variant: Recipe) -> StepCost:
             return step_cost(
-                variant, make_task(variant, data.labels), tokenizer, config, _cut(rows, variant),
+                variant, _met(variant, data, tokenizer, config, Reporter())[0], tokenizer, config, _cut(rows, variant),
                 dtype=pick_dtype(device, variant.dtype), device=device,
             )  # fmt: skip
 
@@ -120,12 +121,14 @@ def memory_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _encode(recipe: Recipe, task: Task, tokenizer: Any, config: Any, examples: Any, reporter: Reporter) -> Encoded:
+def _met(recipe: Recipe, data: Examples, tokenizer: Any, config: Any, reporter: Reporter) -> tuple[Task, int]:
+    """The recipe's task, which knows its base, and the most tokens of a row."""
+    task = make_task(recipe, data.labels, data.problem_type)
     with torch.device("meta"):
-        positions = longest_input(task.auto_class().from_config(config))
-    length = min(recipe.training.max_length, tokenizer.model_max_length, positions or recipe.training.max_length)
-    encoded = {"train": task.encode(examples, tokenizer, int(length), reporter.note)}
-    return fit_lengths(encoded, recipe.data.too_long, int(length), reporter.note)[0]["train"]
+        model = task.auto_class().from_config(config)
+    wanted = recipe.training.max_length
+    length = min(wanted, tokenizer.model_max_length, longest_input(model) or wanted)
+    return task, task.meet(model, tokenizer, int(length), reporter.note)
 
 
 def _cut(rows: Encoded, recipe: Recipe) -> list[dict[str, Any]]:

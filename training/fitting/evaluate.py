@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from lorary.training.tasks.base import Encoded, Feature, Task
 
 
+IGNORED = -100
+"""The label of a token that nothing is learned from, as torch's ``cross_entropy`` has it."""
+
+
 def outcomes(model: Any, task: Task, encoded: Encoded, tokenizer: Any, batch_size: int) -> list[Any]:
     """What the model makes of each row, in the rows' order."""
     collate = task.collator(tokenizer)
@@ -34,7 +38,7 @@ def row_logits(model: Any, collate: Any, features: list[Feature]) -> list[torch.
     """The logits of one batch, row by row, without padding."""
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate([dict(feature) for feature in features]).items()}
-    batch.pop("labels", None)
+    labels = batch.pop("labels", None)
     training = model.training
     model.eval()
     with torch.no_grad(), precision(model):
@@ -42,7 +46,9 @@ def row_logits(model: Any, collate: Any, features: list[Feature]) -> list[torch.
     model.train(training)
     if logits.dim() == 2:
         return list(logits)
-    return [row[mask.bool()] for row, mask in zip(logits, batch["attention_mask"], strict=True)]
+    # A decoder of its own answers for the target's tokens, not for those of the text that the encoder reads.
+    real = batch["attention_mask"].bool() if "decoder_input_ids" not in batch else labels != IGNORED
+    return [row[mask] for row, mask in zip(logits, real, strict=True)]
 
 
 def token_logits(model: Any, rows: list[list[int]]) -> list[torch.Tensor]:

@@ -76,7 +76,7 @@ def _refuse_other_kinds(task: Task, recipe: Recipe) -> None:
             "its kin), or task text-generation"
         )
     if not task.masks and is_encoder(config):
-        raise TrainingError(f"base {recipe.base!r} is an encoder, which can't generate; choose a causal language model")
+        raise TrainingError(f"base {recipe.base!r} is an encoder, which can't generate; choose a language model")
 
 
 def _masked_class(config: Any) -> str | None:

@@ -42,10 +42,14 @@ def resolve_targets(
         TrainingError: a name or a pattern matches nothing; the message lists what could match.
     """
     modules = map_modules(model, body_of(model))
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = [
         path
         for path in modules.linears
-        if path.startswith(modules.body_prefix) and not set(path.split(".")) & set(saved)
+        if path.startswith(modules.body_prefix)
+        and not set(path.split(".")) & set(saved)
+        # A T5's language-modelling head stands in its body; it stays everybody's.
+        and (head is None or model.get_submodule(path) is not head)
     ]
     if targets == "all-linear":
         chosen = linear

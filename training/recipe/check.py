@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 from lorary.hub.errors import InvalidReferenceError
 from lorary.hub.reference import check_name, normalise_domain, parse_reference
 from lorary.training.recipe.check_method import method_problems
+from lorary.training.recipe.check_rewriting import rewriting, template_problems
 from lorary.training.recipe.corpus import TEXT_SUFFIXES, corpus_problems, is_text, takes_text
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
-from lorary.training.recipe.raw import RawRecipe, near_file, section, shown
+from lorary.training.recipe.raw import RawRecipe, near_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -131,9 +131,14 @@ def _prompt(values: Mapping[str, Any]) -> Problems:
     given = [key for key, value in prompt.items() if value is not None]
     facts = TASK_FACTS.get(str(task))
     if facts is not None and not facts.prompts:
+        able = ", ".join(name for name, other in TASK_FACTS.items() if other.prompts)
         for key in given:
-            yield f"prompt.{key}", f"only text-generation has a prompt; the task is {task}"
+            yield f"prompt.{key}", f"only {able} have a prompt; the task is {task}"
         return
+    if facts is not None and facts.rewrites:
+        return  # its own check says what can't be
+    if prompt.get("prefix") is not None:
+        yield "prompt.prefix", f"{task} has none; put it into prompt.template"
     columns = section(section(values, "data"), "columns")
     form = prompt.get("format")
     if columns.get("messages") is not None and form not in (None, "chat"):
@@ -146,7 +151,7 @@ def _prompt(values: Mapping[str, Any]) -> Problems:
     if isinstance(template, str):
         if form != "instruction":
             yield "prompt.template", f"only format 'instruction' has one, the format is {form!r}"
-        yield from _template(template)
+        yield from template_problems(template)
     if prompt.get("learn") is not None and (columns.get("text") or columns.get("chosen")):
         learned = "of running text all is" if columns.get("text") else "of a pair the replies are"
         yield "prompt.learn", f"{learned} learned; leave it out"
@@ -168,15 +173,6 @@ def _preference(values: Mapping[str, Any]) -> Problems:
     dropout = section(values, "lora").get("dropout")
     if isinstance(dropout, (int, float)) and dropout > 0:
         yield "lora.dropout", "preference pairs are trained without dropout, which would blur their ratio; leave it out"
-
-
-def _template(template: str) -> Problems:
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError:
-        fields = []
-    if template.count("{prompt}") != 1 or fields != ["prompt"]:
-        yield "prompt.template", f"expected a text with {{prompt}} in it once, found {shown(template)}"
 
 
 def _run(values: Mapping[str, Any]) -> Problems:
@@ -215,6 +211,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _splits,
     _prompt,
     _preference,
+    rewriting,
     _run,
     _report,
 )

@@ -10,13 +10,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorary.hub.errors import RecipeError
+from lorary.hub.manifest import Generation
 from lorary.training.recipe.check import contradictions
 from lorary.training.recipe.defaults import with_defaults
 from lorary.training.recipe.explain import explain
 from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS
 from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
-Task = Literal["text-classification", "token-classification", "text-generation", "fill-mask"]
+Task = Literal[
+    "text-classification", "token-classification", "text-generation", "fill-mask", "summarization", "translation"
+]  # fmt: skip
 Method = Literal[(*LORA_METHODS, *PEFT_METHODS)]  # type: ignore[valid-type]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Strategy = Literal["fine-tune", "continual", "intermediate"]
@@ -44,6 +47,9 @@ class Columns(_Section):
     messages: Text | None = None
     chosen: Text | None = None
     rejected: Text | None = None
+    summary: Text | None = None
+    source: Text | None = None
+    target: Text | None = None
 
     def named(self) -> dict[str, str]:
         """The roles that are in use, with their columns."""
@@ -59,6 +65,7 @@ class Data(_Section):
     ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
     or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen.
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
+    ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
     ``too_long``: rows of more than ``training.max_length`` tokens are cut, left out of the training rows, or an error.
     """
 
@@ -70,6 +77,8 @@ class Data(_Section):
     columns: Columns = Columns()
     labels: tuple[Text, ...] | None = None
     label_columns: tuple[Text, ...] | None = None
+    source_lang: Text | None = None
+    target_lang: Text | None = None
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     subset: Text | None = None
     train_split: Text = "train"
@@ -101,6 +110,8 @@ class Lora(_Section):
 class Training(_Section):
     """The run. Lengths are in tokens; ``warmup`` is a share of all steps.
 
+    Summaries and translations have a length of their own, ``max_target_length``; ``max_length`` is that of their texts.
+
     ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off. ``packing`` puts rows
     of text generation into shared sequences: ``batch`` (the default, where the model keeps them apart) within a batch,
     which changes nothing but the time; true up to ``max_length``, so that ``batch_size`` counts such sequences; false
@@ -122,6 +133,7 @@ class Training(_Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_length: Annotated[int, Field(ge=8)]
+    max_target_length: Annotated[int, Field(ge=2)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     early_stopping: Annotated[int, Field(ge=0)] = 3
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
@@ -138,7 +150,10 @@ class PromptSettings(_Section):
 
     ``learn``: what the loss is taken on: ``replies`` (the default: completions, and each of the assistant's turns),
     ``last`` (a chat's last turn alone) or ``all`` (the prompts too).
+    ``prefix`` stands before the text to summarize or to translate ("summarize: " for a T5); "" for none.
     """
+
+    prefix: str | None = None
 
     format: Literal["instruction", "chat", "plain"] | None = None
     template: Text | None = None
@@ -155,6 +170,25 @@ class PreferenceSettings(_Section):
 
     beta: Annotated[float, Field(gt=0)] | None = None
     loss: Literal["sigmoid", "hinge", "ipo"] | None = None
+
+
+class GenerationSettings(_Section):
+    """How texts are generated when a run is measured; ``predict`` does the same. Greedy unless ``num_beams`` says more.
+
+    ``rows``: texts are generated for as many held-out rows at most, evenly spread; the loss is taken on all.
+    ``max_new_tokens``: ``training.max_target_length`` unless given.
+    """
+
+    rows: Annotated[int, Field(ge=0)] | None = None
+    max_new_tokens: Positive | None = None
+    num_beams: Positive | None = None
+    length_penalty: float | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+
+    def settled(self, max_new_tokens: int) -> Generation:
+        """As the manifest holds it, with so many tokens unless the recipe says how many."""
+        given = self.model_dump(exclude_none=True, exclude={"rows"})
+        return Generation(**{"max_new_tokens": max_new_tokens, **given})
 
 
 class ReportSettings(_Section):
@@ -200,6 +234,7 @@ class Recipe(_Section):
     training: Training
     prompt: PromptSettings = PromptSettings()
     preference: PreferenceSettings = PreferenceSettings()
+    generation: GenerationSettings = GenerationSettings()
     report: ReportSettings = ReportSettings()
     output: Text | None = None
     tags: tuple[Text, ...] = ()

@@ -13,6 +13,7 @@ class TaskFacts:
 
     ``forms`` are the sets of roles that its rows may have, ``columns`` the default columns of the first of them;
     ``defaults`` holds a recipe's sections with the task's own settings, ``role_defaults`` those of rows with a role.
+    ``prompts``: it has settings for how prompts are put. ``rewrites``: it makes one text of another.
     ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for;
     ``masks``: it hides tokens. ``strategy`` is the default one.
     """
@@ -25,6 +26,7 @@ class TaskFacts:
     corpus: bool = False
     masks: bool = False
     strategy: str = "fine-tune"
+    rewrites: bool = False
 
     @property
     def roles(self) -> frozenset[str]:
@@ -34,6 +36,22 @@ class TaskFacts:
 
 def _form(*roles: str) -> frozenset[str]:
     return frozenset(roles)
+
+
+def _rewriting(source: str, target: str) -> TaskFacts:
+    return TaskFacts(
+        forms=(_form(source, target),),
+        columns={source: source, target: target},
+        defaults={
+            "training": {
+                "epochs": 3, "batch_size": 8, "learning_rate": 5e-4, "max_length": 512, "max_target_length": 128,
+            },
+            "lora": {"rank": 16},
+            "generation": {"rows": 200},
+        },
+        prompts=True,
+        rewrites=True,
+    )  # fmt: skip
 
 
 # Learning rates are about ten times those of full fine-tuning ("LoRA Without Regret", 2025; Hu et al. 2021, table 9).
@@ -97,5 +115,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
         masks=True,
         strategy="continual",
     ),
+    "summarization": _rewriting("text", "summary"),
+    "translation": _rewriting("source", "target"),
 }
 """The tasks that can be trained, by name."""

@@ -12,12 +12,15 @@ from lorary.training.tasks.fill_mask import FillMask
 from lorary.training.tasks.multi_label import MultiLabelClassification
 from lorary.training.tasks.preference import PreferencePairs
 from lorary.training.tasks.regression import TextRegression
+from lorary.training.tasks.summarization import Summarization
 from lorary.training.tasks.text_classification import TextClassification
 from lorary.training.tasks.text_generation import TextGeneration
 from lorary.training.tasks.token_classification import TokenClassification
+from lorary.training.tasks.translation import Translation
 
 TASKS: Mapping[str, type[Task]] = {
-    task.name: task for task in (TextClassification, TokenClassification, TextGeneration, FillMask)
+    task.name: task
+    for task in (TextClassification, TokenClassification, TextGeneration, FillMask, Summarization, Translation)
 }
 """The tasks that can be trained; a new one is a file here, a line in this table and its name in the recipe."""
 

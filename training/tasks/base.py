@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from lorary.adapters import Backbone
-from lorary.hub.manifest import Pooling, Preprocessing, Prompt
+from lorary.hub.manifest import Generation, Pooling, Preprocessing, Prompt
 from lorary.training.data import Example, Note
 from lorary.training.data.roles import TARGET_ROLES
-from lorary.training.fitting.evaluate import outcomes
+from lorary.training.fitting.evaluate import outcomes, token_logits
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.lengths import Length
@@ -64,12 +64,13 @@ class Task(ABC):
     """One task of one run: a recipe's settings and the labels found in its data."""
 
     name: ClassVar[str]
-    peft_task_type: ClassVar[str | None]
+    peft_task_type: str | None
     main_metric: ClassVar[str]
     problem_type: ClassVar[str | None] = None
     new_head: ClassVar[bool] = True  # False: the base's own head stays as it is
     masks: ClassVar[bool] = False  # True: that head is a masked language model's
     scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
+    gate_rows: ClassVar[int] = 64  # the most held-out rows that the gate compares the metrics on
 
     def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
         self.recipe = recipe
@@ -89,6 +90,20 @@ class Task(ABC):
             "id2label": dict(enumerate(self.labels)),
             "label2id": {label: index for index, label in enumerate(self.labels)},
         }
+
+    def meet(self, model: Any, tokenizer: Any, max_length: int, note: Note) -> int:
+        """Get to know the base before rows are encoded: settle what depends on its kind, refuse what can't be done.
+
+        Args:
+            max_length: the most tokens of a row, as the recipe and the base have it.
+
+        Returns:
+            The same, or less where the task needs room for more than a row.
+
+        Raises:
+            TrainingError: the base can't be trained for this task, or not with these settings.
+        """
+        return max_length
 
     @abstractmethod
     def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
@@ -137,7 +152,7 @@ class Task(ABC):
         return None
 
     def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
-        """What the held-out rows can't tell: a line for each metric that is left out of :meth:`metrics`."""
+        """What to know of the metrics on these rows: a line for each that is left out or could be taken otherwise."""
         return ()
 
     def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:
@@ -163,6 +178,14 @@ class Task(ABC):
         logits = backbone.logits([feature["input_ids"] for feature in rows.features], name)
         return [self.outcome(row, feature) for row, feature in zip(logits, rows.features, strict=True)]
 
+    def golden(self, model: Any, rows: list[list[int]]) -> list[torch.Tensor]:
+        """The logits of bare token rows as ``Backbone.logits`` gives them, float32 on the CPU."""
+        return token_logits(model, rows)
+
+    def gated(self, metrics: Metrics, dtype: str) -> Metrics:
+        """Of the metrics, those that the gate may compare: that come out the same in arithmetic of ``dtype``."""
+        return metrics
+
     def preprocessing(self, max_length: int) -> Preprocessing:
         """How rows become token ids, for the manifest."""
         return Preprocessing(self.recipe.data.columns.named(), max_length)
@@ -173,6 +196,10 @@ class Task(ABC):
 
     def prompt(self, tokenizer: Any) -> Prompt | None:
         """How prompts are put, for the manifest; None where the task has none."""
+        return None
+
+    def generation(self) -> Generation | None:
+        """How texts were generated to be measured, for the manifest; None where none were."""
         return None
 
 

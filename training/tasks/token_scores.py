@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-IGNORED = -100  # torch's cross_entropy leaves positions with this label out
+from lorary.training.fitting.evaluate import IGNORED
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""Generating texts with a model in training, as the loader will with the saved adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lorary.adapters.generate import decode_new, pad_prompts
+from lorary.adapters.inference import padding_token
+from lorary.training.precision import precision
+
+
+def write_texts(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any], batch_size: int
+) -> list[str]:
+    """The new text of each prompt.
+
+    Args:
+        model: a language model, with or without PEFT's layers.
+        prompts: token ids.
+        settings: arguments of transformers' ``generate``.
+    """
+    device, encoder_decoder = next(model.parameters()).device, bool(model.config.is_encoder_decoder)
+    pad = padding_token(model.config, tokenizer)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    texts: dict[int, str] = {}
+    training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = pad_prompts([prompts[place] for place in places], encoder_decoder=encoder_decoder, pad=pad)
+        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+        with torch.no_grad(), precision(model):
+            made = model.generate(**inputs, pad_token_id=pad, **settings)
+        new = decode_new(made, 0 if encoder_decoder else inputs["input_ids"].shape[1], tokenizer)
+        texts |= zip(places, new, strict=True)
+    model.train(training)
+    return [texts[place] for place in range(len(prompts))]
+
+
+def spread(rows: int, most: int) -> list[int]:
+    """The places of at most ``most`` of so many rows, evenly spread."""
+    count = min(rows, most)
+    return [place * rows // count for place in range(count)]

@@ -1,0 +1,351 @@
+"""What summarization and translation share: one text becomes another, and is measured by generating it.
+
+Both take encoder-decoders (T5, BART, mBART, NLLB) and causal language models; these get the text in a prompt. Texts
+become token ids by the loader's own functions, so what is trained is what ``predict`` will ask.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from lorary.adapters import Backbone
+from lorary.adapters.generate import Manner, generation_settings, prompt_tokens
+from lorary.adapters.inference import longest_input
+from lorary.adapters.languages import has_languages, language_id, speaking
+from lorary.adapters.loading import natural_class
+from lorary.hub.embedded import resolve_base
+from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError
+from lorary.hub.manifest import Generation, Preprocessing, Prompt
+from lorary.training.data import Example, Note
+from lorary.training.fitting.evaluate import outcomes as token_outcomes
+from lorary.training.fitting.writing import spread, write_texts
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.forms import Causal, EncoderDecoder, Form
+from lorary.training.tasks.lengths import Length
+from lorary.training.tasks.token_scores import TokenScore, token_metrics
+
+_FEWEST_SOURCE_TOKENS = 16
+_T5 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model makes of a row: how well it predicts the target, and its own text (None where none was asked)."""
+
+    score: TokenScore
+    text: str | None
+
+
+class Rewriting(Task):
+    """One text becomes another. The loss is taken on the target's tokens; ROUGE or BLEU on generated texts."""
+
+    new_head = False
+    scored_in_one_pass = False
+    gate_rows = 16  # generated twice, one by one
+    source_role: ClassVar[str]
+    target_role: ClassVar[str]
+
+    form: Form
+    manner: Manner
+    target_length: int
+    _settings: dict[str, Any]
+    _note: Note
+
+    @abstractmethod
+    def t5_prefix(self) -> str | None:
+        """What T5 was pretrained to see before such a text, None where the recipe doesn't say enough to know."""
+
+    @abstractmethod
+    def instruction(self) -> str:
+        """What a causal model is told to do, as a sentence."""
+
+    @abstractmethod
+    def text_metrics(self, found: Sequence[str], golds: Sequence[str]) -> Metrics:
+        """The metrics of generated texts."""
+
+    @abstractmethod
+    def baseline(self, source: str) -> tuple[str, str]:
+        """The name of an answer that needs no model, and that answer."""
+
+    def auto_class(self) -> Any:
+        """The class under which the base is served, which has a language-modelling head in either case."""
+        from transformers import AutoConfig
+
+        path = resolve_base(self.recipe.base, revision=self.recipe.revision, weights=False).path
+        try:
+            return natural_class(AutoConfig.from_pretrained(path))
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise BaseNotFoundError(f"base {self.recipe.base!r} can't be loaded as a model: {first}") from error
+
+    # The base
+
+    def meet(self, model: Any, tokenizer: Any, max_length: int, note: Note) -> int:
+        """Settle prefix, template, languages and lengths for this base.
+
+        Raises:
+            TrainingError: the base can't learn this, or has no use for one of the settings.
+        """
+        self._note = note
+        if tokenizer.eos_token_id is None:
+            raise TrainingError("the base's tokenizer has no end-of-text token, so a generation would never stop")
+        config = model.config
+        self.form = EncoderDecoder(model) if config.is_encoder_decoder else Causal()
+        self.peft_task_type = self.form.peft_task_type
+        if self.form.encoder_decoder:
+            self._refuse_broken_decoders(config, model.get_input_embeddings().weight.dtype)
+        max_length = self._settle_lengths(model, max_length, note)
+        languages = self._languages(tokenizer, config.model_type)
+        self.manner = Manner(
+            self._put(tokenizer),
+            replace(
+                Preprocessing(self.recipe.data.columns.named(), max_length, self._prefix(config, note)),
+                source_lang=languages[0],
+                target_lang=languages[1],
+            ),
+            self.generation(),
+            cuts=True,
+        )
+        self._settings = generation_settings(self.manner, model, tokenizer)
+        return max_length
+
+    def _refuse_broken_decoders(self, config: Any, dtype: torch.dtype) -> None:
+        prompt = self.recipe.prompt
+        for key in ("format", "template", "chat_template"):
+            if getattr(prompt, key) is not None:
+                raise TrainingError(
+                    f"prompt.{key}: {config.model_type!r} is an encoder-decoder, which takes a prefix only; "
+                    "use prompt.prefix, or a causal base"
+                )
+        if config.model_type in _T5 and dtype == torch.float16:
+            raise TrainingError(
+                f"dtype float16: the activations of {config.model_type!r} overflow in it (NaN); "
+                "use dtype: bfloat16 or float32"
+            )
+        if config.decoder_start_token_id is None:
+            raise TrainingError(
+                f"the base's config has no decoder_start_token_id, so nobody knows what the decoder of "
+                f"{config.model_type!r} starts from; set it in the base's config.json"
+            )
+
+    def _settle_lengths(self, model: Any, max_length: int, note: Note) -> int:
+        """Room for text and target, within what the base takes."""
+        wanted = self.recipe.training.max_target_length or 128
+        longest = longest_input(model)
+        self.target_length = wanted
+        if longest is None:
+            return max_length
+        if self.form.encoder_decoder:
+            self.target_length = min(wanted, longest)
+            if self.target_length < wanted:
+                note(f"the base writes at most {longest} tokens, training.max_target_length asks for {wanted}")
+            return max_length
+        room = longest - wanted
+        if room < _FEWEST_SOURCE_TOKENS:
+            raise TrainingError(
+                f"training.max_target_length {wanted} leaves {max(0, room)} of the base's {longest} tokens for the "
+                f"text; expected at least {_FEWEST_SOURCE_TOKENS}: lower it"
+            )
+        if room < max_length:
+            note(f"the base takes {longest} tokens, {wanted} of which are the target's: texts are cut to {room}")
+        return min(max_length, room)
+
+    def _languages(self, tokenizer: Any, model_type: str) -> tuple[str | None, str | None]:
+        """The codes that the tokenizer marks texts with; None where it has none."""
+        data = self.recipe.data
+        if self.form.encoder_decoder and has_languages(tokenizer):
+            if data.source_lang is None or data.target_lang is None:
+                raise TrainingError(
+                    "the base's tokenizer marks each text with its language; name both with data.source_lang and "
+                    f"data.target_lang, in codes such as {tokenizer.src_lang!r}"
+                )
+            for key, code in (("source_lang", data.source_lang), ("target_lang", data.target_lang)):
+                try:
+                    language_id(tokenizer, code)
+                except UsageError as error:
+                    raise TrainingError(f"data.{key}: {error}") from error
+            return data.source_lang, data.target_lang
+        if data.source_lang is not None and self.form.encoder_decoder and model_type not in _T5:
+            raise TrainingError(
+                f"data.source_lang: the tokenizer of {model_type!r} marks no languages, and no prompt names them; "
+                "leave the languages out"
+            )
+        return None, None
+
+    def _prefix(self, config: Any, note: Note) -> str:
+        given = self.recipe.prompt.prefix
+        if given is not None:
+            return given
+        if not self.form.encoder_decoder:
+            return f"{self.instruction()}\n\n" if self.recipe.prompt.format == "chat" else ""
+        if config.model_type in _T5:
+            prefix = self.t5_prefix()
+            if prefix is None:
+                note(
+                    "texts stand before the base without a prefix; T5 was pretrained with such as 'translate English "
+                    "to German: ': set data.source_lang and data.target_lang, or prompt.prefix"
+                )
+            return prefix or ""
+        return ""
+
+    def _put(self, tokenizer: Any) -> Prompt:
+        prompt = self.recipe.prompt
+        form = prompt.format or "instruction"
+        if self.form.encoder_decoder or form == "plain":
+            return Prompt()
+        if form == "chat":
+            if not (prompt.chat_template or tokenizer.chat_template):
+                raise TrainingError(
+                    "the base's tokenizer has no chat template; give one with prompt.chat_template, "
+                    "or use prompt.format: instruction"
+                )
+            return Prompt("chat", None, prompt.chat_template)
+        name = self.target_role.capitalize() if self.target_role != "target" else "Translation"
+        default = f"{self.instruction()}\n\n### Text:\n{{prompt}}\n\n### {name}:\n"
+        return Prompt("instruction", prompt.template or default)
+
+    # Rows
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+        """Text and target to token ids, each cut to its own length.
+
+        Raises:
+            TrainingError: the prompt's template leaves no room for a text.
+        """
+        features: list[Feature] = []
+        lengths: list[Length] = []
+        cut = 0
+        for example in examples:
+            try:
+                source, source_full = prompt_tokens(
+                    example.values[self.source_role], self.manner, tokenizer,
+                    encoder_decoder=self.form.encoder_decoder,
+                )  # fmt: skip
+            except UsageError as error:
+                raise TrainingError(str(error)) from error
+            target, target_full = self._target(example.values[self.target_role], tokenizer)
+            cut += target_full > len(target)
+            features.append(self.form.feature(source, target))
+            lengths.append(Length(source_full + target_full, len(source) + len(target), bool(target)))
+        if cut:
+            note(
+                f"{cut} of {len(features)} targets are longer than {self.target_length} tokens and were cut "
+                "(training.max_target_length)"
+            )
+        golds = tuple(example.values[self.target_role] for example in examples)
+        return Encoded(tuple(examples), tuple(features), golds, tuple(lengths))
+
+    def _target(self, text: str, tokenizer: Any) -> tuple[list[int], int]:
+        """A target's ids, which end with end-of-text however long it is, and how many there would be."""
+        preprocessing = self.manner.preprocessing
+        eos, limit = tokenizer.eos_token_id, self.target_length
+        if not self.form.encoder_decoder:
+            ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            return [*ids[: limit - 1], eos], len(ids) + 1
+        with speaking(tokenizer, preprocessing.source_lang, preprocessing.target_lang):
+            ids = list(tokenizer(text_target=text, verbose=False)["input_ids"])
+            full = len(ids)
+            if full > limit:
+                ids = list(tokenizer(text_target=text, truncation=True, max_length=limit)["input_ids"])
+        # mBART's end with the language behind the end of text; some tokenizers put no end at all.
+        return (ids, full) if eos in ids[-2:] else ([*ids[: limit - 1], eos], full + 1)
+
+    def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
+        """The form's."""
+        return self.form.collator(tokenizer)
+
+    # Measuring
+
+    def outcome(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
+        """How well the target's tokens are predicted."""
+        return self.form.score(logits, feature)
+
+    def outcomes(self, model: Any, rows: Encoded, tokenizer: Any, batch_size: int) -> list[Written]:
+        """The score of each row, and a text of as many as ``generation.rows`` says, evenly spread."""
+        scores = token_outcomes(model, self, rows, tokenizer, batch_size)
+        places = self._generated(rows)
+        prompts = [self.form.prompt(rows.features[place]) for place in places]
+        texts = write_texts(model, tokenizer, prompts, self._settings, batch_size)
+        return _written(scores, places, texts)
+
+    def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Written]:
+        """The scores from the token ids, and the texts that ``predict`` makes of the rows themselves."""
+        with backbone.using(name) as model:
+            scores = token_outcomes(model, self, rows, backbone.tokenizer, 1)
+        places = self._generated(rows)
+        texts = [
+            str(
+                next(
+                    iter(
+                        backbone.predict(
+                            {self.source_role: rows.examples[place].values[self.source_role]}, name
+                        ).values()
+                    )
+                )
+            )
+            for place in places
+        ]
+        return _written(scores, places, texts)
+
+    def _generated(self, rows: Encoded) -> list[int]:
+        most = self.recipe.generation.rows or 1
+        total = len(rows.features)
+        if total > max(most, self.gate_rows):
+            self._note(
+                f"texts were generated for {most} of {total} held-out rows, evenly spread (generation.rows); "
+                "the loss is that of all"
+            )
+        return spread(total, most)
+
+    def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
+        """Those of the generated texts, and of the targets' tokens."""
+        pairs = [(row.text.strip(), gold) for row, gold in zip(outcomes, golds, strict=True) if row.text is not None]
+        found, wanted = [text for text, _ in pairs], [gold for _, gold in pairs]
+        return {**self.text_metrics(found, wanted), **token_metrics([row.score for row in outcomes])}
+
+    def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:
+        """An answer without a model, on the rows that texts are generated for."""
+        rows = [test.examples[place].values for place in self._generated(test)]
+        found = [self.baseline(row[self.source_role]) for row in rows]
+        golds = [row[self.target_role] for row in rows]
+        return {found[0][0]: self.text_metrics([text for _, text in found], golds)}
+
+    def gated(self, metrics: Metrics, dtype: str) -> Metrics:
+        """In half precision one near tie changes all of a text that follows it, so only the tokens' metrics count."""
+        tokens = token_metrics([])
+        return metrics if dtype == "float32" else {name: metrics[name] for name in tokens}
+
+    def golden(self, model: Any, rows: list[list[int]]) -> list[torch.Tensor]:
+        """The form's."""
+        return self.form.golden(model, rows)
+
+    def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
+        """The text, its target and what was written instead, or how many tokens would have come first."""
+        score, text = outcome.score, outcome.text
+        found = score.told if text is None else text.strip()
+        right = score.correct == score.tokens if text is None else found == gold.strip()
+        return Answer(example.values[self.source_role], gold, found, right)
+
+    # The manifest
+
+    def preprocessing(self, max_length: int) -> Preprocessing:
+        """Columns, length, prefix and languages."""
+        return self.manner.preprocessing
+
+    def prompt(self, tokenizer: Any) -> Prompt | None:
+        """A causal model's; an encoder-decoder has its prefix."""
+        return None if self.form.encoder_decoder else self.manner.prompt
+
+    def generation(self) -> Generation:
+        """As the recipe says; as long as the targets unless it says how long."""
+        return self.recipe.generation.settled(self.target_length)
+
+
+def _written(scores: Sequence[TokenScore], places: Sequence[int], texts: Sequence[str]) -> list[Written]:
+    made = dict(zip(places, texts, strict=True))
+    return [Written(score, made.get(place)) for place, score in enumerate(scores)]

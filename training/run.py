@@ -191,6 +191,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
     # Only here, so that a run that ends with its data's mistakes doesn't wait for the trainers' imports.
     from lorary.training.estimate.plan import predict
     from lorary.training.fitting.fit import fit
+    from lorary.training.fitting.memory_fallback import in_smaller_batches
     from lorary.training.report.build import build_report
 
     recipe, task, model, test = prepared.recipe, prepared.task, prepared.model, prepared.test
@@ -200,7 +201,10 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
             torch.cuda.reset_peak_memory_stats(index)
 
     def answers(model: Any) -> list[Any]:
-        return task.outcomes(model, test, prepared.base.tokenizer, recipe.training.batch_size)
+        def in_batches(size: int) -> list[Any]:
+            return task.outcomes(model, test, prepared.base.tokenizer, size)
+
+        return in_smaller_batches(in_batches, recipe.training.batch_size, reporter.note)
 
     reporter.phase("measuring untrained")
     metrics = {"untrained": task.metrics(answers(model), test.golds)}

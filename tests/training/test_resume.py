@@ -22,28 +22,13 @@ from lorary.training.checkpoints import latest
 from lorary.training.progress import Reporter
 from lorary.training.unfinished import Unfinished
 from samples import tone_rows, write_jsonl
+from stops import Signal
 
 # 32 rows to learn and 8 to judge by: four steps an epoch, with a checkpoint in the middle of each.
 SETTINGS = {
     "training.epochs": 3, "training.early_stopping": 2, "training.gradient_accumulation": 2, "training.batch_size": 4,
     "training.checkpoint_steps": 2, "lora.dropout": 0.2, "data.validation_size": 0.2,
 }  # fmt: skip
-
-
-class Signal(Reporter):
-    """Sends this process a signal at a moment: a phase, or ``step N``."""
-
-    def __init__(self, moment: str, number: signal.Signals = signal.SIGINT) -> None:
-        super().__init__()
-        self.moment, self.number = moment, number
-
-    def phase(self, text: str) -> None:
-        if text == self.moment:
-            signal.raise_signal(self.number)
-
-    def step(self, done: int, total: int, loss: float) -> None:
-        if self.moment == f"step {done}":
-            signal.raise_signal(self.number)
 
 
 # Imports everything once, and makes each life of a run a forked process of its own.
@@ -55,7 +40,7 @@ from lorary.hub.errors import LoraryError
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.fitting import checkpointer, fit
-from test_resume import Signal
+from stops import Signal
 
 def kill_in(module, name, call):
     inner, calls = getattr(module, name), [0]
@@ -94,8 +79,7 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def live():
     """``live(recipe=..., registry=..., at=..., resume=...)``: a run's life in a process; its exit code and digest."""
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests / 'training'}"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", LIVES]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.hub.errors import TrainingError
 from lorary.training.precision import precision
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ IGNORED = -100
 
 
 def outcomes(model: Any, task: Task, encoded: Encoded, tokenizer: Any, batch_size: int) -> list[Any]:
-    """What the model makes of each row, in the rows' order."""
+    """What the model makes of each row, in the rows' order.
+
+    Raises:
+        TrainingError: it isn't a number.
+    """
     collate = task.collator(tokenizer)
     # Rows of like length together: less padding. The order of equals is that of the rows.
     order = sorted(range(len(encoded.features)), key=lambda index: -len(encoded.features[index]["input_ids"]))
@@ -30,6 +35,11 @@ def outcomes(model: Any, task: Task, encoded: Encoded, tokenizer: Any, batch_siz
         for place, logits in zip(
             places, row_logits(model, collate, [encoded.features[i] for i in places]), strict=True
         ):
+            if bool(logits.isnan().any()):
+                raise TrainingError(
+                    f"what the model makes of {encoded.examples[place].place} isn't a number; its weights are damaged, "
+                    "or too large for dtype: float16"
+                )
             found[place] = task.outcome(logits, encoded.features[place])
     return [found[index] for index in range(len(order))]
 

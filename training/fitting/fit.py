@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lorary.hub.errors import TrainingError
 from lorary.training.checkpoints import latest, prune
 from lorary.training.fitting.checkpointer import Checkpointer
+from lorary.training.fitting.memory_fallback import (
+    ADVICE,
+    Batching,
+    free_memory,
+    out_of_memory,
+    put_back,
+    trained_parameters,
+)
 from lorary.training.fitting.metric import ValidationMetric
+from lorary.training.fitting.normalise import normalise
+from lorary.training.fitting.step_rows import StepRows
 from lorary.training.fitting.trainer import make_trainer
 from lorary.training.fitting.watch import Watch
 from lorary.training.interrupt import Stops
@@ -54,22 +62,52 @@ def fit(
         stops: asked after each step whether to end with a checkpoint.
 
     Raises:
-        TrainingError: the loss or the gradients aren't numbers any more, or memory ran out.
+        TrainingError: the loss or the gradients aren't numbers any more, or memory ran out with one row at a time.
         InterruptedRunError: the user has asked to stop.
     """
+    begin = trained_parameters(model)
+    batching = Batching.of(recipe, folder)
+    while True:
+        try:
+            return _attempt(model, tokenizer, task, train, validation, recipe, batching, folder, reporter, stops)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            smaller = batching.smaller()
+            if smaller is None:
+                raise TrainingError(f"memory ran out with one row at a time; {ADVICE}") from error
+        # Only here, where the error and the step's tensors behind it are gone.
+        free_memory()
+        put_back(model, begin)
+        reporter.note(
+            f"memory ran out with {batching.size} rows at a time: going on with training.batch_size {smaller.size} and "
+            f"training.gradient_accumulation {smaller.accumulation}, which makes steps of the same rows"
+        )
+        smaller.keep(folder)
+        batching = smaller
+
+
+def _attempt(
+    model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe,
+    batching: Batching, folder: Path, reporter: Reporter, stops: Stops,
+) -> Fitted:  # fmt: skip
+    """Train from the newest checkpoint in ``folder``, or from the beginning."""
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
     begun = latest(folder)
     prune(folder, {begun.folder, begun.best} if begun else set())
     checkpointer = Checkpointer(folder, recipe.training.checkpoint_steps, stops, begun.seconds if begun else 0.0)
-    trainer = make_trainer(model, tokenizer, task, train, validation, recipe, folder)
+    trainer = make_trainer(model, tokenizer, task, train, validation, recipe, folder, batching)
     for line in task.notices:
         reporter.note(line)
+    rows = StepRows(trainer, train)
+    normalise(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Watch(reporter))
+    trainer.add_callback(rows)
+    trainer.add_callback(Watch(reporter, recipe, rows))
     if validation and task.scored_in_one_pass and task.main_metric != "loss":
-        trainer.add_callback(ValidationMetric(model, task, validation, tokenizer, recipe.training.batch_size))
+        trainer.add_callback(ValidationMetric(model, task, validation, tokenizer, batching.size))
     if validation:
         trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping))
     trainer.add_callback(checkpointer)
@@ -83,11 +121,6 @@ def fit(
             reporter.note(f"going on after step {begun.step} of {begun.total}")
         with stops.after_the_step(reporter.note):
             trainer.train(resume_from_checkpoint=str(begun.folder) if begun else None)
-    except torch.cuda.OutOfMemoryError as error:
-        raise TrainingError(
-            "the GPU's memory ran out; lower training.batch_size (and raise training.gradient_accumulation), "
-            "lower training.max_length, set training.gradient_checkpointing: true, or use method: qlora"
-        ) from error
     finally:
         _undo(model, trainer)
     return _fitted(vars(trainer.state), checkpointer.elapsed)

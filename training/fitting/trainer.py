@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.fitting.trackers import keep_tensorboard_logs
 from lorary.training.precision import base_dtype
 from lorary.training.recipe import Recipe
@@ -15,10 +16,11 @@ from lorary.training.tasks.made_rows import MadeRows
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe, folder: Path
-) -> Any:
-    """The task's trainer, ready to train."""
-    settings = _settings(model, recipe, folder, validation is not None)
+    model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe, folder: Path,
+    batching: Batching | None = None,
+) -> Any:  # fmt: skip
+    """The task's trainer, ready to train; ``batching`` is the recipe's unless given."""
+    settings = _settings(model, recipe, batching or Batching.of(recipe, folder), folder, validation is not None)
     sets = {
         "train_dataset": _dataset(train),
         "eval_dataset": _dataset(validation) if validation else None,
@@ -58,7 +60,7 @@ def _dataset(rows: Encoded) -> Any:
     return rows.features if isinstance(rows.features, MadeRows) else Dataset.from_list(list(rows.features))
 
 
-def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict[str, Any]:
+def _settings(model: Any, recipe: Recipe, batching: Batching, folder: Path, validated: bool) -> dict[str, Any]:
     """Arguments of transformers' ``TrainingArguments``, which those of TRL's trainers extend."""
     training, dtype = recipe.training, base_dtype(model)
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -66,9 +68,9 @@ def _settings(model: Any, recipe: Recipe, folder: Path, validated: bool) -> dict
         "output_dir": str(folder),
         "num_train_epochs": training.epochs,
         "max_steps": training.max_steps or -1,
-        "per_device_train_batch_size": training.batch_size,
-        "per_device_eval_batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation,
+        "per_device_train_batch_size": batching.size,
+        "per_device_eval_batch_size": batching.size,
+        "gradient_accumulation_steps": batching.accumulation,
         "learning_rate": training.learning_rate,
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,

@@ -8,28 +8,59 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lorary.hub.errors import TrainingError
+from lorary.training.fitting.step_rows import StepRows
 from lorary.training.progress import Reporter
+from lorary.training.recipe import Recipe
+
+MOST_OVERFLOWS = 20
+"""How many steps in a row float16's gradients may overflow while their scale is found."""
 
 
 class Watch(TrainerCallback):
     """Moves the bar, and stops a run that has gone wrong at the step where it did."""
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, recipe: Recipe, rows: StepRows) -> None:
         self.reporter = reporter
+        self.recipe = recipe
+        self.rows = rows
+        self._overflows = 0
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Called for each step, since ``logging_steps`` is 1."""
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, model: Any = None, **_: Any
+    ) -> None:
+        """Called for each step, since ``logging_steps`` is 1.
+
+        Raises:
+            TrainingError: the loss or the gradients aren't numbers; with the step's rows and the likely causes.
+        """
         logs = logs or {}
         if "loss" not in logs:
             return
-        loss = float(logs["loss"])
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(float(logs.get(name, 0.0))):
-                raise TrainingError(
-                    f"the {name} became {logs[name]} at step {state.global_step} of {state.max_steps}; "
-                    "lower training.learning_rate, or raise training.warmup"
-                )
+        loss, gradients = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        # float16's scaler leaves out steps whose gradients overflow, and scales the next ones less.
+        self._overflows = 0 if math.isfinite(gradients) else self._overflows + 1
+        overflowed = self._overflows > (MOST_OVERFLOWS if args.fp16 else 0)
+        if not math.isfinite(loss) or overflowed:
+            name, value = ("loss", loss) if not math.isfinite(loss) else ("grad_norm", gradients)
+            places = self.rows.places()
+            raise TrainingError(
+                f"the {name} became {value} at step {state.global_step} of {state.max_steps}, "
+                f"learning rate {logs.get('learning_rate', 0.0):.3g}"
+                + (f", on {places}" if places else "")
+                + f". Likely causes: {'; '.join(self._causes(state))}"
+            )
         self.reporter.step(state.global_step, state.max_steps, loss)
+
+    def _causes(self, state: Any) -> list[str]:
+        """The likeliest first: what the rows themselves show, then the settings."""
+        causes = self.rows.oddities()
+        if self.recipe.dtype == "float16":
+            causes.append("float16 holds no number above 65504: use dtype: bfloat16 or float32")
+        rate = self.recipe.training.learning_rate
+        causes.append(f"too large a step: lower training.learning_rate ({rate:g}), or raise training.warmup")
+        if state.global_step == 1 and not self.rows.oddities():
+            causes.append("at the first step also a base whose weights are damaged")
+        return causes
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any

@@ -1,0 +1,92 @@
+"""Memory that runs out: smaller batches, the same steps, and an end with advice when one row is too much."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from lorary.hub.errors import InterruptedRunError, TrainingError
+from lorary.training import train
+from lorary.training.fitting.memory_fallback import Batching
+from lorary.training.progress import Reporter
+from stops import Signal
+
+
+@contextmanager
+def memory_for(rows: int, *, training: bool = True, after: int = 0):
+    """Batches of more rows, from the ``after``-th on, ask torch's allocator for more than any machine has."""
+    batches = itertools.count(1)
+
+    def allocate(module, inputs):
+        is_rows = isinstance(module, torch.nn.Embedding) and inputs[0].dim() == 2 and module.num_embeddings > 64
+        if is_rows and module.training is training and len(inputs[0]) > rows and next(batches) > after:
+            torch.empty(1 << 60, dtype=torch.uint8)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(allocate)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+STEPS = {"training.batch_size": 12, "training.gradient_accumulation": 1, "lora.dropout": 0.2}
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(make_recipe, registry, tmp_path):
+    same = train(
+        make_recipe(rows=40, **{**STEPS, "training.batch_size": 3, "training.gradient_accumulation": 4}), registry
+    )
+    reporter = Reporter()
+    with memory_for(4):
+        version = train(make_recipe(rows=40, output=str(tmp_path / "b"), **STEPS), registry, reporter)
+    assert [line for line in reporter.notices if "memory ran out" in line] == [
+        "memory ran out with 12 rows at a time: going on with training.batch_size 6 and "
+        "training.gradient_accumulation 2, which makes steps of the same rows",
+        "memory ran out with 6 rows at a time: going on with training.batch_size 3 and "
+        "training.gradient_accumulation 4, which makes steps of the same rows",
+    ]
+    assert version.digest == same.digest
+    notices = json.loads((tmp_path / "b" / "lorary.json").read_text())["provenance"]["notices"]
+    assert any(line.startswith("memory ran out with 12 rows") for line in notices)
+
+
+def test_it_goes_on_from_the_last_checkpoint_and_a_stopped_run_keeps_the_smaller_batch(make_recipe, registry, tmp_path):
+    recipe = make_recipe(rows=36, **{**STEPS, "training.epochs": 4, "training.checkpoint_steps": 1})
+    reporter = Signal("step 8")
+    with memory_for(6, after=4), pytest.raises(InterruptedRunError, match="step 8 of 12 is kept"):
+        train(recipe, registry, reporter)
+    assert any(line.startswith("going on after step 4 of 12") for line in reporter.notices)
+    again = Reporter()
+    with memory_for(6):
+        version = train(recipe, registry, again, resume=True)
+    assert not any("memory ran out" in line for line in again.notices)
+    assert version.manifest.provenance["steps"] == 12
+
+
+def test_one_row_that_does_not_fit_ends_the_run_with_advice(make_recipe, registry, tmp_path):
+    with (
+        memory_for(0),
+        pytest.raises(TrainingError, match="memory ran out with one row at a time; lower"),
+    ):
+        train(make_recipe(rows=40, **STEPS), registry)
+    assert not registry.path.exists()
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_measuring_goes_on_in_smaller_batches_too(make_recipe, registry, tmp_path):
+    whole = train(make_recipe(rows=40, **STEPS), registry)
+    reporter = Reporter()
+    with memory_for(3, training=False):
+        version = train(make_recipe(rows=40, output=str(tmp_path / "b"), **STEPS), registry, reporter)
+    assert "memory ran out: the held-out rows are measured 3 at a time" in reporter.notices
+    assert version.digest == whole.digest
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(16, 8), (12, 6), (15, 5), (9, 3), (7, 1), (2, 1)])
+def test_a_smaller_batch_divides_the_larger_one(size, smaller):
+    assert Batching(size, 2).smaller() == Batching(smaller, 2 * size // smaller)
+    assert Batching(1, 4).smaller() is None

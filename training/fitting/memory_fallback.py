@@ -1,0 +1,93 @@
+"""When memory runs out: half the batch and twice the accumulation, so that a step is over the same rows."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+
+from lorary.hub.jsontext import load_json
+from lorary.training.checkpoints import write_json
+from lorary.training.recipe import Recipe
+
+_FILE = "batching.json"
+_Result = TypeVar("_Result")
+
+ADVICE = (
+    "lower training.max_length, set training.gradient_checkpointing: true, or use method: qlora; "
+    "a smaller base is the other way"
+)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How the rows of a step are cut up: ``size`` rows at a time, ``accumulation`` times."""
+
+    size: int
+    accumulation: int
+
+    def smaller(self) -> Batching | None:
+        """At most half as many rows at a time, the same rows in a step; None where it is one row already."""
+        if self.size == 1:
+            return None
+        size = next(size for size in range(self.size // 2, 0, -1) if self.size % size == 0)
+        return Batching(size, self.accumulation * self.size // size)
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Path) -> Self:
+        """The recipe's, or what an earlier process came to in the run's ``folder``."""
+        if (folder / _FILE).is_file():
+            return cls(**load_json((folder / _FILE).read_bytes()))
+        return cls(recipe.training.batch_size, recipe.training.gradient_accumulation)
+
+    def keep(self, folder: Path) -> None:
+        """Write it down for a process that goes on with the run."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / _FILE, asdict(self))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Did memory run out, on a GPU or of the machine?"""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
+
+
+def free_memory() -> None:
+    """Give back what a failed step held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def in_smaller_batches(work: Callable[[int], _Result], size: int, note: Callable[[str], None]) -> _Result:
+    """``work(size)``, where its result doesn't depend on the size; with half of it for as long as memory runs out."""
+    while True:
+        try:
+            return work(size)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or size == 1:
+                raise
+        free_memory()
+        size = max(1, size // 2)
+        note(f"memory ran out: the held-out rows are measured {size} at a time")
+
+
+def trained_parameters(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of what is trained, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def put_back(model: Any, parameters: dict[str, torch.Tensor]) -> None:
+    """Give the trained parameters the values of a copy."""
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name in parameters:
+                value.copy_(parameters[name])

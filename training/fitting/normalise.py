@@ -1,0 +1,75 @@
+"""One loss for one step, however its rows are cut up: into batches that are accumulated, or over processes.
+
+A model's own loss is the mean over one batch. Batches of a step don't count the same, though: the last one of an epoch
+has fewer rows, and a batch of short sentences fewer tagged words. transformers leaves the weighing to the model, and
+most heads don't do it: their losses would even be added up, not averaged. Here each batch counts by what its mean is
+over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+IGNORED = -100  # torch's cross_entropy leaves positions with this label out
+_ITEMS = "items_of_batch"
+
+
+def normalise(trainer: Any) -> None:
+    """Make ``trainer`` average its loss over all items of a step. TRL's trainers do so themselves."""
+    if any(kind.__module__.startswith("trl.") for kind in type(trainer).__mro__):
+        return
+    shifted = bool(getattr(trainer, "_loss_shifts_labels", False))
+    take, loss_of, accelerator = trainer.get_batch_samples, trainer.compute_loss, trainer.accelerator
+
+    def get_batch_samples(batches: Iterator[Any], count: int, device: torch.device) -> tuple[list[Any], Any]:
+        taken, _ = take(batches, count, device)
+        if not taken:
+            return taken, None
+        _drop_repeated(taken, accelerator, trainer.args.per_device_train_batch_size)
+        for batch in taken:
+            if _ITEMS not in batch:
+                batch[_ITEMS] = _items(batch, shifted)
+        total = sum(batch[_ITEMS] for batch in taken).to(device)
+        return taken, accelerator.gather(total).sum() if accelerator.num_processes > 1 else total
+
+    def compute_loss(
+        model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        items = inputs.pop(_ITEMS, None)
+        result = loss_of(model, inputs, return_outputs)
+        if items is None or num_items_in_batch is None:
+            return result
+        # Processes' gradients are averaged, each one's loss is a part of a sum.
+        weight = items / num_items_in_batch * accelerator.num_processes
+        return (result[0] * weight, result[1]) if return_outputs else result * weight
+
+    trainer.get_batch_samples, trainer.compute_loss = get_batch_samples, compute_loss
+    trainer.loss_is_scaled_for_ga = True
+
+
+def _items(batch: Mapping[str, Any], shifted: bool) -> torch.Tensor:
+    """What a batch's loss is the mean over: labels that count, or rows where labels go by other names."""
+    labels = batch.get("labels")
+    if labels is None:
+        return torch.tensor(len(next(value for value in batch.values() if torch.is_tensor(value))))
+    if labels.is_floating_point():
+        return torch.tensor(labels.numel())  # numbers to learn, or an answer for each label: every one counts
+    return (labels[..., 1:] if shifted else labels).ne(IGNORED).sum()
+
+
+def _drop_repeated(taken: list[Any], accelerator: Any, size: int) -> None:
+    """Take out the rows that accelerate repeats at an epoch's end, so that each process has as many as the others."""
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return
+    real = min(size, max(0, state.remainder - accelerator.process_index * size))
+    last = taken[-1]
+    kept = max(1, real)  # a process without rows of its own has to take part all the same
+    for name, value in last.items():
+        if torch.is_tensor(value):
+            last[name] = value[:kept]
+    if real == 0:
+        last[_ITEMS] = torch.tensor(0)

@@ -91,7 +91,7 @@ def _own_pass(
     """The whole task model for one adapter's rows."""
     results: dict[int, torch.Tensor] = {}
     for alike in _alike(head, inputs, rows):
-        logits = _logits(run(head.model, take_rows(inputs, alike), routing.subset(alike)))
+        logits = logits_of(run(head.model, take_rows(inputs, alike), routing.subset(alike)))
         results |= zip(alike, logits, strict=True)
     return results
 
@@ -120,7 +120,7 @@ def _read(
     for alike in _alike(head, inputs, range(len(rows))):
         with body_output(made.of([rows[index] for index in alike], inputs["input_ids"].device)):
             # A head that picks one token per row (the last, say) finds it in the token ids and the mask.
-            results |= zip(alike, _logits(head.model(**take_rows(inputs, alike))), strict=True)
+            results |= zip(alike, logits_of(head.model(**take_rows(inputs, alike))), strict=True)
     return [results[index] for index in range(len(rows))]
 
 
@@ -133,7 +133,7 @@ def _read_tokens(
     chosen = [states[tokens] for states, tokens in zip(made.hidden(rows), asked, strict=True)]
     device = next(head.model.parameters()).device
     with body_output(BaseModelOutput(last_hidden_state=torch.cat(chosen).unsqueeze(0).to(device))):
-        logits = _logits(head.model(input_ids=torch.cat(list(asked)).unsqueeze(0)))[0]
+        logits = logits_of(head.model(input_ids=torch.cat(list(asked)).unsqueeze(0)))[0]
     return list(logits.split([len(tokens) for tokens in asked]))
 
 
@@ -152,9 +152,12 @@ def _alike(head: TaskHead, inputs: Mapping[str, torch.Tensor], rows: Sequence[in
     return list(parts.values())
 
 
-def _logits(output: Any) -> torch.Tensor:
-    """A head's logits; those of extractive question answering, a start and an end, as [rows, tokens, 2]."""
+def logits_of(output: Any) -> torch.Tensor:
+    """A model's logits, or its hidden states where it has no head.
+
+    Those of extractive question answering, a start and an end, as [rows, tokens, 2].
+    """
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
-    logits: torch.Tensor = output.logits
+    logits: torch.Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
     return logits

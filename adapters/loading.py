@@ -75,6 +75,7 @@ def load_base(
                 device_map=device_map if device_map is not None else {"": place},
                 quantization_config=quantized,
                 output_loading_info=True,
+                key_mapping=_body_renamed(auto_class, config),
                 **model_kwargs,
             )
     except (OSError, ValueError) as error:
@@ -90,6 +91,22 @@ def load_base(
     if tokenizer is not None:
         _settle_padding(model, tokenizer)
     return LoadedBase(model, tokenizer, identity, resolved.path, tuple(sorted(info["missing_keys"])))
+
+
+def _body_renamed(auto_class: Any, config: Any) -> dict[str, str] | None:
+    """How parameters are renamed for a task class that calls its body otherwise than the language model does.
+
+    Llama's for question answering says `transformer` for `model`: transformers finds no such parameters in a language
+    model's files and leaves the whole body random.
+    """
+    from transformers import AutoModel
+
+    prefixes = []
+    for one in (AutoModel, auto_class):
+        model_class = one._model_mapping.get(type(config), None)
+        prefixes.append(getattr(model_class, "base_model_prefix", ""))
+    theirs, ours = prefixes
+    return {rf"^{theirs}\.": f"{ours}."} if theirs and ours and theirs != ours else None
 
 
 def _settle_padding(model: Any, tokenizer: Any) -> None:

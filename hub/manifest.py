@@ -26,13 +26,14 @@ _SINCE: Mapping[str, int] = {
     "preprocessing.source_lang": 3,
     "preprocessing.target_lang": 3,
     "generation": 3,
+    "answering": 3,
 }
 """Fields that a reader of format 1 can't know, and the format that each came with.
 
 They are left out of the file and of the digest where they are off: what was written before stays what it was.
 """
 
-_R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Pooling", "Prompt", "Generation", "Numerics")
+_R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Pooling", "Answering", "Prompt", "Generation", "Numerics")
 
 POOLINGS = ("mean", "cls", "last")
 
@@ -99,6 +100,18 @@ class Pooling:
 
 
 @dataclass(frozen=True)
+class Answering:
+    """How the spans of extractive question answering are read.
+
+    ``max_tokens`` is the longest answer. ``impossible``: "no answer" competes with the spans, for an adapter that was
+    trained on questions without one.
+    """
+
+    max_tokens: int
+    impossible: bool = False
+
+
+@dataclass(frozen=True)
 class Prompt:
     """How a prompt is put before a generating model.
 
@@ -150,6 +163,7 @@ class Manifest:
     prompt: Prompt | None = None
     pooling: Pooling | None = None
     generation: Generation | None = None
+    answering: Answering | None = None
     numerics: Numerics = field(default_factory=Numerics)
     golden_rows: tuple[tuple[int, ...], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -163,7 +177,7 @@ class Manifest:
             "problem_type": self.problem_type,
             "prompt": values["prompt"],
             "base_fingerprint": self.base.fingerprint,
-            **_used({name: values[name] for name in ("preprocessing", "pooling", "generation")}),
+            **_used({name: values[name] for name in ("preprocessing", "pooling", "generation", "answering")}),
         }
 
     def to_json(self) -> str:
@@ -260,6 +274,7 @@ def _build(raw: Mapping[str, Any]) -> Manifest:
         prompt=_record(Prompt, raw["prompt"]) if raw.get("prompt") else None,
         pooling=_record(Pooling, raw["pooling"]) if raw.get("pooling") else None,
         generation=_record(Generation, raw["generation"]) if raw.get("generation") else None,
+        answering=_record(Answering, raw["answering"]) if raw.get("answering") else None,
         numerics=_record(Numerics, raw.get("numerics") or {}),
         golden_rows=tuple(_token_ids(row) for row in raw.get("golden_rows") or ()),
         provenance=dict(raw.get("provenance") or {}),

@@ -178,9 +178,28 @@ def translation_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     return [{"source": row["text"], "target": row["summary"]} for row in summary_rows(count, seed)]
 
 
+def question_rows(count: int, seed: int = 0, unanswerable: int = 0, words: int = 6) -> list[dict[str, Any]]:
+    """The answer is the one verb in the context; each row of ``unanswerable`` (every third at most) has none."""
+    random_ = random.Random(seed)
+    rows = []
+    for index in range(count):
+        context = random_.choices(["profit", "sales", "the", "a", "in", "report", "of", "today"], k=words)
+        verb, place = random_.choice(["rose", "fell", "grew"]), random_.randrange(words)
+        start = len(" ".join([*context[:place], ""]))
+        answers: dict[str, list[Any]] = {"text": [verb], "answer_start": [start]}
+        if index % 3 == 2 and index // 3 < unanswerable:
+            answers = {"text": [], "answer_start": []}
+        else:
+            context.insert(place, verb)
+        question = random_.choice(["bank said", "the firm said"])
+        rows.append({"id": str(index), "question": question, "context": " ".join(context), "answers": answers})
+    return rows
+
+
 ROWS = {
     "text-classification": tone_rows,
     "token-classification": tag_rows,
+    "question-answering": question_rows,
     "text-generation": prompt_rows,
     "fill-mask": text_rows,
     "summarization": summary_rows,

@@ -51,6 +51,7 @@ def prepare(recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent |
     """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`."""
     reporter.phase("loading the base")
     task = make_task(recipe, data.labels, data.problem_type)
+    task.begin(data.train)
     base = load_for(task, recipe)
     max_length = _fitting_length(base, recipe, reporter)
     max_length = task.meet(base.model, base.tokenizer, max_length, reporter.note)

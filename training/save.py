@@ -121,6 +121,7 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         prompt=task.prompt(base.tokenizer),
         pooling=task.pooling(),
         generation=task.generation(),
+        answering=task.answering(),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": public(recipe).settings("json")},

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from lorary.hub.errors import UsageError
-from lorary.hub.manifest import Pooling, Preprocessing
+from lorary.hub.manifest import Answering, Pooling, Preprocessing
 
 Row = str | Mapping[str, Any] | Sequence[str]
 
@@ -26,6 +26,7 @@ class Setting:
     preprocessing: Preprocessing
     pooling: Pooling | None
     longest: int | None
+    answering: Answering | None = None
 
     @property
     def limit(self) -> int | None:

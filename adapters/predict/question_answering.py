@@ -14,6 +14,7 @@ import torch
 
 from lorary.adapters.predict.base import Row, Setting, read_column, whole_number
 from lorary.hub.errors import UsageError
+from lorary.hub.manifest import Answering
 
 LONGEST_WINDOW = 384
 """Tokens of a window where neither the call nor the adapter says; with :data:`STRIDE`, transformers' defaults."""
@@ -43,7 +44,8 @@ class QuestionAnsweringRows:
     the earlier span wins.
 
     ``handle_impossible_answer``: "no answer" competes too, as an empty answer; its score is the least that any window
-    gives it, since an answer in one window is enough. ``max_answer_len``: the most tokens of an answer (15).
+    gives it, since an answer in one window is enough. ``max_answer_len``: the most tokens of an answer. Both are the
+    adapter's own unless given; where neither says, no empty answers and 15 tokens.
     ``align_to_words`` (True): answers end where words do. ``max_seq_len`` and ``doc_stride``: a window's tokens and by
     how many of them windows overlap; the adapter's own unless given.
     """
@@ -64,8 +66,9 @@ class QuestionAnsweringRows:
         stride = params.get("doc_stride", preprocessing.stride)
         self._stride = None if stride is None else whole_number("doc_stride", stride, least=0)
         self._top_k = whole_number("top_k", params.get("top_k", 1))
-        self._answer_tokens = whole_number("max_answer_len", params.get("max_answer_len", _ANSWER_TOKENS))
-        self._impossible = bool(params.get("handle_impossible_answer", False))
+        own = setting.answering or Answering(_ANSWER_TOKENS)
+        self._answer_tokens = whole_number("max_answer_len", params.get("max_answer_len", own.max_tokens))
+        self._impossible = bool(params.get("handle_impossible_answer", own.impossible))
         self._whole_words = bool(params.get("align_to_words", True))
 
     def encode(self, row: Row) -> list[dict[str, Any]]:

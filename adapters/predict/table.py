@@ -95,5 +95,6 @@ def row_predictor(
         preprocessing=manifest.preprocessing if manifest else Preprocessing(),
         pooling=manifest.pooling if manifest else None,
         longest=max_length,
+        answering=manifest.answering if manifest else None,
     )
     return PREDICTORS[task](setting, params)

@@ -158,6 +158,6 @@ def test_no_tensors(tmp_path):
 
 def test_a_newer_manifest(tmp_path):
     path = make_checkpoint(tmp_path) / "lorary.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 4}))
     with pytest.raises(CheckpointError, match="newer than this lorary reads"):
         read_checkpoint(tmp_path)

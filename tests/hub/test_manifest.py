@@ -4,7 +4,7 @@ import pytest
 
 from checkpoints import make_manifest
 from lorary.hub.errors import CheckpointError
-from lorary.hub.manifest import Generation, Numerics, Pooling, Preprocessing, Prompt, parse_manifest
+from lorary.hub.manifest import Answering, Generation, Numerics, Pooling, Preprocessing, Prompt, parse_manifest
 
 
 def test_a_manifest_survives_its_file(tmp_path):
@@ -24,6 +24,7 @@ def test_a_manifest_survives_its_file(tmp_path):
         ({"pooling": Pooling("cls", normalize=True)}, 2),
         ({"preprocessing": Preprocessing(max_length=384, stride=128)}, 2),
         ({"preprocessing": Preprocessing(source_lang="en_XX", target_lang="de_DE")}, 3),
+        ({"answering": Answering(30, impossible=True)}, 3),
         ({"generation": Generation(64, num_beams=4), "pooling": Pooling()}, 3),
     ],
     ids=str,
@@ -36,7 +37,7 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
     old = json.loads(plain.to_json())
     assert old["format"] == 1
     assert "pooling" not in old
-    assert "generation" not in old
+    assert not {"generation", "answering"} & old.keys()
     assert old["preprocessing"].keys() == {"columns", "max_length", "prefix"}
     assert plain.semantic().keys() == {
         "task", "labels", "problem_type", "preprocessing", "prompt", "base_fingerprint",
@@ -69,6 +70,8 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
         ({"generation": {"max_new_tokens": 0}}, "at least one token"),
         ({"generation": {"max_new_tokens": 1.5}}, "max_new_tokens: expected int"),
         ({"generation": {"num_beams": 2}}, "max_new_tokens"),
+        ({"answering": {"impossible": True}}, "max_tokens"),
+        ({"answering": {"max_tokens": "30"}}, "max_tokens: expected int"),
         ({"prompt": {"format": 1}}, "format: expected str"),
         ({"numerics": {"quantization": None}}, "quantization: expected str"),
         ({"golden_rows": [[1, -1]]}, "token ids"),

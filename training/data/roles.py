@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from lorary.training.data.answers import answer_problem, answers_problem, misplaced, start_problem
 from lorary.training.data.messages import as_messages, chat_problem, messages_problem, reply_problem, same_kind
 from lorary.training.recipe.raw import shown
 
@@ -90,6 +91,8 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "text": _text, "text_pair": _text, "prompt": _prompt, "input": _maybe_empty, "completion": _reply,
     "chosen": _reply, "rejected": _reply, "label": _label, "tokens": _tokens, "tags": _tags, "messages": chat_problem,
     "summary": _text, "source": _text, "target": _text,
+    "question": _text, "context": _text, "answers": answers_problem,
+    "answer": answer_problem, "answer_start": start_problem,
 }  # fmt: skip
 """Role -> a function that says what is wrong with a value, or None."""
 
@@ -106,7 +109,11 @@ READERS: Mapping[str, Callable[[Any], Any]] = dict.fromkeys(
 OPTIONAL_ROLES = frozenset({"input"})
 """Roles that a row may lack although its file has the column."""
 
-TARGET_ROLES = frozenset({"label", "tags", "completion", "chosen", "rejected", "summary", "target"})
+TARGET_ROLES = frozenset(
+    {
+        "label", "tags", "completion", "chosen", "rejected", "summary", "target", "answers", "answer", "answer_start",
+    }
+)  # fmt: skip
 """Roles that hold what is to be predicted; all others are what the model is given."""
 
 
@@ -120,7 +127,9 @@ def half_character(value: Any) -> str | None:
 
 
 def row_problem(values: Mapping[str, Any]) -> str | None:
-    """What is wrong between a row's values: tokens and tags of different length, texts beside messages."""
+    """What is wrong between a row's values: tokens and tags of different length, answers that aren't there."""
+    if "context" in values:
+        return misplaced(values)
     if "tokens" in values and "tags" in values and len(values["tokens"]) != len(values["tags"]):
         return f"{len(values['tokens'])} tokens but {len(values['tags'])} tags"
     replies = [role for role in ("completion", "chosen", "rejected") if role in values]

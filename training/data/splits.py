@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ def split_rows(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Split off ``share`` of the rows, seeded; by label in equal parts where rows have one. Keeps the rows' order.
 
+    Questions about one context stay together: a held-out question about a text that was trained on flatters.
+
     Raises:
         DataError: too few rows to split.
     """
@@ -26,6 +29,8 @@ def split_rows(
     count = max(1, round(len(examples) * share))
     if len(examples) - count < 1:
         raise DataError("data", [f"{len(examples)} rows are too few to split {share:g} of them off"])
+    if len({example.values.get("context") for example in examples}) > 1:
+        return _parted(examples, _whole_contexts(examples, count, seed))
     labels = strata(examples)
     counts = Counter(labels)
     # A label with one row can't be on both sides; the model has to see it, so it stays with the training rows.
@@ -36,7 +41,25 @@ def split_rows(
         note(f"{count} rows can't hold each of {len(classes)} labels in proportion: split without regard to labels")
         stratify, indices = None, list(range(len(examples)))
     _, chosen = train_test_split(indices, test_size=count, random_state=seed, stratify=stratify)
-    held = set(chosen)
+    return _parted(examples, set(chosen))
+
+
+def _whole_contexts(examples: Sequence[Example], count: int, seed: int) -> set[int]:
+    """The rows of contexts in random order, until ``count`` rows are there; one context at least is left."""
+    places: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        places.setdefault(example.values["context"], []).append(index)
+    order = list(places)
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    for context in order[:-1]:
+        if len(held) >= count:
+            break
+        held |= set(places[context])
+    return held
+
+
+def _parted(examples: tuple[Example, ...], held: set[int]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     kept = tuple(example for index, example in enumerate(examples) if index not in held)
     return kept, tuple(example for index, example in enumerate(examples) if index in held)
 

@@ -5,10 +5,13 @@ Evaluating through the trainer would pile up all logits until memory is out; a l
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.adapters.forward import logits_of
 from lorary.hub.errors import TrainingError
 from lorary.training.precision import precision
 
@@ -19,29 +22,49 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that nothing is learned from, as torch's ``cross_entropy`` has it."""
 
+# What a batch of questions says of its answers: a model that is given them computes a loss too.
+_SPAN_TARGETS = ("start_positions", "end_positions")
+
 
 def outcomes(model: Any, task: Task, encoded: Encoded, tokenizer: Any, batch_size: int) -> list[Any]:
-    """What the model makes of each row, in the rows' order.
+    """What the model makes of each row, in the rows' order. Raises as :func:`logits_by_row`."""
+    found: dict[int, Any] = {}
+    for place, (logits,) in logits_by_row(model, task, encoded, tokenizer, batch_size):
+        found[place] = task.outcome(logits, encoded.features[place])
+    return [found[index] for index in range(len(encoded.examples))]
+
+
+def logits_by_row(
+    model: Any, task: Task, encoded: Encoded, tokenizer: Any, batch_size: int
+) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """Each row's place with the logits of its features, longest rows first.
+
+    A row's features are always in one batch, as ``predict`` has them: on an 8-bit base logits depend on batch mates.
 
     Raises:
-        TrainingError: it isn't a number.
+        TrainingError: one of them isn't a number.
     """
     collate = task.collator(tokenizer)
+    sizes = Counter(encoded.owners) if encoded.owners is not None else None
     # Rows of like length together: less padding. The order of equals is that of the rows.
-    order = sorted(range(len(encoded.features)), key=lambda index: -len(encoded.features[index]["input_ids"]))
-    found: dict[int, Any] = {}
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        for place, logits in zip(
-            places, row_logits(model, collate, [encoded.features[i] for i in places]), strict=True
-        ):
-            if bool(logits.isnan().any()):
+    order = sorted(
+        range(len(encoded.examples)), key=lambda row: -max(len(feature["input_ids"]) for feature in encoded.of(row))
+    )
+    while order:
+        count = 1
+        while count < len(order) and sum(sizes[row] if sizes else 1 for row in order[: count + 1]) <= batch_size:
+            count += 1
+        chosen, order = order[:count], order[count:]
+        features = [encoded.of(row) for row in chosen]
+        made = iter(row_logits(model, collate, [feature for own in features for feature in own]))
+        for row, own in zip(chosen, features, strict=True):
+            logits = [next(made) for _ in own]
+            if any(bool(one.isnan().any()) for one in logits):
                 raise TrainingError(
-                    f"what the model makes of {encoded.examples[place].place} isn't a number; its weights are damaged, "
+                    f"what the model makes of {encoded.examples[row].place} isn't a number; its weights are damaged, "
                     "or too large for dtype: float16"
                 )
-            found[place] = task.outcome(logits, encoded.features[place])
-    return [found[index] for index in range(len(order))]
+            yield row, logits
 
 
 def row_logits(model: Any, collate: Any, features: list[Feature]) -> list[torch.Tensor]:
@@ -49,10 +72,12 @@ def row_logits(model: Any, collate: Any, features: list[Feature]) -> list[torch.
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate([dict(feature) for feature in features]).items()}
     labels = batch.pop("labels", None)
+    for name in _SPAN_TARGETS:
+        batch.pop(name, None)
     training = model.training
     model.eval()
     with torch.no_grad(), precision(model):
-        logits = model(**batch).logits
+        logits = logits_of(model(**batch))
     model.train(training)
     if logits.dim() == 2:
         return list(logits)

@@ -1,6 +1,6 @@
 """From a base to a model that can be trained: head, quantization, targets, the adapter, all seeded."""
 
-from lorary.training.model.adapter import add_adapter, lora_config, take_off
+from lorary.training.model.adapter import add_adapter, lora_config, take_off, wrap
 from lorary.training.model.base import Base, head_modules, load_for
 from lorary.training.model.initialisation import initialise, settle
 from lorary.training.model.targets import resolve_targets
@@ -15,4 +15,5 @@ __all__ = [
     "resolve_targets",
     "settle",
     "take_off",
+    "wrap",
 ]

@@ -33,7 +33,6 @@ def add_adapter(
     Raises:
         TrainingError: the targets match nothing.
     """
-    from peft import get_peft_model
     from transformers import set_seed
 
     lora = recipe.lora
@@ -44,7 +43,7 @@ def add_adapter(
     with warnings.catch_warnings():
         # PEFT advises a way to make the model that spares memory; the adapter is the least of it.
         warnings.filterwarnings("ignore", message="lora with eva initialization")
-        model = get_peft_model(base.model, lora_config(base, task, recipe, targets))
+        model = wrap(base.model, lora_config(base, task, recipe, targets))
     in_float32(model)
     return model
 
@@ -71,6 +70,19 @@ def take_off(model: Any) -> Any:
         parent, _, last = path.rpartition(".")
         setattr(plain.get_submodule(parent), last, module)
     return plain
+
+
+def wrap(model: Any, config: Any) -> Any:
+    """The ``PeftModel`` of a config.
+
+    PEFT's own class for question answering (0.21) drops ``token_type_ids``, so a BERT would be trained without telling
+    question and context apart; its plain class hands everything on.
+    """
+    from peft import PeftModel, TaskType, get_peft_model
+
+    if config.task_type == TaskType.QUESTION_ANS and not config.is_prompt_learning:
+        return PeftModel(model, config)
+    return get_peft_model(model, config)
 
 
 def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) -> Any:

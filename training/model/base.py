@@ -54,6 +54,7 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     )
     if loaded.tokenizer is None:
         raise BaseNotFoundError(f"base {recipe.base!r} has no tokenizer; expected its files beside the weights")
+    task.check_base(loaded.model)
     if not task.new_head:
         _demand_head(loaded.model, loaded.new_parameters, task, recipe)
     saved = (*(head_modules(loaded.model) if task.new_head else ()), *_new_in_body(loaded.model, loaded.new_parameters))

@@ -17,6 +17,7 @@ from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
 from lorary.training.recipe.raw import RawRecipe, near_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
+from lorary.training.recipe.windows import window_problems
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 """The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
@@ -207,6 +208,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     method_problems,
     _columns,
     label_problems,
+    window_problems,
     _files,
     _splits,
     _prompt,

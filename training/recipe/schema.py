@@ -18,7 +18,8 @@ from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS
 from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
 Task = Literal[
-    "text-classification", "token-classification", "text-generation", "fill-mask", "summarization", "translation"
+    "text-classification", "token-classification", "question-answering", "text-generation", "fill-mask",
+    "summarization", "translation",
 ]  # fmt: skip
 Method = Literal[(*LORA_METHODS, *PEFT_METHODS)]  # type: ignore[valid-type]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -50,6 +51,11 @@ class Columns(_Section):
     summary: Text | None = None
     source: Text | None = None
     target: Text | None = None
+    question: Text | None = None
+    context: Text | None = None
+    answers: Text | None = None
+    answer: Text | None = None
+    answer_start: Text | None = None
 
     def named(self) -> dict[str, str]:
         """The roles that are in use, with their columns."""
@@ -108,7 +114,8 @@ class Lora(_Section):
 
 
 class Training(_Section):
-    """The run. Lengths are in tokens; ``warmup`` is a share of all steps.
+    """The run. Lengths are in tokens; ``warmup`` is a share of all steps. Of question answering alone: ``stride`` is by
+    how much the windows of a long context overlap, ``max_answer_length`` the longest answer.
 
     Summaries and translations have a length of their own, ``max_target_length``; ``max_length`` is that of their texts.
 
@@ -134,6 +141,8 @@ class Training(_Section):
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_length: Annotated[int, Field(ge=8)]
     max_target_length: Annotated[int, Field(ge=2)] | None = None
+    stride: Annotated[int, Field(ge=0)] | None = None
+    max_answer_length: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     early_stopping: Annotated[int, Field(ge=0)] = 3
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None

@@ -72,6 +72,20 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             "lora": {"rank": 8},
         },
     ),
+    "question-answering": TaskFacts(
+        forms=(_form("question", "context", "answers"), _form("question", "context", "answer", "answer_start")),
+        columns={"question": "question", "context": "context", "answers": "answers"},
+        defaults={
+            "training": {
+                "epochs": 5,
+                "batch_size": 16,
+                "learning_rate": 5e-4,
+                "max_length": 384,
+                "max_answer_length": 30,
+            },
+            "lora": {"rank": 8},
+        },
+    ),
     "text-generation": TaskFacts(
         forms=(
             _form("prompt", "completion"),

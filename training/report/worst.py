@@ -28,14 +28,14 @@ def worst_rows(
         outcomes: the model's, in the rows' order.
         most: how many rows are wanted; 0 looks at none.
     """
-    if most == 0 or len(rows.features) != len(rows.examples):
+    if most == 0:
         return (), 0
     answers = [
         task.answer(example, gold, outcome)
         for example, gold, outcome in zip(rows.examples, rows.golds, outcomes, strict=True)
     ]
     chosen = sorted(range(len(answers)), key=lambda index: answers[index].right)[:_RANKED]
-    losses = {index: _loss(model, task.collator(tokenizer), rows.features[index]) for index in chosen}
+    losses = {index: _loss(model, task.collator(tokenizer), rows.of(index)) for index in chosen}
     ranked = sorted((index for index in chosen if math.isfinite(losses[index])), key=lambda index: -losses[index])
     return tuple(
         WorstRow(
@@ -50,9 +50,9 @@ def worst_rows(
     ), len(chosen)
 
 
-def _loss(model: Any, collate: Any, feature: Any) -> float:
+def _loss(model: Any, collate: Any, features: Sequence[Any]) -> float:
     device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in collate([dict(feature)]).items()}
+    batch = {name: tensor.to(device) for name, tensor in collate([dict(feature) for feature in features]).items()}
     training = model.training
     model.eval()
     with torch.no_grad(), precision(model):

@@ -17,7 +17,7 @@ from lorary.adapters.blending.combination import Combination, Combiner
 from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.adapters.slots import LowRank
 from lorary.hub.errors import TrainingError
-from lorary.training.model import Base, take_off
+from lorary.training.model import Base, take_off, wrap
 from lorary.training.save import adapter_tensors
 from lorary.training.strategies.inherit import Inheritance
 from lorary.training.tasks import Task
@@ -81,7 +81,7 @@ class Stack:
 
         B A of a site is ``[B_parent, B_new] [s_parent A_parent; s_new A_new]``, at the scale 1.
         """
-        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+        from peft import LoraConfig, set_peft_model_state_dict
 
         new, whole = trained_updates(model), {k: t for k, t in adapter_tensors(model).items() if ".lora_" not in k}
         self.remove()
@@ -104,7 +104,7 @@ class Stack:
             lora_bias=biased,
             modules_to_save=list(base.saved) or None,
         )
-        stacked = get_peft_model(plain, config)
+        stacked = wrap(plain, config)
         state = dict(whole)
         for name, update in joined.items():
             key = f"{PEFT_PREFIX}{name}"

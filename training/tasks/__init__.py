@@ -11,6 +11,7 @@ from lorary.training.tasks.causal_blocks import CausalBlocks
 from lorary.training.tasks.fill_mask import FillMask
 from lorary.training.tasks.multi_label import MultiLabelClassification
 from lorary.training.tasks.preference import PreferencePairs
+from lorary.training.tasks.question_answering import QuestionAnswering
 from lorary.training.tasks.regression import TextRegression
 from lorary.training.tasks.summarization import Summarization
 from lorary.training.tasks.text_classification import TextClassification
@@ -20,7 +21,15 @@ from lorary.training.tasks.translation import Translation
 
 TASKS: Mapping[str, type[Task]] = {
     task.name: task
-    for task in (TextClassification, TokenClassification, TextGeneration, FillMask, Summarization, Translation)
+    for task in (
+        TextClassification,
+        TokenClassification,
+        QuestionAnswering,
+        TextGeneration,
+        FillMask,
+        Summarization,
+        Translation,
+    )
 }
 """The tasks that can be trained; a new one is a file here, a line in this table and its name in the recipe."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 
 from lorary.adapters import Backbone
-from lorary.hub.manifest import Generation, Pooling, Preprocessing, Prompt
+from lorary.hub.manifest import Answering, Generation, Pooling, Preprocessing, Prompt
 from lorary.training.data import Example, Note
 from lorary.training.data.roles import TARGET_ROLES
 from lorary.training.fitting.evaluate import outcomes, token_logits
@@ -29,25 +31,34 @@ class Encoded:
 
     ``lengths`` says of each row what was cut; a task that never cuts a row leaves it empty.
     Features that aren't a tuple are made when they are asked for: a corpus is too long for lists.
+    A row has one feature, unless ``owners`` says for each feature which row it is of, in the rows' order.
     """
 
     examples: tuple[Example, ...]
     features: Sequence[Feature]
     golds: tuple[Any, ...]
     lengths: tuple[Length, ...] = ()
+    owners: tuple[int, ...] | None = None
 
     def head(self, count: int) -> Encoded:
         """The first ``count`` rows."""
-        return self.pick(range(min(count, len(self.features))))
+        return self.pick(range(min(count, len(self.examples))))
 
     def pick(self, places: Sequence[int]) -> Encoded:
         """The rows at these places, in this order."""
         return Encoded(
             tuple(self.examples[place] for place in places),
-            picked(self.features, places),
+            picked(self.features, places) if self.owners is None else tuple(chain(*map(self.of, places))),
             tuple(self.golds[place] for place in places),
             tuple(self.lengths[place] for place in places) if self.lengths else (),
+            None if self.owners is None else tuple(row for row, place in enumerate(places) for _ in self.of(place)),
         )
+
+    def of(self, row: int) -> list[Feature]:
+        """The features of a row."""
+        if self.owners is None:
+            return [self.features[row]]
+        return list(self.features[bisect_left(self.owners, row) : bisect_right(self.owners, row)])
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ class Task(ABC):
     problem_type: ClassVar[str | None] = None
     new_head: ClassVar[bool] = True  # False: the base's own head stays as it is
     masks: ClassVar[bool] = False  # True: that head is a masked language model's
+    targets: ClassVar[tuple[str, ...]] = ("labels",)  # the features that say what is to be learned
     scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
     gate_rows: ClassVar[int] = 64  # the most held-out rows that the gate compares the metrics on
 
@@ -76,6 +88,16 @@ class Task(ABC):
         self.recipe = recipe
         self.labels = labels or ()
         self.notices: list[str] = []  # what its trainer has to tell the user
+
+    def begin(self, train: Sequence[Example]) -> None:  # noqa: B027 - most tasks have nothing to do here
+        """Called once, before any row is encoded: what the task has to know of the training rows."""
+
+    def check_base(self, model: Any) -> None:  # noqa: B027 - as above
+        """Called once with the base that was loaded with :meth:`auto_class`.
+
+        Raises:
+            TrainingError: a base of its kind can't be trained for the task.
+        """
 
     @abstractmethod
     def auto_class(self) -> Any:
@@ -132,7 +154,7 @@ class Task(ABC):
         """
         from transformers import Trainer, TrainingArguments
 
-        arguments = one_device(TrainingArguments(**settings))
+        arguments = one_device(TrainingArguments(**{**settings, "label_names": list(self.targets)}))
         return Trainer(model=model, args=arguments, data_collator=self.collator(tokenizer), **rows)
 
     def figures(self) -> dict[str, Any]:
@@ -192,6 +214,10 @@ class Task(ABC):
 
     def pooling(self) -> Pooling | None:
         """How hidden states become an embedding, for the manifest; None where the task has none."""
+        return None
+
+    def answering(self) -> Answering | None:
+        """How spans are read as answers, for the manifest; None where the task has none."""
         return None
 
     def prompt(self, tokenizer: Any) -> Prompt | None:

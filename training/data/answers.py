@@ -1,0 +1,106 @@
+"""Answers of extractive question answering: where they stand in their context, in each form that rows come in.
+
+SQuAD's own (Rajpurkar et al. 2016, 2018): ``answers`` holds the lists ``text`` and ``answer_start``, both empty where
+the context has no answer; a list of ``{text, answer_start}`` as in SQuAD's files says the same. Files without nested
+values (CSV) have the columns ``answer`` and ``answer_start``, both empty where there is no answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lorary.training.recipe.raw import shown
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A span of a context: its text, and its first character's place, counted from 0."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        """The place after its last character."""
+        return self.start + len(self.text)
+
+
+def answers_of(values: Mapping[str, Any]) -> tuple[Answer, ...]:
+    """A checked row's answers, without blanks around them; none where the context has no answer."""
+    if "answers" in values:
+        texts, starts = _lists(values["answers"])
+    else:
+        texts, starts = [values["answer"] or ""], [values["answer_start"]]
+    pairs = zip(texts, starts, strict=True)
+    return tuple(_trimmed(text, int(start)) for text, start in pairs if text.strip())
+
+
+def _trimmed(text: str, start: int) -> Answer:
+    return Answer(text.strip(), start + len(text) - len(text.lstrip()))
+
+
+def _lists(value: Any) -> tuple[Any, Any]:
+    if isinstance(value, list):
+        return [answer["text"] for answer in value], [answer["answer_start"] for answer in value]
+    return value["text"], value["answer_start"]
+
+
+def answers_problem(value: Any) -> str | None:
+    """What is wrong with the shape of an ``answers`` value, or None."""
+    try:
+        texts, starts = _lists(value)
+    except (TypeError, KeyError, IndexError):
+        return (
+            f"expected {{text: [...], answer_start: [...]}}, found {shown(value)}; a file without nested values has "
+            "the columns answer and answer_start (name all four in data.columns)"
+        )
+    if not isinstance(texts, list) or not isinstance(starts, list):
+        return f"expected lists as text and answer_start, found {shown(texts)} and {shown(starts)}"
+    if len(texts) != len(starts):
+        return f"{len(texts)} texts but {len(starts)} starts"
+    for place, (text, start) in enumerate(zip(texts, starts, strict=True), start=1):
+        if not isinstance(text, str) or not text.strip():
+            return f"answer {place} is {shown(text)}; a question without an answer has empty lists"
+        if type(start) is not int:
+            return f"answer {place} starts at {shown(start)}, expected the place of its first character"
+    return None
+
+
+def answer_problem(value: Any) -> str | None:
+    """What is wrong with an ``answer``, or None; an empty one says that there is no answer."""
+    return None if value is None or isinstance(value, str) else f"expected a text, found {shown(value)}"
+
+
+def start_problem(value: Any) -> str | None:
+    """What is wrong with an ``answer_start``, or None; a CSV file's is a text."""
+    number = isinstance(value, str) and re.fullmatch(r"\s*(-?\d+\s*)?", value)
+    return None if value is None or type(value) is int or number else f"expected a whole number, found {shown(value)}"
+
+
+def misplaced(values: Mapping[str, Any]) -> str | None:
+    """Which answer doesn't stand in the context where its row says, and where it does; None where all do."""
+    if "answer" in values and (values["answer"] or "").strip() and values["answer_start"] in (None, ""):
+        return "has an answer but no answer_start"
+    context = values["context"]
+    for answer in answers_of(values):
+        if answer.start < 0 or context[answer.start : answer.end] != answer.text:
+            return (
+                f"answer {shown(answer.text)} doesn't stand at {answer.start} of the context{_instead(answer, context)}"
+            )
+    return None
+
+
+def _instead(answer: Answer, context: str) -> str:
+    places = []
+    place = context.find(answer.text)
+    while place >= 0:
+        places.append(place)
+        place = context.find(answer.text, place + 1)
+    if not places:
+        return ", nor anywhere in it; an answer is copied from the context, letter by letter"
+    nearest = min(places, key=lambda one: abs(one - answer.start))
+    there = shown(context[max(0, answer.start) : max(0, answer.end)])
+    return f", where {there} stands; the nearest is at {nearest} (counted in characters, from 0)"

@@ -439,7 +439,8 @@ class Backbone:
 
         Returns:
             For each row [classes] or [tokens, classes] through the adapter's head ([tokens, 2], start and end, for
-            question answering), [tokens, vocabulary] from a language model, or [tokens, hidden] where there is no head.
+            question answering), [tokens, vocabulary] from a language model, or [tokens, hidden] where there is no head
+            and from an embedding adapter.
         """
         return self._calls.logits(rows, adapter)
 

@@ -40,10 +40,13 @@ def choose_rows(token_rows: Sequence[Sequence[int]], count: int = ROWS, longest:
 def condense(task: str, logits: torch.Tensor) -> torch.Tensor:
     """What is kept of a row's logits: all of a classifier's, one token's of a language model.
 
-    A causal model's last token has seen the whole row; of a masked one's the middle token stands for all.
+    A causal model's last token has seen the whole row; of a masked one's the middle token stands for all. Of
+    hidden states, [tokens, hidden], the mean over the tokens: each of them has a part in it.
     """
     if task == "fill-mask":
         logits = logits[len(logits) // 2]
+    if task == "feature-extraction":
+        logits = logits.float().mean(dim=0)
     return (logits[-1] if task in _VOCABULARY_WIDE else logits).detach().float().cpu().contiguous()
 
 

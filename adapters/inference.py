@@ -122,7 +122,9 @@ class Inference:
         """The logits of one token row (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""
         adapter = routing.adapters[0]
         has_head = adapter is not None and adapter.head is not None
-        if has_head or not can_generate(self.model):
+        # An embedding adapter on a language model is about the states before the vocabulary, as `predict` reads them.
+        states = adapter is not None and adapter.task == "feature-extraction"
+        if has_head or states or not can_generate(self.model):
             ids = self._token_ids(row)
             # A head's own model starts its decoder, where it has one, by itself.
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} if has_head else self.batch(ids)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae", "rmse", "error"})
 _HEADLINES = (
     "f1", "f1_macro", "macro_f1", "accuracy", "exact_match", "rougeL", "rougeLsum", "rouge1", "rouge2", "bleu", "chrf",
-    "spearman", "reward_accuracy", "perplexity", "loss",
+    "spearman", "mrr@10", "reward_accuracy", "perplexity", "loss",
 )  # fmt: skip
 
 

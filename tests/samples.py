@@ -196,10 +196,39 @@ def question_rows(count: int, seed: int = 0, unanswerable: int = 0, words: int =
     return rows
 
 
+def pair_rows(count: int, seed: int = 0, negative: bool = False) -> list[dict[str, Any]]:
+    """The positive says the same in other words, each word having one; a negative has one word wrong."""
+    random_ = random.Random(seed)
+    half = len(WORDS) // 2
+    others = dict(zip(WORDS[:half], WORDS[half:], strict=True))
+    rows = []
+    for _ in range(count):
+        words = random_.sample(WORDS[:half], k=3)
+        row = {"text": " ".join(words), "positive": " ".join(others[word] for word in words)}
+        if negative:
+            wrong = random_.choice([word for word in WORDS[half:] if word not in row["positive"]])
+            row["negative"] = " ".join([*row["positive"].split()[:2], wrong])
+        rows.append(row)
+    return rows
+
+
+def scored_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Two words; those of one kind are alike (1), others aren't (0)."""
+    random_ = random.Random(seed)
+    kinds = (["rose", "grew", "strong", "record"], ["fell", "loss", "weak", "cut"])
+    rows = []
+    for index in range(count):
+        first, same = random_.randrange(2), index % 2
+        words = [random_.choice(kinds[kind]) for kind in (first, first if same else 1 - first)]
+        rows.append({"text": words[0], "text_pair": words[1], "score": same})
+    return rows
+
+
 ROWS = {
     "text-classification": tone_rows,
     "token-classification": tag_rows,
     "question-answering": question_rows,
+    "feature-extraction": pair_rows,
     "text-generation": prompt_rows,
     "fill-mask": text_rows,
     "summarization": summary_rows,

@@ -183,6 +183,30 @@ def test_readme_tells_the_row_counts_and_the_origin(name):
     assert "no published corpus was used" in folder
 
 
+def test_contract_questions_are_answered_where_they_say():
+    contexts = []
+    for split, count in (("train", 144), ("test", 48)):
+        rows = load("contract-questions", split)
+        assert len(rows) == len({row["id"] for row in rows}) == count
+        assert sum(not row["answers"]["text"] for row in rows) == count // 4
+        for row in rows:
+            for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
+                assert row["context"][start : start + len(text)] == text
+                before = row["context"][max(0, start - 1) : start]
+                assert not re.match(r"[\w,.]", before), row  # never a part of another number or date
+        contexts.append({row["context"] for row in rows})
+    assert [len(found) for found in contexts] == [36, 12]
+    assert not contexts[0] & contexts[1]
+
+
+def test_help_desk_questions_are_new_and_their_pages_known():
+    train, test = (load("help-desk", split) for split in SPLITS)
+    assert Counter(row["positive"] for row in train) == dict.fromkeys((row["positive"] for row in test), 3)
+    assert (len(train), len(test)) == (90, 30)
+    texts = [row["text"] for row in (*train, *test)]
+    assert len(set(texts)) == len(texts)
+
+
 def test_the_checks_can_fail():
     assert bio_errors(["O", "I-Disease"]) == [1]
     assert bio_errors(["I-Disease"]) == [0]

@@ -23,6 +23,13 @@ EXAMPLES = (
 _SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class", "unigram": "unigrams"}
 
 
+_ASKED = {
+    "text-generation": '"PROMPT"',
+    "question-answering": '"QUESTION" --context "TEXT"',
+    "feature-extraction": '"TEXT" --json',
+}
+
+
 def command(
     recipe: Annotated[
         Path | None,
@@ -126,9 +133,9 @@ def _print_version(version: Version, new: bool, folder: Path | None, as_json: bo
     if not new:
         print_line(f"The same adapter was in the catalogue already, as {version.reference}.")
     print_line(f"Files: {folder}")
-    question = "PROMPT" if version.task == "text-generation" else "TEXT"
+    asked = _ASKED.get(version.task, '"TEXT"')
     print_line(f"Next:  lorary show {version.reference}")
-    print_line(f'       lorary run {version.reference} "{question}"')
+    print_line(f"       lorary run {version.reference} {asked}")
 
 
 def _number(version: Version, split: str, metric: str) -> str:

@@ -164,7 +164,6 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         (["alias='3'"], "alias: '3' can't be an alias"),
         (["domain='--'"], "domain: '--' can't be a domain"),
         (["output={folder}"], "output: .* is there already"),
-        (["task=feature-extraction"], "the catalogue knows it, but it can't be trained yet"),
         (["lora.use_rslora=true"], "here it is called 'method: rslora'"),
         (["epochs=3"], "did you mean 'training.epochs'"),
         (["training=3"], "training: expected keys and values below it, found 3"),

@@ -87,11 +87,20 @@ def _maybe_empty(value: Any) -> str | None:
     return None if value is None or isinstance(value, str) else f"expected a text or nothing, found {shown(value)}"
 
 
+def _score(value: Any) -> str | None:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # a CSV file's is a text
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    return None if math.isfinite(number) else f"expected a number, found {shown(value)}"
+
+
 CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "text": _text, "text_pair": _text, "prompt": _prompt, "input": _maybe_empty, "completion": _reply,
     "chosen": _reply, "rejected": _reply, "label": _label, "tokens": _tokens, "tags": _tags, "messages": chat_problem,
     "summary": _text, "source": _text, "target": _text,
     "question": _text, "context": _text, "answers": answers_problem,
+    "positive": _text, "negative": _text, "score": _score,
     "answer": answer_problem, "answer_start": start_problem,
 }  # fmt: skip
 """Role -> a function that says what is wrong with a value, or None."""
@@ -112,6 +121,7 @@ OPTIONAL_ROLES = frozenset({"input"})
 TARGET_ROLES = frozenset(
     {
         "label", "tags", "completion", "chosen", "rejected", "summary", "target", "answers", "answer", "answer_start",
+        "score",
     }
 )  # fmt: skip
 """Roles that hold what is to be predicted; all others are what the model is given."""

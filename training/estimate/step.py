@@ -73,7 +73,7 @@ def step_cost(
                 model = _adapted(recipe, task, tokenizer, config, dtype)
             _materialise(model, device)
             fake = {name: torch.empty(value.shape, dtype=value.dtype, device=device) for name, value in batch.items()}
-            return _count(model, fake, recipe)
+            return _count(model, task, fake, recipe)
     except EstimateError:
         raise
     except Exception as error:  # a model's code may do anything with values that aren't there
@@ -119,7 +119,7 @@ def _materialise(model: nn.Module, device: torch.device) -> None:
                 module._buffers[name] = fresh(buffer, buffer.dtype)
 
 
-def _count(model: Any, batch: Mapping[str, torch.Tensor], recipe: Recipe) -> StepCost:
+def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Recipe) -> StepCost:
     model.train()
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -130,7 +130,7 @@ def _count(model: Any, batch: Mapping[str, torch.Tensor], recipe: Recipe) -> Ste
 
     def step() -> None:
         with precision(model):
-            loss = model(**batch).loss
+            loss = task.loss(model, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

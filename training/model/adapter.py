@@ -112,7 +112,7 @@ def _alive(base: Base, task: Task, targets: Sequence[str], sample: Feature, note
     Raises:
         TrainingError: there are none.
     """
-    reached = _reached(base.model, task.collator(base.tokenizer)([dict(sample)]), targets)
+    reached = _reached(base.model, task, task.collator(base.tokenizer)([dict(sample)]), targets)
     alive = [target for target in targets if target in reached]
     if not alive:
         raise TrainingError(f"none of the targets takes part in {task.name}: {', '.join(targets[:5])}")
@@ -122,7 +122,7 @@ def _alive(base: Base, task: Task, targets: Sequence[str], sample: Feature, note
     return alive
 
 
-def _reached(model: Any, batch: Mapping[str, torch.Tensor], targets: Sequence[str]) -> set[str]:
+def _reached(model: Any, task: Task, batch: Mapping[str, torch.Tensor], targets: Sequence[str]) -> set[str]:
     """The targets whose outputs the loss depends on: a zero is added to each, and one backward pass asks for it."""
     device = next(model.parameters()).device
     model.requires_grad_(False)  # frozen under an adapter anyway, and so no gradients of theirs are computed
@@ -136,7 +136,7 @@ def _reached(model: Any, batch: Mapping[str, torch.Tensor], targets: Sequence[st
     model.eval()  # no dropout, so that no random numbers are used up
     try:
         with precision(model):
-            model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
+            task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()}).backward()
     finally:
         for hook in hooks:
             hook.remove()

@@ -55,7 +55,7 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     if loaded.tokenizer is None:
         raise BaseNotFoundError(f"base {recipe.base!r} has no tokenizer; expected its files beside the weights")
     task.check_base(loaded.model)
-    if not task.new_head:
+    if not task.new_head and not task.bare:
         _demand_head(loaded.model, loaded.new_parameters, task, recipe)
     saved = (*(head_modules(loaded.model) if task.new_head else ()), *_new_in_body(loaded.model, loaded.new_parameters))
     return Base(loaded.model, loaded.tokenizer, loaded.identity, saved)
@@ -65,7 +65,7 @@ def _refuse_other_kinds(task: Task, recipe: Recipe) -> None:
     """A base without the head that a task asks for is refused before its weights are read."""
     from transformers import AutoConfig
 
-    if task.new_head:
+    if task.new_head or task.bare:
         return
     try:
         config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)

@@ -13,6 +13,7 @@ from lorary.hub.reference import check_name, normalise_domain, parse_reference
 from lorary.training.recipe.check_method import method_problems
 from lorary.training.recipe.check_rewriting import rewriting, template_problems
 from lorary.training.recipe.corpus import TEXT_SUFFIXES, corpus_problems, is_text, takes_text
+from lorary.training.recipe.embedding import embedding_problems
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
 from lorary.training.recipe.raw import RawRecipe, near_file, section
@@ -209,6 +210,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _columns,
     label_problems,
     window_problems,
+    embedding_problems,
     _files,
     _splits,
     _prompt,

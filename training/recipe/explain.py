@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lorary.hub.manifest import TASKS
 from lorary.training.recipe.raw import RawRecipe, nearest, shown
 
 # Names that people bring along from other trainers and that no edit distance would find.
@@ -67,7 +66,7 @@ def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel]) -> str:
         return f"expected keys and values below it, found {shown(found)}"
     if kind == "literal_error":
         allowed = _allowed(keys, recipe)
-        return f"expected one of {', '.join(allowed)}, found {shown(found)}{_hint(keys[-1], found, allowed)}"
+        return f"expected one of {', '.join(allowed)}, found {shown(found)}{nearest(str(found), allowed)}"
     if kind == "string_type":
         quote = "; put it in quotes" if isinstance(found, (bool, int, float)) else ""
         return f"expected a text, found {shown(found)}{quote}"
@@ -131,9 +130,3 @@ def _literals(annotation: Any) -> Iterator[str]:
             yield argument
         else:
             yield from _literals(argument)
-
-
-def _hint(key: str, found: Any, allowed: Sequence[str]) -> str:
-    if key == "task" and found in TASKS:
-        return "; the catalogue knows it, but it can't be trained yet"
-    return nearest(str(found), allowed)

@@ -19,7 +19,7 @@ from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
 Task = Literal[
     "text-classification", "token-classification", "question-answering", "text-generation", "fill-mask",
-    "summarization", "translation",
+    "feature-extraction", "summarization", "translation",
 ]  # fmt: skip
 Method = Literal[(*LORA_METHODS, *PEFT_METHODS)]  # type: ignore[valid-type]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -53,6 +53,9 @@ class Columns(_Section):
     target: Text | None = None
     question: Text | None = None
     context: Text | None = None
+    positive: Text | None = None
+    negative: Text | None = None
+    score: Text | None = None
     answers: Text | None = None
     answer: Text | None = None
     answer_start: Text | None = None
@@ -154,6 +157,19 @@ class Training(_Section):
     whole_word_mask: bool = False
 
 
+class EmbeddingSettings(_Section):
+    """How a text becomes a vector, and how training compares vectors; of feature extraction alone.
+
+    ``pooling`` is the ``mean`` over a text's tokens, its first token (``cls``) or its ``last`` one: by default the mean
+    on an encoder, the last token on a causal model. ``normalize`` brings what ``predict`` gives to length 1.
+    ``temperature`` is what training divides cosines by.
+    """
+
+    pooling: Literal["mean", "cls", "last"] | None = None
+    normalize: bool | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
+
+
 class PromptSettings(_Section):
     """How a prompt is put before the model; by default as the columns suggest (see ``format``).
 
@@ -244,6 +260,7 @@ class Recipe(_Section):
     prompt: PromptSettings = PromptSettings()
     preference: PreferenceSettings = PreferenceSettings()
     generation: GenerationSettings = GenerationSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
     report: ReportSettings = ReportSettings()
     output: Text | None = None
     tags: tuple[Text, ...] = ()

@@ -86,6 +86,19 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             "lora": {"rank": 8},
         },
     ),
+    "feature-extraction": TaskFacts(
+        forms=(
+            _form("text", "positive"),
+            _form("text", "positive", "negative"),
+            _form("text", "text_pair", "score"),
+        ),
+        columns={"text": "text", "positive": "positive"},
+        defaults={
+            "training": {"epochs": 5, "batch_size": 32, "learning_rate": 5e-4, "max_length": 128},
+            "lora": {"rank": 8},
+            "embedding": {"normalize": True, "temperature": 0.05},
+        },
+    ),
     "text-generation": TaskFacts(
         forms=(
             _form("prompt", "completion"),

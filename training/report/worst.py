@@ -28,7 +28,7 @@ def worst_rows(
         outcomes: the model's, in the rows' order.
         most: how many rows are wanted; 0 looks at none.
     """
-    if most == 0:
+    if most == 0 or not task.ranks_rows:
         return (), 0
     answers = [
         task.answer(example, gold, outcome)

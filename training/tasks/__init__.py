@@ -8,6 +8,7 @@ from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Encoded, Task
 from lorary.training.tasks.causal_blocks import CausalBlocks
+from lorary.training.tasks.feature_extraction import FeatureExtraction
 from lorary.training.tasks.fill_mask import FillMask
 from lorary.training.tasks.multi_label import MultiLabelClassification
 from lorary.training.tasks.preference import PreferencePairs
@@ -27,6 +28,7 @@ TASKS: Mapping[str, type[Task]] = {
         QuestionAnswering,
         TextGeneration,
         FillMask,
+        FeatureExtraction,
         Summarization,
         Translation,
     )

@@ -76,11 +76,13 @@ class Task(ABC):
 
     name: ClassVar[str]
     peft_task_type: str | None
-    main_metric: ClassVar[str]
+    main_metric: str
     problem_type: ClassVar[str | None] = None
     new_head: ClassVar[bool] = True  # False: the base's own head stays as it is
+    bare: ClassVar[bool] = False  # True: the body alone is trained and served, without any head
     masks: ClassVar[bool] = False  # True: that head is a masked language model's
     targets: ClassVar[tuple[str, ...]] = ("labels",)  # the features that say what is to be learned
+    ranks_rows: ClassVar[bool] = True  # False: a row's loss depends on its batch, so rows can't be ranked by it
     scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
     gate_rows: ClassVar[int] = 64  # the most held-out rows that the gate compares the metrics on
 
@@ -160,6 +162,11 @@ class Task(ABC):
     def figures(self) -> dict[str, Any]:
         """What the trainer counted, for the provenance."""
         return {}
+
+    def loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A batch's loss: the model's own unless the task has another."""
+        loss: torch.Tensor = model(**batch).loss
+        return loss
 
     @abstractmethod
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:

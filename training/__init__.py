@@ -6,14 +6,19 @@ from lorary.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from lorary.training.run import train
+    from lorary.training.strategies.direct import measure
 
-__all__ = ["Recipe", "train"]
+__all__ = ["Recipe", "measure", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # A recipe is checked without torch; only asking for `train` imports it.
+    # A recipe is checked without torch; only asking for what runs it imports it.
     if name == "train":
         from lorary.training.run import train
 
         return train
+    if name == "measure":
+        from lorary.training.strategies.direct import measure
+
+        return measure
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

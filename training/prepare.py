@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorary.adapters.inference import longest_input
-from lorary.training.data import Examples
-from lorary.training.model import Base, initialise, load_for, settle
+from lorary.training.data import Example, Examples
+from lorary.training.model import Base, initialise, load_for, reseed, settle
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.strategies.beginning import begin
@@ -47,21 +47,22 @@ class Prepared:
         return replace(self, model=self.stack.joined(self.model, self.base, self.task), stack=None)
 
 
-def prepare(recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent | None = None) -> Prepared:
-    """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`."""
-    reporter.phase("loading the base")
+def prepare(
+    recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent | None = None, base: Base | None = None
+) -> Prepared:
+    """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`.
+
+    ``base``: one that is in memory already, bare, for the same task and labels; its head is drawn again.
+    """
     task = make_task(recipe, data.labels, data.problem_type)
     task.begin(data.train)
-    base = load_for(task, recipe)
-    max_length = _fitting_length(base, recipe, reporter)
-    max_length = task.meet(base.model, base.tokenizer, max_length, reporter.note)
-
-    def encode(examples: Sequence[Any]) -> Encoded:
-        return task.encode(examples, base.tokenizer, max_length, reporter.note)
-
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    encoded = {part: encode(examples) for part, examples in parts.items() if examples}
-    encoded, lengths = fit_lengths(encoded, recipe.data.too_long, max_length, reporter.note)
+    if base is None:
+        reporter.phase("loading the base")
+        base = load_for(task, recipe)
+    else:
+        reseed(base, recipe.training.seed)
+    rows = {"train": data.train, "validation": data.validation, "test": data.test}
+    encoded, lengths, max_length = encode_parts(recipe, rows, task, base, reporter)
     begun = begin(recipe, base, task, parent, encoded["train"].features[0], reporter.note)
     if parent is None or recipe.start == "stack":
         initialise(begun.model, base, task, recipe, encoded["train"].features, reporter.note)
@@ -71,6 +72,21 @@ def prepare(recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent |
     return Prepared(
         begun.recipe, task, base, begun.model, train, validation, test, max_length, data, lengths, parent, begun.stack
     )
+
+
+def encode_parts(
+    recipe: Recipe, parts: Mapping[str, Sequence[Example]], task: Task, base: Base, reporter: Reporter
+) -> tuple[Mapping[str, Encoded], Mapping[str, Mapping[str, int]], int]:
+    """The token ids of each part that has rows, what became of those that are too long, and the length they have."""
+    max_length = _fitting_length(base, recipe, reporter)
+    max_length = task.meet(base.model, base.tokenizer, max_length, reporter.note)
+    encoded = {
+        part: task.encode(examples, base.tokenizer, max_length, reporter.note)
+        for part, examples in parts.items()
+        if examples
+    }
+    encoded, lengths = fit_lengths(encoded, recipe.data.too_long, max_length, reporter.note)
+    return encoded, lengths, max_length
 
 
 def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,20 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.golden import choose_rows, condense
-from lorary.hub.errors import InterruptedRunError, LoraryError, RegistryConflictError, RegistryError, TrainingError
+from lorary.hub.errors import (
+    InterruptedRunError,
+    LoraryError,
+    RegistryConflictError,
+    RegistryError,
+    TrainingError,
+    UsageError,
+)
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.reference import normalise_domain
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
-from lorary.training.data import load_data
+from lorary.training.data import Examples, load_data
+from lorary.training.fitting.overfitting import find_gap
 from lorary.training.fitting.padding import padding_hint
 from lorary.training.gate import gate
 from lorary.training.interrupt import Stops
@@ -46,7 +54,7 @@ from lorary.training.unfinished import Unfinished, claimed
 class Finished:
     """A run after its last step: ``prepared`` holds the trained model, in the form that is saved.
 
-    ``expected`` are the trained model's metrics on the gate's rows.
+    ``expected`` are the trained model's metrics on the gate's rows, ``outcomes`` what it makes of each held-out row.
     """
 
     prepared: Prepared
@@ -55,6 +63,8 @@ class Finished:
     rows: Encoded
     expected: Metrics
     report: Report | None
+    outcomes: Sequence[Any] = ()
+    best_epoch: float | None = None
 
 
 def train(
@@ -85,6 +95,8 @@ def train(
         RegistryError: the catalogue can't take the adapter; known before the run where that can be known.
         InterruptedRunError: Ctrl-C or SIGTERM; nothing was registered, and the message says how to go on.
     """
+    if recipe.strategy == "direct":
+        raise UsageError("strategy 'direct' trains nothing; lorary.training.measure(recipe) measures the base as it is")
     reporter = progress or Reporter()
     registry = registry or Registry()
     _check_registry(recipe, registry)
@@ -122,27 +134,54 @@ def _train(
     """From the rows to the checked files in their place; the metrics."""
     # Rows are checked before the seconds that the libraries and the base take.
     reporter.phase("reading the data")
-    data = load_data(recipe, reporter.note)
+    # Folds hold every row out once, so what the first split has to say of its sizes says nothing.
+    data = load_data(recipe, (lambda line: None) if recipe.training.folds else reporter.note)
     with writing(unfinished.final):
         if resumed:
             check_same(unfinished, recipe, data.provenance, parent, reporter)
         else:
             begin(unfinished, recipe, data.provenance, parent)
+    one_of_several = recipe.training.seeds > 1 or recipe.training.folds
     with quiet_libraries():
-        prepared = prepare(recipe, data, reporter, parent)
         with writing(unfinished.final):
-            check_base(unfinished, prepared.base.identity)
-            finished = run(prepared, unfinished.checkpoints, reporter, stops)
-            reporter.phase("saving")
-            files = unfinished.new_files()
-            save(finished.prepared, finished.trained, files)
-            if finished.report:
-                write_pages(finished.report, files)
+            make = _run_several if one_of_several else _run_once
+            finished = make(recipe, data, parent, unfinished, reporter, stops)
         reporter.phase("checking the saved files")
-        check(finished, files, registry)
+        check(finished, unfinished.files, registry)
         with writing(unfinished.final):
             unfinished.complete(finished.metrics)
     return finished.metrics
+
+
+def _run_once(
+    recipe: Recipe, data: Examples, parent: Parent | None, unfinished: Unfinished, reporter: Reporter, stops: Stops
+) -> Finished:
+    """One run, and its files."""
+    prepared = prepare(recipe, data, reporter, parent)
+    check_base(unfinished, prepared.base.identity)
+    finished = run(prepared, unfinished.checkpoints, reporter, stops)
+    reporter.phase("saving")
+    save_run(finished, unfinished.new_files())
+    return finished
+
+
+def _run_several(
+    recipe: Recipe, data: Examples, parent: Parent | None, unfinished: Unfinished, reporter: Reporter, stops: Stops
+) -> Finished:
+    """A run for each seed or fold; the one that is kept, and its files."""
+    from lorary.training.experiments.repeated import run_folds, run_seeds
+    from lorary.training.experiments.session import Session
+
+    session = Session(unfinished.checkpoints, reporter, stops, lambda base: check_base(unfinished, base.identity))
+    several = run_folds if recipe.training.folds else run_seeds
+    return several(recipe, data, parent, session, unfinished.new_files())
+
+
+def save_run(finished: Finished, files: Path) -> None:
+    """Write a finished run's adapter and report into ``files``."""
+    save(finished.prepared, finished.trained, files)
+    if finished.report:
+        write_pages(finished.report, files)
 
 
 def _check_registry(recipe: Recipe, registry: Registry) -> None:
@@ -225,7 +264,10 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
     model = prepared.model
     outcomes = answers(model)
     metrics["test"] = task.metrics(outcomes, test.golds)
-    _note_no_gain(task, metrics, reporter)
+    gap = None
+    if prepared.data.held_out:
+        _note_no_gain(task, metrics, reporter)
+        gap = find_gap(prepared, metrics["test"], fitted, reporter.note)
     rows = test.head(task.gate_rows)
     golden_rows = choose_rows([feature["input_ids"] for feature in test.features])
     trained = Trained(
@@ -233,14 +275,15 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
         golden_rows=tuple(tuple(row) for row in golden_rows),
         golden=tuple(condense(task.name, logits) for logits in task.golden(model, golden_rows)),
         numerics=numerics_of(model, recipe),
-        provenance=provenance(prepared, fitted, fitted.seconds, estimate, reporter),
+        provenance=provenance(prepared, fitted, fitted.seconds, estimate, reporter) | ({"gap": gap} if gap else {}),
     )
     # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
     found = task.outcomes(model, rows, prepared.base.tokenizer, batch_size=1)
     report = None
-    if recipe.report.write:
+    if recipe.report.write and prepared.data.held_out:
         report = build_report(prepared, fitted, metrics, outcomes, trained.provenance)
-    return Finished(prepared, trained, metrics, rows, task.metrics(found, rows.golds), report)
+    expected = task.metrics(found, rows.golds)
+    return Finished(prepared, trained, metrics, rows, expected, report, outcomes, fitted.best_epoch)
 
 
 def check(finished: Finished, files: Path, registry: Registry) -> None:

@@ -111,8 +111,11 @@ class Unfinished:
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint."""
-        return latest(self.checkpoints)
+        """The newest checkpoint; where several runs are compared, each has a folder of its own there."""
+        if own := latest(self.checkpoints):
+            return own
+        runs = sorted((path for path in self.checkpoints.glob("*/")), key=lambda path: -path.stat().st_mtime)
+        return next((checkpoint for path in runs if (checkpoint := latest(path))), None)
 
     def recipe(self) -> Recipe:
         """The recipe that the run was started with.

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.checkpoint import REPORT_DATA, Checkpoint
+from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import UsageError
@@ -43,13 +44,20 @@ def command(
     everything = catalogue.versions()
     children = [other.reference for other in everything if version.reference in other.parents]
     if as_json:
-        print_json({**version_json(version), "children": children})
+        lineage = lineage_json(version, everything)
+        print_json({**version_json(version), "children": children, "lineage": lineage})
         return
     siblings = [other.number for other in everything if other.name == version.name]
     print_fields(_details(version, siblings, children))
     if version.metrics:
         print_line("")
         print_table(_metrics(version))
+    tree = draw_lineage(version, everything)
+    if tree:
+        print_line("")
+        print_line("lineage")
+        for line in tree:
+            print_line(f"  {line}")
     print_line("")
     files = [{"file": name, "size": size(entry.size), "sha256": entry.sha256} for name, entry in version.files.items()]
     print_table(files, expendable=("sha256",))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lorary.hub.cli.experiments import measure_base, print_repeated
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import UsageError
@@ -17,6 +18,8 @@ EXAMPLES = (
     "lorary train recipe.yaml --set training.epochs=3 --set lora.rank=16",
     "lorary train recipe.yaml --strategy intermediate --from legal-corpus@2",
     "lorary train runs/tone-20261124-120000 --resume",
+    "lorary train recipe.yaml --seeds 5",
+    "lorary train recipe.yaml --strategy direct",
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
 
@@ -49,12 +52,14 @@ def command(
     name: Annotated[str | None, typer.Option(help="The adapter's name.")] = None,
     method: Annotated[str | None, typer.Option(help="lora, qlora, rslora, dora, or another PEFT method.")] = None,
     quantization: Annotated[str | None, typer.Option(help="Of the base: none, nf4, fp4 or int8.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="fine-tune, continual or intermediate.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="direct, fine-tune, continual or intermediate.")] = None,
     from_: Annotated[str | None, typer.Option("--from", metavar="REF", help="The adapter to start from.")] = None,
     rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to go through the rows.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The largest step size.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="So many runs, one seed each; the best is kept.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate in so many parts, then train on all rows.")] = None,
     output: Annotated[str | None, typer.Option(help="The run's folder; default runs/NAME-TIME.")] = None,
     alias: Annotated[str | None, typer.Option(help="Let this alias mean the new version.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
@@ -72,6 +77,7 @@ def command(
         "method": method, "quantization": quantization, "lora.rank": rank, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.seed": seed, "output": output, "alias": alias,
         "device": device, "device_map": device_map, "strategy": strategy, "from": from_,
+        "training.seeds": seeds, "training.folds": folds,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     if recipe is None and not given and not set_:
@@ -93,6 +99,9 @@ def command(
         settings = recipe_of(run)
     else:
         settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
+    if settings.strategy == "direct":
+        measure_base(settings, as_json)
+        return
     from lorary.training.progress import BarReporter
     from lorary.training.run import train
 
@@ -130,6 +139,9 @@ def _print_version(version: Version, new: bool, folder: Path | None, as_json: bo
         ]
     )
     print_line("")
+    for kind in ("seeds", "folds"):
+        if kind in provenance:
+            print_repeated(kind, provenance[kind])
     if not new:
         print_line(f"The same adapter was in the catalogue already, as {version.reference}.")
     print_line(f"Files: {folder}")

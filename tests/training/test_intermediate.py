@@ -13,6 +13,7 @@ from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
 from lorary.training.fitting.fit import fit
+from lorary.training.interrupt import Stops
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.strategies.going_on import trained_updates
@@ -104,7 +105,7 @@ def test_stacking_is_pefts_concatenation_of_both_adapters(corpus, make_recipe, r
     before = trained_updates(begun.model)
     fit(
         begun.model, begun.base.tokenizer, begun.task, begun.train, None, recipe,
-        folder=tmp_path / "steps", reporter=Reporter(),
+        folder=tmp_path / "steps", reporter=Reporter(), stops=Stops(),
     )  # fmt: skip
     assert any(not torch.equal(before[path].b, update.b) for path, update in trained_updates(begun.model).items())
     begun.model.save_pretrained(tmp_path / "new")
@@ -229,6 +230,9 @@ def test_an_unknown_parent_is_refused_with_what_is_near(corpus, make_recipe, reg
         ({"from": "legal corpus"}, "from: "),
         ({"from": ""}, "from: expected a text, found an empty one"),
         ({"parent": "legal"}, "here it is called 'from'"),
+        ({"from": "legal", "start": "stack", "method": "dora"}, "method: 'dora' can't be stacked"),
+        ({"from": "legal", "lora.layers": [0]}, "lora.layers: the weights that are continued have it settled"),
+        ({"from": "legal", "lora.init": "eva"}, "lora.init: the weights that are continued"),
         ({"from": "legal", "start": "merge"}, "start: expected one of continue, stack, found 'merge'"),
     ],
 )

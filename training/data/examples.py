@@ -32,6 +32,8 @@ class Examples:
     """All rows of a run. ``labels`` are names in the order of their ids; None where the task has none.
 
     ``problem_type`` is text classification's: what the labels are.
+    ``held_out``: were the ``test`` rows kept from training? The last run of a cross-validation trains on all rows, and
+    then they say nothing about how good it is.
     """
 
     train: tuple[Example, ...]
@@ -40,3 +42,4 @@ class Examples:
     labels: tuple[str, ...] | None
     provenance: Mapping[str, Any]
     problem_type: str | None = None
+    held_out: bool = True

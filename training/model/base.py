@@ -20,12 +20,16 @@ from lorary.training.tasks import Task
 
 @dataclass(frozen=True)
 class Base:
-    """A base with the task's head, before the adapter. ``saved`` are the modules that are trained whole."""
+    """A base with the task's head, before the adapter.
+
+    ``saved`` are the modules that are trained whole, ``new`` the parameters that the base's files lack.
+    """
 
     model: Any
     tokenizer: Any
     identity: BaseIdentity
     saved: tuple[str, ...]
+    new: tuple[str, ...] = ()
 
 
 def load_for(task: Task, recipe: Recipe) -> Base:
@@ -58,7 +62,21 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     if not task.new_head and not task.bare:
         _demand_head(loaded.model, loaded.new_parameters, task, recipe)
     saved = (*(head_modules(loaded.model) if task.new_head else ()), *_new_in_body(loaded.model, loaded.new_parameters))
-    return Base(loaded.model, loaded.tokenizer, loaded.identity, saved)
+    return Base(loaded.model, loaded.tokenizer, loaded.identity, saved, loaded.new_parameters)
+
+
+def reseed(base: Base, seed: int) -> None:
+    """Draw the parameters that the base's files lack again, as loading the base with this seed would have."""
+    from transformers import set_seed
+
+    new = set(base.new)
+    for path, module in base.model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if (f"{path}.{name}" if path else name) in new:
+                # transformers' own marks of what was read from a file, by which it leaves the rest alone.
+                module._is_hf_initialized = parameter._is_hf_initialized = False
+    set_seed(seed)
+    base.model.initialize_weights()
 
 
 def _refuse_other_kinds(task: Task, recipe: Recipe) -> None:

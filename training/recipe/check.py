@@ -16,6 +16,7 @@ from lorary.training.recipe.corpus import TEXT_SUFFIXES, corpus_problems, is_tex
 from lorary.training.recipe.embedding import embedding_problems
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
+from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.recipe.raw import RawRecipe, near_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
 from lorary.training.recipe.windows import window_problems
@@ -68,11 +69,44 @@ def _start(values: Mapping[str, Any]) -> Problems:
         yield "from", "missing; strategy 'intermediate' starts from a domain adapter, such as legal-corpus@2"
     if values.get("start") is not None and parent is None:
         yield "start", "says how to start from another adapter, which `from` names; name one, or leave it out"
+    if strategy == "direct" and parent is not None:
+        yield "from", "strategy 'direct' measures the base as it is, so nothing starts from an adapter; leave it out"
+    if parent is not None:
+        yield from _inherited(values)
     if isinstance(parent, str) and parent:
         try:
             parse_reference(parent)
         except InvalidReferenceError as error:
             yield "from", str(error)
+
+
+def _inherited(values: Mapping[str, Any]) -> Problems:
+    """Settings of a fresh adapter where there is none, or where what is stacked on it would change its meaning."""
+    method, lora = values.get("method"), section(values, "lora")
+    if method in PEFT_METHODS:
+        yield "method", f"{method!r} can't start from another adapter; only low-rank weights are continued or stacked"
+    if values.get("start") == "stack":
+        if method == "dora":
+            yield "method", "'dora' can't be stacked, since its magnitudes are relative to the base alone; use lora"
+        return
+    for key in ("init", "exclude", "layers"):
+        if lora.get(key) not in (None, "default"):
+            yield f"lora.{key}", "the weights that are continued have it settled; leave it out, or use start: stack"
+
+
+def _repeated(values: Mapping[str, Any]) -> Problems:
+    training, data = section(values, "training"), section(values, "data")
+    seeds, folds = training.get("seeds", 1), training.get("folds")
+    if isinstance(seeds, int) and seeds > 1 and folds is not None:
+        yield "training.folds", f"each fold is a run of its own, and training.seeds asks for {seeds} runs; use one"
+    if values.get("strategy") == "direct" and (folds is not None or seeds != 1):
+        where = "training.folds" if folds is not None else "training.seeds"
+        yield where, "strategy 'direct' trains nothing, so there is nothing to repeat; leave it out"
+    seed = training.get("seed", 0)
+    if isinstance(seeds, int) and isinstance(seed, int) and seed + seeds > 2**32:
+        yield "training.seeds", f"the seeds from {seed} on go beyond 2**32; begin with a smaller training.seed"
+    if folds is not None and data.get("test_size") is not None:
+        yield "data.test_size", "with training.folds every row is held out once; leave one of them out"
 
 
 def _columns(values: Mapping[str, Any]) -> Problems:
@@ -206,6 +240,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _names,
     corpus_problems,
     _start,
+    _repeated,
     method_problems,
     _columns,
     label_problems,

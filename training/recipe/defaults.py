@@ -36,7 +36,9 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         filled.setdefault("start", "continue")
     if isinstance(data, Mapping):
         filled["data"] = data = {**data, "columns": columns}
-        if data.get("test") is None and data.get("test_split") is None:
+        training = filled.get("training")
+        folds = training.get("folds") if isinstance(training, Mapping) else None
+        if data.get("test") is None and data.get("test_split") is None and folds is None:
             data.setdefault("test_size", 0.2)
         if data.get("validation") is None:
             data.setdefault("validation_size", 0.1)

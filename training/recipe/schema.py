@@ -23,7 +23,7 @@ Task = Literal[
 ]  # fmt: skip
 Method = Literal[(*LORA_METHODS, *PEFT_METHODS)]  # type: ignore[valid-type]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-Strategy = Literal["fine-tune", "continual", "intermediate"]
+Strategy = Literal["direct", "fine-tune", "continual", "intermediate"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -149,6 +149,8 @@ class Training(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     early_stopping: Annotated[int, Field(ge=0)] = 3
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
     packing: bool | Literal["batch"] | None = None
     gradient_checkpointing: bool = False
     group_by_length: bool = False
@@ -230,8 +232,9 @@ class ReportSettings(_Section):
 class Recipe(_Section):
     """Every setting of a run. Made by :meth:`load` or :meth:`from_flags`, which report all mistakes at once.
 
-    ``strategy``: ``fine-tune`` on the task's rows; ``continual``, which goes on with pretraining on unlabelled text
-    (Gururangan et al. 2020); or ``intermediate``, a task adapter that starts from a domain adapter (Phang et al. 2018).
+    ``strategy``: ``direct`` measures the base as it is; ``fine-tune`` trains on the task's rows; ``continual`` goes on
+    with pretraining on unlabelled text (Gururangan et al. 2020); ``intermediate`` makes a task adapter that starts from
+    a domain adapter (Phang et al. 2018).
     ``from_`` (written ``from``) names the adapter to start from, a reference or a folder. ``start`` says how:
     ``continue`` trains its low-rank weights further, at its rank, alpha and targets; ``stack`` leaves them as they are
     and trains new ones beside them, saved as one adapter whose ranks add up.
@@ -331,7 +334,7 @@ FLAG_OF: Mapping[str, str] = {
     "name": "--name", "method": "--method", "quantization": "--quantization", "output": "--output",
     "training.epochs": "--epochs", "lora.rank": "--rank", "training.learning_rate": "--learning-rate",
     "training.seed": "--seed", "device": "--device", "device_map": "--device-map", "alias": "--alias",
-    "strategy": "--strategy", "from": "--from",
+    "strategy": "--strategy", "from": "--from", "training.seeds": "--seeds", "training.folds": "--folds",
 }  # fmt: skip
 """The command line's flag for each setting that has one of its own; ``--set`` reaches all others."""
 

@@ -1,0 +1,67 @@
+"""What the commands print of several runs: seeds, folds, and a base as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lorary.hub.cli.output import print_json, print_line, print_table, short_number
+
+if TYPE_CHECKING:
+    from lorary.training.recipe import Recipe
+
+
+def measure_base(recipe: Recipe, as_json: bool) -> None:
+    """Strategy ``direct``: measure the base as it is, and print that."""
+    from lorary.training.progress import BarReporter
+    from lorary.training.strategies.direct import measure
+
+    with BarReporter(recipe.name) as reporter:
+        measured = measure(recipe, reporter)
+    metrics = {split: dict(values) for split, values in measured.metrics.items()}
+    rows = len(measured.test.features)
+    if as_json:
+        print_json({
+            "strategy": "direct", "base": recipe.base, "task": recipe.task, "rows": rows,
+            "metrics": metrics, "notices": reporter.notices,
+        })  # fmt: skip
+        return
+    titles = {"untrained": "the base as it is", "majority": "majority class"}
+    print_table(
+        [
+            {
+                "metric": name,
+                **{
+                    titles.get(split, split): short_number(values[name]) if name in values else ""
+                    for split, values in metrics.items()
+                },
+            }
+            for name in metrics["untrained"]
+        ]
+    )
+    print_line("")
+    print_line(f"Measured on {rows} held-out rows; nothing was trained or registered.")
+
+
+def print_repeated(kind: str, told: Mapping[str, Any]) -> None:
+    """The metrics of a recipe's seeds or folds: mean, spread and each run's own."""
+    runs = told["seeds"] if kind == "seeds" else range(1, told["count"] + 1)
+    print_table(
+        [
+            {
+                "metric": name,
+                "mean": short_number(figures["mean"]),
+                "spread": short_number(figures["std"]),
+                **{
+                    f"{kind[:-1]} {run}": short_number(value)
+                    for run, value in zip(runs, figures["values"], strict=True)
+                },
+            }
+            for name, figures in told["metrics"].items()
+        ]
+    )
+    print_line("")
+    if kind == "seeds":
+        print_line(f"Kept: seed {told['kept']}, {told['because']}.")
+    else:
+        print_line(f"Kept: an adapter trained on all rows for {told['epochs']:g} epochs.")

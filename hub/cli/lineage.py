@@ -1,0 +1,102 @@
+"""Drawing where a version came from and what came of it, as a tree of lines that reads in a pipe as in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lorary.hub.cli.output import short_number
+from lorary.hub.metrics import headline
+from lorary.hub.values import Version
+
+
+def draw_lineage(version: Version, everything: Sequence[Version]) -> list[str]:
+    """A line for each version that ``version`` was trained from or that was trained from it; none where it is alone.
+
+    A child stands below its parent, two blanks further in; ``<-`` marks the version itself. A version with several
+    parents (a blend) stands below each of them.
+    """
+    known = {other.reference: other for other in everything}
+    family = _ancestors(version, known)
+    if not family and not _children(version, everything):
+        return []
+    line = {*family, version.reference}
+    # A parent that was removed from the catalogue has no parents that are known.
+    roots = [reference for reference in family if not (known[reference].parents if reference in known else ())]
+    drawn: set[str] = set()
+    rows = [row for root in roots or [version.reference] for row in _below(root, 0, line, version, everything, drawn)]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [f"{name:<{widths[0]}}  {strategy:<{widths[1]}}  {rest}".rstrip() for name, strategy, rest in rows]
+
+
+def lineage_json(version: Version, everything: Sequence[Version]) -> dict[str, list[dict[str, Any]]]:
+    """The same as plain values: ``ancestors`` and ``descendants``, nearest first."""
+    known = {other.reference: other for other in everything}
+    return {
+        "ancestors": [_told(reference, known) for reference in _ancestors(version, known)],
+        "descendants": [_told(reference, known) for reference in _descendants(version, everything)],
+    }
+
+
+def _told(reference: str, known: Mapping[str, Version]) -> dict[str, Any]:
+    other = known.get(reference)
+    if other is None:
+        return {"reference": reference, "removed": True}
+    return {
+        "reference": reference,
+        "strategy": other.strategy,
+        "task": other.task,
+        "domain": other.domain,
+        "parents": list(other.parents),
+        "test": dict(other.metrics.get("test", {})),
+    }
+
+
+def _ancestors(version: Version, known: Mapping[str, Version]) -> list[str]:
+    """Nearest first; a catalogue that anybody may have written could hold a circle."""
+    found: dict[str, None] = {}
+    level = [version.reference]
+    while level:
+        parents = [parent for name in level if name in known for parent in known[name].parents]
+        level = [name for name in dict.fromkeys(parents) if name not in found and name != version.reference]
+        found.update(dict.fromkeys(level))
+    return list(found)
+
+
+def _children(version: Version, everything: Sequence[Version]) -> list[Version]:
+    return [other for other in everything if version.reference in other.parents]
+
+
+def _descendants(version: Version, everything: Sequence[Version]) -> list[str]:
+    found: dict[str, None] = {}
+    level = [version]
+    while level:
+        children = [child for parent in level for child in _children(parent, everything)]
+        level = [child for child in children if child.reference not in found and child is not version]
+        found.update(dict.fromkeys(child.reference for child in level))
+    return list(found)
+
+
+def _below(
+    reference: str, depth: int, line: set[str], version: Version, everything: Sequence[Version], drawn: set[str]
+) -> Iterator[tuple[str, str, str]]:
+    """The rows of one version and what of its descendants belongs to the picture."""
+    other = next((one for one in everything if one.reference == reference), None)
+    here = reference == version.reference
+    again = reference in drawn
+    name = f"{'  ' * depth}{reference}"
+    if other is None:
+        yield name, "", "(removed from the catalogue)"
+    else:
+        metric = headline(other.metrics.get("test", {}))
+        told = f"{metric[0]} {short_number(metric[1])}" if metric else ""
+        marks = [told, "<-" if here else "", "(as above)" if again else ""]
+        yield name, other.strategy, "  ".join(mark for mark in marks if mark)
+    if again:
+        return
+    drawn.add(reference)
+    # Above the version only the way to it is drawn, below it everything: siblings would bury it.
+    inside = reference not in line or here
+    for child in (one for one in everything if reference in one.parents):
+        if inside or child.reference in line:
+            yield from _below(child.reference, depth + 1, line, version, everything, drawn)

@@ -1,0 +1,198 @@
+"""Several seeds and folds: each run is what it would be alone, and the right adapter is kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.model_selection import StratifiedKFold
+
+from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.errors import DataError, InterruptedRunError, RecipeError, UsageError
+from lorary.training import measure, train
+from lorary.training.data import load_data
+from lorary.training.experiments.folds import fold_data
+from lorary.training.experiments.session import Session
+from lorary.training.experiments.summary import spread
+from lorary.training.model import load_for, reseed
+from lorary.training.progress import Reporter
+from lorary.training.tasks import make_task
+from samples import tone_rows, write_jsonl
+
+
+def seeded(recipe, seed):
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "llama"])
+def test_reseeding_draws_the_head_that_loading_with_the_seed_draws(family, make_recipe):
+    recipe = make_recipe(family=family)
+    task = make_task(recipe, ("bad", "good"))
+    base = load_for(task, recipe)
+    reseed(base, 7)
+    expected = load_for(task, seeded(recipe, 7)).model.state_dict()
+    assert any(name.startswith(("classifier", "score")) for name in base.new)
+    for name, tensor in base.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_session_gives_what_lone_runs_give(make_recipe, tmp_path):
+    recipe = make_recipe()
+    data = load_data(recipe)
+    session = Session(tmp_path / "both", Reporter())
+    bare = None
+    for seed in (42, 43):
+        together = session.run(seeded(recipe, seed), data, f"seed {seed}")
+        alone = Session(tmp_path / f"alone-{seed}", Reporter()).run(seeded(recipe, seed), data, "alone")
+        assert together.metrics == alone.metrics
+        for key, tensor in alone.trained.tensors.items():
+            assert torch.equal(together.trained.tensors[key], tensor)
+        session.release(together)
+        body = {name: t.clone() for name, t in together.prepared.base.model.bert.state_dict().items()}
+        assert bare is None or all(torch.equal(body[name], tensor) for name, tensor in bare.items())
+        bare = {name: tensor for name, tensor in body.items() if "pooler" not in name}
+
+
+def test_of_several_seeds_the_best_on_the_validation_rows_is_kept(make_recipe, registry, tmp_path):
+    settings = {"training.early_stopping": 1, "training.epochs": 1, "data.validation_size": 0.3}
+    recipe = make_recipe(rows=120, **{"training.seeds": 3, **settings})
+    version = train(recipe, registry)
+    told = version.manifest.provenance["seeds"]
+    assert told["seeds"] == [42, 43, 44]
+    assert told["kept"] == told["seeds"][told["validation"].index(max(told["validation"]))]
+    assert "validation rows" in told["because"]
+    figures = told["metrics"]["f1"]
+    place = told["seeds"].index(told["kept"])
+    assert version.metrics["test"]["f1"] == figures["values"][place]
+    assert (figures["mean"], figures["std"]) == pytest.approx(tuple(spread(figures["values"]).values())[:2])
+    assert version.manifest.provenance["seed"] == told["kept"]
+    assert [v.reference for v in registry.versions()] == ["tiny@1"]
+    assert registry.verify() == []
+    alone = recipe.model_copy(
+        update={
+            "training": recipe.training.model_copy(update={"seeds": 1, "seed": told["kept"]}),
+            "output": str(tmp_path / "alone"),
+            "name": "alone",
+        }
+    )
+    if told["kept"] == 42:  # the same split of validation rows, so the same run
+        assert train(alone, registry).digest == version.digest
+    assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
+
+
+def test_without_validation_rows_the_recipes_own_seed_is_kept(make_recipe, registry, tmp_path):
+    recipe = make_recipe(rows=24, **{"training.seeds": 2, "training.epochs": 1, "training.seed": 5})
+    version = train(recipe, registry)
+    told = version.manifest.provenance["seeds"]
+    assert (told["kept"], told["validation"]) == (5, [None, None])
+    assert "no validation rows" in told["because"]
+    alone = train(
+        seeded(make_recipe(rows=24, **{"training.epochs": 1, "output": str(tmp_path / "alone")}), 5), registry
+    )
+    assert alone.digest == version.digest
+
+
+class StoppedAt(Reporter):
+    def __init__(self, phase):
+        super().__init__()
+        self.at = phase
+
+    def phase(self, text):
+        if text == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("several", ["seeds", "folds"])
+def test_several_runs_go_on_where_they_were_stopped(several, make_recipe, registry, tmp_path):
+    settings = {f"training.{several}": 2, "training.epochs": 2, "lora.dropout": 0.2}
+    whole = train(make_recipe(rows=32, **settings, output=str(tmp_path / "whole")), registry)
+    recipe = make_recipe(rows=32, **settings)
+    stop = StoppedAt("seed 43: measuring" if several == "seeds" else "fold 2 of 2: measuring")
+    with pytest.raises(InterruptedRunError, match="--resume"):
+        train(recipe, registry, stop)
+    again = train(recipe, registry, resume=True)
+    assert again.digest == whole.digest
+    assert again.metrics == whole.metrics
+    assert not (tmp_path / "out.incomplete").exists()
+
+
+def test_folds_hold_every_row_out_once_in_proportion(make_recipe):
+    recipe = make_recipe(**{"training.folds": 4})
+    data = load_data(recipe)
+    rows = data.train
+    folds = list(fold_data(recipe, data, rows, lambda line: None))
+    held = [example.place for fold in folds for example in fold.test]
+    assert sorted(held) == sorted(example.place for example in rows)
+    labels = [example.values["label"] for example in rows]
+    splits = StratifiedKFold(4, shuffle=True, random_state=42).split(labels, labels)
+    for fold, (kept, out) in zip(folds, splits, strict=True):
+        assert fold.train == tuple(rows[index] for index in kept)
+        assert fold.test == tuple(rows[index] for index in out)
+
+
+def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, registry, tmp_path):
+    recipe = make_recipe(
+        rows=60, **{"data.test": None, "training.folds": 3, "training.early_stopping": 2, "data.validation_size": 0.25}
+    )
+    version = train(recipe, registry)
+    told = version.manifest.provenance["folds"]
+    assert (told["count"], sum(told["rows"])) == (3, 60)
+    assert version.metrics["test"] == {name: figures["mean"] for name, figures in told["metrics"].items()}
+    assert "gap" not in version.manifest.provenance
+    again = read_checkpoint(tmp_path / "out").manifest.provenance["recipe"]["training"]
+    assert (again["early_stopping"], again["epochs"]) == (0, told["epochs"])
+    assert "folds" not in again
+    assert registry.verify() == []
+
+
+def test_folds_beside_test_rows_leave_these_alone(make_recipe, registry):
+    version = train(make_recipe(rows=40, **{"training.folds": 2, "training.epochs": 1}), registry)
+    told = version.manifest.provenance["folds"]
+    assert sum(told["rows"]) == 40
+    assert version.manifest.provenance["gap"]["metric"] == "f1"
+
+
+def test_too_few_rows_for_the_folds(make_recipe, registry, tmp_path):
+    with pytest.raises(DataError, match="12 rows are too few for 8 folds; expected at least 16"):
+        train(make_recipe(rows=12, **{"training.folds": 8}), registry)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"training.seeds": 3, "training.folds": 3}, "training.folds: each fold is a run of its own"),
+        ({"training.folds": 1}, "training.folds: expected a number of at least 2"),
+        ({"training.seeds": 0}, "training.seeds: expected a number of at least 1"),
+        ({"data.test": None, "data.test_size": 0.2, "training.folds": 3}, "every row is held out once"),
+        ({"strategy": "direct", "training.seeds": 3}, "training.seeds: strategy 'direct' trains nothing"),
+        ({"strategy": "direct", "from": "legal@1"}, "from: strategy 'direct' measures the base as it is"),
+    ],
+)
+def test_settings_that_contradict_one_another(settings, words, make_recipe):
+    with pytest.raises(RecipeError, match=words):
+        make_recipe(**settings)
+
+
+@pytest.mark.parametrize("task", ["text-classification", "text-generation"])
+def test_a_base_is_measured_as_training_measures_it_untrained(task, make_recipe, registry):
+    recipe = make_recipe(task, **{"strategy": "direct"})
+    reporter = Reporter()
+    measured = measure(recipe, reporter)
+    trained = train(make_recipe(task, **{"training.epochs": 1}), registry)
+    assert measured.metrics["untrained"] == pytest.approx(trained.metrics["untrained"])
+    assert any("level of chance" in line for line in reporter.notices) == (task == "text-classification")
+    with pytest.raises(UsageError, match=r"lorary\.training\.measure"):
+        train(recipe, registry)
+
+
+def test_learning_by_heart_is_warned_of(make_recipe, registry, tmp_path):
+    rows = [{**row, "label": ("bad", "good")[index * 7 % 11 % 2]} for index, row in enumerate(tone_rows(16))]
+    recipe = make_recipe(**{
+        "data.train": write_jsonl(tmp_path / "noise.jsonl", rows), "training.epochs": 60, "training.batch_size": 4,
+        "lora.dropout": 0.0,
+    })  # fmt: skip
+    reporter = Reporter()
+    version = train(recipe, registry, reporter)
+    gap = version.manifest.provenance["gap"]
+    assert gap["train"] > gap["test"] + 0.1
+    assert any(line.startswith("overfitting: f1 is ") for line in reporter.notices)

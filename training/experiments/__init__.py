@@ -1,0 +1,1 @@
+"""Several runs that are compared: seeds, folds, sizes of the data, strategies."""

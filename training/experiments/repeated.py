@@ -1,0 +1,111 @@
+"""A recipe run several times: with several seeds, or fold by fold. One run's adapter is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.metrics import lower_is_better
+from lorary.training.data import Examples
+from lorary.training.experiments.folds import all_rows, final_recipe, fold_data
+from lorary.training.experiments.session import Session, validation_metrics
+from lorary.training.experiments.summary import means, shown, summarise
+from lorary.training.recipe import Recipe
+from lorary.training.run import Finished, save_run
+from lorary.training.save import make_manifest
+from lorary.training.strategies.parent import Parent
+
+
+def run_seeds(recipe: Recipe, data: Examples, parent: Parent | None, session: Session, files: Path) -> Finished:
+    """A run for each seed, on the same rows; the best on the validation rows is kept, never the best held-out.
+
+    Returns:
+        The run that is kept, with its adapter in ``files`` and the others' figures in its provenance.
+    """
+    first = recipe.training.seed
+    seeds = range(first, first + recipe.training.seeds)
+    runs: list[Finished] = []
+    validations: list[float | None] = []
+    for seed in seeds:
+        finished = session.run(_with_training(recipe, seed=seed, seeds=1), data, f"seed {seed}", parent)
+        name = finished.prepared.task.main_metric
+        validations.append((validation_metrics(finished) or {}).get(name))
+        save_run(finished, _beside(files, seed))
+        session.release(finished)
+        runs.append(finished)
+    known = [value for value in validations if value is not None]
+    if len(known) == len(seeds):
+        sign = -1 if lower_is_better(name) else 1
+        best = max(range(len(seeds)), key=lambda index: (sign * known[index], -index))
+        why = f"the best {name} on {len(data.validation)} validation rows"
+        if known.count(known[best]) > 1:
+            why += ", the first of equals"
+    else:
+        best, why = 0, "there are no validation rows to choose by, so it is the recipe's own seed"
+    figures = summarise([finished.metrics["test"] for finished in runs])
+    told = {
+        "seeds": list(seeds), "kept": seeds[best], "because": why, "metric": name,
+        "validation": validations, "metrics": figures,
+    }  # fmt: skip
+    session.reporter.note(
+        f"{len(seeds)} seeds: held-out {name} {shown(figures[name])}; seed {seeds[best]} is kept: {why}"
+    )
+    _beside(files, seeds[best]).rename(files)
+    return _tell(runs[best], {"seeds": told}, files)
+
+
+def run_folds(recipe: Recipe, data: Examples, parent: Parent | None, session: Session, files: Path) -> Finished:
+    """A run for each fold, measured on the rows it hasn't seen; then one on all rows, which is kept.
+
+    Returns:
+        The run on all rows, with its adapter in ``files``. Its metrics are the folds' means, unless the recipe names
+        held-out rows.
+    """
+    rows, given = all_rows(recipe, data)
+    one = _with_training(recipe, folds=None)
+    runs: list[Finished] = []
+    count = recipe.training.folds or 0
+    for number, fold in enumerate(fold_data(recipe, data, rows, session.reporter.note), start=1):
+        finished = session.run(one, fold, f"fold {number} of {count}", parent)
+        session.release(finished)
+        runs.append(finished)
+    name = runs[0].prepared.task.main_metric
+    by_split = {split: [finished.metrics[split] for finished in runs] for split in runs[0].metrics}
+    figures = summarise(by_split["test"])
+    epochs = [finished.best_epoch for finished in runs]
+    last = final_recipe(one, epochs)
+    # Without held-out rows of their own, the last fold's stand in for golden logits and the gate, not for a figure.
+    whole = replace(data, train=rows, validation=(), held_out=given)
+    whole = whole if given else replace(whole, test=runs[-1].prepared.data.test)
+    finished = session.run(last, whole, "all rows", parent)
+    told = {
+        "count": count, "metric": name, "metrics": figures, "rows": [len(run.prepared.data.test) for run in runs],
+        "epochs": last.training.epochs, "best_epochs": epochs,
+    }  # fmt: skip
+    what = "all of them" if given else "all rows, so its held-out metrics are the folds' means"
+    session.reporter.note(
+        f"{count} folds: held-out {name} {shown(figures[name])}; the adapter kept was trained on {what}"
+    )
+    if not given:
+        finished = replace(finished, metrics={split: means(values) for split, values in by_split.items()})
+    save_run(finished, files)
+    return _tell(finished, {"folds": told}, files)
+
+
+def _beside(files: Path, seed: int) -> Path:
+    """Where a seed's adapter waits; what a killed run has left there is written over."""
+    return files.with_name(f"{files.name}-seed-{seed}")
+
+
+def _with_training(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
+
+
+def _tell(finished: Finished, more: Mapping[str, Any], files: Path) -> Finished:
+    """Put what the other runs came to into the kept one's provenance, which no digest depends on."""
+    ready = finished.prepared
+    trained = replace(finished.trained, provenance={**finished.trained.provenance, **more})
+    make_manifest(ready.base, ready.task, ready.recipe, trained, ready.max_length).write(files)
+    return replace(finished, trained=trained)

@@ -1,0 +1,87 @@
+"""One base in memory for several runs of one task: each gets it bare, with a head of its own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lorary.training.data import Examples
+from lorary.training.interrupt import Stops
+from lorary.training.model import Base, take_off
+from lorary.training.prepare import prepare
+from lorary.training.progress import Reporter
+from lorary.training.recipe import Recipe
+from lorary.training.run import Finished, run
+from lorary.training.strategies.parent import Parent
+from lorary.training.tasks.base import Metrics
+
+
+class OneRun(Reporter):
+    """The reporter of one of several runs: it keeps the run's own notices, and says which run a phase belongs to."""
+
+    def __init__(self, whole: Reporter, title: str) -> None:
+        super().__init__()
+        self._whole, self._title = whole, title
+
+    def phase(self, text: str) -> None:
+        """Shown with the run's title."""
+        self._whole.phase(f"{self._title}: {text}")
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """Shown as it is."""
+        self._whole.step(done, total, loss)
+
+    def note(self, line: str) -> None:
+        """Kept with the run, and shown once however many runs say it."""
+        super().note(line)
+        self._whole.note(line)
+
+
+class Session:
+    """Runs recipes of one base, task and set of labels one after the other.
+
+    Args:
+        checkpoints: where the runs' checkpoints go, a folder each; a run that has some there goes on from them.
+        reporter: is told of all runs.
+        stops: whether the user has asked to stop.
+        loaded: is called with the base when it is in memory, before anything is trained.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        reporter: Reporter,
+        stops: Stops | None = None,
+        loaded: Callable[[Base], None] = lambda base: None,
+    ) -> None:
+        self.reporter = reporter
+        self._checkpoints = checkpoints
+        self._stops = stops
+        self._loaded = loaded
+        self._base: Base | None = None
+
+    def run(self, recipe: Recipe, data: Examples, title: str, parent: Parent | None = None) -> Finished:
+        """A whole run; its model keeps its adapter until :meth:`release`. Raises as :func:`lorary.training.train`.
+
+        ``title`` names the run to the user and its checkpoints' folder, so it has to be its own.
+        """
+        told = OneRun(self.reporter, title)
+        prepared = prepare(recipe, data, told, parent, self._base)
+        if self._base is None:
+            self._loaded(prepared.base)
+        self._base = prepared.base
+        return run(prepared, self._checkpoints / title.replace(" ", "-"), told, self._stops)
+
+    def release(self, finished: Finished) -> None:
+        """Take a run's adapter off the base."""
+        take_off(finished.prepared.model)
+
+
+def validation_metrics(finished: Finished) -> Metrics | None:
+    """A finished run's metrics on its validation rows; None without any."""
+    prepared = finished.prepared
+    rows = prepared.validation
+    if rows is None:
+        return None
+    found = prepared.task.outcomes(prepared.model, rows, prepared.base.tokenizer, prepared.recipe.training.batch_size)
+    return prepared.task.metrics(found, rows.golds)

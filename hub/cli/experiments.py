@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number
 
 if TYPE_CHECKING:
+    from lorary.hub.registry import Registry
     from lorary.training.recipe import Recipe
 
 
@@ -41,6 +43,40 @@ def measure_base(recipe: Recipe, as_json: bool) -> None:
     )
     print_line("")
     print_line(f"Measured on {rows} held-out rows; nothing was trained or registered.")
+
+
+def ablate_recipe(recipe: Recipe, registry: Registry, corpus: str | None, as_json: bool) -> None:
+    """``--ablate``: the base as it is, the task alone, and domain then task."""
+    from lorary.training.experiments.ablation import ablate
+    from lorary.training.progress import BarReporter
+
+    seeds = recipe.training.seeds if recipe.training.seeds > 1 else 3
+    with BarReporter(recipe.name) as reporter:
+        found = ablate(recipe, registry, corpus=corpus, seeds=seeds, progress=reporter)
+    if as_json:
+        print_json({
+            "metric": found.metric, "held_out_rows": found.held_out, "seeds": found.seeds, "parent": found.parent,
+            "arms": found.arms, "gain": {**asdict(found.gain), "verdict": found.gain.verdict},
+        })  # fmt: skip
+        return
+    names = found.arms["task"]
+    print_table(
+        [
+            {
+                "arm": arm,
+                **{
+                    name: f"{short_number(figures[name]['mean'])} ± {figures[name]['std']:.2g}"
+                    if name in figures
+                    else ""
+                    for name in names
+                },
+            }
+            for arm, figures in found.arms.items()
+        ]
+    )
+    print_line("")
+    print_line(f"Means over {len(found.seeds)} seeds on {found.held_out} held-out rows; domain stage: {found.parent}.")
+    print_line(f"{found.verdict[0].upper()}{found.verdict[1:]}.")
 
 
 def print_repeated(kind: str, told: Mapping[str, Any]) -> None:

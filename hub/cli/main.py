@@ -19,6 +19,7 @@ from lorary.hub.errors import LoraryError, ProblemsError
 COMMANDS = (
     "quickstart",
     "train",
+    "curve",
     "estimate",
     "run",
     "list",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.hub.cli.experiments import measure_base, print_repeated
+from lorary.hub.cli.experiments import ablate_recipe, measure_base, print_repeated
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import UsageError
@@ -20,6 +20,7 @@ EXAMPLES = (
     "lorary train runs/tone-20261124-120000 --resume",
     "lorary train recipe.yaml --seeds 5",
     "lorary train recipe.yaml --strategy direct",
+    "lorary train recipe.yaml --ablate --from legal-corpus@2",
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
 
@@ -60,6 +61,12 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     seeds: Annotated[int | None, typer.Option(help="So many runs, one seed each; the best is kept.")] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate in so many parts, then train on all rows.")] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Compare: the base as it is, the task alone, domain then task.")
+    ] = False,
+    corpus: Annotated[
+        str | None, typer.Option(help="With --ablate: the domain's text, where the recipe names no domain adapter.")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="The run's folder; default runs/NAME-TIME.")] = None,
     alias: Annotated[str | None, typer.Option(help="Let this alias mean the new version.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
@@ -99,6 +106,13 @@ def command(
         settings = recipe_of(run)
     else:
         settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
+    if corpus is not None and not ablate:
+        raise UsageError(
+            "--corpus is the text of --ablate's domain stage; to train on it alone, use strategy: continual"
+        )
+    if ablate:
+        ablate_recipe(settings, catalogue, corpus, as_json)
+        return
     if settings.strategy == "direct":
         measure_base(settings, as_json)
         return

@@ -41,7 +41,8 @@ def corpus(make_recipe, registry, tmp_path):
         "text-generation", **{
             "name": "headlines", "strategy": "continual", "data.train": write_jsonl(tmp_path / "corpus.jsonl", rows),
             "data.test": write_jsonl(tmp_path / "held-out.jsonl", rows[:8]), "output": str(tmp_path / "headlines"),
-            "lora.rank": 6, "lora.alpha": 9, "training.epochs": 1, "lora.targets": ["q_proj", "down_proj"],
+            "lora.rank": 6, "lora.alpha": 9, "lora.targets": ["q_proj", "down_proj"],
+            "training.epochs": 2, "training.batch_size": 1,
         },
     )  # fmt: skip
     train(recipe, registry)

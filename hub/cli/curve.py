@@ -1,0 +1,73 @@
+"""``lorary curve``: the metric against the number of training rows, and whether more would help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorary.hub.cli.options import JsonOption
+from lorary.hub.cli.output import print_json, print_line, print_table, short_number
+
+EXAMPLES = (
+    "lorary curve recipe.yaml",
+    "lorary curve recipe.yaml --points 4 --seeds 3 --plot curve.png",
+)
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The settings of each run.")],
+    points: Annotated[int, typer.Option(min=2, max=50, help="How many sizes, evenly spaced in their logarithm.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="How many runs at each size.")] = 2,
+    smallest: Annotated[int, typer.Option(min=2, help="The smallest number of rows.")] = 8,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it too; needs matplotlib.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on ever more of the rows, and say whether more rows would help.
+
+    Each size is trained with several seeds and measured on the same held-out rows. Nothing is registered.
+    """
+    from lorary.training.recipe import Recipe
+
+    settings = Recipe.load(recipe, set_ or ())
+    from lorary.training.experiments.curve import learning_curve
+    from lorary.training.experiments.curve import plot as draw
+    from lorary.training.progress import BarReporter
+
+    with BarReporter(settings.name) as reporter:
+        curve = learning_curve(settings, points=points, seeds=seeds, smallest=smallest, progress=reporter)
+    if plot is not None:
+        draw(curve, plot)
+    if as_json:
+        print_json({
+            "metric": curve.metric, "held_out_rows": curve.held_out, "baselines": curve.baselines,
+            "points": [{"rows": point.rows, "metrics": point.metrics} for point in curve.points],
+            "advice": curve.advice,
+        })  # fmt: skip
+        return
+    first = settings.training.seed
+    print_table(
+        [
+            {
+                "rows": point.rows,
+                curve.metric: short_number(point.metrics[curve.metric]["mean"]),
+                "spread": short_number(point.metrics[curve.metric]["std"]),
+                **{
+                    f"seed {first + place}": short_number(value)
+                    for place, value in enumerate(point.metrics[curve.metric]["values"])
+                },
+            }
+            for point in curve.points
+        ]
+    )
+    print_line("")
+    for split, values in curve.baselines.items():
+        if curve.metric in values:
+            print_line(f"{split}: {curve.metric} {short_number(values[curve.metric])}")
+    print_line(curve.advice)
+    if plot is not None:
+        print_line(f"Drawn in {plot}")

@@ -1,0 +1,155 @@
+"""Does the domain stage help? The base as it is, the task alone, and domain then task, on the same held-out rows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.errors import RecipeError
+from lorary.hub.registry import Registry
+from lorary.training.data import Examples, load_data
+from lorary.training.experiments.bootstrap import Difference, paired_bootstrap
+from lorary.training.experiments.session import Session
+from lorary.training.experiments.summary import summarise
+from lorary.training.progress import Reporter, quiet_libraries
+from lorary.training.recipe import Recipe
+from lorary.training.run import Finished, train
+from lorary.training.strategies.parent import Parent, find_parent
+
+ARMS = ("direct", "task", "domain then task")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """By arm (:data:`ARMS`): each metric's mean, std and values over the seeds.
+
+    ``gain`` is domain-then-task against the task alone, by paired bootstrap; ``parent`` the domain adapter.
+    """
+
+    metric: str
+    held_out: int
+    seeds: tuple[int, ...]
+    arms: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    gain: Difference
+    parent: str
+
+    @property
+    def verdict(self) -> str:
+        """What the figures say, in a sentence."""
+        gain = self.gain
+        figures = f"{gain.metric} {gain.value:+.4g}, 95% of resamples between {gain.low:+.4g} and {gain.high:+.4g}"
+        said = {
+            "better": "the domain stage helps",
+            "worse": "the domain stage does harm",
+            "no difference": "no difference can be told on these rows",
+        }[gain.verdict]
+        return f"domain then task against task alone: {said} ({figures})"
+
+
+def ablate(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    corpus: str | None = None,
+    seeds: int = 3,
+    progress: Reporter | None = None,
+) -> Ablation:
+    """Train a recipe's task with and without its domain stage and compare them.
+
+    The task alone has the rank, alpha and targets of the other arm, so that only the beginning differs. Nothing is
+    registered but the domain adapter, where it is trained here.
+
+    Args:
+        recipe: the task's; its ``from`` names the domain adapter, unless ``corpus`` is given.
+        registry: where the domain adapter is looked up or put.
+        corpus: the domain's unlabelled text, on which a domain adapter is trained first, as ``<name>-domain``.
+        seeds: how many runs each arm has.
+        progress: is told of phases, steps and notices.
+
+    Raises:
+        RecipeError: there is no domain adapter to compare with, or two.
+        Others: as :func:`lorary.training.train`.
+    """
+    reporter = progress or Reporter()
+    recipe = _with_parent(recipe, registry, corpus, reporter)
+    parent = find_parent(recipe, registry)
+    assert parent is not None
+    reporter.phase("reading the data")
+    data = load_data(recipe, reporter.note)
+    numbers = tuple(range(recipe.training.seed, recipe.training.seed + seeds))
+    with quiet_libraries(), tempfile.TemporaryDirectory(prefix="lorary-ablation-") as folder:
+        session = Session(Path(folder), reporter)
+        staged = _arm(session, recipe, data, parent, numbers)
+        # After a stack the recipe is the task's own; after a continuation it has the parent's rank, alpha and targets.
+        alone = staged[0].prepared.recipe.model_copy(update={"strategy": "fine-tune", "from_": None, "start": None})
+        fresh = _arm(session, alone, data, None, numbers)
+    task, golds = staged[0].prepared.task, staged[0].prepared.test.golds
+    arms = {
+        "direct": summarise([run.metrics["untrained"] for run in fresh]),
+        "task": summarise([run.metrics["test"] for run in fresh]),
+        "domain then task": summarise([run.metrics["test"] for run in staged]),
+    }
+    reporter.phase("comparing")
+    gain = paired_bootstrap(task, golds, [run.outcomes for run in staged], [run.outcomes for run in fresh])
+    reporter.phase("done")
+    return Ablation(task.main_metric, len(golds), numbers, arms, gain, parent.reference)
+
+
+def _arm(
+    session: Session, recipe: Recipe, data: Examples, parent: Parent | None, seeds: Sequence[int]
+) -> list[Finished]:
+    runs = []
+    quiet = recipe.report.model_copy(update={"write": False})
+    for seed in seeds:
+        training = recipe.training.model_copy(update={"seed": seed, "seeds": 1})
+        one = recipe.model_copy(update={"training": training, "report": quiet})
+        name = "domain then task" if parent else "task"
+        finished = session.run(one, data, f"{name}, seed {seed}", parent)
+        session.release(finished)
+        runs.append(finished)
+    return runs
+
+
+def _with_parent(recipe: Recipe, registry: Registry, corpus: str | None, reporter: Reporter) -> Recipe:
+    """The recipe of the arm with a domain stage; trains that stage where a corpus is given.
+
+    Raises:
+        RecipeError: the recipe has no domain stage, has two, or asks for folds.
+    """
+    problems = []
+    if recipe.training.folds:
+        problems.append("training.folds: an ablation compares seeds on the same held-out rows; leave it out")
+    if corpus is None and recipe.from_ is None:
+        problems.append("from: missing; an ablation needs a domain adapter (from), or --corpus with the domain's text")
+    if corpus is not None and recipe.from_ is not None:
+        problems.append("from: names a domain adapter, and --corpus trains one; leave one of them out")
+    if problems:
+        raise RecipeError(recipe.name, problems)
+    if corpus is None:
+        return recipe.model_copy(update={"strategy": "intermediate"})
+    version = train(_domain_recipe(recipe, corpus), registry, reporter)
+    reporter.note(f"the domain adapter is in the catalogue as {version.reference}")
+    return recipe.model_copy(
+        update={"strategy": "intermediate", "from_": version.reference, "start": recipe.start or "continue"}
+    )
+
+
+def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:
+    """The recipe of the domain stage: the same base, continued on the corpus as it was pretrained."""
+    from transformers import AutoConfig
+
+    from lorary.adapters.loading import is_encoder
+    from lorary.hub.embedded import resolve_base
+
+    config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)
+    settings = {
+        "name": f"{recipe.name}-domain", "domain": recipe.domain, "base": recipe.base, "revision": recipe.revision,
+        "task": "fill-mask" if is_encoder(config) else "text-generation", "strategy": "continual",
+        "data.train": corpus, "method": recipe.method, "quantization": recipe.quantization,
+        "training.seed": recipe.training.seed, "device": recipe.device, "device_map": recipe.device_map,
+        "dtype": recipe.dtype,
+    }  # fmt: skip
+    return Recipe.from_flags({key: value for key, value in settings.items() if value is not None})

@@ -1,0 +1,73 @@
+"""Paired bootstrap: is one way of training better than another on the same held-out rows, or is it the rows' luck?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from lorary.hub.metrics import lower_is_better
+from lorary.training.tasks.base import Task
+
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two ways of training differ in a metric: ``value`` is the first's minus the second's.
+
+    ``low`` and ``high`` hold 95% of the resamples' differences; ``better`` is the share of resamples in which the first
+    is the better one.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    better: float
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, or ``no difference`` where the interval holds zero."""
+        if self.low <= 0 <= self.high:
+            return "no difference"
+        return "better" if (self.value < 0) == lower_is_better(self.metric) else "worse"
+
+
+def paired_bootstrap(
+    task: Task,
+    golds: Sequence[Any],
+    ours: Sequence[Sequence[Any]],
+    theirs: Sequence[Sequence[Any]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """Draw the held-out rows again, the same for both sides, and compare the main metric (Koehn 2004).
+
+    Args:
+        task: whose main metric it is.
+        golds: what each row's answer should be.
+        ours: what each seed's run made of each row.
+        theirs: the same of the other way; the seeds' metrics are averaged on both sides.
+        resamples: how often rows are drawn.
+        seed: of the drawing.
+    """
+    name = task.main_metric
+
+    def mean(runs: Sequence[Sequence[Any]], places: Sequence[int]) -> float:
+        drawn = [golds[place] for place in places]
+        return float(numpy.mean([task.metrics([run[place] for place in places], drawn)[name] for run in runs]))
+
+    everything = range(len(golds))
+    random = numpy.random.default_rng(seed)
+    differences = []
+    for _ in range(resamples):
+        places = random.integers(0, len(golds), len(golds)).tolist()
+        differences.append(mean(ours, places) - mean(theirs, places))
+    sign = -1 if lower_is_better(name) else 1
+    low, high = numpy.quantile(differences, (0.025, 0.975))
+    better = float(numpy.mean([sign * difference > 0 for difference in differences]))
+    return Difference(name, mean(ours, everything) - mean(theirs, everything), float(low), float(high), better)

@@ -210,3 +210,14 @@ def test_a_pair_of_a_text_and_messages_is_named_by_its_row(make_pairs):
     rows = [*pair_rows(4), {"prompt": "a", "chosen": "rose", "rejected": [BAD]}]
     with pytest.raises(DataError, match=r"pairs\.jsonl, row 5: expected texts or messages throughout, found chosen as"):
         load_data(make_pairs(rows))
+
+
+def test_pairs_go_on_from_a_trained_adapter_which_is_then_the_reference(make_recipe, make_pairs, registry, tmp_path):
+    train(make_recipe("text-generation", name="taught", output=str(tmp_path / "taught")), registry)
+    recipe = make_pairs(**{"from": "taught@1"})
+    version = train(recipe, registry)
+    before, after = version.metrics["untrained"], version.metrics["test"]
+    assert (before["reward_accuracy"], before["reward_margin"]) == (0.5, pytest.approx(0.0, abs=1e-4))
+    assert after["reward_margin"] > 0.05
+    bare = train(make_pairs(output=str(tmp_path / "bare"), name="bare"), registry).metrics["untrained"]
+    assert before["chosen_logps"] != pytest.approx(bare["chosen_logps"], abs=0.1)

@@ -118,6 +118,12 @@ def test_a_part_without_anything_to_learn_is_an_error(part, kind):
         fit_lengths({part: made(BARE, BARE)}, "truncate", LIMIT, lambda line: None)
 
 
+def test_longer_rows_are_not_asked_for_where_none_is_too_long():
+    with pytest.raises(DataError) as caught:
+        fit_lengths({"train": made(Length(8, 8, learned=False))}, "truncate", LIMIT, lambda line: None)
+    assert "max_length" not in str(caught.value)
+
+
 def test_error_lists_the_long_rows_of_all_parts_with_their_lengths():
     with pytest.raises(DataError) as caught:
         fit_lengths({"train": made(FITS, CUT), "test": made(LONGEST)}, "error", LIMIT, lambda line: None)

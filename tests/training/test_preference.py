@@ -165,6 +165,17 @@ def test_pairs_train_on_quantized_bases_and_with_checkpointing(method, make_pair
     assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
 
 
+def test_the_report_ranks_pairs_by_their_own_loss(make_pairs, registry):
+    recipe = make_pairs(**{"training.epochs": 1})
+    ready = prepare(recipe, load_data(recipe), Reporter())
+    outcomes = ready.task.outcomes(ready.model, ready.test, ready.base.tokenizer, 4)
+    assert [ready.task.loss_of(outcome) for outcome in outcomes] == pytest.approx(
+        [math.log(2)] * len(outcomes), abs=1e-4
+    )
+    answer = ready.task.answer(ready.test.examples[0], None, outcomes[0])
+    assert (answer.expected, answer.right) == ("sales rose", False)
+
+
 def test_ties_count_half(make_pairs):
     task = make_task(make_pairs(), None)
     scores = [PairScore(TokenScore(1.0, 2, 0), TokenScore(loss, 2, 0), -2.0, -2.0) for loss in (1.0, 2.0, 0.5)]

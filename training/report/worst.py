@@ -35,7 +35,10 @@ def worst_rows(
         for example, gold, outcome in zip(rows.examples, rows.golds, outcomes, strict=True)
     ]
     chosen = sorted(range(len(answers)), key=lambda index: answers[index].right)[:_RANKED]
-    losses = {index: _loss(model, task.collator(tokenizer), rows.of(index)) for index in chosen}
+    losses = {}
+    for index in chosen:
+        known = task.loss_of(outcomes[index])
+        losses[index] = _loss(model, task.collator(tokenizer), rows.of(index)) if known is None else known
     ranked = sorted((index for index in chosen if math.isfinite(losses[index])), key=lambda index: -losses[index])
     return tuple(
         WorstRow(

@@ -198,6 +198,10 @@ class Task(ABC):
         given = [_as_text(value) for role, value in example.values.items() if role not in TARGET_ROLES]
         return Answer(" | ".join(given), _as_text(gold), _as_text(outcome), gold == outcome)
 
+    def loss_of(self, outcome: Any) -> float | None:
+        """A row's loss where its outcome tells; None where only another pass over the row would."""
+        return None
+
     def mistakes(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Mistakes | None:
         """Where answers are wrong, counted for the report; None where a task has nothing to count."""
         return None

@@ -101,9 +101,11 @@ def _fit(encoded: Encoded, part: str, too_long: TooLong, max_length: int, note: 
     if not any(length.learned for length in fitted.lengths):
         raise DataError(
             "rows",
-            [f"no {kind} row has a token to learn within {max_length} tokens (the longest has {longest}); "
-             "raise training.max_length"],
-        )  # fmt: skip
+            [
+                f"no {kind} row has a token to learn within {max_length} tokens (the longest has {longest})"
+                + ("; raise training.max_length" if longest > max_length else "")
+            ],
+        )
     if cut:
         told = f"{len(cut)} of {rows} {kind} rows are longer than {max_length} tokens (the longest: {longest})"
         if dropping:

@@ -135,6 +135,10 @@ class PreferencePairs(TextGeneration):
             "\n".join(turns[:-1]), turns[-1], f"reward {chosen:.3f} against {rejected:.3f}", chosen > rejected
         )
 
+    def loss_of(self, outcome: Any) -> float:
+        """The pair's."""
+        return self.metrics([outcome], [None])["loss"]
+
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Means over pairs, named as TRL's: the loss; how often the chosen reply's reward (beta times its ratio, nats)
         is the larger, ties counting half; by how much; and the log-probabilities of the replies."""

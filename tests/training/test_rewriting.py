@@ -181,7 +181,7 @@ def test_targets_carry_their_language_as_the_tokenizer_puts_it(family, settings,
     code = tokenizer.convert_tokens_to_ids(target)
     assert feature["labels"][-1 if family == "mbart" else 0] == code
     setting = "decoder_start_token_id" if family == "mbart" else "forced_bos_token_id"
-    assert task._settings[setting] == code
+    assert task.settings[setting] == code
     assert tokenizer.src_lang == source.split("_")[0] + "_" + source.split("_")[1]  # as it was loaded
 
 

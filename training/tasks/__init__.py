@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.recipe import Recipe
+from lorary.training.tasks.answers import WrittenAnswers
 from lorary.training.tasks.base import Encoded, Task
 from lorary.training.tasks.causal_blocks import CausalBlocks
 from lorary.training.tasks.feature_extraction import FeatureExtraction
@@ -45,6 +46,8 @@ def make_task(recipe: Recipe, labels: tuple[str, ...] | None, problem_type: str 
         return PreferencePairs(recipe, labels)
     if recipe.strategy == "continual" and recipe.task == "text-generation":
         return CausalBlocks(recipe, labels)
+    if recipe.generation.rows and recipe.task == "text-generation":
+        return WrittenAnswers(recipe, labels)
     return _PROBLEMS.get(problem_type, TASKS[recipe.task])(recipe, labels)
 
 

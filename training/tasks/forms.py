@@ -24,9 +24,6 @@ class Form(Protocol):
     def feature(self, source: list[int], target: list[int]) -> Feature:
         """What the collator takes."""
 
-    def prompt(self, feature: Feature) -> list[int]:
-        """The text's ids alone, to generate from."""
-
     def collator(self, tokenizer: Any) -> Collator:
         """Pads features to one batch; padding is never learned, a real end of text is."""
 
@@ -49,10 +46,6 @@ class EncoderDecoder:
     def feature(self, source: list[int], target: list[int]) -> Feature:
         """Text and target apart."""
         return {"input_ids": source, "attention_mask": [1] * len(source), "labels": target}
-
-    def prompt(self, feature: Feature) -> list[int]:
-        """What the encoder reads."""
-        return list(feature["input_ids"])
 
     def collator(self, tokenizer: Any) -> Collator:
         """transformers' own; the model makes the decoder's inputs of the labels."""
@@ -85,12 +78,6 @@ class Causal:
         """One row, of which the text's part isn't learned."""
         ids = source + target
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(source) + target}
-
-    def prompt(self, feature: Feature) -> list[int]:
-        """All that comes before the first learned token."""
-        labels = feature["labels"]
-        first = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
-        return list(feature["input_ids"][:first])
 
     def collator(self, tokenizer: Any) -> Collator:
         """TRL's, which masks by length: a padding token that is also the end of text stays learned where it is real."""

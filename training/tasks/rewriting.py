@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters import Backbone
 from lorary.adapters.generate import Manner, generation_settings, prompt_tokens
 from lorary.adapters.inference import longest_input
 from lorary.adapters.languages import has_languages, language_id, speaking
@@ -22,39 +21,25 @@ from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 from lorary.training.data import Example, Note
-from lorary.training.fitting.evaluate import outcomes as token_outcomes
-from lorary.training.fitting.writing import spread, write_texts
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.base import Encoded, Feature, Metrics
 from lorary.training.tasks.forms import Causal, EncoderDecoder, Form
 from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.token_scores import TokenScore, token_metrics
+from lorary.training.tasks.token_scores import TokenScore
+from lorary.training.tasks.writing import WritesTexts
 
 _FEWEST_SOURCE_TOKENS = 16
 _T5 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a model makes of a row: how well it predicts the target, and its own text (None where none was asked)."""
-
-    score: TokenScore
-    text: str | None
-
-
-class Rewriting(Task):
+class Rewriting(WritesTexts):
     """One text becomes another. The loss is taken on the target's tokens; ROUGE or BLEU on generated texts."""
 
     new_head = False
-    scored_in_one_pass = False
-    gate_rows = 16  # generated twice, one by one
     source_role: ClassVar[str]
     target_role: ClassVar[str]
 
     form: Form
-    manner: Manner
     target_length: int
-    _settings: dict[str, Any]
-    _note: Note
 
     @abstractmethod
     def t5_prefix(self) -> str | None:
@@ -63,10 +48,6 @@ class Rewriting(Task):
     @abstractmethod
     def instruction(self) -> str:
         """What a causal model is told to do, as a sentence."""
-
-    @abstractmethod
-    def text_metrics(self, found: Sequence[str], golds: Sequence[str]) -> Metrics:
-        """The metrics of generated texts."""
 
     @abstractmethod
     def baseline(self, source: str) -> tuple[str, str]:
@@ -91,7 +72,7 @@ class Rewriting(Task):
         Raises:
             TrainingError: the base can't learn this, or has no use for one of the settings.
         """
-        self._note = note
+        self.note = note
         if tokenizer.eos_token_id is None:
             raise TrainingError("the base's tokenizer has no end-of-text token, so a generation would never stop")
         config = model.config
@@ -111,7 +92,7 @@ class Rewriting(Task):
             self.generation(),
             cuts=True,
         )
-        self._settings = generation_settings(self.manner, model, tokenizer)
+        self.settings = generation_settings(self.manner, model, tokenizer)
         return max_length
 
     def _refuse_broken_decoders(self, config: Any, dtype: torch.dtype) -> None:
@@ -223,7 +204,7 @@ class Rewriting(Task):
         for example in examples:
             try:
                 source, source_full = prompt_tokens(
-                    example.values[self.source_role], self.manner, tokenizer,
+                    self.asked(example), self.manner, tokenizer,
                     encoder_decoder=self.form.encoder_decoder,
                 )  # fmt: skip
             except UsageError as error:
@@ -265,71 +246,20 @@ class Rewriting(Task):
         """How well the target's tokens are predicted."""
         return self.form.score(logits, feature)
 
-    def outcomes(self, model: Any, rows: Encoded, tokenizer: Any, batch_size: int) -> list[Written]:
-        """The score of each row, and a text of as many as ``generation.rows`` says, evenly spread."""
-        scores = token_outcomes(model, self, rows, tokenizer, batch_size)
-        places = self._generated(rows)
-        prompts = [self.form.prompt(rows.features[place]) for place in places]
-        texts = write_texts(model, tokenizer, prompts, self._settings, batch_size)
-        return _written(scores, places, texts)
-
-    def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Written]:
-        """The scores from the token ids, and the texts that ``predict`` makes of the rows themselves."""
-        with backbone.using(name) as model:
-            scores = token_outcomes(model, self, rows, backbone.tokenizer, 1)
-        places = self._generated(rows)
-        texts = [
-            str(
-                next(
-                    iter(
-                        backbone.predict(
-                            {self.source_role: rows.examples[place].values[self.source_role]}, name
-                        ).values()
-                    )
-                )
-            )
-            for place in places
-        ]
-        return _written(scores, places, texts)
-
-    def _generated(self, rows: Encoded) -> list[int]:
-        most = self.recipe.generation.rows or 1
-        total = len(rows.features)
-        if total > max(most, self.gate_rows):
-            self._note(
-                f"texts were generated for {most} of {total} held-out rows, evenly spread (generation.rows); "
-                "the loss is that of all"
-            )
-        return spread(total, most)
-
-    def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
-        """Those of the generated texts, and of the targets' tokens."""
-        pairs = [(row.text.strip(), gold) for row, gold in zip(outcomes, golds, strict=True) if row.text is not None]
-        found, wanted = [text for text, _ in pairs], [gold for _, gold in pairs]
-        return {**self.text_metrics(found, wanted), **token_metrics([row.score for row in outcomes])}
+    def asked(self, example: Example) -> str:
+        """The text."""
+        return str(example.values[self.source_role])
 
     def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:
         """An answer without a model, on the rows that texts are generated for."""
-        rows = [test.examples[place].values for place in self._generated(test)]
+        rows = [test.examples[place].values for place in self.generated(test)]
         found = [self.baseline(row[self.source_role]) for row in rows]
         golds = [row[self.target_role] for row in rows]
         return {found[0][0]: self.text_metrics([text for _, text in found], golds)}
 
-    def gated(self, metrics: Metrics, dtype: str) -> Metrics:
-        """In half precision one near tie changes all of a text that follows it, so only the tokens' metrics count."""
-        tokens = token_metrics([])
-        return metrics if dtype == "float32" else {name: metrics[name] for name in tokens}
-
     def golden(self, model: Any, rows: list[list[int]]) -> list[torch.Tensor]:
         """The form's."""
         return self.form.golden(model, rows)
-
-    def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
-        """The text, its target and what was written instead, or how many tokens would have come first."""
-        score, text = outcome.score, outcome.text
-        found = score.told if text is None else text.strip()
-        right = score.correct == score.tokens if text is None else found == gold.strip()
-        return Answer(example.values[self.source_role], gold, found, right)
 
     # The manifest
 
@@ -344,8 +274,3 @@ class Rewriting(Task):
     def generation(self) -> Generation:
         """As the recipe says; as long as the targets unless it says how long."""
         return self.recipe.generation.settled(self.target_length)
-
-
-def _written(scores: Sequence[TokenScore], places: Sequence[int], texts: Sequence[str]) -> list[Written]:
-    made = dict(zip(places, texts, strict=True))
-    return [Written(score, made.get(place)) for place, score in enumerate(scores)]

@@ -1,0 +1,47 @@
+"""Text generation whose completions are compared with what the model writes itself (``generation.rows``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorary.adapters.generate import Manner, PromptRow, generation_settings
+from lorary.hub.manifest import Generation
+from lorary.training.data import Example, Note
+from lorary.training.tasks.base import Encoded, Metrics
+from lorary.training.tasks.conversation import asked, messages_of
+from lorary.training.tasks.text_generation import TextGeneration
+from lorary.training.tasks.text_metrics import exact_match, rouge
+from lorary.training.tasks.writing import WritesTexts
+
+
+class WrittenAnswers(WritesTexts, TextGeneration):
+    """Instruction rows, measured by exact match and ROUGE beside the loss."""
+
+    def meet(self, model: Any, tokenizer: Any, max_length: int, note: Note) -> int:
+        """Settle how texts are generated."""
+        self.note, self._length = note, max_length
+        self.settings = generation_settings(Manner(generation=self.generation()), model, tokenizer)
+        return super().meet(model, tokenizer, max_length, note)
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+        """As text generation does; the golds are the completions. Raises as there."""
+        encoded = super().encode(examples, tokenizer, max_length, note)
+        # Only the rows tell whether prompts are chats.
+        self.manner = Manner(self.prompt(tokenizer), self.preprocessing(max_length), self.generation())
+        golds = tuple(messages_of(example.values)[-1]["content"] for example in examples)
+        return Encoded(encoded.examples, encoded.features, golds, encoded.lengths)
+
+    def asked(self, example: Example) -> PromptRow:
+        """The prompt, with what it is about; a chat without its last turn."""
+        if isinstance(example.values["prompt"], list):
+            return [dict(turn) for turn in messages_of(example.values)[:-1]]
+        return asked(example.values)
+
+    def text_metrics(self, found: Sequence[str], golds: Sequence[str]) -> Metrics:
+        """Exact match but for white space, and ROUGE."""
+        return {"exact_match": exact_match(found, golds), **rouge(found, golds)}
+
+    def generation(self) -> Generation:
+        """As the recipe says, which has to say how long."""
+        return self.recipe.generation.settled(self.recipe.generation.max_new_tokens or 1)

@@ -16,6 +16,7 @@ from lorary.training.data.roles import CHECKS, LABEL_CHECKS
 from lorary.training.data.rows import check_rows
 from lorary.training.data.splits import note_overlap, split_rows, split_validation
 from lorary.training.data.text import read_text
+from lorary.training.data.weighing import check_weighing
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import is_text
 
@@ -52,6 +53,7 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
         labels = find_numbers(parts, columns)
     elif columns.keys() & {"label", "tags"}:
         labels = find_labels(parts, columns, data.labels or data.label_columns, several=problem == MULTI_LABEL)
+    check_weighing(recipe, labels, problem)
     if "test" not in parts:
         parts["train"], parts["test"] = split_rows(parts["train"], data.test_size or 0.2, recipe.training.seed, note)
     train, validation = split_validation(parts, recipe, note)

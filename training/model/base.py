@@ -61,6 +61,8 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     task.check_base(loaded.model)
     if not task.new_head and not task.bare:
         _demand_head(loaded.model, loaded.new_parameters, task, recipe)
+    if recipe.training.classifier_dropout is not None:
+        _set_head_dropout(loaded.model, recipe.training.classifier_dropout)
     saved = (*(head_modules(loaded.model) if task.new_head else ()), *_new_in_body(loaded.model, loaded.new_parameters))
     return Base(loaded.model, loaded.tokenizer, loaded.identity, saved, loaded.new_parameters)
 
@@ -118,6 +120,24 @@ def _demand_head(model: Any, new_parameters: Sequence[str], task: Task, recipe: 
             f"base {recipe.base!r}: its files hold no {task.name} head ({', '.join(lacking[:3])} ...), and adapters "
             "share the base's own; choose a base that was published with it, or make one with `lorary pretrain`"
         )
+
+
+def _set_head_dropout(model: Any, share: float) -> None:
+    """Set every dropout that stands beside the body; families keep it under names of their own in their configs.
+
+    Raises:
+        TrainingError: the head has none.
+    """
+    body = body_of(model)
+    beside = [child for _, child in model.named_children() if child is not body]
+    dropouts = [part for child in beside for part in child.modules() if isinstance(part, torch.nn.Dropout)]
+    if not dropouts:
+        raise TrainingError(
+            f"{type(model).__name__} has no dropout in its head; leave training.classifier_dropout out "
+            "(lora.dropout is the adapter's)"
+        )
+    for dropout in dropouts:
+        dropout.p = share
 
 
 def head_modules(model: Any) -> tuple[str, ...]:

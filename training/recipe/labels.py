@@ -13,6 +13,7 @@ from lorary.training.recipe.tasks import TASK_FACTS
 
 def label_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Each key with what is wrong with it: the problem type, and where the labels stand."""
+    yield from _loss_problems(values)
     data, task, problem = section(values, "data"), values.get("task"), values.get("problem_type")
     columns, labels = data.get("label_columns"), data.get("labels")
     if task in TASK_FACTS and task != "text-classification":
@@ -24,6 +25,26 @@ def label_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "data.labels", "regression answers with a number and has no labels; leave one of them out"
     if isinstance(columns, (list, tuple)):
         yield from _label_columns(columns, problem, labels, section(data, "columns").get("label"))
+
+
+def _loss_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    training, task, problem = section(values, "training"), str(values.get("task")), values.get("problem_type")
+    facts = TASK_FACTS.get(task)
+    if facts is None:
+        return
+    for key in ("class_weights", "classifier_dropout"):
+        if training.get(key) is not None and not facts.weighted:
+            able = " and ".join(name for name, other in TASK_FACTS.items() if other.weighted)
+            yield f"training.{key}", f"only {able} have a classifier; the task is {task}"
+    if training.get("label_smoothing") and not facts.smoothed:
+        able = " and ".join(name for name, other in TASK_FACTS.items() if other.smoothed)
+        yield "training.label_smoothing", f"only the loss of {able} takes it; the task is {task}"
+    if problem == REGRESSION and training.get("class_weights") is not None:
+        yield "training.class_weights", "regression has no classes; leave one of them out"
+    if problem in (REGRESSION, MULTI_LABEL) and training.get("label_smoothing"):
+        yield "training.label_smoothing", f"only one label of several can be smoothed, the problem is {problem!r}"
+    if training.get("class_weights") == {}:
+        yield "training.class_weights", "the table is empty; give a label a weight, or say 'balanced'"
 
 
 def _label_columns(columns: Any, problem: Any, labels: Any, label: Any) -> Iterator[tuple[str, str]]:

@@ -122,6 +122,9 @@ class Training(_Section):
 
     Summaries and translations have a length of their own, ``max_target_length``; ``max_length`` is that of their texts.
 
+    ``weight_decay`` leaves biases and norms alone. ``class_weights`` weigh the labels in the loss: ``balanced``
+    (against their share of the training rows) or a table. ``label_smoothing`` (Szegedy et al. 2016) is the share of a
+    target that all labels get. ``classifier_dropout`` is that of the head; None leaves the base's.
     ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off. ``packing`` puts rows
     of text generation into shared sequences: ``batch`` (the default, where the model keeps them apart) within a batch,
     which changes nothing but the time; true up to ``max_length``, so that ``batch_size`` counts such sequences; false
@@ -140,6 +143,9 @@ class Training(_Section):
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    classifier_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_length: Annotated[int, Field(ge=8)]

@@ -16,6 +16,7 @@ class TaskFacts:
     ``prompts``: it has settings for how prompts are put. ``rewrites``: it makes one text of another.
     ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for;
     ``masks``: it hides tokens. ``strategy`` is the default one.
+    ``weighted``: its loss takes class weights, and its head has a dropout; ``smoothed``: it takes label smoothing.
     """
 
     forms: tuple[frozenset[str], ...]
@@ -27,6 +28,8 @@ class TaskFacts:
     masks: bool = False
     strategy: str = "fine-tune"
     rewrites: bool = False
+    weighted: bool = False
+    smoothed: bool = False
 
     @property
     def roles(self) -> frozenset[str]:
@@ -54,23 +57,41 @@ def _rewriting(source: str, target: str) -> TaskFacts:
     )  # fmt: skip
 
 
+# Weight decay is BERT's (Devlin et al. 2019) where a head is trained from nothing; generation has none (Dettmers et al.
+# 2023). On an adapter it pulls the low-rank product, so the model, back towards the base.
 # Learning rates are about ten times those of full fine-tuning ("LoRA Without Regret", 2025; Hu et al. 2021, table 9).
 TASK_FACTS: Mapping[str, TaskFacts] = {
     "text-classification": TaskFacts(
         forms=(_form("text", "label"), _form("text", "text_pair", "label")),
         columns={"text": "text", "label": "label"},
         defaults={
-            "training": {"epochs": 8, "batch_size": 16, "learning_rate": 5e-4, "max_length": 128},
+            "training": {
+                "epochs": 8,
+                "batch_size": 16,
+                "learning_rate": 5e-4,
+                "weight_decay": 0.01,
+                "max_length": 128,
+            },
             "lora": {"rank": 8},
         },
+        weighted=True,
+        smoothed=True,
     ),
     "token-classification": TaskFacts(
         forms=(_form("tokens", "tags"),),
         columns={"tokens": "tokens", "tags": "tags"},
         defaults={
-            "training": {"epochs": 10, "batch_size": 16, "learning_rate": 3e-4, "max_length": 128},
+            "training": {
+                "epochs": 10,
+                "batch_size": 16,
+                "learning_rate": 3e-4,
+                "max_length": 128,
+                "weight_decay": 0.01,
+            },
             "lora": {"rank": 8},
         },
+        weighted=True,
+        smoothed=True,
     ),
     "question-answering": TaskFacts(
         forms=(_form("question", "context", "answers"), _form("question", "context", "answer", "answer_start")),

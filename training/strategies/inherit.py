@@ -168,7 +168,8 @@ def _whole(
         return whole
     manifest = parent.checkpoint.manifest
     theirs = {name: tuple(tensors[key].shape) for name, key in plan.head.items()}
-    same = parent.task == task.name and theirs == {name: shapes[name] for name in heads}
+    kind = manifest.problem_type if manifest is not None else None
+    same = (parent.task, kind) == (task.name, task.problem_type) and theirs == {name: shapes[name] for name in heads}
     if same and manifest is not None and (manifest.labels or ()) == task.labels:
         return whole | {name: tensors[key] for name, key in plan.head.items()}
     if parent.task == task.name:

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -20,6 +20,9 @@ from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.made_rows import picked
+
+if TYPE_CHECKING:
+    from lorary.training.fitting.losses import Loss
 
 Feature = dict[str, Any]
 Metrics = dict[str, float]
@@ -157,7 +160,14 @@ class Task(ABC):
         from transformers import Trainer, TrainingArguments
 
         arguments = one_device(TrainingArguments(**{**settings, "label_names": list(self.targets)}))
-        return Trainer(model=model, args=arguments, data_collator=self.collator(tokenizer), **rows)
+        loss = self.loss(rows["train_dataset"])
+        return Trainer(
+            model=model, args=arguments, data_collator=self.collator(tokenizer), compute_loss_func=loss, **rows
+        )
+
+    def loss(self, train: Any) -> Loss | None:
+        """A loss in place of the model's own, for training and validation; ``train`` is the dataset of features."""
+        return None
 
     def figures(self) -> dict[str, Any]:
         """What the trainer counted, for the provenance."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,10 @@ from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Feature, Metrics
 from lorary.training.tasks.scores import Scores, area_under_curves, stacked
 from lorary.training.tasks.text_classification import TextClassification
+from lorary.training.tasks.weights import positive_weights
+
+if TYPE_CHECKING:
+    from lorary.training.fitting.losses import Loss
 
 
 class MultiLabelClassification(TextClassification):
@@ -25,6 +29,18 @@ class MultiLabelClassification(TextClassification):
     def target(self, label: Any) -> list[float]:
         """1.0 for each label that the row has, else 0.0."""
         return [float(name in label) for name in self.labels]
+
+    def loss(self, train: Any) -> Loss | None:
+        """Binary cross entropy, each label's presence weighed as the recipe says."""
+        setting = self.recipe.training.class_weights
+        rows = train["labels"]
+        counts = [int(sum(row[place] for row in rows)) for place in range(len(self.labels))]
+        weight = positive_weights(setting, self.labels, counts, len(rows))
+        if weight is None:
+            return None
+        from lorary.training.fitting.losses import BinaryCrossEntropy
+
+        return BinaryCrossEntropy(weight)
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
         """The probability of each label, [classes]."""

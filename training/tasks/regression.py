@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from lorary.training.data import Example
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Feature, Metrics
 from lorary.training.tasks.text_classification import TextClassification
+
+if TYPE_CHECKING:
+    from lorary.training.fitting.losses import Loss
 
 _CONSTANT = 1e-6  # predictions that differ by less, relative to their size, differ by rounding alone
 
@@ -27,6 +30,10 @@ class TextRegression(TextClassification):
     def target(self, label: Any) -> float:
         """The number itself."""
         return float(label)
+
+    def loss(self, train: Any) -> Loss | None:
+        """The model's own: the mean squared error."""
+        return None
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
         """The head's output."""

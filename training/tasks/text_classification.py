@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,10 @@ from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.scores import Scores, area_under_curves, stacked
+from lorary.training.tasks.weights import weighed
+
+if TYPE_CHECKING:
+    from lorary.training.fitting.losses import Loss
 
 
 class TextClassification(Task):
@@ -53,6 +57,11 @@ class TextClassification(Task):
     def target(self, label: Any) -> Any:
         """A row's label as the loss takes it: the label's number."""
         return self.labels.index(label)
+
+    def loss(self, train: Any) -> Loss | None:
+        """Cross entropy with the recipe's class weights and label smoothing, where it has any."""
+        counts = Counter(train["labels"])
+        return weighed(self.recipe, self.labels, [counts[index] for index in range(len(self.labels))])
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """Pads with the tokenizer's padding token."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,10 @@ from lorary.training.report.content import Mistakes
 from lorary.training.report.spans import count_spans
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
 from lorary.training.tasks.lengths import Length
+from lorary.training.tasks.weights import weighed
+
+if TYPE_CHECKING:
+    from lorary.training.fitting.losses import Loss
 
 IGNORED = -100  # torch's cross_entropy leaves positions with this label out
 _ENTITY = re.compile(r"O|[BIESLU]-.+")
@@ -104,6 +108,11 @@ class TokenClassification(Task):
                 f"{len(wrong)} of {len(examples)} sentences have an I- tag without its B- before it "
                 f"(first: {wrong[0].place}); such a tag counts as the beginning of an entity"
             )
+
+    def loss(self, train: Any) -> Loss | None:
+        """Cross entropy over the tagged words with the recipe's class weights and label smoothing, where it has any."""
+        counts = Counter(chain(*train["labels"]))
+        return weighed(self.recipe, self.labels, [counts[index] for index in range(len(self.labels))])
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """Pads tokens and tags."""

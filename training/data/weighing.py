@@ -1,0 +1,33 @@
+"""Settings of the loss that only the data can contradict: weights of labels that aren't there, for instance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lorary.hub.errors import DataError
+from lorary.hub.manifest import MULTI_LABEL, REGRESSION
+from lorary.training.recipe import Recipe
+from lorary.training.recipe.raw import nearest
+
+
+def check_weighing(recipe: Recipe, labels: Sequence[str] | None, problem: str | None) -> None:
+    """Do the recipe's loss settings fit the labels that were found?
+
+    Raises:
+        DataError: a weight for an unknown label, or a setting that this kind of labels has no use for.
+    """
+    training = recipe.training
+    problems = []
+    if problem == REGRESSION and training.class_weights is not None:
+        problems.append("training.class_weights: the labels are numbers (regression), which have no classes")
+    elif isinstance(training.class_weights, Mapping):
+        problems += [
+            f"training.class_weights: unknown label {label!r}; there are {', '.join(labels or ())}"
+            + nearest(label, labels or ())
+            for label in training.class_weights
+            if label not in (labels or ())
+        ]
+    if problem in (REGRESSION, MULTI_LABEL) and training.label_smoothing:
+        problems.append(f"training.label_smoothing: only one label of several can be smoothed; the rows are {problem}")
+    if problems:
+        raise DataError("labels", problems)

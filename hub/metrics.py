@@ -13,6 +13,8 @@ _HEADLINES = (
 
 def lower_is_better(metric: str) -> bool:
     """True for losses, perplexities and error rates, also as the last word of a name such as ``eval_loss``."""
+    if metric.startswith("f1"):
+        return False  # an entity type may be called error
     return metric.lower().rpartition("_")[2] in _LOWER_IS_BETTER
 
 

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 
 from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters
 from lorary.hub.errors import UsageError
+
+
+@cache
+def _pipeline_class() -> Any:
+    """transformers' pipeline, which knows B- and I- alone, with the other tags of IOBES and BILOU."""
+    from transformers import TokenClassificationPipeline
+
+    class Pipeline(TokenClassificationPipeline):
+        def get_tag(self, entity_name: str) -> tuple[str, str]:
+            """B- and I- and their kin: a single word begins an entity, its last word goes on with it."""
+            begins, goes_on = ("S-", "U-"), ("E-", "L-")
+            if entity_name.startswith((*begins, *goes_on)):
+                return ("B" if entity_name.startswith(begins) else "I"), entity_name[2:]
+            found: tuple[str, str] = super().get_tag(entity_name)
+            return found
+
+    return Pipeline
 
 
 class TokenClassificationRows:
@@ -21,10 +39,8 @@ class TokenClassificationRows:
     parameters: ClassVar = frozenset({"aggregation_strategy", "ignore_labels"})
 
     def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
-        from transformers import TokenClassificationPipeline
-
         model, preprocessing = setting.model, setting.preprocessing
-        self._pipeline = TokenClassificationPipeline(model=model, tokenizer=setting.tokenizer, device=device_of(model))
+        self._pipeline = _pipeline_class()(model=model, tokenizer=setting.tokenizer, device=device_of(model))
         self._column, self._limit, self._stride = (
             preprocessing.columns.get("tokens", "tokens"), setting.limit, preprocessing.stride,
         )  # fmt: skip

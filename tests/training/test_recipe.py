@@ -142,7 +142,7 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         (["data.test={other}", "data.test_size=0.2"], "data.test_size: data.test already names the held-out rows"),
         (["data.test_size=1.0"], "data.test_size: expected a number below 1"),
         (["data.subset=en"], "data.subset: only a dataset has one; data.train is the file"),
-        (["data.train=rows.txt"], "'rows.txt' isn't one of .jsonl, .json, .csv, .parquet; convert it"),
+        (["data.train=rows.txt"], "'rows.txt' isn't one of .jsonl, .json, .csv, .parquet, .conll; convert it"),
         (["data.train=some words"], "is neither a file nor a dataset id"),
         (["data.train=nowhere/rows.jsonl"], "there is no folder 'nowhere'"),
         (

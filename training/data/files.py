@@ -1,4 +1,4 @@
-"""Reading rows from JSONL, JSON, CSV and Parquet files, dataset folders and the Hub, each with its place.
+"""Reading rows from JSONL, JSON, CSV, Parquet and CoNLL files, dataset folders and the Hub, each with its place.
 
 The files are read here rather than by ``datasets`` because a row that can't be read has to be named by its line.
 """
@@ -163,11 +163,32 @@ def _parquet(content: bytes, shown: str, problems: list[str]) -> Rows:
     yield from enumerate(table.to_pylist(), start=1)
 
 
+def _conll(content: bytes, shown: str, problems: list[str]) -> Rows:
+    """A line for each word, its tag in the last column, a blank line after each sentence; a row is its first line."""
+    first = 0
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate([*_text(content, problems).split("\n"), ""], start=1):
+        cells = line.split("\t") if "\t" in line else line.split()
+        cells = [cell.strip() for cell in cells]
+        if not any(cells) or cells[0] == "-DOCSTART-":
+            if words:
+                yield first, {"tokens": words, "tags": tags}
+            first, words, tags = 0, [], []
+        elif len(cells) < 2 or not cells[0] or not cells[-1]:
+            problems.append(f"row {number}: expected a word and its tag, found {line.strip()!r}")
+        else:
+            first = first or number
+            words.append(cells[0])
+            tags.append(cells[-1])
+
+
 _READERS: Mapping[str, Callable[[bytes, str, list[str]], Rows]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
+    ".conll": _conll,
 }
 
 

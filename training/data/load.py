@@ -5,6 +5,8 @@ Nothing is trained on half-read data: any bad row stops the run, and all of them
 
 from __future__ import annotations
 
+from typing import Any
+
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.data.examples import Examples, Note
 from lorary.training.data.files import Source, read_source
@@ -15,6 +17,7 @@ from lorary.training.data.problem import find_problem
 from lorary.training.data.roles import CHECKS, LABEL_CHECKS
 from lorary.training.data.rows import check_rows
 from lorary.training.data.splits import note_overlap, split_rows, split_validation
+from lorary.training.data.tags import check_tags
 from lorary.training.data.text import read_text
 from lorary.training.data.weighing import check_weighing
 from lorary.training.recipe import Recipe
@@ -53,13 +56,16 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
         labels = find_numbers(parts, columns)
     elif columns.keys() & {"label", "tags"}:
         labels = find_labels(parts, columns, data.labels or data.label_columns, several=problem == MULTI_LABEL)
+    scheme = check_tags(recipe, parts, labels or (), note) if "tags" in columns else None
     check_weighing(recipe, labels, problem)
     if "test" not in parts:
         parts["train"], parts["test"] = split_rows(parts["train"], data.test_size or 0.2, recipe.training.seed, note)
     train, validation = split_validation(parts, recipe, note)
     note_overlap(train + validation, parts["test"], note)
-    provenance = {part: source.provenance() for part, source in given.items()}
+    provenance: dict[str, Any] = {part: source.provenance() for part, source in given.items()}
     provenance["rows"] = {"train": len(train), "validation": len(validation), "test": len(parts["test"])}
+    if scheme is not None:
+        provenance["tag_scheme"] = scheme
     return Examples(train, validation, parts["test"], labels, provenance, problem)
 
 

@@ -21,7 +21,7 @@ from lorary.training.recipe.raw import RawRecipe, near_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
 from lorary.training.recipe.windows import window_problems
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".conll")
 """The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
 
 # Not a dataset id, whatever the Hub would allow.

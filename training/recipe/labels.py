@@ -15,6 +15,8 @@ def label_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Each key with what is wrong with it: the problem type, and where the labels stand."""
     yield from _loss_problems(values)
     data, task, problem = section(values, "data"), values.get("task"), values.get("problem_type")
+    if task in TASK_FACTS and task != "token-classification" and data.get("broken_tags") is not None:
+        yield "data.broken_tags", f"only token-classification has tags; the task is {task}"
     columns, labels = data.get("label_columns"), data.get("labels")
     if task in TASK_FACTS and task != "text-classification":
         for dotted, value in (("problem_type", problem), ("data.label_columns", columns)):

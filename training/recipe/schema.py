@@ -75,6 +75,7 @@ class Data(_Section):
     or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen.
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
     ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
+    ``broken_tags``: sentences whose tags break their scheme (an I- without its B-) are counted and kept, or an error.
     ``too_long``: rows of more than ``training.max_length`` tokens are cut, left out of the training rows, or an error.
     """
 
@@ -88,6 +89,7 @@ class Data(_Section):
     label_columns: tuple[Text, ...] | None = None
     source_lang: Text | None = None
     target_lang: Text | None = None
+    broken_tags: Literal["keep", "error"] | None = None
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     subset: Text | None = None
     train_split: Text = "train"

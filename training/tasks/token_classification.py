@@ -1,4 +1,4 @@
-"""Token classification: a tag for each word of a sentence, with entities marked in BIO.
+"""Token classification: a tag for each word of a sentence, with entities marked in IOB1, IOB2 (BIO), IOBES or BILOU.
 
 The words are joined by spaces and tokenized as one text, the way a user's text will be; a word's tag is put on the
 first piece that begins inside it. So every fast tokenizer serves, with or without a space as prefix.
@@ -6,18 +6,18 @@ first piece that begins inside it. So every fast tokenizer serves, with or witho
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Example, Note
+from lorary.training.data.tags import as_iobes, mark_entities
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
 from lorary.training.report.spans import count_spans
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss
 
 IGNORED = -100  # torch's cross_entropy leaves positions with this label out
-_ENTITY = re.compile(r"O|[BIESLU]-.+")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class TokenClassification(Task):
     @property
     def entities(self) -> bool:
         """Do the tags mark entities (BIO and its kin), rather than stand for words one by one?"""
-        return all(_ENTITY.fullmatch(label) for label in self.labels)
+        return mark_entities(self.labels)
 
     def auto_class(self) -> Any:
         """``AutoModelForTokenClassification``."""
@@ -68,7 +67,6 @@ class TokenClassification(Task):
             raise TrainingError("token-classification needs a fast tokenizer (a tokenizer.json beside the base)")
         ids = {label: index for index, label in enumerate(self.labels)}
         rows = [self._encode_one(example, tokenizer, max_length, ids) for example in examples]
-        self._note_sequences(examples, note)
         return Encoded(
             tuple(examples),
             tuple(feature for feature, _, _ in rows),
@@ -98,17 +96,6 @@ class TokenClassification(Task):
         full = len(tokenizer(text, verbose=False)["input_ids"]) if kept == max_length else kept
         return {**feature, "labels": labels}, Gold(tuple(tags), tuple(tagged)), Length(full, kept, bool(tagged))
 
-    def _note_sequences(self, examples: Sequence[Example], note: Note) -> None:
-        if not self.entities:
-            note("the tags don't mark entities (O, B-x, I-x): scored word by word")
-            return
-        wrong = [example for example in examples if _broken(example.values["tags"])]
-        if wrong:
-            note(
-                f"{len(wrong)} of {len(examples)} sentences have an I- tag without its B- before it "
-                f"(first: {wrong[0].place}); such a tag counts as the beginning of an entity"
-            )
-
     def loss(self, train: Any) -> Loss | None:
         """Cross entropy over the tagged words with the recipe's class weights and label smoothing, where it has any."""
         counts = Counter(chain(*train["labels"]))
@@ -126,7 +113,8 @@ class TokenClassification(Task):
         return [self.labels[best[place]] for place, label in enumerate(feature["labels"]) if label != IGNORED]
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
-        """Entity F1, precision and recall (seqeval, as CoNLL-2003 counts) and the share of words with the right tag.
+        """Entity F1, precision and recall (seqeval, as CoNLL-2003 counts), ``f1_macro`` over the types, each type's F1,
+        and the share of words with the right tag.
 
         Words that were cut off count as predicted to be outside of any entity.
         """
@@ -142,7 +130,7 @@ class TokenClassification(Task):
         """What became of the entities of each type; of tags that mark none, their confusion."""
         predicted = [self._whole(outcome, gold) for outcome, gold in zip(outcomes, golds, strict=True)]
         if self.entities:
-            return count_spans([gold.tags for gold in golds], predicted)
+            return count_spans([as_iobes(gold.tags) for gold in golds], [as_iobes(tags) for tags in predicted])
         return count_labels(self.labels, list(chain(*(gold.tags for gold in golds))), list(chain(*predicted)))
 
     def _whole(self, outcome: Sequence[str], gold: Gold) -> list[str]:
@@ -152,22 +140,16 @@ class TokenClassification(Task):
         return tags
 
     def _score(self, predicted: list[list[str]], golds: list[list[str]]) -> Metrics:
-        from seqeval.metrics import f1_score, precision_score, recall_score
         from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
         flat_golds, flat_predicted = list(chain(*golds)), list(chain(*predicted))
+        accuracy = float(accuracy_score(flat_golds, flat_predicted))
         if self.entities:
-            by_entity = (precision_score, recall_score, f1_score)
-            precision, recall, f1 = (score(golds, predicted, zero_division=0) for score in by_entity)
-        else:
-            by_word = precision_recall_fscore_support(flat_golds, flat_predicted, average="macro", zero_division=0.0)
-            precision, recall, f1, _ = by_word
-        return {
-            "f1": float(f1),
-            "precision": float(precision),
-            "recall": float(recall),
-            "accuracy": float(accuracy_score(flat_golds, flat_predicted)),
-        }
+            return entity_scores([as_iobes(tags) for tags in golds], [as_iobes(tags) for tags in predicted], accuracy)
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            flat_golds, flat_predicted, average="macro", zero_division=0.0
+        )
+        return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "accuracy": accuracy}
 
     def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:
         """The metrics of giving every word the training rows' most frequent tag."""
@@ -176,10 +158,28 @@ class TokenClassification(Task):
         return self._score([[most] * len(gold.tags) for gold in golds], [list(gold.tags) for gold in golds])
 
 
+def entity_scores(golds: list[list[str]], predicted: list[list[str]], accuracy: float) -> Metrics:
+    """seqeval's scores of tags in IOB1, IOB2 or IOBES: over all entities, the mean of the types, and each type's F1.
+
+    Only types that the rows have are told one by one (``f1_PER``).
+    """
+    from seqeval.metrics import f1_score
+    from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
+
+    precision, recall, f1, _ = precision_recall_fscore_support(golds, predicted, average="micro", zero_division=0)
+    _, _, by_type, support = precision_recall_fscore_support(golds, predicted, average=None, zero_division=0)
+    types = sorted({kind for kind, _, _ in [*get_entities(golds), *get_entities(predicted)]})
+    each = {f"f1_{kind}": float(f1) for kind, f1, count in zip(types, by_type, support, strict=True) if count}
+    macro = float(f1_score(golds, predicted, average="macro", zero_division=0)) if types else 0.0
+    return {
+        "f1": float(f1),
+        "f1_macro": macro,
+        "precision": float(precision),
+        "recall": float(recall),
+        "accuracy": accuracy,
+        **each,
+    }
+
+
 def _tagged(words: Sequence[str], tags: Sequence[str]) -> str:
     return " ".join(word if tag == "O" else f"{word}[{tag}]" for word, tag in zip(words, tags, strict=True))
-
-
-def _broken(tags: Sequence[str]) -> bool:
-    """Is there an I- tag that continues nothing?"""
-    return any(tag.startswith("I-") and before not in (tag, f"B-{tag[2:]}") for before, tag in pairwise(("O", *tags)))

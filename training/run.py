@@ -255,10 +255,11 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
     if hint:
         reporter.note(hint)
     reporter.phase("training")
-    fitted = fit(
-        model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,
-        folder=checkpoints, reporter=reporter, stops=stops or Stops(),
-    )  # fmt: skip
+    with task.scaled(model, prepared.train):
+        fitted = fit(
+            model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,
+            folder=checkpoints, reporter=reporter, stops=stops or Stops(),
+        )  # fmt: skip
     reporter.phase("measuring")
     prepared = prepared.settled()
     model = prepared.model

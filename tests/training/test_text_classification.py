@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics as sk
+import torch
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import DataError, RecipeError, UsageError
@@ -303,3 +304,35 @@ def test_one_held_out_row_is_enough(make_recipe, registry, tmp_path):
     version = train(make_recipe(**{"data.train": path, "data.test": test, "training.max_steps": 3}), registry)
     assert "auc" not in version.metrics["test"]
     assert "no auc: none of the held-out rows has the label 'bad'" in version.manifest.provenance["notices"]
+
+
+@pytest.mark.parametrize(("family", "shift", "times"), [("bert", 1e5, 1e3), ("llama", 0.0, 1e-3)])
+def test_numbers_of_any_size_are_learned(family, shift, times, make_recipe, registry, tmp_path):
+    """Prices as well as shares: the head learns standardised numbers, and answers with the data's own."""
+    rows = [{**row, "label": row["label"] * times + shift} for row in number_rows(160)]
+    settings = {"data.train": write_jsonl(tmp_path / "big.jsonl", rows), "data.test": None, "training.epochs": 8}
+    version = train(make_recipe("text-classification", family, **settings), registry)
+    assert version.metrics["test"]["rmse"] < 0.6 * version.metrics["majority"]["rmse"]
+    curve = version.manifest.provenance["curve"]
+    assert curve[0][1] < 30  # in deviations, not in the data's own numbers
+    (answer,) = serve(version, registry).predict("profit profit profit sales bank today", "tiny")
+    assert answer["score"] == pytest.approx(3.5 * times + shift, abs=1.2 * times)
+
+
+def test_a_head_is_folded_and_unfolded_to_what_it_was():
+    from lorary.training.tasks.scale import Scale, last_layer
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 1)
+    scale = Scale.of([10.0, 20.0, 60.0], layer)
+    assert (scale.mean, scale.deviation) == pytest.approx((30.0, np.std([10.0, 20.0, 60.0])))
+    inputs = torch.randn(3, 4)
+    before = layer(inputs)
+    scale.fold(layer)
+    torch.testing.assert_close(layer(inputs), before * scale.deviation + scale.mean)
+    scale.unfold(layer)
+    torch.testing.assert_close(layer(inputs), before, rtol=1e-4, atol=1e-5)
+    bare = torch.nn.Linear(4, 1, bias=False)
+    assert Scale.of([3.0, 4.0], bare).mean == 0.0
+    assert last_layer(torch.nn.Sequential(torch.nn.Linear(4, 2), bare)) is bare
+    assert last_layer(torch.nn.Linear(4, 2)) is None

@@ -77,6 +77,25 @@ class BinaryCrossEntropy:
         return torch.tensor(float(labels.numel()), device=labels.device)
 
 
+@dataclass(frozen=True)
+class SquaredError:
+    """``mse_loss`` between logits and standardised numbers."""
+
+    mean: float
+    deviation: float
+
+    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Logits [rows, 1], labels [rows] as the data have them."""
+        logits = outputs["logits"].float().squeeze(-1)
+        targets = (labels.to(logits) - self.mean) / self.deviation
+        loss = functional.mse_loss(logits, targets, reduction="mean" if num_items_in_batch is None else "sum")
+        return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+    def share(self, labels: torch.Tensor) -> torch.Tensor:
+        """The number of rows."""
+        return torch.tensor(float(labels.numel()), device=labels.device)
+
+
 class LossTrainer(Trainer):
     """``Trainer`` with a loss of one's own; a step of several batches, or processes, has the loss of one large batch.
 

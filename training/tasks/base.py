@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -168,6 +169,10 @@ class Task(ABC):
     def loss(self, train: Any) -> Loss | None:
         """A loss in place of the model's own, for training and validation; ``train`` is the dataset of features."""
         return None
+
+    def scaled(self, model: Any, train: Encoded) -> AbstractContextManager[None]:
+        """Around the steps: a task may train the head on other targets than it answers with in the end."""
+        return nullcontext()
 
     def figures(self) -> dict[str, Any]:
         """What the trainer counted, for the provenance."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import torch
 
 from lorary.hub.manifest import REGRESSION
 from lorary.training.data import Example
+from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
-from lorary.training.tasks.base import Answer, Feature, Metrics
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics
+from lorary.training.tasks.scale import Scale, last_layer
 from lorary.training.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
@@ -22,22 +25,48 @@ _CONSTANT = 1e-6  # predictions that differ by less, relative to their size, dif
 
 
 class TextRegression(TextClassification):
-    """The head's one output, trained by its squared error."""
+    """The head's one output, trained by its squared error on standardised numbers."""
 
     main_metric = "rmse"
     problem_type = REGRESSION
+
+    def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
+        super().__init__(recipe, labels)
+        self._scale = Scale()
 
     def target(self, label: Any) -> float:
         """The number itself."""
         return float(label)
 
     def loss(self, train: Any) -> Loss | None:
-        """The model's own: the mean squared error."""
-        return None
+        """The mean squared error of standardised numbers."""
+        from lorary.training.fitting.losses import SquaredError
+
+        return SquaredError(self._scale.mean, self._scale.deviation)
+
+    @contextmanager
+    def scaled(self, model: Any, train: Encoded) -> Iterator[None]:
+        """Within the block, the head answers with standardised numbers (:mod:`lorary.training.tasks.scale`)."""
+        layer = last_layer(model)
+        if layer is None:
+            yield
+            return
+        self._scale = Scale.of(train.golds, layer)
+        # A fresh head has no bias yet and begins at the mean; one that goes on from another adapter has one.
+        if layer.bias is not None and layer.bias.any():
+            self._scale.unfold(layer)
+        try:
+            yield
+        finally:
+            # Loading a checkpoint may have put another module in the layer's place.
+            trained = last_layer(model)
+            if trained is not None:
+                self._scale.fold(trained)
+            self._scale = Scale()
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
-        """The head's output."""
-        return float(logits.float().item())
+        """The head's output; while it is trained, what it will be."""
+        return float(logits.float().item()) * self._scale.deviation + self._scale.mean
 
     def found(self, outcome: Any) -> Any:
         """The outcome is the answer."""

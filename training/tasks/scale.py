@@ -1,0 +1,59 @@
+"""Standardised targets for regression, folded into the head's last layer once it is trained.
+
+Prices or word counts are far from what a fresh head answers, and a step of Adam's is as small for them as for scores
+from 0 to 1. So the head learns numbers of mean 0 and variance 1, and its last layer, which is linear, then takes over
+the mean and the deviation: the saved adapter answers with the number itself, on any loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``number = standardised * deviation + mean``."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @classmethod
+    def of(cls, numbers: Sequence[float], layer: torch.nn.Linear) -> Scale:
+        """That of the training rows; a layer without a bias can't take over a mean, so the numbers keep theirs."""
+        found = np.asarray(numbers, dtype=np.float64)
+        bias: torch.Tensor | None = layer.bias
+        if bias is None:
+            return cls(0.0, float(np.sqrt(np.mean(found**2))))
+        return cls(float(found.mean()), float(found.std()))
+
+    def fold(self, layer: torch.nn.Linear) -> None:
+        """From a layer that answers with standardised numbers to one that answers with the numbers."""
+        with torch.no_grad():
+            layer.weight.mul_(self.deviation)
+            if layer.bias is not None:
+                layer.bias.mul_(self.deviation).add_(self.mean)
+
+    def unfold(self, layer: torch.nn.Linear) -> None:
+        """The other way round."""
+        with torch.no_grad():
+            layer.weight.div_(self.deviation)
+            if layer.bias is not None:
+                layer.bias.sub_(self.mean).div_(self.deviation)
+
+
+def last_layer(model: Any) -> torch.nn.Linear | None:
+    """The trained linear layer with one output that a regression head ends with; None where there is none."""
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module.out_features == 1
+        and module.weight.requires_grad
+        and "lora_" not in name
+    ]
+    return found[-1] if found else None

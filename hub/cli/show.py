@@ -21,7 +21,13 @@ EXAMPLES = (
 )
 
 # The splits' names for people; the trained adapter first, then what it is to be compared with.
-_SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class", "unigram": "unigrams"}
+_SPLITS = {
+    "test": "trained",
+    "untrained": "untrained",
+    "majority": "majority class",
+    "mean": "training mean",
+    "unigram": "unigrams",
+}
 
 
 def command(

@@ -24,7 +24,13 @@ EXAMPLES = (
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
 
-_SPLITS = {"test": "trained", "untrained": "untrained", "majority": "majority class", "unigram": "unigrams"}
+_SPLITS = {
+    "test": "trained",
+    "untrained": "untrained",
+    "majority": "majority class",
+    "mean": "training mean",
+    "unigram": "unigrams",
+}
 
 
 _ASKED = {

@@ -14,7 +14,7 @@ from lorary.adapters import Backbone
 from lorary.hub.errors import DataError, RecipeError, UsageError
 from lorary.training import train
 from lorary.training.data import Example, load_data
-from lorary.training.tasks import make_task
+from lorary.training.tasks import Encoded, make_task
 from samples import WORDS, tone_rows, write_jsonl
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -128,8 +128,9 @@ def test_baselines_are_those_of_the_training_rows(make_recipe):
     assert make_task(recipe, ("a", "b")).majority(examples(*"aab"), list("bbba"))["accuracy"] == 0.25
     several = make_task(recipe, ("a", "b"), MULTI).majority(examples(["a"], ["a"], []), [["a"], ["a", "b"]])
     assert (several["accuracy"], several["recall"]) == (0.5, 0.5)
-    number = make_task(recipe, ("x",), REGRESSION).majority(examples(1.0, 2.0, 6.0), [3.0, 5.0])
-    assert number == {"pearson": 0.0, "spearman": 0.0, "rmse": 2.0**0.5, "mse": 2.0, "mae": 1.0}
+    test = Encoded((), (), (3.0, 5.0))
+    number = make_task(recipe, ("x",), REGRESSION).baselines(examples(1.0, 2.0, 6.0), test, test, None)
+    assert number["mean"] == {"pearson": 0.0, "spearman": 0.0, "rmse": 2.0**0.5, "mse": 2.0, "mae": 1.0}
 
 
 # What the labels are
@@ -272,7 +273,7 @@ def test_several_labels_are_learned_and_predicted(of_rows, registry):
 def test_numbers_are_learned_and_predicted(of_rows, registry):
     version = train(of_rows(number_rows(240), **{"training.epochs": 8}), registry)
     assert version.metrics["test"]["pearson"] > 0.9
-    assert version.metrics["test"]["rmse"] < 0.5 * version.metrics["majority"]["rmse"]
+    assert version.metrics["test"]["rmse"] < 0.5 * version.metrics["mean"]["rmse"]
     assert version.manifest.problem_type == REGRESSION
     backbone = serve(version, registry)
     (answer,) = backbone.predict("profit profit profit sales bank today", "tiny")
@@ -288,7 +289,8 @@ def test_every_kind_passes_the_gate_on_every_family(rows, family, method, make_r
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     settings = {"data.train": path, "data.test": None, "training.max_steps": 2, "method": method}
     version = train(make_recipe("text-classification", family, **settings), registry)
-    assert version.metrics.keys() == {"test", "untrained", "majority"}
+    baseline = "mean" if version.manifest.problem_type == REGRESSION else "majority"
+    assert version.metrics.keys() == {"test", "untrained", baseline}
 
 
 def test_pairs_with_several_labels_pass_the_gate(of_rows, registry):
@@ -312,7 +314,7 @@ def test_numbers_of_any_size_are_learned(family, shift, times, make_recipe, regi
     rows = [{**row, "label": row["label"] * times + shift} for row in number_rows(160)]
     settings = {"data.train": write_jsonl(tmp_path / "big.jsonl", rows), "data.test": None, "training.epochs": 8}
     version = train(make_recipe("text-classification", family, **settings), registry)
-    assert version.metrics["test"]["rmse"] < 0.6 * version.metrics["majority"]["rmse"]
+    assert version.metrics["test"]["rmse"] < 0.6 * version.metrics["mean"]["rmse"]
     curve = version.manifest.provenance["curve"]
     assert curve[0][1] < 30  # in deviations, not in the data's own numbers
     (answer,) = serve(version, registry).predict("profit profit profit sales bank today", "tiny")

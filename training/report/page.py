@@ -13,6 +13,7 @@ _SPLITS = {
     "train": "on training rows",
     "untrained": "untrained",
     "majority": "majority class",
+    "mean": "training mean",
     "unigram": "unigrams",
 }
 

@@ -110,7 +110,7 @@ class TextRegression(TextClassification):
         given = super().answer(example, gold, outcome).given
         return Answer(given, expected, found, f"{gold:.3g}" == f"{outcome:.3g}")
 
-    def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:
-        """The metrics of always answering the training rows' mean."""
-        mean = fmean(example.values["label"] for example in train)
-        return self.metrics([mean] * len(golds), golds)
+    def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:
+        """``mean``: the metrics of always answering the training rows' mean."""
+        mean = fmean(example.values["label"] for example in data)
+        return {"mean": self.metrics([mean] * len(test.golds), test.golds)}

@@ -1,33 +1,31 @@
-"""Losses that weigh classes or smooth labels, and the trainer that takes their means over whole steps."""
+"""Losses in place of a model's own: with weights for classes, smoothed labels, or standardised numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
-from transformers import Trainer
 
 IGNORED = -100  # the label of positions that are no target
 
 
 class Loss(Protocol):
-    """What ``Trainer`` takes as ``compute_loss_func``, and what its mean over a step's batches is divided by."""
+    """What ``Trainer`` takes as ``compute_loss_func``: the mean over a batch, and what that mean is over."""
 
     def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """The loss of one batch: its mean, or its sum divided by ``num_items_in_batch``."""
+        """The mean loss of one batch; :mod:`lorary.training.fitting.normalise` weighs the batches of a step."""
 
     def share(self, labels: torch.Tensor) -> torch.Tensor:
-        """A batch's share of that divisor."""
+        """What the mean divides by: how much a batch counts beside the others of its step."""
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
     """``torch.nn.functional.cross_entropy`` with a weight for each class and smoothed labels.
 
-    Its mean divides by the sum of the targets' weights, as torch's does, over all batches of a step.
+    Its mean divides by the sum of the targets' weights.
     """
 
     weight: tuple[float, ...] | None
@@ -37,15 +35,13 @@ class CrossEntropy:
         """Logits [rows, classes] or [rows, tokens, classes], labels without the last dimension."""
         logits = outputs["logits"].float()
         weight = None if self.weight is None else torch.tensor(self.weight, device=logits.device)
-        loss = functional.cross_entropy(
+        return functional.cross_entropy(
             logits.flatten(0, -2),
             labels.flatten().to(logits.device),
             weight=weight,
             ignore_index=IGNORED,
-            reduction="mean" if num_items_in_batch is None else "sum",
             label_smoothing=self.smoothing,
         )
-        return loss if num_items_in_batch is None else loss / num_items_in_batch
 
     def share(self, labels: torch.Tensor) -> torch.Tensor:
         """The weights of the batch's targets, summed up."""
@@ -64,13 +60,11 @@ class BinaryCrossEntropy:
     def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """Logits and labels (0 or 1), both [rows, labels]."""
         logits = outputs["logits"].float()
-        loss = functional.binary_cross_entropy_with_logits(
+        return functional.binary_cross_entropy_with_logits(
             logits,
             labels.to(logits),
             pos_weight=torch.tensor(self.weight, device=logits.device),
-            reduction="mean" if num_items_in_batch is None else "sum",
         )
-        return loss if num_items_in_batch is None else loss / num_items_in_batch
 
     def share(self, labels: torch.Tensor) -> torch.Tensor:
         """The number of yes-or-no decisions in the batch."""
@@ -88,28 +82,8 @@ class SquaredError:
         """Logits [rows, 1], labels [rows] as the data have them."""
         logits = outputs["logits"].float().squeeze(-1)
         targets = (labels.to(logits) - self.mean) / self.deviation
-        loss = functional.mse_loss(logits, targets, reduction="mean" if num_items_in_batch is None else "sum")
-        return loss if num_items_in_batch is None else loss / num_items_in_batch
+        return functional.mse_loss(logits, targets)
 
     def share(self, labels: torch.Tensor) -> torch.Tensor:
         """The number of rows."""
         return torch.tensor(float(labels.numel()), device=labels.device)
-
-
-class LossTrainer(Trainer):
-    """``Trainer`` with a loss of one's own; a step of several batches, or processes, has the loss of one large batch.
-
-    transformers counts a step's targets for that, which is the divisor of an unweighted mean; weights have another.
-    """
-
-    def __init__(self, loss: Loss, **settings: Any) -> None:
-        super().__init__(compute_loss_func=loss, **settings)
-        self._share = loss.share
-
-    def _get_num_items_in_batch(self, batch_samples: Sequence[Any], device: torch.device) -> torch.Tensor | None:
-        if not batch_samples:
-            return None
-        total = torch.stack([self._share(batch["labels"]) for batch in batch_samples]).sum().to(device)
-        if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
-            total = self.accelerator.gather(total).sum()
-        return total

@@ -18,10 +18,14 @@ _ITEMS = "items_of_batch"
 
 
 def normalise(trainer: Any) -> None:
-    """Make ``trainer`` average its loss over all items of a step. TRL's trainers do so themselves."""
+    """Make ``trainer`` average its loss over all items of a step. TRL's trainers do so themselves.
+
+    A loss of our own (:class:`lorary.training.fitting.losses.Loss`) says by ``share`` what its mean is over.
+    """
     if any(kind.__module__.startswith("trl.") for kind in type(trainer).__mro__):
         return
     shifted = bool(getattr(trainer, "_loss_shifts_labels", False))
+    share = getattr(trainer.compute_loss_func, "share", None)
     take, loss_of, accelerator = trainer.get_batch_samples, trainer.compute_loss, trainer.accelerator
 
     def get_batch_samples(batches: Iterator[Any], count: int, device: torch.device) -> tuple[list[Any], Any]:
@@ -31,7 +35,7 @@ def normalise(trainer: Any) -> None:
         _drop_repeated(taken, accelerator, trainer.args.per_device_train_batch_size)
         for batch in taken:
             if _ITEMS not in batch:
-                batch[_ITEMS] = _items(batch, shifted)
+                batch[_ITEMS] = share(batch["labels"]) if share else _items(batch, shifted)
         total = sum(batch[_ITEMS] for batch in taken).to(device)
         return taken, accelerator.gather(total).sum() if accelerator.num_processes > 1 else total
 

@@ -161,12 +161,12 @@ class Task(ABC):
         from transformers import Trainer, TrainingArguments
 
         arguments = one_device(TrainingArguments(**{**settings, "label_names": list(self.targets)}))
-        loss = self.loss(rows["train_dataset"])
+        criterion = self.criterion(rows["train_dataset"])
         return Trainer(
-            model=model, args=arguments, data_collator=self.collator(tokenizer), compute_loss_func=loss, **rows
+            model=model, args=arguments, data_collator=self.collator(tokenizer), compute_loss_func=criterion, **rows
         )
 
-    def loss(self, train: Any) -> Loss | None:
+    def criterion(self, train: Any) -> Loss | None:
         """A loss in place of the model's own, for training and validation; ``train`` is the dataset of features."""
         return None
 

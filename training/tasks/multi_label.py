@@ -30,7 +30,7 @@ class MultiLabelClassification(TextClassification):
         """1.0 for each label that the row has, else 0.0."""
         return [float(name in label) for name in self.labels]
 
-    def loss(self, train: Any) -> Loss | None:
+    def criterion(self, train: Any) -> Loss | None:
         """Binary cross entropy, each label's presence weighed as the recipe says."""
         setting = self.recipe.training.class_weights
         rows = train["labels"]

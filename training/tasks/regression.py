@@ -38,7 +38,7 @@ class TextRegression(TextClassification):
         """The number itself."""
         return float(label)
 
-    def loss(self, train: Any) -> Loss | None:
+    def criterion(self, train: Any) -> Loss | None:
         """The mean squared error of standardised numbers."""
         from lorary.training.fitting.losses import SquaredError
 

@@ -58,7 +58,7 @@ class TextClassification(Task):
         """A row's label as the loss takes it: the label's number."""
         return self.labels.index(label)
 
-    def loss(self, train: Any) -> Loss | None:
+    def criterion(self, train: Any) -> Loss | None:
         """Cross entropy with the recipe's class weights and label smoothing, where it has any."""
         counts = Counter(train["labels"])
         return weighed(self.recipe, self.labels, [counts[index] for index in range(len(self.labels))])

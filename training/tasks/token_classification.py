@@ -96,7 +96,7 @@ class TokenClassification(Task):
         full = len(tokenizer(text, verbose=False)["input_ids"]) if kept == max_length else kept
         return {**feature, "labels": labels}, Gold(tuple(tags), tuple(tagged)), Length(full, kept, bool(tagged))
 
-    def loss(self, train: Any) -> Loss | None:
+    def criterion(self, train: Any) -> Loss | None:
         """Cross entropy over the tagged words with the recipe's class weights and label smoothing, where it has any."""
         counts = Counter(chain(*train["labels"]))
         return weighed(self.recipe, self.labels, [counts[index] for index in range(len(self.labels))])

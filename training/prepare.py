@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorary.adapters.inference import longest_input
 from lorary.training.data import Example, Examples
-from lorary.training.model import Base, initialise, load_for, reseed, settle
+from lorary.training.model import Base, check_settings, initialise, load_for, reseed, settle, virtual_tokens
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.strategies.beginning import begin
@@ -54,6 +55,7 @@ def prepare(
 
     ``base``: one that is in memory already, bare, for the same task and labels; its head is drawn again.
     """
+    check_settings(recipe)
     task = make_task(recipe, data.labels, data.problem_type)
     task.begin(data.train)
     if base is None:
@@ -92,8 +94,8 @@ def encode_parts(
 def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:
     """The recipe's length, or the most tokens that the base takes where that is less."""
     wanted = recipe.training.max_length
-    limits = [wanted, base.tokenizer.model_max_length, longest_input(base.model) or wanted]
-    longest = min(limits)
+    most = min(base.tokenizer.model_max_length, longest_input(base.model) or sys.maxsize)
+    longest = min(wanted, most - virtual_tokens(recipe))
     if longest < wanted:
         reporter.note(f"the base takes {longest} tokens, training.max_length asks for {wanted}: {longest} are used")
     return int(longest)

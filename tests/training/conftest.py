@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.methods import PEFT_METHODS
 from samples import ROWS, bpe_tokenizer, encoder_decoder, save_base, wordpiece_tokenizer, write_jsonl
 
 
@@ -75,9 +76,11 @@ def make_recipe(tmp_path, bases) -> Callable[..., Recipe]:
             "data.train": write_jsonl(tmp_path / "train.jsonl", ROWS[task](rows)),
             "data.test": write_jsonl(tmp_path / "test.jsonl", ROWS[task](20, seed=9)),
             "output": str(tmp_path / "out"), "training.epochs": 2, "training.learning_rate": 0.01,
-            "training.max_length": 64, "training.early_stopping": 0, "lora.rank": 4, "device": "cpu",
+            "training.max_length": 64, "training.early_stopping": 0, "device": "cpu",
             "report.write": False,
         }  # fmt: skip
+        if settings.get("method") not in PEFT_METHODS:
+            flags["lora.rank"] = 4
         return Recipe.from_flags({**flags, **settings})
 
     return make

@@ -16,7 +16,7 @@ from lorary.hub.errors import EstimateError
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.quantized import stand_in
-from lorary.training.model import Base, head_modules, lora_config, resolve_targets
+from lorary.training.model import Base, adapter_config, chosen_targets, head_modules
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
@@ -91,12 +91,12 @@ def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: tor
     model = task.auto_class().from_config(config, dtype=dtype)
     heads = head_modules(model) if task.new_head else ()
     if recipe.quantization != "none":
-        double = True
+        double = recipe.double_quantization is not False
         stand_in(model, dtype, recipe.quantization, double, (*HEAD_MODULES, *heads))
     model.requires_grad_(False)
     base = Base(model, tokenizer, BaseIdentity(recipe.base), heads)
-    targets = resolve_targets(model, recipe.lora.targets, heads)
-    return get_peft_model(model, lora_config(base, task, recipe, targets), low_cpu_mem_usage=True)
+    targets = chosen_targets(model, recipe, heads)
+    return get_peft_model(model, adapter_config(base, task, recipe, targets), low_cpu_mem_usage=True)
 
 
 def _materialise(model: nn.Module, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorary.adapters.forward import logits_of
+from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
 from lorary.hub.errors import TrainingError
 from lorary.training.precision import precision
 
@@ -77,13 +78,21 @@ def row_logits(model: Any, collate: Any, features: list[Feature]) -> list[torch.
     training = model.training
     model.eval()
     with torch.no_grad(), precision(model):
-        logits = logits_of(model(**batch))
+        logits = logits_of(_passes(model)(**batch))
     model.train(training)
     if logits.dim() == 2:
         return list(logits)
     # A decoder of its own answers for the target's tokens, not for those of the text that the encoder reads.
     real = batch["attention_mask"].bool() if "decoder_input_ids" not in batch else labels != IGNORED
     return [row[mask] for row, mask in zip(logits, real, strict=True)]
+
+
+def _passes(model: Any) -> Any:
+    """The model as the loader runs it: without padding, and without what virtual tokens give, where it has them."""
+    if not hasattr(model, "active_peft_config"):
+        return model
+    view = PeftView(model)
+    return UnpaddedPasses(model, view.rows_alone) if view.rows_apart else model
 
 
 def token_logits(model: Any, rows: list[list[int]]) -> list[torch.Tensor]:

@@ -1,20 +1,24 @@
 """From a base to a model that can be trained: head, quantization, targets, the adapter, all seeded."""
 
-from lorary.training.model.adapter import add_adapter, lora_config, take_off, wrap
+from lorary.training.model.adapter import add_adapter, take_off
 from lorary.training.model.base import Base, head_modules, load_for, reseed
 from lorary.training.model.initialisation import initialise, settle
+from lorary.training.model.methods import adapter_config, check_settings, chosen_targets, virtual_tokens, wrap
 from lorary.training.model.targets import resolve_targets
 
 __all__ = [
     "Base",
+    "adapter_config",
     "add_adapter",
+    "check_settings",
+    "chosen_targets",
     "head_modules",
     "initialise",
     "load_for",
-    "lora_config",
     "reseed",
     "resolve_targets",
     "settle",
     "take_off",
+    "virtual_tokens",
     "wrap",
 ]

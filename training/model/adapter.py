@@ -1,8 +1,7 @@
-"""The adapter on its base: PEFT's config for a recipe, made from the recipe's seed."""
+"""The adapter on its base, made from the recipe's seed."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +10,11 @@ import torch
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
 from lorary.training.model.base import Base
-from lorary.training.model.targets import resolve_targets
+from lorary.training.model.methods import adapter_config, chosen_targets, make_peft_model
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
 from lorary.training.tasks.base import Feature
-
-_BY_PEFT = ("gaussian", "orthogonal", "eva")
-"""Initialisations that are PEFT's own affair once it is told of them; they leave the base's weights alone."""
 
 
 def add_adapter(
@@ -35,15 +31,12 @@ def add_adapter(
     """
     from transformers import set_seed
 
-    lora = recipe.lora
     if targets is None:
-        targets = resolve_targets(base.model, lora.targets, base.saved, exclude=lora.exclude, layers=lora.layers)
-    targets = _alive(base, task, targets, sample, note)
+        targets = chosen_targets(base.model, recipe, base.saved)
+    if targets is not None:
+        targets = _alive(base, task, targets, sample, note)
     set_seed(recipe.training.seed)
-    with warnings.catch_warnings():
-        # PEFT advises a way to make the model that spares memory; the adapter is the least of it.
-        warnings.filterwarnings("ignore", message="lora with eva initialization")
-        model = wrap(base.model, lora_config(base, task, recipe, targets))
+    model = make_peft_model(base.model, adapter_config(base, task, recipe, targets), recipe.method)
     in_float32(model)
     return model
 
@@ -65,45 +58,26 @@ def take_off(model: Any) -> Any:
         for path, module in base.named_modules()
         if isinstance(module, ModulesToSaveWrapper)
     }
-    plain = model.unload()
+    # Virtual tokens stand beside the base, not in it.
+    plain = base if model.active_peft_config.is_prompt_learning else _unloaded(model)
     for path, module in own.items():
         parent, _, last = path.rpartition(".")
         setattr(plain.get_submodule(parent), last, module)
     return plain
 
 
-def wrap(model: Any, config: Any) -> Any:
-    """The ``PeftModel`` of a config.
+def _unloaded(model: Any) -> Any:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    PEFT's own class for question answering (0.21) drops ``token_type_ids``, so a BERT would be trained without telling
-    question and context apart; its plain class hands everything on.
-    """
-    from peft import PeftModel, TaskType, get_peft_model
-
-    if config.task_type == TaskType.QUESTION_ANS and not config.is_prompt_learning:
-        return PeftModel(model, config)
-    return get_peft_model(model, config)
-
-
-def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) -> Any:
-    """PEFT's config for a recipe, with every target by its path."""
-    from peft import EvaConfig, LoraConfig
-
-    lora = recipe.lora
-    return LoraConfig(
-        task_type=task.peft_task_type,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=recipe.method == "rslora",
-        use_dora=recipe.method == "dora",
-        target_modules=list(targets),
-        rank_pattern=dict(lora.rank_pattern),
-        alpha_pattern=dict(lora.alpha_pattern),
-        init_lora_weights=lora.init if lora.init in _BY_PEFT else True,
-        eva_config=EvaConfig() if lora.init == "eva" else None,
-        modules_to_save=list(base.saved) or None,
-    )
+    try:
+        return model.unload()
+    except ValueError:  # IA3 takes it for a merge, and refuses it on 4- and 8-bit bases
+        base = model.get_base_model()
+        for path, module in list(base.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                parent, _, last = path.rpartition(".")
+                setattr(base.get_submodule(parent), last, module.get_base_layer())
+        return base
 
 
 def _alive(base: Base, task: Task, targets: Sequence[str], sample: Feature, note: Note) -> list[str]:

@@ -6,7 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lorary.training.recipe.methods import INITIALISATIONS, LORA_METHODS, PEFT_METHODS, RESERVED, TAKEN_FROM_WEIGHTS
+from lorary.training.recipe.methods import (
+    INITIALISATIONS,
+    LORA_METHODS,
+    NOT_TRAINED,
+    PEFT_METHODS,
+    RESERVED,
+    TAKEN_FROM_WEIGHTS,
+)
 from lorary.training.recipe.raw import nearest, section
 
 FOUR_BIT = ("nf4", "fp4")
@@ -26,6 +33,12 @@ def method_problems(values: Mapping[str, Any]) -> Problems:
         for key in section(values, "peft"):
             yield f"peft.{key}", f"method {method!r} takes its settings under lora; peft is for other methods"
         yield from _lora(values, method)
+    elif method in NOT_TRAINED:
+        yield "method", f"{method} can't be trained: {NOT_TRAINED[method]}"
+    elif isinstance(method, str) and method:
+        names = (*LORA_METHODS, *PEFT_METHODS)
+        hint = nearest(method.lower().replace("_", "-"), names)
+        yield "method", f"expected one of {', '.join(names)}, found {method!r}{hint}"
 
 
 def _quantization(values: Mapping[str, Any]) -> Problems:
@@ -53,10 +66,10 @@ def _peft(values: Mapping[str, Any], method: str) -> Problems:
         yield "quantization", f"PEFT has no layers of {method} for a base quantized to {quantization}; use 'none'"
     for key, instead in RESERVED.items():
         if key in peft:
-            yield f"peft.{key}", f"the run sets it, from {instead!r}"
+            yield f"peft.{key}", "the run sets it" + (f", from {instead!r}" if instead else "")
     if section(values, "training").get("lora_plus_ratio") is not None:
         yield "training.lora_plus_ratio", f"LoRA+ needs a B matrix, and {method} has none"
-    if facts.targets:
+    if facts.targets == "linear":
         yield from _targets("peft.target_modules", peft.get("target_modules"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 LORA_METHODS = ("lora", "qlora", "rslora", "dora")
 """LoRA and its kin, whose settings stand under ``lora``; those of every other method stand under ``peft``."""
@@ -28,27 +28,83 @@ TAKEN_FROM_WEIGHTS = ("pissa", "olora")
 class MethodFacts:
     """A PEFT method other than LoRA as recipes know it.
 
-    ``peft_type``: PEFT's name. ``targets``: does it act on linear modules, so that the targets' words hold?
+    ``peft_type``: PEFT's name. ``targets``: the modules it acts on, None where PEFT knows them by the model's kind.
     ``defaults``: settings where PEFT has none that would do. ``tasks``: what PEFT supports it for; empty: all.
     ``quantized``: has PEFT layers of it for quantized bases?
     """
 
     peft_type: str
-    targets: bool = True
+    targets: Literal["linear", "norms"] | None = "linear"
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     quantized: bool = False
 
 
-_PROMPT = {"num_virtual_tokens": 20}
+_VIRTUAL = {"num_virtual_tokens": 20}
+_GENERATION = ("text-generation",)
+# PEFT puts virtual tokens before the text, and has labels for those in these tasks alone.
+_WITH_VIRTUAL = ("text-classification", "text-generation", "summarization", "translation")
 
-PEFT_METHODS: Mapping[str, MethodFacts] = {}
+PEFT_METHODS: Mapping[str, MethodFacts] = {
+    "adamss": MethodFacts("ADAMSS"),
+    "beft": MethodFacts("BEFT", None),
+    "boft": MethodFacts("BOFT"),
+    "c3a": MethodFacts("C3A"),
+    "deft": MethodFacts("DEFT"),
+    "delora": MethodFacts("DELORA"),
+    "fourierft": MethodFacts("FOURIERFT"),
+    "frod": MethodFacts("FROD"),
+    "glora": MethodFacts("GLORA"),
+    "gralora": MethodFacts("GRALORA"),
+    "hira": MethodFacts("HIRA"),
+    "hra": MethodFacts("HRA"),
+    "ia3": MethodFacts("IA3", None, quantized=True),
+    "lily": MethodFacts("LILY"),
+    "ln-tuning": MethodFacts("LN_TUNING", "norms", quantized=True),
+    "loha": MethodFacts("LOHA"),
+    "lokr": MethodFacts("LOKR"),
+    "miss": MethodFacts("MISS"),
+    "oft": MethodFacts("OFT", quantized=True),
+    "p-tuning": MethodFacts("P_TUNING", None, {**_VIRTUAL, "encoder_hidden_size": 128}, _WITH_VIRTUAL, quantized=True),
+    "peanut": MethodFacts("PEANUT"),
+    "prefix-tuning": MethodFacts("PREFIX_TUNING", None, _VIRTUAL, quantized=True),
+    "prompt-tuning": MethodFacts("PROMPT_TUNING", None, _VIRTUAL, _WITH_VIRTUAL, quantized=True),
+    "psoft": MethodFacts("PSOFT"),
+    "pvera": MethodFacts("PVERA"),
+    "randlora": MethodFacts("RANDLORA"),
+    "road": MethodFacts("ROAD"),
+    "shira": MethodFacts("SHIRA"),
+    "supertuning": MethodFacts("SUPERTUNING"),
+    "tinylora": MethodFacts("TINYLORA"),
+    "trainable-tokens": MethodFacts("TRAINABLE_TOKENS", None, {}, _GENERATION, quantized=True),
+    "unilora": MethodFacts("UNILORA"),
+    "vblora": MethodFacts("VBLORA"),
+    "vera": MethodFacts("VERA", quantized=True),
+    "waveft": MethodFacts("WAVEFT"),
+}
 """The methods that train as ``method: NAME``, by name."""
 
-RESERVED: Mapping[str, str] = {
+NOT_TRAINED: Mapping[str, str] = {
+    "adalora": "its ranks shrink while it trains, so a run could neither be resumed nor go back to its best epoch; "
+    "lora.init: eva gives ranks out before the first step",
+    "adaption-prompt": "PEFT can't take it off the base again, on which the saved files are checked",
+    "cartridge": "its cache is distilled from a text, not trained on rows",
+    "cpt": "it needs a loss of its own and context tokens for each row",
+    "multitask-prompt-tuning": "it needs a task id with every call",
+    "osf": "it trains whole weights, and projects their gradients",
+    "poly": "it needs a task id with every call",
+    "shadow": "the loader can't serve it",
+    "xlora": "it routes between other adapters; `lorary blend` combines them",
+}
+"""PEFT's methods that can't be trained here, and why."""
+
+RESERVED: Mapping[str, str | None] = {
     "peft_type": "method",
     "task_type": "task",
     "base_model_name_or_path": "base",
     "revision": "revision",
+    "inference_mode": None,
+    "auto_mapping": None,
+    "peft_version": None,
 }
-"""Fields of PEFT's configs that the recipe says elsewhere."""
+"""Fields of PEFT's configs that the run sets, and where the recipe says them."""

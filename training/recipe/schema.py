@@ -14,14 +14,13 @@ from lorary.hub.manifest import Generation
 from lorary.training.recipe.check import contradictions
 from lorary.training.recipe.defaults import with_defaults
 from lorary.training.recipe.explain import explain
-from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS
+from lorary.training.recipe.methods import LORA_METHODS
 from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 
 Task = Literal[
     "text-classification", "token-classification", "question-answering", "text-generation", "fill-mask",
     "feature-extraction", "summarization", "translation",
 ]  # fmt: skip
-Method = Literal[(*LORA_METHODS, *PEFT_METHODS)]  # type: ignore[valid-type]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Strategy = Literal["direct", "fine-tune", "continual", "intermediate"]
 Positive = Annotated[int, Field(gt=0)]
@@ -261,7 +260,7 @@ class Recipe(_Section):
     strategy: Strategy = "fine-tune"
     from_: Text | None = Field(None, alias="from")
     start: Literal["continue", "stack"] | None = None
-    method: Method = "lora"
+    method: Text = "lora"
     quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
     double_quantization: bool | None = None
     data: Data

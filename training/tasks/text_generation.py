@@ -113,6 +113,10 @@ class TextGeneration(Task):
         asked = self.recipe.training.packing
         if asked is False:
             return False
+        if getattr(model.active_peft_config, "is_prompt_learning", False):
+            if asked is not None:
+                raise TrainingError("training.packing: virtual tokens stand before a row alone; set it to false")
+            return False
         if keeps_rows_apart(model, [rows[0]["input_ids"], rows[len(rows) - 1]["input_ids"]]):
             return "batch" if asked is None else asked
         architecture = type(model.get_base_model()).__name__

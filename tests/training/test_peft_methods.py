@@ -1,0 +1,143 @@
+"""PEFT's other methods: each trains, passes the gate, and PEFT alone loads the folder to the same logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import SHORT, golden, peft_logits, prepared
+
+from lorary.adapters.matching.methods import REFUSED, THROUGH_PEFT
+from lorary.hub.errors import RecipeError, TrainingError
+from lorary.training import train
+from lorary.training.data import load_data
+from lorary.training.model import take_off
+from lorary.training.prepare import prepare
+from lorary.training.progress import Reporter
+from lorary.training.recipe.methods import LORA_METHODS, NOT_TRAINED, PEFT_METHODS
+
+SETTINGS = {
+    "c3a": {"block_size": 8},
+    "fourierft": {"n_frequency": 20},
+    "miss": {"r": 4},
+    "p-tuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 16},
+    "prefix-tuning": {"num_virtual_tokens": 4},
+    "prompt-tuning": {"num_virtual_tokens": 4},
+    "psoft": {"r": 4},
+    "road": {"group_size": 8},
+    "shira": {"r": 4},
+    "trainable-tokens": {"token_indices": list(range(2, 300))},
+    "vblora": {"vector_length": 8, "num_vectors": 16, "topk": 2},
+    "waveft": {"n_frequency": 20},
+}
+"""What a method needs to fit a model of hidden size 32."""
+
+
+def recipe_of(make_recipe, method, task, **more):
+    settings = {f"peft.{key}": value for key, value in SETTINGS.get(method, {}).items()}
+    return make_recipe(task, rows=32, method=method, **SHORT, **{**settings, **more})
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "quantization"),
+    [
+        ("text-classification", "ia3", "none"),
+        ("text-classification", "ln-tuning", "none"),
+        ("text-classification", "prompt-tuning", "none"),
+        ("token-classification", "loha", "none"),
+        ("token-classification", "prefix-tuning", "none"),
+        ("text-generation", "ia3", "nf4"),
+        ("text-generation", "oft", "nf4"),
+        ("text-generation", "p-tuning", "none"),
+        ("text-generation", "prompt-tuning", "int8"),
+        ("text-generation", "trainable-tokens", "none"),
+    ],
+)
+def test_it_trains_passes_the_gate_and_is_the_same_for_peft(
+    task, method, quantization, make_recipe, registry, tmp_path
+):
+    recipe = recipe_of(make_recipe, method, task, quantization=quantization)
+    version = train(recipe, registry)
+    assert (version.method, version.quantization) == (method, quantization)
+    assert version.manifest.provenance["recipe"].get("lora") is None
+    if quantization == "none":
+        for found, want in zip(peft_logits(tmp_path / "out", recipe.base, task), golden(tmp_path / "out"), strict=True):
+            torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", PEFT_METHODS)
+def test_each_goes_onto_a_base_and_off_again(method, make_recipe):
+    """With the settings that a recipe leaves out, but for sizes that don't fit a tiny model."""
+    ready = prepared(recipe_of(make_recipe, method, "text-generation"))
+    assert sum(p.numel() for p in ready.model.parameters() if p.requires_grad) > 0
+    plain = take_off(ready.model)
+    assert type(plain).__name__ == "LlamaForCausalLM"
+    assert not any(hasattr(module, "base_layer") for module in plain.modules())
+
+
+def test_every_method_of_peft_is_in_the_tables():
+    names = {name.lower().replace("_", "-") for name in (*THROUGH_PEFT, *REFUSED)}
+    assert {*PEFT_METHODS, *NOT_TRAINED} == names
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert all(f"`{name}`" in page for name in names)
+    assert not {*PEFT_METHODS} & {*NOT_TRAINED, *LORA_METHODS}
+    assert all(facts.peft_type in THROUGH_PEFT for facts in PEFT_METHODS.values())
+
+
+def test_virtual_tokens_take_some_of_the_bases_positions(make_recipe):
+    reporter = Reporter()
+    recipe = recipe_of(make_recipe, "prompt-tuning", "text-classification")
+    ready = prepare(recipe, load_data(recipe), reporter)
+    assert ready.max_length == 60
+    assert "the base takes 60 tokens, training.max_length asks for 64: 60 are used" in reporter.notices
+
+
+def test_all_norms_are_trained_unless_some_are_named(make_recipe):
+    ready = prepared(recipe_of(make_recipe, "ln-tuning", "text-generation"))
+    assert len(ready.model.peft_config["default"].target_modules) == 5
+    ready = prepared(recipe_of(make_recipe, "ln-tuning", "text-generation", **{"peft.target_modules": ["norm"]}))
+    trained = {name for name, parameter in ready.model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "ia33"}, "method: expected one of lora, qlora, .*, found 'ia33'; did you mean 'ia3'"),
+        ({"method": "PREFIX_TUNING"}, "found 'PREFIX_TUNING'; did you mean 'prefix-tuning'"),
+        ({"method": "adalora"}, "method: adalora can't be trained: its ranks shrink while it trains"),
+        ({"method": "ia3", "lora.rank": 4}, "lora: method 'ia3' isn't LoRA; its settings stand under peft"),
+        ({"method": "ia3", "training.lora_plus_ratio": 4.0}, r"LoRA\+ needs a B matrix, and ia3 has none"),
+        ({"method": "loha", "quantization": "nf4"}, "PEFT has no layers of loha for a base quantized to nf4"),
+        ({"method": "loha", "peft.task_type": "X"}, "peft.task_type: the run sets it, from 'task'"),
+        ({"method": "loha", "peft.target_modules": "atention"}, "peft.target_modules: .* did you mean 'attention'"),
+        ({"method": "loha", "from": "other@1"}, "from: only LoRA and its kin can start from another adapter"),
+        ({"method": "loha", "peft.inference_mode": True}, "peft.inference_mode: the run sets it"),
+        (
+            {"method": "prompt-tuning", "task": "token-classification"},
+            "PEFT has prompt-tuning for text-classification, text-generation, .* only",
+        ),
+        ({"method": "trainable-tokens"}, "PEFT has trainable-tokens for text-generation only"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(settings, message, make_recipe):
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(**{"task": "text-classification", **settings})
+
+
+def test_settings_that_the_method_does_not_have_are_named_before_the_base_is_looked_for(make_recipe, registry):
+    recipe = make_recipe(method="loha", base="no/such-base", **{"peft.rank": 4, "peft.alfa": 2})
+    with pytest.raises(RecipeError) as caught:
+        train(recipe, registry)
+    first, second = caught.value.problems
+    assert first.startswith("peft.rank: loha has no such setting; allowed here: alpha, ")
+    assert second.startswith("peft.alfa: loha has no such setting; did you mean 'alpha'?; allowed here: alpha, ")
+    recipe = make_recipe(method="boft", base="no/such-base", **{"peft.boft_block_size": 4, "peft.boft_block_num": 4})
+    with pytest.raises(RecipeError, match="peft: boft refuses its settings: "):
+        train(recipe, registry)
+
+
+def test_what_peft_refuses_on_the_base_is_an_error_of_the_run(make_recipe):
+    with pytest.raises(TrainingError, match="PEFT can't put c3a on a BertForSequenceClassification: "):
+        prepared(make_recipe(method="c3a", **{"peft.block_size": 7}))

@@ -1,0 +1,189 @@
+"""PEFT's config of a recipe's method: LoRA's settings from ``lora``, any other's from ``peft``, by PEFT's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lorary.adapters.identity import body_of
+from lorary.adapters.modules import map_modules
+from lorary.hub.errors import RecipeError, TrainingError
+from lorary.training.model.base import Base
+from lorary.training.model.targets import resolve_targets
+from lorary.training.recipe import Recipe
+from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS, RESERVED
+from lorary.training.recipe.raw import nearest
+from lorary.training.tasks import Task
+
+_BY_PEFT = ("gaussian", "orthogonal", "eva")
+"""Initialisations that are PEFT's own affair once it is told of them; they leave the base's weights alone."""
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Hold ``peft`` against the method's config, which takes PEFT's import: before anything else is loaded.
+
+    Raises:
+        RecipeError: keys that the method doesn't have, or values that it refuses.
+    """
+    if recipe.method in LORA_METHODS:
+        return
+    config_class, known = _config_class(recipe)
+    unknown = [key for key in recipe.peft if key not in known]
+    allowed = ", ".join(sorted(known - RESERVED.keys()))
+    problems = [
+        f"peft.{key}: {recipe.method} has no such setting{nearest(key, known)}; allowed here: {allowed}"
+        for key in unknown
+    ]
+    if not problems:
+        try:
+            with _without_advice():
+                config_class(**_settings(recipe))
+        except (TypeError, ValueError, ImportError) as error:
+            problems.append(f"peft: {recipe.method} refuses its settings: {_first_line(error)}")
+    if problems:
+        raise RecipeError("recipe", problems)
+
+
+def virtual_tokens(recipe: Recipe) -> int:
+    """How many of the base's positions the method takes before a row."""
+    if recipe.method in LORA_METHODS:
+        return 0
+    return int(_settings(recipe).get("num_virtual_tokens") or 0)
+
+
+def chosen_targets(model: Any, recipe: Recipe, saved: Sequence[str]) -> list[str] | None:
+    """The paths of the modules that get an adapter; None where the method picks them itself.
+
+    Raises:
+        TrainingError: a name or a pattern matches nothing.
+    """
+    if recipe.method in LORA_METHODS:
+        lora = recipe.lora
+        return resolve_targets(model, lora.targets, saved, exclude=lora.exclude, layers=lora.layers)
+    kind = PEFT_METHODS[recipe.method].targets
+    if kind is None or (kind == "norms" and "target_modules" in recipe.peft):
+        return None
+    if kind == "norms":
+        return [path for path, module in body_of(model).named_modules(prefix=_prefix(model)) if _is_norm(module)]
+    asked = recipe.peft.get("target_modules", "all-linear")
+    return resolve_targets(model, asked, saved, key="peft.target_modules")
+
+
+def _prefix(model: Any) -> str:
+    return map_modules(model, body_of(model)).body_prefix.removesuffix(".")
+
+
+def _is_norm(module: Any) -> bool:
+    """Is it a LayerNorm or an RMSNorm, of torch's or of a model's own?"""
+    return type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None
+
+
+def adapter_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str] | None) -> Any:
+    """PEFT's config for a recipe, with every target by its path.
+
+    Raises:
+        TrainingError: PEFT refuses the settings.
+    """
+    if recipe.method in LORA_METHODS:
+        return lora_config(base, task, recipe, targets or ())
+    config_class, known = _config_class(recipe)
+    settings = _settings(recipe)
+    if targets is not None:
+        settings["target_modules"] = list(targets)
+    if base.saved and "modules_to_save" in known:
+        settings["modules_to_save"] = sorted({*base.saved, *(settings.get("modules_to_save") or ())})
+    with _without_advice():
+        return config_class(task_type=task.peft_task_type, **settings)
+
+
+def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) -> Any:
+    """PEFT's ``LoraConfig`` for a recipe."""
+    from peft import EvaConfig, LoraConfig
+
+    lora = recipe.lora
+    return LoraConfig(
+        task_type=task.peft_task_type,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=recipe.method == "rslora",
+        use_dora=recipe.method == "dora",
+        target_modules=list(targets),
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        init_lora_weights=lora.init if lora.init in _BY_PEFT else True,
+        eva_config=EvaConfig() if lora.init == "eva" else None,
+        modules_to_save=list(base.saved) or None,
+    )
+
+
+def make_peft_model(model: Any, config: Any, method: str) -> Any:
+    """The ``PeftModel`` of a config, with PEFT's refusals as errors of the run.
+
+    Raises:
+        TrainingError: PEFT can't put the method on this base.
+    """
+    try:
+        with _without_advice():
+            return wrap(model, config)
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        NotImplementedError,
+        AssertionError,
+    ) as error:
+        raise TrainingError(
+            f"PEFT can't put {method} on a {type(model).__name__}: {_first_line(error)}; see the settings of peft, or "
+            "use another method"
+        ) from error
+
+
+def wrap(model: Any, config: Any) -> Any:
+    """The ``PeftModel`` of a config.
+
+    PEFT's own class for question answering (0.21) drops ``token_type_ids``, so a BERT would be trained without telling
+    question and context apart; its plain class hands everything on.
+    """
+    from peft import PeftModel, TaskType, get_peft_model
+
+    if config.task_type == TaskType.QUESTION_ANS and not config.is_prompt_learning:
+        return PeftModel(model, config)
+    return get_peft_model(model, config)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """PEFT advises on memory and layouts when it makes an adapter; nothing of it is the user's to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _config_class(recipe: Recipe) -> tuple[Any, set[str]]:
+    """PEFT's config class of the method, and its fields."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_METHODS[recipe.method].peft_type]
+    return config_class, {field.name for field in dataclasses.fields(config_class) if field.init}
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    given = {key: _listed(value) for key, value in recipe.peft.items()}
+    return {**PEFT_METHODS[recipe.method].defaults, **given}
+
+
+def _listed(value: Any) -> Any:
+    """Lists as PEFT expects them; a recipe holds tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -19,6 +19,7 @@ from lorary.training.fitting.padding import padded_tokens
 from lorary.training.precision import precision
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
+from samples import write_jsonl
 
 
 def test_live_bytes_rise_and_fall_with_the_tensors():
@@ -153,3 +154,30 @@ def test_a_strangers_provenance_is_no_prediction(make_recipe, registry):
         manifest = replace(version.manifest, provenance={**version.manifest.provenance, **told})
         assert PastRuns([replace(version, manifest=manifest)]).runs == []
     assert PastRuns([replace(version, manifest=None)]).runs == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "dora"},
+        {"method": "rslora", "lora.targets": "attention", "lora.layers": "last 1"},
+        {"lora.init": "pissa"},
+        {"quantization": "fp4", "double_quantization": False},
+    ],
+    ids=str,
+)
+def test_every_method_can_be_estimated(settings, make_recipe):
+    found = estimate(make_recipe(**settings))
+    assert found.cost.step.peak > found.cost.step.weights > 0
+    assert found.cost.step.adapter > 0
+
+
+def test_a_pair_counts_both_replies(make_recipe, tmp_path):
+    rows = [{"prompt": f"bank {i}", "chosen": "rose today", "rejected": "fell today"} for i in range(20)]
+    columns = {role: role for role in ("prompt", "chosen", "rejected")}
+    data = {"data.train": write_jsonl(tmp_path / "pairs.jsonl", rows), "data.test": None, "data.columns": columns}
+    pairs = estimate(make_recipe("text-generation", **data, **{"training.batch_size": 4}))
+    replies = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    data = {"data.train": write_jsonl(tmp_path / "replies.jsonl", replies), "data.test": None}
+    alone = estimate(make_recipe("text-generation", **data, **{"training.batch_size": 4, "training.packing": False}))
+    assert pairs.cost.step.tokens > 1.5 * alone.cost.step.tokens

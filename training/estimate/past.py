@@ -48,7 +48,7 @@ class PastRuns:
         return len(self._alike(recipe, device))
 
     def _alike(self, recipe: Recipe, device: torch.device) -> list[Past]:
-        wanted = (device_name(device), recipe.quantization)
+        wanted = (device_name(device), recipe.base_quantization)
         return [run for run in self.runs if (run.device, run.quantization) == wanted]
 
     def errors(self) -> list[float]:

@@ -66,7 +66,7 @@ def step_cost(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     longest = sorted(features, key=lambda feature: -len(feature["input_ids"]))[: recipe.training.batch_size]
-    batch = task.collator(tokenizer)([dict(feature) for feature in longest])
+    batch = task.collator(tokenizer)([dict(feature) for feature in task.sequences(longest)])
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             with torch.device("meta"):
@@ -96,7 +96,9 @@ def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: tor
     model.requires_grad_(False)
     base = Base(model, tokenizer, BaseIdentity(recipe.base), heads)
     targets = chosen_targets(model, recipe, heads)
-    return get_peft_model(model, adapter_config(base, task, recipe, targets), low_cpu_mem_usage=True)
+    # An initialisation reads weights, which aren't there, and leaves the layers what they are.
+    plain = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"init": "default"})})
+    return get_peft_model(model, adapter_config(base, task, plain, targets), low_cpu_mem_usage=True)
 
 
 def _materialise(model: nn.Module, device: torch.device) -> None:

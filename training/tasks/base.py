@@ -183,6 +183,10 @@ class Task(ABC):
         loss: torch.Tensor = model(**batch).loss
         return loss
 
+    def sequences(self, features: Sequence[Feature]) -> Sequence[Feature]:
+        """What a training step puts before the model for these rows: themselves, unless a task asks more of them."""
+        return features
+
     @abstractmethod
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
         """What one row's logits ([classes], [tokens, classes] or [tokens, vocabulary]) come to, for the metrics."""

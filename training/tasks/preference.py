@@ -127,6 +127,10 @@ class PreferencePairs(TextGeneration):
         scores = super().through(backbone, name, _sequences(rows))
         return _paired(rows, list(zip(scores[: len(rows.features)], scores[len(rows.features) :], strict=True)))
 
+    def sequences(self, features: Sequence[Feature]) -> Sequence[Feature]:
+        """Both replies of each pair."""
+        return _sequences(Encoded((), tuple(features), ())).features
+
     def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
         """The prompt, the better reply, and how the rewards of both came out."""
         turns = [str(message["content"]) for message in messages_of(_as_rows(example)[0])]

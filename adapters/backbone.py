@@ -24,7 +24,7 @@ from lorary.adapters.identity import body_of, identify
 from lorary.adapters.inference import Inference, can_generate
 from lorary.adapters.intake import Files, Intake
 from lorary.adapters.loading import is_encoder, load_base
-from lorary.adapters.lora import SiteOpener
+from lorary.adapters.lora import SiteOpener, unwrap
 from lorary.adapters.masked import MaskedHead
 from lorary.adapters.merging.merge import write_merged
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
@@ -275,6 +275,16 @@ class Backbone:
                 numerics=self.numerics,
                 dtype=dtype,
             )
+
+    def release(self) -> None:
+        """Forget every adapter and leave the model as it was before it became a backbone; no call may follow.
+
+        A model whose forward was replaced (compiled, or with a lock around it) gets its own one again.
+        """
+        for name in self.adapters:
+            self.unload(name)
+        unwrap(self.model)
+        self.body.__dict__.pop("forward", None)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls in flight finish on it."""

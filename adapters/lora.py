@@ -96,6 +96,14 @@ def wrap(model: torch.nn.Module, path: str) -> None:
         setattr(parent, name, layer)
 
 
+def unwrap(model: torch.nn.Module) -> None:
+    """Put every module that a :class:`LoraLayer` stands around back into its place."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer.base_layer)
+
+
 class SiteOpener:
     """Puts the layer around modules that an adapter reaches for the first time, and says what the arena needs there.
 

@@ -29,7 +29,7 @@ from lorary.training.fitting.overfitting import find_gap
 from lorary.training.fitting.padding import padding_hint
 from lorary.training.gate import gate
 from lorary.training.interrupt import Stops
-from lorary.training.model import take_off
+from lorary.training.model import Base, Shelf, take_off
 from lorary.training.prepare import Prepared, prepare
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.provenance import provenance
@@ -45,7 +45,7 @@ from lorary.training.save import (
     writing,
 )
 from lorary.training.strategies.parent import Parent, find_parent
-from lorary.training.tasks import Encoded, Task
+from lorary.training.tasks import Encoded, Task, make_task
 from lorary.training.tasks.base import Metrics
 from lorary.training.unfinished import Unfinished, claimed
 
@@ -72,6 +72,7 @@ def train(
     registry: Registry | None = None,
     progress: Reporter | None = None,
     resume: bool | str | Path = False,
+    shelf: Shelf | None = None,
 ) -> Version:
     """Train an adapter, hold its saved files against the trained model, and register it.
 
@@ -81,6 +82,7 @@ def train(
         progress: is told of phases, steps and notices.
         resume: go on with a run that was stopped: the newest of this recipe (True), or that of a folder. On the same
             machine the result is that of a run that wasn't stopped.
+        shelf: keeps the base in memory for the next call that is given the same shelf, where it asks for the same base.
 
     Returns:
         The version; the run's folder is named in the recipe or begins with ``runs/``.
@@ -111,7 +113,7 @@ def train(
     try:
         with Stops() as stops, claimed(unfinished):
             metrics = unfinished.result() or _train(
-                unfinished, recipe, registry, reporter, stops, parent, resumed=resume is not False
+                unfinished, recipe, registry, reporter, stops, parent, shelf or Shelf(), resumed=resume is not False
             )
             reporter.folder = unfinished.final
             reporter.phase("registering")
@@ -129,7 +131,7 @@ def train(
 
 def _train(
     unfinished: Unfinished, recipe: Recipe, registry: Registry, reporter: Reporter, stops: Stops,
-    parent: Parent | None, *, resumed: bool,
+    parent: Parent | None, shelf: Shelf, *, resumed: bool,
 ) -> Mapping[str, Metrics]:  # fmt: skip
     """From the rows to the checked files in their place; the metrics."""
     # Rows are checked before the seconds that the libraries and the base take.
@@ -145,19 +147,22 @@ def _train(
     with quiet_libraries():
         with writing(unfinished.final):
             make = _run_several if one_of_several else _run_once
-            finished = make(recipe, data, parent, unfinished, reporter, stops)
+            base = shelf.take(recipe, make_task(recipe, data.labels, data.problem_type))
+            finished = make(recipe, data, parent, base, unfinished, reporter, stops)
         reporter.phase("checking the saved files")
         check(finished, unfinished.files, registry)
+        shelf.put(recipe, finished.prepared.task, finished.prepared.base)
         with writing(unfinished.final):
             unfinished.complete(finished.metrics)
     return finished.metrics
 
 
 def _run_once(
-    recipe: Recipe, data: Examples, parent: Parent | None, unfinished: Unfinished, reporter: Reporter, stops: Stops
-) -> Finished:
+    recipe: Recipe, data: Examples, parent: Parent | None, base: Base | None, unfinished: Unfinished,
+    reporter: Reporter, stops: Stops,
+) -> Finished:  # fmt: skip
     """One run, and its files."""
-    prepared = prepare(recipe, data, reporter, parent)
+    prepared = prepare(recipe, data, reporter, parent, base)
     check_base(unfinished, prepared.base.identity)
     finished = run(prepared, unfinished.checkpoints, reporter, stops)
     reporter.phase("saving")
@@ -166,13 +171,14 @@ def _run_once(
 
 
 def _run_several(
-    recipe: Recipe, data: Examples, parent: Parent | None, unfinished: Unfinished, reporter: Reporter, stops: Stops
-) -> Finished:
+    recipe: Recipe, data: Examples, parent: Parent | None, base: Base | None, unfinished: Unfinished,
+    reporter: Reporter, stops: Stops,
+) -> Finished:  # fmt: skip
     """A run for each seed or fold; the one that is kept, and its files."""
     from lorary.training.experiments.repeated import run_folds, run_seeds
     from lorary.training.experiments.session import Session
 
-    session = Session(unfinished.checkpoints, reporter, stops, lambda base: check_base(unfinished, base.identity))
+    session = Session(unfinished.checkpoints, reporter, stops, lambda base: check_base(unfinished, base.identity), base)
     several = run_folds if recipe.training.folds else run_seeds
     return several(recipe, data, parent, session, unfinished.new_files())
 
@@ -299,6 +305,7 @@ def check(finished: Finished, files: Path, registry: Registry) -> None:
         plain, prepared.base.tokenizer, identity=prepared.base.identity, slots=1, registry=registry
     )
     gate(files, backbone, prepared.task, finished.trained, finished.rows, finished.expected)
+    backbone.release()
 
 
 def _note_no_gain(task: Task, metrics: Mapping[str, Metrics], reporter: Reporter) -> None:

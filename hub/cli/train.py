@@ -10,12 +10,14 @@ import typer
 from lorary.hub.cli.experiments import ablate_recipe, measure_base, print_repeated
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number, size, version_json
+from lorary.hub.cli.several import train_each
 from lorary.hub.errors import UsageError
 from lorary.hub.values import Version
 
 EXAMPLES = (
     "lorary train examples/recipes/text-classification.yaml",
     "lorary train recipe.yaml --set training.epochs=3 --set lora.rank=16",
+    "lorary train tone.yaml spam.yaml legal.yaml",
     "lorary train recipe.yaml --strategy intermediate --from legal-corpus@2",
     "lorary train runs/tone-20261124-120000 --resume",
     "lorary train recipe.yaml --seeds 5",
@@ -41,9 +43,11 @@ _ASKED = {
 
 
 def command(
-    recipe: Annotated[
-        Path | None,
-        typer.Argument(metavar="[RECIPE.yaml|RUN]", help="The settings of the run; with --resume also its folder."),
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RECIPE.yaml...|RUN]", help="The settings of each run; with --resume also a run's folder."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")
@@ -83,7 +87,8 @@ def command(
     """Train an adapter, check its saved files and put it into the catalogue.
 
     Flags win over the recipe, and --set over both. Everything is checked before the base is loaded, and every mistake
-    is listed at once.
+    is listed at once. Of several recipes all are checked first; those that follow one another on the same base share it
+    in memory, and one that fails doesn't keep the others from running.
     """
     flags: dict[str, Any] = {
         "base": base, "data.train": data, "data.test": test, "task": task, "domain": domain, "name": name,
@@ -92,10 +97,16 @@ def command(
         "device": device, "device_map": device_map, "strategy": strategy, "from": from_,
         "training.seeds": seeds, "training.folds": folds,
     }  # fmt: skip
+    recipe = recipes[0] if recipes else None
     given = {key: value for key, value in flags.items() if value is not None}
     if recipe is None and not given and not set_:
         raise UsageError(f"expected a recipe or flags; for example: {EXAMPLES[0]}")
     catalogue = open_registry(registry)
+    if len(recipes or ()) > 1:
+        if resume or ablate:
+            raise UsageError(f"--{'resume' if resume else 'ablate'} takes one recipe, found {len(recipes or ())}")
+        train_each(recipes or [], set_ or (), given, catalogue, as_json)
+        return
     run = recipe if recipe and not recipe.is_file() and (resume or recipe.is_dir()) else None
     if run and not resume:
         raise UsageError(f"{run} is a folder; expected a recipe, or --resume to go on with the run in it")

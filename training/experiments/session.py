@@ -44,6 +44,7 @@ class Session:
         checkpoints: where the runs' checkpoints go, a folder each; a run that has some there goes on from them.
         reporter: is told of all runs.
         stops: whether the user has asked to stop.
+        base: one that is in memory already.
         loaded: is called with the base when it is in memory, before anything is trained.
     """
 
@@ -53,12 +54,15 @@ class Session:
         reporter: Reporter,
         stops: Stops | None = None,
         loaded: Callable[[Base], None] = lambda base: None,
+        base: Base | None = None,
     ) -> None:
         self.reporter = reporter
         self._checkpoints = checkpoints
         self._stops = stops
         self._loaded = loaded
-        self._base: Base | None = None
+        self._base = base
+        if base is not None:
+            loaded(base)
 
     def run(self, recipe: Recipe, data: Examples, title: str, parent: Parent | None = None) -> Finished:
         """A whole run; its model keeps its adapter until :meth:`release`. Raises as :func:`lorary.training.train`.

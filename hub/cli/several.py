@@ -1,0 +1,86 @@
+"""Several recipes in one call of ``lorary train``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lorary.hub.cli.output import print_error, print_json, print_table, short_number, version_json
+from lorary.hub.errors import InterruptedRunError, LoraryError, ProblemsError, RecipeError, UsageError
+from lorary.hub.metrics import headline
+
+if TYPE_CHECKING:
+    from lorary.hub.registry import Registry
+    from lorary.training.recipe import Recipe
+
+
+def train_each(
+    files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any], registry: Registry, as_json: bool
+) -> None:
+    """Train recipe after recipe; a base that two in a row share is loaded once.
+
+    Raises:
+        RecipeError: every mistake of every recipe; nothing was trained.
+        typer.Exit: 1, when a run has failed; the others were trained.
+    """
+    recipes = _read(files, overrides, flags)
+    from lorary.training.model import Shelf
+    from lorary.training.progress import BarReporter
+    from lorary.training.run import train
+
+    shelf, done, failed = Shelf(), [], 0
+    for recipe in recipes:
+        try:
+            with BarReporter(recipe.name) as reporter:
+                version = train(recipe, registry, reporter, shelf=shelf)
+            done.append((version, reporter.folder))
+        except InterruptedRunError:
+            raise
+        except LoraryError as error:
+            failed += 1
+            print_error(f"{recipe.name}: {str(error).splitlines()[0]}", *str(error).splitlines()[1:])
+    if as_json:
+        print_json([{**version_json(version), "folder": str(folder)} for version, folder in done])
+    elif done:
+        print_table([_row(version, folder) for version, folder in done])
+    if failed:
+        raise typer.Exit(1)
+
+
+def _read(files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, Any]) -> list[Recipe]:
+    from lorary.training.recipe import Recipe
+
+    for flag in ("name", "output", "alias"):
+        if flag in flags:
+            raise UsageError(f"--{flag} would be the same for {len(files)} recipes; leave it to each of them")
+    recipes: list[Recipe] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            recipes.append(Recipe.load(file, overrides, flags))
+        except ProblemsError as error:
+            problems += [f"{file}: {problem}" for problem in error.problems]
+    problems += [
+        f"{file}: strategy 'direct' trains nothing; run it alone"
+        for file, recipe in zip(files, recipes, strict=False)
+        if not problems and recipe.strategy == "direct"
+    ]
+    if problems:
+        raise RecipeError(f"{len(files)} recipes", problems)
+    return recipes
+
+
+def _row(version: Any, folder: Path | None) -> dict[str, object]:
+    name, value = headline(version.metrics["test"]) or ("", 0.0)
+    before = version.metrics.get("untrained", {}).get(name)
+    return {
+        "adapter": version.reference,
+        "task": version.task,
+        "metric": name,
+        "trained": short_number(value),
+        "untrained": short_number(before) if before is not None else "",
+        "files": str(folder),
+    }

@@ -1,0 +1,115 @@
+"""Several recipes in one call: the base is loaded once, and each adapter is the one that it would be alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lorary.hub import Registry
+from lorary.hub.cli.main import main
+from lorary.training import train
+from lorary.training.model import Shelf
+from lorary.training.progress import Reporter
+from samples import tone_rows, write_jsonl
+
+
+class Phases(Reporter):
+    def __init__(self):
+        super().__init__()
+        self.phases = []
+
+    def phase(self, text):
+        self.phases.append(text)
+
+
+def _three_labels(tmp_path):
+    rows = [{**row, "label": ("a", "b", "c")[index % 3]} for index, row in enumerate(tone_rows(60))]
+    return write_jsonl(tmp_path / "three.jsonl", rows)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_shared_base_gives_the_adapters_of_single_runs(family, quantization, make_recipe, registry, tmp_path):
+    shelf = Shelf()
+    common = {"training.max_steps": 4, "quantization": quantization}
+    three = {"data.train": _three_labels(tmp_path), "data.test": None, "training.seed": 7}
+    for index, settings in enumerate(({}, three, {"method": "rslora"})):
+        settings = {**common, **settings}
+        alone = train(
+            make_recipe(family=family, **settings, output=str(tmp_path / f"alone{index}")),
+            Registry(tmp_path / f"{index}.db"),
+        )
+        reporter = Phases()
+        shared = train(
+            make_recipe(family=family, **settings, output=str(tmp_path / f"shared{index}")), registry, reporter,
+            shelf=shelf,
+        )  # fmt: skip
+        assert shared.digest == alone.digest
+        assert shared.metrics == alone.metrics
+        assert ("loading the base" in reporter.phases) == (index == 0)
+
+
+def test_a_language_model_is_shared_too(make_recipe, registry, tmp_path):
+    shelf = Shelf()
+    for index in range(2):
+        settings = {"training.max_steps": 3, "training.seed": index, "output": str(tmp_path / f"s{index}")}
+        shared = train(make_recipe("text-generation", **settings), registry, shelf=shelf)
+        settings["output"] = str(tmp_path / f"a{index}")
+        assert (
+            train(make_recipe("text-generation", **settings), Registry(tmp_path / f"{index}.db")).digest
+            == shared.digest
+        )
+
+
+def test_another_base_task_or_quantization_is_loaded(make_recipe, registry, tmp_path):
+    shelf = Shelf()
+    for index, (task, settings) in enumerate(
+        [
+            ("text-classification", {}),
+            ("text-classification", {"quantization": "int8"}),
+            ("token-classification", {}),
+            ("text-classification", {"name": "other"}),
+        ]
+    ):
+        reporter = Phases()
+        recipe = make_recipe(
+            task, **{"name": f"n{index}", "training.max_steps": 2, "output": str(tmp_path / f"o{index}"), **settings}
+        )
+        train(recipe, registry, reporter, shelf=shelf)
+        assert "loading the base" in reporter.phases
+
+
+def _write(make_recipe, tmp_path, name, **settings):
+    recipe = make_recipe(**{"name": name, "training.max_steps": 2, "output": str(tmp_path / f"{name}-out"), **settings})
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(recipe.to_yaml())
+    return str(file)
+
+
+def test_the_command_trains_all_and_says_which_failed(make_recipe, tmp_path, capsys):
+    one, two = (_write(make_recipe, tmp_path, name) for name in ("one", "two"))
+    (tmp_path / "bad.jsonl").write_text('{"text": "x", "label": ""}\n')
+    bad = _write(make_recipe, tmp_path, "bad")
+    text = (tmp_path / "bad.yaml").read_text()
+    (tmp_path / "bad.yaml").write_text(text.replace("train.jsonl", "bad.jsonl"))
+    registry = ["--registry", str(tmp_path / "r.db")]
+    assert main(["train", one, bad, two, *registry, "--json"]) == 1
+    told = capsys.readouterr()
+    assert [version["reference"] for version in json.loads(told.out)] == ["one@1", "two@1"]
+    assert "error: bad: " in told.err
+    assert {version.name for version in Registry(tmp_path / "r.db").versions()} == {"one", "two"}
+
+
+def test_mistakes_of_all_recipes_are_told_before_anything_runs(make_recipe, tmp_path, capsys):
+    one = _write(make_recipe, tmp_path, "one")
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nepoch: 3\n")
+    files = [one, str(tmp_path / "x.yaml"), str(tmp_path / "y.yaml")]
+    assert main(["train", *files, "--registry", str(tmp_path / "r.db")]) == 2
+    told = capsys.readouterr().err
+    assert "x.yaml: " in told
+    assert "y.yaml: " in told
+    assert not (tmp_path / "r.db").exists()
+    assert main(["train", one, one, "--name", "same"]) == 2
+    assert main(["train", one, one, "--resume"]) == 2

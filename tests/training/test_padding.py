@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lorary.hub.errors import RecipeError
@@ -25,7 +27,7 @@ def uneven(tmp_path):
 def _positions(recipe):
     prepared = prepare(recipe, load_data(recipe), Reporter())
     trainer = make_trainer(
-        prepared.model, prepared.base.tokenizer, prepared.task, prepared.train, None, recipe, recipe.output
+        prepared.model, prepared.base.tokenizer, prepared.task, prepared.train, None, recipe, Path(recipe.output)
     )
     batches = list(trainer.get_train_dataloader())
     real = sum(int(batch["attention_mask"].sum()) for batch in batches)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+SAME = 1.0
+"""Seconds within which a second signal is the first one again, sent on by a launcher to the processes it started."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,6 +24,7 @@ class Stops:
 
     def __init__(self) -> None:
         self.requested = False
+        self._when = 0.0
         self._note: Callable[[str], None] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -44,8 +49,10 @@ class Stops:
             self._note = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and time.monotonic() - self._when < SAME:
+            return
         if self._note is None or self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._when = True, time.monotonic()
         with suppress(RuntimeError):  # the signal came while something else was being printed
             self._note("stopping after this step; once more stops at once, without a checkpoint")

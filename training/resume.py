@@ -68,13 +68,15 @@ def registered_run(folder: Path, registry: Registry) -> Version | None:
     return found[-1]
 
 
-def begin(run: Unfinished, recipe: Recipe, data: Mapping[str, Any], parent: Parent | None) -> None:
+def begin(run: Unfinished, recipe: Recipe, data: Mapping[str, Any], parent: Parent | None, processes: int) -> None:
     """Write down what a new run depends on."""
-    run.begin(recipe, {"data": dict(data), "parent": _digest(parent), "environment": _environment()})
+    run.begin(
+        recipe, {"data": dict(data), "parent": _digest(parent), "processes": processes, "environment": _environment()}
+    )
 
 
 def check_same(
-    run: Unfinished, recipe: Recipe, data: Mapping[str, Any], parent: Parent | None, reporter: Reporter
+    run: Unfinished, recipe: Recipe, data: Mapping[str, Any], parent: Parent | None, processes: int, reporter: Reporter
 ) -> None:
     """The recipe and the rows must be those that the run was started with; other versions of packages are told.
 
@@ -88,6 +90,8 @@ def check_same(
         changed = [f"the rows have changed ({', '.join(names)})"]
     if parent and not changed and facts.get("parent") != _digest(parent):
         changed = [f"{recipe.from_} is another version now"]
+    if not changed and facts.get("processes") != processes:
+        changed = [f"{facts.get('processes')} processes in the run, {processes} now"]
     if changed:
         raise TrainingError(
             f"{run.final}: can't go on as it began, {'; '.join(changed)}. Put that back, or start anew without --resume"

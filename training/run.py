@@ -25,6 +25,7 @@ from lorary.hub.reference import normalise_domain
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 from lorary.training.data import Examples, load_data
+from lorary.training.distributed import ALONE, Group
 from lorary.training.fitting.overfitting import find_gap
 from lorary.training.fitting.padding import padding_hint
 from lorary.training.gate import gate
@@ -73,6 +74,7 @@ def train(
     progress: Reporter | None = None,
     resume: bool | str | Path = False,
     shelf: Shelf | None = None,
+    group: Group = ALONE,
 ) -> Version:
     """Train an adapter, hold its saved files against the trained model, and register it.
 
@@ -83,6 +85,7 @@ def train(
         resume: go on with a run that was stopped: the newest of this recipe (True), or that of a folder. On the same
             machine the result is that of a run that wasn't stopped.
         shelf: keeps the base in memory for the next call that is given the same shelf, where it asks for the same base.
+        group: the processes that train together; the others of them call :func:`take_part`.
 
     Returns:
         The version; the run's folder is named in the recipe or begins with ``runs/``.
@@ -107,14 +110,20 @@ def train(
     if resume is not False and (version := registered_run(unfinished.final, registry)):
         reporter.note(f"{unfinished.final} is finished already: it is {version.reference}")
         reporter.folder = unfinished.final
+        group.from_first(None)  # the others have nothing to do
         return version
     if resume is not False and not unfinished.resumable:
         raise TrainingError(f"{unfinished.folder}: no such unfinished run; leave --resume out to start one")
     try:
         with Stops() as stops, claimed(unfinished):
-            metrics = unfinished.result() or _train(
-                unfinished, recipe, registry, reporter, stops, parent, shelf or Shelf(), resumed=resume is not False
-            )
+            metrics: Mapping[str, Metrics] | None = unfinished.result()
+            if metrics is None:
+                shelf = shelf or Shelf()
+                metrics = _train(
+                    unfinished, recipe, registry, reporter, stops, parent, group, shelf, resumed=resume is not False
+                )
+            else:
+                group.from_first(None)
             reporter.folder = unfinished.final
             reporter.phase("registering")
             version = _register(recipe, registry, unfinished.final, metrics, parent)
@@ -131,7 +140,7 @@ def train(
 
 def _train(
     unfinished: Unfinished, recipe: Recipe, registry: Registry, reporter: Reporter, stops: Stops,
-    parent: Parent | None, shelf: Shelf, *, resumed: bool,
+    parent: Parent | None, group: Group, shelf: Shelf, *, resumed: bool,
 ) -> Mapping[str, Metrics]:  # fmt: skip
     """From the rows to the checked files in their place; the metrics."""
     # Rows are checked before the seconds that the libraries and the base take.
@@ -140,15 +149,18 @@ def _train(
     data = load_data(recipe, (lambda line: None) if recipe.training.folds else reporter.note)
     with writing(unfinished.final):
         if resumed:
-            check_same(unfinished, recipe, data.provenance, parent, reporter)
+            check_same(unfinished, recipe, data.provenance, parent, group.count, reporter)
         else:
-            begin(unfinished, recipe, data.provenance, parent)
+            begin(unfinished, recipe, data.provenance, parent, group.count)
+    group.from_first(Shared(unfinished.checkpoints, parent))
     one_of_several = recipe.training.seeds > 1 or recipe.training.folds
     with quiet_libraries():
         with writing(unfinished.final):
-            make = _run_several if one_of_several else _run_once
             base = shelf.take(recipe, make_task(recipe, data.labels, data.problem_type))
-            finished = make(recipe, data, parent, base, unfinished, reporter, stops)
+            if one_of_several:
+                finished = _run_several(recipe, data, parent, base, unfinished, reporter, stops)
+            else:
+                finished = _run_once(recipe, data, parent, base, unfinished, reporter, stops, group)
         reporter.phase("checking the saved files")
         check(finished, unfinished.files, registry)
         shelf.put(recipe, finished.prepared.task, finished.prepared.base)
@@ -159,12 +171,12 @@ def _train(
 
 def _run_once(
     recipe: Recipe, data: Examples, parent: Parent | None, base: Base | None, unfinished: Unfinished,
-    reporter: Reporter, stops: Stops,
+    reporter: Reporter, stops: Stops, group: Group,
 ) -> Finished:  # fmt: skip
     """One run, and its files."""
     prepared = prepare(recipe, data, reporter, parent, base)
     check_base(unfinished, prepared.base.identity)
-    finished = run(prepared, unfinished.checkpoints, reporter, stops)
+    finished = run(prepared, unfinished.checkpoints, reporter, stops, group)
     reporter.phase("saving")
     save_run(finished, unfinished.new_files())
     return finished
@@ -188,6 +200,33 @@ def save_run(finished: Finished, files: Path) -> None:
     save(finished.prepared, finished.trained, files)
     if finished.report:
         write_pages(finished.report, files)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the first process of a group tells the others."""
+
+    checkpoints: Path
+    parent: Parent | None
+
+
+def take_part(recipe: Recipe, group: Group) -> None:
+    """Train with the first process of ``group``, which calls :func:`train`: as it, without a word and without files.
+
+    Raises as :func:`train`.
+    """
+    shared: Shared | None = group.from_first(None)
+    if shared is None:
+        return
+    from lorary.training.fitting.fit import fit
+
+    with Stops() as stops, quiet_libraries():
+        prepared = prepare(recipe, load_data(recipe), Reporter(), shared.parent)
+        with prepared.task.scaled(prepared.model, prepared.train):
+            fit(
+                prepared.model, prepared.base.tokenizer, prepared.task, prepared.train, prepared.validation, recipe,
+                folder=shared.checkpoints, reporter=Reporter(), stops=stops, group=group,
+            )  # fmt: skip
 
 
 def _check_registry(recipe: Recipe, registry: Registry) -> None:
@@ -226,12 +265,15 @@ def _register(
     return version
 
 
-def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops | None = None) -> Finished:
+def run(
+    prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops | None = None, group: Group = ALONE
+) -> Finished:
     """Measure the untrained model, train, and measure again. Raises as :func:`train`.
 
     Args:
         checkpoints: where they go, and where the newest is gone on from; they hold pickles.
         stops: whether the user has asked to stop.
+        group: the processes that train together.
     """
     # Only here, so that a run that ends with its data's mistakes doesn't wait for the trainers' imports.
     from lorary.training.estimate.plan import predict
@@ -264,7 +306,7 @@ def run(prepared: Prepared, checkpoints: Path, reporter: Reporter, stops: Stops 
     with task.scaled(model, prepared.train):
         fitted = fit(
             model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,
-            folder=checkpoints, reporter=reporter, stops=stops or Stops(),
+            folder=checkpoints, reporter=reporter, stops=stops or Stops(), group=group,
         )  # fmt: skip
     reporter.phase("measuring")
     prepared = prepared.settled()

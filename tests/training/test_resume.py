@@ -17,7 +17,7 @@ import torch
 from lorary.hub.cli.main import main
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.hub.registry import Registry
-from lorary.training import train
+from lorary.training import interrupt, train
 from lorary.training.checkpoints import latest
 from lorary.training.progress import Reporter
 from lorary.training.unfinished import Unfinished
@@ -175,7 +175,9 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(make_recipe, registry, t
     assert {path.name for path in checkpoint.folder.parent.iterdir()} == {"checkpoint-4", "checkpoint-6"}
 
 
-def test_a_second_ctrl_c_stops_at_once(make_recipe, registry, tmp_path):
+def test_a_second_ctrl_c_stops_at_once(make_recipe, registry, tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupt, "SAME", 0.0)
+
     class Twice(Signal):
         def step(self, done, total, loss):
             if done in (5, 6):

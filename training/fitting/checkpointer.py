@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from lorary.hub.errors import InterruptedRunError
 from lorary.training.checkpoints import commit, prune
+from lorary.training.distributed import Group
 from lorary.training.interrupt import Stops
 
 MINUTES = 10.0
@@ -24,13 +25,15 @@ class Checkpointer(TrainerCallback):
         every: steps between checkpoints inside an epoch; None leaves it to :data:`MINUTES`.
         stops: asked after each step.
         seconds: what the run has taken until this process went on with it.
+        group: the processes that train together; the first one keeps the folder.
     """
 
-    def __init__(self, folder: Path, every: int | None, stops: Stops, seconds: float) -> None:
+    def __init__(self, folder: Path, every: int | None, stops: Stops, seconds: float, group: Group) -> None:
         self.folder = folder
         self.every = every
         self.stops = stops
         self.seconds = seconds
+        self.group = group
         self._started = self._saved = time.monotonic()
 
     @property
@@ -46,9 +49,11 @@ class Checkpointer(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint, but not at an epoch's last step: the one after the epoch's evaluation holds more."""
+        if self.group.any(self.stops.requested, args.device):
+            self.stops.requested = True
         if state.epoch.is_integer() or state.global_step >= state.max_steps:
             return
-        due = time.monotonic() - self._saved > 60 * MINUTES
+        due = self.group.any(time.monotonic() - self._saved > 60 * MINUTES, args.device)
         due |= self.every is not None and state.global_step % self.every == 0
         control.should_save = due or self.stops.requested
 
@@ -59,8 +64,11 @@ class Checkpointer(TrainerCallback):
             InterruptedRunError: the user has asked to stop.
         """
         folder = self.folder / f"checkpoint-{state.global_step}"
-        commit(folder, self.elapsed)
-        prune(self.folder, {folder, self.folder / f"checkpoint-{state.best_global_step}"})
+        self.group.wait()  # each process writes the state of its own generators
+        if self.group.first:
+            commit(folder, self.elapsed)
+            prune(self.folder, {folder, self.folder / f"checkpoint-{state.best_global_step}"})
+        self.group.wait()
         self._saved = time.monotonic()
         if self.stops.requested:
             raise InterruptedRunError(f"stopped after step {state.global_step} of {state.max_steps}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from lorary.hub.errors import TrainingError
 from lorary.training.checkpoints import latest, prune
+from lorary.training.distributed import ALONE, Group
 from lorary.training.fitting.checkpointer import Checkpointer
 from lorary.training.fitting.memory_fallback import (
     ADVICE,
@@ -52,7 +53,7 @@ class Fitted:
 
 def fit(
     model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe, *,
-    folder: Path, reporter: Reporter, stops: Stops,
+    folder: Path, reporter: Reporter, stops: Stops, group: Group = ALONE,
 ) -> Fitted:  # fmt: skip
     """Train ``model`` in place; with validation rows, the epoch with the lowest loss on them is kept.
 
@@ -60,6 +61,7 @@ def fit(
         folder: where the trainer's own checkpoints go for the time of the run; they hold pickles. Where it holds one,
             the run goes on from there.
         stops: asked after each step whether to end with a checkpoint.
+        group: the processes that train together; each calls this.
 
     Raises:
         TrainingError: the loss or the gradients aren't numbers any more, or memory ran out with one row at a time.
@@ -69,10 +71,15 @@ def fit(
     batching = Batching.of(recipe, folder)
     while True:
         try:
-            return _attempt(model, tokenizer, task, train, validation, recipe, batching, folder, reporter, stops)
+            return _attempt(model, tokenizer, task, train, validation, recipe, batching, folder, reporter, stops, group)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+            if group.count > 1:  # the others are in the middle of a step, and wait for this one
+                raise TrainingError(
+                    f"memory ran out with {batching.size} rows at a time in each of {group.count} processes; halve "
+                    f"training.batch_size and double training.gradient_accumulation; or {ADVICE}"
+                ) from error
             smaller = batching.smaller()
             if smaller is None:
                 raise TrainingError(f"memory ran out with one row at a time; {ADVICE}") from error
@@ -89,18 +96,21 @@ def fit(
 
 def _attempt(
     model: Any, tokenizer: Any, task: Task, train: Encoded, validation: Encoded | None, recipe: Recipe,
-    batching: Batching, folder: Path, reporter: Reporter, stops: Stops,
+    batching: Batching, folder: Path, reporter: Reporter, stops: Stops, group: Group,
 ) -> Fitted:  # fmt: skip
     """Train from the newest checkpoint in ``folder``, or from the beginning."""
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-    begun = latest(folder)
-    prune(folder, {begun.folder, begun.best} if begun else set())
-    checkpointer = Checkpointer(folder, recipe.training.checkpoint_steps, stops, begun.seconds if begun else 0.0)
+    begun = latest(folder) if group.first else None
+    if group.first:
+        prune(folder, {begun.folder, begun.best} if begun else set())
+    begun = group.from_first(begun)
+    seconds = begun.seconds if begun else 0.0
+    checkpointer = Checkpointer(folder, recipe.training.checkpoint_steps, stops, seconds, group)
     trainer = make_trainer(model, tokenizer, task, train, validation, recipe, folder, batching)
     for line in task.notices:
         reporter.note(line)
-    rows = StepRows(trainer, train)
+    rows = StepRows(trainer, train, group)
     normalise(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

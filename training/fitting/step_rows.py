@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from lorary.training.distributed import ALONE, Group
 from lorary.training.fitting.normalise import IGNORED
 from lorary.training.tasks.base import Encoded, Feature
 from lorary.training.tasks.made_rows import MadeRows
@@ -24,7 +25,8 @@ LARGE = 1e6
 class StepRows(TrainerCallback):
     """Follows the rows through the collator, and keeps the losses of the batches of the step under way."""
 
-    def __init__(self, trainer: Any, train: Encoded) -> None:
+    def __init__(self, trainer: Any, train: Encoded, group: Group = ALONE) -> None:
+        self._group = group
         self._train = train
         self._batches: list[tuple[Sequence[int] | None, torch.Tensor]] = []
         rows = trainer.train_dataset
@@ -49,8 +51,9 @@ class StepRows(TrainerCallback):
 
     def numbers(self) -> list[int]:
         """The step's rows by their index: of the batches whose loss isn't a number, or of all where each is one."""
-        known = [(numbers, loss) for numbers, loss in self._batches if numbers is not None]
-        wrong = [numbers for numbers, loss in known if not math.isfinite(float(loss))]
+        mine = [(numbers, float(loss)) for numbers, loss in self._batches if numbers is not None]
+        known = self._group.gathered(mine)
+        wrong = [numbers for numbers, loss in known if not math.isfinite(loss)]
         return sorted({index for numbers in wrong or [numbers for numbers, _ in known] for index in numbers})
 
     def places(self) -> str:

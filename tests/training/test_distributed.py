@@ -1,0 +1,147 @@
+"""Two processes on the CPU train what one does on the same steps; stopped together, they go on together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from lorary.hub.errors import TrainingError
+from lorary.hub.registry import Registry
+from lorary.training import train
+from lorary.training.distributed import ALONE, join
+from lorary.training.recipe import Recipe
+
+CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
+
+
+def _port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launch(folder: Path, *words: str) -> subprocess.Popen:
+    """Two processes by accelerate's own launcher, with the shipped configuration, one thread each."""
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu_gloo.yaml"),
+        "--main_process_port", _port(), "-m", "lorary.training", "recipe.yaml", "--registry", "own.db", *words,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def small(base: str, folder: Path) -> str:
+    """A copy of a base without dropout, whose masks would differ between the processes."""
+    import transformers as t
+
+    config = t.AutoConfig.from_pretrained(base)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = t.AutoModel.from_pretrained(base, config=config)
+    model.save_pretrained(folder)
+    t.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def recipe(make_recipe, bases, tmp_path):
+    """Rows with words of differing number, that fill neither the last step nor both processes' share of it."""
+    settings = {
+        "training.batch_size": 4, "training.epochs": 2, "lora.dropout": 0.0, "training.learning_rate": 0.003,
+        "base": small(bases("bert"), tmp_path / "base"), "output": None,
+    }  # fmt: skip
+
+    def write(**changes):
+        made = make_recipe("token-classification", rows=34, **{**settings, **changes})
+        (tmp_path / "recipe.yaml").write_text(made.to_yaml())
+        return made
+
+    return write
+
+
+def test_two_processes_make_the_adapter_of_one(recipe, tmp_path, registry):
+    halves = recipe()
+    process = launch(tmp_path, "--set", "output=two")
+    training = halves.training.model_copy(update={"batch_size": 8})
+    one = train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert out.startswith("tiny@1: ")
+    assert "Traceback" not in err
+    two = Registry(tmp_path / "own.db").resolve("tiny")
+    assert two.manifest.provenance["steps"] == one.manifest.provenance["steps"] == 10
+    for (_, mine), (_, theirs) in zip(two.manifest.provenance["curve"], one.manifest.provenance["curve"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    for key, tensor in load_file(tmp_path / "one" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=1e-4)
+    assert len(Registry(tmp_path / "own.db").versions()) == 1
+
+
+def test_two_processes_stop_and_go_on_together(recipe, tmp_path):
+    recipe(**{"training.epochs": 400, "training.checkpoint_steps": 3})
+    process = launch(tmp_path, "--set", "output=two")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("two.incomplete/checkpoints/*/complete.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and all that it started
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "tiny: stopped, nothing was registered; step " in err
+    assert "go on with: lorary train two --resume" in err
+    (state,) = {path.name for path in tmp_path.glob("two.incomplete/checkpoints/*/rng_state_*.pth")} - {
+        "rng_state_0.pth"
+    }
+    assert state == "rng_state_1.pth"
+
+
+def test_an_error_of_the_first_process_ends_all(recipe, tmp_path):
+    recipe()
+    rows = tmp_path / "train.jsonl"
+    rows.write_text('{"tokens": ["a"], "tags": []}\n' + rows.read_text())
+    process = launch(tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "train.jsonl, row 1" in err
+    assert not list(tmp_path.glob("runs/*"))
+    assert not (tmp_path / "own.db").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_accelerates(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 2
+    assert yaml.safe_load(path.read_text())["distributed_type"] == config.distributed_type.value
+
+
+def test_what_a_launcher_may_ask_for_and_this_cannot_do(monkeypatch, make_recipe):
+    recipe: Recipe = make_recipe()
+    assert join(recipe) is ALONE
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="device_map 'auto' spreads one base over all GPUs, and each of 2"):
+        join(recipe.model_copy(update={"device": None, "device_map": "auto"}))
+    with pytest.raises(TrainingError, match="device 'cuda:1' names one device for 2 processes"):
+        join(recipe.model_copy(update={"device": "cuda:1"}))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingError, match="FSDP isn't supported: each process holds a whole base"):
+        join(recipe)

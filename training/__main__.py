@@ -1,0 +1,74 @@
+"""``accelerate launch -m lorary.training RECIPE.yaml``: several processes train one adapter together."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorary.hub.errors import InterruptedRunError, LoraryError
+from lorary.training.recipe import Recipe
+
+_RANK = int(os.environ.get("RANK", "0"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train a recipe in this process and those that were launched with it; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        known = isinstance(error, LoraryError)
+        # One process's last words are enough where all have been stopped.
+        if _RANK == 0 or not isinstance(error, InterruptedRunError):
+            who = f"process {_RANK}: " if _RANK else ""
+            what = "" if known else f"unexpected {type(error).__name__}: "
+            print(f"lorary: error: {who}{what}{error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, LoraryError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    recipe = Recipe.load(options.recipe, options.set)
+    from lorary.training.distributed import join
+
+    group = join(recipe)
+    from lorary.training.run import take_part, train
+
+    if not group.first:
+        take_part(recipe, group)
+        return
+    from lorary.hub.registry import Registry
+    from lorary.training.progress import BarReporter
+
+    with BarReporter(recipe.name) as reporter:
+        version = train(recipe, Registry(options.registry), reporter, options.resume, group=group)
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in version.metrics["test"].items())
+    print(f"{version.reference}: {figures}\nFiles: {reporter.folder}\nNext:  lorary show {version.reference}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch -m lorary.training",
+        description="Train one adapter in several processes; training.batch_size is each process's.",
+        epilog="example: accelerate launch --config_file examples/accelerate/ddp.yaml -m lorary.training recipe.yaml",
+    )
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="the settings of the run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the recipe; repeatable"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of the recipe")
+    parser.add_argument("--registry", type=Path, metavar="PATH", help="the catalogue; default $LORARY_REGISTRY")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

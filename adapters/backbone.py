@@ -36,6 +36,7 @@ from lorary.adapters.tiers.following import Following
 from lorary.adapters.tiers.host import Budget
 from lorary.adapters.tiers.residency import Limits, Residency
 from lorary.adapters.values import LoadedAdapter, MergedModel, Stats
+from lorary.hub.bases import bases_of
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnknownReferenceError, UsageError
 from lorary.hub.lookup import registry_reference
@@ -131,9 +132,10 @@ class Backbone:
         Raises:
             BaseNotFoundError: the base can't be found or isn't a model.
         """
-        loaded = load_base(
-            base, quantization=quantization, dtype=dtype, device=device, device_map=device_map, revision=revision
-        )
+        with bases_of(registry):
+            loaded = load_base(
+                base, quantization=quantization, dtype=dtype, device=device, device_map=device_map, revision=revision
+            )
         return cls(
             loaded.model,
             loaded.tokenizer,

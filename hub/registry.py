@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from lorary.hub.bases import Bases
 from lorary.hub.catalogue import choose_domain, choose_task, describe, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.database import change_stamp, reading, writing
@@ -44,6 +45,11 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"Registry({str(self.path)!r})"
+
+    @property
+    def bases(self) -> Bases:
+        """The base models that were pretrained here."""
+        return Bases(self.path, self._store)
 
     def add(
         self,
@@ -302,4 +308,6 @@ class Registry:
         if any(finding.reference for finding in findings):
             there = {version.reference for version in self.versions()}
             findings = [finding for finding in findings if finding.reference is None or finding.reference in there]
+        if reference is None:
+            findings += self.bases.verify()
         return findings

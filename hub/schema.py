@@ -103,7 +103,21 @@ def _m001_catalogue(db: Database) -> None:
     db.executescript(_CATALOGUE)
 
 
-MIGRATIONS: tuple[tuple[str, Callable[[Database], None]], ...] = (("m001_catalogue", _m001_catalogue),)
+def _m002_pretrained_bases(db: Database) -> None:
+    # Empty but for bases that were pretrained here: of the others only the fingerprint is known, from their adapters.
+    for column in ("digest TEXT", "architecture TEXT", "parameters INTEGER", "created_at TEXT", "details TEXT"):
+        db.execute(f"ALTER TABLE bases ADD COLUMN {column}")
+    db.execute("CREATE UNIQUE INDEX bases_pretrained ON bases (id) WHERE digest IS NOT NULL")
+    db.execute(
+        "CREATE TABLE base_files (base TEXT NOT NULL, name TEXT NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL, "
+        "PRIMARY KEY (base, name))"
+    )
+
+
+MIGRATIONS: tuple[tuple[str, Callable[[Database], None]], ...] = (
+    ("m001_catalogue", _m001_catalogue),
+    ("m002_pretrained_bases", _m002_pretrained_bases),
+)
 """Name and function of each migration, oldest first."""
 
 

@@ -7,7 +7,8 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,6 +76,55 @@ class Store:
         path = self.path(sha256)
         try:
             path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RegistryError(f"{path}: can't be deleted ({error.strerror or error})") from error
+
+    def folder_path(self, digest: str) -> Path:
+        """Where the folder of a whole model is, or would be.
+
+        Raises:
+            UnsafeFileError: ``digest`` isn't a sha256, or a link stands in the folder's place.
+        """
+        if not _SHA256.fullmatch(digest):
+            raise UnsafeFileError(f"{self.folder}: {digest!r} isn't a sha256; the registry's rows are damaged")
+        path = self.folder / "bases" / digest
+        if path.is_symlink():
+            raise UnsafeFileError(f"{path}: is a link; the store holds files only, put the folder itself there")
+        return path
+
+    def put_folder(self, source: Path, digest: str, files: Mapping[str, FileEntry]) -> Path:
+        """Copy a folder's ``files`` in under their names. When this returns, it is complete and on the disk.
+
+        Raises:
+            CheckpointError: a file can't be read, or isn't what it was when it was hashed.
+            RegistryError: the store can't be written, or the disk is full.
+        """
+        target = self.folder_path(digest)
+        with self._named_errors(source):
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            temporary = self._incoming / secrets.token_hex(16)
+            try:
+                temporary.mkdir()
+                for name, entry in files.items():
+                    if _copy(source / name, temporary / name) != entry:
+                        raise CheckpointError(f"{source / name}: changed while it was copied; try again")
+                sync_folder(temporary)
+                self._make_folder(target.parent)
+                # One that is there already may have rotted, or be half of what a removal left.
+                shutil.rmtree(target, ignore_errors=True)
+                temporary.replace(target)
+                sync_folder(target.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    def delete_folder(self, digest: str) -> None:
+        """Delete the folder of a model that no base refers to. Raises RegistryError when it can't."""
+        path = self.folder_path(digest)
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise RegistryError(f"{path}: can't be deleted ({error.strerror or error})") from error
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from lorary.hub.manifest import Manifest
 
@@ -51,6 +52,26 @@ class Version:
     def reference(self) -> str:
         """``name@number``, which names this version for good."""
         return f"{self.name}@{self.number}"
+
+
+@dataclass(frozen=True)
+class PretrainedBase:
+    """A base model that was pretrained here, as the catalogue knows it.
+
+    ``digest`` is over its ``files``, which are in ``folder``; ``fingerprint`` is what adapters know it by.
+    ``provenance`` says how it was made, in JSON values.
+    """
+
+    name: str
+    fingerprint: str
+    digest: str
+    architecture: str
+    parameters: int
+    created_at: str
+    metrics: Mapping[str, Mapping[str, float]]
+    provenance: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+    folder: Path
 
 
 @dataclass(frozen=True)

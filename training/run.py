@@ -12,6 +12,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.golden import choose_rows, condense
+from lorary.hub.bases import bases_of
 from lorary.hub.errors import (
     InterruptedRunError,
     LoraryError,
@@ -154,7 +155,7 @@ def _train(
             begin(unfinished, recipe, data.provenance, parent, group.count)
     group.from_first(Shared(unfinished.checkpoints, parent))
     one_of_several = recipe.training.seeds > 1 or recipe.training.folds
-    with quiet_libraries():
+    with quiet_libraries(), bases_of(registry):
         with writing(unfinished.final):
             base = shelf.take(recipe, make_task(recipe, data.labels, data.problem_type))
             if one_of_several:

@@ -23,6 +23,8 @@ COMMANDS = (
     "estimate",
     "run",
     "list",
+    "bases",
+    "pretrain",
     "show",
     "import_",
     "blend",

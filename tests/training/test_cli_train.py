@@ -15,6 +15,7 @@ import pytest
 from lorary.hub.cli.main import main
 from lorary.hub.registry import Registry
 from lorary.training import Recipe
+from lorary.training.pretraining import PretrainRecipe
 from samples import tone_rows, write_jsonl
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
@@ -117,11 +118,13 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(flags, tmp_path):
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_example_recipes_are_right_and_so_are_the_overrides_they_show(path, monkeypatch):
     monkeypatch.chdir(RECIPES.parents[1])
-    recipe = Recipe.load(path)
-    commands = [line.removeprefix("#").split() for line in path.read_text().splitlines() if "lorary train" in line]
+    kind, command = (PretrainRecipe, "pretrain") if path.stem == "pretrain" else (Recipe, "train")
+    recipe = kind.load(path)
+    lines = [line.removeprefix("#") for line in path.read_text().splitlines()]
+    commands = [line.split() for line in lines if line.split()[:2] == ["lorary", command]]
     assert len(commands) == 2
     for words in commands:
-        assert words[:3] == ["lorary", "train", str(path.relative_to(RECIPES.parents[1]))]
+        assert words[:3] == ["lorary", command, str(path.relative_to(RECIPES.parents[1]))]
     overrides = [after for word, after in zip(commands[1], commands[1][1:], strict=False) if word == "--set"]
     assert len(overrides) == 2
-    assert Recipe.load(path, overrides) != recipe
+    assert kind.load(path, overrides) != recipe

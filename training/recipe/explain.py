@@ -66,7 +66,7 @@ def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel]) -> str:
         return f"expected keys and values below it, found {shown(found)}"
     if kind == "literal_error":
         allowed = _allowed(keys, recipe)
-        return f"expected one of {', '.join(allowed)}, found {shown(found)}{nearest(str(found), allowed)}"
+        return f"expected one of {', '.join(allowed)}, found {shown(found)}{_hint(keys[-1], found, allowed)}"
     if kind == "string_type":
         quote = "; put it in quotes" if isinstance(found, (bool, int, float)) else ""
         return f"expected a text, found {shown(found)}{quote}"
@@ -130,3 +130,9 @@ def _literals(annotation: Any) -> Iterator[str]:
             yield argument
         else:
             yield from _literals(argument)
+
+
+def _hint(key: str, found: Any, allowed: Sequence[str]) -> str:
+    if key == "strategy" and found == "pretrain":
+        return "; a base from scratch has a command of its own, `lorary pretrain`"
+    return nearest(str(found), allowed)

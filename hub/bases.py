@@ -1,0 +1,226 @@
+"""Base models that were pretrained here: catalogued by name, their files in a folder beside the database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import asdict
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorary.hub.database import reading, writing
+from lorary.hub.errors import LoraryError, RegistryConflictError, RegistryError, UnknownReferenceError
+from lorary.hub.insertion import Metrics, check_metrics
+from lorary.hub.reference import check_name
+from lorary.hub.store import Store, hash_file
+from lorary.hub.values import FileEntry, Finding, PretrainedBase
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+    from lorary.hub.registry import Registry
+
+
+class Bases:
+    """The pretrained bases of a registry, at ``path`` and in ``store``."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self._path, self._store = path, store
+
+    def add(
+        self,
+        source: Path,
+        *,
+        name: str,
+        fingerprint: str,
+        architecture: str,
+        parameters: int,
+        metrics: Metrics,
+        provenance: Mapping[str, Any],
+    ) -> PretrainedBase:
+        """Register a model's folder under a name, with a copy of its files.
+
+        A folder of the same content under the same name changes nothing.
+
+        Args:
+            source: a folder written by ``save_pretrained``; all of its files are taken.
+            fingerprint: the base fingerprint (:func:`lorary.hub.base.fingerprint`).
+            architecture: transformers' ``model_type``.
+            parameters: how many the model has.
+            metrics: numbers by split and name.
+            provenance: JSON values that say how the base was made: corpus hashes, recipe, environment.
+
+        Raises:
+            InvalidReferenceError: the name can't be one.
+            RegistryConflictError: another base has that name.
+            RegistryError: the registry or its store can't be written.
+        """
+        check_name(name)
+        files = {path.name: hash_file(path) for path in sorted(source.iterdir())}
+        digest = _digest(files)
+        if known := self.demand_free(name, digest):
+            return known
+        details = {"metrics": check_metrics(metrics), "provenance": dict(provenance)}
+        row = {
+            "fingerprint": fingerprint,
+            "id": name,
+            "commit": None,
+            "digest": digest,
+            "architecture": architecture,
+            "parameters": parameters,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "details": json.dumps(details, sort_keys=True, ensure_ascii=False, allow_nan=False),
+        }
+        self._store.put_folder(source, digest, files)
+        with writing(self._path) as db:
+            if _select(db, self._store, "id = ?", [name]):  # another process was quicker
+                raise RegistryConflictError(
+                    f"a base {name!r} has come into {self._path} meanwhile; choose another name"
+                )
+            db.table("bases").insert(row, pk=("fingerprint", "id"), replace=True)
+            db.table("base_files").insert_all({"base": name, "name": file, **asdict(files[file])} for file in files)
+            return _select(db, self._store, "id = ?", [name])[0]
+
+    def demand_free(self, name: str, digest: str | None = None) -> PretrainedBase | None:
+        """The base of that name where it has this digest, None where the name is free.
+
+        Raises:
+            RegistryConflictError: another base has that name.
+        """
+        known = self.find(name)
+        if known is not None and known.digest != digest:
+            raise RegistryConflictError(
+                f"{self._path} has a base {name!r} already (of {known.created_at[:10]}); choose another name, or "
+                f"remove it with `lorary bases --remove {name}`"
+            )
+        return known
+
+    def find(self, name: str) -> PretrainedBase | None:
+        """The base of that name, None where there is none."""
+        with reading(self._path) as db:
+            found = _select(db, self._store, "id = ?", [name]) if db else []
+        return found[0] if found else None
+
+    def get(self, name: str) -> PretrainedBase:
+        """The base of that name.
+
+        Raises:
+            UnknownReferenceError: there is none; the message offers near names.
+        """
+        if found := self.find(name):
+            return found
+        names = [base.name for base in self.all()]
+        near = get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`lorary pretrain` makes one"
+        raise UnknownReferenceError(f"no base named {name!r} in {self._path}; {hint}")
+
+    def all(self) -> list[PretrainedBase]:
+        """All pretrained bases, by name."""
+        with reading(self._path) as db:
+            return _select(db, self._store) if db else []
+
+    def remove(self, name: str, *, force: bool = False) -> PretrainedBase:
+        """Remove a base and its files.
+
+        Raises:
+            UnknownReferenceError: there is no such base.
+            RegistryConflictError: adapters in the catalogue were trained on it, and ``force`` isn't set.
+        """
+        base = self.get(name)
+        with writing(self._path) as db:
+            users = db.query(
+                "SELECT a.name || '@' || v.number AS reference FROM versions v JOIN adapters a ON a.id = v.adapter_id "
+                "WHERE v.base_fingerprint = ? ORDER BY a.name, v.number",
+                [base.fingerprint],
+            )
+            needed = [str(row["reference"]) for row in users]
+            if needed and not force:
+                raise RegistryConflictError(
+                    f"base {name!r} is needed by {', '.join(needed[:5])}"
+                    f"{' and more' if len(needed) > 5 else ''}; remove these first, or force it"
+                )
+            db.execute("DELETE FROM base_files WHERE base = ?", [name])
+            # Adapters' rows still know the base by its id, so only what was made here goes.
+            db.execute(
+                "UPDATE bases SET digest = NULL, architecture = NULL, parameters = NULL, created_at = NULL, "
+                "details = NULL WHERE id = ? AND digest IS NOT NULL",
+                [name],
+            )
+            shared = db.execute("SELECT 1 FROM bases WHERE digest = ?", [base.digest]).fetchone()
+        if not shared:
+            with suppress(LoraryError):  # the base is gone from the catalogue; files that stay do no harm
+                self._store.delete_folder(base.digest)
+        return base
+
+    def verify(self) -> Iterator[Finding]:
+        """What is wrong with the bases' files."""
+        for base in self.all():
+            for name, entry in base.files.items():
+                path = base.folder / name
+                try:
+                    found = hash_file(path) if path.is_file() else None
+                except OSError as error:
+                    yield Finding(base.name, f"{name}: {error}")
+                    continue
+                if found is None:
+                    yield Finding(base.name, f"base {base.name}: {name} is missing from {base.folder}")
+                elif found != entry:
+                    yield Finding(base.name, f"base {base.name}: {name}: its content has changed ({path})")
+
+
+def _digest(files: Mapping[str, FileEntry]) -> str:
+    listing = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(files.items()))
+    return hashlib.sha256(b"lorary-base-files-1\n" + listing.encode()).hexdigest()
+
+
+def _select(db: Database, store: Store, where: str = "1", parameters: list[str] | None = None) -> list[PretrainedBase]:
+    files: dict[str, dict[str, FileEntry]] = {}
+    for row in db.query("SELECT * FROM base_files ORDER BY base, name"):
+        files.setdefault(str(row["base"]), {})[str(row["name"])] = FileEntry(str(row["sha256"]), int(row["size"]))
+    found = []
+    for row in db.query(f"SELECT * FROM bases WHERE digest IS NOT NULL AND ({where}) ORDER BY id", parameters or []):
+        try:
+            details = json.loads(row["details"])
+        except ValueError as error:
+            raise RegistryError(f"base {row['id']!r}: its row is damaged ({error})") from error
+        found.append(
+            PretrainedBase(
+                name=str(row["id"]),
+                fingerprint=str(row["fingerprint"]),
+                digest=str(row["digest"]),
+                architecture=str(row["architecture"]),
+                parameters=int(row["parameters"]),
+                created_at=str(row["created_at"]),
+                metrics=details["metrics"],
+                provenance=details["provenance"],
+                files=files.get(str(row["id"]), {}),
+                folder=store.folder_path(str(row["digest"])),
+            )
+        )
+    return found
+
+
+_REGISTRY: ContextVar[Registry | None] = ContextVar("lorary_registry_of_bases", default=None)
+
+
+@contextmanager
+def bases_of(registry: Registry | None) -> Iterator[None]:
+    """Within the block, names of bases are looked up in this registry; None: in that around it, or the default."""
+    token = _REGISTRY.set(registry or _REGISTRY.get())
+    try:
+        yield
+    finally:
+        _REGISTRY.reset(token)
+
+
+def find_base(name: str) -> PretrainedBase | None:
+    """The pretrained base of that name in the registry of :func:`bases_of`, else in the default one."""
+    from lorary.hub.registry import Registry
+
+    registry = _REGISTRY.get() or Registry()
+    return registry.bases.find(name)

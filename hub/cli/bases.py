@@ -1,0 +1,120 @@
+"""``lorary bases``: the base models that were pretrained here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size
+from lorary.hub.errors import UsageError
+from lorary.hub.values import PretrainedBase
+
+EXAMPLES = ("lorary bases", "lorary bases herbal-bert", "lorary bases --remove herbal-bert")
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one.", show_default=False)] = None,
+    remove: Annotated[str | None, typer.Option(metavar="NAME", help="Remove a base and its files.")] = None,
+    force: Annotated[bool, typer.Option(help="Remove it even if adapters need it.")] = False,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """List the base models that `lorary pretrain` made, or show or remove one.
+
+    A recipe takes one as its base by its name.
+    """
+    catalogue = open_registry(registry)
+    if remove is not None:
+        if name is not None:
+            raise UsageError("expected a name to show or --remove NAME, found both")
+        gone = catalogue.bases.remove(remove, force=force)
+        if as_json:
+            print_json(base_json(gone))
+        else:
+            print_line(f"{gone.name} was removed.")
+        return
+    if name is not None:
+        base = catalogue.bases.get(name)
+        if as_json:
+            print_json(base_json(base))
+        else:
+            _show(base)
+        return
+    bases = catalogue.bases.all()
+    if as_json:
+        print_json([base_json(base) for base in bases])
+    elif bases:
+        print_table([_row(base) for base in bases], expendable=("created", "vocabulary"))
+    else:
+        print_line(f"No base was pretrained in {catalogue.path} yet; `lorary pretrain` makes one.")
+
+
+def base_json(base: PretrainedBase) -> dict[str, Any]:
+    """A base as JSON values."""
+    return {
+        "name": base.name,
+        "architecture": base.architecture,
+        "parameters": base.parameters,
+        "fingerprint": base.fingerprint,
+        "digest": base.digest,
+        "created_at": base.created_at,
+        "metrics": {split: dict(values) for split, values in base.metrics.items()},
+        "files": {name: entry.sha256 for name, entry in base.files.items()},
+        "folder": str(base.folder),
+        "provenance": dict(base.provenance),
+    }
+
+
+def _row(base: PretrainedBase) -> dict[str, object]:
+    test = base.metrics.get("test", {})
+    return {
+        "name": base.name,
+        "architecture": base.architecture,
+        "parameters": f"{base.parameters:,}",
+        "vocabulary": base.provenance.get("vocabulary", ""),
+        "perplexity": short_number(test["perplexity"]) if "perplexity" in test else "",
+        "created": base.created_at[:10],
+    }
+
+
+def _show(base: PretrainedBase) -> None:
+    data = base.provenance.get("data", {})
+    print_fields(
+        {
+            "base": base.name,
+            "architecture": base.architecture,
+            "parameters": f"{base.parameters:,}",
+            "vocabulary": base.provenance.get("vocabulary"),
+            "corpus": data.get("train", {}).get("name"),
+            "corpus sha256": data.get("train", {}).get("sha256"),
+            "created": base.created_at,
+            "fingerprint": base.fingerprint,
+            "digest": base.digest,
+            "folder": base.folder,
+        }
+    )
+    print_line("")
+    print_metrics(base)
+    print_line("")
+    print_table([{"file": n, "size": size(entry.size), "sha256": entry.sha256} for n, entry in base.files.items()])
+
+
+def print_metrics(base: PretrainedBase) -> None:
+    """Print a base's figures beside the unigram baseline's."""
+    names = {"test": "pretrained", "unigram": "unigrams"}
+    print_table(
+        [
+            {
+                "metric": metric,
+                **{names[split]: _number(base, split, metric) for split in names if split in base.metrics},
+            }
+            for metric in base.metrics.get("test", {})
+        ]
+    )
+
+
+def _number(base: PretrainedBase, split: str, metric: str) -> str:
+    values = base.metrics[split]
+    return short_number(values[metric]) if metric in values else ""

@@ -1,0 +1,90 @@
+"""``lorary pretrain``: a small base model and its tokenizer, from a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorary.hub.cli.bases import base_json, print_metrics
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.output import print_json, print_line, print_table, size
+from lorary.hub.errors import UsageError
+from lorary.hub.values import PretrainedBase
+
+EXAMPLES = (
+    "lorary pretrain examples/recipes/pretrain.yaml",
+    "lorary pretrain --name herbal-bert --architecture bert --preset small --data texts/",
+    "lorary pretrain recipe.yaml --set training.epochs=3 --set tokenizer.vocab_size=4000",
+)
+
+
+def command(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="The settings of the run.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The base's name; recipes take it as their base.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="llama (generates text) or bert (all other tasks).")] = None,
+    preset: Annotated[str | None, typer.Option(help="Sizes: tiny, small or base.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The corpus: a text file, a folder of them, or rows of text.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Held-out text; without it a tenth of the documents.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often to go through the corpus.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Pretrain a small base model and its tokenizer on a corpus, for a new language or texts of your own.
+
+    The base comes into the catalogue (see `lorary bases`), and recipes take it by its name: `base: NAME`.
+    """
+    flags: dict[str, Any] = {
+        "name": name, "architecture": architecture, "preset": preset, "data.train": data, "data.test": test,
+        "training.epochs": epochs, "training.seed": seed, "device": device,
+    }  # fmt: skip
+    given = {key: value for key, value in flags.items() if value is not None}
+    if recipe is None and not given and not set_:
+        raise UsageError(f"expected a recipe or flags; for example: {EXAMPLES[1]}")
+    from lorary.training.pretraining import PretrainRecipe
+
+    settings = (
+        PretrainRecipe.load(recipe, set_ or (), given) if recipe else PretrainRecipe.from_flags(given, set_ or ())
+    )
+    catalogue = open_registry(registry)
+    from lorary.training.pretraining.run import pretrain
+    from lorary.training.progress import BarReporter
+
+    with BarReporter(settings.name) as reporter:
+        base = pretrain(settings, catalogue, reporter)
+    if as_json:
+        print_json(base_json(base))
+    else:
+        _print_result(base)
+
+
+def _print_result(base: PretrainedBase) -> None:
+    provenance = base.provenance
+    print_table(
+        [
+            {
+                "base": base.name,
+                "architecture": base.architecture,
+                "parameters": f"{base.parameters:,}",
+                "vocabulary": f"{provenance['vocabulary']:,}",
+                "tokens": f"{provenance['tokens']['train']:,}",
+                "steps": provenance["steps"],
+                "seconds": f"{provenance['seconds']:.1f}",
+                "peak memory": size(int(provenance["peak_memory_bytes"])),
+            }
+        ]
+    )
+    print_line("")
+    print_metrics(base)
+    print_line("")
+    task = "text-generation" if base.architecture == "llama" else "text-classification"
+    print_line(f"Files: {base.folder}")
+    print_line(f"Next:  lorary train --base {base.name} --task {task} --name NAME --domain DOMAIN --data FILE")

@@ -1,0 +1,252 @@
+"""A base model and its tokenizer from scratch: recipe, tokenizer, run, catalogue, and adapters on it by its name."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import sqlite3
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+from lorary.adapters import Backbone
+from lorary.hub.cli.main import main
+from lorary.hub.embedded import resolve_base
+from lorary.hub.errors import DataError, RecipeError, RegistryConflictError, TrainingError, UnknownReferenceError
+from lorary.training import Recipe, train
+from lorary.training.pretraining import PretrainRecipe
+from lorary.training.pretraining.run import pretrain
+from lorary.training.pretraining.tokenizer import train_tokenizer
+from samples import tone_rows, write_jsonl
+
+WHO = ("the miller", "the smith", "a weaver", "the old widow", "a sailor", "the mayor")
+DOES = ("grinds", "mends", "weaves", "sells", "carries", "counts")
+WHAT = ("the grain", "a kettle", "blue cloth", "dry fish", "green ropes", "copper coins")
+
+
+def corpus(path, count=120, seed=0):
+    """Sentences in which who, does and what belong together."""
+    random_ = random.Random(seed)
+    notes = []
+    for _ in range(count):
+        rows = random_.choices(range(6), k=4)
+        notes.append("\n".join(f"{WHO[i]} {DOES[i]} {WHAT[i]}." for i in rows))
+    path.write_text("\n\n".join(notes), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(architecture="bert", **settings):
+        flags = {
+            "name": "village", "architecture": architecture, "data.train": corpus(tmp_path / "train.txt"),
+            "data.test": corpus(tmp_path / "test.txt", 24, seed=1), "tokenizer.vocab_size": 320,
+            "model.hidden_size": 32, "model.layers": 2, "model.heads": 2, "model.context": 32, "training.epochs": 8,
+            "training.batch_size": 8, "training.learning_rate": 0.01, "device": "cpu",
+        }  # fmt: skip
+        return PretrainRecipe.from_flags({**flags, **settings})
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_base_learns_is_catalogued_and_loads_like_any_other(architecture, make, registry):
+    # A masked model learns from a few tokens of each block only, and stays at their frequencies for long.
+    slow = {"training.epochs": 20, "training.mlm_probability": 0.3, "training.learning_rate": 0.005}
+    base = pretrain(make(architecture, **(slow if architecture == "bert" else {})), registry)
+    test, unigram = base.metrics["test"], base.metrics["unigram"]
+    assert test["loss"] < {"bert": 0.97, "llama": 0.7}[architecture] * unigram["loss"]
+    assert registry.bases.find("village") == base
+    auto = {"bert": AutoModelForMaskedLM, "llama": AutoModelForCausalLM}[architecture]
+    model = auto.from_pretrained(base.folder)
+    assert model.num_parameters() == base.parameters
+    assert AutoModel.from_pretrained(base.folder).config.model_type == base.architecture == architecture
+    assert Backbone.from_pretrained("village", registry=registry).identity.fingerprint == base.fingerprint
+    assert registry.verify() == []
+    tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    text = "the miller grinds the grain."
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).replace(" .", ".") == text
+    assert list(registry.path.parent.glob(".village*")) == []
+    told = json.dumps(dict(base.provenance))
+    assert str(registry.path.parent) not in told
+    assert base.provenance["data"]["train"]["sha256"]
+    assert base.provenance["vocabulary"] == len(tokenizer)
+
+
+def test_bits_per_byte_are_the_loss_over_the_text(make, registry, tmp_path):
+    base = pretrain(make("llama", **{"training.max_steps": 3}), registry)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base.folder), AutoTokenizer.from_pretrained(base.folder)
+    documents = (tmp_path / "test.txt").read_text().split("\n\n")
+    ids = [token for text in documents for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    total = count = 0
+    for start in range(0, len(ids), 32):
+        block = torch.tensor([ids[start : start + 32]])
+        if block.shape[1] > 1:
+            with torch.no_grad():
+                total += float(model(input_ids=block, labels=block).loss) * (block.shape[1] - 1)
+            count += block.shape[1] - 1
+    assert base.metrics["test"]["loss"] == pytest.approx(total / count, rel=1e-4)
+    size = sum(len(text.encode()) for text in documents)
+    assert base.metrics["test"]["bits_per_byte"] == pytest.approx(
+        total / count * len(ids) / math.log(2) / size, rel=1e-4
+    )
+
+
+def test_the_same_recipe_gives_the_same_base(make, registry, tmp_path):
+    from lorary.hub import Registry
+
+    first = pretrain(make(**{"training.max_steps": 4}), registry)
+    torch.rand(3)
+    second = pretrain(make(**{"training.max_steps": 4}), Registry(tmp_path / "other" / "registry.db"))
+    assert first.digest == second.digest
+    assert first.fingerprint == second.fingerprint
+
+
+def test_a_task_adapter_and_a_domain_adapter_on_a_base_by_its_name(make, registry, tmp_path):
+    pretrain(make(), registry)
+    flags = {
+        "name": "tone", "domain": "finance", "task": "text-classification", "base": "village", "device": "cpu",
+        "data.train": write_jsonl(tmp_path / "rows.jsonl", tone_rows(40)), "output": str(tmp_path / "out"),
+        "training.max_steps": 3, "training.max_length": 64,
+    }  # fmt: skip
+    version = train(Recipe.from_flags(flags), registry)
+    assert version.base_id == "village"
+    assert str(tmp_path) not in version.manifest.to_json()
+    backbone = Backbone.from_pretrained("village", registry=registry)
+    assert backbone.load("tone").notes == ()
+    assert backbone.predict(["profit rose"], "tone")[0]["label"] in ("bad", "good")
+    words = {
+        **flags, "name": "words", "task": "fill-mask", "data.train": corpus(tmp_path / "more.txt"),
+        "output": str(tmp_path / "words"),
+    }  # fmt: skip
+    train(Recipe.from_flags(words), registry)
+    backbone.load("words")
+    assert len(backbone.predict(["the miller [MASK] the grain."], "words")[0]) == 5
+    assert {found.reference for found in registry.find(base="village")} == {"tone@1", "words@1"}
+    with pytest.raises(RegistryConflictError, match="'village' is needed by tone@1, words@1"):
+        registry.bases.remove("village")
+    registry.bases.remove("village", force=True)
+    assert registry.bases.all() == []
+    assert [found.reference for found in registry.find(base="village")] == ["tone@1", "words@1"]
+
+
+def test_names(make, registry):
+    with pytest.raises(UnknownReferenceError, match=r"no base named 'village' .*`lorary pretrain` makes one"):
+        registry.bases.get("village")
+    recipe = make(**{"training.max_steps": 1})
+    pretrain(recipe, registry)
+    with pytest.raises(RegistryConflictError, match="has a base 'village' already"):
+        pretrain(recipe, registry)
+    with pytest.raises(UnknownReferenceError, match="did you mean village"):
+        registry.bases.get("vilage")
+    assert resolve_base(str(registry.bases.get("village").folder)).origin == "folder"
+
+
+def test_verify_finds_a_changed_file(make, registry):
+    base = pretrain(make(**{"training.max_steps": 1}), registry)
+    (base.folder / "config.json").chmod(0o644)
+    (base.folder / "config.json").write_text("{}")
+    (base.folder / "tokenizer.json").unlink()
+    messages = sorted(finding.message.partition(": ")[2] for finding in registry.verify())
+    assert [re.sub(r" \(.*| from .*", "", message) for message in messages] == [
+        "config.json: its content has changed",
+        "tokenizer.json is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("wordpiece", "die muhle"), ("unigram", "Die Mühle"), ("bpe", "Die Mühle\nläuft 🌾")]
+)
+def test_tokenizers_give_back_what_they_were_given(make, kind, text):
+    recipe = make(**{"tokenizer.kind": kind, "tokenizer.lowercase": kind == "wordpiece"})
+    tokenizer = train_tokenizer(recipe, ["Die Mühle läuft. " * 3, "Der Müller mahlt das Korn."] * 4)
+    ids = tokenizer(text)["input_ids"]
+    assert ids[0] == tokenizer.cls_token_id
+    assert ids[-1] == tokenizer.sep_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert len(tokenizer) <= 320
+
+
+def test_a_corpus_without_words_is_an_error(make):
+    with pytest.raises(TrainingError, match="next to no words"):
+        train_tokenizer(make(), ["", " "])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "gpt"}, "architecture: expected one of llama, bert, found 'gpt'"),
+        ({"preset": "huge"}, "preset: expected one of tiny, small, base"),
+        ({"model.heads": 3}, "model.hidden_size: expected a multiple of model.heads, which is 3, found 32"),
+        ({"architecture": "llama", "tokenizer.kind": "wordpiece"}, "tokenizer.kind: llama gets bpe"),
+        ({"architecture": "llama", "training.mlm_probability": 0.2}, "a causal model hides no tokens"),
+        ({"tokenizer.vocab_size": 10}, "tokenizer.vocab_size: expected a number of at least 300"),
+        ({"data.train": "gone.txt"}, "data.train: no such file 'gone.txt'"),
+        ({"data.test_size": 0.1}, "data.test already names the held-out text"),
+        ({"name": "My Base"}, "name: 'My Base' can't be a name"),
+        ({"base": "org/base"}, "base: unknown key"),
+    ],
+)
+def test_wrong_recipes_are_named(make, settings, message):
+    with pytest.raises(RecipeError, match=message):
+        make(**settings)
+
+
+def test_an_ordinary_recipe_says_where_pretraining_is(make_recipe):
+    with pytest.raises(RecipeError, match=r"strategy: .*`lorary pretrain`"):
+        make_recipe("fill-mask", strategy="pretrain")
+
+
+def test_too_little_text_leaves_nothing_behind(make, registry, tmp_path):
+    recipe = make(**{"data.test": None})
+    (tmp_path / "train.txt").write_text("one")
+    with pytest.raises(DataError, match="too few to split"):
+        pretrain(recipe, registry)
+    (tmp_path / "train.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"train\.txt, line 1: not UTF-8"):
+        pretrain(recipe, registry)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test.txt", "train.txt"]
+
+
+def test_the_command(make, registry, tmp_path, capsys):
+    make()
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: village\narchitecture: bert\ndata: {{train: {tmp_path}/train.txt}}\n"
+        "tokenizer: {vocab_size: 320}\nmodel: {hidden_size: 32, layers: 1, heads: 2, context: 32}\n"
+    )
+    common = ["--registry", str(registry.path)]
+    settings = ["--set", "training.max_steps=2", "--device", "cpu"]
+    assert main(["pretrain", str(tmp_path / "recipe.yaml"), *settings, *common]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^village +bert ", out, re.MULTILINE)
+    assert "lorary train --base village --task text-classification" in out
+    assert main(["bases", *common]) == 0
+    assert "village" in capsys.readouterr().out
+    assert main(["bases", "village", "--json", *common]) == 0
+    assert json.loads(capsys.readouterr().out)["architecture"] == "bert"
+    assert main(["pretrain", str(tmp_path / "recipe.yaml"), *common]) == 1
+    assert "has a base 'village' already" in capsys.readouterr().err
+    assert main(["pretrain"]) == 2
+    assert main(["bases", "--remove", "village", *common]) == 0
+    assert main(["bases", *common]) == 0
+    assert "No base was pretrained" in capsys.readouterr().out
+
+
+def test_an_older_registry_gets_the_columns(registry, make):
+    from lorary.hub import schema
+
+    connection = sqlite3.connect(registry.path)
+    connection.close()
+    first = schema.MIGRATIONS[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", first)
+        registry.path.unlink()
+        from lorary.hub.database import writing
+
+        with writing(registry.path):
+            pass
+    assert registry.bases.all() == []
+    assert registry.verify() == []

@@ -1,0 +1,114 @@
+"""The corpus of a pretraining run: documents, then blocks of token ids for the model's own objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorary.training.data import Example, Note, split_rows
+from lorary.training.data.files import Source, read_source
+from lorary.training.data.rows import check_rows
+from lorary.training.data.splits import FEWEST_VALIDATION_ROWS, note_overlap
+from lorary.training.data.text import read_text
+from lorary.training.pretraining.recipe import PretrainRecipe
+from lorary.training.recipe.corpus import is_text
+from lorary.training.tasks.causal_blocks import LearnedRows
+from lorary.training.tasks.made_rows import MadeRows
+from lorary.training.tasks.masking import MaskedRows, Masker
+from lorary.training.tasks.token_rows import Frame, blocks, frame_of, tokenize
+from lorary.training.tasks.token_scores import TokenScore, score_tokens, unigram
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on, to choose the epoch by, and held out; and where they came from."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    provenance: dict[str, Any]
+
+
+def load_corpus(recipe: PretrainRecipe, note: Note) -> Corpus:
+    """Read, check and split the recipe's corpus.
+
+    Raises:
+        DataError: text that can't be read, by file and line; too few documents.
+    """
+    data, seed = recipe.data, recipe.training.seed
+
+    def read(text: str) -> Source:
+        return read_text(text, data.sample_by, note) if is_text(text) else read_source(text)
+
+    sources = {part: read(text) for part, text in (("train", data.train), ("test", data.test)) if text is not None}
+    parts = {
+        part: check_rows(source, {"text": "text" if is_text(source.shown) else data.text})
+        for part, source in sources.items()
+    }
+    train, test = parts["train"], parts.get("test")
+    if test is None:
+        train, test = split_rows(train, data.test_size or 0.1, seed, note)
+    validation: tuple[Example, ...] = ()
+    if recipe.training.early_stopping and data.validation_size:
+        if data.validation_size * len(train) < FEWEST_VALIDATION_ROWS:
+            note(f"the last epoch is kept: {data.validation_size:g} of {len(train)} documents are too few to choose by")
+        else:
+            train, validation = split_rows(train, data.validation_size, seed, note)
+    note_overlap(train + validation, test, note)
+    counts = {"train": len(train), "validation": len(validation), "test": len(test)}
+    told = {part: source.provenance() for part, source in sources.items()}
+    return Corpus(train, validation, test, {**told, "documents": counts})
+
+
+class Objective:
+    """What a model of the recipe's architecture learns: the next token (``llama``) or the hidden ones (``bert``)."""
+
+    def __init__(self, recipe: PretrainRecipe, tokenizer: Any) -> None:
+        self._context, self._tokenizer = recipe.model.context, tokenizer
+        self.causal = recipe.architecture == "llama"
+        training = recipe.training
+        self._masker = (
+            None if self.causal else Masker(tokenizer, training.mlm_probability or 0.15, training.whole_word_mask)
+        )
+
+    def encode(self, documents: Sequence[Example]) -> MadeRows:
+        """Documents in blocks as long as the model's context.
+
+        Raises:
+            DataError: the text is too short.
+        """
+        tokenizer = self._tokenizer
+        if self._masker is None:
+            frame = frame_of(tokenizer)
+            ends = Frame(frame.before, (*frame.after, tokenizer.eos_token_id))
+            return LearnedRows(blocks(tokenize(documents, tokenizer), self._context, ends, Frame((), ())))
+        stream = tokenize(documents, tokenizer, words=self._masker.whole_words)
+        between = Frame((), (tokenizer.sep_token_id,))
+        return MaskedRows(blocks(stream, self._context, between, frame_of(tokenizer)), self._masker)
+
+    def training_rows(self, rows: MadeRows) -> MadeRows:
+        """Rows as the trainer takes them: a masked model's without masks, which the collator makes anew each time."""
+        return rows.plain() if isinstance(rows, MaskedRows) else rows
+
+    def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        """Pads, and hides tokens where that is the objective."""
+        if self._masker is not None:
+            return self._masker.collate
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        return DataCollatorForLanguageModeling(pad_token_id=self._tokenizer.pad_token_id)
+
+    def score(self, logits: torch.Tensor, feature: dict[str, Any]) -> TokenScore:
+        """A row's logits [tokens, vocabulary] against what was to be predicted."""
+        labels = torch.tensor(feature["labels"], device=logits.device)
+        return score_tokens(logits[:-1], labels[1:]) if self.causal else score_tokens(logits, labels)
+
+    def unigram(self, train: MadeRows, test: MadeRows) -> dict[str, float]:
+        """What the frequencies of the training tokens alone give on the held-out ones."""
+        without = () if self.causal else tuple(self._tokenizer.all_special_ids)
+        first = 1 if self.causal else 0  # a block's first token is never predicted
+        asked = ({"labels": feature["labels"][first:]} for feature in test)
+        return unigram([train.rows.ids], asked, len(self._tokenizer), without)

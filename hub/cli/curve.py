@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorary.hub.cli.options import JsonOption
+from lorary.hub.bases import bases_of
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number
 
 EXAMPLES = (
@@ -26,6 +27,7 @@ def command(
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it too; needs matplotlib.")] = None,
     as_json: JsonOption = False,
+    registry: RegistryOption = None,
 ) -> None:
     """Train on ever more of the rows, and say whether more rows would help.
 
@@ -38,7 +40,7 @@ def command(
     from lorary.training.experiments.curve import plot as draw
     from lorary.training.progress import BarReporter
 
-    with BarReporter(settings.name) as reporter:
+    with BarReporter(settings.name) as reporter, bases_of(open_registry(registry)):
         curve = learning_curve(settings, points=points, seeds=seeds, smallest=smallest, progress=reporter)
     if plot is not None:
         draw(curve, plot)

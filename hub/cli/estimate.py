@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorary.hub.bases import bases_of
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
@@ -45,13 +46,13 @@ def command(
     from lorary.training.recipe import Recipe
 
     settings = Recipe.load(recipe, set_ or ())
-    versions = open_registry(registry).versions()
+    catalogue = open_registry(registry)
     from lorary.training.estimate.past import PastRuns
     from lorary.training.estimate.plan import estimate
     from lorary.training.progress import BarReporter
 
-    past = PastRuns(versions)
-    with BarReporter(settings.name) as reporter:
+    past = PastRuns(catalogue.versions())
+    with BarReporter(settings.name) as reporter, bases_of(catalogue):
         reporter.phase("estimating")
         found = estimate(settings, past, available, reporter)
     if as_json:

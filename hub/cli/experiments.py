@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from lorary.hub.bases import bases_of
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number
 
 if TYPE_CHECKING:
@@ -13,12 +14,12 @@ if TYPE_CHECKING:
     from lorary.training.recipe import Recipe
 
 
-def measure_base(recipe: Recipe, as_json: bool) -> None:
+def measure_base(recipe: Recipe, registry: Registry, as_json: bool) -> None:
     """Strategy ``direct``: measure the base as it is, and print that."""
     from lorary.training.progress import BarReporter
     from lorary.training.strategies.direct import measure
 
-    with BarReporter(recipe.name) as reporter:
+    with BarReporter(recipe.name) as reporter, bases_of(registry):
         measured = measure(recipe, reporter)
     metrics = {split: dict(values) for split, values in measured.metrics.items()}
     rows = len(measured.test.features)
@@ -51,7 +52,7 @@ def ablate_recipe(recipe: Recipe, registry: Registry, corpus: str | None, as_jso
     from lorary.training.progress import BarReporter
 
     seeds = recipe.training.seeds if recipe.training.seeds > 1 else 3
-    with BarReporter(recipe.name) as reporter:
+    with BarReporter(recipe.name) as reporter, bases_of(registry):
         found = ablate(recipe, registry, corpus=corpus, seeds=seeds, progress=reporter)
     if as_json:
         print_json({

@@ -131,7 +131,7 @@ def command(
         ablate_recipe(settings, catalogue, corpus, as_json)
         return
     if settings.strategy == "direct":
-        measure_base(settings, as_json)
+        measure_base(settings, catalogue, as_json)
         return
     from lorary.training.progress import BarReporter
     from lorary.training.run import train

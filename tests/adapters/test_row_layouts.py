@@ -72,7 +72,7 @@ def test_decoder_classifiers_read_the_last_token_whatever_the_padding(tmp_path):
 def test_parameters_that_nobody_takes(bases, tmp_path):
     backbone = Backbone.from_pretrained(str(bases("bert")))
     backbone.load(make_adapter(bases("bert"), tmp_path / "a", task="text-classification"))
-    with pytest.raises(UsageError, match="doesn't take topk here; known: function_to_apply, top_k"):
+    with pytest.raises(UsageError, match="doesn't take topk here; known: function_to_apply, threshold, top_k"):
         backbone.predict(TEXTS, "a", topk=3)
     with pytest.raises(UsageError, match="batch_size=0"):
         backbone.predict(TEXTS, "a", batch_size=0)

@@ -390,7 +390,7 @@ def test_question_and_context_are_told_apart_in_training(make_recipe):
     """PEFT's class for the task drops token_type_ids; should it mend that, `wrap` could go."""
     from peft import get_peft_model
 
-    from lorary.training.model.adapter import lora_config
+    from lorary.training.model import adapter_config
 
     recipe = make_recipe(QA)
     prepared = prepare(recipe, load_data(recipe), Reporter())
@@ -401,7 +401,7 @@ def test_question_and_context_are_told_apart_in_training(make_recipe):
     with torch.no_grad():
         assert not torch.equal(prepared.model(**batch).start_logits, prepared.model(**plain).start_logits)
         theirs = prepared.model.unload()
-        config = lora_config(prepared.base, prepared.task, recipe, ["query"])
+        config = adapter_config(prepared.base, prepared.task, recipe, ["query"])
         theirs = get_peft_model(theirs, config).eval()
         assert torch.equal(theirs(**batch).start_logits, theirs(**plain).start_logits)
 

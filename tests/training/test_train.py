@@ -254,7 +254,7 @@ def test_a_target_that_matches_nothing_is_named_with_the_nearest(make_recipe, re
 
 
 def test_an_encoder_is_refused_for_generation(make_recipe, registry):
-    with pytest.raises(TrainingError, match="is an encoder, which can't generate; choose a causal language model"):
+    with pytest.raises(TrainingError, match="is an encoder, which can't generate; choose a language model"):
         train(make_recipe("text-generation", "bert"), registry)
 
 
@@ -282,10 +282,15 @@ def test_a_diverging_run_stops_at_its_step_and_leaves_nothing(make_recipe, regis
     recipe = make_recipe(
         **{"training.learning_rate": 1.0, "training.epochs": 50, "training.max_grad_norm": 1e30, "lora.alpha": 1e12}
     )
-    with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+ of \d+; lower training.learning_rate"):
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+ of \d+.*lower training.learning_rate"):
         train(recipe, registry)
     assert not registry.path.exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_one_step_learns_in_it(make_recipe, registry):
+    version = train(make_recipe(**{"training.max_steps": 1}), registry)
+    assert version.manifest.provenance["steps"] == 1
 
 
 def test_a_name_of_another_task_is_refused_before_the_run(make_recipe, registry, tmp_path):

@@ -117,7 +117,7 @@ def _attempt(
     trainer.add_callback(rows)
     trainer.add_callback(Watch(reporter, recipe, rows))
     if validation and task.scored_in_one_pass and task.main_metric != "loss":
-        trainer.add_callback(ValidationMetric(model, task, validation, tokenizer, batching.size))
+        trainer.add_callback(ValidationMetric(model, task, validation, tokenizer, batching.size, reporter.note))
     if validation:
         trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping))
     trainer.add_callback(checkpointer)

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from lorary.training.data import Note
+from lorary.training.fitting.memory_fallback import in_smaller_batches
 from lorary.training.tasks.base import Encoded, Task
 
 ROWS = 256
@@ -15,8 +17,11 @@ ROWS = 256
 class ValidationMetric(TrainerCallback):
     """Puts the main metric beside the validation loss in the trainer's log, as ``eval_metric``."""
 
-    def __init__(self, model: Any, task: Task, rows: Encoded, tokenizer: Any, batch_size: int) -> None:
-        self._measure = lambda: task.outcomes(model, rows.head(ROWS), tokenizer, batch_size)
+    def __init__(self, model: Any, task: Task, rows: Encoded, tokenizer: Any, batch_size: int, note: Note) -> None:
+        def in_batches(size: int) -> list[Any]:
+            return task.outcomes(model, rows.head(ROWS), tokenizer, size)
+
+        self._measure = lambda: in_smaller_batches(in_batches, batch_size, note)
         self._task, self._golds = task, rows.head(ROWS).golds
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:

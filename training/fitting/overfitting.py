@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorary.hub.metrics import lower_is_better
 from lorary.training.data import Note
+from lorary.training.fitting.memory_fallback import in_smaller_batches
 from lorary.training.tasks.base import Metrics
 
 if TYPE_CHECKING:
@@ -38,18 +39,22 @@ def find_gap(prepared: Prepared, held_out: Metrics, fitted: Fitted, note: Note) 
     task, name = prepared.task, prepared.task.main_metric
     if not task.scored_in_one_pass or name not in held_out:
         return None
-    count = len(prepared.train.features)
+    count = len(prepared.train.examples)
     rows = prepared.train.pick(range(0, count, -(-count // ROWS)))
-    found = task.outcomes(prepared.model, rows, prepared.base.tokenizer, prepared.recipe.training.batch_size)
+
+    def in_batches(size: int) -> list[Any]:
+        return task.outcomes(prepared.model, rows, prepared.base.tokenizer, size)
+
+    found = in_smaller_batches(in_batches, prepared.recipe.training.batch_size, note)
     train, test = task.metrics(found, rows.golds).get(name), held_out[name]
     if train is None:
         return None
-    if _is_large(name, train, test, len(prepared.test.features)):
+    if _is_large(name, train, test, len(prepared.test.examples)):
         note(
             f"overfitting: {name} is {train:.4g} on training rows and {test:.4g} on held-out rows; more rows, fewer "
             "epochs, a smaller lora.rank, more lora.dropout or training.weight_decay may narrow the gap"
         )
-    return {"metric": name, "train": train, "test": test, "rows": len(rows.features)}
+    return {"metric": name, "train": train, "test": test, "rows": len(rows.examples)}
 
 
 def _is_large(name: str, train: float, test: float, count: int) -> bool:

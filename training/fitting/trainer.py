@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def make_trainer(
     batching: Batching | None = None,
 ) -> Any:  # fmt: skip
     """The task's trainer, ready to train; ``batching`` is the recipe's unless given."""
-    settings = _settings(model, recipe, batching or Batching.of(recipe, folder), folder, validation is not None)
+    batching = batching or Batching.of(recipe, folder)
+    settings = _settings(model, recipe, batching, folder, validation is not None)
+    settings["warmup_steps"] = _warmup(recipe, batching, len(train.features))
     sets = {
         "train_dataset": _dataset(train),
         "eval_dataset": _dataset(validation) if validation else None,
@@ -60,6 +63,17 @@ def _dataset(rows: Encoded) -> Any:
     return rows.features if isinstance(rows.features, MadeRows) else Dataset.from_list(list(rows.features))
 
 
+def _warmup(recipe: Recipe, batching: Batching, rows: int) -> float:
+    """The share of steps that warm up: none where it isn't one whole step.
+
+    transformers rounds up, and a warm-up's first step has a learning rate of 0: a run of one step would learn nothing.
+    """
+    training = recipe.training
+    per_epoch = math.ceil(math.ceil(rows / batching.size) / batching.accumulation)
+    steps = training.max_steps or math.ceil(training.epochs * per_epoch)
+    return training.warmup if steps * training.warmup >= 1 else 0.0
+
+
 def _settings(model: Any, recipe: Recipe, batching: Batching, folder: Path, validated: bool) -> dict[str, Any]:
     """Arguments of transformers' ``TrainingArguments``, which those of TRL's trainers extend."""
     training, dtype = recipe.training, base_dtype(model)
@@ -72,7 +86,6 @@ def _settings(model: Any, recipe: Recipe, batching: Batching, folder: Path, vali
         "per_device_eval_batch_size": batching.size,
         "gradient_accumulation_steps": batching.accumulation,
         "learning_rate": training.learning_rate,
-        "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "lr_scheduler_type": training.scheduler,

@@ -1,0 +1,43 @@
+"""Every example recipe trains with its own data on tiny bases: two steps, the gate, the catalogue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorary.training import Recipe, train
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted(path.stem for path in (ROOT / "examples" / "recipes").glob("*.yaml") if path.stem != "pretrain")
+FAMILIES = {
+    "text-generation": "llama", "fill-mask": "bert-mlm", "summarization": "t5", "translation": "t5",
+}  # fmt: skip
+METRICS = {
+    "text-classification": "f1", "token-classification": "f1", "question-answering": "exact_match",
+    "feature-extraction": "mrr@10", "summarization": "rougeL", "translation": "bleu", "text-generation": "perplexity",
+    "fill-mask": "perplexity", "regression": "pearson", "preferences": "reward_accuracy",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_example_recipe_trains_on_its_data(name, bases, registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def load(stem: str, **changes: str) -> Recipe:
+        file = Path("examples/recipes", f"{stem}.yaml")
+        base = bases(FAMILIES.get(Recipe.load(file).task, "bert"))
+        flags = {"base": base, "output": str(tmp_path / stem), "device": "cpu", "training.max_steps": 2, **changes}
+        return Recipe.load(
+            file, ["training.max_length=64" if base.endswith("bert") else "training.max_length=128"], flags
+        )
+
+    if name == "intermediate":
+        train(load("continual", name="my-domain"), registry)
+    recipe = load(name)
+    version = train(recipe, registry)
+    assert version.manifest.provenance["steps"] == 2
+    assert METRICS.get(name, METRICS[recipe.task]) in version.metrics["test"]
+    assert version.strategy == recipe.strategy
+    assert {"report.html", "curves.png"} <= set(version.files)
+    assert registry.verify() == []

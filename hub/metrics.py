@@ -10,6 +10,16 @@ _HEADLINES = (
     "spearman", "mrr@10", "reward_accuracy", "perplexity", "loss",
 )  # fmt: skip
 
+SPLITS: Mapping[str, str] = {
+    "test": "trained",
+    "train": "on training rows",
+    "untrained": "untrained",
+    "majority": "majority class",
+    "mean": "training mean",
+    "unigram": "unigrams",
+}
+"""The splits of a version's metrics by their names for people: the trained adapter, then what it is compared with."""
+
 
 def lower_is_better(metric: str) -> bool:
     """True for losses, perplexities and error rates, also as the last word of a name such as ``eval_loss``."""

@@ -9,8 +9,8 @@ import torch
 from lorary.adapters.quantization import guard_cpu
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.training.data import load_data
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare
 
 SHORT = {"training.max_steps": 3, "training.epochs": 1}
 """Settings of a run that is over in a second."""

@@ -12,6 +12,7 @@ from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import UsageError
+from lorary.hub.metrics import SPLITS
 from lorary.hub.values import Version
 
 EXAMPLES = (
@@ -19,15 +20,6 @@ EXAMPLES = (
     "lorary show finance-tone@prod --json",
     "lorary show finance-tone --report",
 )
-
-# The splits' names for people; the trained adapter first, then what it is to be compared with.
-_SPLITS = {
-    "test": "trained",
-    "untrained": "untrained",
-    "majority": "majority class",
-    "mean": "training mean",
-    "unigram": "unigrams",
-}
 
 
 def command(
@@ -128,14 +120,14 @@ def _blend(told: Any) -> str | None:
 
 
 def _metrics(version: Version) -> list[dict[str, object]]:
-    splits = [*_SPLITS, *(split for split in version.metrics if split not in _SPLITS)]
+    splits = [*SPLITS, *(split for split in version.metrics if split not in SPLITS)]
     present = [split for split in splits if split in version.metrics]
     names = dict.fromkeys(name for split in present for name in version.metrics[split])
     return [
         {
             "metric": name,
             **{
-                _SPLITS.get(split, split): short_number(value)
+                SPLITS.get(split, split): short_number(value)
                 if (value := version.metrics[split].get(name)) is not None
                 else ""
                 for split in present

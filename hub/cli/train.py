@@ -12,6 +12,7 @@ from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.cli.several import train_each
 from lorary.hub.errors import UsageError
+from lorary.hub.metrics import SPLITS
 from lorary.hub.values import Version
 
 EXAMPLES = (
@@ -25,14 +26,6 @@ EXAMPLES = (
     "lorary train recipe.yaml --ablate --from legal-corpus@2",
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
-
-_SPLITS = {
-    "test": "trained",
-    "untrained": "untrained",
-    "majority": "majority class",
-    "mean": "training mean",
-    "unigram": "unigrams",
-}
 
 
 _ASKED = {
@@ -162,10 +155,10 @@ def _print_version(version: Version, new: bool, folder: Path | None, as_json: bo
         ]
     )
     print_line("")
-    splits = [split for split in dict.fromkeys([*_SPLITS, *version.metrics]) if split in version.metrics]
+    splits = [split for split in dict.fromkeys([*SPLITS, *version.metrics]) if split in version.metrics]
     print_table(
         [
-            {"metric": metric, **{_SPLITS.get(split, split): _number(version, split, metric) for split in splits}}
+            {"metric": metric, **{SPLITS.get(split, split): _number(version, split, metric) for split in splits}}
             for metric in version.metrics["test"]
         ]
     )

@@ -16,8 +16,8 @@ from lorary.hub.manifest import Pooling
 from lorary.training import Recipe, train
 from lorary.training.data import Example, load_data
 from lorary.training.model import load_for
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare
 from lorary.training.tasks import embeddings, make_task
 from lorary.training.tasks.embeddings import LEFT_OUT, OTHER, OWN
 from samples import bpe_tokenizer, pair_rows, save_base, scored_rows, wordpiece_tokenizer, write_jsonl

@@ -14,8 +14,9 @@ from lorary.hub.checkpoint import MANIFEST_NAME, WEIGHTS_NAME
 from lorary.hub.errors import GateError
 from lorary.training.data import load_data
 from lorary.training.gate import compare_metrics, compare_tensors, gate
+from lorary.training.one_run import run
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare, run
 from lorary.training.save import save
 
 

@@ -16,8 +16,8 @@ from lorary.training.data import load_data
 from lorary.training.fitting.evaluate import row_logits
 from lorary.training.fitting.losses import IGNORED, BinaryCrossEntropy, CrossEntropy
 from lorary.training.model import load_for
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare
 from lorary.training.tasks import make_task
 from lorary.training.tasks.weights import class_weights, positive_weights
 from samples import tone_rows, write_jsonl

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lorary.training.data import load_data
+from lorary.training.one_run import run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import run
 
 
 @pytest.mark.parametrize("task", ["text-classification", "token-classification", "text-generation"])

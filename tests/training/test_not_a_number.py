@@ -12,9 +12,9 @@ from lorary.training import train
 from lorary.training.data import load_data
 from lorary.training.fitting.fit import fit
 from lorary.training.interrupt import Stops
+from lorary.training.one_run import run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import run
 
 HOT = {"training.learning_rate": 1.0, "training.epochs": 50, "training.max_grad_norm": 1e30, "lora.alpha": 1e12}
 

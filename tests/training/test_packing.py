@@ -12,8 +12,8 @@ from lorary.hub.errors import RecipeError, TrainingError
 from lorary.training import train
 from lorary.training.data import load_data
 from lorary.training.fitting.trainer import make_trainer
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare
 from lorary.training.tasks.packing import PackingCollator, first_fit, keeps_rows_apart
 from samples import WORDS, bpe_tokenizer, save_base, write_jsonl
 from tiny import make_config

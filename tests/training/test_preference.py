@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from lorary.hub.errors import DataError, RecipeError
 from lorary.training import train
 from lorary.training.data import Example, load_data
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare
 from lorary.training.tasks import make_task
 from lorary.training.tasks.base import Encoded
 from lorary.training.tasks.preference import PairScore, PreferencePairs

@@ -11,8 +11,8 @@ from lorary.hub.checkpoint import read_checkpoint
 from lorary.training import train
 from lorary.training.data import load_data
 from lorary.training.model import head_modules
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

@@ -19,8 +19,8 @@ from lorary.training import Recipe, train
 from lorary.training.data import Example, load_data
 from lorary.training.data.answers import Answer
 from lorary.training.model import load_for
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare
 from lorary.training.tasks import make_task
 from lorary.training.tasks.squad import best, exact, overlap
 from samples import bpe_tokenizer, question_rows, save_base, wordpiece_tokenizer, write_jsonl

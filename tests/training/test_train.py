@@ -20,8 +20,9 @@ from lorary.hub.errors import (
 )
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
+from lorary.training.one_run import run
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.run import prepare, run
 from samples import WORDS, tone_rows, write_jsonl
 
 TASKS = ("text-classification", "token-classification", "text-generation")

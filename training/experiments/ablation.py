@@ -14,9 +14,10 @@ from lorary.training.data import Examples, load_data
 from lorary.training.experiments.bootstrap import Difference, paired_bootstrap
 from lorary.training.experiments.session import Session
 from lorary.training.experiments.summary import summarise
+from lorary.training.one_run import Finished
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
-from lorary.training.run import Finished, train
+from lorary.training.run import train
 from lorary.training.strategies.parent import Parent, find_parent
 
 ARMS = ("direct", "task", "domain then task")

@@ -12,8 +12,8 @@ from lorary.training.data import Examples
 from lorary.training.experiments.folds import all_rows, final_recipe, fold_data
 from lorary.training.experiments.session import Session, validation_metrics
 from lorary.training.experiments.summary import means, shown, summarise
+from lorary.training.one_run import Finished, save_run
 from lorary.training.recipe import Recipe
-from lorary.training.run import Finished, save_run
 from lorary.training.save import make_manifest
 from lorary.training.strategies.parent import Parent
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from lorary.training.data import Examples
 from lorary.training.interrupt import Stops
 from lorary.training.model import Base, take_off
+from lorary.training.one_run import Finished, run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
-from lorary.training.run import Finished, run
 from lorary.training.strategies.parent import Parent
 from lorary.training.tasks.base import Metrics
 

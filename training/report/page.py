@@ -5,17 +5,9 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from lorary.hub.metrics import SPLITS
 from lorary.training.report.content import Report
 from lorary.training.report.figures import curves, mistakes
-
-_SPLITS = {
-    "test": "trained",
-    "train": "on training rows",
-    "untrained": "untrained",
-    "majority": "majority class",
-    "mean": "training mean",
-    "unigram": "unigrams",
-}
 
 
 def page(report: Report) -> str:
@@ -24,11 +16,11 @@ def page(report: Report) -> str:
 
     template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    splits = [*(split for split in _SPLITS if split in report.metrics), *sorted(report.metrics.keys() - _SPLITS.keys())]
+    splits = [*(split for split in SPLITS if split in report.metrics), *sorted(report.metrics.keys() - SPLITS.keys())]
     return environment.from_string(template).render(
         report=report,
         splits=splits,
-        split_names={split: _SPLITS.get(split, "") for split in splits},
+        split_names={split: SPLITS.get(split, "") for split in splits},
         metric_names=list(dict.fromkeys(name for split in splits for name in report.metrics[split])),
         curves=_inline(curves(report)) if report.points else "",
         mistakes=_inline(mistakes(report.mistakes)) if report.mistakes else "",

@@ -10,7 +10,7 @@ import pytest
 
 from lorary.hub.errors import RecipeError
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.schema import Task
+from lorary.training.recipe.sections import Task
 
 GOOD = """\
 name: tone

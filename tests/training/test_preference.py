@@ -112,7 +112,13 @@ def test_losses_and_adapter_are_those_of_a_plain_trl_script(loss, make_pairs, tm
     from trl import DPOConfig, DPOTrainer
 
     rows = [*pair_rows(12), {"prompt": "a", "chosen": "the firm said profit rose", "rejected": "cut"}] * 2
-    settings = {"preference.loss": loss, "preference.beta": 0.3, "training.epochs": 1, "training.batch_size": 4}
+    settings = {
+        "preference.loss": loss,
+        "preference.beta": 0.3,
+        "training.epochs": 1,
+        "training.batch_size": 4,
+        "training.warmup": 0.2,
+    }
     recipe = make_pairs(rows, **{**settings, "data.test": write_jsonl(tmp_path / "other.jsonl", pair_rows(8))})
     version = train(recipe, registry)
     ours = [value for _, value in version.manifest.provenance["curve"]]

@@ -23,12 +23,12 @@ def make_trainer(
     """The task's trainer, ready to train; ``batching`` is the recipe's unless given."""
     batching = batching or Batching.of(recipe, folder)
     settings = _settings(model, recipe, batching, folder, validation is not None)
-    settings["warmup_steps"] = _warmup(recipe, batching, len(train.features))
     sets = {
         "train_dataset": _dataset(train),
         "eval_dataset": _dataset(validation) if validation else None,
     }
     trainer = task.trainer(model, tokenizer, settings, sets)
+    trainer.args.warmup_steps = _warmup(recipe, batching, len(train.features), trainer.args.world_size)
     keep_tensorboard_logs(trainer, recipe)
     if recipe.training.lora_plus_ratio is not None:
         _use_lora_plus(trainer, recipe.training.lora_plus_ratio)
@@ -63,13 +63,13 @@ def _dataset(rows: Encoded) -> Any:
     return rows.features if isinstance(rows.features, MadeRows) else Dataset.from_list(list(rows.features))
 
 
-def _warmup(recipe: Recipe, batching: Batching, rows: int) -> float:
+def _warmup(recipe: Recipe, batching: Batching, rows: int, processes: int) -> float:
     """The share of steps that warm up: none where it isn't one whole step.
 
     transformers rounds up, and a warm-up's first step has a learning rate of 0: a run of one step would learn nothing.
     """
     training = recipe.training
-    per_epoch = math.ceil(math.ceil(rows / batching.size) / batching.accumulation)
+    per_epoch = math.ceil(math.ceil(rows / (batching.size * processes)) / batching.accumulation)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
     return training.warmup if steps * training.warmup >= 1 else 0.0
 

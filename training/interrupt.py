@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -11,7 +12,10 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SAME = 1.0
-"""Seconds within which a second signal is the first one again, sent on by a launcher to the processes it started."""
+"""Seconds within which a second signal is the first one again, sent twice by a terminal or a script."""
+
+SENT_ON = 15.0
+"""The same where a launcher started this process: it sends a signal on in its own time, after the terminal has."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -49,7 +53,8 @@ class Stops:
             self._note = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and time.monotonic() - self._when < SAME:
+        same = SENT_ON if int(os.environ.get("WORLD_SIZE", "1")) > 1 else SAME
+        if self.requested and time.monotonic() - self._when < same:
             return
         if self._note is None or self.requested:
             raise KeyboardInterrupt

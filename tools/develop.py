@@ -19,8 +19,10 @@ def main() -> None:
     if sys.prefix == sys.base_prefix:
         sys.exit("expected a virtual environment; make one with: python3 -m venv .venv")
     extras = sys.argv[1] if len(sys.argv) > 1 else "dev"
+    # Some dependencies come as sources only (seqeval, rouge-score); without --use-pep517 an older pip runs their
+    # setup.py with whatever stands in the environment, and fails.
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--use-pep517",
          "--constraint", str(ROOT / "constraints.txt"), "--editable", f"{ROOT}[{extras}]"],
         check=True,
     )  # fmt: skip

@@ -79,7 +79,7 @@ def test_each_goes_onto_a_base_and_off_again(method, make_recipe):
 def test_every_method_of_peft_is_in_the_tables():
     names = {name.lower().replace("_", "-") for name in (*THROUGH_PEFT, *REFUSED)}
     assert {*PEFT_METHODS, *NOT_TRAINED} == names
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
     assert all(f"`{name}`" in page for name in names)
     assert not {*PEFT_METHODS} & {*NOT_TRAINED, *LORA_METHODS}
     assert all(facts.peft_type in THROUGH_PEFT for facts in PEFT_METHODS.values())

@@ -4,10 +4,11 @@
     python benchmarks/quality.py ../data/sms_spam --methods full,lora --base some/encoder
 
 A folder is one data set, or holds several. Its columns say the task: text and label, tokens and tags, or context,
-question and answers. Every contender gets the same rows. Full fine-tuning is a plain transformers script at a tenth of
-LoRA's learning rate; LoRA and QLoRA are `lorary train` through its Python call, with early stopping off. One line for
-each seed, then the mean and spread of each contender, its share of full fine-tuning's metric, and the paired bootstrap
-of the difference on the same held-out rows.
+question and answers. Every contender gets the same rows. LoRA and QLoRA are `lorary train` through its Python call, at
+the task's default rank and learning rate, with early stopping off; full fine-tuning is a plain transformers script at a
+tenth of that rate ("LoRA Without Regret", 2025). `--adapter-epochs` lets adapters take more steps. One line for each
+seed, then the mean and spread of each contender, its share of full fine-tuning's metric, and the paired bootstrap of
+the difference on the same held-out rows, over all seeds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,10 @@ from lorary.adapters import Backbone
 from lorary.hub import Registry
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
+from lorary.training.experiments.bootstrap import paired_bootstrap
 from lorary.training.model import load_for
 from lorary.training.progress import quiet_libraries
 from lorary.training.tasks import make_task
-
-LORA_RATE, FULL_RATE = 1e-3, 1e-4  # "LoRA Without Regret" (2025): about ten times full fine-tuning's
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -70,17 +69,19 @@ def sample(source: Path, target: Path, most: int) -> None:
 
 def recipe_for(folder: Path, task: str, method: str, seed: int, options: argparse.Namespace, output: Path) -> Recipe:
     """The recipe of one run; full fine-tuning takes its data, head and settings from one, too."""
-    return Recipe.from_flags(
-        {
-            "name": "quality", "domain": "benchmark", "task": task, "base": options.base,
-            "method": "qlora" if method == "qlora" else "lora",
-            "data.train": str(folder / "train.jsonl"), "data.test": str(folder / "test.jsonl"),
-            "lora.rank": options.rank, "training.epochs": options.epochs, "training.seed": seed,
-            "training.learning_rate": FULL_RATE if method == "full" else LORA_RATE,
-            "training.max_length": options.length, "training.early_stopping": 0, "report.write": False,
-            "output": str(output),
-        }
-    )  # fmt: skip
+    flags = {
+        "name": "quality", "domain": "benchmark", "task": task, "base": options.base,
+        "method": "qlora" if method == "qlora" else "lora",
+        "data.train": str(folder / "train.jsonl"), "data.test": str(folder / "test.jsonl"),
+        "training.epochs": options.epochs if method == "full" else options.adapter_epochs or options.epochs,
+        "training.seed": seed, "training.early_stopping": 0, "report.write": False, "output": str(output),
+        "lora.rank": options.rank, "training.learning_rate": options.rate, "training.max_length": options.length,
+    }  # fmt: skip
+    recipe = Recipe.from_flags({flag: value for flag, value in flags.items() if value is not None})
+    if method != "full":
+        return recipe
+    rate = options.full_rate or recipe.training.learning_rate / 10
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": rate})})
 
 
 def with_adapter(recipe: Recipe, registry: Registry) -> Result:
@@ -128,20 +129,6 @@ def in_full(recipe: Recipe) -> Result:
     return Result(metric, outcomes, time.perf_counter() - started, trainable)
 
 
-def bootstrap(
-    score: Callable[[Sequence[Any], Sequence[Any]], float], golds: Sequence[Any], ours: list[Any], theirs: list[Any]
-) -> tuple[float, float]:
-    """The middle 95% of the metric's difference over resamples of the same rows (paired; Efron 1979)."""
-    generator = random.Random(0)
-    differences = []
-    for _ in range(RESAMPLES):
-        places = generator.choices(range(len(golds)), k=len(golds))
-        rows = [golds[place] for place in places]
-        differences.append(score([ours[p] for p in places], rows) - score([theirs[p] for p in places], rows))
-    differences.sort()
-    return differences[int(0.025 * RESAMPLES)], differences[int(0.975 * RESAMPLES) - 1]
-
-
 def judge(folder: Path, task_name: str, options: argparse.Namespace) -> None:
     """Run and print one data set."""
     print(f"\n{folder.name}: {task_name}", flush=True)
@@ -161,16 +148,12 @@ def judge(folder: Path, task_name: str, options: argparse.Namespace) -> None:
         task = make_task(recipe, data.labels)
         with quiet_libraries():
             tokenizer = load_for(task, recipe).tokenizer
-        golds = task.encode(data.test, tokenizer, options.length, lambda line: None).golds
+        golds = task.encode(data.test, tokenizer, recipe.training.max_length, lambda line: None).golds
     report(task, golds, results, options)
 
 
 def report(task: Any, golds: Sequence[Any], results: dict[str, list[Result]], options: argparse.Namespace) -> None:
     """Mean, spread, share of full fine-tuning, and the bootstrap against the contender before."""
-
-    def score(outcomes: Sequence[Any], rows: Sequence[Any]) -> float:
-        return float(task.metrics(outcomes, rows)[task.main_metric])
-
     full = statistics.mean(result.metric for result in results["full"]) if "full" in results else None
     print(f"  {'':6} {task.main_metric:>8} {'spread':>8} {'of full':>8}   difference, 95% of resamples   trained")
     before: str | None = None
@@ -181,8 +164,9 @@ def report(task: Any, golds: Sequence[Any], results: dict[str, list[Result]], op
         share = f"{mean / full:8.1%}" if full else " " * 8
         against = ""
         if before is not None:
-            low, high = bootstrap(score, golds, results[method][0].outcomes, results[before][0].outcomes)
-            against = f"{low:+.4f} to {high:+.4f} against {before}"
+            ours, theirs = ([result.outcomes for result in results[name]] for name in (method, before))
+            found = paired_bootstrap(task, golds, ours, theirs)
+            against = f"{found.low:+.4f} to {found.high:+.4f} against {before}"
         print(
             f"  {method:6} {mean:8.4f} {spread:8.4f} {share}   {against:30} {results[method][0].trainable:,}",
             flush=True,
@@ -200,14 +184,14 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=1000, help="held-out rows at most; 0: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--adapter-epochs", type=float, help="for LoRA and QLoRA; default: as many")
+    parser.add_argument("--rank", type=int, help="default: the task's")
+    parser.add_argument("--rate", type=float, help="learning rate of LoRA and QLoRA; default: the task's")
+    parser.add_argument("--full-rate", type=float, help="learning rate of full fine-tuning; default: a tenth of LoRA's")
+    parser.add_argument("--length", type=int, help="tokens of a row at most; default: the task's")
     options = parser.parse_args()
     print(environment())
-    print(
-        f"{options.base}: at most {options.rows} rows, {options.epochs:g} epochs, rank {options.rank}, "
-        f"learning rates {FULL_RATE:g} (full) and {LORA_RATE:g} (adapters)"
-    )
+    print(f"{options.base}: at most {options.rows} rows, {options.epochs:g} epochs, the rest by the task's defaults")
     found = 0
     for folder in options.data:
         candidates = [folder] if (folder / "train.jsonl").is_file() else sorted(folder.glob("*/"))

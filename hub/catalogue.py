@@ -129,7 +129,7 @@ def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> di
             table: _texts(
                 db.query(f"SELECT version_id, {column} AS text FROM {table} {children} ORDER BY 2", parameters)
             )
-            for table, column in (("aliases", "name"), ("tags", "tag"), ("lineage", "parent"))
+            for table, column in (("aliases", "name"), ("tags", "tag"), ("parents", "parent"))
         }
         rows = db.query(f"SELECT v.*, a.name, a.domain, a.task {source} ORDER BY a.name, v.number", parameters)
         return {

@@ -92,7 +92,7 @@ def insert(db: Database, new: NewVersion, files: Mapping[str, FileEntry], parent
             for name, value in values.items()
         ],
         "tags": [{"tag": tag} for tag in new.tags],
-        "lineage": [{"parent": parent, "parent_id": row_id} for parent, row_id in parents.items()],
+        "parents": [{"parent": parent, "parent_id": row_id} for parent, row_id in parents.items()],
     }
     for table, rows in children.items():
         db.table(table).insert_all({"version_id": version_id, **row} for row in rows)

@@ -262,7 +262,7 @@ class Registry:
             same_name = select(db, "a.name = ?", [version.name])
             if len(same_name) > 1 and str(registry_reference(reference)) == version.name:
                 raise UsageError(f"{reference!r} has {len(same_name)} versions; say which, such as {version.reference}")
-            children = select(db, "v.id IN (SELECT version_id FROM lineage WHERE parent_id = ?)", [row_id]).values()
+            children = select(db, "v.id IN (SELECT version_id FROM parents WHERE parent_id = ?)", [row_id]).values()
             if (version.aliases or children) and not force:
                 needed = [f"{version.name}@{alias}" for alias in version.aliases] + [c.reference for c in children]
                 raise RegistryConflictError(

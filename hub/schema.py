@@ -114,9 +114,51 @@ def _m002_pretrained_bases(db: Database) -> None:
     )
 
 
+def _m003_finding(db: Database) -> None:
+    # The name `lineage` is for the view that people read.
+    db.execute("ALTER TABLE lineage RENAME TO parents")
+    db.execute("DROP INDEX lineage_parent")
+    db.execute("CREATE INDEX parents_parent ON parents (parent_id)")
+
+
+_ALIAS_MOVES = """
+CREATE TABLE alias_moves (
+    id INTEGER PRIMARY KEY,
+    adapter_id INTEGER NOT NULL REFERENCES adapters (id),
+    alias TEXT NOT NULL,
+    -- numbers, not row ids: what an alias once meant stays true when that version is removed
+    from_number INTEGER,
+    to_number INTEGER,
+    at TEXT NOT NULL,
+    who TEXT NOT NULL,
+    why TEXT
+);
+CREATE INDEX alias_moves_alias ON alias_moves (adapter_id, alias, id);
+CREATE TRIGGER alias_moves_are_not_changed BEFORE UPDATE ON alias_moves
+BEGIN SELECT RAISE(ABORT, 'the history of aliases is only added to'); END;
+CREATE TRIGGER alias_moves_are_not_deleted BEFORE DELETE ON alias_moves
+BEGIN SELECT RAISE(ABORT, 'the history of aliases is only added to'); END;
+"""
+
+
+def _m004_alias_moves(db: Database) -> None:
+    db.executescript(_ALIAS_MOVES)
+
+
+def _m005_remotes(db: Database) -> None:
+    # Where each version was pushed to or pulled from: a repository or a shared folder, and its commit there.
+    db.execute(
+        "CREATE TABLE remotes (version_id INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE, "
+        'remote TEXT NOT NULL, "commit" TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (version_id, remote))'
+    )
+
+
 MIGRATIONS: tuple[tuple[str, Callable[[Database], None]], ...] = (
     ("m001_catalogue", _m001_catalogue),
     ("m002_pretrained_bases", _m002_pretrained_bases),
+    ("m003_finding", _m003_finding),
+    ("m004_alias_moves", _m004_alias_moves),
+    ("m005_remotes", _m005_remotes),
 )
 """Name and function of each migration, oldest first."""
 

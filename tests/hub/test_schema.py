@@ -16,8 +16,8 @@ def filled(registry, tmp_path):
 
 def test_the_tables(filled):
     db = sqlite_utils.Database(filled.path)
-    expected = {"adapters", "versions", "files", "metrics", "aliases", "tags", "lineage", "bases", "base_files"}
-    assert set(db.table_names()) == expected | {"_sqlite_migrations"}
+    catalogue = {"adapters", "versions", "files", "metrics", "aliases", "alias_moves", "tags", "parents", "remotes"}
+    assert set(db.table_names()) == catalogue | {"bases", "base_files", "_sqlite_migrations"}
     assert db.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
     assert db.journal_mode == "delete"
     assert ["domain", "task"] in [index.columns for index in db["adapters"].indexes]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from lorary.hub.aliases import adapter_of, drop_aliases, history, roll_back, set_alias, signature
 from lorary.hub.bases import Bases
 from lorary.hub.catalogue import choose_domain, choose_task, describe, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
@@ -18,7 +19,7 @@ from lorary.hub.metrics import lower_is_better
 from lorary.hub.reference import check_name
 from lorary.hub.search import Condition, conditions_for, mentions, normalise_tags
 from lorary.hub.store import Store
-from lorary.hub.values import FileEntry, Finding, Version
+from lorary.hub.values import AliasMove, FileEntry, Finding, Version
 from lorary.hub.verification import check_database, check_leftovers, check_version, open_version
 
 PATH_VARIABLE = "LORARY_REGISTRY"
@@ -202,36 +203,66 @@ class Registry:
         """
         return open_version(self._store, self.resolve(version) if isinstance(version, str) else version)
 
-    def alias(self, name: str, alias: str, number: int) -> None:
-        """Let ``name@alias`` mean version ``number``, whatever it meant before.
+    def alias(self, name: str, alias: str, number: int, *, why: str | None = None) -> bool:
+        """Let ``name@alias`` mean version ``number``, whatever it meant before; False where it means that already.
+
+        The move is noted in the alias's history, with the reason.
 
         Raises:
             InvalidReferenceError: the alias can't be one.
+            UsageError: the reason isn't a line of text.
             UnknownReferenceError: there is no such version.
         """
         check_name(alias, "alias")
+        by = signature(why)
         reference = f"{check_name(name)}@{number}"
         self.resolve(reference)
         with writing(self.path) as db:
             row_id, _ = locate(db, reference, self.path)
-            db.execute(
-                "INSERT INTO aliases (adapter_id, name, version_id) SELECT adapter_id, ?, id FROM versions WHERE id = ?"
-                " ON CONFLICT (adapter_id, name) DO UPDATE SET version_id = excluded.version_id",
-                [alias, row_id],
-            )
+            return set_alias(db, row_id, alias, by)
 
-    def unalias(self, name: str, alias: str) -> None:
-        """Take an alias away; the version stays.
+    def unalias(self, name: str, alias: str, *, why: str | None = None) -> None:
+        """Take an alias away; the version stays, and so does the history.
 
         Raises:
             UnknownReferenceError: there is no such alias.
         """
         check_name(alias, "alias")
+        by = signature(why)
         reference = f"{check_name(name)}@{alias}"
         self.resolve(reference)
         with writing(self.path) as db:
             row_id, _ = locate(db, reference, self.path)
-            db.execute("DELETE FROM aliases WHERE version_id = ? AND name = ?", [row_id, alias])
+            drop_aliases(db, row_id, (alias,), by)
+
+    def rollback(self, name: str, alias: str, *, why: str | None = None) -> AliasMove:
+        """Let ``name@alias`` mean what it meant before; again, and it goes further back.
+
+        Each rollback takes back the last move that still stands, so two of them undo two moves. A meaning that was
+        removed since is passed over for the one before it.
+
+        Raises:
+            UnknownReferenceError: there is no such name, or the alias has no history.
+            RegistryConflictError: nothing that it meant before is still there.
+        """
+        check_name(alias, "alias")
+        check_name(name)
+        by = signature(why)
+        self.alias_history(name)  # an unknown name makes no registry
+        with writing(self.path) as db:
+            return roll_back(db, name, alias, by, self.path)
+
+    def alias_history(self, name: str, alias: str | None = None) -> list[AliasMove]:
+        """All moves of a name's aliases, or of one of them, oldest first.
+
+        Raises:
+            UnknownReferenceError: there is no such name.
+        """
+        with reading(self.path) as db:
+            if db is None:
+                locate(db, check_name(name), self.path)
+            assert db is not None
+            return history(db, adapter_of(db, check_name(name), self.path), name, alias)
 
     def tag(self, reference: str, *tags: str) -> None:
         """Add tags to a version; one that it has already is fine. Raises as :meth:`resolve` does."""
@@ -248,15 +279,17 @@ class Registry:
             for tag in normalise_tags(tags):
                 db.execute(statement, [row_id, tag])
 
-    def remove(self, reference: str, *, force: bool = False) -> Version:
+    def remove(self, reference: str, *, force: bool = False, why: str | None = None) -> Version:
         """Remove a version and the files that no other version has; its number isn't given out again.
+
+        Aliases that go with it by ``force`` leave a move in their history, with the reason.
 
         Raises:
             UsageError: a bare name that has several versions.
             RegistryConflictError: an alias or a version trained from it needs it, and ``force`` isn't set.
             UnknownReferenceError: there is no such version.
         """
-        self.resolve(reference)
+        by = signature(why or f"{self.resolve(reference).reference} was removed")
         with writing(self.path) as db:
             row_id, version = locate(db, reference, self.path)
             same_name = select(db, "a.name = ?", [version.name])
@@ -268,7 +301,7 @@ class Registry:
                 raise RegistryConflictError(
                     f"{version.reference} is needed by {', '.join(needed)}; move or remove these first, or force it"
                 )
-            db.execute("DELETE FROM aliases WHERE version_id = ?", [row_id])
+            drop_aliases(db, row_id, version.aliases, by)
             db.execute("DELETE FROM versions WHERE id = ?", [row_id])
         with suppress(LoraryError):  # the version is gone; a file that stays does no harm, and `verify` notes it
             self._sweep(version.files.values())

@@ -153,12 +153,18 @@ def _m005_remotes(db: Database) -> None:
     )
 
 
+def _m006_rollbacks(db: Database) -> None:
+    # What tells a rollback from a move that happens to go to an earlier version.
+    db.execute("ALTER TABLE alias_moves ADD COLUMN undoes INTEGER REFERENCES alias_moves (id)")
+
+
 MIGRATIONS: tuple[tuple[str, Callable[[Database], None]], ...] = (
     ("m001_catalogue", _m001_catalogue),
     ("m002_pretrained_bases", _m002_pretrained_bases),
     ("m003_finding", _m003_finding),
     ("m004_alias_moves", _m004_alias_moves),
     ("m005_remotes", _m005_remotes),
+    ("m006_rollbacks", _m006_rollbacks),
 )
 """Name and function of each migration, oldest first."""
 

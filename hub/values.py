@@ -55,6 +55,25 @@ class Version:
 
 
 @dataclass(frozen=True)
+class AliasMove:
+    """One move in the history of ``name@alias``: from one version's number to another's.
+
+    ``from_number`` is None where the alias meant nothing before, ``to_number`` where it was taken away. ``at`` is ISO
+    8601 in UTC. A rollback's ``undoes`` is the ``id`` of the move that it takes back, with all moves since.
+    """
+
+    id: int
+    name: str
+    alias: str
+    from_number: int | None
+    to_number: int | None
+    at: str
+    who: str
+    why: str | None
+    undoes: int | None
+
+
+@dataclass(frozen=True)
 class PretrainedBase:
     """A base model that was pretrained here, as the catalogue knows it.
 

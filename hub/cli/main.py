@@ -30,6 +30,7 @@ COMMANDS = (
     "blend",
     "merge",
     "alias",
+    "rollback",
     "tag",
     "rm",
     "verify",

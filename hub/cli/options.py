@@ -15,6 +15,9 @@ RegistryOption = Annotated[
     typer.Option("--registry", metavar="PATH", help="The catalogue; default $LORARY_REGISTRY, else ./registry.db."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+WhyOption = Annotated[
+    str | None, typer.Option("--why", metavar="TEXT", help="The reason, for the alias's history.", show_default=False)
+]
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="name, name@3 or name@alias.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorary.hub.cli.options import ReferenceArgument, RegistryOption, open_registry
+from lorary.hub.cli.options import ReferenceArgument, RegistryOption, WhyOption, open_registry
 from lorary.hub.cli.output import print_line
 
 EXAMPLES = ("lorary rm finance-tone@2", "lorary rm finance-tone@prod --force")
@@ -17,8 +17,9 @@ def command(
     force: Annotated[
         bool, typer.Option("--force", help="Even if an alias or a version trained from it needs it.")
     ] = False,
+    why: WhyOption = None,
     registry: RegistryOption = None,
 ) -> None:
     """Remove a version and its files for good; its number isn't given out again."""
-    removed = open_registry(registry).remove(reference, force=force)
+    removed = open_registry(registry).remove(reference, force=force, why=why)
     print_line(f"{removed.reference} is removed")

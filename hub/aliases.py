@@ -1,0 +1,205 @@
+"""Aliases, and their history: who let each of them mean what, when and why.
+
+The history is only added to. A rollback is a move of its own that names the move it takes back, so the history reads
+as a stack: a move lays a meaning on top, a rollback takes the top one off. Hence a second rollback goes further back,
+not forth again.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorary.hub.errors import RegistryConflictError, UnknownReferenceError, UsageError
+from lorary.hub.lookup import locate
+from lorary.hub.values import AliasMove
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+USER_VARIABLE = "LORARY_USER"
+
+_LONGEST = 500  # signs of a reason or a user's name
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Who moves an alias, and why."""
+
+    who: str
+    why: str | None = None
+
+
+def signature(why: str | None = None) -> Signature:
+    """Signed by ``LORARY_USER``, else by the name that the user is logged in under.
+
+    Raises:
+        UsageError: the user's name or the reason isn't a line of printable text.
+    """
+    return Signature(_user(), check_line(why, "the reason") if why and why.strip() else None)
+
+
+def _user() -> str:
+    import getpass
+
+    if named := os.environ.get(USER_VARIABLE, "").strip():
+        return check_line(named, USER_VARIABLE)
+    try:
+        return check_line(getpass.getuser(), "the login name")
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return "unknown"
+
+
+def check_line(text: str, what: str) -> str:
+    """``text`` without the blanks around it, if it is one line that a terminal only prints.
+
+    Raises:
+        UsageError: it is longer than 500 signs, or holds line ends or control characters.
+    """
+    text = text.strip()
+    if len(text) > _LONGEST or not text.isprintable():
+        found = f"{len(text)} signs" if len(text) > _LONGEST else ascii(text[:_LONGEST])
+        raise UsageError(f"{what}: expected one line of printable text, at most {_LONGEST} signs, found {found}")
+    return text
+
+
+def set_alias(db: Database, row_id: int, alias: str, by: Signature, undoes: int | None = None) -> bool:
+    """Let an alias mean the version ``row_id`` and note the move; False where it means that already."""
+    version = _row(db, "SELECT adapter_id, number FROM versions WHERE id = ?", row_id)
+    before = meaning(db, version["adapter_id"], alias)
+    if before == version["number"]:
+        return False
+    db.execute(
+        "INSERT INTO aliases (adapter_id, name, version_id) VALUES (?, ?, ?)"
+        " ON CONFLICT (adapter_id, name) DO UPDATE SET version_id = excluded.version_id",
+        [version["adapter_id"], alias, row_id],
+    )
+    _note(db, version["adapter_id"], alias, before, version["number"], by, undoes)
+    return True
+
+
+def drop_aliases(db: Database, row_id: int, aliases: tuple[str, ...], by: Signature) -> None:
+    """Take aliases away from the version ``row_id`` and note it."""
+    version = _row(db, "SELECT adapter_id, number FROM versions WHERE id = ?", row_id)
+    for alias in aliases:
+        db.execute("DELETE FROM aliases WHERE version_id = ? AND name = ?", [row_id, alias])
+        _note(db, version["adapter_id"], alias, version["number"], None, by)
+
+
+def roll_back(db: Database, name: str, alias: str, by: Signature, path: Path) -> AliasMove:
+    """Let ``name@alias`` mean what it meant before; of meanings that were removed, the one before them.
+
+    Raises:
+        UnknownReferenceError: there is no such name, or the alias has never moved.
+        RegistryConflictError: the alias meant nothing before that is still there.
+    """
+    adapter_id = adapter_of(db, name, path)
+    moves = history(db, adapter_id, name, alias)
+    now = meaning(db, adapter_id, alias)
+    if not moves:
+        known = "it has no alias of that name" if now is None else f"it has meant version {now} all along"
+        raise UnknownReferenceError(f"{name}@{alias}: has no history to go back in; {known}")
+    versions = {
+        int(row["number"]): int(row["id"])
+        for row in db.query("SELECT id, number FROM versions WHERE adapter_id = ?", [adapter_id])
+    }
+    removed = []
+    for move in reversed(standing(moves)):
+        target = move.from_number
+        if target in versions and target != now:
+            set_alias(db, versions[target], alias, by, undoes=move.id)
+            return history(db, adapter_id, name, alias)[-1]
+        if target is not None and target not in versions:
+            removed.append(f"version {target}")
+    gone = f"; {', '.join(dict.fromkeys(removed))} of before {'were' if len(removed) > 1 else 'was'} removed"
+    meant = "has meant nothing else" if now is None else f"meant nothing else before version {now}"
+    raise RegistryConflictError(
+        f"{name}@{alias}: can't go back, it {meant}{gone if removed else ''}; `lorary alias {name} --history` shows all"
+    )
+
+
+def standing(moves: list[AliasMove]) -> list[AliasMove]:
+    """Of one alias's moves in their order, those that no rollback has taken back."""
+    stack: list[AliasMove] = []
+    for move in moves:
+        if move.undoes is None:
+            stack.append(move)
+        else:
+            while stack and stack[-1].id >= move.undoes:
+                stack.pop()
+    return stack
+
+
+def meaning(db: Database, adapter_id: int, alias: str) -> int | None:
+    """The number of the version that an alias means now."""
+    found = db.execute(
+        "SELECT v.number FROM aliases s JOIN versions v ON v.id = s.version_id WHERE s.adapter_id = ? AND s.name = ?",
+        [adapter_id, alias],
+    ).fetchone()
+    return int(found[0]) if found else None
+
+
+def adapter_of(db: Database, name: str, path: Path) -> int:
+    """The row id of a name, which it keeps when all its versions were removed.
+
+    Raises:
+        UnknownReferenceError: there is no such name; the message offers near ones.
+    """
+    found = db.execute("SELECT id FROM adapters WHERE name = ?", [name]).fetchone()
+    if found is None:
+        locate(db, name, path)
+    return int(found[0])
+
+
+def history(db: Database, adapter_id: int, name: str, alias: str | None = None) -> list[AliasMove]:
+    """The moves of a name's aliases, or of one of them, oldest first."""
+    rows = db.query(
+        "SELECT * FROM alias_moves WHERE adapter_id = ? AND alias = coalesce(?, alias) ORDER BY id", [adapter_id, alias]
+    )
+    return [
+        AliasMove(
+            id=int(row["id"]),
+            name=name,
+            alias=str(row["alias"]),
+            from_number=_number(row["from_number"]),
+            to_number=_number(row["to_number"]),
+            at=str(row["at"]),
+            who=str(row["who"]),
+            why=None if row["why"] is None else str(row["why"]),
+            undoes=_number(row["undoes"]),
+        )
+        for row in rows
+    ]
+
+
+def _note(
+    db: Database,
+    adapter_id: int,
+    alias: str,
+    before: int | None,
+    after: int | None,
+    by: Signature,
+    undoes: int | None = None,
+) -> None:
+    row = {
+        "adapter_id": adapter_id,
+        "alias": alias,
+        "from_number": before,
+        "to_number": after,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "who": by.who,
+        "why": by.why,
+        "undoes": undoes,
+    }
+    db.table("alias_moves").insert(row)
+
+
+def _row(db: Database, query: str, row_id: int) -> dict[str, Any]:
+    return dict(next(db.query(query, [row_id])))
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,150 @@
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from lorary.hub.errors import InvalidReferenceError, RegistryConflictError, UnknownReferenceError, UsageError
+
+
+@pytest.fixture
+def four(add, registry):
+    for seed in range(4):
+        add(seed=seed)
+    return registry
+
+
+def moves(registry, alias="prod"):
+    return [(move.from_number, move.to_number) for move in registry.alias_history("finance-tone", alias)]
+
+
+def test_every_move_is_in_the_history(four, monkeypatch):
+    monkeypatch.setenv("LORARY_USER", " Ana Müller ")
+    assert four.alias("finance-tone", "prod", 1, why=" first ")
+    four.alias("finance-tone", "live", 1)
+    assert four.alias("finance-tone", "prod", 3)
+    assert not four.alias("finance-tone", "prod", 3)  # it means that already: no move
+    four.unalias("finance-tone", "prod", why="retired")
+    assert moves(four) == [(None, 1), (1, 3), (3, None)]
+    assert [move.why for move in four.alias_history("finance-tone", "prod")] == ["first", None, "retired"]
+    assert {move.who for move in four.alias_history("finance-tone")} == {"Ana Müller"}
+    assert [move.alias for move in four.alias_history("finance-tone")] == ["prod", "live", "prod", "prod"]
+
+
+def test_without_a_name_given_the_login_name_signs(four, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "ana")
+    four.alias("finance-tone", "prod", 1)
+    assert four.alias_history("finance-tone")[0].who == "ana"
+
+
+def test_a_forced_removal_is_in_the_history(four):
+    four.alias("finance-tone", "prod", 2)
+    four.alias("finance-tone", "live", 2)
+    four.remove("finance-tone@2", force=True)
+    assert moves(four) == moves(four, "live") == [(None, 2), (2, None)]
+    assert four.alias_history("finance-tone")[-1].why == "finance-tone@2 was removed"
+    four.remove("finance-tone@1", force=True, why="wrong data")  # no alias, no move
+    assert len(four.alias_history("finance-tone")) == 4
+
+
+def test_a_refused_change_leaves_no_trace(four):
+    for refused in (
+        lambda: four.alias("finance-tone", "prod", 9),
+        lambda: four.unalias("finance-tone", "prod"),
+        lambda: four.rollback("finance-tone", "prod"),
+        lambda: four.rollback("nobody", "prod"),
+        lambda: four.alias_history("nobody"),
+    ):
+        with pytest.raises(UnknownReferenceError):
+            refused()
+    assert four.alias_history("finance-tone") == []
+
+
+def test_the_history_is_only_added_to(four):
+    four.alias("finance-tone", "prod", 1)
+    with closing(sqlite3.connect(four.path)) as connection:
+        for statement in ("UPDATE alias_moves SET who = 'nobody'", "DELETE FROM alias_moves"):
+            with pytest.raises(sqlite3.IntegrityError, match="only added to"):
+                connection.execute(statement)
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x1b[31mb", "\u202edcba", "x" * 501, "\udcff", "\x00"])
+def test_reasons_and_users_are_lines_of_printable_text(four, monkeypatch, text):
+    with pytest.raises(UsageError, match="the reason: expected one line"):
+        four.alias("finance-tone", "prod", 1, why=text)
+    if "\x00" not in text:
+        monkeypatch.setenv("LORARY_USER", text)
+        with pytest.raises(UsageError, match="LORARY_USER: expected one line"):
+            four.alias("finance-tone", "prod", 1)
+    assert four.alias_history("finance-tone") == []
+
+
+@pytest.mark.parametrize("alias", ["3", "Prod", "a/b", "a@b", "", "pr\x1bod", "<b>", "-x"])
+def test_what_cannot_be_an_alias(four, alias):
+    for refused in (four.unalias, four.rollback):
+        with pytest.raises(InvalidReferenceError):
+            refused("finance-tone", alias)
+    with pytest.raises(InvalidReferenceError):
+        four.alias("finance-tone", alias, 1)
+
+
+def test_rollbacks_go_further_back_and_never_forth(four):
+    for number in (1, 2, 3):
+        four.alias("finance-tone", "prod", number)
+    move = four.rollback("finance-tone", "prod", why="slow")
+    assert (move.from_number, move.to_number, move.why) == (3, 2, "slow")
+    assert four.rollback("finance-tone", "prod").to_number == 1
+    with pytest.raises(RegistryConflictError, match="meant nothing else before version 1"):
+        four.rollback("finance-tone", "prod")
+    assert four.resolve("finance-tone@prod").number == 1
+
+
+def test_a_move_after_a_rollback_is_taken_back_by_the_next(four):
+    for number in (1, 2, 3):
+        four.alias("finance-tone", "prod", number)
+    four.rollback("finance-tone", "prod")
+    four.alias("finance-tone", "prod", 4)
+    assert four.rollback("finance-tone", "prod").to_number == 2  # what 4 replaced, not the 3 that was taken back
+    assert four.rollback("finance-tone", "prod").to_number == 1
+
+
+def test_going_to_an_earlier_version_by_hand_is_a_move_like_any_other(four):
+    for number in (1, 2, 1):
+        four.alias("finance-tone", "prod", number)
+    assert [four.rollback("finance-tone", "prod").to_number for _ in range(2)] == [2, 1]
+
+
+def test_an_alias_that_was_taken_away_comes_back(four):
+    four.alias("finance-tone", "prod", 1)
+    four.alias("finance-tone", "prod", 2)
+    four.unalias("finance-tone", "prod")
+    move = four.rollback("finance-tone", "prod")
+    assert (move.from_number, move.to_number) == (None, 2)
+    assert four.rollback("finance-tone", "prod").to_number == 1
+
+
+def test_removed_versions_are_passed_over(four):
+    for number in (1, 2, 1, 3, 4):
+        four.alias("finance-tone", "prod", number)
+    four.remove("finance-tone@3")
+    four.alias("finance-tone", "prod", 1)
+    four.remove("finance-tone@4")
+    assert four.rollback("finance-tone", "prod").to_number == 2  # 4 and 3 are gone, 1 it means already
+    four.remove("finance-tone@1")
+    with pytest.raises(RegistryConflictError, match="version 1 of before was removed"):
+        four.rollback("finance-tone", "prod")
+
+
+def test_other_aliases_have_histories_of_their_own(four):
+    for alias, number in (("prod", 1), ("live", 4), ("prod", 2), ("live", 3)):
+        four.alias("finance-tone", alias, number)
+    four.rollback("finance-tone", "live")
+    assert (four.resolve("finance-tone@prod").number, four.resolve("finance-tone@live").number) == (2, 4)
+
+
+def test_an_alias_from_before_there_was_a_history(four):
+    with closing(sqlite3.connect(four.path)) as connection, connection:
+        connection.execute("INSERT INTO aliases SELECT adapter_id, 'prod', id FROM versions WHERE number = 2")
+    with pytest.raises(UnknownReferenceError, match="it has meant version 2 all along"):
+        four.rollback("finance-tone", "prod")
+    four.alias("finance-tone", "prod", 3)
+    assert four.rollback("finance-tone", "prod").to_number == 2

@@ -8,7 +8,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from lorary.hub.markup import clean
+from lorary.hub.units import short_number, size
 from lorary.hub.values import Version
+
+__all__ = [
+    "clean",
+    "print_error",
+    "print_fields",
+    "print_json",
+    "print_line",
+    "print_table",
+    "short_number",
+    "size",
+    "version_json",
+]
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,16 +30,6 @@ if TYPE_CHECKING:
 
 _GAP = 2
 _NARROWEST = 6  # columns of a cell that is cut
-_UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def clean(text: object) -> str:
-    """``text`` with everything escaped that a terminal acts upon: names, labels and cards come from strangers."""
-    return "".join(sign if sign.isprintable() else _escape(sign) for sign in str(text))
-
-
-def _escape(sign: str) -> str:
-    return sign.encode("unicode_escape").decode("ascii")
 
 
 def print_error(first: str, *more: str) -> None:
@@ -46,17 +50,6 @@ def print_json(value: Any) -> None:
 def version_json(version: Version) -> dict[str, Any]:
     """A version as plain JSON values, its reference first."""
     return {"reference": version.reference, **asdict(version)}
-
-
-def size(count: int) -> str:
-    """A number of bytes for people: 512 B, 1.5 MB."""
-    power = min((len(str(count)) - 1) // 3, len(_UNITS) - 1)
-    return f"{count / 1000**power:.3g} {_UNITS[power]}"
-
-
-def short_number(value: float) -> str:
-    """A metric's value for people."""
-    return f"{value:.4g}"
 
 
 def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[str] = ()) -> None:

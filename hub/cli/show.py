@@ -19,6 +19,7 @@ EXAMPLES = (
     "lorary show finance-tone",
     "lorary show finance-tone@prod --json",
     "lorary show finance-tone --report",
+    "lorary show finance-tone --card",
 )
 
 
@@ -27,15 +28,22 @@ def command(
     report: Annotated[
         bool, typer.Option("--report", help="Open the run's report: curves, mistakes, the worst rows.")
     ] = False,
+    card: Annotated[bool, typer.Option("--card", help="Print the model card that goes with it to the Hub.")] = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write the report there, and don't open it.")
     ] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Show one version: details, metrics, files, aliases and lineage; or the report of the run that made it."""
+    """Show one version: details, metrics, files, aliases and lineage; or its model card, or its run's report."""
     catalogue = open_registry(registry)
     version = catalogue.resolve(reference)
+    if card:
+        from lorary.hub.card import make_card
+
+        for line in make_card(version, catalogue.checkpoint(version)).splitlines():
+            print_line(line)
+        return
     if report or output:
         _show_report(catalogue.checkpoint(version), output)
         return

@@ -1,0 +1,239 @@
+"""The code of a card: how the adapter is used with lorary, and with PEFT alone.
+
+Both are whole scripts; a test runs them for every task. What comes from the adapter stands in them as Python literals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.manifest import MULTI_LABEL, REGRESSION, Generation, Preprocessing, Prompt
+from lorary.hub.markup import python_literal
+from lorary.hub.values import Version
+
+_GENERATING = ("text-generation", "summarization", "translation")
+_TEXT = "Profit rose by 12 percent in the third quarter."
+
+
+def lorary_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
+    """A script that loads the adapter from ``where`` through lorary and uses it once."""
+    quantization = f", quantization={python_literal(version.quantization)}" if version.quantization != "none" else ""
+    ask = "generate" if version.task in _GENERATING else "predict"
+    return "\n".join(
+        [
+            "from lorary.adapters import Backbone",
+            "",
+            f"backbone = Backbone.from_pretrained({_base(version)}{quantization})",
+            f"adapter = backbone.load({python_literal(where)})",
+            f"print(backbone.{ask}({_row(version.task, checkpoint)}, adapter=adapter.name))",
+        ]
+    )
+
+
+def peft_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
+    """A script that loads the adapter from ``where`` with PEFT and transformers alone and uses it once."""
+    auto_class = _auto_class(version.task, checkpoint)
+    labels = _labels(checkpoint)
+    arguments = "base" if not labels else f"base, num_labels={len(labels)}"
+    lines = [
+        "import torch",
+        "from peft import PeftModel",
+        f"from transformers import {auto_class}, AutoTokenizer",
+        "",
+        f"base, adapter = {_base(version)}, {python_literal(where)}",
+    ]
+    if labels:
+        lines.append(f"labels = [{', '.join(map(python_literal, labels))}]")
+    if version.quantization != "none":
+        lines.append(f"# trained on {version.quantization} weights; pass quantization_config= for the same here")
+    lines += [
+        "tokenizer = AutoTokenizer.from_pretrained(base)",
+        f"model = {auto_class}.from_pretrained({arguments})",
+        "model = PeftModel.from_pretrained(model, adapter).eval()",
+        "",
+        *_USES[version.task](checkpoint),
+    ]
+    return "\n".join(lines)
+
+
+def _base(version: Version) -> str:
+    return python_literal(version.base_id or "the-base-model")
+
+
+def _row(task: str, checkpoint: Checkpoint) -> str:
+    """A row for ``predict``, or a prompt for ``generate``."""
+    if task == "question-answering":
+        return '{"question": "Who is the tenant?", "context": "The tenant is Ann Smith."}'
+    if task == "fill-mask":
+        return 'f"Profit {backbone.tokenizer.mask_token} by 12 percent."'
+    if task == "text-classification" and "text_pair" in _preprocessing(checkpoint).columns:
+        return f'{{"text": "{_TEXT}", "text_pair": "Earnings grew."}}'
+    return f'"{_prompt_text(task)}"'
+
+
+def _prompt_text(task: str) -> str:
+    return "What is a lease?" if task == "text-generation" else _TEXT
+
+
+def _auto_class(task: str, checkpoint: Checkpoint) -> str:
+    if task in ("summarization", "translation"):
+        causal = checkpoint.config.get("task_type") == "CAUSAL_LM"
+        return "AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM"
+    return {
+        "text-classification": "AutoModelForSequenceClassification",
+        "token-classification": "AutoModelForTokenClassification",
+        "question-answering": "AutoModelForQuestionAnswering",
+        "fill-mask": "AutoModelForMaskedLM",
+        "feature-extraction": "AutoModel",
+        "text-generation": "AutoModelForCausalLM",
+    }[task]
+
+
+def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The manifest's labels; of a foreign classifier as many as its head has rows, named as lorary names them."""
+    if checkpoint.manifest:
+        return checkpoint.manifest.labels or ()
+    if checkpoint.config.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
+        return ()
+    heads = checkpoint.config.get("modules_to_save") or []
+    heads = [f".{name}." for name in heads if isinstance(name, str)] if isinstance(heads, list) else []
+    weights = [
+        info for name, info in checkpoint.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2 and any(head in name for head in heads)
+    ]  # fmt: skip
+    return tuple(f"LABEL_{index}" for index in range(weights[-1].shape[0])) if weights else ()
+
+
+def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
+    return checkpoint.manifest.preprocessing if checkpoint.manifest else Preprocessing()
+
+
+def _tokenize(checkpoint: Checkpoint, *texts: str) -> str:
+    """The line that makes ``inputs`` from texts, each a Python expression."""
+    limit = _preprocessing(checkpoint).max_length
+    cut = f", truncation=True, max_length={limit}" if limit else ""
+    return f'inputs = tokenizer({", ".join(texts)}{cut}, return_tensors="pt")'
+
+
+def _prefixed(checkpoint: Checkpoint, text: str) -> str:
+    return python_literal(_preprocessing(checkpoint).prefix + text)
+
+
+_LOGITS = ["with torch.no_grad():", "    logits = model(**inputs).logits[0]"]
+
+
+def _text_classification(checkpoint: Checkpoint) -> list[str]:
+    pair = ['"Earnings grew."'] if "text_pair" in _preprocessing(checkpoint).columns else []
+    lines = [_tokenize(checkpoint, _prefixed(checkpoint, _TEXT), *pair), *_LOGITS]
+    problem = checkpoint.manifest.problem_type if checkpoint.manifest else None
+    if problem == REGRESSION or not _labels(checkpoint):
+        return [*lines, "print(logits.tolist())"]
+    if problem == MULTI_LABEL:
+        return [*lines, "print([label for label, on in zip(labels, logits.sigmoid() > 0.5) if on])"]
+    return [*lines, "print(labels[int(logits.argmax())])"]
+
+
+def _token_classification(checkpoint: Checkpoint) -> list[str]:
+    show = "print(list(zip(tokens, [labels[index] for index in logits.argmax(-1).tolist()])))"
+    return [
+        _tokenize(checkpoint, _prefixed(checkpoint, _TEXT)),
+        *_LOGITS,
+        'tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])',
+        show if _labels(checkpoint) else "print(list(zip(tokens, logits.argmax(-1).tolist())))",
+    ]
+
+
+def _question_answering(checkpoint: Checkpoint) -> list[str]:
+    return [
+        'inputs = tokenizer("Who is the tenant?", "The tenant is Ann Smith.", return_tensors="pt")',
+        "with torch.no_grad():",
+        "    outputs = model(**inputs)",
+        "start, end = int(outputs.start_logits.argmax()), int(outputs.end_logits.argmax())",
+        'print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))',
+    ]
+
+
+def _fill_mask(checkpoint: Checkpoint) -> list[str]:
+    return [
+        _tokenize(checkpoint, 'f"Profit {tokenizer.mask_token} by 12 percent."'),
+        *_LOGITS,
+        'masked = inputs["input_ids"][0] == tokenizer.mask_token_id',
+        "print(tokenizer.decode(logits[masked].argmax(-1)))",
+    ]
+
+
+def _feature_extraction(checkpoint: Checkpoint) -> list[str]:
+    lines = [
+        _tokenize(checkpoint, _prefixed(checkpoint, _TEXT)),
+        "with torch.no_grad():",
+        "    states = model(**inputs).last_hidden_state[0]",
+    ]
+    pooling = checkpoint.manifest.pooling if checkpoint.manifest else None
+    if pooling is None:
+        return [*lines, "print(states.shape)"]
+    how = {"mean": "states.mean(dim=0)", "cls": "states[0]", "last": "states[-1]"}[pooling.mode]
+    lines.append(f"embedding = {how}")
+    if pooling.normalize:
+        lines.append("embedding = torch.nn.functional.normalize(embedding, dim=0)")
+    return [*lines, "print(embedding)"]
+
+
+def _generation(checkpoint: Checkpoint) -> list[str]:
+    manifest = checkpoint.manifest
+    prompt = (manifest.prompt if manifest else None) or Prompt()
+    made = manifest.generation if manifest and manifest.generation else Generation(64)
+    ask = _prompt_text(manifest.task if manifest else "text-generation")
+    text = _prefixed(checkpoint, ask)
+    if prompt.format == "chat":
+        template = f", chat_template={python_literal(prompt.chat_template)}" if prompt.chat_template else ""
+        lines = [
+            f'messages = [{{"role": "user", "content": {text}}}]',
+            "inputs = tokenizer.apply_chat_template(",
+            f'    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"{template}',
+            ")",
+        ]
+    elif prompt.template:
+        lines = [
+            f'prompt = {_prefixed(checkpoint, prompt.template)}.replace("{{prompt}}", {python_literal(ask)})',
+            'inputs = tokenizer(prompt, return_tensors="pt")',
+        ]
+    else:
+        lines = [f'inputs = tokenizer({text}, return_tensors="pt")']
+    beams = f", num_beams={made.num_beams}" if made.num_beams > 1 else ""
+    lines.append(f"output = model.generate(**inputs, max_new_tokens={made.max_new_tokens}, do_sample=False{beams})[0]")
+    cut = "" if _writes_apart(checkpoint) else '[inputs["input_ids"].shape[1] :]'
+    return [*lines, f"print(tokenizer.decode(output{cut}, skip_special_tokens=True))"]
+
+
+def _writes_apart(checkpoint: Checkpoint) -> bool:
+    """Does the model put its text into a sequence of its own, as encoder-decoders do?"""
+    return checkpoint.config.get("task_type") == "SEQ_2_SEQ_LM"
+
+
+def _rewriting(checkpoint: Checkpoint) -> list[str]:
+    """As :func:`_generation`; a multilingual tokenizer is told the languages."""
+    preprocessing, lines = _preprocessing(checkpoint), _generation(checkpoint)
+    if not preprocessing.source_lang or not preprocessing.target_lang or not _writes_apart(checkpoint):
+        return lines
+    # M2M100's codes have no underscore, and its tokens are called otherwise than its codes.
+    method = "convert_tokens_to_ids" if "_" in preprocessing.target_lang else "get_lang_id"
+    target = f"tokenizer.{method}({python_literal(preprocessing.target_lang)})"
+    lines = [
+        line.replace("do_sample=False", f"do_sample=False, forced_bos_token_id={target}", 1)
+        if line.startswith("output = ") else line
+        for line in lines
+    ]  # fmt: skip
+    return [f"tokenizer.src_lang = {python_literal(preprocessing.source_lang)}", *lines]
+
+
+_USES: Mapping[str, Callable[[Checkpoint], list[str]]] = {
+    "text-classification": _text_classification,
+    "token-classification": _token_classification,
+    "question-answering": _question_answering,
+    "fill-mask": _fill_mask,
+    "feature-extraction": _feature_extraction,
+    "summarization": _rewriting,
+    "translation": _rewriting,
+    "text-generation": _generation,
+}

@@ -1,0 +1,147 @@
+"""How a version came to be, read out of its manifest's provenance.
+
+A manifest may have come from anybody: whatever isn't of the expected kind counts as not told.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lorary.hub.values import Version
+
+_SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """One source of rows: ``split`` is what it was used for, ``rows`` how many it holds.
+
+    A file has a ``sha256``, a folder ``files`` with theirs, a dataset on the Hub a ``revision``.
+    """
+
+    split: str
+    name: str
+    rows: int | None
+    sha256: str | None
+    revision: str | None
+    files: Mapping[str, str]
+
+    @property
+    def hub_id(self) -> str | None:
+        """The dataset's id, where the rows came from the Hub."""
+        local = self.sha256 or self.files
+        return self.name if not local and re.fullmatch(r"[\w.-]+/[\w.-]+", self.name, re.ASCII) else None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a version came to be; what isn't known is None or empty.
+
+    ``rows`` are those that were trained, watched and measured on, by split. ``seconds`` and ``steps`` are the
+    training's, memory is in bytes. ``git_commit`` is that of the folder that the run was started in, and
+    ``git_changed`` says whether anything there differed from it.
+    """
+
+    recipe: Mapping[str, Any]
+    data: tuple[DataPart, ...]
+    rows: Mapping[str, int]
+    base_commit: str | None
+    base_files: Mapping[str, str]
+    base_license: str | None
+    data_license: str | None
+    languages: tuple[str, ...]
+    seed: int | None
+    steps: int | None
+    seconds: float | None
+    peak_memory: int | None
+    predicted_memory: int | None
+    device: str | None
+    python: str | None
+    packages: Mapping[str, str]
+    git_commit: str | None
+    git_changed: bool
+    notices: tuple[str, ...]
+
+    def setting(self, dotted: str) -> Any:
+        """A setting of the recipe by its dotted name, None where there is none."""
+        value: Any = self.recipe
+        for name in dotted.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+
+def read_origin(version: Version) -> Origin:
+    """What a version's manifest tells of how it came to be; of one without a manifest, nothing."""
+    told = _mapping(version.manifest.provenance) if version.manifest else {}
+    recipe, data, base = _mapping(told.get("recipe")), _mapping(told.get("data")), _mapping(told.get("base"))
+    environment, git = _mapping(told.get("environment")), _mapping(told.get("git"))
+    recipe_data = _mapping(recipe.get("data"))
+    return Origin(
+        recipe=recipe,
+        data=tuple(_part(split, part) for split, part in data.items() if _is_part(part)),
+        rows={split: rows for split, rows in _mapping(data.get("rows")).items() if _count(rows) is not None},
+        base_commit=version.manifest.base.commit if version.manifest else None,
+        base_files=_texts(base.get("files")),
+        base_license=_text(base.get("license")),
+        data_license=_text(recipe_data.get("license")),
+        languages=_words(recipe_data.get("language")),
+        seed=_count(told.get("seed")),
+        steps=_count(told.get("steps")),
+        seconds=_number(told.get("seconds")),
+        peak_memory=_count(told.get("peak_memory_bytes")),
+        predicted_memory=_count(_mapping(told.get("estimate")).get("peak_memory_bytes")),
+        device=_text(environment.get("device")),
+        python=_text(environment.get("python")),
+        packages=_texts(environment.get("packages")),
+        git_commit=_sha(git.get("commit")),
+        git_changed=git.get("dirty") is True,
+        notices=_words(told.get("notices")),
+    )
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and isinstance(part.get("name"), str)
+
+
+def _part(split: str, part: Mapping[str, Any]) -> DataPart:
+    return DataPart(
+        split=split,
+        name=part["name"],
+        rows=_count(part.get("rows")),
+        sha256=_sha(part.get("sha256")),
+        revision=_text(part.get("revision")),
+        files=_texts(part.get("files")),
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {name: text for name, text in _mapping(value).items() if isinstance(text, str)}
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
+    return tuple(word for word in words if isinstance(word, str) and word)
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and math.isfinite(value) and value >= 0 else None
+
+
+def _sha(value: Any) -> str | None:
+    return value if isinstance(value, str) and _SHA.fullmatch(value) else None

@@ -1,0 +1,74 @@
+"""The code of a card runs as it stands, with lorary and with PEFT alone, for every task."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import transformers
+
+from lorary.hub.card import make_card
+from lorary.hub.manifest import (
+    MULTI_LABEL,
+    REGRESSION,
+    BaseIdentity,
+    Generation,
+    Manifest,
+    Pooling,
+    Preprocessing,
+    Prompt,
+)
+from tiny import make_adapter, make_base, make_config
+
+CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+BASE = BaseIdentity("tiny-base")
+
+
+def manifest(task, **changes):
+    return Manifest(task=task, base=BASE, domain="tests", **changes)
+
+
+CASES = {
+    "labels": ("bert", "text-classification", {"labels": ("a", "b", "c")}),
+    "pairs": (
+        "bert", "text-classification",
+        {"labels": ("a", "b", "c"), "preprocessing": Preprocessing({"text": "q", "text_pair": "r"}, 16)},
+    ),
+    "several": ("bert", "text-classification", {"labels": ("a", "b", "c"), "problem_type": MULTI_LABEL}),
+    "number": ("bert", "text-classification", {"labels": ("score",), "problem_type": REGRESSION}),
+    "tags": ("bert", "token-classification", {"labels": ("O", "B-x", "I-x"), "preprocessing": Preprocessing({}, 8)}),
+    "question": ("bert", "question-answering", {}),
+    "mask": ("bert", "fill-mask", {}),
+    "states": ("bert", "feature-extraction", {}),
+    "vectors": ("bert", "feature-extraction", {"pooling": Pooling("mean", normalize=True)}),
+    "plain": ("llama", "text-generation", {"generation": Generation(4)}),
+    "instruction": (
+        "llama", "text-generation",
+        {"prompt": Prompt("instruction", "### It's \"here\":\n{prompt}\n"), "generation": Generation(4, num_beams=2)},
+    ),
+    "chat": ("llama", "text-generation", {"prompt": Prompt("chat", chat_template=CHAT), "generation": Generation(4)}),
+    "summary": (
+        "t5", "summarization", {"preprocessing": Preprocessing(prefix="summarize: "), "generation": Generation(4)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("own", [True, False], ids=["lorary", "foreign"])
+def test_samples_run(case, own, tmp_path, registry, monkeypatch, capsys):
+    family, task, fields = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    base = make_base(family, tmp_path / "tiny-base")
+    if case == "mask":
+        transformers.AutoModelForMaskedLM.from_config(make_config(family)).save_pretrained(base)
+    made = "seq2seq" if task == "summarization" else task
+    folder = make_adapter(base, tmp_path / "tone", task=made, labels=len(fields.get("labels", "123")))
+    if own:
+        replace(manifest(task), **fields).write(folder)
+    version = registry.add(folder, name="tone", domain="tests", task=task)
+    version = replace(version, base_id="tiny-base")  # a foreign adapter's config has the whole path
+    card = make_card(version, registry.checkpoint(version))
+    samples = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+    assert len(samples) == (1 if case == "mask" and not own else 2)  # only a manifest tells the loader of masks
+    for sample in samples:
+        exec(compile(sample, case, "exec"), {})
+        assert capsys.readouterr().out.strip(), sample

@@ -17,6 +17,7 @@ from lorary.hub.database import reading, writing
 from lorary.hub.errors import LoraryError, RegistryConflictError, RegistryError, UnknownReferenceError
 from lorary.hub.insertion import Metrics, check_metrics
 from lorary.hub.reference import check_name
+from lorary.hub.removal import sweep_folder
 from lorary.hub.store import Store, hash_file
 from lorary.hub.values import FileEntry, Finding, PretrainedBase
 
@@ -76,15 +77,17 @@ class Bases:
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "details": json.dumps(details, sort_keys=True, ensure_ascii=False, allow_nan=False),
         }
-        self._store.put_folder(source, digest, files)
-        with writing(self._path) as db:
-            if _select(db, self._store, "id = ?", [name]):  # another process was quicker
-                raise RegistryConflictError(
-                    f"a base {name!r} has come into {self._path} meanwhile; choose another name"
-                )
-            db.table("bases").insert(row, pk=("fingerprint", "id"), replace=True)
-            db.table("base_files").insert_all({"base": name, "name": file, **asdict(files[file])} for file in files)
-            return _select(db, self._store, "id = ?", [name])[0]
+        with self._store.staging() as staging:
+            copy = staging.put_folder(source, files)
+            with writing(self._path) as db:
+                if _select(db, self._store, "id = ?", [name]):  # another process was quicker
+                    raise RegistryConflictError(
+                        f"a base {name!r} has come into {self._path} meanwhile; choose another name"
+                    )
+                db.table("bases").insert(row, pk=("fingerprint", "id"), replace=True)
+                db.table("base_files").insert_all({"base": name, "name": file, **asdict(files[file])} for file in files)
+                self._store.publish_folder(copy, digest)
+                return _select(db, self._store, "id = ?", [name])[0]
 
     def demand_free(self, name: str, digest: str | None = None) -> PretrainedBase | None:
         """The base of that name where it has this digest, None where the name is free.
@@ -151,10 +154,8 @@ class Bases:
                 "details = NULL WHERE id = ? AND digest IS NOT NULL",
                 [name],
             )
-            shared = db.execute("SELECT 1 FROM bases WHERE digest = ?", [base.digest]).fetchone()
-        if not shared:
-            with suppress(LoraryError):  # the base is gone from the catalogue; files that stay do no harm
-                self._store.delete_folder(base.digest)
+        with suppress(LoraryError):  # the base is gone from the catalogue; files that stay do no harm
+            sweep_folder(self._path, self._store, base.digest)
         return base
 
     def verify(self) -> Iterator[Finding]:

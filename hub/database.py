@@ -73,7 +73,7 @@ def writing(path: Path) -> Iterator[Database]:
     """
     with _named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _demand_writable(path)
+        demand_writable(path)
         _demand_database(path)
         with closing(_connect(f"{path.as_uri()}?mode=rwc")) as connection:
             # EXTRA also syncs the folder after the journal is deleted, which is what commits.
@@ -108,7 +108,8 @@ def change_stamp(path: Path) -> tuple[object, ...]:
     return counter, status.st_ino, status.st_size, status.st_mtime_ns, logged
 
 
-def _demand_writable(path: Path) -> None:
+def demand_writable(path: Path) -> None:
+    """Find out beforehand whether the registry could be written. Raises RegistryError when it couldn't."""
     # SQLite itself opens a read-only file without a word and fails at the first row, after the files were copied.
     for place in (path, path.parent):
         if place.exists() and not os.access(place, os.W_OK):

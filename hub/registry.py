@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,15 +11,18 @@ from lorary.hub.aliases import adapter_of, drop_aliases, history, roll_back, set
 from lorary.hub.bases import Bases
 from lorary.hub.catalogue import choose_domain, choose_task, describe, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
-from lorary.hub.database import change_stamp, reading, writing
-from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, UnknownReferenceError, UsageError
+from lorary.hub.collection import collect
+from lorary.hub.database import change_stamp, demand_writable, reading, writing
+from lorary.hub.errors import CheckpointError, LoraryError, UnknownReferenceError
 from lorary.hub.insertion import Metrics, NewVersion, check_metrics, insert, registered
-from lorary.hub.lookup import locate, registry_reference
+from lorary.hub.lookup import locate
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.reference import check_name
+from lorary.hub.removal import remove_rows, sweep
 from lorary.hub.search import Condition, conditions_for, mentions, normalise_tags
+from lorary.hub.staging import Staging
 from lorary.hub.store import Store
-from lorary.hub.values import AliasMove, FileEntry, Finding, Version
+from lorary.hub.values import AliasMove, Collected, FileEntry, Finding, Version
 from lorary.hub.verification import check_database, check_leftovers, check_version, open_version
 
 PATH_VARIABLE = "LORARY_REGISTRY"
@@ -97,41 +100,31 @@ class Registry:
             parents=tuple(parents),
             strategy=strategy,
         )
-        # Before anything is copied: can this registry be written, and is there anything to do?
-        with writing(self.path) as db:
+        # Before anything is copied: can this registry be written, and is there anything to do? It isn't made for that:
+        # an import that fails leaves none behind.
+        demand_writable(self.path)
+        with reading(self.path) as db:
             for parent in new.parents:
                 locate(db, parent, self.path)
-            if known := registered(db, new):
+            if db and (known := registered(db, new)):
                 return known
-        entries: dict[str, FileEntry] = {}
-        try:
-            for file_name, path in checkpoint.files.items():
-                entries[file_name] = self._store.put(path)
-            self._check_copy(checkpoint, entries)
-            return self._insert(checkpoint, new, entries)
-        except BaseException:
-            with suppress(LoraryError):  # the first error is the one to tell; what stays behind does no harm
-                self._sweep(entries.values())
-            raise
+        with self._store.staging() as staging:
+            entries = {file_name: staging.put(path) for file_name, path in checkpoint.files.items()}
+            self._check_copy(checkpoint, {name: staging.files[entry.sha256] for name, entry in entries.items()})
+            return self._insert(new, entries, staging)
 
-    def _check_copy(self, checkpoint: Checkpoint, entries: dict[str, FileEntry]) -> None:
-        files = {name: self._store.path(entry.sha256) for name, entry in entries.items()}
-        if read_checkpoint(files, shown=checkpoint.source).digest != checkpoint.digest:
+    def _check_copy(self, checkpoint: Checkpoint, copies: Mapping[str, Path]) -> None:
+        if read_checkpoint(copies, shown=checkpoint.source).digest != checkpoint.digest:
             raise CheckpointError(f"{checkpoint.source}: changed while it was copied; register it when it is finished")
 
-    def _insert(self, checkpoint: Checkpoint, new: NewVersion, entries: dict[str, FileEntry]) -> Version:
+    def _insert(self, new: NewVersion, entries: Mapping[str, FileEntry], staging: Staging) -> Version:
         with writing(self.path) as db:
             if known := registered(db, new):  # another process was quicker
                 return known
-            for file_name, entry in entries.items():
-                # A removal elsewhere may have deleted an object that nothing referred to yet. Now it can't any more:
-                # removals delete objects under the same lock.
-                if not self._store.holds(entry) and self._store.put(checkpoint.files[file_name]) != entry:
-                    raise CheckpointError(
-                        f"{checkpoint.source}: {file_name} changed while it was registered; try again"
-                    )
             located = (locate(db, parent, self.path) for parent in new.parents)
-            return insert(db, new, entries, {version.reference: row_id for row_id, version in located})
+            version = insert(db, new, entries, {version.reference: row_id for row_id, version in located})
+            self._store.publish(staging)
+            return version
 
     def resolve(self, reference: str) -> Version:
         """The version that ``name`` (its latest), ``name@3`` or ``name@alias`` names.
@@ -291,28 +284,18 @@ class Registry:
         """
         by = signature(why or f"{self.resolve(reference).reference} was removed")
         with writing(self.path) as db:
-            row_id, version = locate(db, reference, self.path)
-            same_name = select(db, "a.name = ?", [version.name])
-            if len(same_name) > 1 and str(registry_reference(reference)) == version.name:
-                raise UsageError(f"{reference!r} has {len(same_name)} versions; say which, such as {version.reference}")
-            children = select(db, "v.id IN (SELECT version_id FROM parents WHERE parent_id = ?)", [row_id]).values()
-            if (version.aliases or children) and not force:
-                needed = [f"{version.name}@{alias}" for alias in version.aliases] + [c.reference for c in children]
-                raise RegistryConflictError(
-                    f"{version.reference} is needed by {', '.join(needed)}; move or remove these first, or force it"
-                )
-            drop_aliases(db, row_id, version.aliases, by)
-            db.execute("DELETE FROM versions WHERE id = ?", [row_id])
+            version = remove_rows(db, reference, self.path, by, force=force)
         with suppress(LoraryError):  # the version is gone; a file that stays does no harm, and `verify` notes it
-            self._sweep(version.files.values())
+            sweep(self.path, self._store, (entry.sha256 for entry in version.files.values()))
         return version
 
-    def _sweep(self, entries: Iterable[FileEntry]) -> None:
-        """Delete those objects that no version refers to, under the write lock: see :meth:`_insert`."""
-        with writing(self.path) as db:
-            for sha256 in {entry.sha256 for entry in entries}:
-                if not db.execute("SELECT 1 FROM files WHERE sha256 = ?", [sha256]).fetchone():
-                    self._store.delete(sha256)
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        """Delete what commands that were broken off have left in the store; ``dry_run`` only counts it.
+
+        Raises:
+            UnknownReferenceError: there is no registry, so nothing says what is needed.
+        """
+        return collect(self.path, self._store, dry_run=dry_run)
 
     def verify(self, reference: str | None = None) -> list[Finding]:
         """Hash every file again and compare files, checkpoints and rows; of one version when a reference is given.
@@ -337,7 +320,7 @@ class Registry:
         for version in versions.values():
             findings += check_version(self._store, version, hashed)
         if reference is None:
-            findings += check_leftovers(self._store, versions)
+            findings += check_leftovers(self._store, versions, {base.digest for base in self.bases.all()})
         if any(finding.reference for finding in findings):
             there = {version.reference for version in self.versions()}
             findings = [finding for finding in findings if finding.reference is None or finding.reference in there]

@@ -6,13 +6,13 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
+from lorary.hub.staging import Staging, staging_folder
 from lorary.hub.values import FileEntry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -20,12 +20,13 @@ _CHUNK = 1 << 20
 
 
 class Store:
-    """A folder of immutable objects. Nothing is made until the first :meth:`put`."""
+    """A folder of immutable objects. Nothing is made until something is copied in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._objects = folder / "objects"
         self._incoming = folder / "incoming"
+        self._bases = folder / "bases"
 
     def path(self, sha256: str) -> Path:
         """Where an object is, or would be.
@@ -45,27 +46,53 @@ class Store:
         path = self.path(entry.sha256)
         return path.is_file() and path.stat().st_size == entry.size
 
-    def put(self, source: Path) -> FileEntry:
-        """Copy a file in. When this returns, the object is complete and on the disk.
+    @contextmanager
+    def staging(self) -> Iterator[Staging]:
+        """A place for copies that are on their way in; what isn't published when the block ends is deleted.
 
         Raises:
-            CheckpointError: the source can't be read.
-            RegistryError: the store can't be written, or the disk is full.
+            RegistryError: the store can't be written.
         """
-        with self._named_errors(source):
-            self._incoming.mkdir(parents=True, exist_ok=True)
-            temporary = self._incoming / secrets.token_hex(16)
-            try:
-                entry = _copy(source, temporary)
-                target = self.path(entry.sha256)
-                self._make_folder(target.parent)
+        with ExitStack() as stack:
+            with self._named_errors("the copy"):
+                folder = stack.enter_context(staging_folder(self._incoming))
+            yield Staging(folder, self._copy)
+
+    def publish(self, staging: Staging) -> None:
+        """Move copied files to their places; call it in the write transaction that makes something refer to them.
+
+        Objects that nothing refers to are deleted in write transactions too, so one that was just published can't be
+        taken for a leftover. When this returns, the objects are on the disk.
+
+        Raises:
+            RegistryError: the store can't be written.
+        """
+        with self._named_errors("the new objects"):
+            changed: set[Path] = set()
+            for sha256, copy in staging.files.items():
+                target = self.path(sha256)
+                changed |= self._make_folder(target.parent)
                 # Also where the object is there already: that mends one whose bytes have rotted.
-                temporary.replace(target)
-                sync_folder(target.parent)
-            finally:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-        return entry
+                copy.replace(target)
+                changed.add(target.parent)
+            for folder in changed:
+                sync_folder(folder)
+
+    def publish_folder(self, copy: Path, digest: str) -> None:
+        """Move a copied folder to its place; as :meth:`publish`.
+
+        Raises:
+            RegistryError: the store can't be written.
+        """
+        target = self.folder_path(digest)
+        with self._named_errors("the new base"):
+            sync_folder(copy)
+            changed = self._make_folder(target.parent)
+            # One that is there already may have rotted, or be half of what a removal left.
+            shutil.rmtree(target, ignore_errors=True)
+            copy.replace(target)
+            for folder in {target.parent, *changed}:
+                sync_folder(folder)
 
     def delete(self, sha256: str) -> None:
         """Delete an object that no version refers to; one that is gone already is fine.
@@ -87,36 +114,10 @@ class Store:
         """
         if not _SHA256.fullmatch(digest):
             raise UnsafeFileError(f"{self.folder}: {digest!r} isn't a sha256; the registry's rows are damaged")
-        path = self.folder / "bases" / digest
+        path = self._bases / digest
         if path.is_symlink():
             raise UnsafeFileError(f"{path}: is a link; the store holds files only, put the folder itself there")
         return path
-
-    def put_folder(self, source: Path, digest: str, files: Mapping[str, FileEntry]) -> Path:
-        """Copy a folder's ``files`` in under their names. When this returns, it is complete and on the disk.
-
-        Raises:
-            CheckpointError: a file can't be read, or isn't what it was when it was hashed.
-            RegistryError: the store can't be written, or the disk is full.
-        """
-        target = self.folder_path(digest)
-        with self._named_errors(source):
-            self._incoming.mkdir(parents=True, exist_ok=True)
-            temporary = self._incoming / secrets.token_hex(16)
-            try:
-                temporary.mkdir()
-                for name, entry in files.items():
-                    if _copy(source / name, temporary / name) != entry:
-                        raise CheckpointError(f"{source / name}: changed while it was copied; try again")
-                sync_folder(temporary)
-                self._make_folder(target.parent)
-                # One that is there already may have rotted, or be half of what a removal left.
-                shutil.rmtree(target, ignore_errors=True)
-                temporary.replace(target)
-                sync_folder(target.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return target
 
     def delete_folder(self, digest: str) -> None:
         """Delete the folder of a model that no base refers to. Raises RegistryError when it can't."""
@@ -134,25 +135,36 @@ class Store:
             if _SHA256.fullmatch(name := path.parent.name + path.name):
                 yield name
 
-    def unfinished(self) -> int:
-        """How many copies are under way, or were broken off by a kill."""
-        return sum(1 for _ in self._incoming.glob("*"))
+    def folders(self) -> Iterator[str]:
+        """The digest of each base's folder that is there."""
+        for path in self._bases.glob("*"):
+            if _SHA256.fullmatch(path.name):
+                yield path.name
 
-    def _make_folder(self, folder: Path) -> None:
+    def incoming(self) -> list[Path]:
+        """The copies that are under way, or were broken off by a kill: see :func:`lorary.hub.staging.abandoned`."""
+        return sorted(self._incoming.glob("*"))
+
+    def _make_folder(self, folder: Path) -> set[Path]:
+        """Make a folder of the store; the folders whose entries that changed."""
         if folder.is_dir():
-            return
+            return set()
         folder.mkdir(parents=True, exist_ok=True)
-        for parent in (folder.parent, self.folder, self.folder.parent):
-            sync_folder(parent)
+        return {folder.parent, self.folder, self.folder.parent}
+
+    def _copy(self, source: Path, target: Path) -> FileEntry:
+        with self._named_errors(source.name):
+            target.parent.mkdir(exist_ok=True)
+            return _copy(source, target)
 
     @contextmanager
-    def _named_errors(self, source: Path) -> Iterator[None]:
+    def _named_errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise RegistryError(
-                    f"{self.folder}: no space left for {source.name} ({error.strerror}); make room and try again"
+                    f"{self.folder}: no space left for {what} ({error.strerror}); make room and try again"
                 ) from error
             raise RegistryError(
                 f"{self.folder}: can't be written ({error.strerror or error}); check its permissions"

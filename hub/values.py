@@ -103,3 +103,18 @@ class Finding:
     reference: str | None
     message: str
     level: Literal["error", "note"] = "error"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection deleted, or would delete: how many objects, unfinished copies and bases' folders, how much.
+
+    ``busy`` copies were left alone, since a command is at work in them; ``problems`` says what couldn't be deleted.
+    """
+
+    objects: int
+    copies: int
+    bases: int
+    bytes: int
+    busy: int
+    problems: tuple[str, ...] = ()

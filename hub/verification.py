@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,9 +83,15 @@ def check_database(db: Database) -> Iterator[Finding]:
         yield Finding(None, f"a row of {row['table']} refers to a row of {row['parent']} that isn't there")
 
 
-def check_leftovers(store: Store, versions: Mapping[int, Version]) -> Iterator[Finding]:
-    """Notes on files that no version refers to."""
+def check_leftovers(store: Store, versions: Mapping[int, Version], bases: Collection[str]) -> Iterator[Finding]:
+    """Notes on files that no version and none of the bases (by digest) refer to."""
     referenced = {entry.sha256 for version in versions.values() for entry in version.files.values()}
     loose = sum(1 for sha256 in store.objects() if sha256 not in referenced)
-    if left := loose + store.unfinished():
-        yield Finding(None, f"{left} files in {store.folder} belong to no version (from a command broken off)", "note")
+    loose += sum(1 for digest in store.folders() if digest not in bases)
+    if left := loose + len(store.incoming()):
+        yield Finding(
+            None,
+            f"{left} file(s) in {store.folder} belong to no version: of a command that is at work, or one that was "
+            "broken off (`lorary gc` deletes those)",
+            "note",
+        )

@@ -34,6 +34,7 @@ COMMANDS = (
     "tag",
     "rm",
     "verify",
+    "gc",
 )
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C stopped

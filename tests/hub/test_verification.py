@@ -93,4 +93,4 @@ def test_leftovers_are_a_note(add, registry):
     stray.parent.mkdir(exist_ok=True)
     stray.write_text("from a killed process")
     (line,) = messages(registry)
-    assert line.startswith("note None 1 files")
+    assert line.startswith("note None 1 file(s)")

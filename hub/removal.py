@@ -1,0 +1,74 @@
+"""Taking versions out of the catalogue, and deleting the files that only they needed.
+
+Files come into the store in the write transaction that makes a row refer to them, and are deleted in write transactions
+that found no such row. So a removal and `lorary gc` are safe beside commands that are adding something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorary.hub.aliases import Signature, drop_aliases
+from lorary.hub.catalogue import select
+from lorary.hub.database import writing
+from lorary.hub.errors import RegistryConflictError, UsageError
+from lorary.hub.lookup import locate, registry_reference
+from lorary.hub.store import Store
+from lorary.hub.values import Version
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+
+def remove_rows(db: Database, reference: str, path: Path, by: Signature, *, force: bool) -> Version:
+    """Remove a version's rows; its files are for :func:`sweep`, after the transaction.
+
+    Raises:
+        UsageError: a bare name that has several versions.
+        RegistryConflictError: an alias or a version trained from it needs it, and ``force`` isn't set.
+        UnknownReferenceError: there is no such version.
+    """
+    row_id, version = locate(db, reference, path)
+    same_name = select(db, "a.name = ?", [version.name])
+    if len(same_name) > 1 and str(registry_reference(reference)) == version.name:
+        raise UsageError(f"{reference!r} has {len(same_name)} versions; say which, such as {version.reference}")
+    children = select(db, "v.id IN (SELECT version_id FROM parents WHERE parent_id = ?)", [row_id]).values()
+    if (version.aliases or children) and not force:
+        needed = [f"{version.name}@{alias}" for alias in version.aliases] + [c.reference for c in children]
+        raise RegistryConflictError(
+            f"{version.reference} is needed by {', '.join(needed)}; move or remove these first, or force it"
+        )
+    drop_aliases(db, row_id, version.aliases, by)
+    db.execute("DELETE FROM versions WHERE id = ?", [row_id])
+    return version
+
+
+def sweep(path: Path, store: Store, objects: Iterable[str]) -> None:
+    """Delete those of the objects (sha256) that no version refers to.
+
+    Raises:
+        RegistryError: the registry can't be written, or an object can't be deleted.
+    """
+    with writing(path) as db:
+        for sha256 in set(objects):
+            if not needs_object(db, sha256):
+                store.delete(sha256)
+
+
+def sweep_folder(path: Path, store: Store, digest: str) -> None:
+    """Delete the folder of a base, if no base refers to it. Raises as :func:`sweep` does."""
+    with writing(path) as db:
+        if not needs_folder(db, digest):
+            store.delete_folder(digest)
+
+
+def needs_object(db: Database, sha256: str) -> bool:
+    """Does a version refer to this object?"""
+    return db.execute("SELECT 1 FROM files WHERE sha256 = ?", [sha256]).fetchone() is not None
+
+
+def needs_folder(db: Database, digest: str) -> bool:
+    """Does a base refer to this folder?"""
+    return db.execute("SELECT 1 FROM bases WHERE digest = ?", [digest]).fetchone() is not None

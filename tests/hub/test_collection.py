@@ -1,0 +1,154 @@
+import os
+import signal
+import time
+
+import pytest
+
+from checkpoints import make_checkpoint
+from lorary.hub import Registry
+from lorary.hub.errors import CheckpointError, RegistryConflictError, UnknownReferenceError
+from lorary.hub.values import Collected
+
+DAY = 86400
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def store(registry):
+    return registry.path.with_name("registry.store")
+
+
+def put_object(store, sha256="ab" + "c" * 62, content="12345"):
+    path = store / "objects" / sha256[:2] / sha256[2:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def add_base(registry, folder):
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    facts = {"fingerprint": "f" * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
+    return registry.bases.add(folder, name="tiny", **facts)
+
+
+def test_what_nothing_refers_to_is_deleted(add, registry, store, tmp_path):
+    add()
+    base = add_base(registry, tmp_path / "base")
+    needed = tree(store)
+    stray = put_object(store)
+    folder = store / "bases" / ("d" * 64)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (note,) = registry.verify()
+    assert note.message.startswith("2 file(s)")
+    everything = tree(store)
+    expected = Collected(objects=1, copies=0, bases=1, bytes=7, busy=0)
+    assert registry.collect(dry_run=True) == expected
+    assert tree(store) == everything
+    assert registry.collect() == expected
+    assert tree(store) == needed
+    assert not stray.exists()
+    assert not folder.exists()
+    assert base.folder.is_dir()
+    assert registry.verify() == []
+    assert registry.collect() == Collected(0, 0, 0, 0, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+def test_copies_of_a_killed_process_go_and_those_of_a_running_one_stay(add, registry, store, tmp_path):
+    add()
+    source = tmp_path / "big"
+    source.write_bytes(b"x" * 1000)
+    if not (child := os.fork()):
+        with registry._store.staging() as staging:
+            staging.put(source)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with registry._store.staging() as staging:
+        staging.put(source)
+        assert registry.collect() == Collected(objects=0, copies=1, bases=0, bytes=1000, busy=1)
+        assert all(copy.is_file() for copy in staging.files.values())
+    assert registry.verify() == []
+
+
+def test_copies_without_a_lock_go_after_a_day(add, registry, store):
+    add()
+    for name, age in (("old", DAY + 60), ("new", DAY - 60)):
+        (store / "incoming" / name).mkdir(parents=True)
+        copy = store / "incoming" / name / "copy"
+        copy.write_text("12")
+        for path in (copy, copy.parent):
+            os.utime(path, (time.time() - age,) * 2)
+    assert registry.collect() == Collected(objects=0, copies=1, bases=0, bytes=2, busy=1)
+    assert tree(store / "incoming") == ["new/copy"]
+
+
+def test_without_a_registry_nothing_is_deleted(registry, store):
+    stray = put_object(store)
+    for _ in range(2):
+        with pytest.raises(UnknownReferenceError, match=r"no registry at .*nothing was deleted"):
+            registry.collect()
+        assert stray.exists()
+        registry.path.touch()  # and an empty file isn't one yet
+    assert registry.path.stat().st_size == 0
+
+
+def test_a_link_in_an_objects_place_is_told_and_the_rest_goes(add, registry, store, tmp_path):
+    add()
+    precious = tmp_path / "precious"
+    precious.write_text("keep me")
+    link = put_object(store)
+    link.unlink()
+    link.symlink_to(precious)
+    put_object(store, "ef" + "c" * 62)
+    collected = registry.collect()
+    assert (collected.objects, len(collected.problems)) == (1, 1)
+    assert "is a link" in collected.problems[0]
+    assert precious.read_text() == "keep me"
+
+
+def test_a_collection_does_not_take_anything_from_an_addition(registry, tmp_path, monkeypatch):
+    """Another process collects just before the new version's rows are written."""
+    registry.add(make_checkpoint(tmp_path / "old"), name="old")
+    insert = registry._insert
+
+    def collected_first(*arguments):
+        assert Registry(registry.path).collect().busy == 1
+        return insert(*arguments)
+
+    monkeypatch.setattr(registry, "_insert", collected_first)
+    registry.add(make_checkpoint(tmp_path / "new", seed=1), name="new")
+    assert registry.verify() == []
+
+
+def test_an_addition_that_fails_leaves_nothing(registry, tmp_path, monkeypatch):
+    source = make_checkpoint(tmp_path / "a")
+
+    def changed(*arguments):
+        raise CheckpointError("changed while it was copied")
+
+    monkeypatch.setattr(registry, "_check_copy", changed)
+    before = tree(tmp_path)
+    with pytest.raises(CheckpointError):
+        registry.add(source, name="a")
+    with pytest.raises(UnknownReferenceError, match="no registry"):
+        registry.add(source, name="a", parents=["nobody"])
+    assert tree(tmp_path) == before
+    assert not registry.path.exists()
+    assert not registry.path.with_name("registry.store").exists()
+
+
+def test_two_bases_of_the_same_content_share_a_folder_until_both_are_gone(registry, tmp_path):
+    first = add_base(registry, tmp_path / "base")
+    facts = {"fingerprint": "e" * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
+    registry.bases.add(tmp_path / "base", name="other", **facts)
+    with pytest.raises(RegistryConflictError):
+        registry.bases.add(make_checkpoint(tmp_path / "different"), name="other", **facts)
+    registry.bases.remove("tiny")
+    assert first.folder.is_dir()
+    registry.bases.remove("other")
+    assert not first.folder.exists()

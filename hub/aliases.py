@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 USER_VARIABLE = "LORARY_USER"
 
-_LONGEST = 500  # signs of a reason or a user's name
+LONGEST = 500
+"""How many signs a reason or a user's name may have."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def check_line(text: str, what: str) -> str:
         UsageError: it is longer than 500 signs, or holds line ends or control characters.
     """
     text = text.strip()
-    if len(text) > _LONGEST or not text.isprintable():
-        found = f"{len(text)} signs" if len(text) > _LONGEST else ascii(text[:_LONGEST])
-        raise UsageError(f"{what}: expected one line of printable text, at most {_LONGEST} signs, found {found}")
+    if len(text) > LONGEST or not text.isprintable():
+        found = f"{len(text)} signs" if len(text) > LONGEST else ascii(text[:LONGEST])
+        raise UsageError(f"{what}: expected one line of printable text, at most {LONGEST} signs, found {found}")
     return text
 
 

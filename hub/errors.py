@@ -146,6 +146,12 @@ class RegistryConflictError(RegistryError):
     """A request that contradicts what the catalogue already holds."""
 
 
+class PromotionRefusedError(ProblemsError):
+    """A version that doesn't meet what is required of it; each problem is one requirement and what was found."""
+
+    exit_code = 1
+
+
 class TrainingError(LoraryError):
     """A training run that can't go on."""
 

@@ -17,12 +17,13 @@ from lorary.hub.errors import CheckpointError, LoraryError, UnknownReferenceErro
 from lorary.hub.insertion import Metrics, NewVersion, check_metrics, insert, registered
 from lorary.hub.lookup import locate
 from lorary.hub.metrics import lower_is_better
+from lorary.hub.promotion import promote
 from lorary.hub.reference import check_name
 from lorary.hub.removal import remove_rows, sweep
 from lorary.hub.search import Condition, conditions_for, mentions, normalise_tags
 from lorary.hub.staging import Staging
 from lorary.hub.store import Store
-from lorary.hub.values import AliasMove, Collected, FileEntry, Finding, Version
+from lorary.hub.values import AliasMove, Collected, FileEntry, Finding, Promotion, Version
 from lorary.hub.verification import check_database, check_leftovers, check_version, open_version
 
 PATH_VARIABLE = "LORARY_REGISTRY"
@@ -244,6 +245,28 @@ class Registry:
         self.alias_history(name)  # an unknown name makes no registry
         with writing(self.path) as db:
             return roll_back(db, name, alias, by, self.path)
+
+    def promote(
+        self, reference: str, alias: str, *, require: Iterable[str] = (), why: str | None = None, dry_run: bool = False
+    ) -> Promotion:
+        """Let an alias of its name mean the version ``reference``, if that version meets every requirement.
+
+        Args:
+            reference: the version, such as ``finance-tone@candidate``.
+            alias: the alias to move, such as ``prod``.
+            require: ``verify`` (the files are hashed again), or a metric on held-out rows compared with a number
+                (``accuracy>=0.9``) or with another version's (``f1>=prod+0.01``; of the same name, or ``name@alias``).
+                A comparison with ``alias`` itself holds where that means nothing yet.
+            why: the reason, for the history; by default the requirements.
+            dry_run: only say how it would go.
+
+        Raises:
+            PromotionRefusedError: a requirement isn't met; all that aren't are told.
+            UsageError: a requirement or the reason can't be one.
+            UnknownReferenceError: there is no such version.
+            RegistryConflictError: ``reference`` has come to mean another version meanwhile.
+        """
+        return promote(self, reference, alias, require, why, dry_run)
 
     def alias_history(self, name: str, alias: str | None = None) -> list[AliasMove]:
         """All moves of a name's aliases, or of one of them, oldest first.

@@ -118,3 +118,27 @@ class Collected:
     bytes: int
     busy: int
     problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One requirement of a promotion: whether it is ``met``, and what was found."""
+
+    requirement: str
+    met: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """How a promotion went: ``name@alias`` means ``to_number`` now, and meant ``from_number`` before.
+
+    The two are equal where it meant that version already. ``notes`` are worth knowing and no hindrance.
+    """
+
+    name: str
+    alias: str
+    from_number: int | None
+    to_number: int
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]

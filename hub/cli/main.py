@@ -30,6 +30,7 @@ COMMANDS = (
     "blend",
     "merge",
     "alias",
+    "promote",
     "rollback",
     "tag",
     "rm",

@@ -66,7 +66,7 @@ def test_each_command_has_help_with_an_example(lorary, command):
 
 
 def test_the_readers_print_json(lorary):
-    for command in ("list", "show", "import", "verify", "alias", "rollback", "gc"):
+    for command in ("list", "show", "import", "verify", "alias", "promote", "rollback", "gc"):
         assert "--json" in lorary(command, "--help")
 
 

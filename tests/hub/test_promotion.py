@@ -1,0 +1,162 @@
+import pytest
+
+from checkpoints import make_manifest
+from lorary.hub import Registry
+from lorary.hub.errors import PromotionRefusedError, RegistryConflictError, UnknownReferenceError, UsageError
+from lorary.hub.manifest import BaseIdentity
+from lorary.hub.promotion import parse_requirement
+
+
+def measured(**test):
+    return {"test": test, "untrained": {"accuracy": 0.1}}
+
+
+@pytest.fixture
+def three(add, registry):
+    add(seed=1, metrics=measured(f1=0.81, loss=0.5))
+    add(seed=2, metrics=measured(f1=0.82, loss=0.4))
+    add(seed=3, metrics=measured(f1=0.80))
+    return registry
+
+
+def refusals(registry, reference, *require, alias="prod"):
+    before = [version.aliases for version in registry.versions()], registry.path.read_bytes()
+    with pytest.raises(PromotionRefusedError) as error:
+        registry.promote(reference, alias, require=require)
+    assert ([version.aliases for version in registry.versions()], registry.path.read_bytes()) == before
+    assert error.value.exit_code == 1
+    return error.value.problems
+
+
+def test_a_version_that_meets_everything_is_promoted(three):
+    three.alias("finance-tone", "prod", 1)
+    three.alias("finance-tone", "candidate", 2)
+    require = ("f1>=prod+0.01", "f1 > prod", "loss<=prod", "f1>=0.82", "f1==0.82", "f1>=finance-tone@3", "verify")
+    promotion = three.promote("finance-tone@candidate", "prod", require=require)
+    assert (promotion.from_number, promotion.to_number, promotion.notes) == (1, 2, ())
+    assert [(check.requirement, check.met) for check in promotion.checks] == [(text, True) for text in require]
+    assert three.resolve("finance-tone@prod").number == 2
+    move = three.alias_history("finance-tone", "prod")[-1]
+    assert (move.from_number, move.to_number, move.why) == (1, 2, f"promoted: {', '.join(require)}")
+
+
+def test_a_refusal_tells_each_requirement_that_is_not_met(three):
+    three.alias("finance-tone", "prod", 1)
+    require = ("f1>=prod", "f1>prod", "f1>=prod+0.011", "accuracy>=0.9", "loss<=prod-0.2", "f1>=champion", "f1<1")
+    assert refusals(three, "finance-tone@2", *require) == (
+        "f1>=prod+0.011: finance-tone@2 has 0.82, finance-tone@1 has 0.81, and +0.011 is 0.821",
+        "accuracy>=0.9: finance-tone@2 has no accuracy; it has f1, loss",
+        "loss<=prod-0.2: finance-tone@2 has 0.4, finance-tone@1 has 0.5, and -0.2 is 0.3",
+        "f1>=champion: finance-tone has no version or alias 'champion'",
+    )
+    assert refusals(three, "finance-tone@1", "loss<=finance-tone@3") == (
+        "loss<=finance-tone@3: finance-tone@3 has no loss to compare with",
+    )
+
+
+def test_metrics_are_compared_as_written(three):
+    three.alias("finance-tone", "prod", 1)
+    assert refusals(three, "finance-tone@2", "loss>=prod") == (
+        "loss>=prod: finance-tone@2 has 0.4, finance-tone@1 has 0.5",
+    )
+
+
+def test_a_version_without_metrics_is_refused(add, registry):
+    add()
+    assert refusals(registry, "finance-tone", "f1>=prod") == (
+        "f1>=prod: finance-tone@1 has no f1; it has no metrics on held-out rows",
+    )
+
+
+def test_nothing_yet_is_no_hindrance(three):
+    promotion = three.promote("finance-tone@3", "prod", require=["f1>=prod", "f1>=prod+0.5"])
+    assert [check.found for check in promotion.checks] == ["holds, since nothing is prod yet"] * 2
+    assert promotion.from_number is None
+    # Another alias that is nothing may be a slip of the pen.
+    assert refusals(three, "finance-tone@3", "f1>=champion") == (
+        "f1>=champion: finance-tone has no version or alias 'champion'",
+    )
+
+
+def test_a_changed_file_is_found(three):
+    weights = three.checkpoint("finance-tone@2").files["adapter_model.safetensors"]
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    (problem,) = refusals(three, "finance-tone@2", "f1>=0.5", "verify")
+    assert problem.startswith("verify: adapter_model.safetensors: its content has changed")
+    three.promote("finance-tone@1", "prod", require=["verify"])  # the others are as they were
+
+
+def test_other_tasks_are_refused_and_other_bases_and_rows_told(add, registry):
+    def data(sha256):
+        return {"data": {"test": {"sha256": sha256}}}
+
+    base = BaseIdentity("org/other", fingerprint="f" * 64)
+    add(seed=1, metrics=measured(f1=0.5), manifest=make_manifest(provenance=data("a")))
+    add(seed=2, metrics=measured(f1=0.6), manifest=make_manifest(provenance=data("b"), base=base))
+    tagger = make_manifest(task="token-classification")
+    add(seed=3, name="tagger", metrics=measured(f1=0.4), manifest=tagger)
+    assert refusals(registry, "finance-tone@2", "f1>=tagger@1") == (
+        "f1>=tagger@1: tagger@1 is for token-classification, finance-tone@2 for text-classification: their metrics "
+        "can't be compared",
+    )
+    notes = registry.promote("finance-tone@2", "prod", require=["f1>finance-tone@1"]).notes
+    assert notes == (
+        "finance-tone@1 was trained on another base (org/tiny, not org/other); the comparison may not be fair",
+        "finance-tone@1 was measured on other held-out rows; the comparison may not be fair",
+    )
+
+
+def test_an_alias_may_look_like_one_with_an_offset(three):
+    three.alias("finance-tone", "prod", 1)
+    assert refusals(three, "finance-tone@3", "f1>=prod-0.005")
+    three.alias("finance-tone", "prod-0.005", 3)
+    three.promote("finance-tone@3", "prod", require=["f1>=prod-0.005"])
+
+
+def test_a_dry_run_changes_nothing(three):
+    three.alias("finance-tone", "prod", 1)
+    before = three.path.read_bytes()
+    promotion = three.promote("finance-tone@2", "prod", require=["f1>=prod", "verify"], dry_run=True)
+    assert (promotion.from_number, promotion.to_number) == (1, 2)
+    with pytest.raises(PromotionRefusedError):
+        three.promote("finance-tone@3", "prod", require=["f1>=prod"], dry_run=True)
+    assert three.path.read_bytes() == before
+
+
+def test_a_candidate_that_moves_meanwhile_is_not_promoted_unseen(three, monkeypatch):
+    three.alias("finance-tone", "candidate", 2)
+    verify = three.verify
+
+    def moved_meanwhile(reference):
+        Registry(three.path).alias("finance-tone", "candidate", 3)
+        return verify(reference)
+
+    monkeypatch.setattr(three, "verify", moved_meanwhile)
+    with pytest.raises(RegistryConflictError, match="has come to mean finance-tone@3 meanwhile"):
+        three.promote("finance-tone@candidate", "prod", require=["verify"])
+    assert three.resolve("finance-tone@3").aliases == ("candidate",)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "f1", "f1>=", ">=prod", "f1=>prod", "f1>>prod", "f1!=prod", "f1>=pr\x1bod", "f1=prod", "Verify"]
+)
+def test_what_cannot_be_a_requirement(three, text):
+    with pytest.raises(UsageError, match="requirement"):
+        three.promote("finance-tone@1", "prod", require=[text])
+
+
+def test_metric_names_may_hold_signs():
+    for name in ("mrr@10", "f1 B-GENE", "exact_match", "a/b"):
+        requirement = parse_requirement(f"{name} >= -1.5e-3")
+        assert requirement is not None
+        assert (requirement.metric, requirement.number, requirement.readings) == (name, -0.0015, ())
+
+
+def test_wrong_references(three):
+    with pytest.raises(UnknownReferenceError):
+        three.promote("finance-tone@9", "prod")
+    with pytest.raises(UsageError):
+        three.promote("finance-tone@1", "Prod!")
+    with pytest.raises(UsageError):
+        three.promote("finance-tone@1", "prod", why="a\nb")

@@ -150,6 +150,12 @@ class PromotionRefusedError(ProblemsError):
     """A version that doesn't meet what is required of it; each problem is one requirement and what was found."""
 
     exit_code = 1
+class RemoteError(LoraryError):
+    """A repository on the Hub or a shared folder that can't be had, refuses, or isn't what it says it is."""
+
+
+class RemoteConflictError(RemoteError):
+    """A remote that holds what this registry doesn't know: nothing there is overwritten."""
 
 
 class TrainingError(LoraryError):

@@ -30,6 +30,7 @@ class NewVersion:
     metrics: Metrics
     tags: tuple[str, ...]
     parents: tuple[str, ...]
+    absent_parents: tuple[str, ...]
     strategy: str
 
 
@@ -92,7 +93,10 @@ def insert(db: Database, new: NewVersion, files: Mapping[str, FileEntry], parent
             for name, value in values.items()
         ],
         "tags": [{"tag": tag} for tag in new.tags],
-        "parents": [{"parent": parent, "parent_id": row_id} for parent, row_id in parents.items()],
+        "parents": [
+            {"parent": parent, "parent_id": row_id}
+            for parent, row_id in {**dict.fromkeys(new.absent_parents), **parents}.items()
+        ],
     }
     for table, rows in children.items():
         db.table(table).insert_all({"version_id": version_id, **row} for row in rows)

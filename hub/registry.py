@@ -66,6 +66,7 @@ class Registry:
         metrics: Metrics | None = None,
         tags: Iterable[str] = (),
         parents: Iterable[str] = (),
+        absent_parents: Iterable[str] = (),
         strategy: str = "import",
     ) -> Version:
         """Register a checkpoint as the next version of ``name``, with a copy of its files.
@@ -80,6 +81,7 @@ class Registry:
             metrics: numbers by split and name, see :class:`Version`.
             tags: words to find it by.
             parents: references of the versions it was trained from.
+            absent_parents: the same for versions that aren't in this registry: where they are, kept as text.
             strategy: how it was trained.
 
         Raises:
@@ -99,6 +101,7 @@ class Registry:
             metrics=check_metrics(metrics),
             tags=normalise_tags(tags),
             parents=tuple(parents),
+            absent_parents=tuple(absent_parents),
             strategy=strategy,
         )
         # Before anything is copied: can this registry be written, and is there anything to do? It isn't made for that:

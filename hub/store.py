@@ -155,7 +155,7 @@ class Store:
     def _copy(self, source: Path, target: Path) -> FileEntry:
         with self._named_errors(source.name):
             target.parent.mkdir(exist_ok=True)
-            return _copy(source, target)
+            return copy_file(source, target)
 
     @contextmanager
     def _named_errors(self, what: str) -> Iterator[None]:
@@ -181,7 +181,13 @@ def hash_file(path: Path) -> FileEntry:
     return FileEntry(digest.hexdigest(), size)
 
 
-def _copy(source: Path, target: Path) -> FileEntry:
+def copy_file(source: Path, target: Path) -> FileEntry:
+    """Copy a file to where none is yet, onto the disk; the copy is read-only. Returns what was copied.
+
+    Raises:
+        CheckpointError: the source can't be read.
+        OSError: the target can't be written.
+    """
     digest, size = hashlib.sha256(), 0
     try:
         reader = source.open("rb")

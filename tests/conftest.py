@@ -45,3 +45,35 @@ def interruptible():
     """A shell starts what it runs in the background deaf to Ctrl-C, and the tests of Ctrl-C with it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub that the client asks in this process, with an empty cache."""
+    from huggingface_hub import close_session, constants
+
+    from hub_server import HubServer
+
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+        close_session()
+
+
+@pytest.fixture
+def no_wait(monkeypatch):
+    """The client waits seconds between its attempts, and has no setting for it."""
+    from types import SimpleNamespace
+
+    import huggingface_hub.file_download
+    import huggingface_hub.utils._http
+
+    for module in (huggingface_hub.file_download, huggingface_hub.utils._http):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None, time=lambda: 0.0))
+    monkeypatch.setattr("lorary.hub.remote.calls.sleep", lambda seconds: None)

@@ -36,6 +36,10 @@ COMMANDS = (
     "rm",
     "verify",
     "gc",
+    "push",
+    "pull",
+    "status",
+    "sync",
 )
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C stopped

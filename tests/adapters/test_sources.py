@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hub_server import HubServer
 from lorary.adapters import Backbone
 from lorary.adapters.sources import find_checkpoint
 from lorary.hub.checkpoint import KEPT_FILES, read_checkpoint
@@ -51,34 +50,6 @@ def expected(bases, folder):
 @pytest.fixture
 def backbone(bases, registry):
     return Backbone.from_pretrained(str(bases("bert")), registry=registry)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub that the client asks in this process, with an empty cache."""
-    from huggingface_hub import close_session, constants
-
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield server
-        close_session()
-
-
-@pytest.fixture
-def no_wait(monkeypatch):
-    """The client waits seconds between its attempts, and has no setting for it."""
-    from types import SimpleNamespace
-
-    import huggingface_hub.file_download
-    import huggingface_hub.utils._http
-
-    for module in (huggingface_hub.file_download, huggingface_hub.utils._http):
-        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None, time=lambda: 0.0))
 
 
 def assert_serves(backbone, loaded, expected):

@@ -1,0 +1,75 @@
+"""``lorary pull``: a version comes from the Hub or from a shared folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.output import print_json, print_line, version_json
+from lorary.hub.cli.transfers import quiet_in_a_pipe
+
+if TYPE_CHECKING:
+    from lorary.hub.remote.pull import Pulled
+
+EXAMPLES = (
+    "lorary pull org/finance-tone",
+    "lorary pull org/finance-tone@prod",
+    "lorary pull someone/their-lora --domain legal --task summarization",
+    "lorary pull file:///mnt/team/adapters/finance-tone@v3",
+)
+
+
+def command(
+    source: Annotated[str, typer.Argument(metavar="REMOTE", help="user/repo[@revision] or file:///folder/name[@v3].")],
+    name: Annotated[str | None, typer.Option(help="What to call it here; default what it is called there.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Its subject matter; default what it says.")] = None,
+    task: Annotated[str | None, typer.Option(help="A pipeline tag; default what it says.")] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Take files that were changed since they were pushed.")
+    ] = False,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Fetch a version from the Hub or from a shared folder into the catalogue.
+
+    It becomes the next version of its name, unless the same one (by digest) is there. Adapters that were made with
+    PEFT alone come too; they need --domain, and --task where PEFT's own type leaves it open.
+    """
+    from lorary.hub.remote import pull
+
+    quiet_in_a_pipe()
+    pulled = pull(open_registry(registry), source, name=name, domain=domain, task=task, changed=changed)
+    if as_json:
+        print_json(as_values(pulled))
+        return
+    for line in _report(pulled):
+        print_line(line)
+
+
+def as_values(pulled: Pulled) -> dict[str, object]:
+    """What a pull did, as JSON values."""
+    return {
+        **version_json(pulled.version),
+        "remote": pulled.remote,
+        "remote_number": pulled.number,
+        "commit": pulled.commit,
+        "new": pulled.new,
+        "aliases_kept": list(pulled.kept),
+    }
+
+
+def _report(pulled: Pulled) -> list[str]:
+    version = pulled.version
+    place = f"{pulled.remote}@v{pulled.number}" if pulled.number else f"{pulled.remote}@{pulled.commit[:12]}"
+    verb = "is now in the catalogue as" if pulled.new else "was in the catalogue already, as"
+    lines = [f"{place} {verb} {version.reference} ({version.domain}, {version.task}, {version.method})"]
+    if pulled.aliases:
+        lines.append(f"aliases set: {', '.join(f'{version.name}@{alias}' for alias in pulled.aliases)}")
+    for alias in pulled.kept:
+        lines.append(
+            f"there it is {alias} too; {version.name}@{alias} stays what it is here "
+            f"(`lorary alias {version.name} {alias} {version.number}` moves it)"
+        )
+    return lines

@@ -1,0 +1,46 @@
+"""``lorary status``: the catalogue against its remotes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.output import print_json, print_line, print_table
+from lorary.hub.cli.transfers import quiet_in_a_pipe, tell, version_list
+from lorary.hub.errors import RemoteError
+
+EXAMPLES = ("lorary status", "lorary status finance-tone --json")
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this adapter; default all.")] = None,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Say which adapters are ahead of their remotes, behind them, or both (diverged)."""
+    from lorary.hub.remote import status
+
+    quiet_in_a_pipe()
+    found = status(open_registry(registry), name, watch=tell)
+    if as_json:
+        print_json([{**asdict(one), "relation": one.relation} for one in found])
+    elif found:
+        rows = [
+            {
+                "name": one.name,
+                "state": one.relation,
+                "only here": version_list(one.ahead),
+                "only there": version_list(one.behind, "v"),
+                "remote": one.remote,
+            }
+            for one in found
+        ]
+        print_table(rows)
+    else:
+        print_line("No adapter has a remote yet; `lorary push` or `lorary pull` makes one.")
+    problems = [one.problem for one in found if one.problem]
+    if problems:
+        raise RemoteError(f"{len(problems)} of {len(found)} remotes couldn't be asked: {problems[0]}")

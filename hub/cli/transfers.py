@@ -1,0 +1,29 @@
+"""What the commands that talk to remotes have in common."""
+
+from __future__ import annotations
+
+import sys
+
+from lorary.hub.cli.output import clean
+
+
+def quiet_in_a_pipe() -> None:
+    """No progress bars where nobody watches: in a pipe or a log they are thousands of lines."""
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+
+
+def tell(line: str) -> None:
+    """Say in a terminal what is under way."""
+    if sys.stderr.isatty():
+        print(clean(line), file=sys.stderr)
+
+
+def version_list(numbers: tuple[int, ...], prefix: str = "") -> str:
+    """Numbers in few words: ``3``, ``3, 5``, ``3 to 9 (7)``; 0 is an adapter without a number."""
+    named = [f"{prefix}{number}" if number else "unnumbered" for number in numbers]
+    if len(named) <= 4:
+        return ", ".join(named)
+    return f"{named[0]} to {named[-1]} ({len(named)})"

@@ -1,0 +1,86 @@
+"""Asking the Hub: again after what passes, and with errors of the project's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from lorary.hub.errors import (
+    InvalidReferenceError,
+    LoraryError,
+    RemoteConflictError,
+    RemoteError,
+    UnknownReferenceError,
+)
+from lorary.hub.remote.wording import causes, line, status_of, why
+
+T = TypeVar("T")
+
+WAITS = (1.0, 2.0, 4.0)
+"""Seconds before each further attempt; the client itself repeats downloads and uploads, but not these calls."""
+
+_PASSING = frozenset({429, 500, 502, 503, 504})
+_LONGEST_WAIT = 60.0  # seconds: a Hub that asks for more is told of at once
+
+sleep = time.sleep
+
+
+def ask(
+    call: Callable[[], T],
+    repo: str,
+    *,
+    revision: str | None = None,
+    verb: str = "read",
+    again: Callable[[BaseException], bool] | None = None,
+) -> T:
+    """What ``call`` returns; repeated after an answer that passes (429, 5xx).
+
+    ``again`` may say that an error isn't worth another attempt.
+
+    Raises:
+        InvalidReferenceError: a name that the Hub doesn't allow.
+        UnknownReferenceError: no such repository or revision.
+        RemoteConflictError: somebody else changed the repository meanwhile (409, 412).
+        RemoteError: the Hub refuses, fails or can't be reached.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return call()
+        except LoraryError:
+            raise
+        except Exception as error:  # what httpx, hf_xet and the JSON reader raise passes through the client as it is
+            pause = None if wait is None or (again and not again(error)) else _pause(error, wait)
+            if pause is None:
+                raise translated(error, repo, revision, verb) from error
+        sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _pause(error: BaseException, wait: float) -> float | None:
+    """Seconds until the next attempt, None when another one is of no use."""
+    if status_of(error) not in _PASSING:
+        return None
+    for cause in causes(error):
+        response = getattr(cause, "response", None)
+        asked = response.headers.get("Retry-After", "") if response is not None else ""
+        if asked.isdecimal():
+            return float(asked) if float(asked) <= _LONGEST_WAIT else None
+    return wait
+
+
+def translated(error: BaseException, repo: str, revision: str | None, verb: str) -> LoraryError:
+    """An error of the client's as one of the project's."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, HFValidationError):
+        return InvalidReferenceError(f"{repo!r} can't be a repository on the Hub: {line(error)}")
+    shown = repo if revision is None else f"{repo}@{revision}"
+    if status_of(error) in (409, 412):
+        return RemoteConflictError(
+            f"{shown}: somebody else changed the repository at the same time; nothing was overwritten, try again"
+        )
+    kind: type[LoraryError] = RemoteError
+    if any(isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError) for cause in causes(error)):
+        kind = UnknownReferenceError
+    return kind(f"{shown}: {why(error, repo, revision, verb=verb)}")

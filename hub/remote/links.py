@@ -1,0 +1,54 @@
+"""Which version of the catalogue is on which remote: the table ``remotes``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lorary.hub.catalogue import select
+from lorary.hub.database import reading, writing
+from lorary.hub.lookup import locate
+from lorary.hub.registry import Registry
+from lorary.hub.values import Version
+
+
+@dataclass(frozen=True)
+class Link:
+    """A version that was pushed to a remote or pulled from it: ``commit`` is where it is there."""
+
+    name: str
+    number: int
+    remote: str
+    commit: str
+    at: str
+
+
+def remember(registry: Registry, reference: str, remote: str, commit: str) -> None:
+    """Note that a version is on a remote. Raises UnknownReferenceError when it has been removed meanwhile."""
+    with writing(registry.path) as db:
+        row_id, _ = locate(db, reference, registry.path)
+        db.execute(
+            'INSERT INTO remotes (version_id, remote, "commit", at) VALUES (?, ?, ?, ?) ON CONFLICT (version_id, '
+            'remote) DO UPDATE SET "commit" = excluded."commit", at = excluded.at WHERE "commit" <> excluded."commit"',
+            [row_id, remote, commit, datetime.now(UTC).isoformat(timespec="seconds")],
+        )
+
+
+def version_of(registry: Registry, digest: str) -> Version | None:
+    """A version with that digest, under whatever name; None when there is none."""
+    with reading(registry.path) as db:
+        return next(iter(select(db, "v.digest = ?", [digest]).values()), None) if db else None
+
+
+def links(path: Path, name: str | None = None) -> list[Link]:
+    """What is known of remotes, of one name or of all, ordered by name, remote and number."""
+    with reading(path) as db:
+        if db is None:
+            return []
+        rows = db.query(
+            'SELECT a.name, v.number, r.remote, r."commit", r.at FROM remotes r JOIN versions v ON v.id = r.version_id '
+            "JOIN adapters a ON a.id = v.adapter_id WHERE ? IS NULL OR a.name = ? ORDER BY a.name, r.remote, v.number",
+            [name, name],
+        )
+        return [Link(*(row[column] for column in ("name", "number", "remote", "commit", "at"))) for row in rows]

@@ -1,0 +1,98 @@
+"""What a push sends: a version's files, its card, and what the catalogue knows of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lorary.hub.card import make_card
+from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint
+from lorary.hub.errors import ChangedFilesError, UnknownReferenceError
+from lorary.hub.jsontext import load_json
+from lorary.hub.manifest import MANIFEST_NAME
+from lorary.hub.registry import Registry
+from lorary.hub.remote.base import CARD_NAME, Parcel
+from lorary.hub.remote.links import links
+from lorary.hub.remote.versionfile import VERSION_NAME, Parent, VersionFile
+from lorary.hub.values import FileEntry, Version
+
+
+def pack(registry: Registry, version: Version, remote: str, number: int, before: Mapping[int, str]) -> Parcel:
+    """Put a version together for a remote, where it gets ``number`` after the versions ``before``.
+
+    Raises:
+        ChangedFilesError: the store's files aren't the version's any more.
+        CheckpointError: they can't be read.
+    """
+    checkpoint = registry.checkpoint(version)
+    if checkpoint.digest != version.digest:
+        raise ChangedFilesError(
+            f"{version.reference}: its files aren't what was registered; nothing was sent, `lorary verify` tells more"
+        )
+    checkpoint, changed = _without_paths(checkpoint)
+    base = public_base(version.base_id) if version.base_id else None
+    version = replace(version, base_id=base, manifest=checkpoint.manifest)
+    contents: dict[str, Path | bytes] = {**checkpoint.files, **changed}
+    contents.pop(CARD_NAME, None)
+    stated = VersionFile(
+        name=version.name,
+        number=number,
+        digest=version.digest,
+        domain=version.domain,
+        task=version.task,
+        base=base,
+        strategy=version.strategy,
+        created_at=version.created_at,
+        metrics=version.metrics,
+        tags=version.tags,
+        aliases=version.aliases,
+        parents=tuple(_parent(registry, reference) for reference in version.parents),
+        files={name: _entry(part, version, name) for name, part in sorted(contents.items())},
+        versions={**before, number: version.digest},
+    )
+    contents[CARD_NAME] = make_card(version, checkpoint, repo=remote).encode()
+    contents[VERSION_NAME] = stated.to_json().encode()
+    return Parcel(stated, contents)
+
+
+def _entry(part: Path | bytes, version: Version, name: str) -> FileEntry:
+    if isinstance(part, bytes):
+        return FileEntry(hashlib.sha256(part).hexdigest(), len(part))
+    return version.files[name]
+
+
+def _parent(registry: Registry, reference: str) -> Parent:
+    try:
+        parent = registry.resolve(reference)
+    except UnknownReferenceError:
+        return Parent(reference)
+    shared = [link for link in links(registry.path, parent.name) if link.number == parent.number]
+    return Parent(parent.reference, parent.digest, f"{shared[-1].remote}@{shared[-1].commit}" if shared else None)
+
+
+def _without_paths(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, bytes]]:
+    """The checkpoint with the name of its base's folder for its path on this machine, and the files that this changes.
+
+    Neither belongs to the digest: the fingerprint says which base it is.
+    """
+    changed: dict[str, bytes] = {}
+    named = checkpoint.config.get("base_model_name_or_path")
+    if isinstance(named, str) and (public := public_base(named)) != named:
+        config = {**load_json(checkpoint.files[CONFIG_NAME].read_bytes()), "base_model_name_or_path": public}
+        changed[CONFIG_NAME] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        checkpoint = replace(checkpoint, config=config)
+    manifest = checkpoint.manifest
+    if manifest is not None and (public := public_base(manifest.base.id)) != manifest.base.id:
+        manifest = replace(manifest, base=replace(manifest.base, id=public))
+        changed[MANIFEST_NAME] = manifest.to_json().encode()
+        checkpoint = replace(checkpoint, manifest=manifest)
+    return checkpoint, changed
+
+
+def public_base(base: str) -> str:
+    """A base's id as others may read it: of a path only the folder's name, which says nothing of this machine."""
+    local = base.startswith(("/", "~", ".", "\\")) or base[1:3] in (":\\", ":/") or Path(base).is_dir()
+    return (base.replace("\\", "/").rstrip("/").rpartition("/")[2] or "local") if local else base

@@ -1,0 +1,182 @@
+"""Pull: a version on a remote becomes one of the catalogue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from lorary.hub.checkpoint import Checkpoint, read_checkpoint
+from lorary.hub.errors import (
+    ChangedFilesError,
+    InvalidReferenceError,
+    UnknownReferenceError,
+    UsageError,
+)
+from lorary.hub.reference import HubReference, check_name
+from lorary.hub.registry import Registry
+from lorary.hub.remote.address import Address, parse_address
+from lorary.hub.remote.base import CARD_NAME, Fetched, Remote
+from lorary.hub.remote.links import remember, version_of
+from lorary.hub.remote.places import open_remote
+from lorary.hub.remote.versionfile import Parent, VersionFile
+from lorary.hub.store import hash_file
+from lorary.hub.values import Version
+
+_SPELLING = re.compile(r"[^a-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull did: ``number`` is the version's on the remote (None without one), ``new`` is False where the
+    catalogue had it. ``aliases`` were set here, ``kept`` mean another version here and were left alone.
+    """
+
+    version: Version
+    remote: str
+    commit: str
+    number: int | None
+    new: bool
+    aliases: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def pull(
+    registry: Registry,
+    source: str,
+    *,
+    name: str | None = None,
+    domain: str | None = None,
+    task: str | None = None,
+    changed: bool = False,
+) -> Pulled:
+    """Fetch a version and register it as the next one of its name, with its metrics, tags and parents.
+
+    The revision is resolved to a commit once; each file is held against the remote's hash of it, and the digest against
+    what ``lorary-version.json`` states. The same digest again is the version that is there. Nothing of what arrives is
+    run. Adapters made without lorary carry less: then ``domain`` (and the task, where PEFT's type leaves it open) must
+    be given.
+
+    Args:
+        registry: the catalogue.
+        source: ``user/repo[@revision]`` or ``file:///a/shared/folder/name[@v3]``.
+        name: what to call it here; by default what it is called there.
+        domain: its subject matter; by default what the version says.
+        task: a pipeline tag; by default what the version says.
+        changed: take files that were changed since they were pushed, as an adapter made without lorary.
+
+    Raises:
+        UnknownReferenceError: no such repository, revision or folder.
+        UsageError: neither the version nor the caller says the domain or the task.
+        ChangedFilesError: the files aren't those that were pushed.
+        UnsafeFileError: a pickle, a link, or a file of an absurd size.
+        CheckpointError: what is there isn't an adapter.
+        RegistryConflictError: the name stands for another domain or task here.
+        RemoteError: the remote refuses, fails or can't be reached.
+    """
+    address = parse_address(source)
+    remote = open_remote(address)
+    with remote.fetch(address.revision) as fetched:
+        checkpoint = read_checkpoint(fetched.files, shown=source)
+        stated = None if changed else fetched.stated
+        if stated is not None:
+            _check(stated, checkpoint, fetched, source)
+        chosen = name if name is not None else _name(stated, address)
+        before = {version.number for version in registry.versions(check_name(chosen))}
+        version = _register(registry, checkpoint, stated, remote, chosen, domain, task)
+    remember(registry, version.reference, remote.address, fetched.commit)
+    new = version.number not in before
+    given, kept = _alias(registry, version, remote.address, fetched.aliases if stated is not None else ())
+    number = stated.number if stated else None
+    return Pulled(registry.resolve(version.reference), remote.address, fetched.commit, number, new, given, kept)
+
+
+def _register(
+    registry: Registry,
+    checkpoint: Checkpoint,
+    stated: VersionFile | None,
+    remote: Remote,
+    name: str,
+    domain: str | None,
+    task: str | None,
+) -> Version:
+    if stated is None:
+        try:
+            return registry.add(checkpoint, name=name, domain=domain, task=task, strategy="import")
+        except UsageError as error:
+            raise UsageError(f"{error} (--domain and --task say what an adapter doesn't)") from error
+    known, absent = _parents(registry, stated, remote)
+    return registry.add(
+        checkpoint,
+        name=name,
+        domain=domain or stated.domain,
+        task=task or stated.task,
+        metrics=stated.metrics,
+        tags=stated.tags,
+        parents=known,
+        absent_parents=absent,
+        strategy=stated.strategy,
+    )
+
+
+def _parents(registry: Registry, stated: VersionFile, remote: Remote) -> tuple[list[str], list[str]]:
+    """The parents that are here, under their references here, and those that aren't, under where they are."""
+    known: list[str] = []
+    absent: list[str] = []
+    for parent in stated.parents:
+        if parent.digest and (here := version_of(registry, parent.digest)):
+            known.append(here.reference)
+        else:
+            absent.append(parent.remote or _elsewhere(parent, stated, remote))
+    return known, absent
+
+
+def _elsewhere(parent: Parent, stated: VersionFile, remote: Remote) -> str:
+    # A number is of one registry only: as a reference here it could mean another adapter.
+    numbers = [number for number, digest in stated.versions.items() if digest == parent.digest]
+    return f"{remote.address}@v{numbers[0]}" if numbers else f"{remote.address}#{parent.reference}"
+
+
+def _check(stated: VersionFile, checkpoint: Checkpoint, fetched: Fetched, source: str) -> None:
+    mend = (
+        f"it was changed since it was pushed as v{stated.number}; pull a revision from before, "
+        "or take it as it is with --changed"
+    )
+    for name, entry in stated.files.items():
+        if name not in fetched.files:
+            raise ChangedFilesError(f"{source}: {name} is missing; {mend}")
+        if hash_file(fetched.files[name]) != entry:
+            raise ChangedFilesError(f"{source}: {name} isn't the file that was pushed; {mend}")
+    if extra := set(fetched.files) - set(stated.files) - {CARD_NAME}:
+        raise ChangedFilesError(f"{source}: {min(extra)} wasn't pushed with it; {mend}")
+    if checkpoint.digest != stated.digest:
+        raise ChangedFilesError(
+            f"{source}: its files have the digest {checkpoint.digest[:12]}..., its description states "
+            f"{stated.digest[:12]}...; {mend}"
+        )
+
+
+def _name(stated: VersionFile | None, address: Address) -> str:
+    if stated is not None:
+        return check_name(stated.name)
+    called = address.repo.partition("/")[2] if isinstance(address, HubReference) else address.path.name
+    return check_name(_SPELLING.sub("-", called.lower()).strip("._-"))
+
+
+def _alias(
+    registry: Registry, version: Version, remote: str, aliases: Collection[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Set the aliases that the name doesn't have here yet; one that is here already is its owner's to move."""
+    given: list[str] = []
+    kept: list[str] = []
+    for alias in aliases:
+        try:
+            there = registry.resolve(f"{version.name}@{check_name(alias, 'alias')}")
+        except UnknownReferenceError:
+            registry.alias(version.name, alias, version.number, why=f"pulled from {remote}")
+            given.append(alias)
+        except InvalidReferenceError:
+            continue  # a tag of the repository that isn't an alias
+        else:
+            kept += [alias] if there.number != version.number else []
+    return tuple(given), tuple(kept)

@@ -1,0 +1,131 @@
+"""Push: a version of the catalogue becomes one on a remote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorary.hub.errors import RemoteConflictError, RemoteError, UsageError
+from lorary.hub.reference import HubReference
+from lorary.hub.registry import Registry
+from lorary.hub.remote.address import parse_address
+from lorary.hub.remote.base import Parcel, Remote, State
+from lorary.hub.remote.compare import Comparison, compare
+from lorary.hub.remote.links import links, remember
+from lorary.hub.remote.parcel import pack
+from lorary.hub.remote.places import open_remote, repository_of
+from lorary.hub.values import Version
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did, or would do.
+
+    ``number`` is the version's on the remote and ``commit`` its place there (None in a dry run); ``parcel`` is what was
+    sent, None where the version was there already; ``moved`` are the names that lead to it now and didn't before.
+    """
+
+    version: Version
+    remote: str
+    number: int
+    commit: str | None
+    created: bool
+    parcel: Parcel | None
+    moved: tuple[str, ...]
+
+
+def push(
+    registry: Registry,
+    reference: str,
+    target: str | None = None,
+    *,
+    public: bool = False,
+    message: str | None = None,
+    dry_run: bool = False,
+    watch: Callable[[str], None] = lambda _: None,
+) -> Pushed:
+    """Send a version to a remote, with its card, its metrics and its names.
+
+    A version that is there already (the same digest) is not sent again; only the names that lead to it are set right.
+    Numbers are the remote's own: the version keeps its number where that is still free.
+
+    Args:
+        registry: the catalogue.
+        reference: ``name``, ``name@3`` or ``name@alias``.
+        target: ``user/repo`` or ``file:///a/shared/folder``; by default the adapter's remote if it has one, else the
+            repository of its name of the user who is logged in.
+        public: make a new repository public; one that is there stays as it is.
+        message: of the commit.
+        dry_run: find out what would be done, and do nothing.
+        watch: is told what is about to be done.
+
+    Raises:
+        UnknownReferenceError: no such version.
+        RemoteConflictError: the remote has versions that this registry lacks, or somebody else pushed meanwhile.
+        RemoteError: the remote refuses, fails or can't be reached.
+    """
+    version = registry.resolve(reference)
+    remote = _remote(registry, version, target)
+    seen = remote.state()
+    comparison = compare(registry, version.name, remote.address, seen)
+    number = seen.number_of(version.digest) if seen else None
+    if seen is not None and number is not None:
+        return _there_already(registry, version, remote, seen, number, dry_run)
+    _demand_nothing_unseen(comparison, version, remote)
+    number = max(version.number, max(seen.versions, default=0) + 1) if seen else version.number
+    parcel = pack(registry, version, remote.address, number, seen.versions if seen else {})
+    names = tuple(_names(version))
+    if dry_run:
+        return Pushed(version, remote.address, number, None, seen is None, parcel, (f"v{number}", *names))
+    watch(f"sending {version.reference} to {remote.address}")
+    text = message or f"{version.name} v{number}"
+    commit = remote.publish(parcel, seen, message=text, public=public)
+    remember(registry, version.reference, remote.address, commit)
+    moved = remote.point(number, commit, names, seen or State(commit, adapter=True))
+    return Pushed(version, remote.address, number, commit, seen is None, parcel, tuple(moved))
+
+
+def _there_already(
+    registry: Registry, version: Version, remote: Remote, seen: State, number: int, dry_run: bool
+) -> Pushed:
+    commit = remote.commit_of(number, seen)
+    if commit is None:
+        raise RemoteError(
+            f"{remote.address}: lists {version.reference} as v{number}, but no commit there holds it; was its history "
+            "rewritten? Push to another repository"
+        )
+    names = _names(version)
+    if dry_run:
+        wrong = tuple(name for name in (f"v{number}", *names) if seen.tags.get(name) != commit)
+        return Pushed(version, remote.address, number, commit, False, None, wrong)
+    remember(registry, version.reference, remote.address, commit)
+    moved = remote.point(number, commit, names, seen)
+    return Pushed(version, remote.address, number, commit, False, None, tuple(moved))
+
+
+def _demand_nothing_unseen(comparison: Comparison, version: Version, remote: Remote) -> None:
+    if not comparison.behind:
+        return
+    there = ", ".join(f"v{number}" if number else "an adapter" for number in comparison.behind)
+    raise RemoteConflictError(
+        f"{remote.address}: holds {there}, which this registry lacks, so {version.reference} wasn't pushed; "
+        f"`lorary pull {remote.address}` first, or push to another repository"
+    )
+
+
+def _names(version: Version) -> list[str]:
+    """The aliases that can be names on a remote; one that reads like a version's own name can't."""
+    return [alias for alias in version.aliases if not (alias[:1] == "v" and alias[1:].isdecimal())]
+
+
+def _remote(registry: Registry, version: Version, target: str | None) -> Remote:
+    if target is None:
+        known = sorted({link.remote for link in links(registry.path, version.name)})
+        if len(known) > 1:
+            raise UsageError(f"{version.name!r} has several remotes, say which: {', '.join(known)}")
+        target = known[0] if known else repository_of(version.name)
+    address = parse_address(target)
+    if address.revision is not None:
+        kind = "repository" if isinstance(address, HubReference) else "folder"
+        raise UsageError(f"{target!r}: a push goes to a {kind}, not to a revision; leave @{address.revision} out")
+    return open_remote(address, version.name)

@@ -1,0 +1,267 @@
+"""A repository on the Hugging Face Hub as a remote.
+
+A version is one commit on main, with its parent stated, so that a second writer is refused. Tags follow it: ``v3`` for
+each version, and one per alias; a push that was killed before them is mended by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from lorary.hub.errors import ChangedFilesError, CheckpointError, LoraryError, RemoteError, UnknownReferenceError
+from lorary.hub.remote.base import Fetched, Parcel, State, check_listing, stale
+from lorary.hub.remote.calls import ask
+from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile, parse_version_file
+from lorary.hub.store import hash_file
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
+
+_VERSION_TAG = re.compile(r"v([1-9][0-9]{0,5})")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model repository, ``user/name``, seen with the token of ``huggingface_hub``'s own login."""
+
+    repo: str
+
+    @property
+    def address(self) -> str:
+        """``user/name``."""
+        return self.repo
+
+    def state(self) -> State | None:
+        """See :class:`~lorary.hub.remote.base.Remote`."""
+        try:
+            info = self._info(None)
+        except UnknownReferenceError:
+            return None
+        commit = _sha(info, self.repo)
+        sizes = _sizes(info)
+        latest = self._version_file(commit, sizes)
+        tags = self._tags()
+        versions = dict(latest.versions) if latest else {}
+        commits = {int(found[1]): tags[tag] for tag in tags if (found := _VERSION_TAG.fullmatch(tag))}
+        commits = {number: commits[number] for number in versions if number in commits}
+        by_commit = {place: number for number, place in sorted(commits.items())}
+        return State(
+            commit=commit,
+            adapter=CONFIG_NAME in sizes,
+            files=frozenset(sizes),
+            versions=versions,
+            commits=commits,
+            aliases={
+                tag: by_commit[place]
+                for tag, place in tags.items()
+                if place in by_commit and not _VERSION_TAG.fullmatch(tag)
+            },
+            tags=tags,
+            latest=latest,
+            changed=latest is not None and _changed(info, latest),
+        )
+
+    @contextmanager
+    def fetch(self, revision: str | None) -> Iterator[Fetched]:
+        """See :class:`~lorary.hub.remote.base.Remote`; the files stay in the local Hugging Face cache."""
+        shown = self.repo if revision is None else f"{self.repo}@{revision}"
+        info = self._info(revision)
+        commit = _sha(info, shown)
+        sizes = _sizes(info)
+        names = check_listing(sizes, shown)
+        folder = self._download(commit, names, sum(size or 0 for size in sizes.values()))
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        for name in names:
+            _check_content(folder / name, siblings[name], f"{shown}: {name}")
+        stated = None
+        if VERSION_NAME in names:
+            stated = parse_version_file((folder / VERSION_NAME).read_bytes(), shown)
+        yield Fetched(
+            commit, {name: folder / name for name in names if name != VERSION_NAME}, stated, self._names(commit, stated)
+        )
+
+    def publish(self, parcel: Parcel, seen: State | None, *, message: str, public: bool) -> str:
+        """See :class:`~lorary.hub.remote.base.Remote`."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+        api = _api()
+        if seen is None:
+            create = partial(api.create_repo, self.repo, repo_type="model", private=not public, exist_ok=True)
+            self._ask(create)
+            seen = self.state()
+        present = seen.files if seen else ()
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+            *(CommitOperationDelete(name) for name in stale(present, parcel.contents)),
+            *(CommitOperationAdd(name, part) for name, part in parcel.contents.items()),
+        ]
+        parent = seen.commit if seen else None
+        title, _, description = message.partition("\n")
+
+        def commit() -> str:
+            made = api.create_commit(
+                self.repo,
+                operations,
+                commit_message=title,
+                commit_description=description.strip(),
+                repo_type="model",
+                parent_commit=parent,
+            )
+            return str(made.oid)
+
+        try:
+            return self._ask(commit, again=_at_the_commit)
+        except RemoteError:
+            # The commit may be there, and only its answer lost on the way.
+            with suppress(LoraryError):
+                now = self.state()
+                if now and now.commit != parent and now.latest and now.latest.digest == parcel.stated.digest:
+                    return now.commit
+            raise
+
+    def point(self, number: int, commit: str, aliases: Collection[str], state: State) -> list[str]:
+        """See :class:`~lorary.hub.remote.base.Remote`; moving a tag is deleting and creating it."""
+        api, moved = _api(), []
+        for tag in (f"v{number}", *sorted(aliases)):
+            there = state.tags.get(tag)
+            if there == commit:
+                continue
+            if there is not None:
+                with suppress(UnknownReferenceError):  # somebody else has deleted it
+                    self._ask(partial(api.delete_tag, self.repo, tag=tag))
+            self._ask(partial(api.create_tag, self.repo, tag=tag, revision=commit))
+            moved.append(tag)
+        return moved
+
+    def commit_of(self, number: int, state: State) -> str | None:
+        """Where a version is, also when its tag is missing or wrong: then its commit is looked for in the history."""
+        if number in state.commits and self._holds(state.commits[number], number, state):
+            return state.commits[number]
+        history = self._ask(partial(_api().list_repo_commits, self.repo), verb="read")
+        found = None
+        for made in history:
+            if self._holds(made.commit_id, number, state):
+                found = made.commit_id  # go on to the oldest: those after it only changed the card, or the like
+            elif found:
+                break
+        return found
+
+    def _holds(self, commit: str, number: int, state: State) -> bool:
+        with suppress(CheckpointError, RemoteError, UnknownReferenceError):
+            there = self._version_file(commit, _sizes(self._info(commit)))
+            return there is not None and (there.number, there.digest) == (number, state.versions.get(number))
+        return False
+
+    def _info(self, revision: str | None) -> ModelInfo:
+        api = _api()
+        return self._ask(
+            partial(api.model_info, self.repo, revision=revision, files_metadata=True), revision=revision, verb="read"
+        )
+
+    def _tags(self) -> dict[str, str]:
+        refs = self._ask(partial(_api().list_repo_refs, self.repo), verb="read")
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def _names(self, commit: str, stated: VersionFile | None) -> tuple[str, ...]:
+        """The aliases of the version at a commit: the tags there, and those that a killed push left to be made."""
+        if stated is None:
+            return ()
+        tags = self._tags()
+        here = {tag for tag, place in tags.items() if place == commit and not _VERSION_TAG.fullmatch(tag)}
+        return tuple(sorted(here | {alias for alias in stated.aliases if alias not in tags}))
+
+    def _version_file(self, commit: str, sizes: Mapping[str, int | None]) -> VersionFile | None:
+        size = sizes.get(VERSION_NAME, 0)
+        if size is None or not 0 < size <= MAX_BYTES:
+            return None
+        path = self._download(commit, [VERSION_NAME], size) / VERSION_NAME
+        return parse_version_file(path.read_bytes(), f"{self.repo}@{commit[:12]}")
+
+    def _download(self, commit: str, names: Collection[str], total: int) -> Path:
+        from huggingface_hub import constants, snapshot_download
+
+        cache = Path(constants.HF_HUB_CACHE)
+        free = shutil.disk_usage(next(place for place in (cache, *cache.parents) if place.exists())).free
+        if total > free:
+            raise RemoteError(f"{self.repo}: takes {total:,} bytes, but {cache} has room for {free:,}; make room first")
+        # The client itself repeats what fails here.
+        once = partial(snapshot_download, self.repo, revision=commit, allow_patterns=sorted(names))
+        folder = Path(self._ask(once, revision=commit[:12], verb="read", again=lambda _: False))
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise RemoteError(f"{self.repo}@{commit[:12]}: {missing[0]} didn't arrive; try again")
+        return folder
+
+    def _ask(self, call: Any, *, revision: str | None = None, verb: str = "write to", again: Any = None) -> Any:
+        return ask(call, self.repo, revision=revision, verb=verb, again=again)
+
+
+def user_name() -> str:
+    """The user that is logged in.
+
+    Raises:
+        RemoteError: nobody is, or the Hub can't be asked.
+    """
+    return str(ask(_api().whoami, "the Hub", verb="read")["name"])
+
+
+def _api() -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi()
+
+
+def _sha(info: ModelInfo, shown: str) -> str:
+    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+        raise RemoteError(f"{shown}: the Hub names no commit for it ({info.sha!r}); try again later")
+    return info.sha
+
+
+def _sizes(info: ModelInfo) -> dict[str, int | None]:
+    return {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
+
+
+def _changed(info: ModelInfo, latest: VersionFile) -> bool:
+    """Has somebody put other weights beside the version's description?"""
+    known = latest.files.get(WEIGHTS_NAME)
+    lfs = next((sibling.lfs for sibling in info.siblings or () if sibling.rfilename == WEIGHTS_NAME), None)
+    return known is not None and (lfs is None or lfs.sha256 != known.sha256)
+
+
+def _at_the_commit(error: BaseException) -> bool:
+    """True for the one step of a commit that the client doesn't repeat by itself."""
+    response = getattr(error, "response", None)
+    return response is not None and "/commit/" in str(response.url)
+
+
+def _check_content(path: Path, sibling: RepoSibling, shown: str) -> None:
+    """The client checks sizes only: hold the content against the hash that the Hub lists.
+
+    Raises:
+        ChangedFilesError: it differs; the copy in the cache is deleted, so that the next attempt fetches it anew.
+    """
+    real = path.resolve()
+    if sibling.lfs is not None:
+        good = hash_file(real).sha256 == sibling.lfs.sha256
+    elif sibling.blob_id is not None:
+        good = _git_hash(real) == sibling.blob_id
+    else:
+        return
+    if not good:
+        real.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise ChangedFilesError(f"{shown} isn't what the Hub says it is, it was damaged on its way; try again")
+
+
+def _git_hash(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,89 @@
+"""What went wrong with the Hub, in a few words: the one place that knows the client's errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+# By name, since the client has moved from one HTTP library to another and may again.
+_UNREACHABLE = frozenset({"ConnectError", "ConnectTimeout", "ReadTimeout", "PoolTimeout", "ProxyError"})
+
+
+def why(
+    error: BaseException,
+    repo: str,
+    revision: str | None = None,
+    *,
+    noun: str = "repository",
+    verb: str = "read",
+    hint: str = "",
+) -> str:
+    """Why the Hub didn't do what was asked of it, without a full stop.
+
+    Args:
+        error: what ``huggingface_hub`` raised; it wraps what it met, so its causes are looked at too.
+        repo: the repository asked for, and ``revision`` of it.
+        revision: a branch, tag or commit.
+        noun: what the user thinks of: a ``repository`` or a ``model``.
+        verb: what the user wanted: to ``read`` it or to ``write to`` it.
+        hint: what the user may have meant instead; stands in brackets where the name may be at fault.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    aside = f" ({hint})" if hint else ""
+    for cause in causes(error):
+        if isinstance(cause, GatedRepoError):
+            return f"it asks for an agreement first (see {constants.ENDPOINT}/{repo}, then `hf auth login`)"
+        if isinstance(cause, RevisionNotFoundError):
+            return f"the {noun} has no revision {revision!r}{aside}"
+        if isinstance(cause, RepositoryNotFoundError):
+            return f"the Hub knows no such {noun} (a private one needs `hf auth login`{hint and f'; {hint}'})"
+        if isinstance(cause, HfHubHTTPError):
+            return _refusal(cause, verb)
+        if isinstance(cause, OfflineModeIsEnabled):
+            return f"it isn't in the local cache, and HF_HUB_OFFLINE is set{aside}"
+        if isinstance(cause, LocalTokenNotFoundError):
+            return "there is no token; `hf auth login` stores one"
+    last = list(causes(error))[-1]
+    if type(last).__name__ in _UNREACHABLE:
+        return f"{constants.ENDPOINT} can't be reached ({line(last)}){aside}"
+    return f"{line(last)}{aside}"
+
+
+def _refusal(error: BaseException, verb: str) -> str:
+    status = status_of(error)
+    if status in (401, 403):
+        return f"the Hub refuses access ({status}); `hf auth login` with a token that may {verb} it"
+    if status == 429:
+        return "the Hub asks for patience (429, too many requests); try again in a few minutes"
+    if status is not None and status >= 500:
+        return f"the Hub answers with an error ({status}), try again later"
+    return f"the Hub answers with an error ({status}: {line(error)})"
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with, if it did."""
+    for cause in causes(error):
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return int(response.status_code)
+    return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, the first one last."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -150,6 +150,8 @@ class PromotionRefusedError(ProblemsError):
     """A version that doesn't meet what is required of it; each problem is one requirement and what was found."""
 
     exit_code = 1
+
+
 class RemoteError(LoraryError):
     """A repository on the Hub or a shared folder that can't be had, refuses, or isn't what it says it is."""
 

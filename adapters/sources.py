@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, WEIGHTS_NAME, Checkpoint, read_checkpoint
-from lorary.hub.errors import CheckpointError, InvalidReferenceError, UnknownReferenceError, UnsafeFileError
+from lorary.hub.errors import CheckpointError, InvalidReferenceError, UnknownReferenceError
 from lorary.hub.reference import FolderReference, HubReference, RegistryReference, parse_reference
 from lorary.hub.registry import Registry
-
-_PICKLE_NAME = "adapter_model.bin"  # PEFT's weights of old
+from lorary.hub.remote.base import check_listing
+from lorary.hub.remote.wording import line, why
 
 
 @dataclass(frozen=True)
@@ -79,58 +78,11 @@ def _download(reference: HubReference) -> Path:
             return folder
         names = HfApi().list_repo_files(reference.repo, revision=folder.name)
     except HFValidationError as error:
-        raise InvalidReferenceError(f"{reference.repo!r} can't be a repository on the Hub: {_line(error)}") from error
+        raise InvalidReferenceError(f"{reference.repo!r} can't be a repository on the Hub: {line(error)}") from error
     except Exception as error:  # what httpx, hf_xet and the JSON reader raise passes through the client as it is
         raise UnknownReferenceError(
-            f"{str(reference)!r} can't be had from the Hub: {_why(error, reference)}"
+            f"{str(reference)!r} can't be had from the Hub: "
+            + why(error, reference.repo, reference.revision, hint=f"a folder is written ./{reference.repo}")
         ) from error
-    if CONFIG_NAME in names and _PICKLE_NAME in names:
-        raise UnsafeFileError(
-            f"{reference}: holds {_PICKLE_NAME} but no {WEIGHTS_NAME}; pickles can run code and are never loaded. "
-            "Load it where you trust it with PEFT and save it with save_pretrained"
-        )
-    missing = CONFIG_NAME if CONFIG_NAME not in names else WEIGHTS_NAME
-    whole = "; it looks like a whole model" if "config.json" in names and missing == CONFIG_NAME else ""
-    raise CheckpointError(
-        f"{reference}: no {missing} in this repository{whole}; expected an adapter as PEFT's save_pretrained writes it"
-    )
-
-
-def _why(error: Exception, reference: HubReference) -> str:
-    """In a few words, why the Hub didn't give the files."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    folder = f"a folder is written ./{reference.repo}"
-    # The client wraps what it met in errors that tell of its cache instead.
-    for cause in _causes(error):
-        if isinstance(cause, GatedRepoError):
-            return f"it asks for an agreement first (see {constants.ENDPOINT}/{reference.repo}, then `hf auth login`)"
-        if isinstance(cause, RevisionNotFoundError):
-            return f"the repository has no revision {reference.revision!r} ({folder})"
-        if isinstance(cause, RepositoryNotFoundError):
-            return f"the Hub knows no such repository (a private one needs `hf auth login`; {folder})"
-        if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            if status in (401, 403):
-                return f"the Hub refuses access ({status}); `hf auth login` with a token that may read it"
-            return f"the Hub answers with an error ({status}), try again later"
-        if isinstance(cause, OfflineModeIsEnabled):
-            return f"it isn't in the local cache, and HF_HUB_OFFLINE is set ({folder})"
-    return f"{_line(list(_causes(error))[-1])} ({folder})"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    check_listing(dict.fromkeys(names, 0), str(reference))
+    raise CheckpointError(f"{reference}: not all of its files arrived; try again")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from lorary.hub.bases import find_base
 from lorary.hub.errors import BaseNotFoundError
 from lorary.hub.jsontext import load_json
+from lorary.hub.remote.wording import why
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -137,7 +138,7 @@ def _from_hub(base: str, revision: str | None, weights: bool) -> ResolvedBase | 
     try:
         snapshot = Path(snapshot_download(base, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, OSError) as error:
-        return f"the download failed ({_first_line(error)})"
+        return f"the download failed ({why(error, base, revision, noun='model')})"
     if weights and not _holds_weights(snapshot):
         return "the download broke off (start again, it continues where it stopped)"
     return ResolvedBase(str(snapshot), base, snapshot.name, "hub")
@@ -146,7 +147,6 @@ def _from_hub(base: str, revision: str | None, weights: bool) -> ResolvedBase | 
 def _ask_hub(base: str, revision: str | None, patience: float) -> ModelInfo | str:
     """What the Hub knows about a model, or why it doesn't answer."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     answers: list[ModelInfo | Exception] = []
 
@@ -163,21 +163,9 @@ def _ask_hub(base: str, revision: str | None, patience: float) -> ModelInfo | st
     answer = answers[0] if answers else None
     if answer is None:
         return f"{constants.ENDPOINT} doesn't answer"
-    if isinstance(answer, GatedRepoError):
-        return f"on the Hub it asks for an agreement first (see {constants.ENDPOINT}/{base}, then `hf auth login`)"
-    if isinstance(answer, RevisionNotFoundError):
-        return f"the Hub has no revision {revision!r} of it"
-    if isinstance(answer, RepositoryNotFoundError):
-        return "the Hub knows no such model (a private one needs `hf auth login`)"
-    if isinstance(answer, HfHubHTTPError):
-        return f"the Hub refuses ({_first_line(answer)})"
     if isinstance(answer, Exception):
-        return f"{constants.ENDPOINT} can't be reached ({_first_line(answer)})"
+        return why(answer, base, revision, noun="model")
     return answer
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _from_package() -> ResolvedBase | None:

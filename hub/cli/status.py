@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table
 from lorary.hub.cli.transfers import quiet_in_a_pipe, tell, version_list
 from lorary.hub.errors import RemoteError
+
+if TYPE_CHECKING:
+    from lorary.hub.remote.compare import AliasDifference
 
 EXAMPLES = ("lorary status", "lorary status finance-tone --json")
 
@@ -20,7 +23,10 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Say which adapters are ahead of their remotes, behind them, or both (diverged)."""
+    """Say which adapters are ahead of their remotes, behind them, or both (diverged).
+
+    An alias is shown where it means another version there than here.
+    """
     from lorary.hub.remote import status
 
     quiet_in_a_pipe()
@@ -34,6 +40,7 @@ def command(
                 "state": one.relation,
                 "only here": version_list(one.ahead),
                 "only there": version_list(one.behind, "v"),
+                "aliases": ", ".join(_alias(difference) for difference in one.aliases),
                 "remote": one.remote,
             }
             for one in found
@@ -44,3 +51,9 @@ def command(
     problems = [one.problem for one in found if one.problem]
     if problems:
         raise RemoteError(f"{len(problems)} of {len(found)} remotes couldn't be asked: {problems[0]}")
+
+
+def _alias(difference: AliasDifference) -> str:
+    here = f"{difference.here} here" if difference.here else "not here"
+    there = f"v{difference.there} there" if difference.there else "not there"
+    return f"{difference.alias}: {here}, {there}"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from lorary.hub.registry import Registry
 from lorary.hub.remote.base import State
 from lorary.hub.remote.links import links
+from lorary.hub.values import Version
 
 Relation = Literal["same", "ahead", "behind", "diverged", "missing", "unknown"]
+
+
+@dataclass(frozen=True)
+class AliasDifference:
+    """An alias that means another version there than here; by number, None where it is missing."""
+
+    alias: str
+    here: int | None
+    there: int | None
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Comparison:
     remote: str
     ahead: tuple[int, ...]
     behind: tuple[int, ...]
+    aliases: tuple[AliasDifference, ...] = ()
     there: bool = True
     problem: str | None = None
 
@@ -43,7 +54,8 @@ class Comparison:
 
 def compare(registry: Registry, name: str, remote: str, state: State | None) -> Comparison:
     """Hold the versions of a name against a remote's state (None: it isn't there)."""
-    here = {version.number: version.digest for version in registry.versions(name)}
+    versions = registry.versions(name)
+    here = {version.number: version.digest for version in versions}
     if state is None:
         return Comparison(name, remote, tuple(sorted(here)), (), there=False)
     known = [link for link in links(registry.path, name) if link.remote == remote]
@@ -54,7 +66,17 @@ def compare(registry: Registry, name: str, remote: str, state: State | None) -> 
     mine, theirs = set(here.values()), set(state.versions.values())
     shared_here = max((number for number, digest in here.items() if digest in theirs), default=0)
     shared_there = max((number for number, digest in state.versions.items() if digest in mine), default=0)
-    return Comparison(name, remote, _newer(here, shared_here), unseen + _newer(state.versions, shared_there))
+    differ = _aliases({alias: version for version in versions for alias in version.aliases}, state)
+    return Comparison(name, remote, _newer(here, shared_here), unseen + _newer(state.versions, shared_there), differ)
+
+
+def _aliases(here: Mapping[str, Version], state: State) -> tuple[AliasDifference, ...]:
+    found = []
+    for alias in sorted({*here, *state.aliases}):
+        mine, theirs = here.get(alias), state.aliases.get(alias)
+        if (mine.digest if mine else None) != (state.versions[theirs] if theirs else None):
+            found.append(AliasDifference(alias, mine.number if mine else None, theirs))
+    return tuple(found)
 
 
 def _newer(numbers: Iterable[int], than: int) -> tuple[int, ...]:

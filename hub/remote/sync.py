@@ -51,7 +51,10 @@ def _settle(registry: Registry, before: Comparison, watch: Callable[[str], None]
         for number in before.behind if before.relation == "behind" else ():
             source = f"{before.remote}@v{number}" if number else before.remote
             watch(f"fetching {source}")
-            pulled.append(pull(registry, source, name=before.name))
+            # An adapter without a number doesn't say what it is for; here it is known.
+            known = None if number else registry.resolve(before.name)
+            kind = {"domain": known.domain, "task": known.task} if known else {}
+            pulled.append(pull(registry, source, name=before.name, **kind))
         for number in before.ahead if before.relation == "ahead" else ():
             pushed.append(push(registry, f"{before.name}@{number}", before.remote, watch=watch))
     except LoraryError as error:  # of this one; the others go on

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.adapters.kept import Kept, StepProducts
 from lorary.adapters.packing import Packing
 from lorary.adapters.products import Products
 from lorary.hub.errors import RoutingError
@@ -32,6 +33,7 @@ class Routing:
         adapters: one per row, None for the bare backbone; a single one serves a batch of any size.
         slots: the slot of each row's adapter, 0 for the bare backbone.
         packing: where the rows are sequences that stand one after the other in one packed row, how long each is.
+        kept: what a loop of packed rows keeps from one to the next.
 
     Raises:
         UsageError: sequences and lengths of different number.
@@ -43,6 +45,7 @@ class Routing:
         adapters: Sequence[Adapter | None],
         slots: Sequence[int],
         packing: Packing | None = None,
+        kept: Kept | None = None,
     ) -> None:
         if packing is not None:
             packing.demand(len(slots))
@@ -57,8 +60,14 @@ class Routing:
         }
         self._overriding = {slot: adapter for slot, adapter in self._distinct.items() if adapter.overrides}
         self._ranks: dict[str, int] = {}
-        self._products = Products(arena, self.slots, self._rank_at) if self._distinct else None
-        self._packed: dict[int, Products] = {}
+        self._kept = kept
+        self._products = self._lay_out() if self._distinct else None
+        self._packed: dict[int, Products | StepProducts] = {}
+
+    def _lay_out(self) -> Products:
+        if self._kept is not None and self.uniform:
+            return self._kept.alone(self.arena, self.slots[0], self._distinct[self.slots[0]])
+        return Products(self.arena, self.slots, self._rank_at)
 
     def subset(self, rows: Sequence[int]) -> Routing:
         """The routing of some of the call's rows, in the order given."""
@@ -83,7 +92,7 @@ class Routing:
             return torch.full((rows,), self.slots[0])
         if self._products is None:
             raise RoutingError("this call has ended")
-        return self._products.groups(rows, torch.device("cpu")).row_slots
+        return self._products.row_slots(rows, torch.device("cpu"))
 
     def close(self) -> None:
         """The call is over: whoever still holds its routing gets an error, and what was laid out for it is freed."""
@@ -110,11 +119,17 @@ class Routing:
         tokens = packing.flatten(x)
         count = tokens.shape[0]
         if count not in self._packed:
-            self._packed[count] = Products(self.arena, packing.token_slots(self.slots, count), self._rank_at)
+            self._packed[count] = self._pack(packing, count)
         products, flat = self._packed[count], out.reshape(-1, out.shape[-1])
         if self._overriding:
             flat = self._override_rows(path, flat, products, tokens)
         return products.add(path, tokens, flat).view(out.shape)
+
+    def _pack(self, packing: Packing, count: int) -> Products | StepProducts:
+        if self._kept is None:
+            return Products(self.arena, packing.token_slots(self.slots, count), self._rank_at)
+        slots, lengths = packing.sequences(self.slots, count)
+        return self._kept.packed(self.arena, self._distinct, slots, lengths)
 
     def _rank_at(self, path: str) -> int:
         if path not in self._ranks:
@@ -130,11 +145,13 @@ class Routing:
             return trained[self.slots[0]](x)
         return self._override_rows(path, layer(x, *args, **kwargs), products, x)
 
-    def _override_rows(self, path: str, out: torch.Tensor, products: Products, x: torch.Tensor) -> torch.Tensor:
+    def _override_rows(
+        self, path: str, out: torch.Tensor, products: Products | StepProducts, x: torch.Tensor
+    ) -> torch.Tensor:
         """``out`` [rows, ...] with the rows of ``x`` whose adapter trained the module put through the trained one."""
         for slot, own in self._overriding.items():
             if (override := own.overrides.get(path)) is not None:
-                chosen = products.groups(x.shape[0], out.device).row_slots == slot
+                chosen = products.row_slots(x.shape[0], out.device) == slot
                 out = out.clone()
                 out[chosen] = override(x[chosen]).to(out.dtype)
         return out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,27 +45,49 @@ class RowGroups:
 
 def group_rows_by_slot(slots: Sequence[int], device: torch.device) -> RowGroups:
     """Put rows of these ``slots`` (one for each row, not all of them 0) into groups, on ``device``."""
+    return put_into_groups(slots, groups_for(slots), device)
+
+
+def groups_for(slots: Sequence[int]) -> tuple[int, ...]:
+    """The slot of each group for rows of these ``slots``: as many groups as keep them about equally full."""
+    counts = Counter(slot for slot in slots if slot)
+    size = -(-counts.total() // len(counts))
+    return tuple(slot for slot, count in counts.items() for _ in range(-(-count // size)))
+
+
+def places_in(slots: Sequence[int], groups: Sequence[int]) -> int:
+    """How many rows are computed when rows of these ``slots`` are put into these groups, which have them all."""
+    return len(groups) * _size(Counter(slot for slot in slots if slot), Counter(groups))
+
+
+def _size(counts: Mapping[int, int], groups: Mapping[int, int]) -> int:
+    return max(-(-count // groups[slot]) for slot, count in counts.items())
+
+
+def put_into_groups(slots: Sequence[int], groups: Sequence[int], device: torch.device) -> RowGroups:
+    """Put rows of these ``slots`` into the groups whose slots are ``groups``, on ``device``.
+
+    Each slot but 0 has at least one group; a group may stay without a row.
+    """
     members: dict[int, list[int]] = {}
     for row, slot in enumerate(slots):
         if slot:
             members.setdefault(slot, []).append(row)
-    size = -(-sum(map(len, members.values())) // len(members))
-    group_slots: list[int] = []
+    size = _size({slot: len(rows) for slot, rows in members.items()}, Counter(groups))
     take: list[int] = []
     place: dict[int, int] = {}
-    for slot, rows in members.items():
-        for start in range(0, len(rows), size):
-            group = rows[start : start + size]
-            place |= {row: len(take) + offset for offset, row in enumerate(group)}
-            take += group + group[:1] * (size - len(group))
-            group_slots.append(slot)
+    for slot in groups:
+        waiting = members.get(slot, [])
+        group, members[slot] = waiting[:size], waiting[size:]
+        place |= {row: len(take) + offset for offset, row in enumerate(group)}
+        take += group + (group or [0])[:1] * (size - len(group))
 
     def tensor(values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
-    if take == list(range(len(slots))):
-        return RowGroups(tensor(group_slots), tensor(slots), None, None, None)
+    if len(place) == len(slots) and take == list(range(len(slots))):  # a group without rows is filled up with row 0
+        return RowGroups(tensor(groups), tensor(slots), None, None, None)
     adapted = sorted(place)
     return RowGroups(
-        tensor(group_slots), tensor(slots), tensor(take), tensor(adapted), tensor([place[row] for row in adapted])
+        tensor(groups), tensor(slots), tensor(take), tensor(adapted), tensor([place[row] for row in adapted])
     )

@@ -41,7 +41,7 @@ class ServedModel(ContinuousMixin):
         # transformers writes this one into the model's config while a forward runs, where calls of other threads read
         # it and attend to what comes later; what the loop means by it is in its mask already.
         inputs.pop("is_causal", None)
-        with routed(routing):
+        with torch.no_grad(), routed(routing):
             return self._model(**inputs)
 
     def eval(self) -> ServedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lorary.adapters.engine.request import Request
+from lorary.adapters.kept import Kept
 from lorary.adapters.packing import Packing
 from lorary.adapters.routing import Routing
 from lorary.adapters.tiers.residency import Residency
@@ -22,6 +23,7 @@ class Step:
         self._fresh: tuple[Request, ...] = ()
         self._key: object = None
         self._routing: Routing | None = None
+        self._kept = Kept()
 
     @property
     def fresh(self) -> tuple[Request, ...]:
@@ -44,9 +46,9 @@ class Step:
         """
         key = self._requests, self._packing.lengths, self._packing.kept
         if self._routing is None or key != self._key:
-            self.forget()
+            self._close()
             adapters = [request.adapter for request in self._requests]
-            self._key, self._routing = key, self._residency.route(adapters, self._packing)
+            self._key, self._routing = key, self._residency.route(adapters, self._packing, self._kept)
             self._await_slots()
         return self._routing
 
@@ -56,7 +58,11 @@ class Step:
             torch.cuda.current_stream(self._device).wait_stream(torch.cuda.default_stream(self._device))
 
     def forget(self) -> None:
-        """Free what was laid out for the last step's adapters."""
+        """Free what was laid out for the last steps' adapters."""
+        self._close()
+        self._kept = Kept()
+
+    def _close(self) -> None:
         if self._routing is not None:
             self._routing.close()
         self._key, self._routing = None, None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.kept import Kept
 from lorary.adapters.packing import Packing
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import Arena, SiteSpec
@@ -129,13 +130,14 @@ class Residency:
         with self._lock:
             return self._books.pinned() & self._books.slot_of.keys()
 
-    def route(self, adapters: Sequence[Adapter | None], packing: Packing) -> Routing:
+    def route(self, adapters: Sequence[Adapter | None], packing: Packing, kept: Kept) -> Routing:
         """The routing of a packed row whose adapters are all under leases that the caller goes on holding.
 
-        It reads the newest arena: a larger one has every leased adapter in the slot that it had.
+        ``kept`` is the caller's, one for all its packed rows. The routing reads the newest arena: a larger one has
+        every leased adapter in the slot that it had.
         """
         with self._lock:
-            return Routing(self._placing.arena, adapters, self._slots(adapters), packing)
+            return Routing(self._placing.arena, adapters, self._slots(adapters), packing, kept)
 
     def _slots(self, adapters: Sequence[Adapter | None]) -> list[int]:
         return [0 if adapter is None else self._books.slot_of[adapter.content] for adapter in adapters]

@@ -1,10 +1,13 @@
 """The products of a call: rows in groups, what is copied once, and what sites with one input share."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.nn.functional import linear
 
-from lorary.adapters import Backbone, products
+from lorary.adapters import Backbone, bank, kept, products
+from lorary.adapters.kept import Kept
 from lorary.adapters.modules import LinearShape
 from lorary.adapters.products import Products
 from lorary.adapters.rows import group_rows_by_slot
@@ -48,7 +51,7 @@ def one_pass(product, x):
     return {path: product.add(path, x[path], torch.ones(*x[path].shape[:-1], SITES[path][1])) for path in SITES}
 
 
-@pytest.mark.parametrize("kept", [products._COPIED_BYTES, 0])
+@pytest.mark.parametrize("kept", [bank.COPIED_BYTES, 0])
 @pytest.mark.parametrize(
     "slots",
     [
@@ -60,7 +63,7 @@ def one_pass(product, x):
     ],
 )
 def test_each_row_gets_its_own_product_in_every_pass(arena, slots, kept, monkeypatch):
-    monkeypatch.setattr(products, "_COPIED_BYTES", kept)
+    monkeypatch.setattr(bank, "COPIED_BYTES", kept)
     rank_at = lambda path: max(RANKS[slot] for slot in slots if slot)  # noqa: E731
     for tokens in (3, 1):
         product = Products(arena, slots, rank_at)
@@ -75,8 +78,8 @@ def test_each_row_gets_its_own_product_in_every_pass(arena, slots, kept, monkeyp
 
 def test_sites_that_share_an_input_share_a_product(arena, monkeypatch):
     made = []
-    project = products._project
-    monkeypatch.setattr(products, "_project", lambda x, a, groups: made.append(a.shape) or project(x, a, groups))
+    project = products.project
+    monkeypatch.setattr(products, "project", lambda x, a, groups: made.append(a.shape) or project(x, a, groups))
     product = Products(arena, (1, 2), lambda path: 4)
     for _ in range(2):
         shared = torch.randn(2, 1, 6)
@@ -102,6 +105,68 @@ def test_groups_waste_little():
         adapted = sum(slot > 0 for slot in slots)
         places = len(slots) if groups.take is None else len(groups.take)
         assert places < 2 * adapted + len(set(slots))
+
+
+@dataclass(frozen=True)
+class Resident:
+    """As much of an adapter as laying it out asks for."""
+
+    digest: str
+    rank: int
+
+    def rank_at(self, path):
+        return self.rank
+
+
+@pytest.mark.parametrize("long", [8, 1, 100])
+def test_what_is_kept_serves_steps_of_other_rows(arena, long, monkeypatch):
+    """Requests join, leave and change places; adapters come to other slots; each step is as if it were the only one."""
+    monkeypatch.setattr(kept, "_LONG", long)
+    keeper = Kept()
+    residents = {slot: Resident(f"digest {slot}", rank) for slot, rank in RANKS.items()}
+    steps = [
+        ((1, 2, 3), (1, 1, 1)),
+        ((0, 3), (1, 1)),  # fewer than were laid out, and the bare backbone in the first row
+        ((0, 2, 0), (1, 2, 1)),
+        ((3, 2, 1), (1, 9, 2)),
+        ((1, 4, 0, 3), (12, 1, 3, 1)),  # one more
+        ((4, 4, 4, 1), (5, 5, 5, 1)),
+        ((2, 0), (20, 1)),
+    ]
+    for round in range(3):
+        for slots, lengths in steps:
+            adapters = {slot: residents[slot] for slot in slots if slot}
+            tokens = [slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)]
+            product = keeper.packed(arena, adapters, slots, lengths)
+            assert product.row_slots(len(tokens), CPU).tolist() == tokens
+            shared = torch.randn(len(tokens), 6)
+            x = {"q": shared, "k": shared, "o": torch.randn(len(tokens), 8)}
+            with torch.no_grad():
+                for path, out in one_pass(product, x).items():
+                    want = expected(arena, path, tokens, x[path], torch.ones_like(out))
+                    torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+        slot = 1 + round
+        weights = {
+            path: LowRank(torch.randn(RANKS[slot], i), torch.randn(o, RANKS[slot]), None, 0.5)
+            for path, (i, o) in SITES.items()
+        }
+        arena.place(slot, pack(arena.layout, weights))
+        residents[slot] = Resident(f"another in {slot}", RANKS[slot])
+
+
+def test_what_is_copied_late_is_not_taken_for_an_adapter_that_had_left_its_slot(arena):
+    """A module that only some steps reach is copied when one does, and by then a slot may hold something else."""
+    keeper, one, two, guest = Kept(), Resident("one", 4), Resident("two", 2), Resident("guest", 2)
+    x = {"q": torch.randn(2, 6), "o": torch.randn(2, 8)}
+    with torch.no_grad():
+        keeper.packed(arena, {1: one, 2: two}, (1, 2), (1, 1)).add("q", x["q"], torch.ones(2, 8))
+        at_home = pack(arena.layout, {path: arena.read(2, path, 2) for path in SITES})
+        arena.place(2, pack(arena.layout, {"o": LowRank(torch.randn(2, 8), torch.randn(6, 2), None, 1.0)}))
+        step = keeper.packed(arena, {1: one, 3: guest}, (1, 1), (1, 1))
+        step.add("o", x["o"], torch.ones(2, 6))  # copies for slot 2 too, which isn't that of `two` at present
+        arena.place(2, at_home)
+        out = keeper.packed(arena, {1: one, 2: two}, (1, 2), (1, 1)).add("o", x["o"], torch.ones(2, 6))
+    torch.testing.assert_close(out, expected(arena, "o", (1, 2), x["o"], torch.ones(2, 6)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

@@ -53,8 +53,8 @@ def _settle(registry: Registry, before: Comparison, watch: Callable[[str], None]
             watch(f"fetching {source}")
             # An adapter without a number doesn't say what it is for; here it is known.
             known = None if number else registry.resolve(before.name)
-            kind = {"domain": known.domain, "task": known.task} if known else {}
-            pulled.append(pull(registry, source, name=before.name, **kind))
+            domain, task = (known.domain, known.task) if known else (None, None)
+            pulled.append(pull(registry, source, name=before.name, domain=domain, task=task))
         for number in before.ahead if before.relation == "ahead" else ():
             pushed.append(push(registry, f"{before.name}@{number}", before.remote, watch=watch))
     except LoraryError as error:  # of this one; the others go on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -54,7 +55,7 @@ def test_causal_blocks_put_each_document_between_beginning_and_end(make_recipe):
     assert all(feature["labels"] == feature["input_ids"] for feature in encoded.features)
 
 
-def test_masks_are_the_rows_own_and_a_training_batch_gets_others(make_recipe):
+def test_masks_are_the_rows_own_and_an_epoch_of_training_gets_others(make_recipe):
     tokenizer = wordpiece_tokenizer()
     texts = [row["text"] for row in text_rows(40)]
     recipe = make_recipe("fill-mask")
@@ -62,44 +63,52 @@ def test_masks_are_the_rows_own_and_a_training_batch_gets_others(make_recipe):
     _, again = encode(make_recipe("fill-mask", **{"training.seed": 7}), tokenizer, *texts, max_length=32)
     assert list(encoded.features) == list(again.features)
     special = set(tokenizer.all_special_ids)
-    plain = encoded.features.plain()
-    hidden = 0
-    for feature, whole in zip(encoded.features, plain, strict=True):
-        places = [place for place, label in enumerate(feature["labels"]) if label != IGNORED]
-        assert places
-        hidden += len(places)
-        for place, token in enumerate(whole["input_ids"]):
-            assert feature["labels"][place] in (IGNORED, token)
-            if place not in places:
-                assert feature["input_ids"][place] == token
-        assert not special & {whole["input_ids"][place] for place in places}
-    maskable = sum(token not in special for row in plain for token in row["input_ids"])
-    assert hidden / maskable == pytest.approx(0.15, abs=0.05)
+    whole = [encoded.features.rows.row(place) for place in range(len(encoded.features))]
+    fresh = encoded.features.anew(42)
+    for rows in (encoded.features, fresh):
+        hidden = 0
+        for feature, ids in zip(rows, whole, strict=True):
+            places = [place for place, label in enumerate(feature["labels"]) if label != IGNORED]
+            assert places
+            hidden += len(places)
+            for place, token in enumerate(ids):
+                assert feature["labels"][place] in (IGNORED, token)
+                if place not in places:
+                    assert feature["input_ids"][place] == token
+            assert not special & {ids[place] for place in places}
+        maskable = sum(token not in special for ids in whole for token in ids)
+        assert hidden / maskable == pytest.approx(0.15, abs=0.05)
 
-    collate = task.collator(tokenizer)
-    torch.manual_seed(1)
-    first = collate([plain[0], plain[1]])
-    second = collate([plain[0], plain[1]])
-    assert not torch.equal(first["labels"], second["labels"])
-    torch.manual_seed(1)
-    theirs = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)(
-        [
-            {**plain[index], "special_tokens_mask": [int(token in special) for token in plain[index]["input_ids"]]}
-            for index in (0, 1)
-        ]
-    )
-    for name in ("input_ids", "labels"):
-        assert torch.equal(first[name], theirs[name])
+    first = list(fresh)
+    assert first == [fresh[place] for place in range(len(fresh))]  # whenever and beside whatever a row is asked for
+    assert fresh.pick([3, 1])[:] == (first[3], first[1])
+    fresh.epoch = 1
+    assert sum(row != other for row, other in zip(fresh, first, strict=True)) > len(first) / 2
+    assert list(encoded.features.anew(7)) != first
+    padded = task.collator(tokenizer)([first[0], {**first[1], "input_ids": [5], "labels": [5], "attention_mask": [1]}])
+    assert padded["attention_mask"][1].tolist() == [1] + [0] * (len(first[0]["input_ids"]) - 1)
+    assert set(padded["labels"][1].tolist()[1:]) == {IGNORED}
+
+
+def test_tokens_are_hidden_as_transformers_hides_them(make_recipe):
+    tokenizer = wordpiece_tokenizer()
+    _, encoded = encode(make_recipe("fill-mask"), tokenizer, *(row["text"] for row in text_rows(4)), max_length=32)
+    theirs = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, return_tensors="np")
+    for place, row in enumerate(encoded.features.anew(3)):
+        theirs.generator = np.random.default_rng([3, 0, place])
+        ids = np.array([encoded.features.rows.row(place)])
+        inputs, labels = theirs.numpy_mask_tokens(ids, np.isin(ids, tokenizer.all_special_ids))
+        if (labels != IGNORED).any():
+            assert row["input_ids"] == inputs[0].tolist()
+            assert row["labels"] == labels[0].tolist()
 
 
 def test_all_pieces_of_a_word_are_hidden_together(make_recipe):
     tokenizer = wordpiece_tokenizer()
     recipe = make_recipe("fill-mask", **{"training.whole_word_mask": True, "training.mlm_probability": 0.4})
-    task, encoded = encode(recipe, tokenizer, "profit xyz rose abc the wq fell", "zzz bank", max_length=64)
-    torch.manual_seed(0)
-    trained = task.collator(tokenizer)([encoded.features.plain()[0]])
-    fixed = encoded.features[0]
-    for ids, labels in ((fixed["input_ids"], fixed["labels"]), (trained["input_ids"][0], trained["labels"][0])):
+    _, encoded = encode(recipe, tokenizer, "profit xyz rose abc the wq fell", "zzz bank", max_length=64)
+    for row in (encoded.features[0], encoded.features.anew(0)[0]):
+        ids, labels = row["input_ids"], row["labels"]
         whole = tokenizer.convert_ids_to_tokens(encoded.features.rows.row(0))
         hidden = [label != IGNORED for label in labels]
         assert any(hidden)
@@ -114,7 +123,7 @@ def test_rows_of_fine_tuning_stand_alone_and_are_cut(make_recipe):
     )
     assert [len(feature["input_ids"]) for feature in encoded.features] == [3, 12]
     assert [length.cut for length in encoded.lengths] == [0, len(WORDS) + 2 - 12]
-    assert [len(feature["input_ids"]) for feature in encoded.pick([1]).features.plain()] == [12]
+    assert [len(feature["input_ids"]) for feature in encoded.pick([1]).features.anew(1)] == [12]
 
 
 @pytest.mark.parametrize("task", ["fill-mask", "text-generation"])

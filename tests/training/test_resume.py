@@ -130,6 +130,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_adapter(live, make_recip
         ("text-classification", {"method": "qlora"}),
         ("text-generation", {"training.packing": True}),
         ("token-classification", {"dtype": "bfloat16"}),
+        ("fill-mask", {"training.max_length": 32}),
     ],
 )
 def test_every_kind_of_run_goes_on_exactly(task, settings, make_recipe, registry, tmp_path):

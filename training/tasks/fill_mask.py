@@ -16,7 +16,7 @@ from lorary.hub.errors import TrainingError
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
 from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.masking import MaskedRows, Masker
+from lorary.training.tasks.masking import Epochs, MaskedRows, Masker
 from lorary.training.tasks.token_rows import Frame, blocks, frame_of, separate, tokenize
 from lorary.training.tasks.token_scores import TokenScore, score_tokens, token_metrics, unigram
 
@@ -73,12 +73,15 @@ class FillMask(Task):
         return Encoded(owners, MaskedRows(rows, masker), (None,) * len(rows), lengths)
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
-        """Pads; hides tokens of the training rows anew each time, while validation rows have theirs already."""
+        """Pads."""
         return self.masker(tokenizer).collate
 
     def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
-        """transformers' ``Trainer``, over training rows of which every token is visible still."""
-        return super().trainer(model, tokenizer, settings, {**rows, "train_dataset": rows["train_dataset"].plain()})
+        """transformers' ``Trainer``, over training rows of which other tokens are hidden in each epoch."""
+        train = rows["train_dataset"].anew(self.recipe.training.seed)
+        trainer = super().trainer(model, tokenizer, settings, {**rows, "train_dataset": train})
+        trainer.add_callback(Epochs(train))
+        return trainer
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
         """Loss and hits over the row's hidden tokens."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from lorary.training.tasks.made_rows import MadeRows
 from lorary.training.tasks.token_rows import TokenRows
@@ -39,25 +40,27 @@ class Masker:
         self.whole_words = whole_words
         self._pad, self._mask = tokenizer.pad_token_id, tokenizer.mask_token_id
         self._special = frozenset(tokenizer.all_special_ids)
-        self._fresh = DataCollatorForLanguageModeling(tokenizer, **settings)
-        self._fixed = DataCollatorForLanguageModeling(tokenizer, **settings, return_tensors="np")
+        self._theirs = DataCollatorForLanguageModeling(tokenizer, **settings, return_tensors="np")
 
     def can_hide(self, ids: Sequence[int]) -> bool:
         """Is any of the tokens not a special one?"""
         return any(token not in self._special for token in ids)
 
     def fixed(self, ids: Sequence[int], words: Sequence[int] | None) -> Feature:
-        """A row with the tokens hidden that are always hidden in this row, at least one of them.
+        """A row with the tokens hidden that are always hidden in this row.
 
         They depend on nothing but the row, so that figures before and after training, of several seeds and of a
         reloaded adapter are about the same tokens.
         """
+        return self.hide(ids, words, np.random.default_rng(zlib.crc32(array("i", ids).tobytes())))
+
+    def hide(self, ids: Sequence[int], words: Sequence[int] | None, random: np.random.Generator) -> Feature:
+        """A row with tokens hidden by ``random``, at least one of them: a mean over nothing would be no number."""
         inputs = np.array([ids])
         special = np.isin(inputs, sorted(self._special))
-        random = np.random.default_rng(zlib.crc32(array("i", ids).tobytes()))
-        self._fixed.generator = random
+        self._theirs.generator = random
         offsets = None if words is None else _offsets(np.array([words]))
-        inputs, labels = self._fixed.numpy_mask_tokens(inputs, special, offsets)
+        inputs, labels = self._theirs.numpy_mask_tokens(inputs, special, offsets)
         if (labels == IGNORED).all() and not special.all():
             place = random.choice(np.flatnonzero(~special[0]))
             labels[0, place] = ids[place]
@@ -65,34 +68,14 @@ class Masker:
         return {"input_ids": inputs[0].tolist(), "attention_mask": [1] * len(ids), "labels": labels[0].tolist()}
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        """One batch, padded; of rows that have no labels yet tokens are hidden, by torch's own random numbers."""
-        fill = {"input_ids": self._pad, "attention_mask": 0, "labels": IGNORED, "words": 1}
-        batch = {
+        """One batch, padded."""
+        fill = {"input_ids": self._pad, "attention_mask": 0, "labels": IGNORED}
+        return {
             name: torch.nn.utils.rnn.pad_sequence(
                 [torch.tensor(feature[name]) for feature in features], batch_first=True, padding_value=fill[name]
             )
             for name in features[0]
         }
-        words = batch.pop("words", None)
-        if "labels" not in batch:
-            special = torch.from_numpy(np.isin(batch["input_ids"].numpy(), sorted(self._special)))
-            special |= batch["attention_mask"] == 0
-            offsets = None if words is None else torch.from_numpy(_offsets(words.numpy()))
-            whole = batch["input_ids"].clone()
-            batch["input_ids"], batch["labels"] = self._fresh.torch_mask_tokens(batch["input_ids"], special, offsets)
-            if (batch["labels"] == IGNORED).all() and not special.all():
-                # By chance, in a small batch of short rows; a mean over nothing would be no number.
-                row, place = _any_of(~special)
-                batch["labels"][row, place] = whole[row, place]
-                batch["input_ids"][row, place] = self._mask
-        return batch
-
-
-def _any_of(allowed: torch.Tensor) -> tuple[int, int]:
-    """One of the places of a [rows, tokens] mask, by torch's random numbers."""
-    places = allowed.nonzero()
-    row, place = places[int(torch.randint(len(places), ()))].tolist()
-    return row, place
 
 
 def _offsets(begins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -105,27 +88,43 @@ def _offsets(begins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 class MaskedRows(MadeRows):
-    """Rows with their fixed masks; :meth:`plain` gives them without masks."""
+    """Rows with tokens hidden: always the same ones, or others in each epoch.
+
+    Args:
+        seed: with one, tokens are hidden anew for each :attr:`epoch`. Nothing but the seed, the epoch and the row decides
+            which: not the batch that a row is in, nor the process, nor where a run was stopped and gone on with.
+    """
 
     def __init__(
-        self, rows: TokenRows, masker: Masker, places: Sequence[int] | None = None, masked: bool = True
+        self, rows: TokenRows, masker: Masker, places: Sequence[int] | None = None, seed: int | None = None
     ) -> None:
         super().__init__(rows, places)
-        self._masker, self._masked = masker, masked
+        self.epoch = 0
+        self._masker, self._seed = masker, seed
 
     def make(self, place: int) -> Feature:
         """A row's ids, and its labels where tokens are hidden."""
         ids = self.rows.row(place)
         words = self.rows.words(place) if self.rows.begins is not None else None
-        if self._masked:
+        if self._seed is None:
             return self._masker.fixed(ids, words)
-        feature: Feature = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-        return feature if words is None else {**feature, "words": words}
+        return self._masker.hide(ids, words, np.random.default_rng([self._seed, self.epoch, place]))
 
     def pick(self, places: Sequence[int]) -> MaskedRows:
         """Some of the rows."""
-        return MaskedRows(self.rows, self._masker, [self.places[place] for place in places], self._masked)
+        return MaskedRows(self.rows, self._masker, [self.places[place] for place in places], self._seed)
 
-    def plain(self) -> MaskedRows:
-        """The same rows with every token visible, for training: the collator hides others in each epoch."""
-        return MaskedRows(self.rows, self._masker, self.places, masked=False)
+    def anew(self, seed: int) -> MaskedRows:
+        """The same rows for training."""
+        return MaskedRows(self.rows, self._masker, self.places, seed)
+
+
+class Epochs(TrainerCallback):
+    """Tells rows which epoch a trainer is in."""
+
+    def __init__(self, rows: MaskedRows) -> None:
+        self._rows = rows
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called before the epoch's first batch is made; in the middle of an epoch where a run goes on from there."""
+        self._rows.epoch = int(state.epoch or 0)

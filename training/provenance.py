@@ -17,7 +17,7 @@ from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from lorary.training.fitting.fit import Fitted
+    from lorary.training.fitting.loop import Fitted
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "lorary")
 

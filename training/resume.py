@@ -14,39 +14,45 @@ from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 from lorary.training.progress import Reporter
 from lorary.training.provenance import package_versions
-from lorary.training.recipe import Recipe
 from lorary.training.save import output_folder
 from lorary.training.strategies.parent import Parent
-from lorary.training.unfinished import Unfinished, find, run_of
+from lorary.training.unfinished import AnyRecipe, Kind, Unfinished, find, run_of
 
 
-def choose_run(recipe: Recipe, resume: bool | str | Path, registry: Registry) -> Unfinished:
+def choose_run(recipe: AnyRecipe, resume: bool | str | Path, registry: Registry, command: str = "train") -> Unfinished:
     """The run to work on: a new one, the newest unfinished one of the recipe (True), or that of a folder.
+
+    Args:
+        command: the subcommand for runs of this kind.
 
     Raises:
         TrainingError: the new run's place is taken, or there is no such unfinished run.
     """
     if resume is False:
-        run = Unfinished(output_folder(recipe))
+        run = Unfinished(output_folder(recipe), command)
         if run.resumable and (hint := run.hint(registry)):
             raise TrainingError(f"an unfinished run is in its place: {hint}; or remove {run.folder}")
         return run
     if resume is True:
-        return find(recipe)
-    return Unfinished(run_of(Path(resume).expanduser()))
+        return find(recipe, command)
+    return Unfinished(run_of(Path(resume).expanduser()), command)
 
 
-def recipe_of(folder: Path) -> Recipe:
+def recipe_of(folder: Path, kind: type[Kind], command: str = "train") -> Kind:
     """The recipe that the run in ``folder`` was started with.
 
     Raises:
-        TrainingError: no run is there, or it is finished and its recipe isn't needed any more.
+        TrainingError: no run is there, it is finished and its recipe isn't needed any more, or another command's.
         RecipeError: it can't be read any more, or names files that aren't there.
     """
-    run = Unfinished(run_of(folder))
+    run = Unfinished(run_of(folder), command)
     if not run.resumable:
         raise TrainingError(f"{run.folder}: no such unfinished run")
-    return run.recipe()
+    if (other := run.facts().get("command", command)) != command:
+        raise TrainingError(
+            f"{run.final} is a run of `lorary {other}`; go on with: lorary {other} {run.final} --resume"
+        )
+    return run.recipe(kind)
 
 
 def registered_run(folder: Path, registry: Registry) -> Version | None:
@@ -68,16 +74,16 @@ def registered_run(folder: Path, registry: Registry) -> Version | None:
     return found[-1]
 
 
-def begin(run: Unfinished, recipe: Recipe, data: Mapping[str, Any], parent: Parent | None, processes: int) -> None:
+def begin(run: Unfinished, recipe: AnyRecipe, data: Mapping[str, Any], parent: Parent | None, processes: int) -> None:
     """Write down what a new run depends on."""
-    run.begin(
-        recipe, {"data": dict(data), "parent": _digest(parent), "processes": processes, "environment": _environment()}
-    )
+    facts = {"data": dict(data), "parent": _digest(parent), "processes": processes, "environment": _environment()}
+    run.begin(recipe, {"command": run.command, **facts})
 
 
 def check_same(
-    run: Unfinished, recipe: Recipe, data: Mapping[str, Any], parent: Parent | None, processes: int, reporter: Reporter
-) -> None:
+    run: Unfinished, recipe: AnyRecipe, data: Mapping[str, Any], parent: Parent | None, processes: int,
+    reporter: Reporter,
+) -> None:  # fmt: skip
     """The recipe and the rows must be those that the run was started with; other versions of packages are told.
 
     Raises:
@@ -89,7 +95,7 @@ def check_same(
         names = [str(part.get("name")) for key, part in data.items() if facts.get("data", {}).get(key) != part]
         changed = [f"the rows have changed ({', '.join(names)})"]
     if parent and not changed and facts.get("parent") != _digest(parent):
-        changed = [f"{recipe.from_} is another version now"]
+        changed = [f"{parent.reference} is another version now"]
     if not changed and facts.get("processes") != processes:
         changed = [f"{facts.get('processes')} processes in the run, {processes} now"]
     if changed:

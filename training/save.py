@@ -21,6 +21,7 @@ from lorary.hub.manifest import Manifest, Numerics
 from lorary.hub.reference import normalise_domain
 from lorary.training.model import Base
 from lorary.training.precision import base_dtype
+from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 INCOMPLETE = ".incomplete"
 """What the name of a run's folder ends with until the run is finished."""
+
+RUNS = Path("runs")
+"""Where runs stand whose recipe names no ``output``."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def numerics_of(model: Any, recipe: Recipe) -> Numerics:
     return Numerics(recipe.base_quantization, dtype_name(base_dtype(model)), device)
 
 
-def output_folder(recipe: Recipe, now: datetime | None = None) -> Path:
+def output_folder(recipe: Recipe | PretrainRecipe, now: datetime | None = None) -> Path:
     """Where the run's files will stand: the recipe's ``output``, else ``runs/<name>-<time>``, one that isn't there.
 
     Raises:
@@ -72,7 +76,7 @@ def output_folder(recipe: Recipe, now: datetime | None = None) -> Path:
             raise TrainingError(f"{folder} is there already; name another folder with output, or remove it")
         return folder
     stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
-    first = Path("runs") / f"{recipe.name}-{stamp}"
+    first = RUNS / f"{recipe.name}-{stamp}"
     candidates = [first, *(first.with_name(f"{first.name}-{count}") for count in range(2, 1000))]
     taken = {path.name.removesuffix(INCOMPLETE) for path in first.parent.glob(f"{first.name}*")}
     return next(folder for folder in candidates if folder.name not in taken)

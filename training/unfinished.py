@@ -1,7 +1,7 @@
 """The folder of a run that isn't finished, ``<run>.incomplete``: its recipe, its checkpoints, its files as they come.
 
 It stands beside the folder that the run will have, holds all that is needed to go on with a run that was killed, and is
-removed when the adapter is in the catalogue. One process at a time works in it.
+removed when the adapter, or the base, is in the catalogue. One process at a time works in it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from lorary.hub.errors import RecipeError, TrainingError
 from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
 from lorary.hub.store import sync_folder
 from lorary.training.checkpoints import Checkpoint, latest, prune, write_json
+from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
-from lorary.training.save import INCOMPLETE, writing
+from lorary.training.save import INCOMPLETE, RUNS, writing
+
+AnyRecipe = Recipe | PretrainRecipe
+Kind = TypeVar("Kind", Recipe, PretrainRecipe)
 
 _RECIPE, _FACTS, _RESULT, _LOCK = "recipe.yaml", "run.json", "result.json", "lock"
 
@@ -37,14 +41,16 @@ class Unfinished:
         checkpoints: where its checkpoints are.
         files: where the adapter is written before it gets its place.
         claimed: has this process claimed it, now or before?
+        command: the subcommand that goes on with it.
     """
 
-    def __init__(self, final: Path) -> None:
-        self.final = final
+    def __init__(self, final: Path, command: str = "train") -> None:
+        self.final, self.command = final, command
         self.folder = final.with_name(final.name + INCOMPLETE)
         self.checkpoints = self.folder / "checkpoints"
         self.files = self.folder / "adapter"
         self._lock: BinaryIO | None = None
+        self._made: list[Path] = []  # folders around it that weren't there, the innermost first
         self.claimed = False
 
     def claim(self) -> None:
@@ -54,6 +60,7 @@ class Unfinished:
             TrainingError: another process works in it, or it can't be made.
         """
         with writing(self.final):
+            self._made = [parent for parent in self.folder.parents if not parent.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / _LOCK).open("a+b")
         try:
@@ -75,7 +82,7 @@ class Unfinished:
             self._lock.close()
             self._lock = None
 
-    def begin(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+    def begin(self, recipe: AnyRecipe, facts: Mapping[str, Any]) -> None:
         """Empty the folder of what an earlier run may have left, and write down what this one is."""
         for path in self.folder.iterdir():
             if path.name == _LOCK:
@@ -117,17 +124,18 @@ class Unfinished:
         runs = sorted((path for path in self.checkpoints.glob("*/")), key=lambda path: -path.stat().st_mtime)
         return next((checkpoint for path in runs if (checkpoint := latest(path))), None)
 
-    def recipe(self) -> Recipe:
+    def recipe(self, kind: type[Kind]) -> Kind:
         """The recipe that the run was started with.
 
         Raises:
             RecipeError: it can't be read any more, or names files that aren't there.
         """
-        return Recipe.load(self.folder / _RECIPE)
+        return kind.load(self.folder / _RECIPE)
 
-    def differences(self, recipe: Recipe) -> list[str]:
+    def differences(self, recipe: AnyRecipe) -> list[str]:
         """What ``recipe`` has otherwise than the run, setting by setting, where it counts."""
-        mine, theirs = _flat(self.recipe().model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+        begun: AnyRecipe = self.recipe(Recipe) if isinstance(recipe, Recipe) else self.recipe(PretrainRecipe)
+        mine, theirs = _flat(begun.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
         return [
             f"{key}: {mine.get(key)!r} in the run, {theirs.get(key)!r} now"
             for key in sorted(mine.keys() | theirs.keys())
@@ -142,10 +150,7 @@ class Unfinished:
     def complete(self, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Give the written adapter its place, in one step; the metrics stay here until it is registered with them."""
         write_json(self.folder / _RESULT, metrics)
-        for path in self.files.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+        sync_files(self.files)
         if self.final.is_dir():
             self.final.rmdir()  # an empty one, as checked before
         self.files.rename(self.final)
@@ -160,7 +165,7 @@ class Unfinished:
 
     def hint(self, registry: Registry) -> str | None:
         """What is kept and how to go on with it; None where nothing is kept."""
-        words = ["lorary", "train", str(self.final), "--resume"]
+        words = ["lorary", self.command, str(self.final), "--resume"]
         if registry.path != Registry().path:
             words += ["--registry", str(registry.path)]
         command = shlex.join(words)
@@ -171,8 +176,25 @@ class Unfinished:
         return None
 
     def discard(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, and those around it that were made for it and hold nothing else."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self._made or [path for path in self.folder.parents if path == RUNS]:
+            try:
+                folder.rmdir()
+            except OSError:
+                break
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk.
+
+    Raises:
+        OSError: it is full.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def run_of(path: Path) -> Path:
@@ -180,20 +202,20 @@ def run_of(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(INCOMPLETE))
 
 
-def find(recipe: Recipe) -> Unfinished:
+def find(recipe: AnyRecipe, command: str = "train") -> Unfinished:
     """The newest unfinished run of a recipe, at its ``output`` or under ``runs/``.
 
     Raises:
         TrainingError: there is none; the message says what differs where there is one of the same name.
     """
     if recipe.output is not None:
-        run = Unfinished(Path(recipe.output).expanduser())
+        run = Unfinished(Path(recipe.output).expanduser(), command)
         if run.resumable or _is_run(run.final):
             return run
         raise TrainingError(f"{run.folder}: no such unfinished run; leave --resume out to start it")
     changed = None
-    for folder in sorted(Path("runs").glob(f"{recipe.name}-*{INCOMPLETE}"), reverse=True):
-        run = Unfinished(run_of(folder))
+    for folder in sorted(RUNS.glob(f"{recipe.name}-*{INCOMPLETE}"), reverse=True):
+        run = Unfinished(run_of(folder), command)
         try:
             differences = run.differences(recipe) if run.resumable else None
         except RecipeError:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lorary.hub.errors import UsageError
 from lorary.hub.registry import Registry
 
 RegistryOption = Annotated[
@@ -25,6 +26,23 @@ def open_registry(path: Path | None) -> Registry:
     """The registry of ``--registry``, for a process in which start-up time counts."""
     _import_sqlite_utils()
     return Registry(path)
+
+
+def run_folder(argument: Path | None, resume: bool, settings: bool) -> Path | None:
+    """The folder of the run to go on with, where the argument of a training command names one in a recipe's place.
+
+    Args:
+        settings: were flags or ``--set`` given too?
+
+    Raises:
+        UsageError: a folder without ``--resume``, or settings for a run that has its own.
+    """
+    run = argument if argument and not argument.is_file() and (resume or argument.is_dir()) else None
+    if run and not resume:
+        raise UsageError(f"{run} is a folder; expected a recipe, or --resume to go on with the run in it")
+    if run and settings:
+        raise UsageError(f"{run}: a run goes on with the settings that it has; leave the flags and --set out")
+    return run
 
 
 def _import_sqlite_utils() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.bases import base_json, print_metrics
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
 from lorary.hub.values import PretrainedBase
@@ -17,11 +17,18 @@ EXAMPLES = (
     "lorary pretrain examples/recipes/pretrain.yaml",
     "lorary pretrain --name herbal-bert --architecture bert --preset small --data texts/",
     "lorary pretrain recipe.yaml --set training.epochs=3 --set tokenizer.vocab_size=4000",
+    "lorary pretrain runs/herbal-bert-20261124-120000 --resume",
 )
 
 
 def command(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="The settings of the run.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE.yaml|RUN]", help="The settings of the run; with --resume also a run's folder."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
     ] = None,
@@ -35,6 +42,9 @@ def command(
     epochs: Annotated[float | None, typer.Option(help="How often to go through the corpus.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="The run's folder until it is finished; default runs/NAME-TIME.")
+    ] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
@@ -44,22 +54,28 @@ def command(
     """
     flags: dict[str, Any] = {
         "name": name, "architecture": architecture, "preset": preset, "data.train": data, "data.test": test,
-        "training.epochs": epochs, "training.seed": seed, "device": device,
+        "training.epochs": epochs, "training.seed": seed, "device": device, "output": output,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     if recipe is None and not given and not set_:
         raise UsageError(f"expected a recipe or flags; for example: {EXAMPLES[1]}")
+    catalogue = open_registry(registry)
+    run = run_folder(recipe, resume, bool(given or set_))
     from lorary.training.pretraining import PretrainRecipe
 
-    settings = (
-        PretrainRecipe.load(recipe, set_ or (), given) if recipe else PretrainRecipe.from_flags(given, set_ or ())
-    )
-    catalogue = open_registry(registry)
+    if run:
+        from lorary.training.resume import recipe_of
+
+        settings = recipe_of(run, PretrainRecipe, "pretrain")
+    elif recipe:
+        settings = PretrainRecipe.load(recipe, set_ or (), given)
+    else:
+        settings = PretrainRecipe.from_flags(given, set_ or ())
     from lorary.training.pretraining.run import pretrain
     from lorary.training.progress import BarReporter
 
     with BarReporter(settings.name) as reporter:
-        base = pretrain(settings, catalogue, reporter)
+        base = pretrain(settings, catalogue, reporter, resume=run or resume)
     if as_json:
         print_json(base_json(base))
     else:

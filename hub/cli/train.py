@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.experiments import ablate_recipe, measure_base, print_repeated
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.cli.several import train_each
 from lorary.hub.errors import UsageError
@@ -100,11 +100,7 @@ def command(
             raise UsageError(f"--{'resume' if resume else 'ablate'} takes one recipe, found {len(recipes or ())}")
         train_each(recipes or [], set_ or (), given, catalogue, as_json)
         return
-    run = recipe if recipe and not recipe.is_file() and (resume or recipe.is_dir()) else None
-    if run and not resume:
-        raise UsageError(f"{run} is a folder; expected a recipe, or --resume to go on with the run in it")
-    if run and (given or set_):
-        raise UsageError(f"{run}: a run goes on with the settings that it has; leave the flags and --set out")
+    run = run_folder(recipe, resume, bool(given or set_))
     from lorary.training.recipe import Recipe
 
     if run:
@@ -113,7 +109,7 @@ def command(
         if finished := registered_run(run, catalogue):
             _print_version(finished, False, run, as_json)
             return
-        settings = recipe_of(run)
+        settings = recipe_of(run, Recipe)
     else:
         settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
     if corpus is not None and not ablate:

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from contextlib import contextmanager
 
 import pytest
-import torch
+from memory import memory_for
 
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.training import train
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.progress import Reporter
 from stops import Signal
-
-
-@contextmanager
-def memory_for(rows: int, *, training: bool = True, after: int = 0):
-    """Batches of more rows, from the ``after``-th on, ask torch's allocator for more than any machine has."""
-    batches = itertools.count(1)
-
-    def allocate(module, inputs):
-        is_rows = isinstance(module, torch.nn.Embedding) and inputs[0].dim() == 2 and module.num_embeddings > 64
-        if is_rows and module.training is training and len(inputs[0]) > rows and next(batches) > after:
-            torch.empty(1 << 60, dtype=torch.uint8)
-
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(allocate)
-    try:
-        yield
-    finally:
-        handle.remove()
-
 
 STEPS = {"training.batch_size": 12, "training.gradient_accumulation": 1, "lora.dropout": 0.2}
 

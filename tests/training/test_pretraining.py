@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from memory import memory_for
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from lorary.adapters import Backbone
 from lorary.hub.cli.main import main
 from lorary.hub.embedded import resolve_base
-from lorary.hub.errors import DataError, RecipeError, RegistryConflictError, TrainingError, UnknownReferenceError
+from lorary.hub.errors import (
+    DataError,
+    InterruptedRunError,
+    RecipeError,
+    RegistryConflictError,
+    TrainingError,
+    UnknownReferenceError,
+)
+from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
-from lorary.training.pretraining import PretrainRecipe
+from lorary.training.pretraining import PretrainRecipe, run
 from lorary.training.pretraining.run import pretrain
 from lorary.training.pretraining.tokenizer import train_tokenizer
+from lorary.training.progress import Reporter
 from samples import tone_rows, write_jsonl
+from stops import Signal
 
 WHO = ("the miller", "the smith", "a weaver", "the old widow", "a sailor", "the mayor")
 DOES = ("grinds", "mends", "weaves", "sells", "carries", "counts")
@@ -46,6 +61,7 @@ def make(tmp_path):
             "data.test": corpus(tmp_path / "test.txt", 24, seed=1), "tokenizer.vocab_size": 320,
             "model.hidden_size": 32, "model.layers": 2, "model.heads": 2, "model.context": 32, "training.epochs": 8,
             "training.batch_size": 8, "training.learning_rate": 0.01, "device": "cpu",
+            "output": str(tmp_path / "run"),
         }  # fmt: skip
         return PretrainRecipe.from_flags({**flags, **settings})
 
@@ -55,7 +71,7 @@ def make(tmp_path):
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 def test_a_base_learns_is_catalogued_and_loads_like_any_other(architecture, make, registry):
     # A masked model learns from a few tokens of each block only, and stays at their frequencies for long.
-    slow = {"training.epochs": 20, "training.mlm_probability": 0.3, "training.learning_rate": 0.005}
+    slow = {"training.epochs": 20, "training.mlm_probability": 0.3, "training.learning_rate": 0.005, "training.seed": 1}
     base = pretrain(make(architecture, **(slow if architecture == "bert" else {})), registry)
     test, unigram = base.metrics["test"], base.metrics["unigram"]
     assert test["loss"] < {"bert": 0.97, "llama": 0.7}[architecture] * unigram["loss"]
@@ -69,7 +85,7 @@ def test_a_base_learns_is_catalogued_and_loads_like_any_other(architecture, make
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     text = "the miller grinds the grain."
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).replace(" .", ".") == text
-    assert list(registry.path.parent.glob(".village*")) == []
+    assert list(registry.path.parent.glob("run*")) == []
     told = json.dumps(dict(base.provenance))
     assert str(registry.path.parent) not in told
     assert base.provenance["data"]["train"]["sha256"]
@@ -96,8 +112,6 @@ def test_bits_per_byte_are_the_loss_over_the_text(make, registry, tmp_path):
 
 
 def test_the_same_recipe_gives_the_same_base(make, registry, tmp_path):
-    from lorary.hub import Registry
-
     first = pretrain(make(**{"training.max_steps": 4}), registry)
     torch.rand(3)
     second = pretrain(make(**{"training.max_steps": 4}), Registry(tmp_path / "other" / "registry.db"))
@@ -250,3 +264,119 @@ def test_an_older_registry_gets_the_columns(registry, make):
             pass
     assert registry.bases.all() == []
     assert registry.verify() == []
+
+
+def with_checkpoints(make, **settings):
+    """A recipe whose tokenizer doesn't come out the same twice, with checkpoints inside its epochs."""
+    return make(
+        **{
+            "data.validation_size": 0.2, "training.early_stopping": 2, "training.epochs": 2,
+            "training.checkpoint_steps": 2, "tokenizer.kind": "unigram", "training.gradient_accumulation": 2,
+            **settings,
+        }
+    )  # fmt: skip
+
+
+PRETRAIN = """
+import sys
+from lorary.hub.registry import Registry
+from lorary.training.pretraining import PretrainRecipe, run
+from lorary.training.pretraining.run import pretrain
+from stops import Signal
+recipe, registry, *moments = sys.argv[1:]
+import os, signal
+for moment in moments:
+    child = os.fork()
+    if child == 0:
+        resume = moment != moments[0]
+        pretrain(PretrainRecipe.load(recipe), Registry(registry), Signal(moment, signal.SIGKILL), resume)
+        os._exit(0)
+    print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_killed_and_gone_on_with_it_is_the_base_of_an_unbroken_run(architecture, make, registry, tmp_path):
+    recipe = with_checkpoints(
+        make, architecture=architecture, **{"tokenizer.kind": {"bert": "wordpiece", "llama": "bpe"}[architecture]}
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    moments = ("step 1", "step 5", "measuring", "registering", "never")
+    ran = subprocess.run(
+        [sys.executable, "-c", PRETRAIN, str(tmp_path / "recipe.yaml"), str(registry.path), *moments],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert ran.stdout.splitlines() == [*(f"{moment} -9" for moment in moments[:-1]), "never 0"], ran.stderr
+    broken = registry.bases.get("village")
+    whole = pretrain(recipe.model_copy(update={"output": str(tmp_path / "other")}), Registry(tmp_path / "other.db"))
+    assert broken.digest == whole.digest
+    assert broken.metrics == whole.metrics
+    assert broken.provenance["steps"] == whole.provenance["steps"]
+    assert broken.provenance["curve"] == whole.provenance["curve"]
+    assert registry.verify() == []
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_a_stopped_run_says_how_to_go_on_and_keeps_its_tokenizer(make, registry, tmp_path, capsys):
+    recipe = with_checkpoints(make)
+    with pytest.raises(InterruptedRunError) as caught:
+        pretrain(recipe, registry, Signal("step 4"))
+    command = f"lorary pretrain {tmp_path / 'run'} --resume --registry {registry.path}"
+    assert f"step 4 of 28 is kept in {tmp_path / 'run'}.incomplete; go on with: {command}" in str(caught.value)
+    assert not registry.path.exists()
+    folder = tmp_path / "run.incomplete"
+    tokens = (folder / "tokenizer" / "tokenizer.json").read_bytes()
+    with pytest.raises(TrainingError, match="an unfinished run is in its place"):
+        pretrain(recipe, registry)
+    other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": 1})})
+    with pytest.raises(TrainingError, match=r"training.seed: 42 in the run, 1 now"):
+        pretrain(other, registry, resume=True)
+    assert main([*command.split()[1:], "--set", "training.seed=1"]) == 2
+    assert main(["pretrain", str(folder), "--registry", str(registry.path)]) == 2
+    assert main(["train", str(folder), "--resume", "--registry", str(registry.path)]) == 1
+    assert (
+        f"is a run of `lorary pretrain`; go on with: lorary pretrain {tmp_path / 'run'} --resume"
+        in capsys.readouterr().err
+    )
+    assert main(command.split()[1:]) == 0
+    assert (registry.bases.get("village").folder / "tokenizer.json").read_bytes() == tokens
+    assert main(command.split()[1:]) == 1
+    assert "no such unfinished run" in capsys.readouterr().err
+
+
+def test_early_stopping_and_memory_work_as_in_every_run(make, registry):
+    recipe = with_checkpoints(
+        make, **{"training.epochs": 40, "training.learning_rate": 0.5, "training.early_stopping": 1}
+    )
+    reporter = Reporter()
+    with memory_for(4):
+        base = pretrain(recipe, registry, reporter)
+    assert any(
+        "going on with training.batch_size 4 and training.gradient_accumulation 4" in line for line in reporter.notices
+    )
+    assert base.provenance["steps"] < 40 * 6
+    assert base.provenance["best_epoch"] * 6 < base.provenance["steps"]
+
+
+def test_a_short_run_does_not_spend_its_only_step_on_warming_up(make, registry, tmp_path):
+    first = pretrain(make(**{"training.max_steps": 1}), registry)
+    slow = make(
+        **{"training.max_steps": 1, "training.learning_rate": 1e-9, "name": "still", "output": str(tmp_path / "b")}
+    )
+    assert first.digest != pretrain(slow, registry).digest
+
+
+def test_a_loss_that_is_no_number_names_its_rows(make, registry, monkeypatch):
+    made = run.make_model
+
+    def damaged(recipe, tokenizer):
+        model = made(recipe, tokenizer)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[tokenizer("miller", add_special_tokens=False)["input_ids"]] = math.nan
+        return model
+
+    monkeypatch.setattr(run, "make_model", damaged)
+    with pytest.raises(TrainingError, match=r"loss became nan at step 1 of 104, .*train\.txt, line \d+.* lower"):
+        pretrain(make(), registry)
+    assert not registry.path.exists()

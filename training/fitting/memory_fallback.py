@@ -6,21 +6,18 @@ import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
 from lorary.hub.jsontext import load_json
 from lorary.training.checkpoints import write_json
-from lorary.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lorary.training.fitting.job import RunSettings
 
 _FILE = "batching.json"
 _Result = TypeVar("_Result")
-
-ADVICE = (
-    "lower training.max_length, set training.gradient_checkpointing: true, or use method: qlora; "
-    "a smaller base is the other way"
-)
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,11 @@ class Batching:
         return Batching(size, self.accumulation * self.size // size)
 
     @classmethod
-    def of(cls, recipe: Recipe, folder: Path) -> Self:
-        """The recipe's, or what an earlier process came to in the run's ``folder``."""
+    def of(cls, training: RunSettings, folder: Path) -> Self:
+        """That of the settings, or what an earlier process came to in the run's ``folder``."""
         if (folder / _FILE).is_file():
             return cls(**load_json((folder / _FILE).read_bytes()))
-        return cls(recipe.training.batch_size, recipe.training.gradient_accumulation)
+        return cls(training.batch_size, training.gradient_accumulation)
 
     def keep(self, folder: Path) -> None:
         """Write it down for a process that goes on with the run."""

@@ -11,7 +11,7 @@ from lorary.training.fitting.memory_fallback import in_smaller_batches
 from lorary.training.tasks.base import Metrics
 
 if TYPE_CHECKING:
-    from lorary.training.fitting.fit import Fitted
+    from lorary.training.fitting.loop import Fitted
     from lorary.training.prepare import Prepared
 
 ROWS = 200

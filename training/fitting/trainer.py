@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lorary.training.fitting.job import RunSettings
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.fitting.trackers import keep_tensorboard_logs
 from lorary.training.precision import base_dtype
@@ -21,17 +22,23 @@ def make_trainer(
     batching: Batching | None = None,
 ) -> Any:  # fmt: skip
     """The task's trainer, ready to train; ``batching`` is the recipe's unless given."""
-    batching = batching or Batching.of(recipe, folder)
-    settings = _settings(model, recipe, batching, folder, validation is not None)
+    training = recipe.training
+    batching = batching or Batching.of(training, folder)
+    settings = trainer_settings(model, training, batching, folder, validated=validation is not None) | {
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "train_sampling_strategy": "group_by_length" if training.group_by_length else "random",
+        "report_to": list(recipe.report.to) or "none",
+        "run_name": recipe.name,
+    }
     sets = {
         "train_dataset": _dataset(train),
         "eval_dataset": _dataset(validation) if validation else None,
     }
     trainer = task.trainer(model, tokenizer, settings, sets)
-    trainer.args.warmup_steps = _warmup(recipe, batching, len(train.features), trainer.args.world_size)
+    settle_warmup(trainer, training, batching, len(train.features))
     keep_tensorboard_logs(trainer, recipe)
-    if recipe.training.lora_plus_ratio is not None:
-        _use_lora_plus(trainer, recipe.training.lora_plus_ratio)
+    if training.lora_plus_ratio is not None:
+        _use_lora_plus(trainer, training.lora_plus_ratio)
     return trainer
 
 
@@ -63,20 +70,25 @@ def _dataset(rows: Encoded) -> Any:
     return rows.features if isinstance(rows.features, MadeRows) else Dataset.from_list(list(rows.features))
 
 
-def _warmup(recipe: Recipe, batching: Batching, rows: int, processes: int) -> float:
-    """The share of steps that warm up: none where it isn't one whole step.
+def settle_warmup(trainer: Any, training: RunSettings, batching: Batching, rows: int) -> None:
+    """Let a share of ``trainer``'s steps warm up: none where that isn't one whole step.
 
     transformers rounds up, and a warm-up's first step has a learning rate of 0: a run of one step would learn nothing.
     """
-    training = recipe.training
-    per_epoch = math.ceil(math.ceil(rows / (batching.size * processes)) / batching.accumulation)
+    per_epoch = math.ceil(math.ceil(rows / (batching.size * trainer.args.world_size)) / batching.accumulation)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
-    return training.warmup if steps * training.warmup >= 1 else 0.0
+    trainer.args.warmup_steps = training.warmup if steps * training.warmup >= 1 else 0.0
 
 
-def _settings(model: Any, recipe: Recipe, batching: Batching, folder: Path, validated: bool) -> dict[str, Any]:
-    """Arguments of transformers' ``TrainingArguments``, which those of TRL's trainers extend."""
-    training, dtype = recipe.training, base_dtype(model)
+def trainer_settings(
+    model: Any, training: RunSettings, batching: Batching, folder: Path, *, validated: bool
+) -> dict[str, Any]:
+    """Arguments of transformers' ``TrainingArguments`` for any run; those of TRL's trainers extend them.
+
+    Args:
+        validated: are there validation rows to choose the epoch by?
+    """
+    dtype = base_dtype(model)
     on_cpu = next(model.parameters()).device.type == "cpu"
     return {
         "output_dir": str(folder),
@@ -94,13 +106,10 @@ def _settings(model: Any, recipe: Recipe, batching: Batching, folder: Path, vali
         "use_cpu": on_cpu,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
-        "gradient_checkpointing": training.gradient_checkpointing,
-        "train_sampling_strategy": "group_by_length" if training.group_by_length else "random",
         "dataloader_pin_memory": not on_cpu,
         "remove_unused_columns": False,
         "label_names": ["labels"],
-        "report_to": list(recipe.report.to) or "none",
-        "run_name": recipe.name,
+        "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 1,
         # Off, since it would show the last finite loss in place of a NaN.

@@ -10,7 +10,6 @@ from transformers import TrainerCallback
 from lorary.hub.errors import TrainingError
 from lorary.training.fitting.step_rows import StepRows
 from lorary.training.progress import Reporter
-from lorary.training.recipe import Recipe
 
 MOST_OVERFLOWS = 20
 """How many steps in a row float16's gradients may overflow while their scale is found."""
@@ -19,9 +18,8 @@ MOST_OVERFLOWS = 20
 class Watch(TrainerCallback):
     """Moves the bar, and stops a run that has gone wrong at the step where it did."""
 
-    def __init__(self, reporter: Reporter, recipe: Recipe, rows: StepRows) -> None:
+    def __init__(self, reporter: Reporter, rows: StepRows) -> None:
         self.reporter = reporter
-        self.recipe = recipe
         self.rows = rows
         self._overflows = 0
 
@@ -47,18 +45,20 @@ class Watch(TrainerCallback):
                 f"the {name} became {value} at step {state.global_step} of {state.max_steps}, "
                 f"learning rate {logs.get('learning_rate', 0.0):.3g}"
                 + (f", on {places}" if places else "")
-                + f". Likely causes: {'; '.join(self._causes(state))}"
+                + f". Likely causes: {'; '.join(self._causes(args, state, model))}"
             )
         self.reporter.step(state.global_step, state.max_steps, loss)
 
-    def _causes(self, state: Any) -> list[str]:
+    def _causes(self, args: Any, state: Any, model: Any) -> list[str]:
         """The likeliest first: what the rows themselves show, then the settings."""
         causes = self.rows.oddities()
-        if self.recipe.dtype == "float16":
+        if args.fp16:
             causes.append("float16 holds no number above 65504: use dtype: bfloat16 or float32")
-        rate = self.recipe.training.learning_rate
-        causes.append(f"too large a step: lower training.learning_rate ({rate:g}), or raise training.warmup")
-        if state.global_step == 1 and not self.rows.oddities():
+        causes.append(
+            f"too large a step: lower training.learning_rate ({args.learning_rate:g}), or raise training.warmup"
+        )
+        pretrained = model is not None and any(not parameter.requires_grad for parameter in model.parameters())
+        if pretrained and state.global_step == 1 and not self.rows.oddities():
             causes.append("at the first step also a base whose weights are damaged")
         return causes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from lorary.training.data.splits import FEWEST_VALIDATION_ROWS, note_overlap
 from lorary.training.data.text import read_text
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe.corpus import is_text
+from lorary.training.tasks.base import Encoded, Feature
 from lorary.training.tasks.causal_blocks import LearnedRows
 from lorary.training.tasks.made_rows import MadeRows
 from lorary.training.tasks.masking import MaskedRows, Masker
@@ -67,15 +69,15 @@ class Objective:
     """What a model of the recipe's architecture learns: the next token (``llama``) or the hidden ones (``bert``)."""
 
     def __init__(self, recipe: PretrainRecipe, tokenizer: Any) -> None:
-        self._context, self._tokenizer = recipe.model.context, tokenizer
-        self.causal = recipe.architecture == "llama"
         training = recipe.training
+        self._context, self._tokenizer, self._seed = recipe.model.context, tokenizer, training.seed
+        self.causal = recipe.architecture == "llama"
         self._masker = (
             None if self.causal else Masker(tokenizer, training.mlm_probability or 0.15, training.whole_word_mask)
         )
 
-    def encode(self, documents: Sequence[Example]) -> MadeRows:
-        """Documents in blocks as long as the model's context.
+    def encode(self, documents: Sequence[Example]) -> Encoded:
+        """Documents in blocks as long as the model's context, each named by the document that it begins in.
 
         Raises:
             DataError: the text is too short.
@@ -84,31 +86,39 @@ class Objective:
         if self._masker is None:
             frame = frame_of(tokenizer)
             ends = Frame(frame.before, (*frame.after, tokenizer.eos_token_id))
-            return LearnedRows(blocks(tokenize(documents, tokenizer), self._context, ends, Frame((), ())))
-        stream = tokenize(documents, tokenizer, words=self._masker.whole_words)
-        between = Frame((), (tokenizer.sep_token_id,))
-        return MaskedRows(blocks(stream, self._context, between, frame_of(tokenizer)), self._masker)
+            made: MadeRows = LearnedRows(blocks(tokenize(documents, tokenizer), self._context, ends, Frame((), ())))
+        else:
+            stream = tokenize(documents, tokenizer, words=self._masker.whole_words)
+            between = Frame((), (tokenizer.sep_token_id,))
+            made = MaskedRows(blocks(stream, self._context, between, frame_of(tokenizer)), self._masker)
+        return Encoded(tuple(documents[index] for index in made.rows.first), made, (None,) * len(made))
 
-    def training_rows(self, rows: MadeRows) -> MadeRows:
-        """Rows as the trainer takes them: a masked model's without masks, which the collator makes anew each time."""
-        return rows.plain() if isinstance(rows, MaskedRows) else rows
+    def training_rows(self, rows: Sequence[Feature]) -> Sequence[Feature]:
+        """Rows as the trainer takes them: of a masked model, with other tokens hidden in each epoch."""
+        return rows.anew(self._seed) if isinstance(rows, MaskedRows) else rows
 
-    def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        """Pads, and hides tokens where that is the objective."""
+    def collator(self) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
+        """Pads."""
         if self._masker is not None:
             return self._masker.collate
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
         return DataCollatorForLanguageModeling(pad_token_id=self._tokenizer.pad_token_id)
 
-    def score(self, logits: torch.Tensor, feature: dict[str, Any]) -> TokenScore:
+    def score(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
         """A row's logits [tokens, vocabulary] against what was to be predicted."""
         labels = torch.tensor(feature["labels"], device=logits.device)
         return score_tokens(logits[:-1], labels[1:]) if self.causal else score_tokens(logits, labels)
 
-    def unigram(self, train: MadeRows, test: MadeRows) -> dict[str, float]:
+    def unigram(self, train: Encoded, test: Encoded) -> dict[str, float]:
         """What the frequencies of the training tokens alone give on the held-out ones."""
         without = () if self.causal else tuple(self._tokenizer.all_special_ids)
         first = 1 if self.causal else 0  # a block's first token is never predicted
-        asked = ({"labels": feature["labels"][first:]} for feature in test)
-        return unigram([train.rows.ids], asked, len(self._tokenizer), without)
+        asked = ({"labels": feature["labels"][first:]} for feature in test.features)
+        return unigram([ids_of(train)], asked, len(self._tokenizer), without)
+
+
+def ids_of(rows: Encoded) -> array[int]:
+    """All token ids of encoded documents."""
+    assert isinstance(rows.features, MadeRows)
+    return rows.features.rows.ids

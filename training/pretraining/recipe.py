@@ -87,7 +87,11 @@ class ModelSizes(_Section):
 
 
 class Pretraining(_Section):
-    """The run, in full precision. ``early_stopping`` counts epochs without a better validation loss; 0 turns it off."""
+    """The run, in full precision. ``early_stopping`` counts epochs without a better validation loss; 0 turns it off.
+
+    ``checkpoint_steps`` puts checkpoints inside an epoch; there is one after each epoch, and after ten minutes without
+    one, in any case.
+    """
 
     epochs: Annotated[float, Field(gt=0)] = 10.0
     max_steps: Positive | None = None
@@ -100,6 +104,7 @@ class Pretraining(_Section):
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     early_stopping: Annotated[int, Field(ge=0)] = 3
+    checkpoint_steps: Positive | None = None
     mlm_probability: Share | None = None
     whole_word_mask: bool = False
 
@@ -108,6 +113,7 @@ class PretrainRecipe(_Section):
     """Every setting of a pretraining run. Made by :meth:`load` or :meth:`from_flags`, as a training's recipe is.
 
     ``architecture`` is ``llama`` (a causal model: text generation) or ``bert`` (an encoder: all other tasks).
+    ``output`` is the run's folder for as long as it isn't finished; the base itself is kept with the catalogue.
     """
 
     name: Text
@@ -119,6 +125,7 @@ class PretrainRecipe(_Section):
     model: ModelSizes
     training: Pretraining
     device: Text | None = None
+    output: Text | None = None
 
     @classmethod
     def load(

@@ -4,44 +4,39 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from lorary.adapters.device import pick_device
 from lorary.adapters.identity import fingerprint_model
-from lorary.adapters.loading import is_encoder
-from lorary.hub.errors import GateError, InterruptedRunError
+from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
+from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
+from lorary.hub.store import sync_folder
 from lorary.hub.values import PretrainedBase
+from lorary.training.checkpoints import write_json
 from lorary.training.data import Example
-from lorary.training.fitting.evaluate import token_logits
+from lorary.training.interrupt import Stops
 from lorary.training.pretraining.architecture import make_model
-from lorary.training.pretraining.corpus import Corpus, Objective, load_corpus
+from lorary.training.pretraining.corpus import Corpus, Objective, ids_of, load_corpus
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.pretraining.tokenizer import train_tokenizer
 from lorary.training.progress import Reporter, quiet_libraries
-from lorary.training.provenance import environment, peak_memory
+from lorary.training.resume import begin, check_same, choose_run
 from lorary.training.save import writing
-from lorary.training.tasks.made_rows import MadeRows
+from lorary.training.tasks.base import Encoded
 from lorary.training.tasks.token_scores import token_metrics
+from lorary.training.unfinished import Unfinished, claimed, sync_files
 
-if TYPE_CHECKING:
-    from lorary.training.pretraining.fit import Fit
-
-_GOLDEN = 4  # rows whose logits the saved files have to give back
-_TEXTS = 16  # of which the saved tokenizer has to make the same tokens
-_TOLERANCE = 1e-4  # relative to 1 + the largest logit
+_RESULT = "base.json"  # what the catalogue is told of the base; written when its files are complete
 
 
 def pretrain(
-    recipe: PretrainRecipe, registry: Registry | None = None, progress: Reporter | None = None
+    recipe: PretrainRecipe,
+    registry: Registry | None = None,
+    progress: Reporter | None = None,
+    resume: bool | str | Path = False,
 ) -> PretrainedBase:
     """Train a tokenizer and a model on a corpus, check the saved files and register them as a base.
 
@@ -49,6 +44,8 @@ def pretrain(
         recipe: from :meth:`PretrainRecipe.load` or :meth:`PretrainRecipe.from_flags`.
         registry: the catalogue to add it to; the default one unless given.
         progress: is told of phases, steps and notices.
+        resume: go on with a run that was stopped: the newest of this recipe (True), or that of a folder. On the same
+            machine the base is that of a run that wasn't stopped.
 
     Returns:
         The base; recipes take it by its name. Its metrics are ``test`` and ``unigram``, on held-out documents: loss
@@ -56,71 +53,60 @@ def pretrain(
 
     Raises:
         DataError: text that can't be read, by file and line, or too little of it.
-        TrainingError: the run can't go on.
+        TrainingError: the run can't go on, or there is no such run to go on with; the message says what to change.
         GateError: the saved files aren't what was trained; nothing was registered.
         RegistryConflictError: a base of that name is there already; known before the run.
-        InterruptedRunError: Ctrl-C; nothing was registered and no files are left.
+        InterruptedRunError: Ctrl-C or SIGTERM; nothing was registered, and the message says how to go on.
     """
     reporter, registry = progress or Reporter(), registry or Registry()
-    registry.bases.demand_free(recipe.name)
+    unfinished = choose_run(recipe, resume, registry, "pretrain")
+    if resume is not False and not unfinished.resumable:
+        raise TrainingError(f"{unfinished.folder}: no such unfinished run; leave --resume out to start one")
     try:
-        reporter.phase("reading the corpus")
-        corpus = load_corpus(recipe, reporter.note)
-        with quiet_libraries(), _working_folder(registry, recipe.name) as folder:
-            finished = _run(recipe, corpus, folder, reporter)
+        with Stops() as stops, claimed(unfinished):
+            result = unfinished.folder / _RESULT
+            if not (resume is not False and result.is_file()):
+                registry.bases.demand_free(recipe.name)
+                _train(recipe, unfinished, registry, reporter, stops, resumed=resume is not False)
             reporter.phase("registering")
-            base = registry.bases.add(
-                folder / "base",
-                name=recipe.name,
-                fingerprint=str(fingerprint_model(finished.model)),
-                architecture=str(finished.model.config.model_type),
-                parameters=sum(parameter.numel() for parameter in finished.model.parameters()),
-                metrics=finished.metrics,
-                provenance=finished.provenance,
-            )
-    except KeyboardInterrupt as error:
-        raise InterruptedRunError(f"{recipe.name}: stopped; nothing was registered and no files are left") from error
+            base = registry.bases.add(unfinished.folder / "base", name=recipe.name, **load_json(result.read_bytes()))
+    except (KeyboardInterrupt, InterruptedRunError) as error:
+        hint = unfinished.hint(registry) or "no files are left"
+        raise InterruptedRunError(f"{recipe.name}: stopped, nothing was registered; {hint}") from error
+    except LoraryError:
+        if unfinished.claimed and (kept := unfinished.hint(registry)):
+            reporter.note(kept)
+        raise
     reporter.folder = base.folder
     reporter.phase("done")
     return base
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """A run whose files are checked; ``model`` is the one that was loaded from them."""
-
-    model: Any
-    metrics: dict[str, dict[str, float]]
-    provenance: dict[str, Any]
-
-
-@contextmanager
-def _working_folder(registry: Registry, name: str) -> Iterator[Path]:
-    """A folder beside the registry, where the base will be kept; gone afterwards.
-
-    Raises:
-        TrainingError: it can't be made.
-    """
-    place = registry.path.parent
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}.pretraining-", dir=place))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _train(
+    recipe: PretrainRecipe, unfinished: Unfinished, registry: Registry, reporter: Reporter, stops: Stops, *,
+    resumed: bool,
+) -> None:  # fmt: skip
+    """From the corpus to checked files in the run's folder, and what the catalogue is told of them beside."""
+    reporter.phase("reading the corpus")
+    corpus = load_corpus(recipe, reporter.note)
+    with writing(unfinished.final):
+        if resumed:
+            check_same(unfinished, recipe, corpus.provenance, None, 1, reporter)
+        else:
+            begin(unfinished, recipe, corpus.provenance, None, 1)
+    with quiet_libraries(), writing(unfinished.final):
+        told = _run(recipe, corpus, unfinished, reporter, stops)
+        write_json(unfinished.folder / _RESULT, told)
 
 
-def _run(recipe: PretrainRecipe, corpus: Corpus, folder: Path, reporter: Reporter) -> _Finished:
+def _run(
+    recipe: PretrainRecipe, corpus: Corpus, unfinished: Unfinished, reporter: Reporter, stops: Stops
+) -> dict[str, Any]:
     # Only here, where the libraries are quiet, and after the corpus: a bad one is told without their imports.
+    from lorary.training.pretraining.files import base_provenance, reload_base, save_base
     from lorary.training.pretraining.fit import fit, scores
 
-    reporter.phase("training the tokenizer")
-    tokenizer = train_tokenizer(recipe, [example.values["text"] for example in corpus.train])
-    if len(tokenizer) < recipe.tokenizer.vocab_size:
-        reporter.note(
-            f"the corpus gives {len(tokenizer):,} tokens, tokenizer.vocab_size allows {recipe.tokenizer.vocab_size:,}"
-        )
+    tokenizer = _tokenizer(recipe, corpus, unfinished.folder / "tokenizer", reporter)
     objective = Objective(recipe, tokenizer)
     rows = {
         part: objective.encode(documents)
@@ -130,13 +116,10 @@ def _run(recipe: PretrainRecipe, corpus: Corpus, folder: Path, reporter: Reporte
     model = make_model(recipe, tokenizer).to(pick_device(recipe.device))
     device = next(model.parameters()).device
     reporter.phase("training")
-    started = time.perf_counter()
-    with writing(folder):
-        fitted = fit(
-            model, objective, rows["train"], rows.get("validation"), recipe,
-            folder=folder / "checkpoints", reporter=reporter,
-        )  # fmt: skip
-    seconds = time.perf_counter() - started
+    fitted = fit(
+        model, objective, rows["train"], rows.get("validation"), recipe,
+        folder=unfinished.checkpoints, reporter=reporter, stops=stops,
+    )  # fmt: skip
     reporter.phase("measuring")
     found = scores(model, objective, rows["test"], recipe.training.batch_size)
     metrics = {"test": token_metrics(found), "unigram": objective.unigram(rows["train"], rows["test"])}
@@ -146,85 +129,43 @@ def _run(recipe: PretrainRecipe, corpus: Corpus, folder: Path, reporter: Reporte
     if metrics["test"]["loss"] >= metrics["unigram"]["loss"]:
         reporter.note("no better than token frequencies alone on held-out text: train longer, or on more text")
     reporter.phase("saving and checking the files")
-    with writing(folder):
-        _save(model, tokenizer, recipe, folder / "base")
-    told = _provenance(recipe, corpus, rows, fitted, seconds, len(tokenizer), device, reporter)
-    return _Finished(_reload(folder / "base", model, tokenizer, corpus.test, rows["test"]), metrics, told)
-
-
-def _tokens_per_byte(rows: MadeRows, documents: Sequence[Example]) -> float:
-    return len(rows.rows.ids) / sum(len(example.values["text"].encode()) for example in documents)
-
-
-def _save(model: Any, tokenizer: Any, recipe: PretrainRecipe, folder: Path) -> None:
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    (folder / "pretrain.yaml").write_text(_public(recipe).to_yaml(), encoding="utf-8")
-
-
-def _reload(folder: Path, model: Any, tokenizer: Any, documents: Sequence[Example], rows: MadeRows) -> Any:
-    """The model as anybody will load it; it has to be the one that was trained.
-
-    Raises:
-        GateError: a tensor, the tokenizer or the logits of held-out rows differ.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-
-    auto = AutoModelForMaskedLM if is_encoder(model.config) else AutoModelForCausalLM
-    loaded, info = auto.from_pretrained(str(folder), dtype=torch.float32, output_loading_info=True)
-    if info["missing_keys"] or info["unexpected_keys"]:
-        raise GateError(f"the saved model lacks or adds tensors: {sorted(info['missing_keys'])[:3]}")
-    trained = model.to("cpu").state_dict()
-    for name, tensor in loaded.state_dict().items():
-        if not torch.equal(tensor, trained[name]):
-            raise GateError(f"{name!r}: the saved tensor differs from the trained one")
-    loaded.eval()
-    probes = [rows[place]["input_ids"] for place in range(min(_GOLDEN, len(rows)))]
-    for row, want, got in zip(probes, token_logits(model, probes), token_logits(loaded, probes), strict=True):
-        difference = float((want - got).abs().max() / (1 + want.abs().max()))
-        if not difference <= _TOLERANCE:
-            raise GateError(
-                f"a row of {len(row)} tokens: the saved model's logits differ by {difference:.2g} (relative)"
-            )
-    texts = [example.values["text"] for example in documents[:_TEXTS]]
-    if AutoTokenizer.from_pretrained(str(folder))(texts)["input_ids"] != tokenizer(texts)["input_ids"]:
-        raise GateError("the saved tokenizer makes other tokens of held-out texts than the trained one")
-    return loaded
-
-
-def _provenance(
-    recipe: PretrainRecipe, corpus: Corpus, rows: dict[str, MadeRows], fitted: Fit, seconds: float, vocabulary: int,
-    device: torch.device, reporter: Reporter,
-) -> dict[str, Any]:  # fmt: skip
-    every = -(-len(fitted.curve) // 200) or 1
+    folder = unfinished.folder / "base"
+    shutil.rmtree(folder, ignore_errors=True)
+    save_base(model, tokenizer, recipe, folder)
+    sync_files(folder)
+    told = base_provenance(recipe, corpus, rows, fitted, len(tokenizer), device, reporter)
+    loaded = reload_base(folder, model, tokenizer, corpus.test, rows["test"])
     return {
-        "data": corpus.provenance,
-        "tokens": {part: len(made.rows.ids) for part, made in rows.items()},
-        "vocabulary": vocabulary,
-        "recipe": _public(recipe).model_dump(mode="json", exclude_none=True),
-        "environment": environment(device),
-        "steps": fitted.steps,
-        "best_epoch": fitted.best_epoch,
-        "loss": fitted.loss,
-        "curve": [list(point) for point in fitted.curve[::every]],
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": peak_memory(device),
-        "notices": [_without_folders(line, recipe) for line in reporter.notices],
+        "fingerprint": str(fingerprint_model(loaded)),
+        "architecture": str(loaded.config.model_type),
+        "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
+        "metrics": metrics,
+        "provenance": told,
     }
 
 
-def _public(recipe: PretrainRecipe) -> PretrainRecipe:
-    """The recipe without the folders of the machine that ran it."""
+def _tokenizer(recipe: PretrainRecipe, corpus: Corpus, folder: Path, reporter: Reporter) -> Any:
+    """The run's tokenizer, from ``folder``; trained and put there first where it isn't there yet.
 
-    def last(text: str | None) -> str | None:
-        return Path(text).name if text and (Path(text).is_absolute() or text.startswith("~")) else text
+    A run that goes on can't train it again: not all kinds come out the same.
+    """
+    from transformers import AutoTokenizer
 
-    data = recipe.data.model_copy(update={key: last(getattr(recipe.data, key)) for key in ("train", "test")})
-    return recipe.model_copy(update={"data": data})
+    if not folder.is_dir():
+        reporter.phase("training the tokenizer")
+        trained = train_tokenizer(recipe, [example.values["text"] for example in corpus.train])
+        if len(trained) < recipe.tokenizer.vocab_size:
+            reporter.note(
+                f"the corpus gives {len(trained):,} tokens, tokenizer.vocab_size allows {recipe.tokenizer.vocab_size:,}"
+            )
+        half = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(half, ignore_errors=True)
+        trained.save_pretrained(str(half))
+        sync_files(half)
+        half.rename(folder)
+        sync_folder(folder.parent)
+    return AutoTokenizer.from_pretrained(str(folder))
 
 
-def _without_folders(line: str, recipe: PretrainRecipe) -> str:
-    for path in (recipe.data.train, recipe.data.test):
-        if path and Path(path).expanduser().is_absolute():
-            line = line.replace(path, Path(path).name)
-    return line
+def _tokens_per_byte(rows: Encoded, documents: Sequence[Example]) -> float:
+    return len(ids_of(rows)) / sum(len(example.values["text"].encode()) for example in documents)

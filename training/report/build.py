@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.hub.reference import normalise_domain
-from lorary.training.fitting.fit import Fitted
+from lorary.training.fitting.loop import Fitted
 from lorary.training.prepare import Prepared
 from lorary.training.provenance import without_folders
 from lorary.training.report.content import Point, Report, Validation

@@ -91,8 +91,8 @@ class MaskedRows(MadeRows):
     """Rows with tokens hidden: always the same ones, or others in each epoch.
 
     Args:
-        seed: with one, tokens are hidden anew for each :attr:`epoch`. Nothing but the seed, the epoch and the row decides
-            which: not the batch that a row is in, nor the process, nor where a run was stopped and gone on with.
+        seed: with one, tokens are hidden anew for each :attr:`epoch`. Nothing but the seed, the epoch and the row
+            decides which: not the batch that a row is in, nor the process, nor where a run was stopped.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class Repo:
 
     def add(self, name: str, files: Mapping[str, bytes], branch: str = "main", title: str = "Upload") -> str:
         """A commit with these files on a branch; returns its id."""
-        content = json.dumps([name, len(self.commits), sorted(files)])
+        content = json.dumps([name, len(self.commits), {path: git_hash(files[path]) for path in sorted(files)}])
         commit = hashlib.sha1(content.encode()).hexdigest()
         self.commits[commit] = dict(files)
         self.parents[commit] = self.refs.get(branch)

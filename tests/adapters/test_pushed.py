@@ -1,0 +1,76 @@
+"""A pushed adapter in others' hands: PEFT, the loader, and another registry's loader answer as the one at home."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub import Registry
+from lorary.hub.manifest import Manifest
+from lorary.hub.remote import pull, push
+from tiny import make_adapter
+
+ROW = [7, 8, 9]
+
+
+@pytest.fixture
+def pushed(hub, monkeypatch, bases, registry, tmp_path):
+    """The registry that it was pushed from, and the Hub that has it."""
+    hub.users["hf_ann"] = "ann"
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    folder = make_adapter(bases("bert"), tmp_path / "tone", task="text-classification")
+    identity = Backbone.from_pretrained(str(bases("bert"))).identity
+    Manifest(task="text-classification", base=identity, domain="finance", labels=("down", "flat", "up")).write(folder)
+    registry.add(folder, name="tone")
+    push(registry, "tone")
+    return registry
+
+
+@pytest.fixture
+def expected(pushed, bases):
+    backbone = Backbone.from_pretrained(str(bases("bert")), registry=pushed)
+    backbone.load("tone")
+    return backbone.logits([ROW], "tone")[0]
+
+
+PEFT = """
+import sys, torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], num_labels=3)
+model = PeftModel.from_pretrained(model, "ann/tone").eval()
+with torch.no_grad():
+    logits = model(input_ids=torch.tensor([[7, 8, 9]])).logits[0]
+torch.save((logits, PeftConfig.from_pretrained("ann/tone", revision="v1").base_model_name_or_path), sys.argv[2])
+"""
+
+
+def test_peft_loads_it_by_its_repository(hub, pushed, bases, expected, tmp_path):
+    # In a process of its own: parts of the client read HF_ENDPOINT once, when they are imported.
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", PEFT, str(bases("bert")), str(tmp_path / "result.pt")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    logits, base = torch.load(tmp_path / "result.pt")
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert base == "bert"  # the folder's name, not where it is
+
+
+@pytest.mark.parametrize("reference", ["ann/tone", "ann/tone@v1"])
+def test_the_loader_takes_it_from_the_hub(pushed, bases, expected, reference):
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    loaded = backbone.load(reference)
+    assert torch.equal(backbone.logits([ROW], loaded.name)[0], expected)
+    assert loaded.digest == pushed.resolve("tone").digest
+
+
+def test_the_loader_takes_it_from_the_registry_that_pulled_it(pushed, bases, expected, tmp_path):
+    elsewhere = Registry(tmp_path / "elsewhere.db")
+    pull(elsewhere, "ann/tone")
+    backbone = Backbone.from_pretrained(str(bases("bert")), registry=elsewhere)
+    backbone.load("tone")
+    assert torch.equal(backbone.logits([ROW], "tone")[0], expected)

@@ -1,0 +1,168 @@
+"""The commands that talk to remotes, as they are typed."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from checkpoints import make_checkpoint, make_manifest
+from lorary.hub import Registry
+from lorary.hub.cli.main import main
+
+
+@pytest.fixture
+def ann(hub, monkeypatch, tmp_path):
+    """Ann is logged in and has a registry with one version."""
+    hub.users["hf_ann"] = "ann"
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    monkeypatch.setenv("LORARY_REGISTRY", str(tmp_path / "registry.db"))
+    registry = Registry()
+    registry.add(make_checkpoint(tmp_path / "tone"), name="tone", metrics={"test": {"f1": 0.9}})
+    registry.alias("tone", "prod", 1)
+    return hub
+
+
+@pytest.fixture
+def lorary(capsys):
+    """Run a command in this process; expects the exit code and gives back its output."""
+
+    def run(*words, code=0):
+        assert main([str(word) for word in words]) == code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        if code:
+            assert err.startswith("lorary: error: ")
+        return err if code else out
+
+    return run
+
+
+def test_push_says_what_it_does(ann, lorary):
+    text = lorary("push", "tone", "--dry-run")
+    assert text.startswith("tone@1 would become ann/tone@v1 (new, private): 5 files, ")
+    assert "adapter_model.safetensors" in text
+    assert ann.repos == {}
+    text = lorary("push", "tone")
+    assert text.startswith("tone@1 is now ann/tone@v1 (new, private) at commit ")
+    assert text.endswith("; tags v1, prod\n")
+    assert lorary("push", "tone") == "tone@1 is ann/tone@v1 already; nothing to do\n"
+    ann.repos["ann/tone"].tags.clear()
+    assert lorary("push", "tone", "--dry-run") == "tone@1 is ann/tone@v1 already; would be set to it: v1, prod\n"
+    assert lorary("push", "tone") == "tone@1 is ann/tone@v1 already; set to it: v1, prod\n"
+    values = json.loads(lorary("push", "tone", "--json"))
+    assert (values["reference"], values["remote"], values["number"], values["sent"]) == ("tone@1", "ann/tone", 1, [])
+
+
+def test_pull_says_what_it_does(ann, lorary, tmp_path):
+    lorary("push", "tone")
+    there = ("--registry", tmp_path / "there.db")
+    text = lorary("pull", "ann/tone", *there)
+    assert text == (
+        "ann/tone@v1 is now in the catalogue as tone@1 (finance, text-classification, lora)\naliases set: tone@prod\n"
+    )
+    assert "was in the catalogue already, as tone@1" in lorary("pull", "ann/tone@prod", *there)
+    Registry(there[1]).add(make_checkpoint(tmp_path / "next", seed=1), name="tone")
+    Registry(there[1]).alias("tone", "prod", 2)
+    text = lorary("pull", "ann/tone", *there)
+    assert "there it is prod too; tone@prod stays what it is here (`lorary alias tone prod 1` moves it)" in text
+    values = json.loads(lorary("pull", "ann/tone", "--json", *there))
+    assert (values["reference"], values["remote_number"], values["new"]) == ("tone@1", 1, False)
+    assert values["aliases_kept"] == ["prod"]
+
+
+def test_status_and_sync(ann, lorary, tmp_path):
+    assert "No adapter has a remote yet" in lorary("status") + lorary("sync")
+    lorary("push", "tone")
+    Registry().add(make_checkpoint(tmp_path / "next", seed=1), name="tone")
+    (header, row) = lorary("status").splitlines()
+    assert header.split() == ["name", "state", "only", "here", "only", "there", "aliases", "remote"]
+    assert row.split() == ["tone", "ahead", "2", "ann/tone"]
+    assert json.loads(lorary("status", "tone", "--json"))[0]["relation"] == "ahead"
+    assert lorary("sync") == "tone and ann/tone: pushed tone@2\n"
+    assert lorary("sync", "tone") == "tone and ann/tone: the same\n"
+    assert json.loads(lorary("sync", "--json"))[0]["settled"] is True
+
+
+def test_diverged(ann, lorary, tmp_path):
+    lorary("push", "tone")
+    there = tmp_path / "there.db"
+    lorary("pull", "ann/tone", "--registry", there)
+    Registry(there).add(make_checkpoint(tmp_path / "theirs", seed=1), name="tone")
+    lorary("sync", "--registry", there)
+    Registry().add(make_checkpoint(tmp_path / "ours", seed=2), name="tone")
+    assert main(["sync"]) == 1
+    assert "holds v2, which this registry lacks" in lorary("push", "tone", code=1)
+
+
+def test_a_remote_that_cannot_be_asked_shows_in_the_exit_code(ann, lorary):
+    lorary("push", "tone")
+    ann.stop()
+    error = lorary("status", code=1)
+    assert error.count("\n") == 1
+    assert "1 of 1 remotes couldn't be asked" in error
+    assert "can't be reached" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (("push", "tone", "nowhere"), 2, "names no remote"),
+        (("push", "tone@9"), 1, "has no version 9"),
+        (("push", "./folder"), 2, "expected a name in the registry"),
+        (("pull", "ann/none"), 1, "the Hub knows no such repository"),
+        (("pull", "none"), 2, "names no remote"),
+        (("pull", "ann/a/b"), 2, "isn't a reference"),
+        (("status", "none"), 1, "no adapter named"),
+        (("status", "tone"), 1, "has no remote yet"),
+        (("sync", "Tone"), 2, "can't be a name"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(ann, lorary, words, code, expected):
+    error = lorary(*words, code=code)
+    assert error.count("\n") == 1
+    assert expected in error
+
+
+def test_what_strangers_wrote_cannot_act_on_the_terminal(ann, lorary, tmp_path, capsys):
+    manifest = make_manifest(domain="legal", labels=("\x1b[31mred", "b"))
+    files = make_checkpoint(tmp_path / "evil", manifest=manifest, base_model_name_or_path="org/\x1b]0;owned\x07")
+    card = b"---\nlibrary_name: peft\ntags: ['domain:\\x1b[31m']\n---\n\x1b[2J<script>alert(1)</script>"
+    ann.commit_folder("bob/evil", files, **{"README.md": card})
+    text = lorary("pull", "bob/evil") + lorary("show", "evil") + lorary("show", "evil", "--json")
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+def test_no_progress_bars_in_a_pipe(ann, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    environment |= {"HF_ENDPOINT": ann.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    for words in (("push", "tone"), ("pull", "ann/tone", "--registry", "there.db")):
+        command = [sys.executable, "-m", "lorary.hub.cli", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_hf_runs_lorary_as_its_extension(ann, tmp_path):
+    """`hf NAME` runs what `~/.local/share/hf/extensions/hf-NAME/manifest.json` names: docs/hub.md registers it."""
+    root = Path(__file__).parents[2]
+    scripts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert scripts["hf-lorary"] == scripts["lorary"]
+    module, _, function = scripts["hf-lorary"].partition(":")
+    script = tmp_path / "bin" / "hf-lorary"  # as pip writes it, also where the environment is older than this script
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    script.chmod(0o755)
+    page = (root / "docs" / "hub.md").read_text(encoding="utf-8")
+    snippet = page.partition("<!-- hf extension -->\n```python\n")[2].partition("```")[0]
+    assert snippet
+    environment = {**os.environ, "HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    environment["PATH"] = f"{script.parent}{os.pathsep}{environment['PATH']}"
+    subprocess.run([sys.executable, "-c", snippet], env=environment, check=True, timeout=60)
+    hf = Path(sysconfig.get_path("scripts")) / "hf"
+    done = subprocess.run([str(hf), "lorary", "list"], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["name", "version"]), done.stderr

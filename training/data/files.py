@@ -9,13 +9,16 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError, LoraryError
+from lorary.training.data.contents import decode, read_content
 from lorary.training.recipe.check import is_data_file
+from lorary.training.recipe.raw import shown as raw_value
 
 SHOWN_PROBLEMS = 20
 
@@ -66,10 +69,7 @@ def report(subject: str, problems: list[str]) -> DataError:
 
 
 def _read_file(path: Path, shown: str) -> Source:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(shown, [f"can't be read: {error.strerror or error}"]) from error
+    content = read_content(path, shown)
     problems: list[str] = []
     rows = tuple(
         Row(values, f"{shown}, row {number}") for number, values in _READERS[path.suffix](content, shown, problems)
@@ -84,34 +84,22 @@ def _read_file(path: Path, shown: str) -> Source:
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
-def _text(content: bytes, problems: list[str]) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        problems.append(f"row {line}: not UTF-8 text (byte {error.start}); save the file as UTF-8")
-        return ""
-
-
 def _jsonl(content: bytes, shown: str, problems: list[str]) -> Rows:
     # Not splitlines(): U+2028 and its kind are allowed inside a JSON text.
-    for number, line in enumerate(_text(content, problems).split("\n"), start=1):
+    for number, line in enumerate(decode(content, problems).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            row = json.loads(line)
         except (ValueError, RecursionError) as error:
             problems.append(f"row {number}: not valid JSON ({error})")
             continue
-        if not isinstance(values, dict):
-            problems.append(f"row {number}: expected an object with columns, found {type(values).__name__}")
-            continue
-        yield number, values
+        yield from _object(number, row, problems)
 
 
 def _json(content: bytes, shown: str, problems: list[str]) -> Rows:
-    text = _text(content, problems)
-    if problems:
+    text = decode(content, problems)
+    if problems or not text.strip():
         return
     try:
         values = json.loads(text)
@@ -122,14 +110,21 @@ def _json(content: bytes, shown: str, problems: list[str]) -> Rows:
         problems.append(f"expected a list of rows, found {type(values).__name__}")
         return
     for number, row in enumerate(values, start=1):
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            problems.append(f"row {number}: expected an object with columns, found {type(row).__name__}")
+        yield from _object(number, row, problems)
+
+
+def _object(number: int, row: Any, problems: list[str]) -> Rows:
+    """The row, where it has columns."""
+    if isinstance(row, dict):
+        yield number, row
+    else:
+        problems.append(f"row {number}: expected an object with columns, found {type(row).__name__}")
 
 
 def _csv(content: bytes, shown: str, problems: list[str]) -> Rows:
-    reader = csv.reader(io.StringIO(_text(content, problems), newline=""), strict=True)
+    # The library's own limit is shorter than many a document.
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))
+    reader = csv.reader(io.StringIO(decode(content, problems), newline=""), strict=True)
     header: list[str] | None = None
     try:
         for cells in reader:
@@ -137,9 +132,8 @@ def _csv(content: bytes, shown: str, problems: list[str]) -> Rows:
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    problems.append(f"row 1: the header names {', '.join(map(repr, twice))} twice")
+                if twice := _twice(header):
+                    problems.append(f"row {reader.line_num}: the header names {twice} twice")
                     return
             elif len(cells) != len(header):
                 problems.append(
@@ -151,14 +145,24 @@ def _csv(content: bytes, shown: str, problems: list[str]) -> Rows:
         problems.append(f"row {reader.line_num}: not valid CSV ({error})")
 
 
+def _twice(names: list[str]) -> str:
+    """The names that stand more than once, for a message."""
+    return ", ".join(repr(name) for name, count in sorted(Counter(names).items()) if count > 1)
+
+
 def _parquet(content: bytes, shown: str, problems: list[str]) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        if twice := _twice(file.schema_arrow.names):
+            problems.append(f"there are two columns {twice}")
+            return
+        table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
-        problems.append(f"not a readable Parquet file ({error})")
+        reason = str(error).strip().splitlines()[0]
+        problems.append(f"not a readable Parquet file ({reason})")
         return
     yield from enumerate(table.to_pylist(), start=1)
 
@@ -168,7 +172,7 @@ def _conll(content: bytes, shown: str, problems: list[str]) -> Rows:
     first = 0
     words: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate([*_text(content, problems).split("\n"), ""], start=1):
+    for number, line in enumerate([*decode(content, problems).split("\n"), ""], start=1):
         cells = line.split("\t") if "\t" in line else line.split()
         cells = [cell.strip() for cell in cells]
         if not any(cells) or cells[0] == "-DOCSTART-":
@@ -176,7 +180,7 @@ def _conll(content: bytes, shown: str, problems: list[str]) -> Rows:
                 yield first, {"tokens": words, "tags": tags}
             first, words, tags = 0, [], []
         elif len(cells) < 2 or not cells[0] or not cells[-1]:
-            problems.append(f"row {number}: expected a word and its tag, found {line.strip()!r}")
+            problems.append(f"row {number}: expected a word and its tag, found {raw_value(line.strip())}")
         else:
             first = first or number
             words.append(cells[0])

@@ -16,11 +16,13 @@ def find_labels(
     columns: Mapping[str, str],
     given: tuple[str, ...] | None,
     *,
+    source: str,
     several: bool = False,
 ) -> tuple[str, ...]:
     """The label names in the order of their ids; makes names of the numbers in ``parts``.
 
     With ``several``, a row has any number of labels; each then stands once in it, in the order of the ids.
+    ``source`` is what messages call the training rows.
 
     Raises:
         DataError: unknown labels by row, a label listed twice, or nothing to tell apart.
@@ -52,7 +54,9 @@ def find_labels(
         return labels
     used = {name for example in parts["train"] for name in _names(example, role)}
     if len(used) < 2:
-        raise DataError("labels", [f"every training row has the label {_some(sorted(used))}; expected at least two"])
+        raise DataError(
+            "labels", [f"{source}: every training row has the label {_some(sorted(used))}; expected at least two"]
+        )
     return labels
 
 

@@ -53,9 +53,11 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
     parts = {part: check_rows(source, columns, checks) for part, source in given.items()}
     labels: tuple[str, ...] | None = None
     if problem == REGRESSION:
-        labels = find_numbers(parts, columns)
+        labels = find_numbers(parts, columns, given["train"].shown)
     elif columns.keys() & {"label", "tags"}:
-        labels = find_labels(parts, columns, data.labels or data.label_columns, several=problem == MULTI_LABEL)
+        names = data.labels or data.label_columns
+        several = problem == MULTI_LABEL
+        labels = find_labels(parts, columns, names, source=given["train"].shown, several=several)
     scheme = check_tags(recipe, parts, labels or (), note) if "tags" in columns else None
     check_weighing(recipe, labels, problem)
     if "test" not in parts:

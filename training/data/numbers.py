@@ -8,8 +8,10 @@ from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
 
 
-def find_numbers(parts: dict[str, tuple[Example, ...]], columns: Mapping[str, str]) -> tuple[str]:
+def find_numbers(parts: dict[str, tuple[Example, ...]], columns: Mapping[str, str], source: str) -> tuple[str]:
     """Make floats of the labels in ``parts``; the one name of what is predicted is that of their column.
+
+    ``source`` is what messages call the training rows.
 
     Raises:
         DataError: every training row has the same number.
@@ -20,5 +22,7 @@ def find_numbers(parts: dict[str, tuple[Example, ...]], columns: Mapping[str, st
         )
     found = {example.values["label"] for example in parts["train"]}
     if len(found) < 2:
-        raise DataError("labels", [f"every training row has the number {found.pop():g}; expected different ones"])
+        raise DataError(
+            "labels", [f"{source}: every training row has the number {found.pop():g}; expected different ones"]
+        )
     return (columns["label"],)

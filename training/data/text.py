@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError
+from lorary.training.data.contents import check_file, misnamed
 from lorary.training.data.examples import Note
 from lorary.training.data.files import Row, Source, report
 from lorary.training.recipe.corpus import TEXT_SUFFIXES, text_files
@@ -42,6 +43,7 @@ def read_text(text: str, sample_by: str | None, note: Note) -> Source:
     for file in files:
         shown = f"{text.rstrip('/')}/{file.relative_to(path).as_posix()}" if path.is_dir() else text
         digest = hashlib.sha256()
+        check_file(file, shown)
         try:
             rows += _DOCUMENTS[unit](_lines(file, digest), shown)
         except UnicodeError as error:
@@ -83,6 +85,8 @@ def _lines(path: Path, digest: Any) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             digest.update(line)
+            if number == 1 and (kind := misnamed(line)):
+                raise UnicodeError(f"line 1: not UTF-8 text but {kind}")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

@@ -1,0 +1,84 @@
+"""What is in a data file, before its rows are read: is it a file at all, and is it of the kind that its name says?"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from lorary.hub.errors import DataError
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+_BEGINNINGS: Mapping[bytes, str] = {
+    b"\x1f\x8b": "gzip-compressed; unpack it",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"BZh91AY&SY": "bzip2-compressed; unpack it",
+    b"\xfd7zXZ\x00": "xz-compressed; unpack it",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it",
+    b"PAR1\x15": "a Parquet file; name it .parquet",
+    b"\x80\x02": "a pickle, which is never read; save its rows as JSONL",
+    b"\x80\x03": "a pickle, which is never read; save its rows as JSONL",
+    b"\x80\x04": "a pickle, which is never read; save its rows as JSONL",
+    b"\x80\x05": "a pickle, which is never read; save its rows as JSONL",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+}
+"""How files begin that are often named as if they were text. No UTF-8 text that can be meant begins so."""
+
+
+def check_file(path: Path, shown: str) -> None:
+    """Raise where ``path`` isn't a file: reading a pipe or a device may never end.
+
+    Raises:
+        DataError: what it is instead, or why it can't be read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(shown, [f"can't be read: {error.strerror or error}"]) from error
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise DataError(shown, [f"is {kind}, expected a file; save the rows to a file and name that"])
+
+
+def read_content(path: Path, shown: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DataError: as :func:`check_file`.
+    """
+    check_file(path, shown)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(shown, [f"can't be read: {error.strerror or error}"]) from error
+
+
+def misnamed(content: bytes) -> str | None:
+    """What a file is that should be text, told by how it begins; None where it may be text."""
+    return next((kind for beginning, kind in _BEGINNINGS.items() if content.startswith(beginning)), None)
+
+
+def decode(content: bytes, problems: list[str]) -> str:
+    """The text of a file, without a byte order mark; what isn't UTF-8 text goes to ``problems``, by its line."""
+    if kind := misnamed(content):
+        problems.append(f"row 1: not UTF-8 text but {kind}")
+        return ""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        problems.append(f"row {line}: not UTF-8 text (byte {error.start}); save the file as UTF-8")
+        return ""
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        problems.append(f"row {line}: holds a NUL byte, so it isn't UTF-8 text; save the file as UTF-8")
+        return ""
+    return text

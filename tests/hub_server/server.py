@@ -135,12 +135,14 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         fault = hub.take_fault(request)
         if fault is not None and fault.cut == "before":
+            fault.call()
             self._hang_up()
         elif fault is not None and fault.status is not None:
             self._send(Answer(fault.status, b"no\n", fault.headers))
         else:
             answer = hub.answer(request)
             if fault is not None and fault.cut == "after":
+                fault.call()
                 self._hang_up()
             else:
                 self._send(answer, fault)

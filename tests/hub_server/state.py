@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,8 +65,8 @@ class Fault:
 
     ``broken`` bodies announce their full length and the connection ends; others announce what they hold. ``corrupt``
     bodies have their full length and a wrong last byte. ``cut`` ends the connection without an answer: ``before`` or
-    ``after`` the request took effect. ``skip`` lets that many pass first; ``times`` is how often it still happens,
-    None for always.
+    ``after`` the request took effect, and ``call`` is called then. ``skip`` lets that many pass first; ``times`` is how
+    often it still happens, None for always.
     """
 
     method: str
@@ -77,6 +77,7 @@ class Fault:
     broken: bool = False
     corrupt: bool = False
     cut: str | None = None
+    call: Callable[[], object] = lambda: None
     skip: int = 0
     times: int | None = None
 

@@ -41,7 +41,7 @@ def lineage_json(version: Version, everything: Sequence[Version]) -> dict[str, l
 def _told(reference: str, known: Mapping[str, Version]) -> dict[str, Any]:
     other = known.get(reference)
     if other is None:
-        return {"reference": reference, "removed": True}
+        return {"reference": reference, "elsewhere" if "/" in reference else "removed": True}
     return {
         "reference": reference,
         "strategy": other.strategy,
@@ -86,7 +86,8 @@ def _below(
     again = reference in drawn
     name = f"{'  ' * depth}{reference}"
     if other is None:
-        yield name, "", "(removed from the catalogue)"
+        # Only what is on a remote has a slash in its reference.
+        yield name, "", "(not in this catalogue)" if "/" in reference else "(removed from the catalogue)"
     else:
         metric = headline(other.metrics.get("test", {}))
         told = f"{metric[0]} {short_number(metric[1])}" if metric else ""

@@ -12,6 +12,7 @@ from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import UsageError
+from lorary.hub.links import links
 from lorary.hub.metrics import SPLITS
 from lorary.hub.values import Version
 
@@ -49,12 +50,15 @@ def command(
         return
     everything = catalogue.versions()
     children = [other.reference for other in everything if version.reference in other.parents]
+    remotes = {
+        link.remote: link.commit for link in links(catalogue.path, version.name) if link.number == version.number
+    }
     if as_json:
         lineage = lineage_json(version, everything)
-        print_json({**version_json(version), "children": children, "lineage": lineage})
+        print_json({**version_json(version), "children": children, "lineage": lineage, "remotes": remotes})
         return
     siblings = [other.number for other in everything if other.name == version.name]
-    print_fields(_details(version, siblings, children))
+    print_fields({**_details(version, siblings, children), "remotes": ", ".join(map(_place, remotes.items()))})
     if version.metrics:
         print_line("")
         print_table(_metrics(version))
@@ -91,6 +95,12 @@ def _show_report(checkpoint: Checkpoint, output: Path | None) -> None:
         file.write(html)
     opened = webbrowser.open(Path(file.name).as_uri())
     print_line(file.name if opened else f"{file.name} (no browser here; --output FILE.html writes it where you like)")
+
+
+def _place(remote: tuple[str, str]) -> str:
+    """Where a version is on a remote: its tag in a folder, the first half of the commit on the Hub."""
+    address, commit = remote
+    return f"{address}@{commit[:12]}"
 
 
 def _details(version: Version, siblings: list[int], children: list[str]) -> dict[str, object]:

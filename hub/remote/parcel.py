@@ -12,10 +12,10 @@ from lorary.hub.card import make_card
 from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint
 from lorary.hub.errors import ChangedFilesError, UnknownReferenceError
 from lorary.hub.jsontext import load_json
+from lorary.hub.links import links
 from lorary.hub.manifest import MANIFEST_NAME
 from lorary.hub.registry import Registry
 from lorary.hub.remote.base import CARD_NAME, Parcel
-from lorary.hub.remote.links import links
 from lorary.hub.remote.versionfile import VERSION_NAME, Parent, VersionFile
 from lorary.hub.values import FileEntry, Version
 

@@ -13,11 +13,11 @@ from lorary.hub.errors import (
     UnknownReferenceError,
     UsageError,
 )
+from lorary.hub.links import adopt, remember, version_of
 from lorary.hub.reference import HubReference, check_name
 from lorary.hub.registry import Registry
 from lorary.hub.remote.address import Address, parse_address
 from lorary.hub.remote.base import CARD_NAME, Fetched, Remote
-from lorary.hub.remote.links import remember, version_of
 from lorary.hub.remote.places import open_remote
 from lorary.hub.remote.versionfile import Parent, VersionFile
 from lorary.hub.store import hash_file
@@ -85,9 +85,11 @@ def pull(
         before = {version.number for version in registry.versions(check_name(chosen))}
         version = _register(registry, checkpoint, stated, remote, chosen, domain, task)
     remember(registry, version.reference, remote.address, fetched.commit)
+    number = stated.number if stated else None
+    places = (fetched.commit, f"v{number}") if number else (fetched.commit,)
+    adopt(registry, version.reference, [f"{remote.address}@{place}" for place in places])
     new = version.number not in before
     given, kept = _alias(registry, version, remote.address, fetched.aliases if stated is not None else ())
-    number = stated.number if stated else None
     return Pulled(registry.resolve(version.reference), remote.address, fetched.commit, number, new, given, kept)
 
 

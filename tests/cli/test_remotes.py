@@ -66,6 +66,9 @@ def test_pull_says_what_it_does(ann, lorary, tmp_path):
         "ann/tone@v1 is now in the catalogue as tone@1 (finance, text-classification, lora)\naliases set: tone@prod\n"
     )
     assert "was in the catalogue already, as tone@1" in lorary("pull", "ann/tone@prod", *there)
+    commit = ann.repos["ann/tone"].refs["main"]
+    assert f"\nremotes       ann/tone@{commit[:12]}\n" in lorary("show", "tone", *there)
+    assert json.loads(lorary("show", "tone", "--json", *there))["remotes"] == {"ann/tone": commit}
     Registry(there[1]).add(make_checkpoint(tmp_path / "next", seed=1), name="tone")
     Registry(there[1]).alias("tone", "prod", 2)
     text = lorary("pull", "ann/tone", *there)
@@ -73,6 +76,17 @@ def test_pull_says_what_it_does(ann, lorary, tmp_path):
     values = json.loads(lorary("pull", "ann/tone", "--json", *there))
     assert (values["reference"], values["remote_number"], values["new"]) == ("tone@1", 1, False)
     assert values["aliases_kept"] == ["prod"]
+
+
+def test_a_parent_on_a_remote_is_told_of(ann, lorary, tmp_path):
+    Registry().add(make_checkpoint(tmp_path / "child", seed=1), name="tone", parents=["tone@1"], strategy="fine-tune")
+    lorary("push", "tone@1")
+    lorary("push", "tone@2")
+    there = ("--registry", tmp_path / "there.db")
+    lorary("pull", "ann/tone", *there)
+    assert "(not in this catalogue)" in lorary("show", "tone", *there)
+    lorary("pull", "ann/tone@1", *there)
+    assert "(not in this catalogue)" not in lorary("show", "tone@1", *there)
 
 
 def test_status_and_sync(ann, lorary, tmp_path):

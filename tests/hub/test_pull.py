@@ -17,8 +17,8 @@ from lorary.hub.errors import (
     UnsafeFileError,
     UsageError,
 )
+from lorary.hub.links import links
 from lorary.hub.remote import pull, push
-from lorary.hub.remote.links import links
 
 REPO = "ann/finance-tone"
 
@@ -59,6 +59,7 @@ def test_there_and_back(ann, registry, add, elsewhere):
     assert (link.remote, link.commit) == (REPO, pushed.commit)
     older = pull(elsewhere, f"{REPO}@1").version
     assert (older.reference, older.digest) == ("finance-tone@2", first.digest)
+    assert elsewhere.resolve("finance-tone@1").parents == ("finance-tone@2",)
     again = pull(elsewhere, f"hf://{REPO}@prod")
     assert (again.version.reference, again.new) == ("finance-tone@1", False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,17 @@ def remember(registry: Registry, reference: str, remote: str, commit: str) -> No
             'INSERT INTO remotes (version_id, remote, "commit", at) VALUES (?, ?, ?, ?) ON CONFLICT (version_id, '
             'remote) DO UPDATE SET "commit" = excluded."commit", at = excluded.at WHERE "commit" <> excluded."commit"',
             [row_id, remote, commit, datetime.now(UTC).isoformat(timespec="seconds")],
+        )
+
+
+def adopt(registry: Registry, reference: str, places: Collection[str]) -> None:
+    """Link the children of a version that came before it: until now they knew only where on a remote it is."""
+    marks = ", ".join("?" for _ in places)
+    with writing(registry.path) as db:
+        row_id, _ = locate(db, reference, registry.path)
+        db.execute(
+            f"UPDATE OR IGNORE parents SET parent = ?, parent_id = ? WHERE parent_id IS NULL AND parent IN ({marks})",
+            [reference, row_id, *places],
         )
 
 

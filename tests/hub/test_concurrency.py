@@ -1,41 +1,43 @@
 """Several processes at once, and processes killed at any moment."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
+from writers import write_a_lot
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 
-ADD_FIVE = """
-import sys
-from lorary.hub import Registry
-registry = Registry(sys.argv[1])
-for folder in sys.argv[2:]:
-    version = registry.add(folder, name="shared", tags=["t"])
-    registry.alias("shared", "latest", version.number)
-    registry.versions()
-"""
+WRITERS, ROUNDS = 8, 3
 
 
-def test_four_processes_on_a_new_registry(registry, tmp_path):
-    sources = [[str(make_checkpoint(tmp_path / f"{p}-{n}", seed=10 * p + n)) for n in range(5)] for p in range(4)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ADD_FIVE, str(registry.path), *group], stderr=subprocess.PIPE, text=True
-        )
-        for group in sources
+def test_eight_processes_on_a_new_registry_lose_nothing(registry, tmp_path):
+    sources = [
+        [make_checkpoint(tmp_path / f"{p}-{n}", seed=ROUNDS * p + n) for n in range(ROUNDS)] for p in range(WRITERS)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert errors == [""] * 4
-    assert [version.number for version in registry.versions("shared")] == list(range(1, 21))
+    with ProcessPoolExecutor(WRITERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        writers = [pool.submit(write_a_lot, registry.path, number, sources[number]) for number in range(WRITERS)]
+        assert [writer.result(timeout=120) for writer in writers] == [None] * WRITERS
+    shared = registry.versions("shared")
+    assert [version.number for version in shared] == list(range(1, WRITERS * ROUNDS + 1))
+    assert len({version.digest for version in shared}) == WRITERS * ROUNDS
+    for number in range(WRITERS):
+        assert [version.number for version in registry.versions(f"own-{number}")] == [1, 3]
+        moves = [(move.from_number, move.to_number) for move in registry.alias_history(f"own-{number}")]
+        assert moves == [(None, 1), (1, 2), (2, None), (None, 3)]
+    moves = registry.alias_history("shared", "latest")
+    assert sorted(move.to_number or 0 for move in moves) == list(range(1, WRITERS * ROUNDS + 1))
+    assert [move.from_number for move in moves] == [None, *(move.to_number for move in moves[:-1])]
+    assert registry.resolve("shared@latest").number == moves[-1].to_number
     assert registry.verify() == []
+    assert sorted(path.name for path in tmp_path.glob("registry*")) == ["registry.db", "registry.store"]
 
 
 def test_threads_share_an_instance(registry, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.errors import RegistryError
+from lorary.hub.fulltext import refresh
 from lorary.hub.schema import is_current, migrate
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def writing(path: Path) -> Iterator[Database]:
                 db = _wrap(connection)
                 migrate(db, str(path))
                 yield db
+                refresh(db)
                 connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # the first error is the one to tell
@@ -126,6 +128,7 @@ def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, timeout=_PATIENCE, isolation_level=None)
     # The file may come from somebody else: functions in its views and triggers don't run.
     connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA temp_store = MEMORY")
     return connection
 
 

@@ -27,6 +27,7 @@ class NewVersion:
     task: str
     description: Description
     base_commit: str | None
+    labels: tuple[str, ...]
     metrics: Metrics
     tags: tuple[str, ...]
     parents: tuple[str, ...]
@@ -81,6 +82,7 @@ def insert(db: Database, new: NewVersion, files: Mapping[str, FileEntry], parent
         "adapter_id": adapter_id,
         "number": number,
         **asdict(new.description),
+        "labels": ", ".join(new.labels) or None,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "strategy": new.strategy,
     }

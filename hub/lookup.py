@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlite_utils import Database
 
 _SHOWN = 8  # numbers listed one by one before only their range is told
+_COMPARED = 10_000  # names at most that a mistyped one is compared with
 
 
 def registry_reference(text: str) -> RegistryReference:
@@ -34,7 +35,14 @@ def registry_reference(text: str) -> RegistryReference:
 
 
 def locate(db: Database | None, text: str, path: Path) -> tuple[int, Version]:
-    """The row id and the version that a reference names; ``db`` is None where no registry is at ``path`` yet.
+    """The row id and the version that a reference names; raises as :func:`locate_id` does."""
+    row_id = locate_id(db, text, path)
+    assert db is not None
+    return row_id, select(db, "v.id = ?", [row_id])[row_id]
+
+
+def locate_id(db: Database | None, text: str, path: Path) -> int:
+    """The row id of the version that a reference names; ``db`` is None where no registry is at ``path`` yet.
 
     Raises:
         InvalidReferenceError: see :func:`registry_reference`.
@@ -45,34 +53,44 @@ def locate(db: Database | None, text: str, path: Path) -> tuple[int, Version]:
         raise UnknownReferenceError(
             f"{text!r}: there is no registry at {path} yet; `lorary import` or a training makes it"
         )
-    versions = select(db, "a.name = ?", [reference.name])
-    if not versions:
+    parameters: list[object] = [reference.name]
+    named = "FROM adapters a JOIN versions v ON v.adapter_id = a.id WHERE a.name = ?"
+    if reference.number is not None:
+        query = f"SELECT v.id {named} AND v.number = ?"
+        parameters.append(reference.number)
+    elif reference.alias is not None:
+        query = f"SELECT v.id {named} AND v.id = (SELECT version_id FROM aliases WHERE adapter_id = a.id AND name = ?)"
+        parameters.append(reference.alias)
+    else:
+        query = f"SELECT v.id {named} ORDER BY v.number DESC LIMIT 1"
+    if found := db.execute(query, parameters).fetchone():
+        return int(found[0])
+    numbers = [int(number) for (number,) in db.execute(f"SELECT v.number {named} ORDER BY 1", [reference.name])]
+    if not numbers:
         raise UnknownReferenceError(_no_such_name(db, reference.name, path))
-    if reference.number is None and reference.alias is None:
-        return list(versions.items())[-1]
-    for row_id, version in versions.items():
-        if version.number == reference.number or reference.alias in version.aliases:
-            return row_id, version
     wanted = f"version {reference.number}" if reference.alias is None else f"alias {reference.alias!r}"
-    raise UnknownReferenceError(f"{reference.name!r} has no {wanted}; it has {_holdings(versions.values())}")
+    aliases = db.execute(
+        "SELECT l.name FROM adapters a JOIN aliases l ON l.adapter_id = a.id WHERE a.name = ? ORDER BY 1",
+        [reference.name],
+    )
+    holdings = _holdings(numbers, [str(alias) for (alias,) in aliases])
+    raise UnknownReferenceError(f"{reference.name!r} has no {wanted}; it has {holdings}")
 
 
 def _no_such_name(db: Database, name: str, path: Path) -> str:
-    names = [
-        str(row["name"])
-        for row in db.query("SELECT DISTINCT a.name FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY 1")
-    ]
-    if not names:
+    held = "FROM adapters a WHERE EXISTS (SELECT 1 FROM versions v WHERE v.adapter_id = a.id)"
+    if db.execute(f"SELECT 1 {held} LIMIT 1").fetchone() is None:
         return f"no adapter named {name!r}: the registry {path} is empty"
-    near = get_close_matches(name, names, n=3)
+    # A slip leaves the beginning or the end as it was; comparing with each of many thousand names would take seconds.
+    alike = "(substr(a.name, 1, 1) = substr(?, 1, 1) OR substr(a.name, -2) = substr(?, -2))"
+    rows = db.execute(f"SELECT a.name {held} AND {alike} AND abs(length(a.name) - ?) < 8", [name, name, len(name)])
+    near = get_close_matches(name, [str(row[0]) for row in rows.fetchmany(_COMPARED)], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`lorary list` shows what there is"
     return f"no adapter named {name!r} in {path}; {hint}"
 
 
-def _holdings(versions: Collection[Version]) -> str:
-    numbers = sorted(version.number for version in versions)
+def _holdings(numbers: Sequence[int], aliases: Sequence[str]) -> str:
     few = ", ".join(map(str, numbers))
     told = few if len(numbers) <= _SHOWN else f"{len(numbers)} from {numbers[0]} to {numbers[-1]}"
-    aliases = sorted(alias for version in versions for alias in version.aliases)
     label = "version" if len(numbers) == 1 else "versions"
     return f"{label} {told}, {'alias' if len(aliases) == 1 else 'aliases'} {', '.join(aliases) or 'none'}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,16 +11,18 @@ from lorary.hub.aliases import adapter_of, drop_aliases, history, roll_back, set
 from lorary.hub.bases import Bases
 from lorary.hub.catalogue import choose_domain, choose_task, describe, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
+from lorary.hub.choice import Choice, choose_best
 from lorary.hub.collection import collect
 from lorary.hub.database import change_stamp, demand_writable, reading, writing
-from lorary.hub.errors import CheckpointError, LoraryError, UnknownReferenceError
+from lorary.hub.errors import CheckpointError, LoraryError
+from lorary.hub.finding import FoundVersions, find_versions
+from lorary.hub.fulltext import catch_up
 from lorary.hub.insertion import Metrics, NewVersion, check_metrics, insert, registered
 from lorary.hub.lookup import locate
-from lorary.hub.metrics import lower_is_better
 from lorary.hub.promotion import promote
 from lorary.hub.reference import check_name
 from lorary.hub.removal import remove_rows, sweep
-from lorary.hub.search import Condition, conditions_for, mentions, normalise_tags
+from lorary.hub.search import Filter, normalise_tags
 from lorary.hub.staging import Staging
 from lorary.hub.store import Store
 from lorary.hub.values import AliasMove, Collected, FileEntry, Finding, Promotion, Version
@@ -98,6 +100,7 @@ class Registry:
             task=choose_task(checkpoint, task),
             description=describe(checkpoint),
             base_commit=checkpoint.manifest.base.commit if checkpoint.manifest else None,
+            labels=(checkpoint.manifest.labels if checkpoint.manifest else None) or (),
             metrics=check_metrics(metrics),
             tags=normalise_tags(tags),
             parents=tuple(parents),
@@ -146,7 +149,11 @@ class Registry:
 
     def versions(self, name: str | None = None) -> list[Version]:
         """All versions, or all of one name, ordered by name and number; empty when there are none."""
-        return self._select([("a.name = ?", (name,))] if name is not None else [])
+        with reading(self.path) as db:
+            if db is None:
+                return []
+            where, parameters = ("1", []) if name is None else ("a.name = ?", [name])
+            return list(select(db, where, parameters).values())
 
     def find(
         self,
@@ -155,41 +162,72 @@ class Registry:
         task: str | None = None,
         base: str | None = None,
         method: str | None = None,
+        strategy: str | None = None,
         tag: str | None = None,
+        alias: str | None = None,
         text: str | None = None,
+        where: Iterable[str] = (),
+        ancestor: str | None = None,
+        sort: str = "name",
+        reverse: bool = False,
+        limit: int | None = None,
     ) -> list[Version]:
-        """The versions that fit every condition given, ordered by name and number.
+        """The versions that fit every condition given, ordered by name and number or as asked.
 
-        ``base`` is an id or a fingerprint; an id also finds what was trained on the same base under another id.
-        ``text`` is words, each of which occurs in the name, domain, task, base, method, tags, aliases or labels.
+        Args:
+            domain: the subject matter.
+            task: a pipeline tag.
+            base: an id or a fingerprint; an id also finds what was trained on the same base under another id.
+            method: ``lora``, ``qlora``, ``dora``, ...
+            strategy: how it was trained: ``direct``, ``fine-tune``, ...
+            tag: one of its tags.
+            alias: one of its aliases.
+            text: words, each of which begins a word of the name, domain, task, base, method, strategy, tags, aliases or
+                labels; it may also stand inside the base's id.
+            where: comparisons such as ``f1>=0.9``: of metrics on held-out rows, or version, rank, parameters and size.
+            ancestor: the reference of a version that it was trained from, directly or over others.
+            sort: a metric, best first, or one of :data:`lorary.hub.finding.COLUMNS`.
+            reverse: the other way round.
+            limit: at most so many; None means all.
+
+        Raises:
+            UsageError: a condition or an order that can't be one.
+            UnknownReferenceError: the ancestor isn't there, or a metric that no version has.
         """
-        conditions = conditions_for(domain=domain, task=task, base=base, method=method, tag=tag)
-        words = (text or "").casefold().split()
-        return [version for version in self._select(conditions) if mentions(version, words)]
+        wanted = Filter(
+            domain=domain, task=task, base=base, method=method, strategy=strategy, tag=tag, alias=alias, text=text,
+            where=tuple(where), ancestor=ancestor,
+        )  # fmt: skip
+        return list(self.search(wanted, sort=sort, reverse=reverse, limit=limit).versions)
 
-    def _select(self, conditions: Collection[Condition]) -> list[Version]:
-        where = " AND ".join(f"({condition})" for condition, _ in conditions) or "1"
-        parameters = [value for _, values in conditions for value in values]
+    def search(
+        self, wanted: Filter, *, sort: str = "name", reverse: bool = False, limit: int | None = None
+    ) -> FoundVersions:
+        """As :meth:`find`, and how many there are without the limit."""
+        if wanted.text:
+            catch_up(self.path)
         with reading(self.path) as db:
-            return list(select(db, where, parameters).values()) if db else []
+            return find_versions(db, wanted, self.path, sort=sort, reverse=reverse, limit=limit)
 
     def best(
         self, *, metric: str, domain: str | None = None, task: str | None = None, base: str | None = None
     ) -> Version:
         """The version with the best ``metric`` on held-out rows among those that fit; the newer one of equals.
 
+        ``base`` is an id or a fingerprint. What carries that base's fingerprint is compatible; what names it by its id
+        and carries none is taken only where nothing else fits, and has ``base_fingerprint`` None.
+
         Raises:
             UnknownReferenceError: no version fits, or none of them has the metric.
         """
-        fitting = self.find(domain=domain, task=task, base=base)
-        measured = [version for version in fitting if metric in version.metrics.get("test", {})]
-        if not measured:
-            names = sorted({name for version in fitting for name in version.metrics.get("test", {})})
-            there = f"they have {', '.join(names)}" if names else "they have no metrics"
-            what = f"none of {len(fitting)} fitting versions has it; {there}" if fitting else "no version fits"
-            raise UnknownReferenceError(f"no best {metric!r} in {self.path}: {what}")
-        sign = -1 if lower_is_better(metric) else 1
-        return max(measured, key=lambda v: (sign * v.metrics["test"][metric], v.created_at, v.number))
+        return self.choose(Filter(domain=domain, task=task, base=base), metric=metric).version
+
+    def choose(self, wanted: Filter, *, metric: str) -> Choice:
+        """As :meth:`best` under any conditions, with what is to be said about the choice."""
+        if wanted.text:
+            catch_up(self.path)
+        with reading(self.path) as db:
+            return choose_best(db, wanted, metric, self.path)
 
     def checkpoint(self, version: Version | str) -> Checkpoint:
         """A version's checkpoint, its files being the store's objects.

@@ -5,10 +5,12 @@ Once released, a migration is never edited: a change of the tables is a new func
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lorary.hub.errors import RegistryError, RegistryVersionError
+from lorary.hub.schema_finding import FULL_TEXT, INDICES, VIEWS
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -119,6 +121,21 @@ def _m003_finding(db: Database) -> None:
     db.execute("ALTER TABLE lineage RENAME TO parents")
     db.execute("DROP INDEX lineage_parent")
     db.execute("CREATE INDEX parents_parent ON parents (parent_id)")
+    # The labels stand in the manifest too, but SQL in triggers may not read JSON.
+    db.execute("ALTER TABLE versions ADD COLUMN labels TEXT")
+    for row_id, manifest in db.execute("SELECT id, manifest FROM versions WHERE manifest IS NOT NULL").fetchall():
+        db.execute("UPDATE versions SET labels = ? WHERE id = ?", [_labels(manifest), row_id])
+    for script in (FULL_TEXT, INDICES, VIEWS):
+        db.executescript(script)
+
+
+def _labels(manifest: str) -> str | None:
+    try:
+        labels = json.loads(manifest)["labels"]
+        text = ", ".join(map(str, labels)) if isinstance(labels, list) else None
+        return text and text.encode("utf-8", "replace").decode()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # a damaged row must not hide the others
 
 
 _ALIAS_MOVES = """

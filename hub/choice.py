@@ -1,0 +1,130 @@
+"""The best version for a purpose, among those that are compatible with a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorary.hub.errors import UnknownReferenceError
+from lorary.hub.finding import COLUMNS, find_page, metric_order, select_in_order
+from lorary.hub.metrics import lower_is_better
+from lorary.hub.search import Condition, Filter, conditions_for, known_fingerprints
+from lorary.hub.values import Version
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+_LOOKED_AT = 1_000  # versions whose metrics and bases an error tells
+_TOLD = 5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best version, its ``metric``'s value, and among how many with that metric it was chosen.
+
+    ``compatible`` is True where its base's fingerprint is that of the base asked for, None where it carries none, or no
+    base was asked for. ``notes`` are lines for the user.
+    """
+
+    version: Version
+    metric: str
+    value: float
+    among: int
+    compatible: bool | None
+    notes: tuple[str, ...] = ()
+
+
+def choose_best(db: Database | None, wanted: Filter, metric: str, path: Path) -> Choice:
+    """The version with the best ``metric`` on held-out rows among those wanted; the newer one of equals.
+
+    Where a base is wanted, only its fingerprint counts. What names the base and carries no fingerprint is chosen only
+    where nothing is known to fit, with a note.
+
+    Raises:
+        UsageError: a condition that can't be one.
+        UnknownReferenceError: no version fits, or none of them has the metric; the message says what there is.
+    """
+    if db is None:
+        raise UnknownReferenceError(f"no best {metric!r}: there is no registry at {path} yet")
+    conditions = conditions_for(db, replace(wanted, base=None), path)
+    if wanted.base is None:
+        if chosen := _best(db, conditions, metric, None):
+            return chosen
+        raise UnknownReferenceError(f"no best {metric!r} in {path}: {_why_not(db, conditions)}")
+    fingerprints = known_fingerprints(db, wanted.base)
+    notes = _notes_on(wanted.base, fingerprints)
+    known = [*conditions, _with_fingerprint(fingerprints)]
+    unknown = [*conditions, _without_fingerprint(wanted.base)]
+    verified = _best(db, known, metric, True)
+    unverified = _best(db, unknown, metric, None)
+    if verified is None and unverified is None:
+        why = _why_not(db, conditions_for(db, wanted, path), conditions, wanted.base)
+        raise UnknownReferenceError(f"no best {metric!r} in {path}: {why}")
+    if verified is None:
+        assert unverified is not None
+        note = (
+            f"base unverified: {unverified.version.reference} doesn't carry its base's fingerprint, so that whether it "
+            f"fits {wanted.base} can't be known before it is loaded"
+        )
+        return replace(unverified, notes=(*notes, note))
+    if unverified is not None and _better(unverified, verified):
+        note = (
+            f"{unverified.version.reference} has {metric} {unverified.value:.4g}, but doesn't carry its base's "
+            "fingerprint, so that whether it fits can't be known before it is loaded"
+        )
+        notes = (*notes, note)
+    return replace(verified, notes=notes)
+
+
+def _best(db: Database, conditions: Sequence[Condition], metric: str, compatible: bool | None) -> Choice | None:
+    page = find_page(db, conditions, metric_order(metric), limit=1, measured=True)
+    for version in select_in_order(db, page.ids):
+        return Choice(version, metric, version.metrics["test"][metric], page.total, compatible)
+    return None
+
+
+def _better(one: Choice, other: Choice) -> bool:
+    return one.value < other.value if lower_is_better(one.metric) else one.value > other.value
+
+
+def _with_fingerprint(fingerprints: Sequence[str]) -> Condition:
+    marks = ", ".join("?" * len(fingerprints))
+    source = f"SELECT id FROM versions WHERE base_fingerprint IN ({marks})"
+    return Condition(source, f"v.base_fingerprint IN ({marks})", tuple(fingerprints))
+
+
+def _without_fingerprint(base: str) -> Condition:
+    source = "SELECT id FROM versions WHERE base_fingerprint IS NULL AND base_id = ?"
+    return Condition(source, "v.base_fingerprint IS NULL AND v.base_id = ?", (base,))
+
+
+def _notes_on(base: str, fingerprints: Sequence[str]) -> tuple[str, ...]:
+    if len(fingerprints) < 2:
+        return ()
+    told = ", ".join(fingerprint[:12] for fingerprint in fingerprints)
+    return (f"{base} stands for {len(fingerprints)} different bases here ({told}); --base takes a fingerprint too",)
+
+
+def _why_not(
+    db: Database, conditions: Sequence[Condition], without: Sequence[Condition] = (), base: str | None = None
+) -> str:
+    """Why nothing fits: the metrics that there are, or the bases."""
+    page = find_page(db, conditions, COLUMNS["name"], limit=_LOOKED_AT)
+    if page.total:
+        names = _of(db, page.ids, "SELECT DISTINCT name FROM metrics WHERE split = 'test' AND version_id IN", None)
+        there = f"they have {', '.join(names)}" if names else "they have no metrics"
+        return f"none of {page.total} fitting versions has it; {there}"
+    if base is None:
+        return "no version fits"
+    page = find_page(db, without, COLUMNS["name"], limit=_LOOKED_AT)
+    bases = _of(db, page.ids, "SELECT DISTINCT base_id FROM versions WHERE base_id IS NOT NULL AND id IN", _TOLD)
+    if not bases:
+        return "no version fits"
+    return f"no version fits {base}; on other bases there are {page.total}, such as on {', '.join(bases)}"
+
+
+def _of(db: Database, ids: Sequence[int], query: str, limit: int | None) -> list[str]:
+    rows = db.execute(f"{query} ({', '.join(map(str, ids))}) ORDER BY 1 LIMIT ?", [-1 if limit is None else limit])
+    return [str(text) for (text,) in rows]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lorary.hub.errors import RegistryError
 from lorary.hub.fulltext import refresh
+from lorary.hub.mounts import warn_of_network
 from lorary.hub.schema import is_current, migrate
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def writing(path: Path) -> Iterator[Database]:
     """
     with _named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        warn_of_network(path.resolve())
         demand_writable(path)
         _demand_database(path)
         with closing(_connect(f"{path.as_uri()}?mode=rwc")) as connection:

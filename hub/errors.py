@@ -184,3 +184,7 @@ class ThrashingWarning(RuntimeWarning):
 
 class FollowWarning(RuntimeWarning):
     """A followed alias has moved to a version that can't be loaded; the one before goes on serving."""
+
+
+class NetworkFileSystemWarning(RuntimeWarning):
+    """A registry on a network file system, whose locks may not hold between machines."""

@@ -6,13 +6,16 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import getdoc
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lorary.hub.cli.output import print_error
+from lorary.hub import errors
+from lorary.hub.cli.output import print_error, print_warning
 from lorary.hub.errors import LoraryError, ProblemsError
 
 # One line per subcommand: the module beside this one, a trailing underscore standing for Python's keywords' sake.
@@ -55,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign isn't worth an error
     words, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        return _run(words)
+        with _warnings_on_one_line():
+            return _run(words)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -65,6 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print_error("interrupted")
         return INTERRUPTED
+
+
+@contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """The project's own warnings are for the user, not for somebody who looks for them in the code."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if category.__module__ == errors.__name__:
+                print_warning(str(message))
+            else:
+                usual(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _run(words: list[str]) -> int:

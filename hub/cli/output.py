@@ -37,6 +37,11 @@ def print_error(first: str, *more: str) -> None:
     print(f"lorary: error: {clean(' '.join(first.split()))}", *map(clean, more), sep="\n", file=sys.stderr)
 
 
+def print_warning(text: str) -> None:
+    """Print a warning to stderr, on one line."""
+    print(f"lorary: warning: {clean(' '.join(text.split()))}", file=sys.stderr)
+
+
 def print_line(text: str) -> None:
     """Print a line of text that may hold names from the catalogue."""
     print(clean(text))

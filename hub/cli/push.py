@@ -49,6 +49,10 @@ def command(
         return
     for line in _report(pushed, public, dry_run):
         print_line(line)
+    if pushed.withheld:
+        print_line(f"not sent, since a tag can't be called so: {', '.join(pushed.withheld)}")
+    if public and not pushed.created and "://" not in pushed.remote:
+        print_line(f"{pushed.remote} was there already: --public changes nothing about who may see it")
 
 
 def as_values(pushed: Pushed) -> dict[str, object]:
@@ -64,6 +68,7 @@ def as_values(pushed: Pushed) -> dict[str, object]:
         "sent": sorted(parcel.contents) if parcel else [],
         "size_bytes": parcel.size_bytes if parcel else 0,
         "tags": list(pushed.moved),
+        "aliases_withheld": list(pushed.withheld),
     }
 
 

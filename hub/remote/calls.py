@@ -69,6 +69,13 @@ def _pause(error: BaseException, wait: float) -> float | None:
     return wait
 
 
+def conflict(shown: str) -> RemoteConflictError:
+    """The error for a remote that somebody else is changing."""
+    return RemoteConflictError(
+        f"{shown}: somebody else changed the repository at the same time; nothing was overwritten, try again"
+    )
+
+
 def translated(error: BaseException, repo: str, revision: str | None, verb: str) -> LoraryError:
     """An error of the client's as one of the project's."""
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -77,9 +84,7 @@ def translated(error: BaseException, repo: str, revision: str | None, verb: str)
         return InvalidReferenceError(f"{repo!r} can't be a repository on the Hub: {line(error)}")
     shown = repo if revision is None else f"{repo}@{revision}"
     if status_of(error) in (409, 412):
-        return RemoteConflictError(
-            f"{shown}: somebody else changed the repository at the same time; nothing was overwritten, try again"
-        )
+        return conflict(shown)
     kind: type[LoraryError] = RemoteError
     if any(isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError) for cause in causes(error)):
         kind = UnknownReferenceError

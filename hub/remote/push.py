@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,13 +17,18 @@ from lorary.hub.remote.parcel import pack
 from lorary.hub.remote.places import open_remote, repository_of
 from lorary.hub.values import Version
 
+# A version's own name, the branch that all versions are on, and what git allows no tag to be
+# (https://git-scm.com/docs/git-check-ref-format).
+_NO_TAG = re.compile(r"v[0-9]+|main|.*\.\..*|.*\.lock")
+
 
 @dataclass(frozen=True)
 class Pushed:
     """What a push did, or would do.
 
     ``number`` is the version's on the remote and ``commit`` its place there (None in a dry run); ``parcel`` is what was
-    sent, None where the version was there already; ``moved`` are the names that lead to it now and didn't before.
+    sent, None where the version was there already; ``moved`` are the names that lead to it now and didn't before,
+    ``withheld`` the aliases that can't be names there.
     """
 
     version: Version
@@ -32,6 +38,7 @@ class Pushed:
     created: bool
     parcel: Parcel | None
     moved: tuple[str, ...]
+    withheld: tuple[str, ...]
 
 
 def push(
@@ -74,15 +81,15 @@ def push(
     _demand_nothing_unseen(comparison, version, remote)
     number = max(version.number, max(seen.versions, default=0) + 1) if seen else version.number
     parcel = pack(registry, version, remote.address, number, seen.versions if seen else {})
-    names = tuple(_names(version))
+    names, withheld = _names(version)
     if dry_run:
-        return Pushed(version, remote.address, number, None, seen is None, parcel, (f"v{number}", *names))
+        return Pushed(version, remote.address, number, None, seen is None, parcel, (f"v{number}", *names), withheld)
     watch(f"sending {version.reference} to {remote.address}")
     text = message or f"{version.name} v{number}"
     commit = remote.publish(parcel, seen, message=text, public=public)
     remember(registry, version.reference, remote.address, commit)
     moved = remote.point(number, commit, names, seen or State(commit, adapter=True))
-    return Pushed(version, remote.address, number, commit, seen is None, parcel, tuple(moved))
+    return Pushed(version, remote.address, number, commit, seen is None, parcel, tuple(moved), withheld)
 
 
 def _there_already(
@@ -94,13 +101,13 @@ def _there_already(
             f"{remote.address}: lists {version.reference} as v{number}, but no commit there holds it; was its history "
             "rewritten? Push to another repository"
         )
-    names = _names(version)
+    names, withheld = _names(version)
     if dry_run:
         wrong = tuple(name for name in (f"v{number}", *names) if seen.tags.get(name) != commit)
-        return Pushed(version, remote.address, number, commit, False, None, wrong)
+        return Pushed(version, remote.address, number, commit, False, None, wrong, withheld)
     remember(registry, version.reference, remote.address, commit)
     moved = remote.point(number, commit, names, seen)
-    return Pushed(version, remote.address, number, commit, False, None, tuple(moved))
+    return Pushed(version, remote.address, number, commit, False, None, tuple(moved), withheld)
 
 
 def _demand_nothing_unseen(comparison: Comparison, version: Version, remote: Remote) -> None:
@@ -113,9 +120,10 @@ def _demand_nothing_unseen(comparison: Comparison, version: Version, remote: Rem
     )
 
 
-def _names(version: Version) -> list[str]:
-    """The aliases that can be names on a remote; one that reads like a version's own name can't."""
-    return [alias for alias in version.aliases if not (alias[:1] == "v" and alias[1:].isdecimal())]
+def _names(version: Version) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The aliases that can be names on a remote, and those that can't."""
+    good = tuple(alias for alias in version.aliases if not _NO_TAG.fullmatch(alias))
+    return good, tuple(alias for alias in version.aliases if alias not in good)
 
 
 def _remote(registry: Registry, version: Version, target: str | None) -> Remote:

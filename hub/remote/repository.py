@@ -17,9 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME
-from lorary.hub.errors import ChangedFilesError, CheckpointError, LoraryError, RemoteError, UnknownReferenceError
+from lorary.hub.errors import (
+    ChangedFilesError,
+    CheckpointError,
+    LoraryError,
+    RemoteConflictError,
+    RemoteError,
+    UnknownReferenceError,
+)
 from lorary.hub.remote.base import Fetched, Parcel, State, check_listing, stale
-from lorary.hub.remote.calls import ask
+from lorary.hub.remote.calls import ask, conflict
 from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile, parse_version_file
 from lorary.hub.store import hash_file
 
@@ -100,6 +107,8 @@ class Repository:
             create = partial(api.create_repo, self.repo, repo_type="model", private=not public, exist_ok=True)
             self._ask(create)
             seen = self.state()
+            if seen is not None and seen.adapter:  # it wasn't there a moment ago
+                raise conflict(self.repo)
         present = seen.files if seen else ()
         operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
             *(CommitOperationDelete(name) for name in stale(present, parcel.contents)),
@@ -139,7 +148,11 @@ class Repository:
             if there is not None:
                 with suppress(UnknownReferenceError):  # somebody else has deleted it
                     self._ask(partial(api.delete_tag, self.repo, tag=tag))
-            self._ask(partial(api.create_tag, self.repo, tag=tag, revision=commit))
+            try:
+                self._ask(partial(api.create_tag, self.repo, tag=tag, revision=commit))
+            except RemoteConflictError:  # it is there: made by an attempt whose answer was lost, or by somebody else
+                if self._tags().get(tag) != commit:
+                    raise
             moved.append(tag)
         return moved
 

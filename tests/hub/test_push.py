@@ -205,6 +205,27 @@ def test_rotten_files_are_not_published(ann, registry, add):
     assert ann.repos == {}
 
 
+def test_aliases_that_cannot_be_tags(ann, registry, add):
+    add()
+    for alias in ("main", "v7", "a..b", "x.lock", "ok"):
+        registry.alias("finance-tone", alias, 1)
+    pushed = push(registry, "finance-tone")
+    assert (pushed.moved, pushed.withheld) == (("v1", "ok"), ("a..b", "main", "v7", "x.lock"))
+    assert set(ann.repos[REPO].tags) == {"v1", "ok"}
+
+
+def test_a_repository_that_appears_at_the_same_moment(ann, registry, add, tmp_path):
+    from checkpoints import make_checkpoint
+
+    add()
+    theirs = make_checkpoint(tmp_path / "theirs", seed=7)
+    ann.fail("POST", "/repos/create", skip=0, times=1, cut="after", call=lambda: ann.commit_folder(REPO, theirs))
+    with pytest.raises(RemoteError):
+        push(registry, "finance-tone")
+    with pytest.raises(RemoteConflictError, match="holds an adapter"):
+        push(registry, "finance-tone")
+
+
 # What goes wrong
 
 

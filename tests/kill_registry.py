@@ -30,6 +30,8 @@ from checkpoints import lora_tensors, make_checkpoint, write_safetensors
 from lorary.hub import Registry
 from lorary.hub.cli.main import main
 from lorary.hub.cli.options import open_registry
+from lorary.hub.remote import pull, push
+from lorary.hub.remote.folder import SharedFolder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -105,6 +107,32 @@ def _rollback(scene: Scene) -> list[str]:
     return ["rollback", NAME, "prod"]
 
 
+def _push(scene: Scene) -> list[str]:
+    share = scene.folder / f"share-{scene.draw.randrange(10**9)}"
+    share.mkdir()
+    return ["push", scene.one(), f"file://{share}"]
+
+
+def _pull(scene: Scene) -> list[str]:
+    team = scene.folder / "team"
+    if not team.exists():
+        team.mkdir()
+        push(scene.registry, scene.one(), f"file://{team}")
+    for version in scene.registry.versions("pulled"):
+        scene.registry.remove(version.reference, force=True)
+    return ["pull", f"file://{team}/{NAME}", "--name", "pulled"]
+
+
+def _check_shares(scene: Scene) -> None:
+    """What a killed push left in a shared folder: a whole version, or none."""
+    for share in scene.folder.glob("share-*"):
+        for place in share.iterdir():
+            if SharedFolder(place).state() and any((place / "versions").iterdir()):
+                pulled = pull(Registry(scene.folder / "scratch.db"), f"file://{place}")
+                assert pulled.number is not None
+        shutil.rmtree(share)
+
+
 def _train(scene: Scene) -> list[str]:
     base, rows = scene.folder / "base", scene.folder / "rows.jsonl"
     if not rows.exists():
@@ -142,6 +170,8 @@ COMMANDS: dict[str, Callable[[Scene], list[str]]] = {
     "alias": lambda scene: ["alias", scene.one(), scene.draw.choice(("prod", "candidate"))],
     "promote": lambda scene: ["promote", scene.one(), "--to", "prod", "--require", "verify"],
     "rollback": _rollback,
+    "push": _push,
+    "pull": _pull,
     "train": _train,
 }
 """The words of each command, without ``--registry``."""
@@ -169,6 +199,7 @@ def _forked(action: Callable[[], int], kill_after: float | None) -> int:
 
 def check(scene: Scene, before: dict[str, str], touched: set[str]) -> None:
     """Is the registry whole, and is all there that the command had nothing to do with?"""
+    _check_shares(scene)
     registry = scene.registry
     wrong = [finding for finding in registry.verify() if finding.level == "error"]
     assert wrong == [], wrong

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lorary.hub.cli.list_remote import EverybodyOption, RemoteOption, print_remote
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number, version_json
 from lorary.hub.metrics import headline
@@ -14,6 +15,7 @@ from lorary.hub.values import Version
 EXAMPLES = (
     "lorary list --domain finance --task text-classification",
     "lorary list --search headline --json",
+    "lorary list --remote org --domain finance",
 )
 
 # What a narrow terminal does without, in this order.
@@ -27,13 +29,18 @@ def command(
     method: Annotated[str | None, typer.Option(help="Only this method: lora, qlora, dora, ...")] = None,
     tag: Annotated[str | None, typer.Option(help="Only versions with this tag.")] = None,
     search: Annotated[str | None, typer.Option(metavar="TEXT", help="Only versions that mention these words.")] = None,
+    remote: RemoteOption = None,
+    everybody: EverybodyOption = False,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """List the adapters in the catalogue.
+    """List the adapters in the catalogue, or on the Hub, or in a shared folder.
 
     A narrow terminal leaves out columns; a pipe and --json have all of them.
     """
+    if remote is not None or everybody:
+        print_remote(remote, everybody, locals(), as_json)
+        return
     catalogue = open_registry(registry)
     versions = catalogue.find(domain=domain, task=task, base=base, method=method, tag=tag, text=search)
     if as_json:

@@ -102,6 +102,20 @@ def test_status_and_sync(ann, lorary, tmp_path):
     assert json.loads(lorary("sync", "--json"))[0]["settled"] is True
 
 
+def test_list_remote(ann, lorary, tmp_path):
+    lorary("push", "tone")
+    lorary("push", "tone", f"file://{tmp_path}")
+    header, row = lorary("list", "--remote", "ann", "--domain", "Finance").splitlines()
+    assert header.split() == ["adapter", "domain", "task", "base", "access", "updated"]
+    assert row.split()[:5] == ["ann/tone", "finance", "text-classification", "org/tiny", "private"]
+    assert lorary("list", "--remote", "bob") == "No adapter of bob fits.\n"
+    assert lorary("list", "--all", "--domain", "legal") == "No adapter on the Hub fits.\n"
+    assert f"file://{tmp_path}/tone " in lorary("list", "--remote", f"file://{tmp_path}")
+    assert json.loads(lorary("list", "--remote", "ann", "--json"))[0]["address"] == "ann/tone"
+    assert "exclude each other" in lorary("list", "--remote", "ann", "--all", code=2)
+    assert "--search isn't known of adapters elsewhere" in lorary("list", "--all", "--search", "x", code=2)
+
+
 def test_diverged(ann, lorary, tmp_path):
     lorary("push", "tone")
     there = tmp_path / "there.db"

@@ -1,29 +1,49 @@
-"""``lorary verify``: are the files what the catalogue says?"""
+"""``lorary verify``: are the files what the catalogue says, and do they answer as they did?"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line
+from lorary.hub.errors import UsageError
 
-EXAMPLES = ("lorary verify", "lorary verify finance-tone@prod")
+if TYPE_CHECKING:
+    from lorary.hub.registry import Registry
+    from lorary.hub.values import Finding, Version
+
+EXAMPLES = ("lorary verify", "lorary verify finance-tone@prod", "lorary verify finance-tone@prod --load")
 
 
 def command(
     reference: Annotated[
         str | None, typer.Argument(metavar="REF", help="Only this version.", show_default=False)
     ] = None,
+    load: Annotated[
+        bool, typer.Option("--load", help="Also load each version onto its base and recompute its golden logits.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="With --load: this base instead of those named.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Hash every file again and compare files, checkpoints and rows; exit with 1 if something is wrong."""
+    """Hash every file again and compare files, checkpoints and rows; exit with 1 if something is wrong.
+
+    With --load, versions whose base isn't to be had, or is computed with otherwise than in training, are noted.
+    """
     from dataclasses import asdict
 
+    if base is not None and not load:
+        raise UsageError("--base goes with --load")
     catalogue = open_registry(registry)
     findings = catalogue.verify(reference)
+    checked = [catalogue.resolve(reference)] if reference else catalogue.versions()
+    if load:
+        findings += _load(catalogue, checked, findings, base)
     errors = [finding for finding in findings if finding.level == "error"]
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -31,7 +51,14 @@ def command(
         for finding in findings:
             where = f"{finding.reference}: " if finding.reference else ""
             print_line(f"{finding.level}: {where}{finding.message}")
-        checked = [catalogue.resolve(reference)] if reference else catalogue.versions()
         print_line(f"{len(checked)} version(s) verified, {len(errors)} error(s)")
     if errors:
         raise typer.Exit(1)
+
+
+def _load(catalogue: Registry, versions: list[Version], findings: list[Finding], base: str | None) -> list[Finding]:
+    from lorary.adapters.verification import verify_by_loading
+
+    wrong = {finding.reference for finding in findings if finding.level == "error"}
+    whole = [version for version in versions if version.reference not in wrong]
+    return list(verify_by_loading(catalogue, whole, base))

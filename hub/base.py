@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.hub.manifest import BaseIdentity
+from lorary.hub.private import public_base
 
 ARCHITECTURE_FIELDS = (
     "model_type",
@@ -57,7 +58,7 @@ def compare(adapter: BaseIdentity | None, backbone: BaseIdentity) -> BaseMatch:
     if adapter is None or adapter.fingerprint is None or backbone.fingerprint is None:
         return BaseMatch(None, ("base unverified: the adapter doesn't carry its base's fingerprint",))
     notes = []
-    if adapter.id != backbone.id:
+    if public_base(adapter.id) != public_base(backbone.id):
         notes.append(f"trained on {adapter.id!r}, loaded on {backbone.id!r}")
     for field, label in (("tokenizer_sha256", "tokenizer"), ("chat_template_sha256", "chat template")):
         theirs, ours = getattr(adapter, field), getattr(backbone, field)

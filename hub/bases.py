@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.database import reading, writing
-from lorary.hub.errors import LoraryError, RegistryConflictError, RegistryError, UnknownReferenceError
+from lorary.hub.errors import (
+    BaseNotFoundError,
+    LoraryError,
+    RegistryConflictError,
+    RegistryError,
+    UnknownReferenceError,
+)
 from lorary.hub.insertion import Metrics, check_metrics
+from lorary.hub.private import is_absolute, last_part
 from lorary.hub.reference import check_name
 from lorary.hub.removal import sweep_folder
 from lorary.hub.store import Store, hash_file
@@ -158,6 +165,14 @@ class Bases:
             sweep_folder(self._path, self._store, base.digest)
         return base
 
+    def folders_of(self, name: str) -> list[Path]:
+        """The folders that adapters were trained on whose files call their base by this name; those that are there."""
+        known = "SELECT DISTINCT id FROM bases WHERE fingerprint IN (SELECT fingerprint FROM bases WHERE id = ?)"
+        with reading(self._path) as db:
+            ids = [str(row["id"]) for row in db.query(known, [name])] if db else []
+        paths = [Path(text).expanduser() for text in ids if is_absolute(text) and last_part(text) == name]
+        return [path for path in paths if (path / "config.json").is_file()]
+
     def verify(self) -> Iterator[Finding]:
         """What is wrong with the bases' files."""
         for base in self.all():
@@ -221,7 +236,22 @@ def bases_of(registry: Registry | None) -> Iterator[None]:
 
 def find_base(name: str) -> PretrainedBase | None:
     """The pretrained base of that name in the registry of :func:`bases_of`, else in the default one."""
+    return _registry().bases.find(name)
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder of this machine that the files of adapters in that registry call by this name as their base.
+
+    Raises:
+        BaseNotFoundError: there are several.
+    """
+    folders = _registry().bases.folders_of(name)
+    if len(folders) > 1:
+        raise BaseNotFoundError(f"base {name!r} may be {' or '.join(map(str, folders))}; give the folder")
+    return folders[0] if folders else None
+
+
+def _registry() -> Registry:
     from lorary.hub.registry import Registry
 
-    registry = _REGISTRY.get() or Registry()
-    return registry.bases.find(name)
+    return _REGISTRY.get() or Registry()

@@ -44,11 +44,10 @@ class Description:
 def describe(checkpoint: Checkpoint) -> Description:
     """Read a checkpoint's row off its files; this hashes the weights."""
     manifest = checkpoint.manifest
-    base_id = manifest.base.id if manifest else checkpoint.config.get("base_model_name_or_path")
     quantization = manifest.numerics.quantization if manifest else "none"
     return Description(
         digest=checkpoint.digest,
-        base_id=base_id if isinstance(base_id, str) and base_id else None,
+        base_id=named_base(checkpoint),
         base_fingerprint=manifest.base.fingerprint if manifest else None,
         method=_method(checkpoint, quantization),
         quantization=quantization,
@@ -57,6 +56,14 @@ def describe(checkpoint: Checkpoint) -> Description:
         size_bytes=checkpoint.size_bytes,
         manifest=manifest.to_json() if manifest else None,
     )
+
+
+def named_base(checkpoint: Checkpoint) -> str | None:
+    """The base that a checkpoint names: an id or a path."""
+    if checkpoint.manifest:
+        return checkpoint.manifest.base.id
+    base = checkpoint.config.get("base_model_name_or_path")
+    return base if isinstance(base, str) and base else None
 
 
 def _method(checkpoint: Checkpoint, quantization: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lorary.hub.bases import find_base
+from lorary.hub.bases import find_base, find_folder
 from lorary.hub.errors import BaseNotFoundError
 from lorary.hub.jsontext import load_json
 from lorary.hub.remote.wording import why
@@ -32,6 +32,7 @@ _PATIENCE_EMBEDDED = 2.0
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 _OTHER_FILES = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|README\.md"  # its license
     r"|vocab\.txt|merges\.txt|[\w.-]+\.model|chat_template\.jinja"
 )
 
@@ -49,11 +50,12 @@ class ResolvedBase:
 def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool = True) -> ResolvedBase:
     """Find a base model by folder or by its id on the Hub.
 
-    A folder is taken as it is. A name is looked for among the bases that were pretrained here
-    (:func:`lorary.hub.bases.find_base`), an id in the local Hugging Face cache, then on the Hub (unless
-    ``HF_HUB_OFFLINE`` is set; only config, safetensors and tokenizer files are downloaded), then, for
-    :data:`EMBEDDED_BASE`, in the package that carries it. ``revision`` is a branch, tag or commit, and applies to ids.
-    Without ``weights``, config and tokenizer are enough, and nothing more is downloaded.
+    A folder is taken as it is. A name is looked for among the bases that were pretrained here and the folders that
+    adapters were trained on (:func:`lorary.hub.bases.find_base`, :func:`~lorary.hub.bases.find_folder`), an id in the
+    local Hugging Face cache, then on the Hub (unless ``HF_HUB_OFFLINE`` is set; only config, safetensors and tokenizer
+    files and the README are downloaded), then, for :data:`EMBEDDED_BASE`, in the package that carries it. ``revision``
+    is a branch, tag or commit, and applies to ids. Without ``weights``, config and tokenizer are enough, and nothing
+    more is downloaded.
 
     Raises:
         BaseNotFoundError: it is in none of these places, or what is there isn't a model.
@@ -70,6 +72,8 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
         if not (pretrained.folder / "config.json").is_file():
             raise BaseNotFoundError(f"base {text!r}: its files are missing from {pretrained.folder}; pretrain it again")
         return ResolvedBase(str(pretrained.folder), text, None, "registry")
+    if "/" not in text and (known := find_folder(text)):
+        return ResolvedBase(str(known), text, None, "folder")
     _check_id(text)
     if cached := _from_cache(text, revision, weights):
         return cached

@@ -20,7 +20,10 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class NewVersion:
-    """All that a version's rows are made from, apart from its files and its number."""
+    """All that a version's rows are made from, apart from its files and its number.
+
+    ``base_folder`` is where its base is on this machine, see :func:`lorary.hub.private.own_folder`.
+    """
 
     name: str
     domain: str
@@ -33,6 +36,7 @@ class NewVersion:
     parents: tuple[str, ...]
     absent_parents: tuple[str, ...]
     strategy: str
+    base_folder: str | None = None
 
 
 def check_metrics(metrics: Metrics | None) -> dict[str, dict[str, float]]:
@@ -119,9 +123,11 @@ def _next_number(db: Database, new: NewVersion) -> tuple[int, int]:
 
 def _remember_base(db: Database, new: NewVersion) -> None:
     description = new.description
-    if description.base_fingerprint and description.base_id:
-        db.execute(
-            'INSERT INTO bases (fingerprint, id, "commit") VALUES (?, ?, ?) ON CONFLICT (fingerprint, id) DO UPDATE '
-            'SET "commit" = coalesce(excluded."commit", "commit")',
-            [description.base_fingerprint, description.base_id, new.base_commit],
-        )
+    known = {description.base_id: new.base_commit, new.base_folder: None}
+    for base, commit in known.items():
+        if description.base_fingerprint and base:
+            db.execute(
+                'INSERT INTO bases (fingerprint, id, "commit") VALUES (?, ?, ?) ON CONFLICT (fingerprint, id) '
+                'DO UPDATE SET "commit" = coalesce(excluded."commit", "commit")',
+                [description.base_fingerprint, base, commit],
+            )

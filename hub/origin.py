@@ -78,17 +78,17 @@ def read_origin(version: Version) -> Origin:
     """What a version's manifest tells of how it came to be; of one without a manifest, nothing."""
     told = _mapping(version.manifest.provenance) if version.manifest else {}
     recipe, data, base = _mapping(told.get("recipe")), _mapping(told.get("data")), _mapping(told.get("base"))
+    licenses = _mapping(told.get("licenses"))
     environment, git = _mapping(told.get("environment")), _mapping(told.get("git"))
-    recipe_data = _mapping(recipe.get("data"))
     return Origin(
         recipe=recipe,
         data=tuple(_part(split, part) for split, part in data.items() if _is_part(part)),
         rows={split: rows for split, rows in _mapping(data.get("rows")).items() if _count(rows) is not None},
         base_commit=version.manifest.base.commit if version.manifest else None,
         base_files=_texts(base.get("files")),
-        base_license=_text(base.get("license")),
-        data_license=_text(recipe_data.get("license")),
-        languages=_words(recipe_data.get("language")),
+        base_license=_text(licenses.get("base")),
+        data_license=_text(licenses.get("data")),
+        languages=_words(told.get("languages")),
         seed=_count(told.get("seed")),
         steps=_count(told.get("steps")),
         seconds=_number(told.get("seconds")),
@@ -101,6 +101,19 @@ def read_origin(version: Version) -> Origin:
         git_changed=git.get("dirty") is True,
         notices=_words(told.get("notices")),
     )
+
+
+def packages(origin: Origin) -> str:
+    """Python's version and the packages', in one line."""
+    python = [f"Python {origin.python}"] if origin.python else []
+    return ", ".join([*python, *(f"{name} {number}" for name, number in origin.packages.items())])
+
+
+def git_state(origin: Origin) -> str | None:
+    """The git commit of the folder that a run was started in, and whether its files were those of the commit."""
+    if not origin.git_commit:
+        return None
+    return f"git commit {origin.git_commit}{', with changes on top' if origin.git_changed else ''}"
 
 
 def _is_part(part: Any) -> bool:

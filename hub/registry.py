@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lorary.hub.aliases import adapter_of, drop_aliases, history, roll_back, set_alias, signature
 from lorary.hub.bases import Bases
-from lorary.hub.catalogue import choose_domain, choose_task, describe, select
+from lorary.hub.catalogue import choose_domain, choose_task, describe, named_base, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.choice import Choice, choose_best
+from lorary.hub.cleaning import cleaned
 from lorary.hub.collection import collect
 from lorary.hub.database import change_stamp, demand_writable, reading, writing
 from lorary.hub.errors import CheckpointError, LoraryError
@@ -19,6 +20,7 @@ from lorary.hub.finding import FoundVersions, find_versions
 from lorary.hub.fulltext import catch_up
 from lorary.hub.insertion import Metrics, NewVersion, check_metrics, insert, registered
 from lorary.hub.lookup import locate
+from lorary.hub.private import own_folder
 from lorary.hub.promotion import promote
 from lorary.hub.reference import check_name
 from lorary.hub.removal import remove_rows, sweep
@@ -70,10 +72,12 @@ class Registry:
         parents: Iterable[str] = (),
         absent_parents: Iterable[str] = (),
         strategy: str = "import",
+        base_folder: str | Path | None = None,
     ) -> Version:
         """Register a checkpoint as the next version of ``name``, with a copy of its files.
 
-        When the name has a version with the same digest, that one is returned and nothing changes.
+        When the name has a version with the same digest, that one is returned and nothing changes. Secrets and home
+        folders in the files' texts don't go into the copies (:mod:`lorary.hub.private`).
 
         Args:
             source: a folder written by PEFT's ``save_pretrained``, or what ``read_checkpoint`` made of it.
@@ -85,6 +89,8 @@ class Registry:
             parents: references of the versions it was trained from.
             absent_parents: the same for versions that aren't in this registry: where they are, kept as text.
             strategy: how it was trained.
+            base_folder: where its base is on this machine. Kept in the catalogue alone, so that the base is found
+                again; by default the folder that the source names, if it is there.
 
         Raises:
             CheckpointError: the source can't be read as a checkpoint.
@@ -93,20 +99,25 @@ class Registry:
             UnknownReferenceError: a parent that isn't there.
         """
         check_name(name)
-        checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-        new = NewVersion(
-            name=name,
-            domain=choose_domain(checkpoint, domain),
-            task=choose_task(checkpoint, task),
-            description=describe(checkpoint),
-            base_commit=checkpoint.manifest.base.commit if checkpoint.manifest else None,
-            labels=(checkpoint.manifest.labels if checkpoint.manifest else None) or (),
-            metrics=check_metrics(metrics),
-            tags=normalise_tags(tags),
-            parents=tuple(parents),
-            absent_parents=tuple(absent_parents),
-            strategy=strategy,
-        )
+        given = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+        with cleaned(given) as checkpoint:
+            new = NewVersion(
+                name=name,
+                domain=choose_domain(checkpoint, domain),
+                task=choose_task(checkpoint, task),
+                description=describe(checkpoint),
+                base_commit=checkpoint.manifest.base.commit if checkpoint.manifest else None,
+                labels=(checkpoint.manifest.labels if checkpoint.manifest else None) or (),
+                metrics=check_metrics(metrics),
+                tags=normalise_tags(tags),
+                parents=tuple(parents),
+                absent_parents=tuple(absent_parents),
+                strategy=strategy,
+                base_folder=own_folder(base_folder or named_base(given)),
+            )
+            return self._register(checkpoint, new)
+
+    def _register(self, checkpoint: Checkpoint, new: NewVersion) -> Version:
         # Before anything is copied: can this registry be written, and is there anything to do? It isn't made for that:
         # an import that fails leaves none behind.
         demand_writable(self.path)

@@ -14,6 +14,7 @@ from lorary.hub.catalogue import check_task
 from lorary.hub.errors import UnknownReferenceError, UsageError
 from lorary.hub.fulltext import match_expression
 from lorary.hub.lookup import locate_id
+from lorary.hub.private import own_folder
 from lorary.hub.reference import check_name, normalise_domain
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ def _mentioning(db: Database, text: str) -> Condition:
 
 def known_fingerprints(db: Database, base: str) -> list[str]:
     """The fingerprints that an id stands for in this catalogue; that itself when it is one."""
-    rows = db.execute("SELECT fingerprint FROM bases WHERE id = ? ORDER BY fingerprint", [base])
+    # A folder stands there under its full path.
+    ids = [base, own_folder(base) or base]
+    rows = db.execute("SELECT DISTINCT fingerprint FROM bases WHERE id IN (?, ?) ORDER BY fingerprint", ids)
     found = [str(fingerprint) for (fingerprint,) in rows]
     return found or ([base] if re.fullmatch("[0-9a-f]{64}", base) else [])
 

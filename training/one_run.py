@@ -32,6 +32,7 @@ from lorary.training.save import (
 )
 from lorary.training.tasks import Encoded, Task
 from lorary.training.tasks.base import Metrics
+from lorary.training.working_folder import git_state
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def run(
     from lorary.training.fitting.memory_fallback import in_smaller_batches
     from lorary.training.report.build import build_report
 
+    git = git_state()  # before the hours in which it may change
     recipe, task, model, test = prepared.recipe, prepared.task, prepared.model, prepared.test
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -110,7 +112,8 @@ def run(
         golden_rows=tuple(tuple(row) for row in golden_rows),
         golden=tuple(condense(task.name, logits) for logits in task.golden(model, golden_rows)),
         numerics=numerics_of(model, recipe),
-        provenance=provenance(prepared, fitted, fitted.seconds, estimate, reporter) | ({"gap": gap} if gap else {}),
+        provenance=provenance(prepared, fitted, fitted.seconds, estimate, reporter, git)
+        | ({"gap": gap} if gap else {}),
     )
     # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
     found = task.outcomes(model, rows, prepared.base.tokenizer, batch_size=1)

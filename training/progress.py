@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,19 @@ class Reporter:
     def __init__(self) -> None:
         self.notices: list[str] = []
         self.folder: Path | None = None  # where the run's files are, once they are complete
+        self._phases: list[tuple[str, float]] = []
 
     def phase(self, text: str) -> None:
         """A part of the run begins, such as ``loading the base``."""
+        self._phases.append((text, time.monotonic()))
+
+    def durations(self) -> dict[str, float]:
+        """Seconds by phase, up to now."""
+        ends = [*(start for _, start in self._phases[1:]), time.monotonic()]
+        seconds: dict[str, float] = {}
+        for (name, start), end in zip(self._phases, ends, strict=False):
+            seconds[name] = round(seconds.get(name, 0.0) + end - start, 3)
+        return seconds
 
     def step(self, done: int, total: int, loss: float) -> None:
         """``done`` of ``total`` training steps are behind; ``loss`` is the last one's."""
@@ -58,6 +69,7 @@ class BarReporter(Reporter):
 
     def phase(self, text: str) -> None:
         """Show what is being done."""
+        super().phase(text)
         self._progress.update(self._task, description=text)
 
     def step(self, done: int, total: int, loss: float) -> None:

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.hub.base_files import base_files
+from lorary.hub.front_matter import read_terms
+from lorary.hub.private import redact_text
+from lorary.training.data.terms import data_terms
 from lorary.training.prepare import Prepared
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
@@ -23,14 +27,30 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes",
 
 
 def provenance(
-    prepared: Prepared, fitted: Fitted, seconds: float, estimate: Mapping[str, int] | None, reporter: Reporter
+    prepared: Prepared,
+    fitted: Fitted,
+    seconds: float,
+    estimate: Mapping[str, int] | None,
+    reporter: Reporter,
+    git: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """How the adapter came to be; ``estimate`` is what was predicted for the run, where it could be."""
+    """How the adapter came to be.
+
+    Args:
+        prepared: the run.
+        fitted: what its training came to, in ``seconds``.
+        seconds: those of the training alone.
+        estimate: what was predicted for the run, where it could be.
+        reporter: has the notices, and what the run's parts took.
+        git: the state of the working folder when the run began.
+    """
     device = next(prepared.model.parameters()).device
     parent = prepared.parent
     return {
         **({"from": parent.provenance(prepared.recipe.start)} if parent else {}),
         "data": dict(prepared.data.provenance),
+        **_base_and_terms(prepared),
+        **({"git": dict(git)} if git else {}),
         **prepared.task.figures(),
         "lengths": {part: dict(figures) for part, figures in prepared.lengths.items()},
         "seed": prepared.recipe.training.seed,
@@ -40,10 +60,22 @@ def provenance(
         "loss": fitted.loss,
         "curve": [list(point) for point in _thinned(fitted.curve)],
         "seconds": round(seconds, 3),
+        "durations": reporter.durations(),
         "tokens_per_second": _speed(prepared, fitted),
         "peak_memory_bytes": peak_memory(device),
         **({"estimate": dict(estimate)} if estimate else {}),
-        "notices": [without_folders(line, prepared.recipe) for line in reporter.notices],
+        "notices": [redact_text(without_folders(line, prepared.recipe)) for line in reporter.notices],
+    }
+
+
+def _base_and_terms(prepared: Prepared) -> dict[str, Any]:
+    """The base's files by their hashes, and under which licenses base and data are, as far as these say so."""
+    base, data = prepared.base.files, data_terms(prepared.recipe)
+    told = {"base": read_terms(Path(base) / "README.md").license if base else None, "data": data.license}
+    return {
+        "base": {"files": base_files(Path(base)) if base else {}},
+        "licenses": {what: text for what, text in told.items() if text},
+        "languages": list(data.languages),
     }
 
 

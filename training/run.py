@@ -220,6 +220,7 @@ def _register(
         tags=recipe.tags,
         parents=[parent.version.reference] if parent and parent.version else [],
         strategy=recipe.strategy,
+        base_folder=recipe.base if Path(recipe.base).expanduser().is_dir() else None,
     )
     if recipe.alias is not None:
         registry.alias(recipe.name, recipe.alias, version.number)

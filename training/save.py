@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from lorary.adapters.device import dtype_name
 from lorary.adapters.golden import write_golden
 from lorary.hub.checkpoint import RECIPE_NAME
+from lorary.hub.cleaning import clean_manifest
 from lorary.hub.errors import TrainingError
 from lorary.hub.manifest import Manifest, Numerics
+from lorary.hub.private import bare_name, public_base, redact_text
 from lorary.hub.reference import normalise_domain
 from lorary.training.model import Base
 from lorary.training.precision import base_dtype
@@ -103,19 +105,19 @@ def save(prepared: Prepared, trained: Trained, folder: Path) -> None:
     """Write the adapter, ``lorary.json``, ``golden.safetensors`` and ``recipe.yaml`` into ``folder``."""
     model, base, recipe = prepared.model, prepared.base, prepared.recipe
     config = model.peft_config["default"]
-    config.base_model_name_or_path = base.identity.id
+    config.base_model_name_or_path = public_base(base.identity.id)
     config.revision = base.identity.commit
     model.save_pretrained(str(folder), save_embedding_layers=False)
     # PEFT's card is an empty form.
     (folder / "README.md").unlink(missing_ok=True)
     make_manifest(base, prepared.task, recipe, trained, prepared.max_length).write(folder)
     write_golden(folder, trained.golden)
-    (folder / RECIPE_NAME).write_text(public(recipe).to_yaml(), encoding="utf-8")
+    (folder / RECIPE_NAME).write_text(redact_text(public(recipe).to_yaml()), encoding="utf-8")
 
 
 def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_length: int) -> Manifest:
     """The content of ``lorary.json``."""
-    return Manifest(
+    manifest = Manifest(
         task=task.name,
         base=base.identity,
         domain=normalise_domain(recipe.domain),
@@ -130,17 +132,18 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": public(recipe).settings("json")},
     )
+    return clean_manifest(manifest)
 
 
 def public(recipe: Recipe) -> Recipe:
     """The recipe without the folders of the machine that ran it: absolute paths keep their last part."""
 
     def last(text: str | None) -> str | None:
-        return Path(text).name if text and (Path(text).is_absolute() or text.startswith("~")) else text
+        return bare_name(text) if text else text
 
     data = recipe.data.model_copy(
         update={key: last(getattr(recipe.data, key)) for key in ("train", "test", "validation")}
     )
     return recipe.model_copy(
-        update={"data": data, "output": None, "base": last(recipe.base), "from_": last(recipe.from_)}
+        update={"data": data, "output": None, "base": public_base(recipe.base), "from_": last(recipe.from_)}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorary.hub.card.metadata import front_matter, hub_base, hub_license
@@ -11,7 +12,8 @@ from lorary.hub.card.samples import lorary_sample, peft_sample
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.markup import markdown
 from lorary.hub.metrics import SPLITS, headline, lower_is_better
-from lorary.hub.origin import DataPart, Origin, read_origin
+from lorary.hub.origin import DataPart, Origin, git_state, packages, read_origin
+from lorary.hub.private import public_base
 from lorary.hub.units import memory, short_number, size
 from lorary.hub.values import Version
 
@@ -46,6 +48,7 @@ def make_card(version: Version, checkpoint: Checkpoint, *, repo: str | None = No
         checkpoint: its files.
         repo: the repository on the Hub that the code is to load; by default the folder that ``lorary export`` writes.
     """
+    version = replace(version, base_id=public_base(version.base_id) if version.base_id else None)
     origin = read_origin(version)
     where = repo or f"./{version.name}"
     sections = [
@@ -196,7 +199,7 @@ def _training(version: Version, origin: Origin) -> list[str]:
         "time of training": f"{origin.seconds:,.0f} s" if origin.seconds else None,
         "memory": memory(origin.peak_memory, origin.predicted_memory),
         "device": origin.device,
-        "packages": ", ".join(f"{name} {number}" for name, number in _packages(origin)),
+        "packages": packages(origin),
         "code": git_state(origin),
     }
     rows = settings + [[name, markdown(value)] for name, value in run.items() if value not in (None, "")]
@@ -207,17 +210,6 @@ def _training(version: Version, origin: Origin) -> list[str]:
         used = ", ".join(f"{count:,} for {markdown(split)}" for split, count in origin.rows.items())
         lines += ["", f"Rows used: {used}."]
     return lines
-
-
-def _packages(origin: Origin) -> list[tuple[str, str]]:
-    return [*([("Python", origin.python)] if origin.python else []), *origin.packages.items()]
-
-
-def git_state(origin: Origin) -> str | None:
-    """The git commit of the folder that a run was started in, and whether its files were those of the commit."""
-    if not origin.git_commit:
-        return None
-    return f"git commit {origin.git_commit}{', with changes on top' if origin.git_changed else ''}"
 
 
 def _data_row(part: DataPart) -> list[str]:

@@ -66,7 +66,7 @@ def command(
     with kept_blend(read, how, name, output, head=head, domain=domain) as blend:
         source = blend.source
         if base is not None:
-            backbone = open_backbone(source.checkpoint, base, quantization=quantization)
+            backbone = open_backbone(source.checkpoint, base, catalogue, quantization=quantization)
             for note in backbone.load(source.checkpoint, name).notes:
                 print(f"note: {clean(note)}", file=sys.stderr)
         version = register_blend(source.checkpoint, read, catalogue, name) if output is None else None

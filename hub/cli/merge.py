@@ -58,7 +58,12 @@ def command(
     manifest = source.checkpoint.manifest
     trained_on = manifest.numerics.quantization if manifest else "none"
     backbone = open_backbone(
-        source.checkpoint, base, quantization=quantization or trained_on, device=device, device_map=device_map
+        source.checkpoint,
+        base,
+        catalogue,
+        quantization=quantization or trained_on,
+        device=device,
+        device_map=device_map,
     )
     loaded = backbone.load(source.checkpoint, source.name)
     merged = backbone.merge(source.name, folder, dtype=dtype)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorary.hub.catalogue import named_base
 from lorary.hub.errors import BaseNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from lorary.adapters import Backbone
     from lorary.hub.checkpoint import Checkpoint
+    from lorary.hub.registry import Registry
 
 
-def open_backbone(checkpoint: Checkpoint, base: str | None, **settings: str | None) -> Backbone:
+def open_backbone(
+    checkpoint: Checkpoint, base: str | None, registry: Registry | None = None, **settings: str | None
+) -> Backbone:
     """A backbone for this one adapter: on ``base``, or on the one that it names; ``settings`` are the backbone's.
+
+    ``registry``: where bases that were pretrained here, and folders that adapters were trained on, are known from.
 
     Raises:
         UsageError: neither the caller nor the adapter names a base.
@@ -22,7 +28,7 @@ def open_backbone(checkpoint: Checkpoint, base: str | None, **settings: str | No
     from lorary.adapters import Backbone
 
     try:
-        return Backbone.from_pretrained(chosen, slots=1, **settings)  # type: ignore[arg-type]
+        return Backbone.from_pretrained(chosen, slots=1, registry=registry, **settings)  # type: ignore[arg-type]
     except BaseNotFoundError as error:
         if base is not None:
             raise
@@ -30,9 +36,7 @@ def open_backbone(checkpoint: Checkpoint, base: str | None, **settings: str | No
 
 
 def _base_of(checkpoint: Checkpoint) -> str:
-    if checkpoint.manifest is not None:
-        return checkpoint.manifest.base.id
-    named = checkpoint.config.get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    named = named_base(checkpoint)
+    if named is None:
         raise UsageError(f"{checkpoint.source}: doesn't name its base; pass it with --base")
     return named

@@ -73,7 +73,9 @@ def command(
         raise UsageError(f"the answers of {source.reference} are vectors ({task}); ask for them with --json")
     passage = _passage(task, context, context_file)
     pairs = _pairs(source.checkpoint, inputs, pair)
-    backbone = open_backbone(source.checkpoint, base, quantization=quantization, device=device, device_map=device_map)
+    backbone = open_backbone(
+        source.checkpoint, base, catalogue, quantization=quantization, device=device, device_map=device_map
+    )
     for note in backbone.load(source.checkpoint, source.name).notes:
         print(f"note: {clean(note)}", file=sys.stderr)
     if task in GENERATING:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.checkpoint import REPORT_DATA, Checkpoint
+from lorary.hub.cli.came_to_be import came_to_be
 from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
@@ -62,6 +63,10 @@ def command(
     if version.metrics:
         print_line("")
         print_table(_metrics(version))
+    if story := came_to_be(version):
+        print_line("")
+        print_line("how it came to be")
+        print_fields(story)
     tree = draw_lineage(version, everything)
     if tree:
         print_line("")

@@ -21,10 +21,11 @@ PROVENANCE = {
     "recipe": {
         "strategy": "fine-tune",
         "lora": {"rank": 2, "alpha": 4.0},
-        "data": {"license": "CC-BY-4.0", "language": ["en"]},
         "training": {"learning_rate": 0.002, "epochs": 8.0},
     },
-    "base": {"license": "cc-by-4.0", "files": {"model.safetensors": "c" * 64}},
+    "base": {"files": {"model.safetensors": "c" * 64}},
+    "licenses": {"base": "cc-by-4.0", "data": "CC-BY-4.0"},
+    "languages": ["en"],
     "seed": 7,
     "steps": 100,
     "seconds": 12.3,
@@ -120,7 +121,7 @@ def text_of(made):
     ],
 )
 def test_license(make, base, data, expected):
-    provenance = {"base": {"license": base}, "recipe": {"data": {"license": data}}}
+    provenance = {"licenses": {"base": base, "data": data}}
     found = ModelCard(text_of(make(provenance=provenance))).data.to_dict()
     assert {key: found[key] for key in ("license", "license_name") if key in found} == expected
 
@@ -159,10 +160,11 @@ def test_nothing_of_a_stranger_acts(make, text):
         "data": {"train": part, "test": part, text: part, "rows": {text: 3}},
         "recipe": {
             "lora": {"targets": [text], "rank": text},
-            "data": {"license": text, "language": text},
             "training": {"scheduler": {text: text}},
         },
-        "base": {"license": text, "files": {text: text}},
+        "base": {"files": {text: text}},
+        "licenses": {"base": text, "data": text},
+        "languages": text,
         "environment": {"device": text, "python": text, "packages": {text: text}},
         "git": {"commit": text},
         "notices": [text],

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError, LoraryError
+from lorary.hub.store import hash_file
 from lorary.training.data.contents import decode, read_content
 from lorary.training.recipe.check import is_data_file
 from lorary.training.recipe.raw import shown as raw_value
 
 SHOWN_PROBLEMS = 20
+MOST_HASHES = 200
+"""Of files in a manifest; the hash over all of them is always there."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,35 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
     )
     if not rows:
         raise DataError(shown, [f"split {split!r} holds no rows"])
-    return Source(shown, rows, revision=revision)
+    folder = Path(location)
+    if folder.is_dir():
+        hashes = _hash_folder(folder)
+        return Source(shown, rows, hash_of_all(hashes), files=hashes if len(hashes) <= MOST_HASHES else None)
+    return Source(shown, rows, revision=_commit(location, revision) or revision)
+
+
+def _hash_folder(folder: Path) -> dict[str, str]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): hash_file(path).sha256 for path in paths}
+
+
+def hash_of_all(hashes: Mapping[str, str]) -> str:
+    """A file's own hash; of several, that of their names and hashes as ``sha256sum`` lists them."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in hashes.items()).encode()).hexdigest()
+
+
+def _commit(dataset: str, revision: str | None) -> str | None:
+    """The commit of a dataset from the Hub that was just loaded, by its README's place in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        readme = try_to_load_from_cache(dataset, "README.md", revision=revision, repo_type="dataset")
+    except HFValidationError:
+        return None
+    return Path(readme).parent.name if isinstance(readme, str) else None
 
 
 def _label_names(feature: Any) -> list[str] | None:

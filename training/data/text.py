@@ -13,10 +13,8 @@ from typing import Any
 from lorary.hub.errors import DataError
 from lorary.training.data.contents import check_file, misnamed
 from lorary.training.data.examples import Note
-from lorary.training.data.files import Row, Source, report
+from lorary.training.data.files import MOST_HASHES, Row, Source, hash_of_all, report
 from lorary.training.recipe.corpus import TEXT_SUFFIXES, text_files
-
-_MOST_HASHES = 200  # of files in a manifest; the hash over all of them is always there
 
 
 def read_text(text: str, sample_by: str | None, note: Note) -> Source:
@@ -55,14 +53,7 @@ def read_text(text: str, sample_by: str | None, note: Note) -> Source:
         raise report(text, problems)
     if not rows:
         raise DataError(text, ["holds no text but blank lines"])
-    return Source(text, tuple(rows), _hash_of_all(hashes), files=hashes if 1 < len(hashes) <= _MOST_HASHES else None)
-
-
-def _hash_of_all(hashes: dict[str, str]) -> str:
-    """A file's own hash; of several, that of their names and hashes as ``sha256sum`` lists them."""
-    if len(hashes) == 1:
-        return next(iter(hashes.values()))
-    return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in hashes.items()).encode()).hexdigest()
+    return Source(text, tuple(rows), hash_of_all(hashes), files=hashes if 1 < len(hashes) <= MOST_HASHES else None)
 
 
 def _note_others(folder: Path, files: list[Path], note: Note) -> None:

@@ -24,7 +24,8 @@ class OneRun(Reporter):
         self._whole, self._title = whole, title
 
     def phase(self, text: str) -> None:
-        """Shown with the run's title."""
+        """Timed with the run, and shown with its title."""
+        super().phase(text)
         self._whole.phase(f"{self._title}: {text}")
 
     def step(self, done: int, total: int, loss: float) -> None:

@@ -22,7 +22,8 @@ from lorary.training.tasks import Task
 class Base:
     """A base with the task's head, before the adapter.
 
-    ``saved`` are the modules that are trained whole, ``new`` the parameters that the base's files lack.
+    ``saved`` are the modules that are trained whole, ``new`` the parameters that the base's files lack; ``files`` is
+    the folder that it was read from.
     """
 
     model: Any
@@ -30,6 +31,7 @@ class Base:
     identity: BaseIdentity
     saved: tuple[str, ...]
     new: tuple[str, ...] = ()
+    files: str | None = None
 
 
 def load_for(task: Task, recipe: Recipe) -> Base:
@@ -64,7 +66,7 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     if recipe.training.classifier_dropout is not None:
         _set_head_dropout(loaded.model, recipe.training.classifier_dropout)
     saved = (*(head_modules(loaded.model) if task.new_head else ()), *_new_in_body(loaded.model, loaded.new_parameters))
-    return Base(loaded.model, loaded.tokenizer, loaded.identity, saved, loaded.new_parameters)
+    return Base(loaded.model, loaded.tokenizer, loaded.identity, saved, loaded.new_parameters, loaded.files)
 
 
 def reseed(base: Base, seed: int) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from lorary.adapters.loading import is_encoder
 from lorary.hub.errors import GateError
+from lorary.hub.private import bare_name, redact_text
 from lorary.training.data import Example
 from lorary.training.fitting.evaluate import token_logits
 from lorary.training.fitting.loop import Fitted
@@ -79,7 +80,7 @@ def base_provenance(
         "curve": [list(point) for point in fitted.curve[::every]],
         "seconds": round(fitted.seconds, 3),
         "peak_memory_bytes": peak_memory(device),
-        "notices": [_without_folders(line, recipe) for line in reporter.notices],
+        "notices": [redact_text(_without_folders(line, recipe)) for line in reporter.notices],
     }
 
 
@@ -87,7 +88,7 @@ def _public(recipe: PretrainRecipe) -> PretrainRecipe:
     """The recipe without the folders of the machine that ran it."""
 
     def last(text: str | None) -> str | None:
-        return Path(text).name if text and (Path(text).is_absolute() or text.startswith("~")) else text
+        return bare_name(text) if text else text
 
     data = recipe.data.model_copy(update={key: last(getattr(recipe.data, key)) for key in ("train", "test")})
     return recipe.model_copy(update={"data": data, "output": None})

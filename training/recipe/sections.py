@@ -68,6 +68,8 @@ class Data(Section):
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
     ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
     ``broken_tags``: sentences whose tags break their scheme (an I- without its B-) are counted and kept, or an error.
+    ``license`` (as the Hub spells it, such as cc-by-4.0) and ``language`` (a code such as en, or a list) are told of
+    the rows in the model card; by default what the README beside them says.
     ``too_long``: rows of more than ``training.max_length`` tokens are cut, left out of the training rows, or an error.
     """
 
@@ -88,6 +90,8 @@ class Data(Section):
     test_split: Text | None = None
     revision: Text | None = None
     sample_by: Literal["document", "paragraph", "line"] | None = None
+    license: Text | None = None
+    language: Text | tuple[Text, ...] | None = None
 
 
 class Lora(Section):

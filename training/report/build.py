@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorary.hub.private import public_base, redact_text
 from lorary.hub.reference import normalise_domain
 from lorary.training.fitting.loop import Fitted
 from lorary.training.prepare import Prepared
@@ -36,7 +37,7 @@ def build_report(
         name=recipe.name,
         domain=normalise_domain(recipe.domain),
         task=task.name,
-        base=prepared.base.identity.id,
+        base=public_base(prepared.base.identity.id),
         method=recipe.method,
         main_metric=task.main_metric,
         metrics={split: dict(values) for split, values in metrics.items()},
@@ -47,7 +48,7 @@ def build_report(
         ranked=ranked,
         notices=tuple(provenance["notices"]),
         facts=_facts(prepared, fitted, provenance),
-        recipe=public(recipe).to_yaml(),
+        recipe=redact_text(public(recipe).to_yaml()),
     )
 
 

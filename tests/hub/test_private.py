@@ -1,0 +1,142 @@
+"""Nothing secret in any file of a version: tokens, keys, logins in addresses, and home folders are taken out."""
+
+import json
+
+import pytest
+
+from checkpoints import BASE_FINGERPRINT, make_checkpoint, make_manifest
+from lorary.hub.bases import bases_of
+from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.embedded import resolve_base
+from lorary.hub.manifest import BaseIdentity, Prompt
+from lorary.hub.private import public_base, redact, redact_text
+
+TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789"[:34]
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/alice/models/llama", "llama"),
+        ("/home/alice", "~"),
+        ("/root/x", "x"),
+        ("/Users/bob/a/b.csv, row 3", "b.csv, row 3"),
+        ("C:\\Users\\bob\\models\\q", "q"),
+        ("see '/home/alice/my data/x.csv'", "see 'x.csv'"),
+        ("~/models/llama", "llama"),
+        ("file:///home/alice/x", "file://x"),
+        (f"token {TOKEN}", "token [removed]"),
+        ("https://user:pass@host.org/x", "https://host.org/x"),
+        ("https://host.org/x?token=abc&page=2", "https://host.org/x?token=[removed]&page=2"),
+        (f"WANDB_API_KEY={KEY}", "WANDB_API_KEY=[removed]"),
+        ("password: 'hunter2'", "password: '[removed]'"),
+        ("Authorization: Bearer abcdefghijklmnop", "Authorization: Bearer [removed]"),
+        ("AKIAABCDEFGHIJKLMNOP", "[removed]"),
+    ],
+)
+def test_secrets_and_home_folders_are_taken_out(text, expected):
+    assert redact_text(text) == expected
+    assert redact_text(redact_text(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/models/llama", "https://example.com/home/alice/x", "about ~5 minutes", "a / b", "eos_token: </s>",
+        "[INST] {prompt} [/INST]", "tokens_per_second: 3.1", "f1_macro", KEY, "rooted/x", "/rooted", "hf_hub",
+        "me@example.com", "12:30", "key=value",
+    ],
+)  # fmt: skip
+def test_other_texts_stay(text):
+    assert redact_text(text) == text
+
+
+def test_values_are_walked():
+    told = {"api_key": "x", "eos_token": "</s>", "n": 3, "list": [{"hf_token": "y"}, "/home/a/b"], "on": True}
+    clean = {"api_key": "[removed]", "eos_token": "</s>", "n": 3, "list": [{"hf_token": "[removed]"}, "b"], "on": True}
+    assert redact(told) == clean
+
+
+def test_bases():
+    assert public_base("org/name") == "org/name"
+    assert public_base("./models/x") == "./models/x"
+    assert public_base("/data/models/llama") == "llama"
+    assert public_base("/home/a/.cache/huggingface/hub/models--org--na.me/snapshots/abc") == "org/na.me"
+
+
+PLANTED = (TOKEN, KEY, "hunter2", "alice", "/home", "/root", "secret-client")
+
+
+def plant(folder, base):
+    """A checkpoint with something private in each of its texts."""
+    provenance = {
+        "recipe": {"wandb": {"api_key": KEY}, "data": {"train": f"https://alice:hunter2@host/x?token={KEY}"}},
+        "notices": [f"read /home/alice/secret-client/train.jsonl with {TOKEN}"],
+        TOKEN: "as a name",
+    }
+    manifest = make_manifest(
+        base=BaseIdentity(base, fingerprint=BASE_FINGERPRINT), provenance=provenance,
+        prompt=Prompt("plain", "/home is where {prompt}"),
+    )  # fmt: skip
+    make_checkpoint(folder, manifest=manifest, base_model_name_or_path=base, eva_config={"cache": "/root/alice/c"})
+    for name in ("README.md", "recipe.yaml", "report.html"):
+        (folder / name).write_text(f"base: {base}\napi_key: {KEY}\nhub_token: {TOKEN}\n")
+    (folder / "report.json").write_text(json.dumps({"notices": [f"{base} {TOKEN}"], "password": "hunter2"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"name_or_path": base, "eos_token": "</s>", "tokenizer_file": "/root/alice/t.json", "token": TOKEN})
+    )
+    return folder
+
+
+def test_no_file_of_a_version_holds_what_was_planted(registry, tmp_path):
+    folder = plant(tmp_path / "planted", "/home/alice/secret-client/llama")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    version = registry.add(folder, name="tone")
+    checkpoint = registry.checkpoint(version)
+    assert set(checkpoint.files) == set(before)
+    for name, path in checkpoint.files.items():
+        text = path.read_bytes().decode("utf-8", "replace").replace("/home is where", "")
+        for secret in PLANTED:
+            assert secret not in text, (name, secret)
+    assert registry.path.read_bytes().find(b"alice") == -1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert (version.base_id, checkpoint.config["base_model_name_or_path"]) == ("llama", "llama")
+    assert json.loads(checkpoint.files["tokenizer_config.json"].read_text())["eos_token"] == "</s>"
+    assert checkpoint.manifest.prompt.template == "/home is where {prompt}"
+    assert registry.verify() == []
+    assert registry.add(folder, name="tone") == version
+
+
+def test_what_holds_nothing_private_is_copied_byte_for_byte(registry, tmp_path):
+    folder = make_checkpoint(tmp_path / "plain")
+    (folder / "README.md").write_bytes(b"caf\xe9\r\n")  # not UTF-8
+    checkpoint = registry.checkpoint(registry.add(folder, name="tone"))
+    assert {name: path.read_bytes() for name, path in checkpoint.files.items()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+    assert checkpoint.digest == read_checkpoint(folder).digest
+
+
+def test_a_base_in_a_folder_is_found_again_by_its_name(registry, tmp_path):
+    base = tmp_path / "models" / "llama-mine"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    identity = BaseIdentity(str(base), fingerprint=BASE_FINGERPRINT)
+    version = registry.add(make_checkpoint(tmp_path / "a", manifest=make_manifest(base=identity)), name="tone")
+    assert version.base_id == "llama-mine"
+    with bases_of(registry):
+        assert resolve_base("llama-mine").path == str(base)
+    assert registry.find(base=str(base)) == [version]
+    assert registry.find(base="llama-mine") == [version]
+
+
+def test_in_the_catalogue_a_folder_below_home_stands_without_its_owner(registry, tmp_path, monkeypatch):
+    home = tmp_path / "alice"
+    base = home / "llama-mine"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(home))
+    registry.add(make_checkpoint(tmp_path / "a"), name="tone", base_folder=base)
+    assert b"alice" not in registry.path.read_bytes()
+    assert b"~/llama-mine" in registry.path.read_bytes()

@@ -1,0 +1,120 @@
+"""What a trained version tells of how it came to be, and that none of it names the machine, its user or a secret."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from runs import SHORT
+
+from lorary.hub.cli.main import main
+from lorary.training import train
+from lorary.training.data.terms import data_terms
+from lorary.training.working_folder import git_state
+
+TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=n", "-c", "user.email=e@example.com"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A working folder with one commit."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / "train.py").write_text("1")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "first")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_run_s_version_tells_how_it_came_to_be(make_recipe, registry, tmp_path, repository, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))  # so that data, base and output lie in a home folder
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+    recipe = make_recipe(**SHORT, tags=[TOKEN], **{"report.write": True, "data.language": "en", "domain": "finance"})
+    base = Path(recipe.base)
+    before = (base / "README.md").exists()
+    assert not before
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base\n")
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\nlanguage: [de]\n---\n")
+    (repository / "train.py").write_text("2")
+    try:
+        version = train(recipe, registry)
+    finally:
+        (base / "README.md").unlink()
+    told = version.manifest.provenance
+    assert told["licenses"] == {"base": "apache-2.0", "data": "cc-by-4.0"}
+    assert told["languages"] == ["en"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert told["git"] == {"commit": head, "dirty": True}
+    weights = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+    assert told["base"]["files"]["model.safetensors"] == weights
+    assert {"loading the base", "training", "measuring"} <= set(told["durations"])
+    assert told["data"]["train"]["sha256"] == hashlib.sha256((tmp_path / "train.jsonl").read_bytes()).hexdigest()
+    assert version.base_id == base.name
+
+    checkpoint = registry.checkpoint(version)
+    assert {"report.json", "report.html", "recipe.yaml", "lorary.json", "adapter_config.json"} <= set(checkpoint.files)
+    for name, path in checkpoint.files.items():
+        content = path.read_bytes()
+        for secret in (str(tmp_path), str(base.parent), TOKEN, "0123456789abcdef0123456789abcdef01234567"):
+            assert secret.encode() not in content, (name, secret)
+    for path in (tmp_path / "out").iterdir():
+        assert str(base.parent).encode() not in path.read_bytes(), path.name
+
+    assert main(["show", "tiny", "--registry", str(registry.path)]) == 0
+    shown = capsys.readouterr().out
+    for part in (head, weights[:12], "train.jsonl, 64 rows", "seed", "3 steps", "peft ", "base apache-2.0, data cc-by"):
+        assert part in shown, part
+    # The folder is known to the catalogue alone, so the base is found again by the name that the files have.
+    assert main(["run", "tiny", "profit rose", "--registry", str(registry.path)]) == 0
+
+
+def test_git_state(repository, tmp_path):
+    assert git_state()["dirty"] is False
+    (repository / "runs").mkdir()
+    (repository / "runs" / "x").write_text("a run's own folder isn't a change of the code")
+    assert git_state()["dirty"] is False
+    (repository / "train.py").write_text("3")
+    assert git_state()["dirty"] is True
+    (tmp_path / "elsewhere").mkdir()
+    assert git_state(tmp_path / "elsewhere") is None
+
+
+def test_without_git_there_is_no_state(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert git_state() is None
+
+
+def test_the_recipe_s_terms_win_over_the_readme_s(make_recipe, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: ours\nlanguage: no\n---\n")
+    assert data_terms(make_recipe()).license == "ours"
+    assert data_terms(make_recipe()).languages == ("no",)
+    given = make_recipe(**{"data.license": "mit", "data.language": ["en", "de"]})
+    assert (data_terms(given).license, data_terms(given).languages) == ("mit", ("en", "de"))
+
+
+@pytest.mark.parametrize("text", ["", "none", "---\n[\n---\n", "---\n- a\n---\n", "---\nlicense: [1]\n---\n"])
+def test_a_readme_that_says_nothing(make_recipe, tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    assert data_terms(make_recipe()).license is None
+
+
+def test_a_dataset_s_folder_is_told_by_its_files(make_recipe, tmp_path):
+    from lorary.training.data.files import read_source
+
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    content = json.dumps({"text": "a", "label": "b"}).encode()
+    (folder / "train.jsonl").write_bytes(content)
+    (folder / "test.jsonl").write_bytes(content)
+    told = read_source(str(folder)).provenance()
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert told["files"] == {"test.jsonl": sha256, "train.jsonl": sha256}
+    assert told["name"] == "rows"

@@ -50,7 +50,8 @@ def command(
         print_line("No adapter has a remote yet; `lorary push` or `lorary pull` makes one.")
     problems = [one.problem for one in found if one.problem]
     if problems:
-        raise RemoteError(f"{len(problems)} of {len(found)} remotes couldn't be asked: {problems[0]}")
+        more = " (--json tells each reason)" if len(problems) > 1 and not as_json else ""
+        raise RemoteError(f"{len(problems)} of {len(found)} remotes couldn't be asked: {problems[0]}{more}")
 
 
 def _alias(difference: AliasDifference) -> str:

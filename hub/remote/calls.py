@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,6 +21,7 @@ T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0)
 """Seconds before each further attempt; the client itself repeats downloads and uploads, but not these calls."""
 
+_LOGGER = logging.getLogger(__name__)
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _LONGEST_WAIT = 60.0  # seconds: a Hub that asks for more is told of at once
 
@@ -50,9 +52,11 @@ def ask(
         except LoraryError:
             raise
         except Exception as error:  # what httpx, hf_xet and the JSON reader raise passes through the client as it is
+            status = status_of(error)
             pause = None if wait is None or (again and not again(error)) else _pause(error, wait)
             if pause is None:
                 raise translated(error, repo, revision, verb) from error
+        _LOGGER.warning("%s: the Hub answers with %s; trying again in %.0f s", repo, status, pause)
         sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 
@@ -78,11 +82,18 @@ def conflict(shown: str) -> RemoteConflictError:
 
 def translated(error: BaseException, repo: str, revision: str | None, verb: str) -> LoraryError:
     """An error of the client's as one of the project's."""
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if isinstance(error, HFValidationError):
         return InvalidReferenceError(f"{repo!r} can't be a repository on the Hub: {line(error)}")
     shown = repo if revision is None else f"{repo}@{revision}"
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
+        return RemoteError(f"{shown}: HF_HUB_OFFLINE is set, so the Hub isn't asked; unset it and try again")
     if status_of(error) in (409, 412):
         return conflict(shown)
     kind: type[LoraryError] = RemoteError

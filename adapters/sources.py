@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, WEIGHTS_NAME, Checkpoint, read_checkpoint
-from lorary.hub.errors import CheckpointError, InvalidReferenceError, UnknownReferenceError
+from lorary.hub.errors import CheckpointError, InvalidReferenceError, LoraryError, UnknownReferenceError
 from lorary.hub.reference import FolderReference, HubReference, RegistryReference, parse_reference
 from lorary.hub.registry import Registry
 from lorary.hub.remote.base import check_listing
 from lorary.hub.remote.wording import line, why
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,21 @@ def _registered(reference: RegistryReference, registry: Registry) -> Source:
 
 
 def _download(reference: HubReference) -> Path:
-    """Fetch an adapter's files, and no others, into the local cache."""
-    from huggingface_hub import HfApi, snapshot_download
+    """Fetch an adapter's files, and no others, into the local cache, after a look at the list of what is there."""
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    fetch = partial(snapshot_download, reference.repo, revision=reference.revision, allow_patterns=list(KEPT_FILES))
     try:
-        folder = Path(snapshot_download(reference.repo, revision=reference.revision, allow_patterns=list(KEPT_FILES)))
-        if all((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME)):
+        if _COMMIT.fullmatch(reference.revision or "") and _complete(folder := Path(fetch(local_files_only=True))):
             return folder
-        names = HfApi().list_repo_files(reference.repo, revision=folder.name)
+    except Exception:  # not there yet, or not a name: the next call says so
+        pass
+    try:
+        _look(reference)
+        folder = Path(fetch())
+    except LoraryError:
+        raise
     except HFValidationError as error:
         raise InvalidReferenceError(f"{reference.repo!r} can't be a repository on the Hub: {line(error)}") from error
     except Exception as error:  # what httpx, hf_xet and the JSON reader raise passes through the client as it is
@@ -84,5 +94,24 @@ def _download(reference: HubReference) -> Path:
             f"{str(reference)!r} can't be had from the Hub: "
             + why(error, reference.repo, reference.revision, hint=f"a folder is written ./{reference.repo}")
         ) from error
-    check_listing(dict.fromkeys(names, 0), str(reference))
-    raise CheckpointError(f"{reference}: not all of its files arrived; try again")
+    if not _complete(folder):
+        raise CheckpointError(f"{reference}: not all of its files arrived; try again")
+    return folder
+
+
+def _look(reference: HubReference) -> None:
+    """Refuse what is no adapter, or an absurdly large one, before anything is fetched."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        info = HfApi().model_info(reference.repo, revision=reference.revision, files_metadata=True)
+    except HFValidationError:
+        raise
+    except Exception:  # what is in the cache serves without the Hub; where nothing is, fetching tells why
+        return
+    check_listing({file.rfilename: file.size for file in info.siblings or ()}, str(reference))
+
+
+def _complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))

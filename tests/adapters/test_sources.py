@@ -151,6 +151,13 @@ def test_no_adapter_in_the_repository(hub, backbone, files, words):
     refuse(backbone, "user/base", CheckpointError, "user/base", *words)
 
 
+def test_an_absurd_size_is_seen_before_anything_is_fetched(hub, backbone, folder):
+    hub.commit_folder("user/huge", folder)
+    hub.overrides["user/huge"] = {"siblings": [{"rfilename": name, "size": 10**12} for name in hub.files("user/huge")]}
+    refuse(backbone, "user/huge", UnsafeFileError, "user/huge", "1,000,000,000,000 bytes", "nothing was fetched")
+    assert hub.downloaded() == set()
+
+
 def test_a_damaged_adapter_is_named_as_the_user_named_it(hub, backbone, folder):
     hub.commit_folder("user/tone", folder, **{"adapter_config.json": b"{"})
     refuse(backbone, "user/tone@main", CheckpointError, "user/tone@main/adapter_config.json: not valid JSON")

@@ -134,11 +134,16 @@ def prompt_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any, *, encoder_
 
 
 def _open_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any) -> list[int]:
-    """A prompt's ids for a decoder that goes on from it: beginning-of-text stands once, and end-of-text doesn't."""
+    """A prompt's ids for a decoder that goes on from it."""
     text, add_special = render(prompt, manner, tokenizer)
-    ids = list(tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"])
-    if not add_special:
-        return ids
+    if add_special:
+        return open_tokens(text, tokenizer)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def open_tokens(text: str, tokenizer: Any) -> list[int]:
+    """A text's ids for a decoder that goes on from it: beginning-of-text stands once, and end-of-text doesn't."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]  # the text begins with the token that the tokenizer puts there itself

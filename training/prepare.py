@@ -80,8 +80,7 @@ def encode_parts(
     recipe: Recipe, parts: Mapping[str, Sequence[Example]], task: Task, base: Base, reporter: Reporter
 ) -> tuple[Mapping[str, Encoded], Mapping[str, Mapping[str, int]], int]:
     """The token ids of each part that has rows, what became of those that are too long, and the length they have."""
-    max_length = _fitting_length(base, recipe, reporter)
-    max_length = task.meet(base.model, base.tokenizer, max_length, reporter.note)
+    max_length = meet(recipe, task, base, reporter)
     encoded = {
         part: task.encode(examples, base.tokenizer, max_length, reporter.note)
         for part, examples in parts.items()
@@ -91,11 +90,15 @@ def encode_parts(
     return encoded, lengths, max_length
 
 
-def _fitting_length(base: Base, recipe: Recipe, reporter: Reporter) -> int:
-    """The recipe's length, or the most tokens that the base takes where that is less."""
+def meet(recipe: Recipe, task: Task, base: Base, reporter: Reporter) -> int:
+    """Let the task get to know the base; the most tokens of a row. The base's weights aren't looked at.
+
+    Raises:
+        TrainingError: the base can't be trained for this task, or not with these settings.
+    """
     wanted = recipe.training.max_length
     most = min(base.tokenizer.model_max_length, longest_input(base.model) or sys.maxsize)
-    longest = min(wanted, most - virtual_tokens(recipe))
+    longest = int(min(wanted, most - virtual_tokens(recipe)))
     if longest < wanted:
         reporter.note(f"the base takes {longest} tokens, training.max_length asks for {wanted}: {longest} are used")
-    return int(longest)
+    return task.meet(base.model, base.tokenizer, longest, reporter.note)

@@ -19,7 +19,7 @@ from lorary.training.fitting.padding import padded_tokens
 from lorary.training.precision import precision
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from samples import write_jsonl
+from samples import ROWS, question_rows, write_jsonl
 
 
 def test_live_bytes_rise_and_fall_with_the_tensors():
@@ -80,6 +80,39 @@ def test_the_step_without_weights_is_the_real_step(task, family, checkpointing, 
     assert cost.tokens == batch["input_ids"].numel()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert cost.adapter == 4 * 4 * trained
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("question-answering", {"training.max_length": 24}),
+        ("text-classification", {"problem_type": "regression"}),
+        ("translation", {}),
+        ("feature-extraction", {}),
+        ("fill-mask", {}),
+    ],
+)
+def test_the_estimate_is_of_the_run_that_follows(task, settings, make_recipe, tmp_path):
+    """The rows are cut, and the task told of them, as the run does it."""
+    if settings.get("problem_type") == "regression":
+        rows = [{**row, "label": index / 7} for index, row in enumerate(ROWS["text-classification"](64))]
+        settings = {**settings, "data.train": write_jsonl(tmp_path / "a.jsonl", rows), "data.test": None}
+    if task == "question-answering":
+        rows = question_rows(40, unanswerable=4, words=40)
+        settings = {**settings, "data.train": write_jsonl(tmp_path / "a.jsonl", rows)}
+    recipe = make_recipe(task, **{**settings, "training.batch_size": 4})
+    reporter = Reporter()
+    planned = estimate(recipe, progress=reporter)
+    ready = prepare(recipe, load_data(recipe), Reporter())
+    cost = step_cost(
+        recipe, ready.task, ready.base.tokenizer, ready.base.model.config, ready.train.features,
+        dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    assert planned.cost.step == cost
+    trained = sum(parameter.numel() for parameter in ready.model.parameters() if parameter.requires_grad)
+    assert cost.adapter == pytest.approx(4 * 4 * trained, rel=0.1)  # a target that nothing reaches is counted too
+    per_epoch = -(-len(ready.train.features) // 4)
+    assert planned.cost.steps == int(recipe.training.epochs) * per_epoch
 
 
 @pytest.mark.parametrize(("quantization", "double"), [("nf4", True), ("nf4", False), ("int8", True)])

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 
 from lorary.adapters.device import pick_device, pick_dtype
-from lorary.adapters.inference import longest_input
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, EstimateError
+from lorary.hub.manifest import BaseIdentity
 from lorary.training.data import Examples, load_data
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
-from lorary.training.prepare import Prepared
+from lorary.training.model import Base
+from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task, make_task
 from lorary.training.tasks.base import Encoded
-from lorary.training.tasks.lengths import fit_lengths
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def estimate(
     Raises:
         DataError: as ``train``.
         BaseNotFoundError: no config or tokenizer of the base.
+        TrainingError: the base can't be trained for the task, or not with these settings.
         EstimateError: see :func:`lorary.training.estimate.step.step_cost`.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -77,15 +78,16 @@ def estimate(
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
             config.pad_token_id = tokenizer.pad_token_id
-        task, length = _met(recipe, data, tokenizer, config, reporter)
+        task, base = _without_weights(recipe, data, tokenizer, config)
         import_trainer(task)
-        encoded = {"train": task.encode(data.train, tokenizer, length, reporter.note)}
-        rows = fit_lengths(encoded, recipe.data.too_long, length, reporter.note)[0]["train"]
+        rows = encode_parts(recipe, {"train": data.train}, task, base, reporter)[0]["train"]
 
         def step_of(variant: Recipe) -> StepCost:
+            task, base = _without_weights(variant, data, tokenizer, config)
+            meet(variant, task, base, Reporter())
             return step_cost(
-                variant, _met(variant, data, tokenizer, config, Reporter())[0], tokenizer, config, _cut(rows, variant),
-                dtype=pick_dtype(device, variant.dtype), device=device,
+                variant, task, tokenizer, config, _cut(rows, variant), dtype=pick_dtype(device, variant.dtype),
+                device=device,
             )  # fmt: skip
 
         def cost(variant: Recipe, step: StepCost, measure: bool) -> RunCost:
@@ -121,14 +123,14 @@ def memory_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _met(recipe: Recipe, data: Examples, tokenizer: Any, config: Any, reporter: Reporter) -> tuple[Task, int]:
-    """The recipe's task, which knows its base, and the most tokens of a row."""
+def _without_weights(recipe: Recipe, data: Examples, tokenizer: Any, config: Any) -> tuple[Task, Base]:
+    """The recipe's task, and its base on the meta device."""
     task = make_task(recipe, data.labels, data.problem_type)
+    task.begin(data.train)
     with torch.device("meta"):
         model = task.auto_class().from_config(config)
-    wanted = recipe.training.max_length
-    length = min(wanted, tokenizer.model_max_length, longest_input(model) or wanted)
-    return task, task.meet(model, tokenizer, int(length), reporter.note)
+    task.check_base(model)
+    return task, Base(model, tokenizer, BaseIdentity(recipe.base), ())
 
 
 def _cut(rows: Encoded, recipe: Recipe) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from lorary.hub.errors import EstimateError
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.quantized import stand_in
-from lorary.training.model import Base, adapter_config, chosen_targets, head_modules
+from lorary.training.model import Base, adapter_config, chosen_targets, head_modules, wrap
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
@@ -83,8 +83,6 @@ def step_cost(
 
 def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: torch.dtype) -> Any:
     """The model with its adapter, on the meta device."""
-    from peft import get_peft_model
-
     config = copy.deepcopy(config)
     for name, value in task.model_kwargs().items():
         setattr(config, name, value)
@@ -98,7 +96,7 @@ def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: tor
     targets = chosen_targets(model, recipe, heads)
     # An initialisation reads weights, which aren't there, and leaves the layers what they are.
     plain = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"init": "default"})})
-    return get_peft_model(model, adapter_config(base, task, plain, targets), low_cpu_mem_usage=True)
+    return wrap(model, adapter_config(base, task, plain, targets), on_meta=True)
 
 
 def _materialise(model: nn.Module, device: torch.device) -> None:

@@ -144,8 +144,8 @@ def make_peft_model(model: Any, config: Any, method: str) -> Any:
         ) from error
 
 
-def wrap(model: Any, config: Any) -> Any:
-    """The ``PeftModel`` of a config.
+def wrap(model: Any, config: Any, *, on_meta: bool = False) -> Any:
+    """The ``PeftModel`` of a config; ``on_meta`` leaves the adapter without values.
 
     PEFT's own class for question answering (0.21) drops ``token_type_ids``, so a BERT would be trained without telling
     question and context apart; its plain class hands everything on.
@@ -153,8 +153,8 @@ def wrap(model: Any, config: Any) -> Any:
     from peft import PeftModel, TaskType, get_peft_model
 
     if config.task_type == TaskType.QUESTION_ANS and not config.is_prompt_learning:
-        return PeftModel(model, config)
-    return get_peft_model(model, config)
+        return PeftModel(model, config, low_cpu_mem_usage=on_meta)
+    return get_peft_model(model, config, low_cpu_mem_usage=on_meta)
 
 
 @contextmanager

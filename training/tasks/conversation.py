@@ -12,15 +12,6 @@ Message = Mapping[str, Any]
 Learn = Literal["replies", "last", "all"]
 
 
-def begin(tokenizer: Any, text: str) -> list[int]:
-    """A text's ids as ``generate`` would make them: beginning-of-text once, and no end-of-text after a prompt."""
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        ids = ids[1:]  # the text begins with the token that the tokenizer puts there itself
-    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
-
-
 def asked(values: Mapping[str, Any]) -> str:
     """A row's prompt, with what it is about (Alpaca's ``input``) in a line below."""
     prompt, about = values["prompt"], (values.get("input") or "").strip()

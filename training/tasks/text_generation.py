@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.generate import open_tokens
 from lorary.adapters.inference import longest_input
 from lorary.hub.errors import DataError, TrainingError
 from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
-from lorary.training.tasks.conversation import asked, begin, check_chats, encode_chat, messages_of
+from lorary.training.tasks.conversation import asked, check_chats, encode_chat, messages_of
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.packing import PackingCollator, keeps_rows_apart
 from lorary.training.tasks.token_scores import IGNORED, TokenScore, score_tokens, token_metrics
@@ -159,11 +160,11 @@ class TextGeneration(Task):
                 messages_of(values), tokenizer, self.recipe.prompt.chat_template, learn=learn, place=place
             )
         if "text" in values:
-            ids = [*begin(tokenizer, values["text"]), tokenizer.eos_token_id]
+            ids = [*open_tokens(values["text"], tokenizer), tokenizer.eos_token_id]
             return ids, list(ids)
         template = self.recipe.prompt.template or DEFAULT_TEMPLATE
         text = asked(values)
-        prompt = begin(tokenizer, text if self.format == "plain" else template.replace("{prompt}", text))
+        prompt = open_tokens(text if self.format == "plain" else template.replace("{prompt}", text), tokenizer)
         completion = tokenizer(values["completion"], add_special_tokens=False, verbose=False)["input_ids"]
         reply = [*completion, tokenizer.eos_token_id]
         return prompt + reply, (list(prompt) if learn == "all" else [IGNORED] * len(prompt)) + reply

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from lorary.hub.card import make_card
-from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint
+from lorary.hub.cleaning import cleaned
 from lorary.hub.errors import ChangedFilesError, UnknownReferenceError
-from lorary.hub.jsontext import load_json
 from lorary.hub.links import links
-from lorary.hub.manifest import MANIFEST_NAME
+from lorary.hub.private import public_base
 from lorary.hub.registry import Registry
 from lorary.hub.remote.base import CARD_NAME, Parcel
 from lorary.hub.remote.versionfile import VERSION_NAME, Parent, VersionFile
@@ -32,10 +30,13 @@ def pack(registry: Registry, version: Version, remote: str, number: int, before:
         raise ChangedFilesError(
             f"{version.reference}: its files aren't what was registered; nothing was sent, `lorary verify` tells more"
         )
-    checkpoint, changed = _without_paths(checkpoint)
+    # What is registered is clean; versions from before that was so may still name folders of this machine.
+    with cleaned(checkpoint) as clean:
+        texts = {name: path.read_bytes() for name, path in clean.files.items() if path != checkpoint.files[name]}
+        checkpoint = replace(checkpoint, config=clean.config, manifest=clean.manifest)
     base = public_base(version.base_id) if version.base_id else None
     version = replace(version, base_id=base, manifest=checkpoint.manifest)
-    contents: dict[str, Path | bytes] = {**checkpoint.files, **changed}
+    contents: dict[str, Path | bytes] = {**checkpoint.files, **texts}
     contents.pop(CARD_NAME, None)
     stated = VersionFile(
         name=version.name,
@@ -71,28 +72,3 @@ def _parent(registry: Registry, reference: str) -> Parent:
         return Parent(reference)
     shared = [link for link in links(registry.path, parent.name) if link.number == parent.number]
     return Parent(parent.reference, parent.digest, f"{shared[-1].remote}@{shared[-1].commit}" if shared else None)
-
-
-def _without_paths(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, bytes]]:
-    """The checkpoint with the name of its base's folder for its path on this machine, and the files that this changes.
-
-    Neither belongs to the digest: the fingerprint says which base it is.
-    """
-    changed: dict[str, bytes] = {}
-    named = checkpoint.config.get("base_model_name_or_path")
-    if isinstance(named, str) and (public := public_base(named)) != named:
-        config = {**load_json(checkpoint.files[CONFIG_NAME].read_bytes()), "base_model_name_or_path": public}
-        changed[CONFIG_NAME] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-        checkpoint = replace(checkpoint, config=config)
-    manifest = checkpoint.manifest
-    if manifest is not None and (public := public_base(manifest.base.id)) != manifest.base.id:
-        manifest = replace(manifest, base=replace(manifest.base, id=public))
-        changed[MANIFEST_NAME] = manifest.to_json().encode()
-        checkpoint = replace(checkpoint, manifest=manifest)
-    return checkpoint, changed
-
-
-def public_base(base: str) -> str:
-    """A base's id as others may read it: of a path only the folder's name, which says nothing of this machine."""
-    local = base.startswith(("/", "~", ".", "\\")) or base[1:3] in (":\\", ":/") or Path(base).is_dir()
-    return (base.replace("\\", "/").rstrip("/").rpartition("/")[2] or "local") if local else base

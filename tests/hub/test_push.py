@@ -179,16 +179,24 @@ def test_two_pushes_at_once_one_is_refused(ann, registry, add, no_wait):
     assert push(registry, "finance-tone").number == 2
 
 
-def test_base_paths_of_this_machine_stay_here(ann, registry, add, tmp_path):
+def test_secrets_and_folders_of_this_machine_stay_here(ann, registry, add, monkeypatch, tmp_path):
+    from contextlib import nullcontext
+
     from checkpoints import BASE_FINGERPRINT, make_manifest
     from lorary.hub.manifest import BaseIdentity
 
-    home = tmp_path / "home" / "ann" / "models" / "tiny-base"
-    manifest = make_manifest(base=BaseIdentity(str(home), fingerprint=BASE_FINGERPRINT))
+    home, token = tmp_path / "home" / "ann" / "models" / "tiny-base", "hf_" + "A1" * 17
+    base = BaseIdentity(str(home), fingerprint=BASE_FINGERPRINT)
+    manifest = make_manifest(base=base, provenance={"notices": [f"read {home} with {token}"]})
+    # A version from before registering took such things out.
+    monkeypatch.setattr("lorary.hub.registry.cleaned", nullcontext)
     version = add(manifest=manifest, config={"base_model_name_or_path": str(home)})
+    assert token in registry.checkpoint(version).files["lorary.json"].read_text()
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "ann"))
     push(registry, "finance-tone")
     for content in ann.files(REPO).values():
         assert str(home.parent).encode() not in content
+        assert token.encode() not in content
     assert json.loads(ann.files(REPO)["adapter_config.json"])["base_model_name_or_path"] == "tiny-base"
     other = type(registry)(tmp_path / "other.db")
     assert pull(other, REPO).version.digest == version.digest

@@ -19,7 +19,6 @@ from lorary.adapters.blending.files import blend_config, blend_manifest, blend_p
 from lorary.adapters.blending.golden import add_golden
 from lorary.adapters.blending.head import AVERAGE, averages, choose_owner, head_of
 from lorary.adapters.blending.parts import Part
-from lorary.adapters.folders import new_folder
 from lorary.adapters.inference import Inference
 from lorary.adapters.matching.keys import PEFT_PREFIX, wanted_tensors
 from lorary.adapters.routing import Routing
@@ -31,6 +30,7 @@ from lorary.hub.errors import (
     NoEffectError,
     UsageError,
 )
+from lorary.hub.folders import new_folder
 from lorary.hub.manifest import Numerics
 from lorary.hub.reference import check_name
 from lorary.hub.registry import Registry

@@ -16,7 +16,6 @@ import torch
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.device import dtype_name, pick_dtype
-from lorary.adapters.folders import new_folder
 from lorary.adapters.inference import Inference
 from lorary.adapters.loading import quietly
 from lorary.adapters.merging.card import write_card
@@ -28,6 +27,7 @@ from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.adapters.values import MergedModel
 from lorary.hub.errors import MergeError
+from lorary.hub.folders import new_folder
 from lorary.hub.manifest import BaseIdentity, Numerics
 
 _SHARD = "5GB"

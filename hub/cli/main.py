@@ -30,6 +30,7 @@ COMMANDS = (
     "pretrain",
     "show",
     "import_",
+    "export",
     "blend",
     "merge",
     "alias",

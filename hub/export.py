@@ -1,0 +1,179 @@
+"""Handing an adapter on outside a catalogue: a plain PEFT folder, an archive of it, or the command that serves it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import secrets
+import shlex
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.card import make_card
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import CheckpointError, OutputError, UnsupportedAdapterError
+from lorary.hub.folders import new_folder
+from lorary.hub.store import sync_folder
+from lorary.hub.values import Version
+
+CARD = "README.md"
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What ``--max-lora-rank`` may be."""
+_VLLM_MODULES = frozenset({"classifier", "score"})
+
+
+def export_folder(version: Version, checkpoint: Checkpoint, folder: Path) -> Path:
+    """Write a version's files into a new folder, which ``PeftModel.from_pretrained`` loads.
+
+    The card goes with them; a foreign adapter's own is left as it is. The folder is there whole or not at all.
+
+    Raises:
+        OutputError: the folder holds something, or can't be written.
+        CheckpointError: a file of the version can't be read.
+    """
+    folder = folder.expanduser().absolute()
+    card = _card(version, checkpoint)
+    with new_folder(folder) as draft:
+        for name, path in checkpoint.files.items():
+            _copy(path, draft / name)
+        if card is not None:
+            (draft / CARD).write_text(card, encoding="utf-8")
+        for path in draft.iterdir():
+            _sync(path)
+        sync_folder(draft)
+    sync_folder(folder.parent)
+    return folder
+
+
+def export_tar(version: Version, checkpoint: Checkpoint, file: Path) -> Path:
+    """Write a version's files as an archive; one whose name ends with ``.gz`` or ``.tgz`` is compressed.
+
+    The same version makes the same bytes: names in order, no times, no owners. In it is one folder, ``name-number``.
+
+    Raises:
+        OutputError: a file is there already, or it can't be written.
+        CheckpointError: a file of the version can't be read.
+    """
+    file = file.expanduser().absolute()
+    if file.exists() or file.is_symlink():
+        raise OutputError(f"{file}: is there already; name another file, or remove it first")
+    card = _card(version, checkpoint)
+    contents: dict[str, Path | bytes] = dict(checkpoint.files)
+    if card is not None:
+        contents[CARD] = card.encode()
+    with _new_file(file) as draft, draft.open("wb") as plain:
+        if file.name.endswith((".gz", ".tgz")):
+            with gzip.GzipFile(filename="", mode="wb", fileobj=plain, mtime=0) as packed:
+                _write_tar(packed, f"{version.name}-{version.number}", contents)
+        else:
+            _write_tar(plain, f"{version.name}-{version.number}", contents)
+        plain.flush()
+        os.fsync(plain.fileno())
+    sync_folder(file.parent)
+    return file
+
+
+def vllm_command(version: Version, checkpoint: Checkpoint, folder: Path, base: str | None = None) -> str:
+    """The command that serves the adapter in ``folder`` with vLLM, for a POSIX shell.
+
+    Args:
+        version: the version; it is served under its name.
+        checkpoint: its files.
+        folder: where they are.
+        base: the base model; by default the one that the version names.
+
+    Raises:
+        UnsupportedAdapterError: vLLM's LoRA loader refuses it or would get it wrong; every reason is named.
+    """
+    problems = list(_vllm_problems(checkpoint.config))
+    base = base or version.base_id
+    if base is None:
+        problems.append("the adapter doesn't name its base")
+    if problems or base is None:
+        raise UnsupportedAdapterError(f"{version.reference} can't be served by vLLM: {'; '.join(problems)}")
+    rank = next(size for size in _VLLM_RANKS if size >= (checkpoint.rank or 1))
+    words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"{version.name}={folder}"]
+    return shlex.join([*words, "--max-lora-rank", str(rank)])
+
+
+def _vllm_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """As of vLLM 0.33, whose LoRA loader reads rank, alpha and targets, and passes over what it doesn't know."""
+    if config.get("peft_type") != "LORA":
+        yield f"its method is PEFT's {config.get('peft_type')}, vLLM serves LoRA only"
+        return
+    if config.get("use_dora"):
+        yield "use_dora is set, vLLM has no DoRA"
+    if config.get("lora_bias") or config.get("bias") not in (None, "none"):
+        yield "it trained biases (bias, lora_bias), which vLLM doesn't load"
+    saved = config.get("modules_to_save") or []
+    others = [str(name) for name in saved if name not in _VLLM_MODULES] if isinstance(saved, list) else [str(saved)]
+    if others:
+        yield f"modules_to_save has {', '.join(others)}, vLLM takes classifier and score only"
+    for field in ("rank_pattern", "alpha_pattern"):
+        if config.get(field):
+            yield f"{field} is set, vLLM reads one rank and one alpha for all modules"
+    for field in ("target_parameters", "trainable_token_indices", "layer_replication"):
+        if config.get(field):
+            yield f"{field} is set, which vLLM doesn't load"
+    rank = config.get("r")
+    if type(rank) is not int or not 0 < rank <= _VLLM_RANKS[-1]:
+        yield f"its rank is {rank}, vLLM serves ranks up to {_VLLM_RANKS[-1]}"
+
+
+def _card(version: Version, checkpoint: Checkpoint) -> str | None:
+    """The card to write; None where the adapter brought its own."""
+    return None if CARD in checkpoint.files else make_card(version, checkpoint)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        reader = source.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{source}: can't be read ({error.strerror or error})") from error
+    # Not copyfile's permissions: the store's objects are read-only.
+    with reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _new_file(file: Path) -> Iterator[Path]:
+    """A file to write that becomes ``file`` when the block ends well, and leaves nothing when it doesn't."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        draft.rename(file)
+    except OSError as error:
+        raise OutputError(
+            f"{file}: can't be written ({error.strerror or error}); make room, or name another"
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write_tar(target: Any, folder: str, contents: Mapping[str, Path | bytes]) -> None:
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(contents):
+            content = contents[name]
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.mode = 0o644
+            if isinstance(content, bytes):
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+                continue
+            with content.open("rb") as reader:
+                entry.size = os.fstat(reader.fileno()).st_size
+                archive.addfile(entry, reader)

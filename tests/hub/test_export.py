@@ -1,0 +1,124 @@
+"""Exporting: whole folders, archives that are the same each time, and vLLM's command."""
+
+import os
+import shlex
+import tarfile
+
+import pytest
+
+from checkpoints import make_checkpoint
+from lorary.hub import export
+from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.cli.main import main
+from lorary.hub.errors import OutputError, UnsupportedAdapterError
+from lorary.hub.export import export_folder, export_tar, vllm_command
+
+
+@pytest.fixture
+def version(add):
+    return add(name="tone")
+
+
+def test_a_folder_is_the_version_with_its_card(registry, version, tmp_path):
+    target = export_folder(version, registry.checkpoint(version), tmp_path / "new" / "tone")
+    assert read_checkpoint(target).digest == version.digest
+    assert {path.name for path in target.iterdir()} == {*version.files, "README.md"}
+    assert (target / "README.md").read_text().startswith("---\nbase_model: org/tiny\n")
+    assert all(os.access(path, os.W_OK) for path in target.iterdir())
+    assert [path.name for path in target.parent.iterdir()] == ["tone"]
+    assert registry.add(target, name="tone") == version
+
+
+def test_a_foreign_adapter_s_own_card_stays(registry, tmp_path):
+    folder = make_checkpoint(tmp_path / "foreign", manifest=False)
+    (folder / "README.md").write_text("theirs")
+    version = registry.add(folder, name="foreign", domain="x")
+    target = export_folder(version, registry.checkpoint(version), tmp_path / "out")
+    assert (target / "README.md").read_text() == "theirs"
+
+
+def test_a_folder_that_holds_something_is_refused(registry, version, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").write_text("x")
+    with pytest.raises(OutputError, match="isn't empty"):
+        export_folder(version, registry.checkpoint(version), tmp_path / "taken")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="no folder"):
+        export_folder(version, registry.checkpoint(version), tmp_path / "link")
+    (tmp_path / "empty").mkdir()
+    assert export_folder(version, registry.checkpoint(version), tmp_path / "empty").is_dir()
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_a_full_disk_leaves_nothing(registry, version, tmp_path, monkeypatch, form):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setattr(export.shutil, "copyfileobj", full)
+    monkeypatch.setattr(export.tarfile.TarFile, "addfile", full)
+    write = {"folder": export_folder, "tar": export_tar}[form]
+    with pytest.raises(OutputError, match="No space left"):
+        write(version, registry.checkpoint(version), place / "tone.tar")
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_an_archive_is_the_same_each_time_and_unpacks_to_the_version(registry, version, tmp_path, name):
+    checkpoint = registry.checkpoint(version)
+    first = export_tar(version, checkpoint, tmp_path / "1" / name).read_bytes()
+    assert export_tar(version, checkpoint, tmp_path / "2" / name).read_bytes() == first
+    with tarfile.open(tmp_path / "1" / name) as archive:
+        assert all(entry.isfile() and entry.name.startswith("tone-1/") for entry in archive.getmembers())
+        assert {(entry.mtime, entry.uid, entry.uname) for entry in archive.getmembers()} == {(0, 0, "")}
+        archive.extractall(tmp_path / "out", filter="data")
+    assert read_checkpoint(tmp_path / "out" / "tone-1").digest == version.digest
+    with pytest.raises(OutputError, match="is there already"):
+        export_tar(version, checkpoint, tmp_path / "1" / name)
+
+
+def test_vllm_s_command(registry, tmp_path):
+    folder = make_checkpoint(tmp_path / "a", r=12, task_type="CAUSAL_LM", manifest=False)
+    version = registry.add(folder, name="story", domain="x")
+    command = vllm_command(version, registry.checkpoint(version), tmp_path / "my folder")
+    assert shlex.split(command) == [
+        "vllm", "serve", "org/tiny", "--enable-lora", "--lora-modules", f"story={tmp_path}/my folder",
+        "--max-lora-rank", "16",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["score", "lm_head"]}, "lm_head"),
+        ({"rank_pattern": {"q": 3}}, "rank_pattern"),
+        ({"alpha_pattern": {"q": 3}}, "alpha_pattern"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"r": 1024}, "1024"),
+        ({"target_parameters": ["experts"]}, "target_parameters"),
+    ],
+)
+def test_what_vllm_refuses_is_refused_by_name_and_nothing_is_written(registry, tmp_path, capsys, config, named):
+    version = registry.add(make_checkpoint(tmp_path / "a", manifest=False, **config), name="a", domain="x")
+    with pytest.raises(UnsupportedAdapterError, match=named):
+        vllm_command(version, registry.checkpoint(version), tmp_path)
+    assert main(["export", "a", str(tmp_path / "out"), "--vllm", "--registry", str(registry.path)]) == 1
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(registry, version, tmp_path, capsys):
+    where = ["--registry", str(registry.path)]
+    assert main(["export", "tone", str(tmp_path / "a"), "--tar", str(tmp_path / "a.tar"), "--vllm", *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"tone@1: {tmp_path}/a", f"tone@1: {tmp_path}/a.tar"]
+    assert lines[2].startswith("vllm serve org/tiny")
+    assert main(["export", "tone", *where]) == 2
+    assert main(["export", "tone", "--vllm", "--tar", str(tmp_path / "b.tar"), *where]) == 2
+    assert main(["export", "tone", "--tar", str(tmp_path / "b.zip"), *where]) == 2
+    assert main(["export", "nothing", str(tmp_path / "b"), *where]) == 1
+    assert main(["export", "tone", str(tmp_path / "a"), *where]) == 1

@@ -13,10 +13,11 @@ from lorary.adapters.heads import TASK_CLASSES
 from lorary.adapters.matching.keys import PEFT_PREFIX, FoundKeys, is_saved, sort_keys, wanted_tensors
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.support import check_supported
-from lorary.adapters.matching.targets import is_target, rank_and_scale
+from lorary.adapters.matching.targets import is_target
 from lorary.adapters.slots import LowRank
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.errors import BlendError, KeyMismatchError, NoEffectError
+from lorary.hub.scaling import rank_and_scale
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ COMMANDS = (
     "export",
     "blend",
     "merge",
+    "diff",
     "alias",
     "promote",
     "rollback",

@@ -1,0 +1,49 @@
+"""The rank and the scale that a ``LoraConfig`` gives a module, by PEFT's own rules.
+
+The rules are those of ``peft.utils.other.get_pattern_key``. They are restated here because importing peft takes longer
+than loading a small model, and held against PEFT by a test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import regex
+
+from lorary.hub.errors import UnsupportedAdapterError
+
+_PATIENCE = 1.0  # seconds
+
+
+def rank_and_scale(config: Mapping[str, Any], name: str) -> tuple[int, float]:
+    """The rank and the scale that the config gives the module ``name``."""
+    rank = _by_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
+    return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def match_pattern(pattern: str, name: str) -> Any:
+    """``re.match``, within a second: patterns come from strangers, and some take longer than the universe has.
+
+    Raises:
+        UnsupportedAdapterError: the pattern isn't one, or takes too long.
+    """
+    try:
+        return regex.match(pattern, name, timeout=_PATIENCE)
+    except regex.error as error:
+        raise UnsupportedAdapterError(
+            f"{pattern!r} in the adapter's config isn't a regular expression: {error}"
+        ) from error
+    except TimeoutError as error:
+        raise UnsupportedAdapterError(
+            f"the pattern {pattern[:80]!r} in the adapter's config takes more than {_PATIENCE:g} s to match {name!r}"
+        ) from error
+
+
+def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if match_pattern(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default

@@ -69,7 +69,7 @@ def _report(pulled: Pulled) -> list[str]:
         lines.append(f"aliases set: {', '.join(f'{version.name}@{alias}' for alias in pulled.aliases)}")
     for alias in pulled.kept:
         lines.append(
-            f"there it is {alias} too; {version.name}@{alias} stays what it is here "
-            f"(`lorary alias {version.name} {alias} {version.number}` moves it)"
+            f"there it is {alias} too; {version.name}@{alias} stays as it is here "
+            f"(`lorary alias {version.name} {alias} {version.number}` sets it)"
         )
     return lines

@@ -10,7 +10,7 @@ from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,
     InvalidReferenceError,
-    UnknownReferenceError,
+    RemoteError,
     UsageError,
 )
 from lorary.hub.links import adopt, remember, version_of
@@ -23,13 +23,14 @@ from lorary.hub.remote.versionfile import Parent, VersionFile
 from lorary.hub.store import hash_file
 from lorary.hub.values import Version
 
+_NUMBERED = re.compile(r"v[0-9]+")
 _SPELLING = re.compile(r"[^a-z0-9._-]+")
 
 
 @dataclass(frozen=True)
 class Pulled:
     """What a pull did: ``number`` is the version's on the remote (None without one), ``new`` is False where the
-    catalogue had it. ``aliases`` were set here, ``kept`` mean another version here and were left alone.
+    catalogue had it. ``aliases`` were set here; ``kept`` are names that it has there and not here.
     """
 
     version: Version
@@ -80,6 +81,7 @@ def pull(
         checkpoint = read_checkpoint(fetched.files, shown=source)
         stated = None if changed else fetched.stated
         if stated is not None:
+            _check_number(stated, address.revision, source)
             _check(stated, checkpoint, fetched, source)
         chosen = name if name is not None else _name(stated, address)
         before = {version.number for version in registry.versions(check_name(chosen))}
@@ -89,6 +91,7 @@ def pull(
     places = (fetched.commit, f"v{number}") if number else (fetched.commit,)
     adopt(registry, version.reference, [f"{remote.address}@{place}" for place in places])
     new = version.number not in before
+    version = registry.resolve(version.reference)
     given, kept = _alias(registry, version, remote.address, fetched.aliases if stated is not None else ())
     return Pulled(registry.resolve(version.reference), remote.address, fetched.commit, number, new, given, kept)
 
@@ -139,6 +142,14 @@ def _elsewhere(parent: Parent, stated: VersionFile, remote: Remote) -> str:
     return f"{remote.address}@v{numbers[0]}" if numbers else f"{remote.address}#{parent.reference}"
 
 
+def _check_number(stated: VersionFile, revision: str | None, source: str) -> None:
+    if revision and _NUMBERED.fullmatch(revision) and revision != f"v{stated.number}":
+        raise RemoteError(
+            f"{source}: the tag {revision} leads to version {stated.number} there; "
+            "whoever has that version can set it right with `lorary push`"
+        )
+
+
 def _check(stated: VersionFile, checkpoint: Checkpoint, fetched: Fetched, source: str) -> None:
     mend = (
         f"it was changed since it was pushed as v{stated.number}; pull a revision from before, "
@@ -168,17 +179,17 @@ def _name(stated: VersionFile | None, address: Address) -> str:
 def _alias(
     registry: Registry, version: Version, remote: str, aliases: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Set the aliases that the name doesn't have here yet; one that is here already is its owner's to move."""
-    given: list[str] = []
-    kept: list[str] = []
-    for alias in aliases:
-        try:
-            there = registry.resolve(f"{version.name}@{check_name(alias, 'alias')}")
-        except UnknownReferenceError:
-            registry.alias(version.name, alias, version.number, why=f"pulled from {remote}")
-            given.append(alias)
-        except InvalidReferenceError:
-            continue  # a tag of the repository that isn't an alias
-        else:
-            kept += [alias] if there.number != version.number else []
-    return tuple(given), tuple(kept)
+    """Set the aliases of a name that is new here; those of one that has other versions are its owner's to move."""
+    wanted = [alias for alias in aliases if _is_alias(alias) and alias not in version.aliases]
+    if len(registry.versions(version.name)) > 1:
+        return (), tuple(wanted)
+    for alias in wanted:
+        registry.alias(version.name, alias, version.number, why=f"pulled from {remote}")
+    return tuple(wanted), ()
+
+
+def _is_alias(tag: str) -> bool:
+    try:
+        return bool(check_name(tag, "alias"))
+    except InvalidReferenceError:
+        return False

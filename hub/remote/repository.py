@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from lorary.hub.errors import (
@@ -33,6 +33,8 @@ from lorary.hub.store import hash_file
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
     from huggingface_hub.hf_api import RepoSibling
+
+T = TypeVar("T")
 
 _VERSION_TAG = re.compile(r"v([1-9][0-9]{0,5})")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,7 +59,7 @@ class Repository:
             return None
         commit = _sha(info, self.repo)
         sizes = _sizes(info)
-        latest = self._version_file(commit, sizes)
+        latest = self._version_file(info)
         tags = self._tags()
         versions = dict(latest.versions) if latest else {}
         commits = {int(found[1]): tags[tag] for tag in tags if (found := _VERSION_TAG.fullmatch(tag))}
@@ -87,16 +89,12 @@ class Repository:
         commit = _sha(info, shown)
         sizes = _sizes(info)
         names = check_listing(sizes, shown)
-        folder = self._download(commit, names, sum(size or 0 for size in sizes.values()))
-        siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        for name in names:
-            _check_content(folder / name, siblings[name], f"{shown}: {name}")
+        folder = self._download(info, names)
         stated = None
         if VERSION_NAME in names:
             stated = parse_version_file((folder / VERSION_NAME).read_bytes(), shown)
-        yield Fetched(
-            commit, {name: folder / name for name in names if name != VERSION_NAME}, stated, self._names(commit, stated)
-        )
+        files = {name: folder / name for name in names if name != VERSION_NAME}
+        yield Fetched(commit, files, stated, self._names(commit, stated))
 
     def publish(self, parcel: Parcel, seen: State | None, *, message: str, public: bool) -> str:
         """See :class:`~lorary.hub.remote.base.Remote`."""
@@ -171,7 +169,7 @@ class Repository:
 
     def _holds(self, commit: str, number: int, state: State) -> bool:
         with suppress(CheckpointError, RemoteError, UnknownReferenceError):
-            there = self._version_file(commit, _sizes(self._info(commit)))
+            there = self._version_file(self._info(commit))
             return there is not None and (there.number, there.digest) == (number, state.versions.get(number))
         return False
 
@@ -193,16 +191,20 @@ class Repository:
         here = {tag for tag, place in tags.items() if place == commit and not _VERSION_TAG.fullmatch(tag)}
         return tuple(sorted(here | {alias for alias in stated.aliases if alias not in tags}))
 
-    def _version_file(self, commit: str, sizes: Mapping[str, int | None]) -> VersionFile | None:
-        size = sizes.get(VERSION_NAME, 0)
+    def _version_file(self, info: ModelInfo) -> VersionFile | None:
+        size = _sizes(info).get(VERSION_NAME, 0)
         if size is None or not 0 < size <= MAX_BYTES:
             return None
-        path = self._download(commit, [VERSION_NAME], size) / VERSION_NAME
-        return parse_version_file(path.read_bytes(), f"{self.repo}@{commit[:12]}")
+        path = self._download(info, [VERSION_NAME]) / VERSION_NAME
+        return parse_version_file(path.read_bytes(), f"{self.repo}@{_sha(info, self.repo)[:12]}")
 
-    def _download(self, commit: str, names: Collection[str], total: int) -> Path:
+    def _download(self, info: ModelInfo, names: Collection[str]) -> Path:
+        """The folder in the local cache where the files are now, each held against the hash that the Hub lists."""
         from huggingface_hub import constants, snapshot_download
 
+        commit = _sha(info, self.repo)
+        listed = {sibling.rfilename: sibling for sibling in info.siblings or () if sibling.rfilename in names}
+        total = sum(sibling.size or 0 for sibling in listed.values())
         cache = Path(constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(place for place in (cache, *cache.parents) if place.exists())).free
         if total > free:
@@ -212,9 +214,18 @@ class Repository:
         folder = Path(self._ask(once, revision=commit[:12], verb="read", again=lambda _: False))
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise RemoteError(f"{self.repo}@{commit[:12]}: {missing[0]} didn't arrive; try again")
+        for name, sibling in listed.items():
+            _check_content(folder / name, sibling, f"{self.repo}@{commit[:12]}: {name}")
         return folder
 
-    def _ask(self, call: Any, *, revision: str | None = None, verb: str = "write to", again: Any = None) -> Any:
+    def _ask(
+        self,
+        call: Callable[[], T],
+        *,
+        revision: str | None = None,
+        verb: str = "write to",
+        again: Callable[[BaseException], bool] | None = None,
+    ) -> T:
         return ask(call, self.repo, revision=revision, verb=verb, again=again)
 
 

@@ -77,15 +77,30 @@ def test_a_parent_that_is_here_is_known_by_its_reference_here(ann, registry, add
         elsewhere.remove("tones@2")
 
 
-def test_an_alias_that_is_here_is_not_moved(ann, registry, add, elsewhere, tmp_path):
+def test_a_name_that_is_here_gets_no_alias_from_elsewhere(ann, registry, add, elsewhere, tmp_path):
     add(0)
     registry.alias("finance-tone", "prod", 1)
     push(registry, "finance-tone")
     elsewhere.add(make_checkpoint(tmp_path / "other", seed=5), name="finance-tone")
-    elsewhere.alias("finance-tone", "prod", 1)
     pulled = pull(elsewhere, REPO)
-    assert (pulled.aliases, pulled.kept) == ((), ("prod",))
+    assert (pulled.aliases, pulled.kept, pulled.version.aliases) == ((), ("prod",), ())
+    elsewhere.alias("finance-tone", "prod", 1)
+    assert pull(elsewhere, REPO).kept == ("prod",)
     assert elsewhere.resolve("finance-tone@prod").number == 1
+    elsewhere.alias("finance-tone", "prod", 2)
+    assert pull(elsewhere, REPO).kept == ()
+
+
+def test_a_tag_that_leads_elsewhere(ann, registry, add, elsewhere):
+    add(0)
+    push(registry, "finance-tone")
+    add(1)
+    commit = push(registry, "finance-tone").commit
+    ann.repos[REPO].tags["v1"] = commit
+    with pytest.raises(RemoteError, match="the tag v1 leads to version 2 there"):
+        pull(elsewhere, f"{REPO}@v1")
+    push(registry, "finance-tone@1")
+    assert pull(elsewhere, f"{REPO}@v1").number == 1
 
 
 def test_only_what_is_wanted_is_fetched(ann, registry, add, elsewhere):

@@ -24,7 +24,7 @@ from lorary.hub.values import Check, Finding, Promotion, Version
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-    from lorary.hub.registry import Registry
+    from lorary.hub.keeping import Keeping
 
 VERIFY = "verify"
 """The requirement that the version's files are what the catalogue says."""
@@ -74,7 +74,7 @@ def parse_requirement(text: str) -> Requirement | None:
 
 
 def promote(
-    registry: Registry, reference: str, alias: str, require: Iterable[str], why: str | None, dry_run: bool
+    registry: Keeping, reference: str, alias: str, require: Iterable[str], why: str | None, dry_run: bool
 ) -> Promotion:
     """See :meth:`lorary.hub.registry.Registry.promote`."""
     check_name(alias, "alias")

@@ -7,9 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.catalogue import describe
+from lorary.hub.bases import Bases
+from lorary.hub.catalogue import describe, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
+from lorary.hub.database import reading
 from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
+from lorary.hub.lookup import locate
 from lorary.hub.store import Store, hash_file
 from lorary.hub.values import FileEntry, Finding, Version
 
@@ -95,3 +98,30 @@ def check_leftovers(store: Store, versions: Mapping[int, Version], bases: Collec
             "broken off (`lorary gc` deletes those)",
             "note",
         )
+
+
+def verify(path: Path, store: Store, reference: str | None) -> list[Finding]:
+    """See :meth:`lorary.hub.registry.Registry.verify`."""
+    bases = Bases(path, store)
+    findings: list[Finding] = []
+    with reading(path) as db:
+        if reference is not None:
+            versions = dict([locate(db, reference, path)])
+        elif db is None:
+            return []
+        else:
+            versions = select(db)
+            findings += check_database(db)
+    # Hashing may take minutes and holds no lock; what is removed meanwhile is no finding.
+    hashed: dict[str, FileEntry] = {}
+    for version in versions.values():
+        findings += check_version(store, version, hashed)
+    if reference is None:
+        findings += check_leftovers(store, versions, {base.digest for base in bases.all()})
+    if any(finding.reference for finding in findings):
+        with reading(path) as db:
+            there = {version.reference for version in select(db).values()} if db else set()
+        findings = [finding for finding in findings if finding.reference is None or finding.reference in there]
+    if reference is None:
+        findings += bases.verify()
+    return findings

@@ -32,7 +32,7 @@ from lorary.hub.remote.base import Fetched, Parcel, State, check_listing
 from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile, parse_version_file
 from lorary.hub.store import copy_file, sync_folder
 
-VERSIONS = "versions"
+_VERSIONS = "versions"
 _NUMBER = re.compile(r"[1-9][0-9]{0,5}")
 _PATIENCE = 30.0  # seconds to wait for another writer
 _ABANDONED = 24 * 3600.0  # seconds after which what a killed push left behind is cleared away
@@ -47,8 +47,7 @@ class SharedFolder:
     @classmethod
     def of(cls, path: Path, name: str | None) -> SharedFolder:
         """The adapter's folder at ``path``, or below it under its ``name``."""
-        below = name is not None and not (path / VERSIONS).is_dir()
-        return cls(path / name if below and name else path)
+        return cls(path if name is None or holds_versions(path) else path / name)
 
     @property
     def address(self) -> str:
@@ -58,7 +57,7 @@ class SharedFolder:
     def state(self) -> State | None:
         """See :class:`~lorary.hub.remote.base.Remote`."""
         with self._named_errors():
-            if not (self.path / VERSIONS).is_dir():
+            if not (self.path / _VERSIONS).is_dir():
                 if not self.path.parent.is_dir():
                     raise RemoteError(f"{self.address}: there is no folder {self.path.parent}; is it mounted?")
                 return None
@@ -82,7 +81,7 @@ class SharedFolder:
         """See :class:`~lorary.hub.remote.base.Remote`; the files are the folder's own."""
         with self._named_errors():
             number = self._number(revision)
-            folder = self.path / VERSIONS / str(number)
+            folder = self.path / _VERSIONS / str(number)
             shown = f"{self.address}@v{number}"
             sizes = {path.name: _plain_size(path, shown) for path in _entries(folder)}
             names = check_listing(sizes, shown)
@@ -95,7 +94,7 @@ class SharedFolder:
         """See :class:`~lorary.hub.remote.base.Remote`; a folder keeps no message, and its permissions are its own."""
         number = parcel.stated.number
         with self._named_errors():
-            (self.path / VERSIONS).mkdir(parents=True, exist_ok=True)
+            (self.path / _VERSIONS).mkdir(parents=True, exist_ok=True)
             self._clear()
             temporary = self.path / "incoming" / secrets.token_hex(16)
             temporary.mkdir(parents=True)
@@ -106,8 +105,8 @@ class SharedFolder:
                 with self._lock():
                     if set(self._numbers()) - set(seen.versions if seen else ()):
                         raise RemoteConflictError(self._beaten())
-                    self._rename(temporary, self.path / VERSIONS / str(number))
-                for folder in (self.path / VERSIONS, self.path, self.path.parent):
+                    self._rename(temporary, self.path / _VERSIONS / str(number))
+                for folder in (self.path / _VERSIONS, self.path, self.path.parent):
                     sync_folder(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -135,10 +134,10 @@ class SharedFolder:
         return moved
 
     def _numbers(self) -> list[int]:
-        return sorted(int(path.name) for path in _entries(self.path / VERSIONS) if _NUMBER.fullmatch(path.name))
+        return sorted(int(path.name) for path in _entries(self.path / _VERSIONS) if _NUMBER.fullmatch(path.name))
 
     def _number(self, revision: str | None) -> int:
-        numbers = self._numbers() if (self.path / VERSIONS).is_dir() else []
+        numbers = self._numbers() if (self.path / _VERSIONS).is_dir() else []
         if not numbers:
             raise UnknownReferenceError(f"{self.address}: holds no version of an adapter")
         if revision is None:
@@ -150,7 +149,7 @@ class SharedFolder:
 
     def _stated(self, number: int) -> VersionFile:
         shown = f"{self.address}@v{number}"
-        path = self.path / VERSIONS / str(number) / VERSION_NAME
+        path = self.path / _VERSIONS / str(number) / VERSION_NAME
         if _plain_size(path, shown) > MAX_BYTES:
             raise UnsafeFileError(f"{shown}: {VERSION_NAME} is larger than {MAX_BYTES:,} bytes")
         stated = parse_version_file(path.read_bytes(), shown)
@@ -223,6 +222,14 @@ class SharedFolder:
             raise RemoteError(
                 f"{self.address}: {where}: {error.strerror or error}; check the path and its permissions"
             ) from error
+
+
+def holds_versions(path: Path) -> bool:
+    """Is this an adapter's folder? An adapter may be called "versions" itself, so its name says nothing."""
+    try:
+        return any(_NUMBER.fullmatch(entry.name) for entry in (path / _VERSIONS).iterdir())
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from lorary.hub.manifest import TASKS
 from lorary.hub.reference import normalise_domain
 from lorary.hub.remote.address import FolderAddress, parse_address
 from lorary.hub.remote.calls import ask
-from lorary.hub.remote.folder import VERSIONS, SharedFolder
+from lorary.hub.remote.folder import SharedFolder, holds_versions
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -81,9 +81,10 @@ def _on_hub(owner: str | None, domain: str | None, task: str | None, base: str |
         )
     tags = [TAG if owner is None else "peft"]
     tags += [DOMAIN_TAG + domain] if domain else []
+    tags += [task] if task else []
     tags += [_BASE_TAG + base] if base else []
     # The pages come one by one while the list is read, and the client itself repeats what fails.
-    query = partial(HfApi().list_models, filter=tags, author=owner, pipeline_tag=task, limit=limit)
+    query = partial(HfApi().list_models, filter=tags, author=owner, limit=limit)
     models = ask(lambda: list(query()), owner or "the Hub", verb="read", again=lambda _: False)
     yield from map(_listed, models)
 
@@ -105,7 +106,7 @@ def _listed(model: ModelInfo) -> Listed:
 
 def _in_folder(address: FolderAddress) -> Iterator[Listed]:
     try:
-        folders = [path for path in sorted(address.path.iterdir()) if (path / VERSIONS).is_dir()]
+        folders = [path for path in sorted(address.path.iterdir()) if holds_versions(path)]
     except OSError as error:
         raise RemoteError(f"{address}: {error.strerror or error}; is it mounted?") from error
     for folder in folders:

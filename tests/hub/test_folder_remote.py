@@ -138,7 +138,42 @@ def test_list(registry, add, team, tmp_path):
         list_remote(f"{team}/none")
 
 
+def test_an_adapter_called_versions(registry, add, team, place, elsewhere):
+    add(0, name="versions")
+    add(1)
+    for name in ("versions", "finance-tone", "versions"):
+        push(registry, name, team)
+    assert [row.address for row in list_remote(team)[0]] == [f"{team}/finance-tone", f"{team}/versions"]
+    assert pull(elsewhere, f"{team}/versions").version.name == "versions"
+
+
 # Two writers, kills, full disks
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_three_writers_at_once_lose_nothing(registry, team, place, tmp_path):
+    children = [os.fork() or os._exit(_push_until_it_is_there(tmp_path / str(seed), seed, team)) for seed in range(3)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+    assert sorted(path.name for path in (place / "versions").iterdir()) == ["1", "2", "3"]
+    assert list((place / "incoming").iterdir()) == []
+    pulled = [pull(registry, f"{team}/finance-tone@{number}").version for number in (1, 2, 3)]
+    assert len({version.digest for version in pulled}) == 3
+
+
+def _push_until_it_is_there(folder, seed, team):
+    """Exit code 0 when it is; whoever comes second pulls what is new and tries again."""
+    try:
+        registry = Registry(folder / "registry.db")
+        mine = registry.add(make_checkpoint(folder / "checkpoint", seed=seed), name="finance-tone")
+        for _ in range(20):
+            try:
+                push(registry, mine.reference, team)
+                return 0
+            except RemoteConflictError:
+                pull(registry, f"{team}/finance-tone")
+    except BaseException:
+        return 2
+    return 1
 
 
 def test_somebody_elses_version_between_the_look_and_the_rename(registry, add, team, place, elsewhere, monkeypatch):

@@ -288,6 +288,24 @@ def test_what_passes_is_waited_for(ann, registry, add, no_wait, status):
     assert all(fault.times == 0 for fault in ann.faults)
 
 
+def test_an_upload_that_arrives_damaged(ann, registry, add):
+    add()
+    ann.fail("PUT", "/upload/", corrupt=True, times=1)
+    with pytest.raises(RemoteError, match="ann/finance-tone"):
+        push(registry, "finance-tone")
+    assert list(ann.files(REPO)) == [".gitattributes"]
+    assert push(registry, "finance-tone").moved == ("v1",)
+
+
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_hub_that_says_the_parent_is_not_the_head(ann, registry, add, status):
+    add()
+    ann.fail("POST", "/commit/", status=status)
+    with pytest.raises(RemoteConflictError, match="nothing was overwritten, try again"):
+        push(registry, "finance-tone")
+    assert ann.asked("POST", "/commit/") == 1
+
+
 def test_a_hub_that_keeps_failing_is_told_of(ann, registry, add, no_wait):
     add()
     ann.fail("POST", "/commit/", status=503)

@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
@@ -140,6 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault is not None and fault.status is not None:
             self._send(Answer(fault.status, b"no\n", fault.headers))
         else:
+            if fault is not None and fault.corrupt and request.body:
+                request = replace(request, body=_spoiled(request.body))
             answer = hub.answer(request)
             if fault is not None and fault.cut == "after":
                 fault.call()
@@ -172,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
             body = body[start:]
         if fault is not None and fault.corrupt and body:
-            body = body[:-1] + bytes([body[-1] ^ 1])
+            body = _spoiled(body)
         sent = body if fault is None or fault.keep is None else body[: fault.keep]
         broken = fault is not None and fault.broken
         self.send_response(status)
@@ -185,6 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep stderr for what is under test."""
+
+
+def _spoiled(body: bytes) -> bytes:
+    return body[:-1] + bytes([body[-1] ^ 1])
 
 
 class _Listener(ThreadingHTTPServer):

@@ -64,9 +64,9 @@ class Fault:
     """What goes wrong with requests that fit: an error status, or a body that ends after ``keep`` bytes.
 
     ``broken`` bodies announce their full length and the connection ends; others announce what they hold. ``corrupt``
-    bodies have their full length and a wrong last byte. ``cut`` ends the connection without an answer: ``before`` or
-    ``after`` the request took effect, and ``call`` is called then. ``skip`` lets that many pass first; ``times`` is how
-    often it still happens, None for always.
+    bodies, asked or answered, have their full length and a wrong last byte. ``cut`` ends the connection without an
+    answer: ``before`` or ``after`` the request took effect, and ``call`` is called then. ``skip`` lets that many pass
+    first; ``times`` is how often it still happens, None for always.
     """
 
     method: str

@@ -7,6 +7,7 @@ size is made, and that of a difference from the factors side by side.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Matrix = NDArray[Any]
+    _Measured = tuple["_Update | _Whole | None", float | None, str]
 
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.weight)?")
 _PREFIX = "base_model.model."
+_BLOCK = 1 << 20  # values
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 
 
@@ -45,18 +48,38 @@ class NormDifference:
     note: str = ""
 
 
-@dataclass(frozen=True)
 class _Update:
-    """What is measured: a tensor, or the two factors of an update with its scale in the first."""
+    """The update of a LoRA pair: ``b`` holds the scale, [out, rank], ``a`` is [rank, in]."""
 
-    factors: tuple[Matrix, ...]
+    def __init__(self, b: Matrix, a: Matrix) -> None:
+        self.factors = (b, a)
+        self.shape = (b.shape[0], a.shape[1])
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        if len(self.factors) == 1:
-            return tuple(self.factors[0].shape)
-        b, a = self.factors
-        return (b.shape[0], a.shape[1])
+    def norm(self) -> float:
+        return _norm(*self.factors)
+
+    def distance(self, other: _Update) -> float:
+        import numpy
+
+        (b, a), (d, c) = self.factors, other.factors
+        if numpy.array_equal(b, d) and numpy.array_equal(a, c):
+            return 0.0  # without what the arithmetic rounds off
+        return _norm(numpy.hstack([b, -d]), numpy.vstack([a, c]))
+
+
+class _Whole:
+    """A tensor that is trained whole; read block by block, since it may be as large as a vocabulary."""
+
+    def __init__(self, path: Path, info: TensorInfo) -> None:
+        self._path, self._info = path, info
+        self.shape = info.shape
+
+    def norm(self) -> float:
+        return math.sqrt(sum(float(block @ block) for block in _blocks(self._path, self._info)))
+
+    def distance(self, other: _Whole) -> float:
+        pairs = zip(_blocks(self._path, self._info), _blocks(other._path, other._info), strict=True)
+        return math.sqrt(sum(float((ours - theirs) @ (ours - theirs)) for ours, theirs in pairs))
 
 
 def compare_norms(left: Checkpoint, right: Checkpoint) -> list[NormDifference]:
@@ -84,30 +107,30 @@ def _names(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     return names | {key.removeprefix(_PREFIX): (key,) for key in checkpoint.tensors if key not in paired}
 
 
-def _update(checkpoint: Checkpoint, name: str, names: Mapping[str, tuple[str, ...]]) -> _Update | str | None:
-    """An update in float64; None where the adapter hasn't got it, a text where it can't be computed."""
+def _update(
+    checkpoint: Checkpoint, name: str, names: Mapping[str, tuple[str, ...]]
+) -> tuple[_Update | _Whole | None, float | None, str]:
+    """What to measure, its norm, and why one of them is missing."""
     if name not in names:
-        return None
+        return None, None, ""
     path, infos = checkpoint.files[WEIGHTS_NAME], [checkpoint.tensors[key] for key in names[name]]
     if unknown := next((info.dtype for info in infos if info.dtype not in (*_NUMPY, "BF16")), None):
-        return f"norms of {unknown} aren't computed"
-    tensors = [_read(path, info) for info in infos]
-    if len(tensors) == 1:
-        return _finite(_Update((tensors[0],)))
-    b, a = tensors
-    if not a.ndim or not b.ndim or b.size != b.shape[0] * a.shape[0]:
-        raise CheckpointError(
-            f"{checkpoint.source}: {name}: A {list(a.shape)} and B {list(b.shape)} don't fit together"
-        )
-    # A convolution's factors have the kernel's extent behind, [rank, in, k, k] and [out, rank, 1, 1].
-    return _finite(_Update((b.reshape(b.shape[0], -1) * _scale(checkpoint, name), a.reshape(a.shape[0], -1))))
+        return None, None, f"norms of {unknown} aren't computed"
+    update = _Whole(path, infos[0]) if len(infos) == 1 else _pair(checkpoint, name, path, *infos)
+    norm = update.norm()
+    return (update, norm, "") if math.isfinite(norm) else (None, None, "holds NaN or infinity")
 
 
-def _finite(update: _Update) -> _Update | str:
+def _pair(checkpoint: Checkpoint, name: str, path: Path, b_info: TensorInfo, a_info: TensorInfo) -> _Update:
+    rank = a_info.shape[0] if a_info.shape else 0
+    if not rank or not b_info.shape or b_info.elements != b_info.shape[0] * rank:
+        shapes = f"A {list(a_info.shape)} and B {list(b_info.shape)}"
+        raise CheckpointError(f"{checkpoint.source}: {name}: {shapes} don't fit together; save the adapter again")
     import numpy
 
-    whole = all(bool(numpy.isfinite(factor).all()) for factor in update.factors)
-    return update if whole else "holds NaN or infinity"
+    # A convolution's factors have the kernel's extent behind, [rank, in, k, k] and [out, rank, 1, 1].
+    b, a = (numpy.concatenate([*_blocks(path, info)]).reshape(info.shape[0], -1) for info in (b_info, a_info))
+    return _Update(b * _scale(checkpoint, name), a)
 
 
 def _scale(checkpoint: Checkpoint, name: str) -> float:
@@ -117,60 +140,44 @@ def _scale(checkpoint: Checkpoint, name: str) -> float:
         raise CheckpointError(f"{checkpoint.source}: its config gives {name} no rank and alpha ({error})") from error
 
 
-def _read(path: Path, info: TensorInfo) -> Matrix:
-    """A tensor as float64, in its shape; the header was held against the file when the checkpoint was read."""
+def _blocks(path: Path, info: TensorInfo) -> Iterator[Matrix]:
+    """A tensor's values in float64; the header was held against the file when the checkpoint was read."""
     import numpy
 
     kind = numpy.dtype(_NUMPY.get(info.dtype, "<u2"))
-    try:
-        values = numpy.fromfile(path, kind, info.elements, offset=info.start)
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from error
-    if len(values) != info.elements:
-        raise CheckpointError(f"{path}: ends in the middle of a tensor; copy it again")
-    if info.dtype == "BF16":  # the upper half of a float32
-        values = (values.astype("<u4") << 16).view("<f4")
-    return values.astype(numpy.float64).reshape(info.shape)
+    for first in range(0, max(info.elements, 1), _BLOCK):
+        count = min(_BLOCK, info.elements - first)
+        try:
+            values = numpy.fromfile(path, kind, count, offset=info.start + first * kind.itemsize)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from error
+        if len(values) != count:
+            raise CheckpointError(f"{path}: ends in the middle of a tensor; copy it again")
+        if info.dtype == "BF16":  # the upper half of a float32
+            values = (values.astype("<u4") << 16).view("<f4")
+        yield values.astype(numpy.float64)
 
 
-def _compare(name: str, left: _Update | str | None, right: _Update | str | None) -> NormDifference:
-    notes = list(_notes(left, right))
-    norms = [_norm(side.factors) if isinstance(side, _Update) else None for side in (left, right)]
+def _compare(name: str, left: _Measured, right: _Measured) -> NormDifference:
+    (ours, our_norm, our_note), (theirs, their_norm, their_note) = left, right
+    notes = [f"{side}: {note}" for side, note in (("left", our_note), ("right", their_note)) if note]
     difference = relative = None
-    if isinstance(left, _Update) and isinstance(right, _Update):
-        if left.shape == right.shape and len(left.factors) == len(right.factors):
-            difference = _distance(left, right)
-            larger = max(norm for norm in norms if norm is not None)
-            relative = difference / larger if larger else 0.0
-        else:
-            notes.append(f"{list(left.shape)} and {list(right.shape)} can't be compared")
-    return NormDifference(name, norms[0], norms[1], difference, relative, "; ".join(notes))
+    if ours is None or theirs is None:
+        if not notes:
+            notes.append("only left" if theirs is None else "only right")
+    elif type(ours) is not type(theirs) or ours.shape != theirs.shape:
+        notes.append(f"{list(ours.shape)} and {list(theirs.shape)} can't be compared")
+    else:
+        difference = ours.distance(theirs)  # type: ignore[arg-type]
+        larger = max(our_norm or 0.0, their_norm or 0.0)
+        relative = difference / larger if larger else 0.0
+    return NormDifference(name, our_norm, their_norm, difference, relative, "; ".join(notes))
 
 
-def _notes(left: _Update | str | None, right: _Update | str | None) -> Iterator[str]:
-    for side, which in ((left, "left"), (right, "right")):
-        if isinstance(side, str):
-            yield f"{which}: {side}"
-        elif side is None:
-            yield f"only {'right' if which == 'left' else 'left'}"
-
-
-def _norm(factors: tuple[Matrix, ...]) -> float:
+def _norm(b: Matrix, a: Matrix) -> float:
     import numpy
 
-    if len(factors) == 1:
-        return float(numpy.linalg.norm(factors[0]))
-    b, a = factors
+    if not (numpy.isfinite(b).all() and numpy.isfinite(a).all()):
+        return math.nan
     left, right = (numpy.asarray(numpy.linalg.qr(factor, mode="r")) for factor in (b, a.T))
     return float(numpy.linalg.norm(left @ right.T))
-
-
-def _distance(left: _Update, right: _Update) -> float:
-    import numpy
-
-    if all(map(numpy.array_equal, left.factors, right.factors)):
-        return 0.0  # without what the arithmetic rounds off
-    if len(left.factors) == 1:
-        return _norm((left.factors[0] - right.factors[0],))
-    (b, a), (d, c) = left.factors, right.factors
-    return _norm((numpy.hstack([b, -d]), numpy.vstack([a, c])))

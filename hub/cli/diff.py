@@ -107,7 +107,10 @@ def _print_weights(difference: Difference, everything: bool) -> None:
     equal = [one for one in weights if one.difference == 0]
     unequal = [one for one in weights if one.difference != 0]
     shown = weights if everything else unequal[:_SHOWN]
-    _print_section("weights", [_weight(one) for one in shown])
+    rows = [_weight(one) for one in shown]
+    if not any(one.note for one in shown):
+        rows = [{name: cell for name, cell in row.items() if name != "note"} for row in rows]
+    _print_section("weights", rows)
     if everything:
         return
     if equal:

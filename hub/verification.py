@@ -86,6 +86,27 @@ def check_database(db: Database) -> Iterator[Finding]:
         yield Finding(None, f"a row of {row['table']} refers to a row of {row['parent']} that isn't there")
 
 
+_UNTRACED = """
+SELECT a.name || '@' || m.alias AS alias, m.to_number AS told, v.number AS meant FROM alias_moves m
+JOIN adapters a ON a.id = m.adapter_id
+LEFT JOIN aliases s ON s.adapter_id = m.adapter_id AND s.name = m.alias LEFT JOIN versions v ON v.id = s.version_id
+WHERE m.to_number IS NOT v.number
+AND m.id = (SELECT max(id) FROM alias_moves l WHERE l.adapter_id = m.adapter_id AND l.alias = m.alias)
+ORDER BY 1
+"""
+
+
+def check_aliases(db: Database) -> Iterator[Finding]:
+    """Aliases that mean something else than their history says; one that is older than the history has none."""
+    for row in db.query(_UNTRACED):
+        meant, told = ("nothing" if number is None else f"version {number}" for number in (row["meant"], row["told"]))
+        yield Finding(
+            None,
+            f"{row['alias']} means {meant}, but its history ends with {told}: it was changed without lorary; "
+            "`lorary alias` sets it right",
+        )
+
+
 def check_leftovers(store: Store, versions: Mapping[int, Version], bases: Collection[str]) -> Iterator[Finding]:
     """Notes on files that no version and none of the bases (by digest) refer to."""
     referenced = {entry.sha256 for version in versions.values() for entry in version.files.values()}
@@ -112,6 +133,7 @@ def verify(path: Path, store: Store, reference: str | None) -> list[Finding]:
         else:
             versions = select(db)
             findings += check_database(db)
+            findings += check_aliases(db)
     # Hashing may take minutes and holds no lock; what is removed meanwhile is no finding.
     hashed: dict[str, FileEntry] = {}
     for version in versions.values():

@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -94,3 +95,21 @@ def test_leftovers_are_a_note(add, registry):
     stray.write_text("from a killed process")
     (line,) = messages(registry)
     assert line.startswith("note None 1 file(s)")
+
+
+def test_an_alias_that_was_moved_behind_its_history(add, registry):
+    for seed in (1, 2):
+        add(seed=seed)
+    registry.alias("finance-tone", "prod", 1)
+    registry.alias("finance-tone", "live", 1)
+    registry.unalias("finance-tone", "live")
+    assert registry.verify() == []
+    with closing(sqlite3.connect(registry.path)) as connection, connection:
+        connection.execute("UPDATE aliases SET version_id = (SELECT id FROM versions WHERE number = 2)")
+        connection.execute("INSERT INTO aliases SELECT adapter_id, 'live', version_id FROM aliases")
+    first, second = messages(registry)
+    assert first.startswith("error None finance-tone@live means version 2, but its history ends with nothing")
+    assert second.startswith("error None finance-tone@prod means version 2, but its history ends with version 1")
+    registry.alias("finance-tone", "live", 1)
+    registry.alias("finance-tone", "prod", 1)
+    assert registry.verify() == []

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.aliases import Signature, drop_aliases
-from lorary.hub.catalogue import select
 from lorary.hub.database import writing
 from lorary.hub.errors import RegistryConflictError, UsageError
 from lorary.hub.lookup import locate, registry_reference
@@ -20,6 +19,8 @@ from lorary.hub.values import Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
+
+_TOLD = 8  # names in an error before the rest is only counted
 
 
 def remove_rows(db: Database, reference: str, path: Path, by: Signature, *, force: bool) -> Version:
@@ -31,14 +32,21 @@ def remove_rows(db: Database, reference: str, path: Path, by: Signature, *, forc
         UnknownReferenceError: there is no such version.
     """
     row_id, version = locate(db, reference, path)
-    same_name = select(db, "a.name = ?", [version.name])
-    if len(same_name) > 1 and str(registry_reference(reference)) == version.name:
-        raise UsageError(f"{reference!r} has {len(same_name)} versions; say which, such as {version.reference}")
-    children = select(db, "v.id IN (SELECT version_id FROM parents WHERE parent_id = ?)", [row_id]).values()
-    if (version.aliases or children) and not force:
-        needed = [f"{version.name}@{alias}" for alias in version.aliases] + [c.reference for c in children]
+    (count,) = db.execute(
+        "SELECT count(*) FROM versions WHERE adapter_id = (SELECT adapter_id FROM versions WHERE id = ?)", [row_id]
+    ).fetchone()
+    if count > 1 and str(registry_reference(reference)) == version.name:
+        raise UsageError(f"{reference!r} has {count} versions; say which, such as {version.reference}")
+    children = db.query(
+        "SELECT a.name || '@' || v.number AS reference FROM parents p JOIN versions v ON v.id = p.version_id "
+        "JOIN adapters a ON a.id = v.adapter_id WHERE p.parent_id = ? ORDER BY a.name, v.number",
+        [row_id],
+    )
+    needed = [f"{version.name}@{alias}" for alias in version.aliases] + [str(row["reference"]) for row in children]
+    if needed and not force:
+        more = f" and {len(needed) - _TOLD} more" if len(needed) > _TOLD else ""
         raise RegistryConflictError(
-            f"{version.reference} is needed by {', '.join(needed)}; move or remove these first, or force it"
+            f"{version.reference} is needed by {', '.join(needed[:_TOLD])}{more}; move or remove these first, or force it"
         )
     drop_aliases(db, row_id, version.aliases, by)
     db.execute("DELETE FROM versions WHERE id = ?", [row_id])

@@ -46,7 +46,8 @@ def remove_rows(db: Database, reference: str, path: Path, by: Signature, *, forc
     if needed and not force:
         more = f" and {len(needed) - _TOLD} more" if len(needed) > _TOLD else ""
         raise RegistryConflictError(
-            f"{version.reference} is needed by {', '.join(needed[:_TOLD])}{more}; move or remove these first, or force it"
+            f"{version.reference} is needed by {', '.join(needed[:_TOLD])}{more}; move or remove these first, "
+            "or force it"
         )
     drop_aliases(db, row_id, version.aliases, by)
     db.execute("DELETE FROM versions WHERE id = ?", [row_id])

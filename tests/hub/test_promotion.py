@@ -138,6 +138,20 @@ def test_a_candidate_that_moves_meanwhile_is_not_promoted_unseen(three, monkeypa
     assert three.resolve("finance-tone@3").aliases == ("candidate",)
 
 
+def test_of_two_promotions_at_once_the_second_is_held_against_the_first(three, monkeypatch):
+    three.alias("finance-tone", "prod", 3)
+    verify = three.verify
+
+    def promoted_meanwhile(reference):
+        Registry(three.path).promote("finance-tone@2", "prod", require=["f1>prod"])
+        return verify(reference)
+
+    monkeypatch.setattr(three, "verify", promoted_meanwhile)
+    with pytest.raises(PromotionRefusedError, match=r"f1>prod: finance-tone@1 has 0\.81, finance-tone@2 has 0\.82"):
+        three.promote("finance-tone@1", "prod", require=["f1>prod", "verify"])
+    assert three.resolve("finance-tone@prod").number == 2
+
+
 @pytest.mark.parametrize(
     "text", ["", "f1", "f1>=", ">=prod", "f1=>prod", "f1>>prod", "f1!=prod", "f1>=pr\x1bod", "f1=prod", "Verify"]
 )

@@ -223,6 +223,6 @@ def _register(
         base_folder=recipe.base if Path(recipe.base).expanduser().is_dir() else None,
     )
     if recipe.alias is not None:
-        registry.alias(recipe.name, recipe.alias, version.number)
+        registry.alias(recipe.name, recipe.alias, version.number, why="trained")
         version = registry.resolve(version.reference)
     return version

@@ -7,7 +7,6 @@ The embedded backbone is ``sentence-transformers/all-MiniLM-L6-v2``, which the `
 from __future__ import annotations
 
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from lorary.hub.bases import find_base, find_folder
 from lorary.hub.errors import BaseNotFoundError
 from lorary.hub.jsontext import load_json
+from lorary.hub.remote.calls import within
 from lorary.hub.remote.wording import why
 
 if TYPE_CHECKING:
@@ -150,26 +150,12 @@ def _from_hub(base: str, revision: str | None, weights: bool) -> ResolvedBase | 
 
 def _ask_hub(base: str, revision: str | None, patience: float) -> ModelInfo | str:
     """What the Hub knows about a model, or why it doesn't answer."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    answers: list[ModelInfo | Exception] = []
-
-    def ask() -> None:
-        try:
-            answers.append(HfApi().model_info(base, revision=revision, timeout=patience))
-        except Exception as error:  # handed to the waiting thread, which knows what to do with each kind
-            answers.append(error)
-
-    # A name server that doesn't answer holds the call far beyond the client's own timeout, hence the thread.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(patience)
-    answer = answers[0] if answers else None
-    if answer is None:
-        return f"{constants.ENDPOINT} doesn't answer"
-    if isinstance(answer, Exception):
-        return why(answer, base, revision, noun="model")
-    return answer
+    try:
+        return within(patience, lambda: HfApi().model_info(base, revision=revision, timeout=patience))
+    except Exception as error:  # what httpx and the JSON reader raise passes through the client as it is
+        return why(error, base, revision, noun="model")
 
 
 def _from_package() -> ResolvedBase | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,6 +22,9 @@ T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0)
 """Seconds before each further attempt; the client itself repeats downloads and uploads, but not these calls."""
 
+PATIENCE = 60.0
+"""Seconds to wait for an answer to a short question."""
+
 _LOGGER = logging.getLogger(__name__)
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _LONGEST_WAIT = 60.0  # seconds: a Hub that asks for more is told of at once
@@ -35,10 +39,12 @@ def ask(
     revision: str | None = None,
     verb: str = "read",
     again: Callable[[BaseException], bool] | None = None,
+    patience: float | None = PATIENCE,
 ) -> T:
     """What ``call`` returns; repeated after an answer that passes (429, 5xx).
 
-    ``again`` may say that an error isn't worth another attempt.
+    ``again`` may say that an error isn't worth another attempt. ``patience`` is the seconds to wait for an answer, None
+    without end: for what moves files, whose time isn't known.
 
     Raises:
         InvalidReferenceError: a name that the Hub doesn't allow.
@@ -48,7 +54,7 @@ def ask(
     """
     for wait in (*WAITS, None):
         try:
-            return call()
+            return call() if patience is None else within(patience, call)
         except LoraryError:
             raise
         except Exception as error:  # what httpx, hf_xet and the JSON reader raise passes through the client as it is
@@ -59,6 +65,34 @@ def ask(
         _LOGGER.warning("%s: the Hub answers with %s; trying again in %.0f s", repo, status, pause)
         sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises, if it does so in time.
+
+    The client itself knows no end, and a name server that doesn't answer heeds none: hence a thread, which is left
+    behind.
+
+    Raises:
+        TimeoutError: it doesn't.
+    """
+    answers: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(call())
+        except BaseException as error:  # raised again where somebody waits for it
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    return answers[0]
 
 
 def _pause(error: BaseException, wait: float) -> float | None:

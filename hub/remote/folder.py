@@ -139,7 +139,9 @@ class SharedFolder:
     def _number(self, revision: str | None) -> int:
         numbers = self._numbers() if (self.path / _VERSIONS).is_dir() else []
         if not numbers:
-            raise UnknownReferenceError(f"{self.address}: holds no version of an adapter")
+            below = [path for path in _entries(self.path) if holds_versions(path)] if self.path.is_dir() else []
+            hint = f"; did you mean {SharedFolder(below[0]).address}?" if below else ""
+            raise UnknownReferenceError(f"{self.address}: holds no version of an adapter{hint}")
         if revision is None:
             return numbers[-1]
         named = {f"v{number}": number for number in numbers} | self._aliases(numbers)

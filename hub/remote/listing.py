@@ -14,7 +14,7 @@ from lorary.hub.errors import InvalidReferenceError, RemoteError
 from lorary.hub.manifest import TASKS
 from lorary.hub.reference import normalise_domain
 from lorary.hub.remote.address import FolderAddress, parse_address
-from lorary.hub.remote.calls import ask
+from lorary.hub.remote.calls import PATIENCE, ask
 from lorary.hub.remote.folder import SharedFolder, holds_versions
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _on_hub(owner: str | None, domain: str | None, task: str | None, base: str |
     tags += [_BASE_TAG + base] if base else []
     # The pages come one by one while the list is read, and the client itself repeats what fails.
     query = partial(HfApi().list_models, filter=tags, author=owner, limit=limit)
-    models = ask(lambda: list(query()), owner or "the Hub", verb="read", again=lambda _: False)
+    models = ask(lambda: list(query()), owner or "the Hub", verb="read", again=lambda _: False, patience=10 * PATIENCE)
     yield from map(_listed, models)
 
 

@@ -26,7 +26,7 @@ from lorary.hub.errors import (
     UnknownReferenceError,
 )
 from lorary.hub.remote.base import Fetched, Parcel, State, check_listing, stale
-from lorary.hub.remote.calls import ask, conflict
+from lorary.hub.remote.calls import PATIENCE, ask, conflict
 from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile, parse_version_file
 from lorary.hub.store import hash_file
 
@@ -127,7 +127,7 @@ class Repository:
             return str(made.oid)
 
         try:
-            return self._ask(commit, again=_at_the_commit)
+            return self._ask(commit, again=_at_the_commit, patience=None)
         except RemoteError:
             # The commit may be there, and only its answer lost on the way.
             with suppress(LoraryError):
@@ -211,7 +211,7 @@ class Repository:
             raise RemoteError(f"{self.repo}: takes {total:,} bytes, but {cache} has room for {free:,}; make room first")
         # The client itself repeats what fails here.
         once = partial(snapshot_download, self.repo, revision=commit, allow_patterns=sorted(names))
-        folder = Path(self._ask(once, revision=commit[:12], verb="read", again=lambda _: False))
+        folder = Path(self._ask(once, revision=commit[:12], verb="read", again=lambda _: False, patience=None))
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise RemoteError(f"{self.repo}@{commit[:12]}: {missing[0]} didn't arrive; try again")
         for name, sibling in listed.items():
@@ -225,8 +225,9 @@ class Repository:
         revision: str | None = None,
         verb: str = "write to",
         again: Callable[[BaseException], bool] | None = None,
+        patience: float | None = PATIENCE,
     ) -> T:
-        return ask(call, self.repo, revision=revision, verb=verb, again=again)
+        return ask(call, self.repo, revision=revision, verb=verb, again=again, patience=patience)
 
 
 def user_name() -> str:

@@ -52,7 +52,9 @@ def why(
         if isinstance(cause, LocalTokenNotFoundError):
             return "there is no token; `hf auth login` stores one"
     last = list(causes(error))[-1]
-    if type(last).__name__ in _UNREACHABLE:
+    if isinstance(last, TimeoutError):
+        return f"{constants.ENDPOINT} doesn't answer{aside}"
+    if any(type(cause).__name__ in _UNREACHABLE for cause in causes(error)):
         return f"{constants.ENDPOINT} can't be reached ({line(last)}){aside}"
     return f"{line(last)}{aside}"
 

@@ -316,6 +316,8 @@ def test_wrong_input(registry, add, team, place, elsewhere):
     with pytest.raises(UnknownReferenceError, match="holds no version"):
         pull(elsewhere, f"{team}/finance-tone")
     push(registry, "finance-tone", team)
+    with pytest.raises(UnknownReferenceError, match=r"holds no version of an adapter; did you mean .*/finance-tone\?"):
+        pull(elsewhere, team)
     with pytest.raises(UnknownReferenceError, match="has no 'v9'; it has v1"):
         pull(elsewhere, f"{team}/finance-tone@9")
     with pytest.raises(UnknownReferenceError, match="has no remote yet"):

@@ -99,6 +99,24 @@ def test_a_hub_out_of_reach(ann, registry, add):
     assert sync(registry)[0].problem == one.problem
 
 
+def test_a_hub_that_never_answers(registry, add, monkeypatch, hub):
+    import socket
+
+    from huggingface_hub import constants
+
+    from lorary.hub.remote import calls
+
+    add()
+    real = calls.within
+    monkeypatch.setattr(calls, "within", lambda seconds, call: real(seconds / 300, call))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(RemoteError, match="doesn't answer"):
+            push(registry, "finance-tone", REPO)
+
+
 @pytest.fixture
 def filled(ann, registry, tmp_path):
     for seed, (name, domain) in enumerate((("finance-tone", "finance"), ("legal-tone", "legal"), ("tax", "finance"))):

@@ -92,12 +92,12 @@ def _better(one: Choice, other: Choice) -> bool:
 def _with_fingerprint(fingerprints: Sequence[str]) -> Condition:
     marks = ", ".join("?" * len(fingerprints))
     source = f"SELECT id FROM versions WHERE base_fingerprint IN ({marks})"
-    return Condition(source, f"v.base_fingerprint IN ({marks})", tuple(fingerprints))
+    return Condition(source, f"+v.base_fingerprint IN ({marks})", tuple(fingerprints))
 
 
 def _without_fingerprint(base: str) -> Condition:
     source = "SELECT id FROM versions WHERE base_fingerprint IS NULL AND base_id = ?"
-    return Condition(source, "v.base_fingerprint IS NULL AND v.base_id = ?", (base,))
+    return Condition(source, "+v.base_fingerprint IS NULL AND +v.base_id = ?", (base,))
 
 
 def _notes_on(base: str, fingerprints: Sequence[str]) -> tuple[str, ...]:

@@ -131,6 +131,7 @@ def _connect(uri: str) -> sqlite3.Connection:
     # The file may come from somebody else: functions in its views and triggers don't run.
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA cache_size = -32000")  # kB: with SQLite's 2 MB a search reads the same pages many times
     return connection
 
 

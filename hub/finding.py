@@ -21,7 +21,7 @@ from lorary.hub.values import Version
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-_FEW = 5_000  # versions that are sorted at once; of more, the order's index is followed until enough are found
+_FEW = 2_000  # versions that are sorted at once; of more, the order's index is followed until enough are found
 
 _AT_ONCE = 1_000  # versions read together
 
@@ -59,7 +59,8 @@ class Order:
     def sql(self, reverse: bool) -> str:
         """The terms; ``reverse`` turns all of them round, and what has no value is last either way."""
         other = {"ASC": "DESC", "DESC": "ASC"}
-        return ", ".join(f"{term} {other[way] if reverse else way} NULLS LAST" for term, way in self.terms)
+        terms = [f"{term} {other[way] if reverse else way}" for term, way in self.terms]
+        return ", ".join([f"{terms[0]} NULLS LAST", *terms[1:]])
 
 
 _NAME = (("a.name", "ASC"), ("v.number", "ASC"))
@@ -139,17 +140,19 @@ def find_page(
     """The first ``limit`` of the versions that fulfil all conditions; ``measured``: only those that have the metric."""
     if order.metric and measured:
         conditions = [*conditions, _having(order.metric)]
-    sizes = [_count(db, [condition]) for condition in conditions]
-    if 0 in sizes:
-        return Page((), 0)
     # From the rarest one on, each further one is a look at single rows.
-    ranked = [condition for _, condition in sorted(zip(sizes, conditions, strict=True), key=lambda pair: pair[0])]
-    if limit is None or (sizes and min(sizes) <= _FEW):
-        ids = _sorted(db, ranked, order, reverse)
+    counted = sorted(((_count(db, condition), condition) for condition in conditions), key=lambda pair: pair[0])
+    ranked = [condition for _, condition in counted]
+    if counted and counted[0][0] == 0:
+        return Page((), 0)
+    matching = _matching(ranked, counted[0][0]) if counted else None
+    if matching and len(ranked) > 1:
+        total = _count(db, matching)
+    else:
+        total = counted[0][0] if counted else int(db.execute("SELECT count(*) FROM versions").fetchone()[0])
+    if limit is None or total <= _FEW:
+        ids = _sorted(db, matching, order, reverse)
         return Page(tuple(ids[:limit]), len(ids))
-    total = sizes[0] if len(sizes) == 1 else _count(db, ranked)
-    if total <= _FEW:
-        return Page(tuple(_sorted(db, ranked, order, reverse)[:limit]), total)
     ids = _followed(db, ranked, order, reverse, limit)
     if order.metric and len(ids) < limit:
         rest = [*ranked, _lacking(order.metric)]
@@ -159,38 +162,47 @@ def find_page(
 
 def _having(metric: str) -> Condition:
     measured = "split = 'test' AND name = ?"
-    check = f"EXISTS (SELECT 1 FROM metrics WHERE version_id = v.id AND {measured})"
-    return Condition(f"SELECT version_id FROM metrics WHERE {measured}", check, (metric,))
+    check = f"EXISTS (SELECT 1 FROM metrics INDEXED BY metrics_version WHERE version_id = v.id AND {measured})"
+    return Condition(f"SELECT version_id AS id FROM metrics WHERE {measured}", check, (metric,), by_id=True)
 
 
 def _lacking(metric: str) -> Condition:
     has = _having(metric)
-    return Condition(f"SELECT id FROM versions EXCEPT {has.source}", f"NOT {has.check}", has.parameters)
+    return Condition(f"SELECT id FROM versions EXCEPT {has.source}", f"NOT {has.check}", has.parameters, by_id=True)
 
 
-def _count(db: Database, ranked: Sequence[Condition]) -> int:
-    if not ranked:
-        query = "SELECT count(*) FROM versions"
-    elif len(ranked) == 1:
-        query = f"SELECT count(*) FROM ({ranked[0].source})"
-    else:
-        query = f"SELECT count(*) FROM {_from(ranked)} WHERE {_checks(ranked[1:])}"
-    return int(db.execute(query, _parameters(ranked)).fetchone()[0])
+def _matching(ranked: Sequence[Condition], smallest: int) -> Condition:
+    """All conditions as one; the rarest of them is fulfilled by ``smallest`` versions."""
+    first, *others = ranked
+    tables = f"({first.source}) v"
+    checks = [other.check if other.by_id else f"v.id IN ({other.source})" for other in others]
+    if smallest <= _FEW:
+        # So few rows are read faster than what fulfils the other conditions is collected.
+        tables = f"({first.source}) c CROSS JOIN versions v ON v.id = c.id CROSS JOIN adapters a ON a.id = v.adapter_id"
+        checks = [other.check for other in others]
+    source = f"SELECT v.id FROM {tables} WHERE {_all(checks)}"
+    return Condition(source, _all([one.check for one in ranked]), tuple(_parameters(ranked)))
 
 
-def _sorted(db: Database, ranked: Sequence[Condition], order: Order, reverse: bool) -> list[int]:
-    """All that fit, from the rarest condition's rows."""
-    tables, parameters, terms = _from(ranked), _parameters(ranked[:1]), order.sql(reverse)
+def _count(db: Database, condition: Condition) -> int:
+    return int(db.execute(f"SELECT count(*) FROM ({condition.source})", condition.parameters).fetchone()[0])
+
+
+def _sorted(db: Database, matching: Condition | None, order: Order, reverse: bool) -> list[int]:
+    """All that fit, sorted at once."""
+    tables, parameters, terms = _BY_ADAPTER, [], order.sql(reverse)
+    if matching:
+        tables = f"({matching.source}) c CROSS JOIN {_BY_VERSION.replace(' CROSS', ' ON v.id = c.id CROSS')}"
+        parameters = list(matching.parameters)
     if order.metric:
+        tables += " LEFT JOIN metrics m ON m.version_id = v.id AND m.split = 'test' AND m.name = ?"
+        parameters.append(order.metric)
         value, rest = terms.split(", ", 1)
         # What lacks the metric comes by its name, as where the index is followed.
         terms = (
             f"{value}, CASE WHEN m.value IS NULL THEN a.name END, CASE WHEN m.value IS NULL THEN v.number END, {rest}"
         )
-        tables += " LEFT JOIN metrics m ON m.version_id = v.id AND m.split = 'test' AND m.name = ?"
-        parameters.append(order.metric)
-    query = f"SELECT v.id FROM {tables} WHERE {_checks(ranked[1:])} ORDER BY {terms}"
-    return [int(row_id) for (row_id,) in db.execute(query, parameters + _parameters(ranked[1:]))]
+    return [int(row_id) for (row_id,) in db.execute(f"SELECT v.id FROM {tables} ORDER BY {terms}", parameters)]
 
 
 def _followed(db: Database, ranked: Sequence[Condition], order: Order, reverse: bool, limit: int) -> list[int]:
@@ -206,22 +218,13 @@ def _followed(db: Database, ranked: Sequence[Condition], order: Order, reverse: 
             checks.remove(condition)
             where += f" AND {condition.check.replace('a.', 'm.')}"
             parameters += condition.parameters
-    query = f"SELECT v.id FROM {tables} WHERE {where} AND {_checks(checks)} ORDER BY {order.sql(reverse)} LIMIT ?"
+    where = _all([where, *(one.check for one in checks)])
+    query = f"SELECT v.id FROM {tables} WHERE {where} ORDER BY {order.sql(reverse)} LIMIT ?"
     return [int(row_id) for (row_id,) in db.execute(query, [*parameters, *_parameters(checks), limit])]
 
 
-def _from(ranked: Sequence[Condition]) -> str:
-    if not ranked:
-        return _BY_ADAPTER
-    # An inner SELECT's only column has the name of what it selects, so it is named anew here.
-    return (
-        f"(SELECT 0 AS id WHERE 0 UNION ALL SELECT * FROM ({ranked[0].source})) c "
-        "CROSS JOIN versions v ON v.id = c.id CROSS JOIN adapters a ON a.id = v.adapter_id"
-    )
-
-
-def _checks(conditions: Sequence[Condition]) -> str:
-    return " AND ".join(f"({condition.check})" for condition in conditions) or "1"
+def _all(checks: Sequence[str]) -> str:
+    return " AND ".join(f"({check})" for check in checks) or "1"
 
 
 def _parameters(conditions: Sequence[Condition]) -> list[object]:

@@ -18,6 +18,7 @@ from lorary.hub.fulltext import catch_up
 from lorary.hub.insertion import Metrics, NewVersion, check_metrics, insert, registered
 from lorary.hub.keeping import Keeping
 from lorary.hub.lookup import locate
+from lorary.hub.overview import Cell, overview
 from lorary.hub.private import own_folder
 from lorary.hub.reference import check_name
 from lorary.hub.search import Filter, normalise_tags
@@ -205,6 +206,15 @@ class Registry(Keeping):
             catch_up(self.path)
         with reading(self.path) as db:
             return find_versions(db, wanted, self.path, sort=sort, reverse=reverse, limit=limit)
+
+    def overview(self, metric: str | None = None) -> list[Cell]:
+        """How much there is of each domain and task, and the best value of ``metric`` or of the most telling one.
+
+        Raises:
+            UnknownReferenceError: no version has the metric.
+        """
+        with reading(self.path) as db:
+            return overview(db, metric) if db else []
 
     def best(
         self, *, metric: str, domain: str | None = None, task: str | None = None, base: str | None = None

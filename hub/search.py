@@ -31,12 +31,14 @@ class Condition:
     """A condition on versions in two forms that take the same parameters.
 
     ``source`` is a SELECT of the ids of all that fulfil it, out of an index alone; ``check`` tests one version, as SQL
-    on ``a`` (adapters) and ``v`` (versions). ``cell`` has the domain and the task, where these are the condition.
+    on ``a`` (adapters) and ``v`` (versions), with a ``+`` where SQLite is not to look for an index. ``by_id`` is True
+    where the check needs nothing but ``v.id``. ``cell`` has the domain and the task, where these are the condition.
     """
 
     source: str
     check: str
     parameters: tuple[object, ...]
+    by_id: bool = False
     cell: tuple[str | None, str | None] | None = None
 
 
@@ -100,7 +102,7 @@ def conditions_for(db: Database, wanted: Filter, path: Path) -> list[Condition]:
     for column, value in (("method", wanted.method), ("strategy", wanted.strategy)):
         if value is not None:
             source = f"SELECT id FROM versions WHERE {column} = ?"
-            conditions.append(Condition(source, f"v.{column} = ?", (value.lower(),)))
+            conditions.append(Condition(source, f"+v.{column} = ?", (value.lower(),)))
     if wanted.tag is not None:
         conditions.append(_listed("tags", "tag", normalise_tags([wanted.tag])))
     if wanted.alias is not None:
@@ -109,7 +111,7 @@ def conditions_for(db: Database, wanted: Filter, path: Path) -> list[Condition]:
         conditions.append(_on_base(db, wanted.base))
     if wanted.ancestor is not None:
         ancestor = locate_id(db, wanted.ancestor, path)
-        conditions.append(Condition(_DESCENDANTS, f"v.id IN ({_DESCENDANTS})", (ancestor, ancestor)))
+        conditions.append(Condition(_DESCENDANTS, f"v.id IN ({_DESCENDANTS})", (ancestor, ancestor), by_id=True))
     conditions += [_compared(db, parse_comparison(text)) for text in wanted.where]
     if wanted.text is not None and wanted.text.strip():
         conditions.append(_mentioning(db, wanted.text))
@@ -127,12 +129,12 @@ def _in_cell(domain: str | None, task: str | None) -> Condition:
     given = [(column, value) for column, value in zip(("domain", "task"), cell, strict=True) if value is not None]
     check = " AND ".join(f"a.{column} = ?" for column, _ in given)
     source = f"SELECT v.id FROM adapters a CROSS JOIN versions v ON v.adapter_id = a.id WHERE {check}"
-    return Condition(source, check, tuple(value for _, value in given), cell)
+    return Condition(source, check, tuple(value for _, value in given), cell=cell)
 
 
 def _listed(table: str, column: str, parameters: tuple[str, ...]) -> Condition:
     check = f"EXISTS (SELECT 1 FROM {table} o WHERE o.version_id = v.id AND o.{column} = ?)"
-    return Condition(f"SELECT version_id FROM {table} WHERE {column} = ?", check, parameters)
+    return Condition(f"SELECT version_id AS id FROM {table} WHERE {column} = ?", check, parameters, by_id=True)
 
 
 def _mentioning(db: Database, text: str) -> Condition:
@@ -141,7 +143,8 @@ def _mentioning(db: Database, text: str) -> Condition:
     db.execute("CREATE TEMP TABLE matches (id INTEGER PRIMARY KEY)")
     if expression := match_expression(db, text):
         db.execute("INSERT INTO temp.matches SELECT rowid FROM search WHERE search MATCH ?", [expression])
-    return Condition("SELECT id FROM temp.matches", "EXISTS (SELECT 1 FROM temp.matches t WHERE t.id = v.id)", ())
+    check = "EXISTS (SELECT 1 FROM temp.matches t WHERE t.id = v.id)"
+    return Condition("SELECT id FROM temp.matches", check, (), by_id=True)
 
 
 def known_fingerprints(db: Database, base: str) -> list[str]:
@@ -158,22 +161,22 @@ def _on_base(db: Database, base: str) -> Condition:
     # The second part finds what was trained on the same base under another id.
     others = f"base_fingerprint IN ({', '.join('?' * len(fingerprints))}) AND base_id IS NOT ?"
     source = f"SELECT id FROM versions WHERE base_id = ? UNION ALL SELECT id FROM versions WHERE {others}"
-    return Condition(
-        source, f"(v.base_id = ? OR v.{others.replace('base_id', 'v.base_id')})", (base, *fingerprints, base)
-    )
+    check = f"+v.base_id = ? OR +v.{others.replace('base_id IS', '+v.base_id IS')}"
+    return Condition(source, check, (base, *fingerprints, base))
 
 
 def _compared(db: Database, comparison: Comparison) -> Condition:
     operator = "=" if comparison.operator == "==" else comparison.operator
     if column := NUMBERS.get(comparison.name):
         source = f"SELECT id FROM versions v WHERE {column} {operator} ?"
-        return Condition(source, f"{column} {operator} ?", (comparison.number,))
+        return Condition(source, f"+{column} {operator} ?", (comparison.number,))
     check_metric(db, comparison.name)
     measured = f"split = 'test' AND name = ? AND value {operator} ?"
     return Condition(
-        f"SELECT version_id FROM metrics WHERE {measured}",
-        f"EXISTS (SELECT 1 FROM metrics WHERE version_id = v.id AND {measured})",
+        f"SELECT version_id AS id FROM metrics WHERE {measured}",
+        f"EXISTS (SELECT 1 FROM metrics INDEXED BY metrics_version WHERE version_id = v.id AND {measured})",
         (comparison.name, comparison.number),
+        by_id=True,
     )
 
 

@@ -7,19 +7,23 @@ from typing import Annotated
 import typer
 
 from lorary.hub.cli.list_remote import EverybodyOption, RemoteOption, print_remote
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
-from lorary.hub.cli.output import print_json, print_line, print_table, short_number, version_json
+from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.output import print_csv, print_json, print_line, print_note, print_table, short_number, version_json
 from lorary.hub.metrics import headline
+from lorary.hub.search import NUMBERS, Filter, parse_comparison
 from lorary.hub.values import Version
 
 EXAMPLES = (
     "lorary list --domain finance --task text-classification",
-    "lorary list --search headline --json",
+    'lorary list --search "tone llama" --sort f1 --limit 10',
+    'lorary list --where "f1>=0.9" --where "parameters<1000000" --csv',
+    "lorary list --from finance-tone@1",
     "lorary list --remote org --domain finance",
 )
 
 # What a narrow terminal does without, in this order.
-_EXPENDABLE = ("created", "method", "base", "aliases")
+_EXPENDABLE = ("created", "strategy", "method", "base", "aliases", "size", "parameters", "rank")
+_SHOWN = 50
 
 
 def command(
@@ -27,42 +31,96 @@ def command(
     task: Annotated[str | None, typer.Option(help="Only this task, a pipeline tag.")] = None,
     base: Annotated[str | None, typer.Option(help="Only adapters of this base: an id or a fingerprint.")] = None,
     method: Annotated[str | None, typer.Option(help="Only this method: lora, qlora, dora, ...")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Only what was trained so: direct, fine-tune, ...")] = None,
     tag: Annotated[str | None, typer.Option(help="Only versions with this tag.")] = None,
-    search: Annotated[str | None, typer.Option(metavar="TEXT", help="Only versions that mention these words.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Only versions with this alias.")] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Only versions that mention these words, or words that begin with them."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COMPARISON", help='Such as "f1>=0.9" or "rank<=8"; may be repeated.'),
+    ] = None,
+    ancestor: Annotated[
+        str | None,
+        typer.Option("--from", metavar="REF", help="Only what was trained from this version, also over others."),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A metric, best first, or a column: name, created (newest first), size, ..."),
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Sort the other way round.")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Show at most so many; 0 for all.")] = _SHOWN,
     remote: RemoteOption = None,
     everybody: EverybodyOption = False,
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """List the adapters in the catalogue, or on the Hub, or in a shared folder.
+    """List the versions in the catalogue, or the adapters on the Hub or in a shared folder.
 
-    A narrow terminal leaves out columns; a pipe and --json have all of them.
+    Metrics are those on held-out rows. A narrow terminal leaves out columns; a pipe, --csv and --json have all of them.
     """
+    given = dict(locals())
     if remote is not None or everybody:
-        print_remote(remote, everybody, locals(), as_json)
+        flags = {"ancestor": "from", "as_csv": "csv"}
+        print_remote(remote, everybody, {flags.get(name, name): value for name, value in given.items()}, as_json)
         return
     catalogue = open_registry(registry)
-    versions = catalogue.find(domain=domain, task=task, base=base, method=method, tag=tag, text=search)
+    wanted = Filter(
+        domain=domain, task=task, base=base, method=method, strategy=strategy, tag=tag, alias=alias, text=search,
+        where=tuple(where or ()), ancestor=ancestor,
+    )  # fmt: skip
+    found = catalogue.search(wanted, sort=sort or "name", reverse=reverse, limit=limit or None)
     if as_json:
-        print_json([version_json(version) for version in versions])
-    elif versions:
-        print_table([_row(version) for version in versions], expendable=_EXPENDABLE)
+        print_json([version_json(version) for version in found.versions])
+    elif as_csv:
+        print_csv([_csv_row(version) for version in found.versions], _CSV_COLUMNS)
+    elif found.versions:
+        columns = dict.fromkeys([sort or "name", *(parse_comparison(text).name for text in wanted.where)])
+        print_table([_row(version, list(columns)) for version in found.versions], expendable=_EXPENDABLE)
     elif not catalogue.path.exists():
         print_line(f"There is no registry at {catalogue.path} yet; `lorary import` makes it.")
     else:
-        print_line(f"Nothing in {catalogue.path} fits." if catalogue.versions() else f"{catalogue.path} is empty.")
+        filled = catalogue.search(Filter(), limit=1).total
+        print_line(f"Nothing in {catalogue.path} fits." if filled else f"{catalogue.path} is empty.")
+    if more := found.total - len(found.versions):
+        told = f"{more:,} more fit{'s' if more == 1 else ''}; narrow it down, or --limit 0 shows all"
+        print_note(told, aside=as_json or as_csv)
 
 
-def _row(version: Version) -> dict[str, object]:
-    best = headline(version.metrics.get("test", {}))
+def _row(version: Version, asked: list[str]) -> dict[str, object]:
+    """The row of a table: the metrics and numbers that it is sorted or filtered by, else the headline metric."""
+    test = version.metrics.get("test", {})
+    numbers = {"rank": version.rank, "parameters": version.parameters, "size": version.size_bytes}
+    best = headline(test)
+    named = {name: short_number(test[name]) if name in test else "" for name in asked if name not in _COLUMNS}
     return {
         "name": version.name,
         "version": version.number,
         "domain": version.domain,
         "task": version.task,
         "method": version.method,
+        **({"strategy": version.strategy} if "strategy" in asked else {}),
         "base": (version.base_id or "").rstrip("/").rpartition("/")[2],
-        "metric": f"{best[0]} {short_number(best[1])}" if best else "",
+        **{name: "" if numbers[name] is None else f"{numbers[name]:,}" for name in asked if name in numbers},
+        **(named or {"metric": f"{best[0]} {short_number(best[1])}" if best else ""}),
         "aliases": ", ".join(version.aliases),
         "created": version.created_at[:10],
     }
+
+
+_COLUMNS = {"name", "domain", "task", "created", "base", "method", "strategy", *NUMBERS}
+
+_CSV_COLUMNS = (
+    "reference", "name", "version", "domain", "task", "base", "base_fingerprint", "method", "quantization", "strategy",
+    "rank", "parameters", "size_bytes", "created_at", "aliases", "tags", "parents", "digest",
+)  # fmt: skip
+
+
+def _csv_row(version: Version) -> dict[str, object]:
+    renamed = {"version": version.number, "base": version.base_id}
+    lists = {name: " ".join(getattr(version, name)) for name in ("aliases", "tags", "parents")}
+    row = {name: renamed.get(name, lists.get(name, getattr(version, name, None))) for name in _CSV_COLUMNS}
+    return {**row, **version.metrics.get("test", {})}

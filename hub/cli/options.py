@@ -16,6 +16,7 @@ RegistryOption = Annotated[
     typer.Option("--registry", metavar="PATH", help="The catalogue; default $LORARY_REGISTRY, else ./registry.db."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 WhyOption = Annotated[
     str | None, typer.Option("--why", metavar="TEXT", help="The reason, for the alias's history.", show_default=False)
 ]

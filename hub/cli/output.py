@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,13 @@ from lorary.hub.values import Version
 
 __all__ = [
     "clean",
+    "print_csv",
     "print_error",
     "print_fields",
     "print_json",
     "print_line",
+    "print_matrix",
+    "print_note",
     "print_table",
     "short_number",
     "size",
@@ -52,6 +55,32 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_note(text: str, *, aside: bool) -> None:
+    """Print a line that isn't the answer itself; ``aside``: to stderr, where stdout is for a program."""
+    print(clean(text), file=sys.stderr if aside else sys.stdout)
+
+
+def print_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
+    """Print rows as CSV: ``columns``, then whatever else the rows have, by name.
+
+    A text that a spreadsheet would take for a formula begins with a quotation mark.
+    """
+    import csv
+
+    rows = list(rows)
+    more = sorted({name for row in rows for name in row}.difference(columns))
+    writer = csv.DictWriter(sys.stdout, [*columns, *more], restval="", lineterminator="\n")
+    writer.writerow({name: _csv_cell(name) for name in writer.fieldnames})
+    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+
+
+def _csv_cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = clean(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 def version_json(version: Version) -> dict[str, Any]:
     """A version as plain JSON values, its reference first."""
     return {"reference": version.reference, **asdict(version)}
@@ -81,11 +110,34 @@ def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[
     _print(console, table, _total(widths) + _GAP)
 
 
+def print_matrix(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as a table that loses nothing in a narrow terminal: what doesn't fit goes on below.
+
+    The first column is repeated there.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    first, *others = rows[0]
+    console = Console()
+    widths = {name: max(cell_len(clean(text)) for text in (name, *(row[name] for row in rows))) for name in rows[0]}
+    part: list[str] = []
+    for name in [*others, None]:
+        wide = sum(widths[one] + _GAP for one in [first, *part, *([name] if name else [])]) - _GAP
+        if part and (name is None or (console.is_terminal and wide > console.width)):
+            if part[0] != others[0]:
+                print()
+            print_table([{one: row[one] for one in (first, *part)} for row in rows])
+            part = []
+        if name:
+            part.append(name)
+
+
 def _fit(widths: dict[str, int], available: int, expendable: Collection[str]) -> None:
     for name in expendable:
         if _total(widths) <= available:
             return
-        del widths[name]
+        widths.pop(name, None)
     _, *others = widths
     while _total(widths) > available and widths[widest := max(others, key=widths.__getitem__)] > _NARROWEST:
         widths[widest] -= 1

@@ -298,9 +298,23 @@ def test_ctrl_c_is_one_line(filled):
         "import signal, sys\n"
         "from lorary.hub import Registry\n"
         "from lorary.hub.cli.main import main\n"
-        "Registry.find = lambda self, **conditions: signal.raise_signal(signal.SIGINT)\n"
+        "Registry.search = lambda self, *conditions, **order: signal.raise_signal(signal.SIGINT)\n"
         "sys.exit(main(['list']))"
     )
     environment = {**os.environ, "LORARY_REGISTRY": str(filled.path)}
     finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (finished.returncode, finished.stderr) == (130, "lorary: error: interrupted\n")
+
+
+@pytest.mark.parametrize("width", [50, 200])
+def test_a_matrix_goes_on_below(registry, tmp_path, width):
+    for number, domain in enumerate(("astronomy", "biomedical", "cardiology", "farming")):
+        manifest = make_manifest(domain=domain)
+        metrics = {"test": {"f1": 0.5 + number / 10}}
+        folder = make_checkpoint(tmp_path / domain, seed=number, manifest=manifest)
+        registry.add(folder, name=domain, metrics=metrics)
+    lines = in_terminal(width, "tasks", cwd=tmp_path)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert all(f"1: f1 0.{digit}" in text for digit in (5, 6, 7, 8))
+    assert text.count("text-classification") == (1 if width == 200 else len(text.split("\n\n")))

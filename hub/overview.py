@@ -1,0 +1,76 @@
+"""What the catalogue holds, by domain and task: how much, and the best score in each cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorary.hub.metrics import headline, lower_is_better
+from lorary.hub.search import check_metric
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One domain and task: how many adapters and versions, and the best value on held-out rows.
+
+    ``metric`` is the one asked for, or the one that stands for the cell; it and ``value`` and ``best`` (a reference)
+    are None where no version was measured by it.
+    """
+
+    domain: str
+    task: str
+    adapters: int
+    versions: int
+    metric: str | None = None
+    value: float | None = None
+    best: str | None = None
+
+
+def overview(db: Database, metric: str | None = None) -> list[Cell]:
+    """The cells that hold any version, by domain and task.
+
+    Raises:
+        UnknownReferenceError: no version has the metric.
+    """
+    if metric is not None:
+        check_metric(db, metric)
+    rows = db.execute(
+        "SELECT domain, task, count(*), sum(versions) FROM (SELECT a.domain, a.task, "
+        "(SELECT count(*) FROM versions v WHERE v.adapter_id = a.id) AS versions FROM adapters a) "
+        "WHERE versions > 0 GROUP BY domain, task ORDER BY domain, task"
+    ).fetchall()
+    cells = []
+    for domain, task, adapters, versions in rows:
+        names = dict.fromkeys(_measured(db, domain, task), 0.0)
+        chosen = metric if metric in names else None
+        if metric is None and (first := headline(names)):
+            chosen = first[0]
+        value, best = _best(db, domain, task, chosen) if chosen else (None, None)
+        cells.append(Cell(str(domain), str(task), int(adapters), int(versions), chosen, value, best))
+    return cells
+
+
+def _measured(db: Database, domain: str, task: str) -> list[str]:
+    """The metrics of a cell."""
+    # Steps from one name to the next in the index instead of reading all rows.
+    first = "SELECT min(name) FROM metrics WHERE split = 'test' AND domain = ?1 AND task = ?2"
+    rows = db.execute(
+        f"WITH RECURSIVE one (name) AS ({first} UNION ALL SELECT ({first} AND name > one.name) FROM one "
+        "WHERE one.name IS NOT NULL) SELECT name FROM one WHERE name IS NOT NULL",
+        [domain, task],
+    )
+    return [str(name) for (name,) in rows]
+
+
+def _best(db: Database, domain: str, task: str, metric: str) -> tuple[float, str]:
+    way = "ASC" if lower_is_better(metric) else "DESC"
+    value, name, number = db.execute(
+        "SELECT m.value, a.name, v.number FROM metrics m CROSS JOIN versions v ON v.id = m.version_id "
+        "CROSS JOIN adapters a ON a.id = v.adapter_id WHERE m.split = 'test' AND m.domain = ? AND m.task = ? "
+        f"AND m.name = ? ORDER BY m.value {way}, m.version_id DESC LIMIT 1",
+        [domain, task, metric],
+    ).fetchone()
+    return float(value), f"{name}@{number}"

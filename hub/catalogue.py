@@ -25,6 +25,9 @@ _PEFT_TASKS: Mapping[str, str] = {
     "FEATURE_EXTRACTION": "feature-extraction",
 }
 
+# unsloth's and others' bases that are stored quantized by bitsandbytes: what their names end with.
+_QUANTIZED_NAMES: Mapping[str, str] = {"-bnb-4bit": "nf4", "-bnb-8bit": "int8"}
+
 
 @dataclass(frozen=True)
 class Description:
@@ -44,7 +47,7 @@ class Description:
 def describe(checkpoint: Checkpoint) -> Description:
     """Read a checkpoint's row off its files; this hashes the weights."""
     manifest = checkpoint.manifest
-    quantization = manifest.numerics.quantization if manifest else "none"
+    quantization = manifest.numerics.quantization if manifest else _told_quantization(checkpoint)
     return Description(
         digest=checkpoint.digest,
         base_id=named_base(checkpoint),
@@ -64,6 +67,17 @@ def named_base(checkpoint: Checkpoint) -> str | None:
         return checkpoint.manifest.base.id
     base = checkpoint.config.get("base_model_name_or_path")
     return base if isinstance(base, str) and base else None
+
+
+def _told_quantization(checkpoint: Checkpoint) -> str:
+    """Of a foreign adapter: what its trainer's settings say, else what the name of a pre-quantized base says."""
+    recipe = checkpoint.told.get("recipe")
+    told = recipe.get("quantization") if isinstance(recipe, dict) else None
+    if isinstance(told, str) and told in ("nf4", "fp4", "int8"):
+        return told
+    return next(
+        (kind for end, kind in _QUANTIZED_NAMES.items() if (named_base(checkpoint) or "").endswith(end)), "none"
+    )
 
 
 def _method(checkpoint: Checkpoint, quantization: str) -> str:

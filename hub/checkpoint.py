@@ -23,11 +23,13 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 GOLDEN_NAME = "golden.safetensors"
 RECIPE_NAME = "recipe.yaml"
+ORIGIN_NAME = "lorary-origin.json"
+"""Of an adapter without a manifest: what is known of its making, in the form of a manifest's provenance."""
 REPORT_DATA = "report.json"
 REPORT_FILES = (REPORT_DATA, "report.html", "curves.png", "mistakes.png")
 
 KEPT_FILES = (
-    CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, GOLDEN_NAME, RECIPE_NAME, "README.md", *REPORT_FILES,
+    CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, GOLDEN_NAME, RECIPE_NAME, ORIGIN_NAME, "README.md", *REPORT_FILES,
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
@@ -79,6 +81,19 @@ class Checkpoint:
         }
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(b"lorary-digest-1\n" + text.encode()).hexdigest()
+
+    @cached_property
+    def told(self) -> Mapping[str, Any]:
+        """What the files tell of how the adapter was made: the manifest's provenance, else :data:`ORIGIN_NAME`'s."""
+        if self.manifest is not None:
+            return self.manifest.provenance
+        if ORIGIN_NAME not in self.files:
+            return {}
+        try:
+            found = load_json(_read_text(self.files[ORIGIN_NAME]))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def peft_type(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lorary.hub.checkpoint import (
     CONFIG_NAME,
+    ORIGIN_NAME,
     RECIPE_NAME,
     REPORT_DATA,
     Checkpoint,
@@ -90,7 +91,7 @@ def _clean_text(checkpoint: Checkpoint, name: str) -> str | None:
     return None if new == text else new
 
 
-def _clean_report(text: str) -> str:
+def _clean_json(text: str) -> str:
     values = _json(text)
     if values is None:
         return redact_text(text)
@@ -125,7 +126,8 @@ _TEXTS: Mapping[str, Callable[[str], str]] = {
     "README.md": redact_text,
     RECIPE_NAME: redact_text,
     "report.html": redact_text,
-    REPORT_DATA: _clean_report,
+    REPORT_DATA: _clean_json,
+    ORIGIN_NAME: _clean_json,
     "tokenizer_config.json": _clean_tokenizer,
     "special_tokens_map.json": _clean_tokenizer,
 }

@@ -22,7 +22,8 @@ Metrics = Mapping[str, Mapping[str, float]]
 class NewVersion:
     """All that a version's rows are made from, apart from its files and its number.
 
-    ``base_folder`` is where its base is on this machine, see :func:`lorary.hub.private.own_folder`.
+    ``base_folder`` is where its base is on this machine, see :func:`lorary.hub.private.own_folder`;
+    ``created_at`` when it was first registered, None for now.
     """
 
     name: str
@@ -37,6 +38,16 @@ class NewVersion:
     absent_parents: tuple[str, ...]
     strategy: str
     base_folder: str | None = None
+    created_at: str | None = None
+
+
+def check_time(text: str | None) -> str | None:
+    """A time in ISO 8601, brought to UTC and seconds, as all times in the catalogue are; None for what isn't one."""
+    try:
+        time = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return time.astimezone(UTC).isoformat(timespec="seconds") if time and time.tzinfo else None
 
 
 def check_metrics(metrics: Metrics | None) -> dict[str, dict[str, float]]:
@@ -87,7 +98,7 @@ def insert(db: Database, new: NewVersion, files: Mapping[str, FileEntry], parent
         "number": number,
         **asdict(new.description),
         "labels": ", ".join(new.labels) or None,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_at": new.created_at or datetime.now(UTC).isoformat(timespec="seconds"),
         "strategy": new.strategy,
     }
     version_id = db.table("versions").insert(row).last_pk

@@ -12,6 +12,7 @@ _HEADLINES = (
 
 SPLITS: Mapping[str, str] = {
     "test": "trained",
+    "validation": "on validation rows",
     "train": "on training rows",
     "untrained": "untrained",
     "majority": "majority class",

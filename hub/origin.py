@@ -41,11 +41,14 @@ class DataPart:
 class Origin:
     """How a version came to be; what isn't known is None or empty.
 
+    ``tool`` is the trainer that an imported one was made with, where that was known by what it left.
+
     ``rows`` are those that were trained, watched and measured on, by split. ``seconds`` and ``steps`` are the
     training's, memory is in bytes. ``git_commit`` is that of the folder that the run was started in, and
     ``git_changed`` says whether anything there differed from it.
     """
 
+    tool: str | None
     recipe: Mapping[str, Any]
     data: tuple[DataPart, ...]
     rows: Mapping[str, int]
@@ -74,13 +77,19 @@ class Origin:
         return value
 
 
-def read_origin(version: Version) -> Origin:
-    """What a version's manifest tells of how it came to be; of one without a manifest, nothing."""
-    told = _mapping(version.manifest.provenance) if version.manifest else {}
+def read_origin(version: Version, told: Mapping[str, Any] | None = None) -> Origin:
+    """How a version came to be.
+
+    Args:
+        version: one with a manifest is told of by that.
+        told: what is known of one without (:attr:`lorary.hub.checkpoint.Checkpoint.told`).
+    """
+    told = _mapping(version.manifest.provenance if version.manifest else told)
     recipe, data, base = _mapping(told.get("recipe")), _mapping(told.get("data")), _mapping(told.get("base"))
     licenses = _mapping(told.get("licenses"))
     environment, git = _mapping(told.get("environment")), _mapping(told.get("git"))
     return Origin(
+        tool=_text(_mapping(told.get("imported")).get("tool")),
         recipe=recipe,
         data=tuple(_part(split, part) for split, part in data.items() if _is_part(part)),
         rows={split: rows for split, rows in _mapping(data.get("rows")).items() if _count(rows) is not None},

@@ -15,7 +15,7 @@ from lorary.hub.database import change_stamp, demand_writable, reading, writing
 from lorary.hub.errors import CheckpointError
 from lorary.hub.finding import FoundVersions, find_versions
 from lorary.hub.fulltext import catch_up
-from lorary.hub.insertion import Metrics, NewVersion, check_metrics, insert, registered
+from lorary.hub.insertion import Metrics, NewVersion, check_metrics, check_time, insert, registered
 from lorary.hub.keeping import Keeping
 from lorary.hub.lookup import locate
 from lorary.hub.overview import Cell, overview
@@ -70,6 +70,7 @@ class Registry(Keeping):
         absent_parents: Iterable[str] = (),
         strategy: str = "import",
         base_folder: str | Path | None = None,
+        created_at: str | None = None,
     ) -> Version:
         """Register a checkpoint as the next version of ``name``, with a copy of its files.
 
@@ -88,6 +89,7 @@ class Registry(Keeping):
             strategy: how it was trained.
             base_folder: where its base is on this machine. Kept in the catalogue alone, so that the base is found
                 again; by default the folder that the source names, if it is there.
+            created_at: when it was first registered elsewhere, ISO 8601 with a time zone; by default now.
 
         Raises:
             CheckpointError: the source can't be read as a checkpoint.
@@ -111,6 +113,7 @@ class Registry(Keeping):
                 absent_parents=tuple(absent_parents),
                 strategy=strategy,
                 base_folder=own_folder(base_folder or named_base(given)),
+                created_at=check_time(created_at),
             )
             return self._register(checkpoint, new)
 

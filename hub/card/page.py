@@ -49,7 +49,7 @@ def make_card(version: Version, checkpoint: Checkpoint, *, repo: str | None = No
         repo: the repository on the Hub that the code is to load; by default the folder that ``lorary export`` writes.
     """
     version = replace(version, base_id=public_base(version.base_id) if version.base_id else None)
-    origin = read_origin(version)
+    origin = read_origin(version, checkpoint.told)
     where = repo or f"./{version.name}"
     sections = [
         ("", _what(version, origin)),
@@ -85,8 +85,9 @@ def _what(version: Version, origin: Origin) -> list[str]:
     if manifest is None:
         lines += [
             "",
-            "It was made outside lorary and came without a record: what its data were, how it was trained and which "
-            "state of the base it belongs to isn't known.",
+            f"It was made outside lorary{f', with {markdown(origin.tool)},' if origin.tool else ''} and came without a "
+            "manifest: which state of the base it belongs to isn't known"
+            + (", and of its training only what is told below." if origin.recipe else ", nor how it was trained."),
         ]
     return lines
 

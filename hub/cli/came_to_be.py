@@ -12,12 +12,13 @@ from lorary.hub.values import Version
 _SHORT = 12  # hexadecimal digits of a hash that tell it from others; --json has all of them
 
 
-def came_to_be(version: Version) -> dict[str, object]:
-    """Names and values for people; empty where the version has no record of it."""
-    if version.manifest is None:
+def came_to_be(version: Version, told: Mapping[str, Any]) -> dict[str, object]:
+    """Names and values for people; ``told`` is what the files of a version without a manifest say."""
+    if version.manifest is None and not told:
         return {"record": "none: made outside lorary, without a manifest"}
-    origin = read_origin(version)
-    told = {
+    origin = read_origin(version, told)
+    shown = {
+        "made with": origin.tool,
         "base commit": origin.base_commit,
         "base files": _base_files(origin.base_files),
         **{f"{part.split} data": _data(part) for part in origin.data},
@@ -35,7 +36,7 @@ def came_to_be(version: Version) -> dict[str, object]:
         "languages": ", ".join(origin.languages),
         "notices": "; ".join(origin.notices),
     }
-    return {name: value for name, value in told.items() if value not in (None, "")}
+    return {name: value for name, value in shown.items() if value not in (None, "")}
 
 
 def _base_files(files: Mapping[str, str]) -> str:

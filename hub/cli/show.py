@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lorary.hub.checkpoint import REPORT_DATA, Checkpoint
+from lorary.hub.checkpoint import ORIGIN_NAME, REPORT_DATA, Checkpoint
 from lorary.hub.cli.came_to_be import came_to_be
 from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import LoraryError, UsageError
 from lorary.hub.links import links
 from lorary.hub.metrics import SPLITS
+from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 
 EXAMPLES = (
@@ -63,7 +65,7 @@ def command(
     if version.metrics:
         print_line("")
         print_table(_metrics(version))
-    if story := came_to_be(version):
+    if story := came_to_be(version, _told(catalogue, version)):
         print_line("")
         print_line("how it came to be")
         print_fields(story)
@@ -76,6 +78,16 @@ def command(
     print_line("")
     files = [{"file": name, "size": size(entry.size), "sha256": entry.sha256} for name, entry in version.files.items()]
     print_table(files, expendable=("sha256",))
+
+
+def _told(catalogue: Registry, version: Version) -> Mapping[str, Any]:
+    """What the files say of a version without a manifest; one with damaged files is shown all the same."""
+    if version.manifest is not None or ORIGIN_NAME not in version.files:
+        return {}
+    try:
+        return catalogue.checkpoint(version).told
+    except LoraryError:
+        return {}
 
 
 def _show_report(checkpoint: Checkpoint, output: Path | None) -> None:

@@ -251,7 +251,7 @@ def test_verify(lorary, filled):
         (("rm", "nobody"), 1, "no adapter named"),
         (("verify", "nobody"), 1, "no adapter named"),
         (("import", "nowhere"), 1, "no such folder"),
-        (("import", ".", "--name", "x"), 1, "no adapter_config.json"),
+        (("import", ".", "--name", "x"), 2, "holds 3 adapters"),
         (("list", "--registry", "."), 1, "check the path"),
         (("list", "--registry", "a/adapter_config.json"), 1, "isn't a SQLite file"),
     ],

@@ -1,0 +1,81 @@
+"""Finding adapters below a folder, and which of a run's checkpoints stand for it.
+
+Trainers based on transformers' (PEFT, TRL, unsloth, axolotl, LLaMA-Factory) leave a run's folder with the finished
+adapter and ``checkpoint-N`` folders in it; of a run that was stopped there are the checkpoints alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+
+PICKLED_WEIGHTS = "adapter_model.bin"
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An adapter's folder; ``step`` is that of a checkpoint folder, None for a run's finished adapter."""
+
+    folder: Path
+    run: Path
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """All adapters of one run, the one that stands for it first; ``name`` is a name for the catalogue."""
+
+    folder: Path
+    name: str
+    adapters: tuple[Found, ...]
+
+
+def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
+    """The runs below ``root``, and the folders that hold an adapter but are reached through a link only."""
+    found: dict[Path, list[Found]] = {}
+    links: list[Path] = []
+    for folder in _folders(root, links):
+        if _is_adapter(folder):
+            step = _CHECKPOINT.fullmatch(folder.resolve().name)
+            run = folder.resolve().parent if folder == root and step else folder.parent if step else folder
+            found.setdefault(run, []).append(Found(folder, run, int(step[1]) if step else None))
+    names = _names(root, list(found))
+    runs = [Run(run, names[run], tuple(sorted(adapters, key=_newest_first))) for run, adapters in found.items()]
+    return runs, links
+
+
+def _newest_first(found: Found) -> tuple[bool, int]:
+    return found.step is not None, -(found.step or 0)
+
+
+def _folders(root: Path, links: list[Path]) -> Iterator[Path]:
+    for parent, names, _ in os.walk(root, followlinks=False):
+        here = Path(parent)
+        names.sort()
+        links += [here / name for name in names if (here / name).is_symlink() and _is_adapter(here / name)]
+        names[:] = [name for name in names if not name.startswith(".") and not (here / name).is_symlink()]
+        yield here
+
+
+def _is_adapter(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLED_WEIGHTS))
+
+
+def _names(root: Path, runs: list[Path]) -> dict[Path, str]:
+    """A name for each run: its folder's, with those above it where that alone stands for several."""
+    names = {run: slug(run.resolve().name) for run in runs}
+    counts = Counter(names.values())
+    shared = [run for run, name in names.items() if counts[name] > 1 and run != root and run.is_relative_to(root)]
+    return names | {run: slug("-".join(run.relative_to(root).parts)) for run in shared}
+
+
+def slug(text: str) -> str:
+    """A text as a name in the catalogue."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower())[:96].strip("-._") or "adapter"

@@ -1,0 +1,134 @@
+"""Importing every adapter below a folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorary.hub.checkpoint import ORIGIN_NAME, Checkpoint, read_checkpoint
+from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, RegistryError, UsageError
+from lorary.hub.importing.discover import Found, Run, find_runs
+from lorary.hub.importing.outcome import Outcome
+from lorary.hub.importing.traces import Traces, read_traces
+from lorary.hub.registry import Registry
+from lorary.hub.values import Version
+
+
+def import_folders(
+    registry: Registry,
+    root: Path,
+    *,
+    every: bool = False,
+    name: str | None = None,
+    domain: str | None = None,
+    task: str | None = None,
+    tags: Iterable[str] = (),
+    alias: str | None = None,
+) -> Iterator[Outcome]:
+    """Import the adapter in ``root``, or every one below it; what was done with each, as it is done.
+
+    Of a run's checkpoints the finished adapter is taken, else the newest that can be read; with ``every`` all of them,
+    oldest first, as versions of one name. Settings and metrics of foreign adapters are read off what their trainers
+    left.
+
+    Args:
+        registry: where to.
+        root: an adapter's folder, a run's, or one of many.
+        every: take all checkpoints.
+        name: the adapter's; by default the run's folder's. For one run only.
+        domain: of all of them; by default what their manifests say.
+        task: of all of them; by default what each says.
+        tags: for all of them.
+        alias: what the adapter is to be called too. For one run only.
+
+    Raises:
+        CheckpointError: there is no such folder, or no adapter in it.
+        UsageError: a name or an alias was given, and there are several runs.
+        LoraryError: there is one adapter alone, and it can't be taken; of several this is an outcome.
+    """
+    root = root.expanduser()
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such folder, and no registry; name a folder that holds adapters")
+    runs, links = find_runs(root)
+    if not runs and not links:
+        raise CheckpointError(
+            f"{root}: no adapter in it or below it; expected adapter_config.json and adapter_model.safetensors, as "
+            "PEFT's save_pretrained writes them"
+        )
+    for what, given in (("name", name), ("alias", alias)):
+        if given is not None and len(runs) > 1:
+            raise UsageError(
+                f"{root}: holds {len(runs)} adapters, which can't all have the {what} {given!r}; leave it out"
+            )
+    alone = len(runs) == 1 and len(runs[0].adapters) == 1 and not links
+    tags = tuple(tags)
+    for run in runs:
+        adapters = run.adapters[::-1] if every else run.adapters
+        taken: Found | None = None
+        version: Version | None = None
+        for found in adapters:
+            shown = _shown(found.folder, root)
+            if taken is not None and not every:
+                why = "the run's finished adapter" if taken.step is None else f"checkpoint {taken.step}"
+                yield Outcome(shown, "passed over", note=f"{why} stands for the run; --all takes every one")
+                continue
+            try:
+                outcome, version = _take(registry, run, found, shown, name or run.name, domain, task, tags)
+            except LoraryError as error:
+                if alone or (isinstance(error, RegistryError) and not isinstance(error, RegistryConflictError)):
+                    raise
+                yield Outcome(shown, "refused", note=str(error))
+                continue
+            taken = found
+            yield outcome
+        if alias is not None and version is not None:
+            registry.alias(version.name, alias, version.number)
+    for link in links:
+        yield Outcome(_shown(link, root), "refused", note="is a link; name the folder itself")
+
+
+def _take(
+    registry: Registry, run: Run, found: Found, shown: str, name: str, domain: str | None, task: str | None,
+    tags: tuple[str, ...],
+) -> tuple[Outcome, Version]:  # fmt: skip
+    checkpoint = read_checkpoint(found.folder)
+    traces = read_traces(found, checkpoint)
+    before = {version.number for version in registry.versions(name)}
+    with _with_origin(checkpoint, traces) as whole:
+        version = registry.add(whole, name=name, domain=domain, task=task, tags=tags, metrics=traces.metrics)
+    left = f"left: {', '.join(traces.left)}" if traces.left else ""
+    if version.number in before:
+        return Outcome(shown, "there already", version.reference), version
+    return Outcome(shown, "taken", version.reference, left), version
+
+
+@contextmanager
+def _with_origin(checkpoint: Checkpoint, traces: Traces) -> Iterator[Checkpoint]:
+    """A foreign checkpoint with what is known of its making in a file of its own; one with a manifest as it is."""
+    if checkpoint.manifest is not None or ORIGIN_NAME in checkpoint.files or not _worth_keeping(traces):
+        yield checkpoint
+        return
+    with tempfile.TemporaryDirectory(prefix="lorary-") as folder:
+        path = Path(folder) / ORIGIN_NAME
+        path.write_text(json.dumps(dict(traces.told), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        yield read_checkpoint({**checkpoint.files, ORIGIN_NAME: path}, shown=checkpoint.source)
+
+
+def _worth_keeping(traces: Traces) -> bool:
+    """Is there more than the adapter's own config says?"""
+    told = traces.told
+    return bool(
+        traces.metrics
+        or told.get("data")
+        or told.get("steps")
+        or told["imported"]["tool"]
+        or told["imported"]["checkpoint"] is not None
+        or set(told.get("recipe", {})) - {"lora"}
+    )
+
+
+def _shown(folder: Path, root: Path) -> str:
+    return str(folder.relative_to(root)) if folder != root else str(root)

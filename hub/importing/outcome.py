@@ -1,0 +1,18 @@
+"""What became of each thing that an import came upon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["taken", "there already", "passed over", "refused"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``source`` is what was come upon, ``reference`` the version that it is now; ``note`` says why, or what of it."""
+
+    source: str
+    state: State
+    reference: str | None = None
+    note: str = ""

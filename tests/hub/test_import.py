@@ -1,0 +1,304 @@
+"""Importing what other trainers leave behind: which of a run's checkpoints, what is read, what is refused."""
+
+import json
+import pickle
+
+import pytest
+
+from checkpoints import make_checkpoint
+from lorary.hub.card import make_card
+from lorary.hub.checkpoint import ORIGIN_NAME
+from lorary.hub.cli.main import main
+from lorary.hub.errors import UsageError
+from lorary.hub.importing import import_folders
+from lorary.hub.importing.discover import find_runs
+from lorary.hub.importing.plain_yaml import load_plain_yaml
+
+LOG = [
+    {"step": 10, "epoch": 0.5, "loss": 1.9, "learning_rate": 1e-4},
+    {
+        "step": 10,
+        "epoch": 0.5,
+        "eval_loss": 1.8,
+        "eval_accuracy": 0.6,
+        "eval_runtime": 3.0,
+        "eval_samples_per_second": 9,
+    },
+    {"step": 20, "epoch": 1.0, "loss": 1.2, "learning_rate": 0.0},
+    {"step": 20, "epoch": 1.0, "eval_loss": 1.1, "eval_accuracy": 0.8, "eval_runtime": 3.0, "eval_bad": float("nan")},
+]
+AXOLOTL = """---
+library_name: peft
+license: apache-2.0
+base_model: org/tiny
+tags:
+- axolotl
+- generated_from_trainer
+datasets:
+- /home/alice/data/rows.jsonl
+language: en
+model-index:
+- name: outputs/out
+  results: []
+---
+
+[<img src="https://example.com/badge.png" alt="Built with Axolotl"/>](https://example.com)
+<details><summary>See axolotl config</summary>
+
+axolotl version: `0.9.1`
+```yaml
+base_model: /home/alice/models/tiny
+load_in_4bit: true
+adapter: qlora
+datasets:
+  - path: /home/alice/data/rows.jsonl
+    type: alpaca
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+num_epochs: 3
+learning_rate: 2e-4
+lr_scheduler: cosine
+sequence_len: 2048
+wandb_api_key: 0123456789abcdef
+```
+
+</details><br>
+
+### Framework versions
+
+- PEFT 0.15.2
+- Transformers 4.51.3
+- Pytorch 2.6.0+cu124
+"""
+LLAMA_FACTORY = """bf16: true
+cutoff_len: 1024
+dataset: alpaca_en_demo,identity
+finetuning_type: lora
+learning_rate: 0.0001
+lora_rank: 8
+lr_scheduler_type: cosine
+model_name_or_path: /root/models/tiny
+num_train_epochs: 2.0
+output_dir: saves/tiny/lora/sft
+per_device_train_batch_size: 1
+quantization_bit: 8
+"""
+
+
+def trainer_leftovers(folder, step, log=True):
+    """What transformers' Trainer writes beside a checkpoint's weights."""
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        (folder / name).write_bytes(pickle.dumps({"os": "nothing of this is read"}))
+    state = {
+        "global_step": step, "epoch": 1.0, "num_train_epochs": 3, "train_batch_size": 2, "best_metric": None,
+        "log_history": LOG if log else [],
+    }  # fmt: skip
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def make_run(folder, *, steps=(10, 20), final=True, **config):
+    """A run's folder as a trainer leaves it, with a foreign adapter in each checkpoint."""
+    config = {"task_type": "CAUSAL_LM", "peft_version": "0.15.2", **config}
+    folder.mkdir(parents=True)
+    for step in steps:
+        trainer_leftovers(make_checkpoint(folder / f"checkpoint-{step}", seed=step, manifest=False, **config), step)
+    if final:
+        make_checkpoint(folder, seed=max(steps, default=0), manifest=False, **config)
+    return folder
+
+
+def run_command(registry, *words):
+    return main(["import", *map(str, words), "--registry", str(registry.path)])
+
+
+def test_a_run_is_its_finished_adapter(registry, tmp_path, capsys):
+    run = make_run(tmp_path / "Tone_Run")
+    assert run_command(registry, run, "--domain", "finance") == 0
+    [version] = registry.versions()
+    assert version.reference == "tone_run@1"
+    told = capsys.readouterr().out
+    assert "checkpoint-20" in told
+    assert "passed over" in told
+    assert "--all takes every one" in told
+
+
+def test_of_a_run_that_was_stopped_the_newest_checkpoint_is_taken_with_its_metrics(registry, tmp_path, capsys):
+    run = make_run(tmp_path / "tone", steps=(9, 10, 20), final=False)
+    assert run_command(registry, run, "--domain", "finance") == 0
+    [version] = registry.versions()
+    assert version.metrics == {"validation": {"loss": 1.1, "accuracy": 0.8}}
+    told = registry.checkpoint(version).told
+    assert told["imported"] == {"tool": None, "run": "tone", "checkpoint": 20}
+    assert told["steps"] == 20
+    assert told["curve"] == [[10, 1.9], [20, 1.2]]
+    assert told["recipe"]["training"] == {"epochs": 3, "batch_size": 2}
+    assert "left: optimizer.pt, rng_state.pth, scheduler.pt, training_args.bin" in capsys.readouterr().out
+    assert registry.verify() == []
+
+
+def test_a_checkpoint_has_the_metrics_of_its_own_step(registry, tmp_path):
+    run = make_run(tmp_path / "tone", final=False)
+    assert run_command(registry, run / "checkpoint-10", "--domain", "finance") == 0
+    [version] = registry.versions()
+    assert version.name == "tone"
+    assert version.metrics["validation"] == {"loss": 1.8, "accuracy": 0.6}
+
+
+def test_all_takes_every_checkpoint_oldest_first(registry, tmp_path):
+    run = make_run(tmp_path / "tone", steps=(10, 20, 30))
+    (run / "adapter_model.safetensors").write_bytes((run / "checkpoint-20" / "adapter_model.safetensors").read_bytes())
+    outcomes = list(import_folders(registry, run, every=True, domain="finance", alias="prod"))
+    assert [(outcome.source, outcome.reference) for outcome in outcomes] == [
+        ("checkpoint-10", "tone@1"), ("checkpoint-20", "tone@2"), ("checkpoint-30", "tone@3"), (str(run), "tone@2"),
+    ]  # fmt: skip
+    assert outcomes[-1].state == "there already"
+    assert registry.resolve("tone@prod").number == 2
+
+
+def test_a_checkpoint_that_was_half_written_is_refused_and_the_one_before_taken(registry, tmp_path, capsys):
+    run = make_run(tmp_path / "tone", final=False)
+    (run / "checkpoint-20" / "adapter_model.safetensors").unlink()
+    assert run_command(registry, run, "--domain", "finance") == 1
+    assert registry.checkpoint("tone@1").told["imported"]["checkpoint"] == 10
+    assert "no adapter_model.safetensors" in capsys.readouterr().out
+
+
+def test_axolotl(registry, tmp_path, capsys):
+    run = make_run(tmp_path / "out", base_model_name_or_path="/home/alice/models/tiny")
+    (run / "README.md").write_text(AXOLOTL)
+    assert run_command(registry, run, "--domain", "finance", "--name", "tone") == 0
+    [version] = registry.versions()
+    checkpoint = registry.checkpoint(version)
+    told = checkpoint.told
+    assert (version.quantization, version.method, version.base_id) == ("nf4", "qlora", "tiny")
+    assert told["imported"]["tool"] == "axolotl"
+    assert told["data"]["train"]["name"] == "rows.jsonl"
+    assert told["environment"]["packages"] == {"peft": "0.15.2", "transformers": "4.51.3", "torch": "2.6.0+cu124"}
+    assert told["recipe"]["training"] == {
+        "epochs": 3, "batch_size": 2, "gradient_accumulation": 4, "learning_rate": 2e-4, "scheduler": "cosine",
+        "max_length": 2048,
+    }  # fmt: skip
+    for name, path in checkpoint.files.items():
+        assert b"alice" not in path.read_bytes(), name
+        assert b"0123456789abcdef" not in path.read_bytes(), name
+    capsys.readouterr()
+    assert main(["show", "tone", "--registry", str(registry.path)]) == 0
+    shown = capsys.readouterr().out
+    for part in ("made with", "axolotl", "rows.jsonl", "learning rate 0.0002", "torch 2.6.0+cu124"):
+        assert part in shown, part
+    assert "It was made outside lorary, with axolotl" in make_card(version, checkpoint)
+
+
+def test_llama_factory(registry, tmp_path):
+    run = make_run(tmp_path / "sft", base_model_name_or_path="/root/models/tiny")
+    (run / "training_args.yaml").write_text(LLAMA_FACTORY)
+    (run / "all_results.json").write_text(json.dumps({"eval_loss": 0.7, "epoch": 2.0, "train_loss": 1.0}))
+    assert run_command(registry, run, "--domain", "finance") == 0
+    version = registry.resolve("sft")
+    told = registry.checkpoint(version).told
+    assert told["imported"]["tool"] == "llama-factory"
+    assert told["data"]["train"]["name"] == "alpaca_en_demo, identity"
+    assert told["recipe"]["training"]["learning_rate"] == 1e-4
+    assert version.quantization == "int8"
+    assert version.metrics == {"validation": {"loss": 0.7}}
+
+
+@pytest.mark.parametrize(
+    ("base", "quantization", "method"),
+    [
+        ("unsloth/llama-3-8b-bnb-4bit", "nf4", "qlora"),
+        ("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit", "nf4", "qlora"),
+        ("unsloth/Llama-3.2-1B-Instruct", "none", "lora"),
+    ],
+)
+def test_the_name_of_a_pre_quantized_base_says_its_quantization(registry, tmp_path, base, quantization, method):
+    run = make_run(tmp_path / "lora_model", steps=(), base_model_name_or_path=base)
+    (run / "README.md").write_text(f"---\nbase_model: {base}\nlibrary_name: peft\ntags: [unsloth, trl]\n---\n")
+    assert run_command(registry, run, "--domain", "x") == 0
+    [version] = registry.versions()
+    assert (version.base_id, version.quantization, version.method) == (base, quantization, method)
+    assert registry.checkpoint(version).told["imported"]["tool"] == "unsloth"
+    assert registry.verify() == []
+
+
+def test_a_card_s_own_results_on_a_test_split_are_held_out_metrics(registry, tmp_path, add):
+    version = add(name="tone", metrics={"test": {"f1": 0.9}})
+    assert main(["export", "tone", str(tmp_path / "out" / "tone"), "--registry", str(registry.path)]) == 0
+    other = type(registry)(tmp_path / "other.db")
+    assert run_command(other, tmp_path / "out" / "tone") == 0
+    taken = other.resolve("tone")
+    assert (taken.digest, taken.metrics) == (version.digest, {"test": {"f1": 0.9}})
+
+
+def test_a_folder_of_folders(registry, tmp_path, capsys):
+    root = tmp_path / "adapters"
+    make_run(root / "legal" / "qa")
+    make_run(root / "finance" / "qa", steps=(30,))
+    make_checkpoint(root / "tone", seed=1)
+    (root / "pickled").mkdir()
+    (root / "pickled" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (root / "pickled" / "adapter_model.bin").write_bytes(pickle.dumps({}))
+    make_checkpoint(tmp_path / "elsewhere", seed=7)
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    (root / "notes").mkdir()
+    assert run_command(registry, root, "--domain", "mixed", "--json") == 1
+    rows = {row["source"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["legal/qa"]["reference"] == "legal-qa@1"
+    assert rows["finance/qa"]["reference"] == "finance-qa@1"
+    assert rows["tone"]["reference"] == "tone@1"
+    assert rows["legal/qa/checkpoint-20"]["state"] == "passed over"
+    assert (rows["pickled"]["state"], rows["link"]["state"]) == ("refused", "refused")
+    assert "pickles can run code" in rows["pickled"]["note"]
+    assert len(registry.versions()) == 3
+    assert run_command(registry, root, "--domain", "mixed") == 1
+    assert "3 there already" in capsys.readouterr().out
+    assert len(registry.versions()) == 3
+
+
+def test_several_adapters_cant_share_a_name_and_nothing_is_written(registry, tmp_path):
+    make_checkpoint(tmp_path / "a" / "one", seed=1)
+    make_checkpoint(tmp_path / "a" / "two", seed=2)
+    for options in ({"name": "x"}, {"alias": "prod"}):
+        with pytest.raises(UsageError, match="holds 2 adapters"):
+            list(import_folders(registry, tmp_path / "a", **options))
+    assert not registry.path.exists()
+
+
+def test_wrong_sources(registry, tmp_path, capsys):
+    assert run_command(registry, tmp_path / "nowhere") == 1
+    assert "no such folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert run_command(registry, tmp_path / "empty") == 1
+    assert "no adapter in it" in capsys.readouterr().err
+    (tmp_path / "text.db").write_text("not a registry")
+    assert run_command(registry, tmp_path / "text.db") == 1
+    assert run_command(registry, tmp_path / "text.db", "--name", "x") == 2
+    assert run_command(registry, make_run(tmp_path / "nodomain", steps=())) == 2  # one adapter: its own error
+    assert not registry.path.exists()
+
+
+def test_hostile_traces_tell_nothing(registry, tmp_path):
+    run = make_run(tmp_path / "tone", steps=(), base_model_name_or_path="org/tiny")
+    bomb = "a: &a [x, x]\n" + "\n".join(f"{b}: &{b} [*{a}, *{a}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    (run / "training_args.yaml").write_text(bomb + "\nfinetuning_type: lora\n")
+    (run / "trainer_state.json").write_text('{"global_step": -1, "log_history": [1, {"step": "x"}, {"eval_loss": 1}]}')
+    (run / "secret.json").write_text('{"eval_loss": 0.1}')
+    (run / "all_results.json").symlink_to(run / "secret.json")
+    (run / "README.md").write_text("---\nmodel-index: [[{}], {results: [3, {metrics: [{type: 1}]}]}]\ntags: 3\n---\n")
+    assert run_command(registry, run, "--domain", "x") == 0
+    version = registry.resolve("tone")
+    assert version.metrics == {}
+    assert ORIGIN_NAME not in version.files
+
+
+def test_yaml_with_aliases_is_refused():
+    assert load_plain_yaml("a: [1, 2]") == {"a": [1, 2]}
+    for text in ("a: &x 1\nb: *x", "[", "!!python/object/apply:os.system [ls]"):
+        with pytest.raises(ValueError, match="YAML"):
+            load_plain_yaml(text)
+
+
+def test_names_are_made_valid(tmp_path):
+    make_checkpoint(tmp_path / "Übung (v2) final")
+    [run], _ = find_runs(tmp_path / "Übung (v2) final")
+    assert run.name == "bung-v2-final"

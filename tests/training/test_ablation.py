@@ -107,6 +107,16 @@ def labels(outcomes):
     return ["bad" if bad > good else "good" for bad, good in outcomes]
 
 
+def test_the_main_score_alone_is_that_of_the_metrics(make_recipe):
+    labels = ("a", "b", "c", "never")
+    task = make_task(make_recipe(), labels, "single_label_classification")
+    random = numpy.random.default_rng(0)
+    for rows in (1, 7, 40):
+        golds = [labels[place] for place in random.integers(0, 3, rows)]
+        outcomes = [tuple(row) for row in random.random((rows, 4)) * (1, 1, 1, 0)]
+        assert task.main_score(outcomes, golds) == pytest.approx(task.metrics(outcomes, golds)["f1"], abs=1e-12)
+
+
 def test_the_bootstrap_tells_a_difference_from_luck(task):
     golds = ["bad", "good"] * 50
     good, poor = answers(golds, range(0, 100, 25)), answers(golds, range(0, 100, 3))

@@ -59,7 +59,7 @@ def paired_bootstrap(
 
     def mean(runs: Sequence[Sequence[Any]], places: Sequence[int]) -> float:
         drawn = [golds[place] for place in places]
-        return float(numpy.mean([task.metrics([run[place] for place in places], drawn)[name] for run in runs]))
+        return float(numpy.mean([task.main_score([run[place] for place in places], drawn) for run in runs]))
 
     everything = range(len(golds))
     random = numpy.random.default_rng(seed)

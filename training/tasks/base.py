@@ -195,6 +195,10 @@ class Task(ABC):
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Every metric of the task, by name."""
 
+    def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
+        """The main metric alone; it is asked for thousands of times when two runs are compared."""
+        return self.metrics(outcomes, golds)[self.main_metric]
+
     def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:
         """The metrics of always answering the most frequent label of the training rows; None without labels."""
         return None

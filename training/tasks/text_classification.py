@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from lorary.adapters import Backbone
@@ -97,6 +98,17 @@ class TextClassification(Task):
             "mcc": float(matthews_corrcoef(golds, found)),
             **area_under_curves(truth, stacked(outcomes)),
         }
+
+    def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
+        """``f1`` from the counts of (gold, found): scikit-learn's checks of its input take a hundred times as long."""
+        if self.problem_type != SINGLE_LABEL:
+            return super().main_score(outcomes, golds)
+        places, size = {label: place for place, label in enumerate(self.labels)}, len(self.labels)
+        found = (places[self.found(outcome)] for outcome in outcomes)
+        pairs = [places[gold] * size + other for gold, other in zip(golds, found, strict=True)]
+        counts = np.bincount(pairs, minlength=size * size).reshape(size, size)
+        there = counts.sum(0) + counts.sum(1)
+        return float((2 * counts.diagonal()[there > 0] / there[there > 0]).mean())
 
     def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
         """Labels that the held-out rows lack, which leave ``auc`` undefined."""

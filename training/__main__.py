@@ -12,12 +12,11 @@ from pathlib import Path
 from lorary.hub.errors import InterruptedRunError, LoraryError
 from lorary.training.recipe import Recipe
 
-_RANK = int(os.environ.get("RANK", "0"))
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train a recipe in this process and those that were launched with it; returns the exit code."""
     options = _parser().parse_args(arguments)
+    rank = int(os.environ.get("RANK", "0"))
     try:
         _run(options)
     except Exception as error:
@@ -25,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         known = isinstance(error, LoraryError)
         # One process's last words are enough where all have been stopped.
-        if _RANK == 0 or not isinstance(error, InterruptedRunError):
-            who = f"process {_RANK}: " if _RANK else ""
+        if rank == 0 or not isinstance(error, InterruptedRunError):
+            who = f"process {rank}: " if rank else ""
             what = "" if known else f"unexpected {type(error).__name__}: "
             print(f"lorary: error: {who}{what}{error}", file=sys.stderr)
         return error.exit_code if isinstance(error, LoraryError) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -43,10 +45,54 @@ def launch(folder: Path, *words: str) -> subprocess.Popen:
         cwd=folder,
         env=environment,
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
         start_new_session=True,
     )
+
+
+# What a launcher starts, without the launcher: imports everything once, and forks the two processes of each run.
+PROCESSES = """
+import json, os, sys, torch
+torch.set_num_threads(1)
+import datasets, peft, sklearn.metrics, transformers.trainer, lorary.training.fitting.fit, lorary.training.run
+from lorary.training.__main__ import main
+
+for line in sys.stdin:
+    order, children = json.loads(line), []
+    for rank in (0, 1):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.chdir(order["folder"])
+            os.environ.update(order["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
+            for stream in (1, 2):
+                os.dup2(os.open(f"{rank}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+            code = main(order["words"])
+            sys.stdout.flush()
+            os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps(codes), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def together():
+    """``together(folder, *words)``: the exit codes of the two processes, whose output is in ``folder``."""
+    process = subprocess.Popen([sys.executable, "-c", PROCESSES], stdin=PIPE, stdout=PIPE, text=True)
+
+    def run(folder: Path, *words: str) -> list[int]:
+        environment = {
+            "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        order = {"folder": str(folder), "environment": environment}
+        order["words"] = ["recipe.yaml", "--registry", "own.db", *words]
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield run
+    process.stdin.close()
+    process.wait(timeout=30)
 
 
 def small(base: str, folder: Path) -> str:
@@ -77,15 +123,16 @@ def recipe(make_recipe, bases, tmp_path):
     return write
 
 
-def test_two_processes_make_the_adapter_of_one(recipe, tmp_path, registry):
+def test_two_processes_make_the_adapter_of_one(recipe, together, tmp_path, registry):
     halves = recipe()
-    process = launch(tmp_path, "--set", "output=two")
+    codes = together(tmp_path, "--set", "output=two")
+    out, err = ((tmp_path / f"0.{stream}").read_text() for stream in (1, 2))
+    assert codes == [0, 0], err
     training = halves.training.model_copy(update={"batch_size": 8})
     one = train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
     assert out.startswith("tiny@1: ")
     assert "Traceback" not in err
+    assert (tmp_path / "1.1").read_text() == ""
     two = Registry(tmp_path / "own.db").resolve("tiny")
     assert two.manifest.provenance["steps"] == one.manifest.provenance["steps"] == 10
     for (_, mine), (_, theirs) in zip(two.manifest.provenance["curve"], one.manifest.provenance["curve"], strict=True):
@@ -96,9 +143,8 @@ def test_two_processes_make_the_adapter_of_one(recipe, tmp_path, registry):
     assert len(Registry(tmp_path / "own.db").versions()) == 1
 
 
-@pytest.mark.skipif("RUN_LAUNCHER_TESTS" not in os.environ, reason="how fast a launcher sends signals on isn't ours")
-def test_two_processes_stop_and_go_on_together(recipe, tmp_path):
-    recipe(**{"training.epochs": 400, "training.checkpoint_steps": 3})
+def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
+    recipe(**{"training.epochs": 24, "training.checkpoint_steps": 3})
     process = launch(tmp_path, "--set", "output=two")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("two.incomplete/checkpoints/*/complete.json")):
@@ -114,17 +160,20 @@ def test_two_processes_stop_and_go_on_together(recipe, tmp_path):
         "rng_state_0.pth"
     }
     assert state == "rng_state_1.pth"
+    codes = together(tmp_path, "--set", "output=two", "--resume")
+    assert codes == [0, 0], (tmp_path / "0.2").read_text()
+    version = Registry(tmp_path / "own.db").resolve("tiny")
+    assert [step for step, _ in version.manifest.provenance["curve"]][-1] == version.manifest.provenance["steps"] == 120
 
 
-def test_an_error_of_the_first_process_ends_all(recipe, tmp_path):
+def test_an_error_of_the_first_process_ends_all(recipe, together, tmp_path):
     recipe()
     rows = tmp_path / "train.jsonl"
     rows.write_text('{"tokens": ["a"], "tags": []}\n' + rows.read_text())
-    process = launch(tmp_path)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "train.jsonl, row 1" in err
-    assert not list(tmp_path.glob("runs/*"))
+    codes = together(tmp_path)
+    assert codes == [1, 1]  # the other one, which would wait for it, sees that it is gone
+    assert "train.jsonl, row 1" in (tmp_path / "0.2").read_text()
+    assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "own.db").exists()
 
 

@@ -27,6 +27,7 @@ _SHOWN = 50
 
 
 def command(
+    context: typer.Context,
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task, a pipeline tag.")] = None,
     base: Annotated[str | None, typer.Option(help="Only adapters of this base: an id or a fingerprint.")] = None,
@@ -62,10 +63,8 @@ def command(
 
     Metrics are those on held-out rows. A narrow terminal leaves out columns; a pipe, --csv and --json have all of them.
     """
-    given = dict(locals())
     if remote is not None or everybody:
-        flags = {"ancestor": "from", "as_csv": "csv"}
-        print_remote(remote, everybody, {flags.get(name, name): value for name, value in given.items()}, as_json)
+        print_remote(context)
         return
     catalogue = open_registry(registry)
     wanted = Filter(

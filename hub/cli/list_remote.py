@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,31 +17,35 @@ RemoteOption = Annotated[
 EverybodyOption = Annotated[bool, typer.Option("--all", help="What lorary's users have on the Hub.")]
 
 _FILTERS = ("domain", "task", "base")
-_NOT_FILTERS = ("remote", "everybody", "limit", "as_json", "registry")
-_MOST = 100
+_OWN = ("remote", "everybody", "limit", "as_json", "registry")
 # What a narrow terminal does without, in this order.
 _EXPENDABLE = ("updated", "access", "base")
 
 
-def print_remote(owner: str | None, everybody: bool, options: Mapping[str, Any], as_json: bool) -> None:
-    """Print what an owner has, or everybody; ``options`` are all of the command's.
+def print_remote(context: typer.Context) -> None:
+    """Print what an owner has, or everybody, as the command's options say.
 
     Raises:
-        UsageError: both were asked for, or a filter that tags can't answer.
+        UsageError: both were asked for, or something that tags can't answer.
     """
-    if owner is not None and everybody:
+    options, owner = context.params, context.params["remote"]
+    if owner is not None and options["everybody"]:
         raise UsageError("--remote USER and --all exclude each other; expected one of them")
-    other = [name for name, value in options.items() if value and name not in (*_FILTERS, *_NOT_FILTERS)]
-    if other:
+    given = [
+        option
+        for option in context.command.params
+        if option.name and getattr(context.get_parameter_source(option.name), "name", "") == "COMMANDLINE"
+    ]
+    if other := [option for option in given if option.name not in (*_FILTERS, *_OWN)]:
         raise UsageError(
-            f"--{other[0].replace('_', '-')} isn't known of adapters elsewhere; "
+            f"{other[0].opts[0]} isn't known of adapters elsewhere; "
             f"expected {', '.join(f'--{name}' for name in _FILTERS)}, or pull them first"
         )
     from lorary.hub.remote import list_remote
 
-    limit = options.get("limit") or _MOST
+    limit = options["limit"] or None
     found, more = list_remote(owner, **{name: options[name] for name in _FILTERS}, limit=limit)
-    if as_json:
+    if options["as_json"]:
         print_json([asdict(row) for row in found])
         return
     if not found:
@@ -61,4 +64,4 @@ def print_remote(owner: str | None, everybody: bool, options: Mapping[str, Any],
     ]
     print_table(rows, expendable=_EXPENDABLE)
     if more:
-        print_line(f"There are more than {limit}; narrow it down with --domain, --task or --base.")
+        print_line(f"There are more than {limit}; narrow it down, or --limit 0 shows all.")

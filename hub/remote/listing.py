@@ -42,19 +42,20 @@ def list_remote(
     domain: str | None = None,
     task: str | None = None,
     base: str | None = None,
-    limit: int = 100,
+    limit: int | None = 100,
 ) -> tuple[list[Listed], bool]:
     """The adapters of a user or an organization, of everybody (None), or of a shared folder (``file:///...``).
 
     Of everybody only those are listed that lorary has pushed; of one owner also what was made with PEFT alone.
 
     Returns:
-        At most ``limit`` of them, and whether there are more.
+        At most ``limit`` of them (None: all), and whether there are more.
 
     Raises:
         UsageError: not a task.
         RemoteError: the Hub refuses, fails or can't be reached.
     """
+    enough = None if limit is None else limit + 1
     domain = normalise_domain(domain) if domain is not None else None
     task = check_task(task) if task is not None else None
     if owner is not None and owner.startswith("file:"):
@@ -62,9 +63,9 @@ def list_remote(
         assert isinstance(address, FolderAddress)
         rows: Iterator[Listed] = (row for row in _in_folder(address) if _fits(row, domain, task, base))
     else:
-        rows = _on_hub(owner, domain, task, base, limit + 1)
-    found = list(islice(rows, limit + 1))
-    return found[:limit], len(found) > limit
+        rows = _on_hub(owner, domain, task, base, enough)
+    found = list(islice(rows, enough))
+    return found[:limit], limit is not None and len(found) > limit
 
 
 def _fits(row: Listed, domain: str | None, task: str | None, base: str | None) -> bool:
@@ -72,7 +73,9 @@ def _fits(row: Listed, domain: str | None, task: str | None, base: str | None) -
     return all(value is None or getattr(row, name) == value for name, value in wanted.items())
 
 
-def _on_hub(owner: str | None, domain: str | None, task: str | None, base: str | None, limit: int) -> Iterator[Listed]:
+def _on_hub(
+    owner: str | None, domain: str | None, task: str | None, base: str | None, limit: int | None
+) -> Iterator[Listed]:
     from huggingface_hub import HfApi
 
     if owner is not None and ("/" in owner or not owner):

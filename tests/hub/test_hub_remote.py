@@ -157,7 +157,7 @@ def test_list_everybody(filled, monkeypatch):
 
 def test_pages(filled):
     filled.page_size = 1
-    assert len(addresses("ann")) == 4
+    assert len(addresses("ann")) == len(addresses("ann", limit=None)) == 4
     found, more = list_remote("ann", limit=2)
     assert (len(found), more) == (2, True)
 

@@ -48,21 +48,32 @@ def reading(path: Path) -> Iterator[Database | None]:
 
 @contextmanager
 def _reader(path: Path) -> Iterator[Database]:
+    older = False
     for attempt in range(2):
         with closing(_connect(_read_uri(path))) as connection:
             db = _wrap(connection)
             try:
                 connection.execute("BEGIN")
                 current = is_current(db, str(path)) or not db.table_names()
+                older = not current
             except sqlite3.OperationalError as error:
                 if attempt or error.sqlite_errorname not in ("SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"):
                     raise
                 current = False  # a writer was killed in its last step: the next opening for writing undoes it
             if current:
+                # kB; with SQLite's 2 MB a search reads the same pages many times. Not before: it opens the file.
+                connection.execute("PRAGMA cache_size = -32000")
                 yield db
                 return
-        with writing(path):
-            pass  # undoes what a killed writer left, and brings an older registry's tables up to date
+        try:
+            with writing(path):
+                pass  # undoes what a killed writer left, and brings an older registry's tables up to date
+        except RegistryError as error:
+            if not older:
+                raise
+            raise RegistryError(
+                f"an older lorary's registry has to be brought up to date before it can be read: {error}"
+            ) from error
     raise AssertionError("a registry that was just brought up to date is up to date")
 
 
@@ -131,7 +142,6 @@ def _connect(uri: str) -> sqlite3.Connection:
     # The file may come from somebody else: functions in its views and triggers don't run.
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA temp_store = MEMORY")
-    connection.execute("PRAGMA cache_size = -32000")  # kB: with SQLite's 2 MB a search reads the same pages many times
     return connection
 
 

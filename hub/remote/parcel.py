@@ -9,10 +9,11 @@ from pathlib import Path
 
 from lorary.hub.card import make_card
 from lorary.hub.cleaning import cleaned
-from lorary.hub.errors import ChangedFilesError, UnknownReferenceError
+from lorary.hub.errors import ChangedFilesError, InvalidReferenceError, UnknownReferenceError
 from lorary.hub.links import links
 from lorary.hub.private import public_base
 from lorary.hub.registry import Registry
+from lorary.hub.remote.address import SCHEME
 from lorary.hub.remote.base import CARD_NAME, Parcel
 from lorary.hub.remote.versionfile import VERSION_NAME, Parent, VersionFile
 from lorary.hub.values import FileEntry, Version
@@ -25,6 +26,7 @@ def pack(registry: Registry, version: Version, remote: str, number: int, before:
         ChangedFilesError: the store's files aren't the version's any more.
         CheckpointError: they can't be read.
     """
+    shared = remote.startswith(SCHEME)
     checkpoint = registry.checkpoint(version)
     if checkpoint.digest != version.digest:
         raise ChangedFilesError(
@@ -50,11 +52,11 @@ def pack(registry: Registry, version: Version, remote: str, number: int, before:
         metrics=version.metrics,
         tags=version.tags,
         aliases=version.aliases,
-        parents=tuple(_parent(registry, reference) for reference in version.parents),
+        parents=tuple(_parent(registry, reference, shared) for reference in version.parents),
         files={name: _entry(part, version, name) for name, part in sorted(contents.items())},
         versions={**before, number: version.digest},
     )
-    contents[CARD_NAME] = make_card(version, checkpoint, repo=remote).encode()
+    contents[CARD_NAME] = make_card(version, checkpoint, repo=None if shared else remote).encode()
     contents[VERSION_NAME] = stated.to_json().encode()
     return Parcel(stated, contents)
 
@@ -65,10 +67,17 @@ def _entry(part: Path | bytes, version: Version, name: str) -> FileEntry:
     return version.files[name]
 
 
-def _parent(registry: Registry, reference: str) -> Parent:
+def _parent(registry: Registry, reference: str, shared: bool) -> Parent:
+    """What others can know a parent by. Where our shared folders are is for those who share them, not for the Hub."""
+    if reference.startswith(SCHEME) and not shared:
+        return Parent(reference.rpartition("/")[2])
     try:
         parent = registry.resolve(reference)
-    except UnknownReferenceError:
-        return Parent(reference)
-    shared = [link for link in links(registry.path, parent.name) if link.number == parent.number]
-    return Parent(parent.reference, parent.digest, f"{shared[-1].remote}@{shared[-1].commit}" if shared else None)
+    except (UnknownReferenceError, InvalidReferenceError):  # it was removed, or was never here
+        return Parent(reference, remote=reference if "/" in reference else None)
+    places = [
+        f"{link.remote}@{link.commit}"
+        for link in links(registry.path, parent.name)
+        if link.number == parent.number and (shared or not link.remote.startswith(SCHEME))
+    ]
+    return Parent(parent.reference, parent.digest, places[-1] if places else None)

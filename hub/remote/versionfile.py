@@ -107,6 +107,9 @@ def _build(raw: Mapping[str, Any]) -> VersionFile:
 
 def _parent(raw: Mapping[str, Any]) -> Parent:
     digest, remote = raw.get("digest"), raw.get("remote")
+    if remote is not None and "/" not in _text(remote):
+        # Without a slash it would read as a version of whoever pulls it.
+        raise ValueError(f"expected where a parent is on a remote, found {remote!r:.100}")
     return Parent(
         _text(raw["reference"]),
         None if digest is None else _digest(digest),

@@ -11,7 +11,7 @@ from lorary.adapters import Backbone
 from lorary.hub import Registry
 from lorary.hub.manifest import Manifest
 from lorary.hub.remote import pull, push
-from tiny import make_adapter
+from tiny import make_adapter, peft_reference
 
 ROW = [7, 8, 9]
 
@@ -58,6 +58,24 @@ def test_peft_loads_it_by_its_repository(hub, pushed, bases, expected, tmp_path)
     logits, base = torch.load(tmp_path / "result.pt")
     assert torch.allclose(logits, expected, atol=1e-5)
     assert base == "bert"  # the folder's name, not where it is
+
+
+def test_an_adapter_that_peft_made_comes_in_and_answers_alike(hub, monkeypatch, bases, registry, tmp_path):
+    from huggingface_hub import HfApi
+
+    hub.users["hf_ann"] = "ann"
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    folder = make_adapter(bases("bert"), tmp_path / "foreign", task="text-classification", seed=3)
+    HfApi().create_repo("ann/Their_LoRA")
+    HfApi().upload_folder(folder_path=folder, repo_id="ann/Their_LoRA")
+    version = pull(registry, "ann/Their_LoRA", domain="legal").version
+    assert (version.reference, version.task, version.manifest) == ("their_lora@1", "text-classification", None)
+    backbone = Backbone.from_pretrained(str(bases("bert")), registry=registry)
+    backbone.load("their_lora")
+    model = peft_reference(bases("bert"), folder, task="text-classification")
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([ROW])).logits[0]
+    assert torch.allclose(backbone.logits([ROW], "their_lora")[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("reference", ["ann/tone", "ann/tone@v1"])

@@ -235,6 +235,7 @@ def test_a_description_that_is_none(ann, elsewhere, tmp_path, kind):
         ("metrics", {"test": {"f1": 1e999}}),
         ("tags", ["a", 1]),
         ("parents", [{"reference": "\u202egnp.exe"}]),
+        ("parents", [{"reference": "a@1", "remote": "finance-tone@1"}]),
         ("files", {"../x": {"sha256": "0" * 64, "size": 1}}),
         ("versions", {"1": "0" * 64}),
     ],

@@ -202,6 +202,37 @@ def test_secrets_and_folders_of_this_machine_stay_here(ann, registry, add, monke
     assert pull(other, REPO).version.digest == version.digest
 
 
+def test_where_our_shared_folders_are_is_not_for_the_hub(ann, registry, add, tmp_path):
+    (tmp_path / "team").mkdir()
+    add(0)
+    push(registry, "finance-tone", f"file://{tmp_path}/team")
+    add(1, parents=["finance-tone@1"], strategy="fine-tune")
+    push(registry, "finance-tone", f"file://{tmp_path}/team")
+    push(registry, "finance-tone", REPO)
+    assert not any(str(tmp_path).encode() in content for content in ann.files(REPO).values())
+    assert stated(ann)["parents"][0]["digest"] == registry.resolve("finance-tone@1").digest
+    beside = (tmp_path / "team/finance-tone/versions/2/lorary-version.json").read_text()
+    assert json.loads(beside)["parents"][0]["remote"] == f"file://{tmp_path}/team/finance-tone@v1"
+    assert str(tmp_path) not in (tmp_path / "team/finance-tone/versions/2/README.md").read_text()
+
+
+def test_a_parent_that_was_never_here_goes_on_under_where_it_is(ann, registry, add, tmp_path):
+    add(0)
+    push(registry, "finance-tone")
+    add(1, parents=["finance-tone@1"], strategy="fine-tune")
+    push(registry, "finance-tone")
+    other = type(registry)(tmp_path / "other.db")
+    pull(other, REPO)
+    push(other, "finance-tone", "ann/copy")
+    (parent,) = json.loads(ann.files("ann/copy")["lorary-version.json"])["parents"]
+    place = f"{REPO}@{ann.repos[REPO].tags['v1']}"
+    assert parent == {"reference": place, "digest": None, "remote": place}
+    third = type(registry)(tmp_path / "third.db")
+    assert pull(third, "ann/copy").version.parents == (place,)
+    pull(third, f"{REPO}@v1")
+    assert third.resolve("finance-tone@1").parents == ("finance-tone@2",)
+
+
 def test_rotten_files_are_not_published(ann, registry, add):
     version = add()
     path = registry._store.path(version.files["adapter_model.safetensors"].sha256)

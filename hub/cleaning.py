@@ -21,7 +21,7 @@ from lorary.hub.checkpoint import (
 from lorary.hub.errors import CheckpointError
 from lorary.hub.jsontext import load_json
 from lorary.hub.manifest import MANIFEST_NAME, Manifest
-from lorary.hub.private import bare_name, public_base, redact, redact_text
+from lorary.hub.private import bare_name, is_absolute, public_base, redact, redact_text
 
 # Fields of these files that name a model or a file; their other texts are what the adapter is made of.
 _PATHS = (
@@ -87,8 +87,18 @@ def _clean_text(checkpoint: Checkpoint, name: str) -> str | None:
         text = checkpoint.files[name].read_bytes().decode("utf-8", _AS_IS)
     except OSError as error:
         raise CheckpointError(f"{checkpoint.source}: {name} can't be read ({error.strerror or error})") from error
-    new = change(text)
+    new = change(_without_base(checkpoint, text))
     return None if new == text else new
+
+
+def _without_base(checkpoint: Checkpoint, text: str) -> str:
+    """A text in which a base's folder stands under its public name, as in the config: trainers' cards name it too."""
+    named = {checkpoint.manifest.base.id if checkpoint.manifest else None}
+    named.add(checkpoint.config.get("base_model_name_or_path"))
+    for base in named:
+        if isinstance(base, str) and len(base) > 1 and is_absolute(base):
+            text = text.replace(base, public_base(base))
+    return text
 
 
 def _clean_json(text: str) -> str:

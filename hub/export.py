@@ -22,6 +22,8 @@ from lorary.hub.store import sync_folder
 from lorary.hub.values import Version
 
 CARD = "README.md"
+# PEFT saves a form of some forty blanks with each adapter.
+_BLANK, _BLANKS_OF_A_FORM = b"[More Information Needed]", 20
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What ``--max-lora-rank`` may be."""
 _VLLM_MODULES = frozenset({"classifier", "score"})
@@ -30,7 +32,7 @@ _VLLM_MODULES = frozenset({"classifier", "score"})
 def export_folder(version: Version, checkpoint: Checkpoint, folder: Path) -> Path:
     """Write a version's files into a new folder, which ``PeftModel.from_pretrained`` loads.
 
-    The card goes with them; a foreign adapter's own is left as it is. The folder is there whole or not at all.
+    The card goes with them; one that somebody has filled in is left as it is. The folder is there whole or not at all.
 
     Raises:
         OutputError: the folder holds something, or can't be written.
@@ -40,7 +42,8 @@ def export_folder(version: Version, checkpoint: Checkpoint, folder: Path) -> Pat
     card = _card(version, checkpoint)
     with new_folder(folder) as draft:
         for name, path in checkpoint.files.items():
-            _copy(path, draft / name)
+            if name != CARD or card is None:
+                _copy(path, draft / name)
         if card is not None:
             (draft / CARD).write_text(card, encoding="utf-8")
         for path in draft.iterdir():
@@ -126,8 +129,11 @@ def _vllm_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _card(version: Version, checkpoint: Checkpoint) -> str | None:
-    """The card to write; None where the adapter brought its own."""
-    return None if CARD in checkpoint.files else make_card(version, checkpoint)
+    """The card to write; None where the adapter brought one that somebody filled in."""
+    own = checkpoint.files.get(CARD)
+    if own is not None and own.read_bytes().count(_BLANK) < _BLANKS_OF_A_FORM:
+        return None
+    return make_card(version, checkpoint)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -31,8 +31,12 @@ def read_front_matter(readme: Path) -> Mapping[str, Any]:
 
 
 def read_terms(readme: Path) -> Terms:
-    """A README's :class:`Terms`, by the Hub's names of them."""
-    told = read_front_matter(readme)
+    """A README's :class:`Terms`."""
+    return terms_in(read_front_matter(readme))
+
+
+def terms_in(told: Mapping[str, Any]) -> Terms:
+    """The :class:`Terms` of a front matter, by the Hub's names of them."""
     name = _texts(told.get("license_name" if told.get("license") == "other" else "license"))
     return Terms(name[0] if name else _first(told.get("license")), _texts(told.get("language")))
 

@@ -54,6 +54,7 @@ class Origin:
     rows: Mapping[str, int]
     base_commit: str | None
     base_files: Mapping[str, str]
+    adapter_license: str | None
     base_license: str | None
     data_license: str | None
     languages: tuple[str, ...]
@@ -95,6 +96,7 @@ def read_origin(version: Version, told: Mapping[str, Any] | None = None) -> Orig
         rows={split: rows for split, rows in _mapping(data.get("rows")).items() if _count(rows) is not None},
         base_commit=version.manifest.base.commit if version.manifest else None,
         base_files=_texts(base.get("files")),
+        adapter_license=_text(licenses.get("adapter")),
         base_license=_text(licenses.get("base")),
         data_license=_text(licenses.get("data")),
         languages=_words(told.get("languages")),

@@ -18,6 +18,7 @@ from lorary.adapters.blending.parts import Part
 from lorary.adapters.matching.targets import is_target
 from lorary.adapters.slots import LowRank
 from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME, canonical_config
+from lorary.hub.cleaning import clean_config, clean_manifest
 from lorary.hub.errors import BaseMismatchError
 from lorary.hub.manifest import BaseIdentity, Manifest, Numerics
 from lorary.hub.reference import normalise_domain
@@ -79,7 +80,7 @@ def blend_manifest(
     numerics = {part.checkpoint.manifest.numerics for part in parts if part.checkpoint.manifest}
     domains = {part.domain for part in parts}
     domain = domain or (domains.pop() if len(domains) == 1 else None)
-    return replace(
+    blend = replace(
         own,
         base=base,
         domain=normalise_domain(domain) if domain else None,
@@ -87,6 +88,7 @@ def blend_manifest(
         golden_rows=(),
         provenance=provenance,
     )
+    return clean_manifest(blend)
 
 
 def blend_provenance(parts: Sequence[Part], how: Combination, head: str) -> dict[str, Any]:
@@ -106,4 +108,6 @@ def write_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, t
     from safetensors.torch import save_file
 
     save_file({key: tensors[key].contiguous() for key in sorted(tensors)}, folder / WEIGHTS_NAME, {"format": "pt"})
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CONFIG_NAME).write_text(
+        json.dumps(clean_config(config), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )

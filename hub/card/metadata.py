@@ -102,16 +102,22 @@ def front_matter(version: Version, origin: Origin) -> str:
 
 
 def _license(origin: Origin) -> dict[str, Any]:
-    """The adapter's license: that of the base and the data where one is known, or both are the same."""
+    """The adapter's license: its own if it came with one, else that of base and data if one is known or both agree."""
     told = [text for text in (origin.base_license, origin.data_license) if text]
+    if own := origin.adapter_license:
+        known_own = hub_license(own)
+        return {"license": known_own} if known_own else {"license": "other", "license_name": _identifier(own)}
     known = {hub_license(text) for text in told}
     if not told:
         return {}
     if len(known) == 1 and (one := known.pop()) is not None:
         return {"license": one}
     parts = [f"{what}-{text}" for what, text in (("base", origin.base_license), ("data", origin.data_license)) if text]
-    name = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-")[:90]
-    return {"license": "other", "license_name": name, "license_link": "README.md"}
+    return {"license": "other", "license_name": _identifier("-".join(parts))}
+
+
+def _identifier(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower())[:90].strip("-") or "unknown"
 
 
 def _results(version: Version, origin: Origin) -> list[EvalResult]:

@@ -179,7 +179,11 @@ def _no_gain(version: Version) -> Iterator[str]:
 def _license(origin: Origin) -> str:
     told = [
         f"license of the {what}: {markdown(hub_license(text) or text)}"
-        for what, text in (("base", origin.base_license), ("data", origin.data_license))
+        for what, text in (
+            ("adapter", origin.adapter_license),
+            ("base", origin.base_license),
+            ("data", origin.data_license),
+        )
         if text
     ]
     missing = [what for what, text in (("base", origin.base_license), ("data", origin.data_license)) if not text]
@@ -226,7 +230,7 @@ def _identity(version: Version, origin: Origin) -> list[str]:
         "version": version.reference,
         "created": version.created_at,
         "strategy": version.strategy,
-        "trained from": ", ".join(version.parents),
+        "made from": ", ".join(version.parents),
         "digest": version.digest,
         "base": version.base_id,
         "base's commit": origin.base_commit,

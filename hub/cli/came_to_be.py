@@ -30,13 +30,15 @@ def came_to_be(version: Version, told: Mapping[str, Any]) -> dict[str, object]:
         "device": origin.device,
         "packages": packages(origin),
         "code": git_state(origin),
-        "licenses": ", ".join(
-            f"{what} {text}" for what, text in (("base", origin.base_license), ("data", origin.data_license)) if text
-        ),
+        "licenses": ", ".join(f"{what} {text}" for what, text in _licenses(origin) if text),
         "languages": ", ".join(origin.languages),
         "notices": "; ".join(origin.notices),
     }
     return {name: value for name, value in shown.items() if value not in (None, "")}
+
+
+def _licenses(origin: Origin) -> tuple[tuple[str, str | None], ...]:
+    return ("adapter", origin.adapter_license), ("base", origin.base_license), ("data", origin.data_license)
 
 
 def _base_files(files: Mapping[str, str]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
-from lorary.hub.cli.output import print_json, print_line
+from lorary.hub.cli.output import clean, print_json, print_line
 from lorary.hub.errors import UsageError
+from lorary.hub.registry import Registry
+from lorary.hub.values import Version
 
 EXAMPLES = (
     "lorary export finance-tone@prod ./finance-tone",
@@ -25,6 +28,9 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="Write an archive; .tar, or .tar.gz for a compressed one.")
     ] = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Print the command that serves DIR with vLLM.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The base for --vllm; default the one that the adapter names.")
+    ] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
@@ -34,6 +40,8 @@ def command(
     """
     if folder is None and tar is None:
         raise UsageError("nothing to write: name a folder, or a file with --tar")
+    if base is not None and not vllm:
+        raise UsageError("--base is for --vllm; an exported adapter names its base itself")
     if vllm and folder is None:
         raise UsageError("--vllm is for a folder: name one for vLLM to read")
     if tar is not None and not tar.name.endswith((".tar", ".tar.gz", ".tgz")):
@@ -45,8 +53,7 @@ def command(
 
     served = None
     if vllm and folder is not None:
-        known = catalogue.bases.folders_of(version.base_id) if version.base_id else []
-        base = str(known[0]) if len(known) == 1 else None
+        base = base or _known_folder(catalogue, version)
         served = vllm_command(version, checkpoint, folder.expanduser().absolute(), base)
     written: dict[str, str] = {}
     if folder is not None:
@@ -60,3 +67,16 @@ def command(
         print_line(f"{version.reference}: {path}")
     if served is not None:
         print_line(served)
+
+
+def _known_folder(catalogue: Registry, version: Version) -> str | None:
+    """Where the base is on this machine, when it is a folder: the adapter's files have its name alone."""
+    named = version.base_id
+    if named is None or "/" in named:
+        return None
+    if pretrained := catalogue.bases.find(named):
+        return str(pretrained.folder)
+    known = catalogue.bases.folders_of(named)
+    if not known and not (version.manifest and version.manifest.base.commit):
+        print(f"note: {clean(named)} may be a folder's name; --base says where it is", file=sys.stderr)
+    return str(known[0]) if len(known) == 1 else None

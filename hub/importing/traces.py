@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.checkpoint import KEPT_FILES, Checkpoint
-from lorary.hub.front_matter import read_front_matter
+from lorary.hub.front_matter import read_front_matter, terms_in
 from lorary.hub.importing.discover import Found
 from lorary.hub.importing.plain_yaml import load_plain_yaml
 from lorary.hub.insertion import Metrics
@@ -67,7 +67,7 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
     card = read_front_matter(readme) if readme else {}
     text = readme.read_bytes().decode("utf-8", "replace") if readme else ""
     settings = _first_mapping([*(_yaml(_text(place / "training_args.yaml")) for place in places), _axolotl(text)])
-    training = _training(settings, state)
+    training, terms = _training(settings, state), terms_in(card)
     told = {
         "imported": {"tool": _tool(card, text, settings), "run": found.run.resolve().name, "checkpoint": found.step},
         "recipe": {
@@ -77,7 +77,8 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
         },
         "data": _data(card, settings),
         "environment": {"packages": _packages(checkpoint.config, text)},
-        "languages": [text for text in _listed(card.get("language")) if isinstance(text, str)],
+        "licenses": {"adapter": terms.license} if terms.license else {},
+        "languages": list(terms.languages),
         "seed": training.get("seed"),
         "steps": _count(state.get("global_step")),
         "curve": _curve(state),

@@ -37,6 +37,17 @@ def test_a_foreign_adapter_s_own_card_stays(registry, tmp_path):
     assert (target / "README.md").read_text() == "theirs"
 
 
+def test_peft_s_empty_form_is_replaced_by_the_card(registry, tmp_path):
+    folder = make_checkpoint(tmp_path / "foreign", manifest=False, base_model_name_or_path="/data/client/base")
+    (folder / "README.md").write_text("base_model: /data/client/base\n" + "[More Information Needed]\n" * 40)
+    version = registry.add(folder, name="foreign", domain="x")
+    checkpoint = registry.checkpoint(version)
+    assert b"client" not in checkpoint.files["README.md"].read_bytes()
+    target = export_folder(version, checkpoint, tmp_path / "out")
+    assert "It was made outside lorary" in (target / "README.md").read_text()
+    assert b"It was made outside lorary" in export_tar(version, checkpoint, tmp_path / "a.tar").read_bytes()
+
+
 def test_a_folder_that_holds_something_is_refused(registry, version, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("x")
@@ -117,6 +128,9 @@ def test_the_command(registry, version, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"tone@1: {tmp_path}/a", f"tone@1: {tmp_path}/a.tar"]
     assert lines[2].startswith("vllm serve org/tiny")
+    assert main(["export", "tone", str(tmp_path / "c"), "--vllm", "--base", "org/other", *where]) == 0
+    assert "vllm serve org/other" in capsys.readouterr().out
+    assert main(["export", "tone", str(tmp_path / "d"), "--base", "org/other", *where]) == 2
     assert main(["export", "tone", *where]) == 2
     assert main(["export", "tone", "--vllm", "--tar", str(tmp_path / "b.tar"), *where]) == 2
     assert main(["export", "tone", "--tar", str(tmp_path / "b.zip"), *where]) == 2

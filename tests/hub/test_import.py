@@ -173,6 +173,7 @@ def test_axolotl(registry, tmp_path, capsys):
     assert (version.quantization, version.method, version.base_id) == ("nf4", "qlora", "tiny")
     assert told["imported"]["tool"] == "axolotl"
     assert told["data"]["train"]["name"] == "rows.jsonl"
+    assert (told["licenses"], told["languages"]) == ({"adapter": "apache-2.0"}, ["en"])
     assert told["environment"]["packages"] == {"peft": "0.15.2", "transformers": "4.51.3", "torch": "2.6.0+cu124"}
     assert told["recipe"]["training"] == {
         "epochs": 3, "batch_size": 2, "gradient_accumulation": 4, "learning_rate": 2e-4, "scheduler": "cosine",

@@ -25,6 +25,7 @@ from lorary.hub.errors import (
     RemoteError,
     UnknownReferenceError,
 )
+from lorary.hub.remote.bars import bars
 from lorary.hub.remote.base import Fetched, Parcel, State, check_listing, stale
 from lorary.hub.remote.calls import PATIENCE, ask, conflict
 from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile, parse_version_file
@@ -209,9 +210,10 @@ class Repository:
         free = shutil.disk_usage(next(place for place in (cache, *cache.parents) if place.exists())).free
         if total > free:
             raise RemoteError(f"{self.repo}: takes {total:,} bytes, but {cache} has room for {free:,}; make room first")
-        # The client itself repeats what fails here.
-        once = partial(snapshot_download, self.repo, revision=commit, allow_patterns=sorted(names))
-        folder = Path(self._ask(once, revision=commit[:12], verb="read", again=lambda _: False, patience=None))
+        with bars(shown=names != [VERSION_NAME]) as bar:
+            fetch = partial(snapshot_download, self.repo, revision=commit, allow_patterns=sorted(names), tqdm_class=bar)
+            # The client itself repeats what fails here.
+            folder = Path(self._ask(fetch, revision=commit[:12], verb="read", again=lambda _: False, patience=None))
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise RemoteError(f"{self.repo}@{commit[:12]}: {missing[0]} didn't arrive; try again")
         for name, sibling in listed.items():

@@ -1,7 +1,9 @@
 """The commands that talk to remotes, as they are typed."""
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -173,6 +175,27 @@ def test_no_progress_bars_in_a_pipe(ann, tmp_path):
         command = [sys.executable, "-m", "lorary.hub.cli", *words]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_progress_bars_in_a_terminal_are_gone_when_it_is_done(ann, tmp_path):
+    import pty
+
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    environment |= {"HF_ENDPOINT": ann.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "COLUMNS": "100"}
+    assert main(["push", "tone"]) == 0
+    command = [sys.executable, "-m", "lorary.hub.cli", "pull", "ann/tone", "--registry", "b.db"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, command, environment)
+    text = ""
+    with contextlib.suppress(OSError):  # the terminal is gone when the child is
+        while piece := os.read(terminal, 4096):
+            text += piece.decode()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert "Fetching 5 files" in text
+    # Cleared, and the cursor back at the line's beginning.
+    assert re.search(r" {20,}\rann/tone@v1 is now in the catalogue as tone@1", text)
 
 
 def test_hf_runs_lorary_as_its_extension(ann, tmp_path):

@@ -33,6 +33,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
         ("password: 'hunter2'", "password: '[removed]'"),
         ("Authorization: Bearer abcdefghijklmnop", "Authorization: Bearer [removed]"),
         ("AKIAABCDEFGHIJKLMNOP", "[removed]"),
+        ("key=sk-proj-0abcdefghijklmnopqrstuvwxyz,", "key=[removed],"),
     ],
 )
 def test_secrets_and_home_folders_are_taken_out(text, expected):
@@ -45,7 +46,8 @@ def test_secrets_and_home_folders_are_taken_out(text, expected):
     [
         "/data/models/llama", "https://example.com/home/alice/x", "about ~5 minutes", "a / b", "eos_token: </s>",
         "[INST] {prompt} [/INST]", "tokens_per_second: 3.1", "f1_macro", KEY, "rooted/x", "/rooted", "hf_hub",
-        "me@example.com", "12:30", "key=value",
+        "me@example.com", "12:30", "org/task-classification-of-2024-filings", "risk-assessment-model-7b-instruct",
+        "sk-learn-and-other-such-libraries", "key=value",
     ],
 )  # fmt: skip
 def test_other_texts_stay(text):

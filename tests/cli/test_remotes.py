@@ -182,6 +182,7 @@ def test_progress_bars_in_a_terminal_are_gone_when_it_is_done(ann, tmp_path):
 
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
     environment |= {"HF_ENDPOINT": ann.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "COLUMNS": "100"}
+    environment["HF_HOME"] = str(tmp_path / "hf")  # nothing is in the cache
     assert main(["push", "tone"]) == 0
     command = [sys.executable, "-m", "lorary.hub.cli", "pull", "ann/tone", "--registry", "b.db"]
     child, terminal = pty.fork()

@@ -178,10 +178,13 @@ def test_no_progress_bars_in_a_pipe(ann, tmp_path):
 
 
 def test_progress_bars_in_a_terminal_are_gone_when_it_is_done(ann, tmp_path):
+    import fcntl
     import pty
+    import struct
+    import termios
 
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
-    environment |= {"HF_ENDPOINT": ann.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "COLUMNS": "100"}
+    environment |= {"HF_ENDPOINT": ann.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     environment["HF_HOME"] = str(tmp_path / "hf")  # nothing is in the cache
     assert main(["push", "tone"]) == 0
     command = [sys.executable, "-m", "lorary.hub.cli", "pull", "ann/tone", "--registry", "b.db"]
@@ -189,6 +192,7 @@ def test_progress_bars_in_a_terminal_are_gone_when_it_is_done(ann, tmp_path):
     if child == 0:
         os.chdir(tmp_path)
         os.execve(sys.executable, command, environment)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     text = ""
     with contextlib.suppress(OSError):  # the terminal is gone when the child is
         while piece := os.read(terminal, 4096):

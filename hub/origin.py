@@ -13,6 +13,8 @@ from typing import Any
 
 from lorary.hub.values import Version
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|md|conll|ya?ml)(\.gz)?$", re.IGNORECASE)
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -33,8 +35,8 @@ class DataPart:
     @property
     def hub_id(self) -> str | None:
         """The dataset's id, where the rows came from the Hub."""
-        local = self.sha256 or self.files
-        return self.name if not local and re.fullmatch(r"[\w.-]+/[\w.-]+", self.name, re.ASCII) else None
+        local = self.sha256 or self.files or _FILE.search(self.name)
+        return self.name if not local and _HUB_ID.fullmatch(self.name) else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-from lorary.hub.base import compare, fingerprint
+from lorary.hub.base import BaseMatch, compare, fingerprint
 from lorary.hub.manifest import BaseIdentity
 
 ARCHITECTURE = {"model_type": "bert", "hidden_size": 4, "vocab_size": 10}
@@ -38,3 +38,8 @@ def test_an_unknown_base_is_said_to_be_unverified():
         match = compare(adapter, backbone)
         assert match.same is None
         assert "unverified" in match.notes[0]
+
+
+def test_a_folder_and_its_name_in_an_adapter_s_files_are_the_same_base():
+    ours = BaseIdentity("/data/models/llama", fingerprint="a" * 64)
+    assert compare(BaseIdentity("llama", fingerprint="a" * 64), ours) == BaseMatch(True)

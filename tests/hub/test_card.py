@@ -135,6 +135,12 @@ def test_a_base_that_is_not_on_the_hub_is_no_link(make, base):
     assert "](https" not in text
 
 
+@pytest.mark.parametrize(("name", "listed"), [("org/rows", True), ("data/rows.jsonl", False), ("./data/rows", False)])
+def test_only_data_sets_of_the_hub_are_listed_as_such(make, name, listed):
+    told = {"train": {"name": name, "rows": 3, "sha256": None, "revision": None}}
+    assert ModelCard(text_of(make(provenance={"data": told}))).data.datasets == ([name] if listed else None)
+
+
 def test_an_adapter_without_a_manifest_gets_an_honest_card(registry, add):
     version = add(manifest=False, domain="finance")
     text = make_card(version, registry.checkpoint(version), repo="me/foreign")

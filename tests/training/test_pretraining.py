@@ -10,6 +10,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -250,18 +251,14 @@ def test_the_command(make, registry, tmp_path, capsys):
 
 
 def test_an_older_registry_gets_the_columns(registry, make):
+    from sqlite_utils import Database
+
     from lorary.hub import schema
 
-    connection = sqlite3.connect(registry.path)
-    connection.close()
-    first = schema.MIGRATIONS[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", first)
-        registry.path.unlink()
-        from lorary.hub.database import writing
-
-        with writing(registry.path):
-            pass
+    with closing(sqlite3.connect(registry.path)) as connection, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        schema.migrate(Database(connection), str(registry.path))
+        connection.commit()
     assert registry.bases.all() == []
     assert registry.verify() == []
 

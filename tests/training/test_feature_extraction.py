@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import transformers
+from memory import memory_for
 
 from lorary.adapters import Backbone
 from lorary.adapters.predict.feature_extraction import pool
@@ -18,6 +19,7 @@ from lorary.training.data import Example, load_data
 from lorary.training.model import load_for
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
+from lorary.training.report.content import read_report
 from lorary.training.tasks import embeddings, make_task
 from lorary.training.tasks.embeddings import LEFT_OUT, OTHER, OWN
 from samples import bpe_tokenizer, pair_rows, save_base, scored_rows, wordpiece_tokenizer, write_jsonl
@@ -80,6 +82,54 @@ def test_cosent_is_the_librarys(scores):
     assert float(embeddings.cosent(texts, others, torch.tensor(scores), 0.05)) == pytest.approx(
         float(expected), rel=1e-5
     )
+
+
+def test_losses_of_rows_are_those_of_one_batch_of_them_all():
+    texts = [("a", "A"), ("b", "B"), ("c", "C"), ("a", "D"), ("D", "E")]
+    rows = [row * torch.tensor([[1.0], [2.0]]) for row in vectors(5, 2, 8)]
+    rows[3][0], rows[4][0] = rows[0][0], rows[3][1]
+    losses, nearest = embeddings.ranking_of_rows(rows, texts, 0.05)
+    numbers = {text: number for number, text in enumerate("abcABCDE")}
+    own, given = (torch.tensor([numbers[row[place]] for row in texts]) for place in (0, 1))
+    made = torch.stack(rows)
+    whole = embeddings.ranking(made[:, 0], made[:, 1], embeddings.relations(own, given), 0.05)
+    assert sum(losses) / 5 == pytest.approx(float(whole), rel=1e-5)
+    cosines = torch.nn.functional.cosine_similarity(made[1, 0], made[:, 1])
+    assert nearest[1] == "ABCDE"[int(cosines.argmax())]
+    assert nearest[0] != "D"  # a right one too, so no mistake to be shown
+
+    scores = [0.1, 0.9, 0.5, 0.5, 0.2]
+    cosines = [float(torch.nn.functional.cosine_similarity(row[0], row[1], dim=0)) / 0.1 for row in rows]
+    for place, found in enumerate(embeddings.cosent_of_rows(rows, scores, 0.1)):
+        wrong_by = [
+            (one - other) if scores[place] < scores[against] else (other - one)
+            for against, (one, other) in enumerate((cosines[place], cosine) for cosine in cosines)
+            if scores[place] != scores[against]
+        ]
+        assert found == pytest.approx(math.log1p(sum(map(math.exp, wrong_by))), rel=1e-4)
+
+
+def test_the_worst_rows_say_which_text_was_nearer(make, registry, tmp_path):
+    rows, held = pair_rows(40), pair_rows(24, seed=9)
+    train(make(rows, held, **{"report.write": True, "report.rows": 5, "training.max_steps": 2}), registry)
+    report = read_report(tmp_path / "out" / "report.json", "out")
+    assert (len(report.worst), report.ranked) == (5, 24)
+    assert [row.loss for row in report.worst] == sorted((row.loss for row in report.worst), reverse=True)
+    positives = {row["positive"] for row in held}
+    for row in report.worst:
+        assert row.right == (row.expected == row.found)
+        assert {row.expected, row.found} <= positives
+    settings = {"name": "scored", "output": str(tmp_path / "scored"), "report.write": True, "training.max_steps": 2}
+    train(make(scored_rows(40), scored_rows(20, seed=9), **settings), registry)
+    assert read_report(tmp_path / "scored" / "report.json", "out").worst[0].found.startswith("cosine ")
+
+
+def test_a_smaller_batch_compares_with_fewer_texts_and_says_so(make, registry):
+    reporter = Reporter()
+    recipe = make(pair_rows(40), pair_rows(12, seed=9), **{"training.batch_size": 8, "training.max_steps": 2})
+    with memory_for(8):  # a row has two texts
+        train(recipe, registry, reporter)
+    assert any("now 4 rows in place of 8, which is easier" in line for line in reporter.notices)
 
 
 def test_what_is_no_negative_is_left_out():

@@ -49,6 +49,11 @@ class AdapterJob(Job):
             self.model, self.tokenizer, self.task, self.train, self.validation, self.recipe, folder, batching
         )
 
+    @property
+    def batch_counts(self) -> bool:
+        """The task says."""
+        return self.task.batch_counts
+
     def notices(self) -> Sequence[str]:
         """The task's."""
         return self.task.notices

@@ -40,6 +40,11 @@ class Job(ABC):
     def trainer(self, batching: Batching, folder: Path) -> Any:
         """A transformers ``Trainer`` whose checkpoints go to ``folder``."""
 
+    @property
+    def batch_counts(self) -> bool:
+        """Does a row's loss depend on the other rows of its batch?"""
+        return False
+
     @abstractmethod
     def take(self, checkpoint: Path) -> None:
         """Give the model the weights of a checkpoint."""

@@ -82,6 +82,12 @@ def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group
             f"memory ran out with {batching.size} rows at a time: going on with training.batch_size {smaller.size} and "
             f"training.gradient_accumulation {smaller.accumulation}, which makes steps of the same rows"
         )
+        if job.batch_counts:
+            reporter.note(
+                f"a text is compared with those of its own batch: now {smaller.size} rows in place of {batching.size}, "
+                "which is easier and teaches less. A shorter training.max_length or training.gradient_checkpointing: "
+                "true may keep the batch whole"
+            )
         smaller.keep(folder)
         batching = smaller
 

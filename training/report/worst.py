@@ -21,25 +21,22 @@ def worst_rows(
 ) -> tuple[tuple[WorstRow, ...], int]:
     """The rows with the highest loss, highest first, and how many rows were looked at.
 
-    Each row's loss is the model's own, on that row alone. Wrong answers are looked at first, up to 256 rows in all:
-    a long test set isn't run a second time for the sake of twenty rows.
+    Each row's loss is the model's own, on that row alone. Where the outcomes don't tell it, wrong answers are looked at
+    first, up to 256 rows in all: a long test set isn't run a second time for the sake of twenty rows.
 
     Args:
         outcomes: the model's, in the rows' order.
         most: how many rows are wanted; 0 looks at none.
     """
-    if most == 0 or not task.ranks_rows:
+    if most == 0:
         return (), 0
-    answers = [
-        task.answer(example, gold, outcome)
-        for example, gold, outcome in zip(rows.examples, rows.golds, outcomes, strict=True)
-    ]
-    chosen = sorted(range(len(answers)), key=lambda index: answers[index].right)[:_RANKED]
-    losses = {}
-    for index in chosen:
-        known = task.loss_of(outcomes[index])
-        losses[index] = _loss(model, task.collator(tokenizer), rows.of(index)) if known is None else known
-    ranked = sorted((index for index in chosen if math.isfinite(losses[index])), key=lambda index: -losses[index])
+    answers = task.answers(rows, outcomes)
+    if known := task.losses(outcomes, rows.golds):
+        losses = dict(enumerate(known))
+    else:
+        chosen = sorted(range(len(answers)), key=lambda index: answers[index].right)[:_RANKED]
+        losses = {index: _loss(model, task.collator(tokenizer), rows.of(index)) for index in chosen}
+    ranked = sorted((index for index in losses if math.isfinite(losses[index])), key=lambda index: -losses[index])
     return tuple(
         WorstRow(
             place=rows.examples[index].place,
@@ -50,7 +47,7 @@ def worst_rows(
             right=answers[index].right,
         )
         for index in ranked[:most]
-    ), len(chosen)
+    ), len(losses)
 
 
 def _loss(model: Any, collate: Any, features: Sequence[Any]) -> float:

@@ -86,7 +86,7 @@ class Task(ABC):
     bare: ClassVar[bool] = False  # True: the body alone is trained and served, without any head
     masks: ClassVar[bool] = False  # True: that head is a masked language model's
     targets: ClassVar[tuple[str, ...]] = ("labels",)  # the features that say what is to be learned
-    ranks_rows: ClassVar[bool] = True  # False: a row's loss depends on its batch, so rows can't be ranked by it
+    batch_counts: ClassVar[bool] = False  # True: a row's loss depends on the other rows of its batch
     scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
     gate_rows: ClassVar[int] = 64  # the most held-out rows that the gate compares the metrics on
 
@@ -221,8 +221,13 @@ class Task(ABC):
         given = [_as_text(value) for role, value in example.values.items() if role not in TARGET_ROLES]
         return Answer(" | ".join(given), _as_text(gold), _as_text(outcome), gold == outcome)
 
-    def loss_of(self, outcome: Any) -> float | None:
-        """A row's loss where its outcome tells; None where only another pass over the row would."""
+    def answers(self, rows: Encoded, outcomes: Sequence[Any]) -> list[Answer]:
+        """:meth:`answer` of each row."""
+        asked = zip(rows.examples, rows.golds, outcomes, strict=True)
+        return [self.answer(example, gold, outcome) for example, gold, outcome in asked]
+
+    def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float] | None:
+        """Each row's loss where the outcomes tell; None where only another pass over a row would."""
         return None
 
     def mistakes(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Mistakes | None:

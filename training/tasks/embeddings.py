@@ -73,6 +73,52 @@ def cosent(texts: torch.Tensor, others: torch.Tensor, scores: torch.Tensor, temp
     return torch.logsumexp(torch.cat([wrong_by.new_zeros(1), wrong_by]), dim=0)
 
 
+def cosent_of_rows(rows: Sequence[torch.Tensor], scores: Sequence[float], temperature: float) -> list[float]:
+    """:func:`cosent` of the comparisons that each row takes part in, all rows being one batch."""
+    cosines = torch.stack([cosine_similarity(row[0], row[1], dim=0) for row in rows]) / temperature
+    given = torch.tensor(scores)
+    found = []
+    for cosine, score in zip(cosines, given, strict=True):
+        wrong_by = torch.where(given > score, cosine - cosines, cosines - cosine)[given != score]
+        found.append(float(torch.logsumexp(torch.cat([wrong_by.new_zeros(1), wrong_by]), dim=0)))
+    return found
+
+
+def ranking_of_rows(
+    rows: Sequence[torch.Tensor], texts: Sequence[tuple[str, ...]], temperature: float
+) -> tuple[list[float], list[str]]:
+    """:func:`ranking` of each row, all rows being one batch in which a text stands once; and the text nearest to each.
+
+    Args:
+        rows: embeddings [texts of the row, hidden]: the text, its positive, and where there is one a negative.
+        texts: the same as texts.
+        temperature: what cosines are divided by.
+    """
+    positives, _, names, matrix = _candidates(rows, texts)
+    places = {name: place for place, name in enumerate(names)}
+    losses, nearest = [], []
+    for row, made in zip(texts, rows, strict=True):
+        cosines = matrix @ normalize(made[0], dim=0)
+        others = {*positives[row[0]], row[0]} - {row[1]}
+        cosines[[places[name] for name in others if name in places]] = float("-inf")
+        losses.append(float(cross_entropy(cosines / temperature, torch.tensor(places[row[1]]))))
+        nearest.append(names[int(cosines.argmax())])
+    return losses, nearest
+
+
+def _candidates(
+    rows: Sequence[torch.Tensor], texts: Sequence[tuple[str, ...]]
+) -> tuple[dict[str, set[str]], dict[str, torch.Tensor], list[str], torch.Tensor]:
+    """Each first text's positives, each text's embedding, and all other texts once with their embeddings, length 1."""
+    positives: dict[str, set[str]] = {}
+    for row in texts:
+        positives.setdefault(row[0], set()).add(row[1])
+    pairs = (zip(row, made, strict=True) for row, made in zip(texts, rows, strict=True))
+    vectors = {text: vector for pair in pairs for text, vector in pair}
+    names = list(dict.fromkeys(text for row in texts for text in row[1:]))
+    return positives, vectors, names, normalize(torch.stack([vectors[name] for name in names]), dim=1)
+
+
 def correlations(rows: Sequence[torch.Tensor], scores: Sequence[float]) -> dict[str, float]:
     """Spearman's and Pearson's correlation of the pairs' cosines with their scores; 0 where one of them is constant."""
     from scipy.stats import pearsonr, spearmanr
@@ -96,14 +142,8 @@ def retrieval(rows: Sequence[torch.Tensor], texts: Sequence[tuple[str, ...]]) ->
         rows: embeddings [texts of the row, hidden]: the text, its positive, and where there is one a negative.
         texts: the same as texts.
     """
-    positives: dict[str, set[str]] = {}
-    for row in texts:
-        positives.setdefault(row[0], set()).add(row[1])
-    pairs = (zip(row, made, strict=True) for row, made in zip(texts, rows, strict=True))
-    vectors = {text: vector for pair in pairs for text, vector in pair}
-    names = list(dict.fromkeys(text for row in texts for text in row[1:]))
+    positives, vectors, names, matrix = _candidates(rows, texts)
     places = {name: place for place, name in enumerate(names)}
-    matrix = normalize(torch.stack([vectors[name] for name in names]), dim=1)
     first, reciprocal, recall = [], [], []
     asked = list(positives)
     for start in range(0, len(asked), _CHUNK):

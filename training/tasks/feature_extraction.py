@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import cosine_similarity
 
 from lorary.adapters import Backbone
 from lorary.adapters.forward import logits_of
@@ -21,7 +22,7 @@ from lorary.training.data import Example, Note
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import embeddings
-from lorary.training.tasks.base import Encoded, Feature, Metrics, Task, one_device
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, one_device
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.padding import pad_right
 
@@ -40,7 +41,7 @@ class FeatureExtraction(Task):
     peft_task_type = "FEATURE_EXTRACTION"
     new_head = False
     bare = True
-    ranks_rows = False
+    batch_counts = True
 
     def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
         super().__init__(recipe, labels)
@@ -178,6 +179,31 @@ class FeatureExtraction(Task):
         if self.scored:
             return embeddings.correlations(outcomes, golds)
         return embeddings.retrieval(outcomes, golds)
+
+    def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float]:
+        """Each row's part in the loss, had all of these rows been one batch."""
+        temperature = self.recipe.embedding.temperature
+        assert temperature is not None
+        if self.scored:
+            return embeddings.cosent_of_rows(outcomes, golds, temperature)
+        return embeddings.ranking_of_rows(outcomes, golds, temperature)[0]
+
+    def answers(self, rows: Encoded, outcomes: Sequence[Any]) -> list[Answer]:
+        """A text's positive, and which of all texts is nearest to it; of a scored pair its score and its cosine."""
+        if self.scored:
+            cosines = [float(cosine_similarity(row[0], row[1], dim=0)) for row in outcomes]
+            return [
+                Answer(f"{text} | {other}", f"score {gold:g}", f"cosine {cosine:.3f}", right=True)
+                for (text, other), gold, cosine in zip(self._given(rows), rows.golds, cosines, strict=True)
+            ]
+        nearest = embeddings.ranking_of_rows(outcomes, rows.golds, 1.0)[1]
+        return [
+            Answer(text, positive, found, right=found == positive)
+            for (text, positive, *_), found in zip(rows.golds, nearest, strict=True)
+        ]
+
+    def _given(self, rows: Encoded) -> list[tuple[str, ...]]:
+        return [tuple(example.values[role] for role in self._texts) for example in rows.examples]
 
     def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
         """The embeddings that ``predict`` gives the texts themselves.

@@ -139,9 +139,9 @@ class PreferencePairs(TextGeneration):
             "\n".join(turns[:-1]), turns[-1], f"reward {chosen:.3f} against {rejected:.3f}", chosen > rejected
         )
 
-    def loss_of(self, outcome: Any) -> float:
-        """The pair's."""
-        return self.metrics([outcome], [None])["loss"]
+    def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float]:
+        """The pairs'."""
+        return [self.metrics([outcome], [None])["loss"] for outcome in outcomes]
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Means over pairs, named as TRL's: the loss; how often the chosen reply's reward (beta times its ratio, nats)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -109,6 +111,13 @@ class TextClassification(Task):
         counts = np.bincount(pairs, minlength=size * size).reshape(size, size)
         there = counts.sum(0) + counts.sum(1)
         return float((2 * counts.diagonal()[there > 0] / there[there > 0]).mean())
+
+    def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float] | None:
+        """The cross entropy of each row's probabilities."""
+        if self.problem_type != SINGLE_LABEL:
+            return None
+        own = (outcome[self.labels.index(gold)] for outcome, gold in zip(outcomes, golds, strict=True))
+        return [-math.log(max(probability, sys.float_info.min)) for probability in own]
 
     def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
         """Labels that the held-out rows lack, which leave ``auc`` undefined."""

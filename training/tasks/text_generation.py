@@ -185,9 +185,9 @@ class TextGeneration(Task):
         turns = [message["content"] for message in messages_of(example.values)] if plain is None else [plain, ""]
         return Answer("\n".join(turns[:-1]), turns[-1], outcome.told, outcome.correct == outcome.tokens)
 
-    def loss_of(self, outcome: Any) -> float:
-        """The mean over the row's trained tokens."""
-        return float(outcome.loss / max(1, outcome.tokens))
+    def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float]:
+        """The mean over each row's trained tokens."""
+        return [float(outcome.loss / max(1, outcome.tokens)) for outcome in outcomes]
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Mean loss per trained token (nats), its exponential (perplexity), and the share of tokens that were top-1."""

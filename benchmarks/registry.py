@@ -18,12 +18,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorary.hub import Registry
 from lorary.hub.database import writing
 from lorary.hub.manifest import TASKS
+from lorary.hub.search import Filter
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 DOMAINS = (
     "finance", "legal", "biomedical", "news", "email", "support", "code", "cardiology", "travel", "insurance",
@@ -56,15 +61,14 @@ def main() -> None:
             fill(registry, options.versions)
             size = registry.path.stat().st_size / 1e6
             print(f"{options.versions:,} versions inserted in {time.perf_counter() - started:.0f} s, {size:.0f} MB")
-        print("| query | rows | in the database, ms | command, ms (min to max) |\n| --- | --- | --- | --- |")
-        for words, query in cases():
-            found = len(query(registry))
-            inside = statistics.median(seconds(lambda query=query: query(registry), options.repetitions)) * 1e3
-            outside = [
-                1e3 * time for time in seconds(lambda words=words: command(registry, words), options.repetitions)
-            ]
-            told = f"{statistics.median(outside):.0f} ({min(outside):.0f} to {max(outside):.0f})"
-            print(f"| `lorary {' '.join(words)}` | {found} | {inside:.1f} | {told} |", flush=True)
+        print("| query | fit | in code, ms | command, ms (min to max) |\n| --- | --- | --- | --- |")
+        for words, query in cases(registry):
+            fitting = query()
+            inside = statistics.median(seconds(query, options.repetitions)) * 1e3
+            runs = [1e3 * run for run in seconds(partial(command, registry, words), options.repetitions)]
+            told = f"{statistics.median(runs):.0f} ({min(runs):.0f} to {max(runs):.0f})"
+            shown = " ".join(f'"{word}"' if set(word) & set(" <>") else word for word in words)
+            print(f"| `lorary {shown}` | {fitting:,} | {inside:.1f} | {told} |", flush=True)
 
 
 def fill(registry: Registry, count: int) -> None:
@@ -72,31 +76,25 @@ def fill(registry: Registry, count: int) -> None:
     source = random.Random(0)
     with writing(registry.path) as db:
         db.execute("PRAGMA cache_size = -500000")
-        for table, width, rows in (
-            ("bases (fingerprint, id)", 2, ((_fingerprint(base), base) for base in BASES)),
-            ("adapters (id, name, domain, task, next_number)", 5, _adapters(count)),
-        ):
-            db.conn.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * width)})", rows)
-        tables = {
+        _insert(db, "bases (fingerprint, id)", [(_fingerprint(base), base) for base in BASES])
+        _insert(db, "adapters (id, name, domain, task, next_number)", list(_adapters(count)))
+        tables = (
             "versions (id, adapter_id, number, digest, base_id, base_fingerprint, method, quantization, rank, "
-            "parameters, size_bytes, created_at, strategy, manifest, labels)": 15,
-            "metrics (version_id, split, name, value)": 4,
-            "tags (version_id, tag)": 2,
-            "aliases (adapter_id, name, version_id)": 3,
-            "parents (version_id, parent, parent_id)": 3,
-        }
-        batches: dict[str, list[tuple[Any, ...]]] = {table: [] for table in tables}
+            "parameters, size_bytes, created_at, strategy, manifest, labels)",
+            "metrics (version_id, split, name, value)",
+            "tags (version_id, tag)",
+            "aliases (adapter_id, name, version_id)",
+            "parents (version_id, parent, parent_id)",
+        )
         for version_id in range(1, count + 1):
-            for table, row in zip(_order(tables), _rows(version_id, source), strict=True):
-                batches[table] += row
-            if version_id % 1000 == 0 or version_id == count:
-                for table, width in tables.items():
-                    db.conn.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * width)})", batches[table])
-                    batches[table].clear()
+            for table, rows in zip(tables, _rows(version_id, source), strict=True):
+                _insert(db, table, rows)
 
 
-def _order(tables: Sequence[str] | dict[str, int]) -> list[str]:
-    return list(tables)
+def _insert(db: Database, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    if rows:
+        marks = ", ".join("?" * len(rows[0]))
+        db.conn.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
 
 
 def _adapters(count: int) -> Iterator[tuple[int, str, str, str, int]]:
@@ -139,9 +137,69 @@ def _rows(version_id: int, source: random.Random) -> Iterator[list[tuple[Any, ..
     yield [(version_id, parent, version_id - 1)] if number > 1 else []
 
 
-def cases() -> Iterator[tuple[list[str], Callable[[Registry], Sequence[object]]]]:
-    """The words of each command, and the same in code."""
-    yield ["list"], lambda registry: registry.find(limit=50)
+def cases(registry: Registry) -> Iterator[tuple[list[str], Callable[[], int]]]:
+    """The words of each command, and the same in code, which gives the number of versions that fit."""
+    found = registry.find(limit=1, sort="created")[0]
+    cell = {"domain": "legal", "task": "summarization"}
+    base = "mirror/MiniLM-L6-v2"
+    searches: list[tuple[Filter, str]] = [
+        (Filter(), "name"),
+        (Filter(), "created"),
+        (Filter(), "loss"),
+        (Filter(domain="legal"), "name"),
+        (Filter(domain="legal"), "f1"),
+        (Filter(**cell), "rougeL"),
+        (Filter(method="qlora"), "loss"),
+        (Filter(strategy="fine-tune"), "parameters"),
+        (Filter(tag="news"), "created"),
+        (Filter(alias="prod"), "name"),
+        (Filter(base=base), "f1"),
+        (Filter(**cell, base=base), "rougeL"),
+        (Filter(tag="news", method="lora", base=base), "name"),
+        (Filter(where=("f1>=0.9",)), "name"),
+        (Filter(where=("f1>=0.9", "loss<0.5")), "f1"),
+        (Filter(where=("loss>=0.1",)), "name"),
+        (Filter(text="legal summ"), "name"),
+        (Filter(text="llama"), "created"),
+        (Filter(text="positive"), "name"),
+        (Filter(text="nothing"), "name"),
+        (Filter(ancestor=f"{found.name}@1"), "created"),
+    ]
+    for wanted, sort in searches:
+        yield _words(wanted, sort), partial(_search, registry, wanted, sort)
+    yield ["domains"], lambda: len(registry.overview())
+    yield ["tasks", "--metric", "loss"], lambda: len(registry.overview("loss"))
+    for metric, options in (
+        ("loss", {}),
+        ("rougeL", cell),
+        ("rougeL", {**cell, "base": BASES[1]}),
+        ("f1", {"base": base}),
+    ):
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        yield ["best", "--metric", metric, *words], partial(_best, registry, metric, options)
+    for reference in (found.name, f"{found.name}@3", f"{found.name}@prod"):
+        yield ["show", reference], partial(_resolve, registry, reference)
+
+
+def _words(wanted: Filter, sort: str) -> list[str]:
+    flags = {"text": "search", "ancestor": "from"}
+    words = ["list"]
+    for name, value in vars(wanted).items():
+        for one in value if isinstance(value, tuple) else [value] if value else []:
+            words += [f"--{flags.get(name, name)}", one]
+    return words + (["--sort", sort] if sort != "name" else [])
+
+
+def _search(registry: Registry, wanted: Filter, sort: str) -> int:
+    return registry.search(wanted, sort=sort, limit=50).total
+
+
+def _best(registry: Registry, metric: str, options: dict[str, str]) -> int:
+    return registry.choose(Filter(**options), metric=metric).among
+
+
+def _resolve(registry: Registry, reference: str) -> int:
+    return len([registry.resolve(reference)])
 
 
 def seconds(run: Callable[[], object], repetitions: int) -> list[float]:

@@ -93,7 +93,7 @@ def _warnings_on_one_line() -> Iterator[None]:
 
 
 def _run(words: list[str]) -> int:
-    command = typer.main.get_command(_app())
+    command = typer.main.get_command(_app(words))
     try:
         with command.make_context("lorary", words) as context:
             command.invoke(context)
@@ -133,11 +133,13 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
     return kept + words[end:], len(kept) < end
 
 
-def _app() -> typer.Typer:
+def _app(words: Sequence[str]) -> typer.Typer:
     # Plain help, which reads the same in a terminal, a pipe and a log, and costs no import of rich.
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.callback(invoke_without_command=True)(_lorary)
-    for name in COMMANDS:
+    # Where the first word is a command, the others aren't imported: they'd take longer than most answers.
+    asked = [name for name in COMMANDS if words and name.rstrip("_") == words[0]]
+    for name in asked or COMMANDS:
         module = importlib.import_module(f"lorary.hub.cli.{name}")
         examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
         help_text = f"{getdoc(module.command)}\n\n\b\nExamples:\n{examples}"

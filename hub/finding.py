@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lorary.hub.catalogue import select
 from lorary.hub.errors import UnknownReferenceError, UsageError
+from lorary.hub.lookup import locate_id
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.search import NUMBERS, Condition, Filter, check_metric, conditions_for
 from lorary.hub.values import Version
@@ -103,6 +104,22 @@ def select_in_order(db: Database, ids: Sequence[int]) -> Iterator[Version]:
         some = ids[start : start + _AT_ONCE]
         versions = select(db, f"v.id IN ({', '.join(map(str, some))})")
         yield from (versions[row_id] for row_id in some)
+
+
+def relatives(db: Database, reference: str, path: Path) -> list[Version]:
+    """A version, all that it was trained from and all that was trained from it, by name and number.
+
+    Raises:
+        UnknownReferenceError: there is no such version.
+    """
+    lines = (
+        f"WITH RECURSIVE line (id) AS (SELECT ? UNION SELECT p.{there} FROM line JOIN parents p ON p.{here} = line.id "
+        f"WHERE p.{there} IS NOT NULL) SELECT id FROM line"
+        for here, there in (("version_id", "parent_id"), ("parent_id", "version_id"))
+    )
+    row_id = locate_id(db, reference, path)
+    ids = {int(found) for line in lines for (found,) in db.execute(line, [row_id])}
+    return sorted(select_in_order(db, list(ids)), key=lambda version: (version.name, version.number))
 
 
 def order_by(db: Database, name: str | None) -> Order:

@@ -80,14 +80,15 @@ def registered(db: Database, new: NewVersion) -> Version | None:
     Raises:
         RegistryConflictError: the name stands for another domain or task.
     """
-    versions = select(db, "a.name = ?", [new.name]).values()
-    for version in versions:
-        if (version.domain, version.task) != (new.domain, new.task):
+    held = "FROM adapters a JOIN versions v ON v.adapter_id = a.id WHERE a.name = ?"
+    for domain, task in db.execute(f"SELECT a.domain, a.task {held} LIMIT 1", [new.name]).fetchall():
+        if (domain, task) != (new.domain, new.task):
             raise RegistryConflictError(
-                f"{new.name!r} stands for {version.domain}/{version.task} in this registry, "
+                f"{new.name!r} stands for {domain}/{task} in this registry, "
                 f"not for {new.domain}/{new.task}; choose another name"
             )
-    return next((version for version in versions if version.digest == new.description.digest), None)
+    same = select(db, "a.name = ? AND v.digest = ?", [new.name, new.description.digest])
+    return next(iter(same.values()), None)
 
 
 def insert(db: Database, new: NewVersion, files: Mapping[str, FileEntry], parents: Mapping[str, int]) -> Version:

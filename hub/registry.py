@@ -13,7 +13,7 @@ from lorary.hub.choice import Choice, choose_best
 from lorary.hub.cleaning import cleaned
 from lorary.hub.database import change_stamp, demand_writable, reading, writing
 from lorary.hub.errors import CheckpointError
-from lorary.hub.finding import FoundVersions, find_versions
+from lorary.hub.finding import FoundVersions, find_versions, relatives
 from lorary.hub.fulltext import catch_up
 from lorary.hub.insertion import Metrics, NewVersion, check_metrics, check_time, insert, registered
 from lorary.hub.keeping import Keeping
@@ -155,6 +155,21 @@ class Registry(Keeping):
                 return []
             where, parameters = ("1", []) if name is None else ("a.name = ?", [name])
             return list(select(db, where, parameters).values())
+
+    def numbers(self, name: str) -> list[int]:
+        """The numbers of a name's versions, in order; empty when there are none."""
+        query = "SELECT v.number FROM adapters a JOIN versions v ON v.adapter_id = a.id WHERE a.name = ? ORDER BY 1"
+        with reading(self.path) as db:
+            return [int(number) for (number,) in db.execute(query, [name])] if db else []
+
+    def relatives(self, version: Version) -> list[Version]:
+        """A version, all that it was trained from and all that was trained from it, by name and number.
+
+        Raises:
+            UnknownReferenceError: it is no longer there.
+        """
+        with reading(self.path) as db:
+            return relatives(db, version.reference, self.path) if db else []
 
     def find(
         self,

@@ -26,6 +26,8 @@ EXAMPLES = (
     "lorary show finance-tone --card",
 )
 
+_LISTED = 20  # numbers of versions that are told one by one
+
 
 def command(
     reference: ReferenceArgument,
@@ -51,17 +53,21 @@ def command(
     if report or output:
         _show_report(catalogue.checkpoint(version), output)
         return
-    everything = catalogue.versions()
-    children = [other.reference for other in everything if version.reference in other.parents]
+    family = catalogue.relatives(version)
+    children = [other.reference for other in family if version.reference in other.parents]
     remotes = {
         link.remote: link.commit for link in links(catalogue.path, version.name) if link.number == version.number
     }
     if as_json:
-        lineage = lineage_json(version, everything)
+        lineage = lineage_json(version, family)
         print_json({**version_json(version), "children": children, "lineage": lineage, "remotes": remotes})
         return
-    siblings = [other.number for other in everything if other.name == version.name]
-    print_fields({**_details(version, siblings, children), "remotes": ", ".join(map(_place, remotes.items()))})
+    print_fields(
+        {
+            **_details(version, catalogue.numbers(version.name), children),
+            "remotes": ", ".join(map(_place, remotes.items())),
+        }
+    )
     if version.metrics:
         print_line("")
         print_table(_metrics(version))
@@ -69,7 +75,7 @@ def command(
         print_line("")
         print_line("how it came to be")
         print_fields(story)
-    tree = draw_lineage(version, everything)
+    tree = draw_lineage(version, family)
     if tree:
         print_line("")
         print_line("lineage")
@@ -120,10 +126,15 @@ def _place(remote: tuple[str, str]) -> str:
     return f"{address}@{commit[:12]}"
 
 
+def _numbers(siblings: list[int]) -> str:
+    few = len(siblings) <= _LISTED
+    return ", ".join(map(str, siblings)) if few else f"{len(siblings)} from {siblings[0]} to {siblings[-1]}"
+
+
 def _details(version: Version, siblings: list[int], children: list[str]) -> dict[str, object]:
     manifest = version.manifest
     return {
-        "version": f"{version.reference} of {', '.join(map(str, siblings))}",
+        "version": f"{version.reference} of {_numbers(siblings)}",
         "aliases": ", ".join(version.aliases),
         "domain": version.domain,
         "task": version.task,

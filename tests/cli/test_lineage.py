@@ -32,6 +32,14 @@ def family(registry, tmp_path):
     return registry
 
 
+@pytest.mark.parametrize("reference", ["corpus@1", "corpus@2", "task@1", "task@2", "other@1", "both@1"])
+def test_relatives_are_all_that_is_drawn(family, reference):
+    version = family.resolve(reference)
+    relatives, everything = family.relatives(version), family.versions()
+    assert draw_lineage(version, relatives) == draw_lineage(version, everything)
+    assert lineage_json(version, relatives) == lineage_json(version, everything)
+
+
 def test_ancestors_and_descendants_with_strategy_and_main_metric(family):
     assert draw_lineage(family.resolve("task@1"), family.versions()) == [
         "corpus@1        continual     perplexity 12.35",

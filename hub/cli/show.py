@@ -60,7 +60,10 @@ def command(
     }
     if as_json:
         lineage = lineage_json(version, family)
-        print_json({**version_json(version), "children": children, "lineage": lineage, "remotes": remotes})
+        told = dict(_told(catalogue, version))
+        print_json(
+            {**version_json(version), "children": children, "lineage": lineage, "remotes": remotes, "told": told}
+        )
         return
     print_fields(
         {
@@ -87,7 +90,7 @@ def command(
 
 
 def _told(catalogue: Registry, version: Version) -> Mapping[str, Any]:
-    """What the files say of a version without a manifest; one with damaged files is shown all the same."""
+    """What the files of a version without a manifest say of its making; damaged ones say nothing."""
     if version.manifest is not None or ORIGIN_NAME not in version.files:
         return {}
     try:

@@ -187,6 +187,8 @@ def test_axolotl(registry, tmp_path, capsys):
     shown = capsys.readouterr().out
     for part in ("made with", "axolotl", "rows.jsonl", "learning rate 0.0002", "torch 2.6.0+cu124"):
         assert part in shown, part
+    assert main(["show", "tone", "--json", "--registry", str(registry.path)]) == 0
+    assert json.loads(capsys.readouterr().out)["told"] == told
     assert "It was made outside lorary, with axolotl" in make_card(version, checkpoint)
 
 

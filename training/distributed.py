@@ -84,8 +84,10 @@ def join(recipe: Recipe) -> Group:
     for name in ("DeepSpeed", "FSDP"):
         if _on(f"ACCELERATE_USE_{name.upper()}"):
             raise TrainingError(
-                f"{name} isn't supported: each process holds a whole base, and the adapter's gradients are shared; "
-                "launch with examples/accelerate/ddp.yaml, and use method: qlora where the base is too large"
+                f"{name} isn't supported: the first process measures, saves and checks the adapter alone, and a base "
+                "in shards answers only when all processes ask. Launch with examples/accelerate/ddp.yaml, where each "
+                "process holds a whole base; where that is too large, use method: qlora, or device_map: auto in one "
+                "process"
             )
     if count == 1:
         return ALONE

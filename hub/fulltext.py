@@ -49,6 +49,15 @@ def refresh(db: Database) -> None:
     db.execute("DELETE FROM search_pending")
 
 
+def count_stale(db: Database) -> int:
+    """How many versions the index has other words for than their rows, or none, or too many; 0 when all is well."""
+    pending = "(SELECT version_id FROM search_pending)"
+    index = f"SELECT rowid AS id, {_COLUMNS} FROM search WHERE rowid NOT IN {pending}"
+    rows = f"SELECT version_id AS id, {_COLUMNS} FROM search_text WHERE version_id NOT IN {pending}"
+    both = f"SELECT * FROM ({index} EXCEPT {rows}) UNION ALL SELECT * FROM ({rows} EXCEPT {index})"
+    return int(db.execute(f"SELECT count(DISTINCT id) FROM ({both})").fetchone()[0])
+
+
 def match_expression(db: Database, text: str) -> str | None:
     """The FTS5 expression for words each of which begins a word of the version's row; None when nothing can match.
 

@@ -12,6 +12,7 @@ from lorary.hub.catalogue import describe, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.database import reading
 from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
+from lorary.hub.fulltext import count_stale
 from lorary.hub.lookup import locate
 from lorary.hub.store import Store, hash_file
 from lorary.hub.values import FileEntry, Finding, Version
@@ -78,12 +79,23 @@ def _check_file(store: Store, name: str, entry: FileEntry, hashed: dict[str, Fil
 
 
 def check_database(db: Database) -> Iterator[Finding]:
-    """What SQLite itself finds wrong with the file and its foreign keys."""
+    """What SQLite itself finds wrong with the file and its foreign keys, and whether what follows from rows does."""
     for row in db.query("PRAGMA integrity_check(10)"):
         if (message := str(next(iter(row.values())))) != "ok":
             yield Finding(None, f"SQLite: {message}")
     for row in db.query("PRAGMA foreign_key_check"):
         yield Finding(None, f"a row of {row['table']} refers to a row of {row['parent']} that isn't there")
+    if stale := count_stale(db):
+        remedy = "INSERT INTO search_pending SELECT rowid FROM search UNION SELECT id FROM versions"
+        yield Finding(None, f"the full-text index is wrong for {stale} version(s); `{remedy}` has it made anew")
+    misplaced = (
+        "SELECT count(*) FROM metrics m JOIN versions v ON v.id = m.version_id JOIN adapters a ON a.id = v.adapter_id "
+        "WHERE m.domain IS NOT a.domain OR m.task IS NOT a.task"
+    )
+    if count := int(db.execute(misplaced).fetchone()[0]):
+        yield Finding(
+            None, f"{count} metric(s) have another domain or task than their adapter; set adapters.domain anew"
+        )
 
 
 _UNTRACED = """

@@ -264,3 +264,20 @@ def test_references_are_looked_up_among_many_versions(add, registry):
         registry.resolve("finance-tune")
     with pytest.raises(UnknownReferenceError, match="did you mean many"):
         registry.resolve("meny")
+
+
+def test_verify_sees_an_index_that_is_wrong_and_says_how_to_mend_it(filled):
+    assert filled.verify() == []
+    db = sqlite3.connect(filled.path, isolation_level=None)
+    db.execute("DELETE FROM search WHERE rowid = 1")
+    db.execute("INSERT INTO search (rowid, name) VALUES (99, 'ghost')")
+    db.execute("UPDATE metrics SET domain = 'elsewhere' WHERE rowid = 1")
+    index, misplaced = filled.verify()
+    assert "wrong for 2 version(s)" in index.message
+    assert "1 metric(s) have another domain" in misplaced.message
+    db.execute(index.message.split("`")[1])
+    db.execute("UPDATE adapters SET domain = domain")
+    db.close()
+    assert references(filled, text="ghost") == []
+    assert "tone@1" in references(filled, text="tone")
+    assert filled.verify() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+_LONGEST = 300  # characters of an error that is quoted
 # By name, since the client has moved from one HTTP library to another and may again.
 _UNREACHABLE = frozenset({"ConnectError", "ConnectTimeout", "ReadTimeout", "PoolTimeout", "ProxyError"})
 
@@ -56,7 +57,13 @@ def why(
         return f"{constants.ENDPOINT} doesn't answer{aside}"
     if any(type(cause).__name__ in _UNREACHABLE for cause in causes(error)):
         return f"{constants.ENDPOINT} can't be reached ({line(last)}){aside}"
-    return f"{line(last)}{aside}"
+    return f"{_brief(last)}{aside}"
+
+
+def _brief(error: BaseException) -> str:
+    """All of an error's text on one line, if it isn't long: the reason may stand in the second one."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _refusal(error: BaseException, verb: str) -> str:
@@ -67,7 +74,7 @@ def _refusal(error: BaseException, verb: str) -> str:
         return "the Hub asks for patience (429, too many requests); try again in a few minutes"
     if status is not None and status >= 500:
         return f"the Hub answers with an error ({status}), try again later"
-    return f"the Hub answers with an error ({status}: {line(error)})"
+    return f"the Hub answers with an error ({status}: {_brief(error)})"
 
 
 def status_of(error: BaseException) -> int | None:

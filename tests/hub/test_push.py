@@ -319,6 +319,14 @@ def test_what_passes_is_waited_for(ann, registry, add, no_wait, status):
     assert all(fault.times == 0 for fault in ann.faults)
 
 
+def test_a_card_that_the_hub_refuses(ann, registry, add, monkeypatch):
+    add()
+    monkeypatch.setattr("lorary.hub.remote.parcel.make_card", lambda *_, **__: "---\nlicense: [\n---\n")
+    with pytest.raises(RemoteError, match=r"while parsing a flow node.*license"):
+        push(registry, "finance-tone")
+    assert ann.asked("POST", "/commit/") == 0
+
+
 def test_an_upload_that_arrives_damaged(ann, registry, add):
     add()
     ann.fail("PUT", "/upload/", corrupt=True, times=1)

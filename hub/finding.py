@@ -162,14 +162,15 @@ def find_page(
     ranked = [condition for _, condition in counted]
     if counted and counted[0][0] == 0:
         return Page((), 0)
-    matching = _matching(ranked, counted[0][0]) if counted else None
-    if matching and len(ranked) > 1:
-        total = _count(db, matching)
-    else:
-        total = counted[0][0] if counted else int(db.execute("SELECT count(*) FROM versions").fetchone()[0])
+    total = counted[0][0] if counted else int(db.execute("SELECT count(*) FROM versions").fetchone()[0])
+    if len(ranked) > 1:
+        fitting = _fulfil(db, ranked, total)
+        total = _count(db, fitting)
+        # A cell is kept beside, since an order's index may be the cell's.
+        ranked = [fitting, *(condition for condition in ranked if condition.cell)]
     if limit is None or total <= _FEW:
-        ids = _sorted(db, matching, order, reverse)
-        return Page(tuple(ids[:limit]), len(ids))
+        ids = _sorted(db, ranked[0] if ranked else None, order, reverse)
+        return Page(tuple(ids[:limit]), total)
     ids = _followed(db, ranked, order, reverse, limit)
     if order.metric and len(ids) < limit:
         rest = [*ranked, _lacking(order.metric)]
@@ -188,8 +189,8 @@ def _lacking(metric: str) -> Condition:
     return Condition(f"SELECT id FROM versions EXCEPT {has.source}", f"NOT {has.check}", has.parameters, by_id=True)
 
 
-def _matching(ranked: Sequence[Condition], smallest: int) -> Condition:
-    """All conditions as one; the rarest of them is fulfilled by ``smallest`` versions."""
+def _fulfil(db: Database, ranked: Sequence[Condition], smallest: int) -> Condition:
+    """All conditions as one, whose ids are kept in a table; ``smallest`` versions fulfil the rarest of them."""
     first, *others = ranked
     tables = f"({first.source}) v"
     checks = [other.check if other.by_id else f"v.id IN ({other.source})" for other in others]
@@ -197,8 +198,11 @@ def _matching(ranked: Sequence[Condition], smallest: int) -> Condition:
         # So few rows are read faster than what fulfils the other conditions is collected.
         tables = f"({first.source}) c CROSS JOIN versions v ON v.id = c.id CROSS JOIN adapters a ON a.id = v.adapter_id"
         checks = [other.check for other in others]
-    source = f"SELECT v.id FROM {tables} WHERE {_all(checks)}"
-    return Condition(source, _all([one.check for one in ranked]), tuple(_parameters(ranked)))
+    db.execute("DROP TABLE IF EXISTS temp.fitting")
+    db.execute("CREATE TEMP TABLE fitting (id INTEGER PRIMARY KEY)")
+    db.execute(f"INSERT INTO temp.fitting SELECT v.id FROM {tables} WHERE {_all(checks)}", _parameters(ranked))
+    check = "EXISTS (SELECT 1 FROM temp.fitting f WHERE f.id = v.id)"
+    return Condition("SELECT id FROM temp.fitting", check, (), by_id=True)
 
 
 def _count(db: Database, condition: Condition) -> int:

@@ -106,7 +106,7 @@ def check_listing(sizes: Mapping[str, int | None], source: str) -> list[str]:
     config, weights = KEPT_FILES[:2]
     if config not in sizes or weights not in sizes:
         if config in sizes and PICKLED in sizes:
-            raise UnsafeFileError(pickled(source))
+            raise UnsafeFileError(_pickled(source))
         missing = config if config not in sizes else weights
         whole = "; it looks like a whole model" if "config.json" in sizes and missing == config else ""
         raise CheckpointError(
@@ -123,7 +123,7 @@ def check_listing(sizes: Mapping[str, int | None], source: str) -> list[str]:
     return names
 
 
-def pickled(source: str) -> str:
+def _pickled(source: str) -> str:
     """What to tell of an adapter whose weights are a pickle only."""
     return (
         f"{source}: holds {PICKLED} but no {KEPT_FILES[1]}; pickles can run code and are never loaded. "

@@ -92,6 +92,8 @@ def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[
     In a terminal that is too narrow, ``expendable`` columns go first, in their order; then cells but the first
     column's are cut. In a pipe nothing is left out, so that ``grep`` finds what there is.
     """
+    if not rows:
+        return
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table

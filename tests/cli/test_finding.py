@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sqlite3
 
 import pytest
 
@@ -146,3 +147,11 @@ def test_best_says_when_it_cannot_be_known(lorary, filled, tmp_path):
     assert out[0].split() == ["best", "foreign@1"]
     assert any(line.split() == ["compatible", "unverified"] for line in out)
     assert "base unverified" in err[0]
+
+
+def test_a_damaged_version_without_files_is_shown(lorary, filled):
+    db = sqlite3.connect(filled.path)
+    db.execute("DELETE FROM files")
+    db.commit()
+    db.close()
+    assert lorary("show", "tone")[0][0].split() == ["version", "tone@3", "of", "1,", "2,", "3"]

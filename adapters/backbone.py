@@ -39,9 +39,9 @@ from lorary.adapters.values import LoadedAdapter, MergedModel, Stats
 from lorary.hub.bases import bases_of
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnknownReferenceError, UsageError
-from lorary.hub.lookup import registry_reference
 from lorary.hub.manifest import BaseIdentity, Numerics
 from lorary.hub.registry import Registry
+from lorary.hub.tables.lookup import registry_reference
 
 
 class Backbone:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub import Registry
-from lorary.hub.database import writing
+from lorary.hub.finding.search import Filter
 from lorary.hub.manifest import TASKS
-from lorary.hub.search import Filter
+from lorary.hub.tables.database import writing
 
 if TYPE_CHECKING:
     from sqlite_utils import Database

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.hub.manifest import BaseIdentity
-from lorary.hub.private import public_base
+from lorary.hub.provenance.private import public_base
 
 ARCHITECTURE_FIELDS = (
     "model_type",

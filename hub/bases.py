@@ -13,7 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorary.hub.database import reading, writing
 from lorary.hub.errors import (
     BaseNotFoundError,
     LoraryError,
@@ -21,11 +20,12 @@ from lorary.hub.errors import (
     RegistryError,
     UnknownReferenceError,
 )
-from lorary.hub.insertion import Metrics, check_metrics
-from lorary.hub.private import is_absolute, last_part
+from lorary.hub.files.store import Store, hash_file
+from lorary.hub.keeping.removal import sweep_folder
+from lorary.hub.provenance.private import is_absolute, last_part
 from lorary.hub.reference import check_name
-from lorary.hub.removal import sweep_folder
-from lorary.hub.store import Store, hash_file
+from lorary.hub.tables.database import reading, writing
+from lorary.hub.tables.insertion import Metrics, check_metrics
 from lorary.hub.values import FileEntry, Finding, PretrainedBase
 
 if TYPE_CHECKING:

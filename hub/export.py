@@ -17,8 +17,8 @@ from typing import Any
 from lorary.hub.card import make_card
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, OutputError, UnsupportedAdapterError
-from lorary.hub.folders import new_folder
-from lorary.hub.store import sync_folder
+from lorary.hub.files.folders import new_folder
+from lorary.hub.files.store import sync_folder
 from lorary.hub.values import Version
 
 CARD = "README.md"

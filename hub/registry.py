@@ -7,25 +7,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lorary.hub.bases import Bases
-from lorary.hub.catalogue import choose_domain, choose_task, describe, named_base, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
-from lorary.hub.choice import Choice, choose_best
-from lorary.hub.cleaning import cleaned
-from lorary.hub.database import change_stamp, demand_writable, reading, writing
 from lorary.hub.errors import CheckpointError
-from lorary.hub.finding import FoundVersions, find_versions, relatives
-from lorary.hub.fulltext import catch_up
-from lorary.hub.insertion import Metrics, NewVersion, check_metrics, check_time, insert, registered
-from lorary.hub.keeping import Keeping
-from lorary.hub.lookup import locate
-from lorary.hub.overview import Cell, overview
-from lorary.hub.private import own_folder
+from lorary.hub.files.staging import Staging
+from lorary.hub.files.store import Store
+from lorary.hub.finding.choice import Choice, choose_best
+from lorary.hub.finding.fulltext import catch_up
+from lorary.hub.finding.overview import Cell, overview
+from lorary.hub.finding.query import FoundVersions, find_versions, relatives
+from lorary.hub.finding.search import Filter, normalise_tags
+from lorary.hub.keeping.methods import Keeping
+from lorary.hub.keeping.verification import open_version
+from lorary.hub.provenance.cleaning import cleaned
+from lorary.hub.provenance.private import own_folder
 from lorary.hub.reference import check_name
-from lorary.hub.search import Filter, normalise_tags
-from lorary.hub.staging import Staging
-from lorary.hub.store import Store
+from lorary.hub.tables.catalogue import choose_domain, choose_task, describe, named_base, select
+from lorary.hub.tables.database import change_stamp, demand_writable, reading, writing
+from lorary.hub.tables.insertion import Metrics, NewVersion, check_metrics, check_time, insert, registered
+from lorary.hub.tables.lookup import locate
 from lorary.hub.values import FileEntry, Version
-from lorary.hub.verification import open_version
 
 PATH_VARIABLE = "LORARY_REGISTRY"
 
@@ -75,7 +75,7 @@ class Registry(Keeping):
         """Register a checkpoint as the next version of ``name``, with a copy of its files.
 
         When the name has a version with the same digest, that one is returned and nothing changes. Secrets and home
-        folders in the files' texts don't go into the copies (:mod:`lorary.hub.private`).
+        folders in the files' texts don't go into the copies (:mod:`lorary.hub.provenance.private`).
 
         Args:
             source: a folder written by PEFT's ``save_pretrained``, or what ``read_checkpoint`` made of it.
@@ -202,7 +202,7 @@ class Registry(Keeping):
                 labels; it may also stand inside the base's id.
             where: comparisons such as ``f1>=0.9``: of metrics on held-out rows, or version, rank, parameters and size.
             ancestor: the reference of a version that it was trained from, directly or over others.
-            sort: a metric, best first, or one of :data:`lorary.hub.finding.COLUMNS`.
+            sort: a metric, best first, or one of :data:`lorary.hub.finding.query.COLUMNS`.
             reverse: the other way round.
             limit: at most so many; None means all.
 

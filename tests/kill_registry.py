@@ -80,7 +80,7 @@ class Scene:
 
     def _unregistered(self) -> Path:
         held = {version.files["adapter_model.safetensors"].sha256 for version in self.registry.versions(NAME)}
-        from lorary.hub.store import hash_file
+        from lorary.hub.files.store import hash_file
 
         return next(one for one in self.sources if hash_file(one / "adapter_model.safetensors").sha256 not in held)
 

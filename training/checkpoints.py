@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorary.hub.files.store import hash_file, sync_folder
 from lorary.hub.jsontext import load_json
-from lorary.hub.store import hash_file, sync_folder
 
 _LIST = "complete.json"
 _STATE = "trainer_state.json"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.hub.base_files import base_files
-from lorary.hub.front_matter import read_terms
-from lorary.hub.private import redact_text
+from lorary.hub.provenance.base_files import base_files
+from lorary.hub.provenance.front_matter import read_terms
+from lorary.hub.provenance.private import redact_text
 from lorary.training.data.terms import data_terms
 from lorary.training.prepare import Prepared
 from lorary.training.progress import Reporter

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from lorary.adapters.device import dtype_name
 from lorary.adapters.golden import write_golden
 from lorary.hub.checkpoint import RECIPE_NAME
-from lorary.hub.cleaning import clean_manifest
 from lorary.hub.errors import TrainingError
 from lorary.hub.manifest import Manifest, Numerics
-from lorary.hub.private import bare_name, public_base, redact_text
+from lorary.hub.provenance.cleaning import clean_manifest
+from lorary.hub.provenance.private import bare_name, public_base, redact_text
 from lorary.hub.reference import normalise_domain
 from lorary.training.model import Base
 from lorary.training.precision import base_dtype

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from lorary.hub.errors import RecipeError, TrainingError
+from lorary.hub.files.store import sync_folder
 from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
-from lorary.hub.store import sync_folder
 from lorary.training.checkpoints import Checkpoint, latest, prune, write_json
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe

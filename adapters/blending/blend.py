@@ -30,7 +30,7 @@ from lorary.hub.errors import (
     NoEffectError,
     UsageError,
 )
-from lorary.hub.folders import new_folder
+from lorary.hub.files.folders import new_folder
 from lorary.hub.manifest import Numerics
 from lorary.hub.reference import check_name
 from lorary.hub.registry import Registry

@@ -16,8 +16,8 @@ from lorary.adapters.matching.support import check_supported
 from lorary.adapters.matching.targets import is_target
 from lorary.adapters.slots import LowRank
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
+from lorary.hub.comparing.scaling import rank_and_scale
 from lorary.hub.errors import BlendError, KeyMismatchError, NoEffectError
-from lorary.hub.scaling import rank_and_scale
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from lorary.adapters.blending.parts import Part
 from lorary.adapters.matching.targets import is_target
 from lorary.adapters.slots import LowRank
 from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME, canonical_config
-from lorary.hub.cleaning import clean_config, clean_manifest
 from lorary.hub.errors import BaseMismatchError
 from lorary.hub.manifest import BaseIdentity, Manifest, Numerics
+from lorary.hub.provenance.cleaning import clean_config, clean_manifest
 from lorary.hub.reference import normalise_domain
 
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")

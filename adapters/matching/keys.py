@@ -15,8 +15,8 @@ from lorary.adapters.matching.problems import KeyProblems
 from lorary.adapters.matching.targets import is_target
 from lorary.adapters.modules import LinearShape, ModuleMap
 from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.comparing.scaling import rank_and_scale
 from lorary.hub.errors import UnsupportedAdapterError
-from lorary.hub.scaling import rank_and_scale
 from lorary.hub.tensorfile import TensorInfo
 
 PEFT_PREFIX = "base_model.model."

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorary.adapters.quantization import HEAD_MODULES
-from lorary.hub.scaling import match_pattern
+from lorary.hub.comparing.scaling import match_pattern
 
 
 def is_target(config: Mapping[str, Any], name: str, *, embedding: bool = False) -> bool:

@@ -27,7 +27,7 @@ from lorary.adapters.routing import Routing
 from lorary.adapters.slots import LowRank
 from lorary.adapters.values import MergedModel
 from lorary.hub.errors import MergeError
-from lorary.hub.folders import new_folder
+from lorary.hub.files.folders import new_folder
 from lorary.hub.manifest import BaseIdentity, Numerics
 
 _SHARD = "5GB"

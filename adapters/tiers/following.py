@@ -17,8 +17,8 @@ import torch
 
 from lorary.adapters.values import Followed, LoadedAdapter
 from lorary.hub.errors import FollowWarning, SlotsFullError, UsageError
-from lorary.hub.lookup import registry_reference
 from lorary.hub.registry import Registry
+from lorary.hub.tables.lookup import registry_reference
 
 Load = Callable[[str, str], LoadedAdapter]
 """Loads a reference under a name."""

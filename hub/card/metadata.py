@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.markup import short
-from lorary.hub.origin import Origin
+from lorary.hub.provenance.origin import Origin
 from lorary.hub.reference import normalise_domain
 from lorary.hub.values import Version
 

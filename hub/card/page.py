@@ -12,8 +12,8 @@ from lorary.hub.card.samples import lorary_sample, peft_sample
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.markup import markdown
 from lorary.hub.metrics import SPLITS, headline, lower_is_better
-from lorary.hub.origin import DataPart, Origin, git_state, packages, read_origin
-from lorary.hub.private import public_base
+from lorary.hub.provenance.origin import DataPart, Origin, git_state, packages, read_origin
+from lorary.hub.provenance.private import public_base
 from lorary.hub.units import memory, short_number, size
 from lorary.hub.values import Version
 

@@ -8,7 +8,7 @@ import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_note, short_number, version_json
-from lorary.hub.search import Filter
+from lorary.hub.finding.search import Filter
 
 EXAMPLES = (
     "lorary best --domain legal --task summarization --metric rougeL --base org/base",

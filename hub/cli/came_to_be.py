@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lorary.hub.origin import DataPart, Origin, git_state, packages, read_origin
+from lorary.hub.provenance.origin import DataPart, Origin, git_state, packages, read_origin
 from lorary.hub.units import memory, short_number
 from lorary.hub.values import Version
 

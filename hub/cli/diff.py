@@ -13,8 +13,8 @@ from lorary.hub.cli.output import print_json, print_line, print_table, short_num
 from lorary.hub.errors import InvalidReferenceError
 
 if TYPE_CHECKING:
-    from lorary.hub.difference import Difference, MetricChange, Side
-    from lorary.hub.norms import NormDifference
+    from lorary.hub.comparing.difference import Difference, MetricChange, Side
+    from lorary.hub.comparing.norms import NormDifference
     from lorary.hub.registry import Registry
 
 EXAMPLES = (
@@ -40,7 +40,7 @@ def command(
     The weights' table has the norm of each module's update (scale * B A), and that of their difference by the larger
     norm: 0 is the same update, about 1.4 an unrelated one, 2 the opposite.
     """
-    from lorary.hub.difference import compare
+    from lorary.hub.comparing.difference import compare
 
     catalogue = open_registry(registry)
     difference = compare(_side(catalogue, left), _side(catalogue, right))
@@ -60,7 +60,7 @@ def command(
 
 def _side(catalogue: Registry, text: str) -> Side:
     from lorary.hub.checkpoint import read_checkpoint
-    from lorary.hub.difference import Side
+    from lorary.hub.comparing.difference import Side
     from lorary.hub.reference import FolderReference, HubReference, parse_reference
 
     reference = parse_reference(text)

@@ -9,8 +9,8 @@ import typer
 from lorary.hub.cli.list_remote import EverybodyOption, RemoteOption, print_remote
 from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_csv, print_json, print_line, print_note, print_table, short_number, version_json
+from lorary.hub.finding.search import NUMBERS, Filter, parse_comparison
 from lorary.hub.metrics import headline
-from lorary.hub.search import NUMBERS, Filter, parse_comparison
 from lorary.hub.values import Version
 
 EXAMPLES = (

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lorary.hub.cli.output import print_csv, print_json, print_line, print_matrix, short_number
-from lorary.hub.overview import Cell
+from lorary.hub.finding.overview import Cell
 from lorary.hub.registry import Registry
 
 MetricOption = Annotated[

@@ -48,7 +48,7 @@ def command(
     from lorary.adapters.device import pick_device, pick_dtype
     from lorary.adapters.matching.support import check_supported
     from lorary.adapters.sources import find_checkpoint
-    from lorary.hub.folders import demand_free
+    from lorary.hub.files.folders import demand_free
 
     # All that can be said before the base is loaded, which may mean a long download.
     demand_free(folder.expanduser().absolute())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorary.hub.catalogue import named_base
 from lorary.hub.errors import BaseNotFoundError, UsageError
+from lorary.hub.tables.catalogue import named_base
 
 if TYPE_CHECKING:
     from lorary.adapters import Backbone

@@ -14,9 +14,9 @@ from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import LoraryError, UsageError
-from lorary.hub.links import links
 from lorary.hub.metrics import SPLITS
 from lorary.hub.registry import Registry
+from lorary.hub.tables.links import links
 from lorary.hub.values import Version
 
 EXAMPLES = (

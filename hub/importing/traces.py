@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.checkpoint import KEPT_FILES, Checkpoint
-from lorary.hub.front_matter import read_front_matter, terms_in
 from lorary.hub.importing.discover import Found
 from lorary.hub.importing.plain_yaml import load_plain_yaml
-from lorary.hub.insertion import Metrics
 from lorary.hub.jsontext import load_json
-from lorary.hub.private import bare_name
+from lorary.hub.provenance.front_matter import read_front_matter, terms_in
+from lorary.hub.provenance.private import bare_name
+from lorary.hub.tables.insertion import Metrics
 
 _LARGEST = 50_000_000  # bytes
 _MOST_POINTS = 200

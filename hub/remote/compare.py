@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lorary.hub.links import links
 from lorary.hub.registry import Registry
 from lorary.hub.remote.base import State
+from lorary.hub.tables.links import links
 from lorary.hub.values import Version
 
 Relation = Literal["same", "ahead", "behind", "diverged", "missing", "unknown"]

@@ -26,11 +26,11 @@ from lorary.hub.errors import (
     UnknownReferenceError,
     UnsafeFileError,
 )
+from lorary.hub.files.store import copy_file, sync_folder
 from lorary.hub.reference import check_name
 from lorary.hub.remote.address import folder_url
 from lorary.hub.remote.base import Fetched, Parcel, State, check_listing
 from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile, parse_version_file
-from lorary.hub.store import copy_file, sync_folder
 
 _VERSIONS = "versions"
 _NUMBER = re.compile(r"[1-9][0-9]{0,5}")

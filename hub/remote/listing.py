@@ -9,13 +9,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from lorary.hub.card.metadata import DOMAIN_TAG, TAG
-from lorary.hub.catalogue import check_task
 from lorary.hub.errors import InvalidReferenceError, RemoteError
 from lorary.hub.manifest import TASKS
 from lorary.hub.reference import normalise_domain
 from lorary.hub.remote.address import FolderAddress, parse_address
 from lorary.hub.remote.calls import PATIENCE, ask
 from lorary.hub.remote.folder import SharedFolder, holds_versions
+from lorary.hub.tables.catalogue import check_task
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorary.hub.card import make_card
-from lorary.hub.cleaning import cleaned
 from lorary.hub.errors import ChangedFilesError, InvalidReferenceError, UnknownReferenceError
-from lorary.hub.links import links
-from lorary.hub.private import public_base
+from lorary.hub.provenance.cleaning import cleaned
+from lorary.hub.provenance.private import public_base
 from lorary.hub.registry import Registry
 from lorary.hub.remote.address import SCHEME
 from lorary.hub.remote.base import CARD_NAME, Parcel
 from lorary.hub.remote.versionfile import VERSION_NAME, Parent, VersionFile
+from lorary.hub.tables.links import links
 from lorary.hub.values import FileEntry, Version
 
 

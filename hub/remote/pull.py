@@ -13,14 +13,14 @@ from lorary.hub.errors import (
     RemoteError,
     UsageError,
 )
-from lorary.hub.links import adopt, remember, version_of
+from lorary.hub.files.store import hash_file
 from lorary.hub.reference import HubReference, check_name
 from lorary.hub.registry import Registry
 from lorary.hub.remote.address import Address, parse_address
 from lorary.hub.remote.base import CARD_NAME, Fetched, Remote
 from lorary.hub.remote.places import open_remote
 from lorary.hub.remote.versionfile import Parent, VersionFile
-from lorary.hub.store import hash_file
+from lorary.hub.tables.links import adopt, remember, version_of
 from lorary.hub.values import Version
 
 _NUMBERED = re.compile(r"v[0-9]+")

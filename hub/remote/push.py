@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorary.hub.errors import RemoteConflictError, RemoteError, UsageError
-from lorary.hub.links import links, remember
 from lorary.hub.reference import HubReference
 from lorary.hub.registry import Registry
 from lorary.hub.remote.address import parse_address
@@ -15,6 +14,7 @@ from lorary.hub.remote.base import Parcel, Remote, State
 from lorary.hub.remote.compare import Comparison, compare
 from lorary.hub.remote.parcel import pack
 from lorary.hub.remote.places import open_remote, repository_of
+from lorary.hub.tables.links import links, remember
 from lorary.hub.values import Version
 
 # A version's own name, the branch that all versions are on, and what git allows no tag to be

@@ -25,11 +25,11 @@ from lorary.hub.errors import (
     RemoteError,
     UnknownReferenceError,
 )
+from lorary.hub.files.store import hash_file
 from lorary.hub.remote.bars import bars
 from lorary.hub.remote.base import Fetched, Parcel, State, check_listing, stale
 from lorary.hub.remote.calls import PATIENCE, ask, conflict
 from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile, parse_version_file
-from lorary.hub.store import hash_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lorary.hub.errors import LoraryError, UnknownReferenceError
-from lorary.hub.links import links
 from lorary.hub.reference import check_name
 from lorary.hub.registry import Registry
 from lorary.hub.remote.address import parse_address
 from lorary.hub.remote.base import Remote
 from lorary.hub.remote.compare import Comparison, compare
 from lorary.hub.remote.places import open_remote
+from lorary.hub.tables.links import links
 
 
 def status(

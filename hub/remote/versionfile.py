@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorary.hub.errors import CheckpointError, LoraryError
-from lorary.hub.insertion import check_metrics
 from lorary.hub.jsontext import load_json
+from lorary.hub.tables.insertion import check_metrics
 from lorary.hub.values import FileEntry
 
 VERSION_NAME = "lorary-version.json"

@@ -12,7 +12,7 @@ from peft.utils.other import get_pattern_key
 from lorary.adapters.matching.methods import REFUSED, ROWS_ALONE, THROUGH_PEFT
 from lorary.adapters.matching.support import APPLIED, BY_PEFT, CONDITIONS, TRAINING_ONLY, is_off
 from lorary.adapters.matching.targets import is_target
-from lorary.hub.scaling import rank_and_scale
+from lorary.hub.comparing.scaling import rank_and_scale
 
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
 NAMES = [f"model.layers.{i}.{m}" for i in range(12) for m in ("self_attn.q_proj", "mlp.up_proj", "mlp.experts.0.w1")]

@@ -47,6 +47,7 @@ def run(capsys, monkeypatch):
 
     def run(*words, code=0, stdin=None):
         monkeypatch.setattr(sys, "stdin", stdin if stdin is not None else io.StringIO(""))
+        capsys.readouterr()  # what making the test's own models printed
         found = main(["run", *map(str, words)])
         captured = capsys.readouterr()
         assert found == code, captured

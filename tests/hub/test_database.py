@@ -13,8 +13,8 @@ import pytest
 
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
-from lorary.hub.database import writing
 from lorary.hub.errors import LoraryError, RegistryError, UnknownReferenceError
+from lorary.hub.tables.database import writing
 
 READS = {
     "versions": lambda registry: registry.versions(),

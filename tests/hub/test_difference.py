@@ -8,8 +8,8 @@ import pytest
 from checkpoints import make_checkpoint, make_manifest, write_safetensors
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.cli.main import main
+from lorary.hub.comparing.norms import compare_norms
 from lorary.hub.errors import CheckpointError
-from lorary.hub.norms import compare_norms
 
 MODULE = "base_model.model.layer.query"
 

@@ -5,10 +5,10 @@ import sqlite3
 import pytest
 
 from checkpoints import BASE_FINGERPRINT, make_manifest
-from lorary.hub import finding
 from lorary.hub.errors import InvalidReferenceError, UnknownReferenceError, UsageError
+from lorary.hub.finding import query
+from lorary.hub.finding.search import Filter
 from lorary.hub.manifest import BaseIdentity, Numerics
-from lorary.hub.search import Filter
 
 OTHER = BaseIdentity("org/TinyLlama-1.1B", fingerprint="0" * 64)
 
@@ -17,7 +17,7 @@ OTHER = BaseIdentity("org/TinyLlama-1.1B", fingerprint="0" * 64)
 def planned(request, monkeypatch):
     """Both ways in which a query is carried out: sorting what fits, and following the order's index."""
     if request.param == "many":
-        monkeypatch.setattr(finding, "_FEW", -1)
+        monkeypatch.setattr(query, "_FEW", -1)
 
 
 @pytest.fixture

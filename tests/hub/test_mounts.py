@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from checkpoints import make_checkpoint
-from lorary.hub import mounts
 from lorary.hub.cli.main import main
 from lorary.hub.errors import NetworkFileSystemWarning
-from lorary.hub.mounts import network_type, parse_mountinfo
+from lorary.hub.tables import mounts
+from lorary.hub.tables.mounts import network_type, parse_mountinfo
 
 MOUNTINFO = r"""
 22 27 0:21 / /proc rw,relatime - proc proc rw

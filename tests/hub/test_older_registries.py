@@ -14,7 +14,7 @@ import pytest
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.errors import RegistryError
-from lorary.hub.schema import MIGRATIONS
+from lorary.hub.tables.schema import MIGRATIONS
 
 STORED = Path(__file__).parent / "registries"
 

@@ -9,7 +9,7 @@ from lorary.hub.bases import bases_of
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.embedded import resolve_base
 from lorary.hub.manifest import BaseIdentity, Prompt
-from lorary.hub.private import public_base, redact, redact_text
+from lorary.hub.provenance.private import public_base, redact, redact_text
 
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789"[:34]
 KEY = "0123456789abcdef0123456789abcdef01234567"

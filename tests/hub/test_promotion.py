@@ -3,8 +3,8 @@ import pytest
 from checkpoints import make_manifest
 from lorary.hub import Registry
 from lorary.hub.errors import PromotionRefusedError, RegistryConflictError, UnknownReferenceError, UsageError
+from lorary.hub.keeping.promotion import parse_requirement
 from lorary.hub.manifest import BaseIdentity
-from lorary.hub.promotion import parse_requirement
 
 
 def measured(**test):

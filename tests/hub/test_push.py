@@ -12,8 +12,8 @@ from lorary.hub.errors import (
     UnknownReferenceError,
     UsageError,
 )
-from lorary.hub.links import links
 from lorary.hub.remote import pull, push
+from lorary.hub.tables.links import links
 
 REPO = "ann/finance-tone"
 

@@ -4,8 +4,8 @@ import pytest
 import sqlite_utils
 
 from checkpoints import make_checkpoint
-from lorary.hub import schema
 from lorary.hub.errors import RegistryError, RegistryVersionError
+from lorary.hub.tables import schema
 
 
 @pytest.fixture

@@ -253,7 +253,7 @@ def test_the_command(make, registry, tmp_path, capsys):
 def test_an_older_registry_gets_the_columns(registry, make):
     from sqlite_utils import Database
 
-    from lorary.hub import schema
+    from lorary.hub.tables import schema
 
     with closing(sqlite3.connect(registry.path)) as connection, pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError, LoraryError
-from lorary.hub.store import hash_file
+from lorary.hub.files.store import hash_file
 from lorary.training.data.contents import decode, read_content
 from lorary.training.recipe.check import is_data_file
 from lorary.training.recipe.raw import shown as raw_value

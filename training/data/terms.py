@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorary.hub.front_matter import Terms, read_terms
+from lorary.hub.provenance.front_matter import Terms, read_terms
 from lorary.training.recipe import Recipe
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lorary.adapters.loading import is_encoder
 from lorary.hub.errors import GateError
-from lorary.hub.private import bare_name, redact_text
+from lorary.hub.provenance.private import bare_name, redact_text
 from lorary.training.data import Example
 from lorary.training.fitting.evaluate import token_logits
 from lorary.training.fitting.loop import Fitted

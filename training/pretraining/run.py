@@ -11,9 +11,9 @@ from typing import Any
 from lorary.adapters.device import pick_device
 from lorary.adapters.identity import fingerprint_model
 from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
+from lorary.hub.files.store import sync_folder
 from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
-from lorary.hub.store import sync_folder
 from lorary.hub.values import PretrainedBase
 from lorary.training.checkpoints import write_json
 from lorary.training.data import Example

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.hub.private import public_base, redact_text
+from lorary.hub.provenance.private import public_base, redact_text
 from lorary.hub.reference import normalise_domain
 from lorary.training.fitting.loop import Fitted
 from lorary.training.prepare import Prepared

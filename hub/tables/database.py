@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.errors import RegistryError
-from lorary.hub.fulltext import refresh
-from lorary.hub.mounts import warn_of_network
-from lorary.hub.schema import is_current, migrate
+from lorary.hub.finding.fulltext import refresh
+from lorary.hub.tables.mounts import warn_of_network
+from lorary.hub.tables.schema import is_current, migrate
 
 if TYPE_CHECKING:
     from sqlite_utils import Database

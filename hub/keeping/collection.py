@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.database import reading, writing
 from lorary.hub.errors import LoraryError, UnknownReferenceError
-from lorary.hub.removal import needs_folder, needs_object
-from lorary.hub.staging import abandoned
-from lorary.hub.store import Store
+from lorary.hub.files.staging import abandoned
+from lorary.hub.files.store import Store
+from lorary.hub.keeping.removal import needs_folder, needs_object
+from lorary.hub.tables.database import reading, writing
 from lorary.hub.values import Collected
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ _BATCH = 500  # files deleted in one write transaction, so that other writers ge
 def collect(path: Path, store: Store, *, dry_run: bool = False) -> Collected:
     """Delete objects, copies and folders of bases that nothing in the registry needs; ``dry_run`` only counts them.
 
-    Safe beside commands that are adding something: see :mod:`lorary.hub.removal` and :mod:`lorary.hub.staging`. What
-    can't be deleted is told in the result's ``problems``, and the rest is deleted all the same.
+    Safe beside commands that are adding something: see :mod:`lorary.hub.keeping.removal` and
+    :mod:`lorary.hub.files.staging`. What can't be deleted is told in the result's ``problems``, and the rest is
+    deleted all the same.
 
     Raises:
         UnknownReferenceError: there is no registry, so nothing says what is needed.

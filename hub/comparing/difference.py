@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorary.hub.catalogue import describe
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.norms import NormDifference, compare_norms
+from lorary.hub.comparing.norms import NormDifference, compare_norms
+from lorary.hub.tables.catalogue import describe
 from lorary.hub.values import Version
 
 _LONGEST = 20  # values of a list before only their number is told

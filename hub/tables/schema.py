@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lorary.hub.errors import RegistryError, RegistryVersionError
-from lorary.hub.schema_finding import FULL_TEXT, INDICES, VIEWS
+from lorary.hub.tables.schema_finding import FULL_TEXT, INDICES, VIEWS
 
 if TYPE_CHECKING:
     from sqlite_utils import Database

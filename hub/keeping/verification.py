@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.bases import Bases
-from lorary.hub.catalogue import describe, select
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
-from lorary.hub.database import reading
 from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
-from lorary.hub.fulltext import count_stale
-from lorary.hub.lookup import locate
-from lorary.hub.store import Store, hash_file
+from lorary.hub.files.store import Store, hash_file
+from lorary.hub.finding.fulltext import count_stale
+from lorary.hub.tables.catalogue import describe, select
+from lorary.hub.tables.database import reading
+from lorary.hub.tables.lookup import locate
 from lorary.hub.values import FileEntry, Finding, Version
 
 if TYPE_CHECKING:

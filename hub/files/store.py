@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
-from lorary.hub.staging import Staging, staging_folder
+from lorary.hub.files.staging import Staging, staging_folder
 from lorary.hub.values import FileEntry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -142,7 +142,7 @@ class Store:
                 yield path.name
 
     def incoming(self) -> list[Path]:
-        """The copies that are under way, or were broken off by a kill: see :func:`lorary.hub.staging.abandoned`."""
+        """The copies that are under way, or were broken off by a kill (:func:`.staging.abandoned`)."""
         return sorted(self._incoming.glob("*"))
 
     def _make_folder(self, folder: Path) -> set[Path]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
+from lorary.hub.comparing.scaling import rank_and_scale
 from lorary.hub.errors import CheckpointError
-from lorary.hub.scaling import rank_and_scale
 from lorary.hub.tensorfile import TensorInfo
 
 if TYPE_CHECKING:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorary.hub.aliases import LONGEST, adapter_of, check_line, meaning, set_alias, signature
-from lorary.hub.database import reading, writing
 from lorary.hub.errors import (
     InvalidReferenceError,
     PromotionRefusedError,
@@ -17,14 +15,16 @@ from lorary.hub.errors import (
     UnknownReferenceError,
     UsageError,
 )
-from lorary.hub.lookup import locate
+from lorary.hub.keeping.aliases import LONGEST, adapter_of, check_line, meaning, set_alias, signature
 from lorary.hub.reference import check_name
+from lorary.hub.tables.database import reading, writing
+from lorary.hub.tables.lookup import locate
 from lorary.hub.values import Check, Finding, Promotion, Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-    from lorary.hub.keeping import Keeping
+    from lorary.hub.keeping.methods import Keeping
 
 VERIFY = "verify"
 """The requirement that the version's files are what the catalogue says."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import RegistryConflictError, UnknownReferenceError, UsageError
-from lorary.hub.lookup import locate
+from lorary.hub.tables.lookup import locate
 from lorary.hub.values import AliasMove
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from lorary.hub.catalogue import Description, select
 from lorary.hub.errors import RegistryConflictError, UsageError
+from lorary.hub.tables.catalogue import Description, select
 from lorary.hub.values import FileEntry, Version
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 class NewVersion:
     """All that a version's rows are made from, apart from its files and its number.
 
-    ``base_folder`` is where its base is on this machine, see :func:`lorary.hub.private.own_folder`;
+    ``base_folder`` is where its base is on this machine, see :func:`lorary.hub.provenance.private.own_folder`;
     ``created_at`` when it was first registered, None for now.
     """
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.errors import UnknownReferenceError
-from lorary.hub.finding import COLUMNS, find_page, metric_order, select_in_order
+from lorary.hub.finding.query import COLUMNS, find_page, metric_order, select_in_order
+from lorary.hub.finding.search import Condition, Filter, conditions_for, known_fingerprints
 from lorary.hub.metrics import lower_is_better
-from lorary.hub.search import Condition, Filter, conditions_for, known_fingerprints
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.catalogue import select
 from lorary.hub.errors import InvalidReferenceError, UnknownReferenceError
 from lorary.hub.reference import FolderReference, RegistryReference, parse_reference
+from lorary.hub.tables.catalogue import select
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:

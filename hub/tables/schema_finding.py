@@ -1,6 +1,6 @@
 """The part of the schema by which adapters are found: full text, indices, and views that people read.
 
-It belongs to the migration ``m003_finding`` of :mod:`lorary.hub.schema`, and like it is never edited once released.
+It belongs to the migration ``m003_finding`` of :mod:`.schema`, and like it is never edited once released.
 Everything here follows from the other tables, and triggers keep it so, whoever writes them: ``search`` has a row for
 each version, and ``metrics`` repeats the domain and task of its version, so that the best of a cell is one step in an
 index. The registry is opened with ``trusted_schema = OFF``: triggers and views may use only what SQLite calls
@@ -28,7 +28,7 @@ INSERT INTO search (rowid, name, domain, task, base, method, strategy, tags, ali
 SELECT version_id, name, domain, task, base, method, strategy, tags, aliases, labels FROM search_text;
 
 -- SQLite lets no trigger write to a virtual table here, so the triggers note which versions changed, and whoever writes
--- brings `search` up to date before the commit (lorary.hub.fulltext).
+-- brings `search` up to date before the commit (lorary.hub.finding.fulltext).
 CREATE TABLE search_pending (version_id INTEGER NOT NULL);
 CREATE TRIGGER search_new_version AFTER INSERT ON versions BEGIN
     INSERT INTO search_pending VALUES (new.id);

@@ -21,7 +21,7 @@ from lorary.hub.checkpoint import (
 from lorary.hub.errors import CheckpointError
 from lorary.hub.jsontext import load_json
 from lorary.hub.manifest import MANIFEST_NAME, Manifest
-from lorary.hub.private import bare_name, is_absolute, public_base, redact, redact_text
+from lorary.hub.provenance.private import bare_name, is_absolute, public_base, redact, redact_text
 
 # Fields of these files that name a model or a file; their other texts are what the adapter is made of.
 _PATHS = (

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lorary.hub.catalogue import select
-from lorary.hub.database import reading, writing
-from lorary.hub.lookup import locate
 from lorary.hub.registry import Registry
+from lorary.hub.tables.catalogue import select
+from lorary.hub.tables.database import reading, writing
+from lorary.hub.tables.lookup import locate
 from lorary.hub.values import Version
 
 

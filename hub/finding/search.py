@@ -10,12 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.catalogue import check_task
 from lorary.hub.errors import UnknownReferenceError, UsageError
-from lorary.hub.fulltext import match_expression
-from lorary.hub.lookup import locate_id
-from lorary.hub.private import own_folder
+from lorary.hub.finding.fulltext import match_expression
+from lorary.hub.provenance.private import own_folder
 from lorary.hub.reference import check_name, normalise_domain
+from lorary.hub.tables.catalogue import check_task
+from lorary.hub.tables.lookup import locate_id
 
 if TYPE_CHECKING:
     from sqlite_utils import Database

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.aliases import Signature, drop_aliases
-from lorary.hub.database import writing
 from lorary.hub.errors import RegistryConflictError, UsageError
-from lorary.hub.lookup import locate, registry_reference
-from lorary.hub.store import Store
+from lorary.hub.files.store import Store
+from lorary.hub.keeping.aliases import Signature, drop_aliases
+from lorary.hub.tables.database import writing
+from lorary.hub.tables.lookup import locate, registry_reference
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lorary.hub.aliases import adapter_of, drop_aliases, history, roll_back, set_alias, signature
-from lorary.hub.collection import collect
-from lorary.hub.database import reading, writing
 from lorary.hub.errors import LoraryError
-from lorary.hub.lookup import locate
-from lorary.hub.promotion import promote
+from lorary.hub.files.store import Store
+from lorary.hub.keeping.aliases import adapter_of, drop_aliases, history, roll_back, set_alias, signature
+from lorary.hub.keeping.collection import collect
+from lorary.hub.keeping.promotion import promote
+from lorary.hub.keeping.removal import remove_rows, sweep
+from lorary.hub.keeping.verification import verify
 from lorary.hub.reference import check_name
-from lorary.hub.removal import remove_rows, sweep
-from lorary.hub.store import Store
+from lorary.hub.tables.database import reading, writing
+from lorary.hub.tables.lookup import locate
 from lorary.hub.values import AliasMove, Collected, Finding, Promotion, Version
-from lorary.hub.verification import verify
 
 
 class Keeping:

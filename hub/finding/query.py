@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.catalogue import select
 from lorary.hub.errors import UnknownReferenceError, UsageError
-from lorary.hub.lookup import locate_id
+from lorary.hub.finding.search import NUMBERS, Condition, Filter, check_metric, conditions_for
 from lorary.hub.metrics import lower_is_better
-from lorary.hub.search import NUMBERS, Condition, Filter, check_metric, conditions_for
+from lorary.hub.tables.catalogue import select
+from lorary.hub.tables.lookup import locate_id
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def find_versions(
 
     Raises:
         UsageError: a condition, an order or a limit that can't be one.
-        UnknownReferenceError: see :func:`~lorary.hub.search.conditions_for`.
+        UnknownReferenceError: see :func:`~lorary.hub.finding.search.conditions_for`.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}; expected at least 1, or none for all")

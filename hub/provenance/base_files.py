@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lorary.hub.store import hash_file
+from lorary.hub.files.store import hash_file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # What a model and its tokenizer are read from, whichever format its weights have.

@@ -28,7 +28,7 @@ def pending(db: Database) -> bool:
 
 def catch_up(path: Path) -> None:
     """Bring the index up to date with what other programs have changed, where the registry can be written."""
-    from lorary.hub.database import reading, writing
+    from lorary.hub.tables.database import reading, writing
 
     with reading(path) as db:
         behind = db is not None and pending(db)

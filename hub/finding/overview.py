@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lorary.hub.finding.search import check_metric
 from lorary.hub.metrics import headline, lower_is_better
-from lorary.hub.search import check_metric
 
 if TYPE_CHECKING:
     from sqlite_utils import Database

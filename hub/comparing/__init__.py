@@ -1,0 +1,1 @@
+"""What two adapters differ in."""

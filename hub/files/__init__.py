@@ -1,0 +1,1 @@
+"""The files of all versions, beside the database."""

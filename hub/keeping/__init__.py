@@ -1,0 +1,1 @@
+"""Keeping the catalogue: aliases and their history, removing, clearing up, verifying."""

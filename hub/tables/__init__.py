@@ -1,0 +1,1 @@
+"""``registry.db``: opening it, its tables, and the rows of a version."""

@@ -45,19 +45,15 @@ class Packing:
         return last[2]
 
     def token_slots(self, slots: Sequence[int], count: int) -> list[int]:
-        """The slot of each of a layer's ``count`` tokens, from those of the sequences. Raises as :meth:`sequences`."""
-        return [slot for slot, length in zip(*self.sequences(slots, count), strict=True) for _ in range(length)]
-
-    def sequences(self, slots: Sequence[int], count: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Of the sequences that a layer sees ``count`` tokens of: the slot of each, and how many tokens it has there.
+        """The slot of each of a layer's ``count`` tokens, from those of the sequences.
 
         Raises:
             RoutingError: the layer sees neither the row's tokens nor the kept ones.
         """
         if count == sum(self.lengths):
-            return slots, self.lengths
+            return [slot for slot, length in zip(slots, self.lengths, strict=True) for _ in range(length)]
         if self.kept is not None and count == len(self.kept):
-            return [slots[sequence] for sequence in self.kept], [1] * count
+            return [slots[sequence] for sequence in self.kept]
         raise RoutingError(
             f"a layer sees {count} tokens of a packed row of {sum(self.lengths)}, so its sequences can't be told "
             "apart; pass lengths that add up to the row (padding as a sequence of its own), or one sequence at a time"

@@ -125,6 +125,8 @@ class Products:
 
     def row_slots(self, rows: int, device: torch.device) -> torch.Tensor:
         """The slot of each of a layer's ``rows``: [rows], on ``device``. Raises as :meth:`groups` does."""
+        if self._one is not None:
+            return torch.full((rows,), self._one, device=device)
         return self.groups(rows, device).row_slots
 
     def _bank(self, rows: int) -> Bank:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.kept import Kept, StepProducts
+from lorary.adapters.kept import Kept
 from lorary.adapters.packing import Packing
 from lorary.adapters.products import Products
 from lorary.hub.errors import RoutingError
@@ -62,7 +62,7 @@ class Routing:
         self._ranks: dict[str, int] = {}
         self._kept = kept
         self._products = self._lay_out() if self._distinct else None
-        self._packed: dict[int, Products | StepProducts] = {}
+        self._packed: dict[int, Products] = {}
 
     def _lay_out(self) -> Products:
         if self._kept is not None and self.uniform:
@@ -125,11 +125,11 @@ class Routing:
             flat = self._override_rows(path, flat, products, tokens)
         return products.add(path, tokens, flat).view(out.shape)
 
-    def _pack(self, packing: Packing, count: int) -> Products | StepProducts:
+    def _pack(self, packing: Packing, count: int) -> Products:
+        slots = packing.token_slots(self.slots, count)
         if self._kept is None:
-            return Products(self.arena, packing.token_slots(self.slots, count), self._rank_at)
-        slots, lengths = packing.sequences(self.slots, count)
-        return self._kept.packed(self.arena, self._distinct, slots, lengths)
+            return Products(self.arena, slots, self._rank_at)
+        return self._kept.packed(self.arena, self._distinct, slots)
 
     def _rank_at(self, path: str) -> int:
         if path not in self._ranks:
@@ -145,9 +145,7 @@ class Routing:
             return trained[self.slots[0]](x)
         return self._override_rows(path, layer(x, *args, **kwargs), products, x)
 
-    def _override_rows(
-        self, path: str, out: torch.Tensor, products: Products | StepProducts, x: torch.Tensor
-    ) -> torch.Tensor:
+    def _override_rows(self, path: str, out: torch.Tensor, products: Products, x: torch.Tensor) -> torch.Tensor:
         """``out`` [rows, ...] with the rows of ``x`` whose adapter trained the module put through the trained one."""
         for slot, own in self._overriding.items():
             if (override := own.overrides.get(path)) is not None:

@@ -118,14 +118,15 @@ class Resident:
         return self.rank
 
 
-@pytest.mark.parametrize("long", [8, 1, 100])
-def test_what_is_kept_serves_steps_of_other_rows(arena, long, monkeypatch):
+@pytest.mark.parametrize("spare", [4, 0.1])
+def test_what_is_kept_serves_steps_of_other_rows(arena, spare, monkeypatch):
     """Requests join, leave and change places; adapters come to other slots; each step is as if it were the only one."""
-    monkeypatch.setattr(kept, "_LONG", long)
+    monkeypatch.setattr(kept, "_SPARE", spare)
     keeper = Kept()
     residents = {slot: Resident(f"digest {slot}", rank) for slot, rank in RANKS.items()}
     steps = [
         ((1, 2, 3), (1, 1, 1)),
+        ((0, 0), (1, 2)),
         ((0, 3), (1, 1)),  # fewer than were laid out, and the bare backbone in the first row
         ((0, 2, 0), (1, 2, 1)),
         ((3, 2, 1), (1, 9, 2)),
@@ -137,7 +138,7 @@ def test_what_is_kept_serves_steps_of_other_rows(arena, long, monkeypatch):
         for slots, lengths in steps:
             adapters = {slot: residents[slot] for slot in slots if slot}
             tokens = [slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)]
-            product = keeper.packed(arena, adapters, slots, lengths)
+            product = keeper.packed(arena, adapters, tokens)
             assert product.row_slots(len(tokens), CPU).tolist() == tokens
             shared = torch.randn(len(tokens), 6)
             x = {"q": shared, "k": shared, "o": torch.randn(len(tokens), 8)}
@@ -156,16 +157,16 @@ def test_what_is_kept_serves_steps_of_other_rows(arena, long, monkeypatch):
 
 def test_what_is_copied_late_is_not_taken_for_an_adapter_that_had_left_its_slot(arena):
     """A module that only some steps reach is copied when one does, and by then a slot may hold something else."""
-    keeper, one, two, guest = Kept(), Resident("one", 4), Resident("two", 2), Resident("guest", 2)
+    keeper, one, two = Kept(), Resident("one", 4), Resident("two", 2)
     x = {"q": torch.randn(2, 6), "o": torch.randn(2, 8)}
     with torch.no_grad():
-        keeper.packed(arena, {1: one, 2: two}, (1, 2), (1, 1)).add("q", x["q"], torch.ones(2, 8))
+        keeper.packed(arena, {1: one, 2: two}, (1, 2)).add("q", x["q"], torch.ones(2, 8))
         at_home = pack(arena.layout, {path: arena.read(2, path, 2) for path in SITES})
         arena.place(2, pack(arena.layout, {"o": LowRank(torch.randn(2, 8), torch.randn(6, 2), None, 1.0)}))
-        step = keeper.packed(arena, {1: one, 3: guest}, (1, 1), (1, 1))
+        step = keeper.packed(arena, {1: one}, (1, 1))
         step.add("o", x["o"], torch.ones(2, 6))  # copies for slot 2 too, which isn't that of `two` at present
         arena.place(2, at_home)
-        out = keeper.packed(arena, {1: one, 2: two}, (1, 2), (1, 1)).add("o", x["o"], torch.ones(2, 6))
+        out = keeper.packed(arena, {1: one, 2: two}, (1, 2)).add("o", x["o"], torch.ones(2, 6))
     torch.testing.assert_close(out, expected(arena, "o", (1, 2), x["o"], torch.ones(2, 6)), atol=1e-5, rtol=1e-5)
 
 

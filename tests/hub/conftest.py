@@ -1,6 +1,7 @@
 import pytest
 
 from checkpoints import make_checkpoint
+from lorary.hub import Registry
 
 
 @pytest.fixture
@@ -12,3 +13,17 @@ def add(registry, tmp_path):
         return registry.add(folder, name=name, **options)
 
     return add
+
+
+@pytest.fixture
+def ann(hub, monkeypatch):
+    """Ann is logged in."""
+    hub.users["hf_ann"] = "ann"
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    return hub
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """The registry of another machine."""
+    return Registry(tmp_path / "elsewhere" / "registry.db")

@@ -3,25 +3,10 @@
 import pytest
 
 from checkpoints import make_checkpoint, make_manifest
-from lorary.hub import Registry
 from lorary.hub.errors import RemoteError, UsageError
 from lorary.hub.remote import list_remote, pull, push, status, sync
 
 REPO = "ann/finance-tone"
-
-
-@pytest.fixture
-def ann(hub, monkeypatch):
-    """Ann is logged in."""
-    hub.users["hf_ann"] = "ann"
-    monkeypatch.setenv("HF_TOKEN", "hf_ann")
-    return hub
-
-
-@pytest.fixture
-def elsewhere(tmp_path):
-    """The registry of another machine."""
-    return Registry(tmp_path / "elsewhere" / "registry.db")
 
 
 def test_ahead_behind_same_and_diverged(ann, registry, add, elsewhere, tmp_path):

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from checkpoints import header_bytes, make_checkpoint, make_manifest
-from lorary.hub import Registry
 from lorary.hub.checkpoint import KEPT_FILES
 from lorary.hub.errors import (
     ChangedFilesError,
@@ -21,20 +20,6 @@ from lorary.hub.remote import pull, push
 from lorary.hub.tables.links import links
 
 REPO = "ann/finance-tone"
-
-
-@pytest.fixture
-def ann(hub, monkeypatch):
-    """Ann is logged in."""
-    hub.users["hf_ann"] = "ann"
-    monkeypatch.setenv("HF_TOKEN", "hf_ann")
-    return hub
-
-
-@pytest.fixture
-def elsewhere(tmp_path):
-    """The registry of another machine."""
-    return Registry(tmp_path / "elsewhere" / "registry.db")
 
 
 def test_there_and_back(ann, registry, add, elsewhere):

@@ -18,14 +18,6 @@ from lorary.hub.tables.links import links
 REPO = "ann/finance-tone"
 
 
-@pytest.fixture
-def ann(hub, monkeypatch):
-    """Ann is logged in."""
-    hub.users["hf_ann"] = "ann"
-    monkeypatch.setenv("HF_TOKEN", "hf_ann")
-    return hub
-
-
 def stated(hub, revision="main"):
     return json.loads(hub.files(REPO, revision)["lorary-version.json"])
 

@@ -109,6 +109,16 @@ def post_parameters(pipeline: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     return post
 
 
+def open_pipeline(kind: type[Any], setting: Setting) -> Any:
+    """A transformers pipeline of this kind around the adapter's model.
+
+    The model may be a view of the backbone's, which isn't in the pipeline's list of classes; that it answers for the
+    task is known from its head.
+    """
+    own = type(kind.__name__, (kind,), {"check_model_type": lambda self, supported_models: None})
+    return own(model=setting.model, tokenizer=setting.tokenizer, device=device_of(setting.model))
+
+
 def device_of(model: Any) -> torch.device:
     """Where a task model's own parameters are."""
     return next(parameter.device for parameter in model.parameters())

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters, read_text, whole_number
+from lorary.adapters.predict.base import Row, Setting, open_pipeline, post_parameters, read_text, whole_number
 from lorary.hub.errors import UsageError
 
 
@@ -25,7 +25,7 @@ class FillMaskRows:
         if setting.tokenizer.mask_token_id is None:
             raise UsageError("this backbone's tokenizer has no mask token, so there is nothing to fill")
         model, preprocessing = setting.model, setting.preprocessing
-        self._pipeline = FillMaskPipeline(model=model, tokenizer=setting.tokenizer, device=device_of(model))
+        self._pipeline = open_pipeline(FillMaskPipeline, setting)
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, setting.limit
         self._mask, self._mask_id = setting.tokenizer.mask_token, setting.tokenizer.mask_token_id
         if params.get("top_k") is not None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters, read_text
+from lorary.adapters.predict.base import Row, Setting, open_pipeline, post_parameters, read_text
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import REGRESSION
 
@@ -28,8 +28,8 @@ class TextClassificationRows:
     def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
         from transformers import TextClassificationPipeline
 
-        model, preprocessing = setting.model, setting.preprocessing
-        self._pipeline = TextClassificationPipeline(model=model, tokenizer=setting.tokenizer, device=device_of(model))
+        preprocessing = setting.preprocessing
+        self._pipeline = open_pipeline(TextClassificationPipeline, setting)
         self._columns, self._prefix, self._limit = preprocessing.columns, preprocessing.prefix, setting.limit
         self._threshold = self._read_threshold(params.get("threshold"))
         others = {name: value for name, value in params.items() if name != "threshold"}

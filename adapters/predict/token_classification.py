@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters.predict.base import Row, Setting, device_of, post_parameters
+from lorary.adapters.predict.base import Row, Setting, open_pipeline, post_parameters
 from lorary.hub.errors import UsageError
 
 
@@ -39,8 +39,8 @@ class TokenClassificationRows:
     parameters: ClassVar = frozenset({"aggregation_strategy", "ignore_labels"})
 
     def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
-        model, preprocessing = setting.model, setting.preprocessing
-        self._pipeline = _pipeline_class()(model=model, tokenizer=setting.tokenizer, device=device_of(model))
+        preprocessing = setting.preprocessing
+        self._pipeline = open_pipeline(_pipeline_class(), setting)
         self._column, self._limit, self._stride = (
             preprocessing.columns.get("tokens", "tokens"), setting.limit, preprocessing.stride,
         )  # fmt: skip

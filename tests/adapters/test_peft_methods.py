@@ -94,6 +94,18 @@ def test_every_method(backbones, bases, tmp_path, family, task, method):
     assert all(torch.equal(before[name], p) for name, p in backbone.model.named_parameters())
 
 
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_transformers_pipelines_have_nothing_against_its_model(backbones, bases, tmp_path, task, monkeypatch):
+    """They know transformers' classes by name alone, and complain of every other at each call."""
+    said = []
+    monkeypatch.setattr("transformers.pipelines.base.logger.error", said.append)
+    backbone = backbones("bert", task)
+    backbone.load(make_method(bases("bert"), tmp_path / "quiet", "IA3", task=task))
+    backbone.predict(PROMPTS, "quiet")
+    backbone.unload("quiet")
+    assert said == []
+
+
 def assert_alike(mixed, solo):
     for got, want in zip(mixed, solo, strict=True):
         if isinstance(got, dict):

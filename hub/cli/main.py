@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign isn't worth an error
     words, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
+    if not debug:
+        _hush()
     try:
         with _warnings_on_one_line():
             return _run(words)
@@ -90,6 +93,13 @@ def _warnings_on_one_line() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def _hush() -> None:
+    """Leave out what libraries print on import, and their notes to programmers: they ask nothing of the user."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
 
 
 def _run(words: list[str]) -> int:

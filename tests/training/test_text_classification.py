@@ -300,6 +300,7 @@ def test_pairs_with_several_labels_pass_the_gate(of_rows, registry):
     assert version.manifest.preprocessing.columns == columns
 
 
+@pytest.mark.filterwarnings("error:A single label")
 def test_one_held_out_row_is_enough(make_recipe, registry, tmp_path):
     test = write_jsonl(tmp_path / "one.jsonl", [{"text": "profit rose", "label": "good"}])
     path = write_jsonl(tmp_path / "few.jsonl", tone_rows(8))

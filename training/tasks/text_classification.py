@@ -97,7 +97,8 @@ class TextClassification(Task):
             "f1_micro": float(f1_score(golds, found, average="micro")),
             "precision": float(precision),
             "recall": float(recall),
-            "mcc": float(matthews_corrcoef(golds, found)),
+            # One label everywhere is 0 by definition, which scikit-learn says in a warning.
+            "mcc": float(matthews_corrcoef(golds, found)) if len({*golds, *found}) > 1 else 0.0,
             **area_under_curves(truth, stacked(outcomes)),
         }
 

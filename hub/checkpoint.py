@@ -181,7 +181,7 @@ def read_checkpoint(source: str | Path | Mapping[str, Path], shown: str | None =
         folder = Path(source).expanduser()
         files, shown = checkpoint_files(folder), shown or str(folder)
     config = _read_config(files[CONFIG_NAME], shown)
-    tensors = read_header(files[WEIGHTS_NAME])
+    tensors = read_header(files[WEIGHTS_NAME], f"{shown}/{WEIGHTS_NAME}")
     if not tensors:
         raise CheckpointError(f"{shown}: {WEIGHTS_NAME} holds no tensors; train or save the adapter again")
     manifest = None

@@ -43,15 +43,15 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names and places of a file's tensors, sorted by name.
+def read_header(path: Path, shown: str | None = None) -> dict[str, TensorInfo]:
+    """Names and places of a file's tensors, sorted by name; ``shown`` is what errors call the file.
 
     Raises:
         CheckpointError: the file is missing, truncated, or its header contradicts its size.
     """
     try:
         with path.open("rb") as file:
-            return _read_header(file, path.stat().st_size, path.name)
+            return _read_header(file, path.stat().st_size, shown or path.name)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from error
 

@@ -161,3 +161,11 @@ def test_a_newer_manifest(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 4}))
     with pytest.raises(CheckpointError, match="newer than this lorary reads"):
         read_checkpoint(tmp_path)
+
+
+def test_an_error_in_the_weights_names_their_source(tmp_path):
+    weights = make_checkpoint(tmp_path / "a") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    files = {path.name: path for path in weights.parent.iterdir()}
+    with pytest.raises(CheckpointError, match=r"^ann/tone@v1/adapter_model\.safetensors: 1 bytes follow"):
+        read_checkpoint(files, shown="ann/tone@v1")

@@ -124,7 +124,7 @@ def test_a_changed_head_is_named(tagger):
 def test_a_truncated_file_is_named(tagger):
     content = (tagger.files / WEIGHTS_NAME).read_bytes()
     (tagger.files / WEIGHTS_NAME).write_bytes(content[:-100])
-    with pytest.raises(GateError, match=r"doesn't load: adapter_model.safetensors: .*copy it again"):
+    with pytest.raises(GateError, match=rf"doesn't load: {tagger.files}/adapter_model.safetensors: .*copy it again"):
         tagger.check()
 
 

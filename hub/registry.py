@@ -16,6 +16,7 @@ from lorary.hub.finding.fulltext import catch_up
 from lorary.hub.finding.overview import Cell, overview
 from lorary.hub.finding.query import FoundVersions, find_versions, relatives
 from lorary.hub.finding.search import Filter, normalise_tags
+from lorary.hub.keeping.aliases import Naming, name_version, signature
 from lorary.hub.keeping.methods import Keeping
 from lorary.hub.keeping.verification import open_version
 from lorary.hub.provenance.cleaning import cleaned
@@ -71,11 +72,14 @@ class Registry(Keeping):
         strategy: str = "import",
         base_folder: str | Path | None = None,
         created_at: str | None = None,
+        aliases: Iterable[str] = (),
+        only_free: bool = False,
+        why: str | None = None,
     ) -> Version:
         """Register a checkpoint as the next version of ``name``, with a copy of its files.
 
-        When the name has a version with the same digest, that one is returned and nothing changes. Secrets and home
-        folders in the files' texts don't go into the copies (:mod:`lorary.hub.provenance.private`).
+        When the name has a version with the same digest, that one is returned and nothing but aliases changes. Secrets
+        and home folders in the files' texts don't go into the copies (:mod:`lorary.hub.provenance.private`).
 
         Args:
             source: a folder written by PEFT's ``save_pretrained``, or what ``read_checkpoint`` made of it.
@@ -90,14 +94,19 @@ class Registry(Keeping):
             base_folder: where its base is on this machine. Kept in the catalogue alone, so that the base is found
                 again; by default the folder that the source names, if it is there.
             created_at: when it was first registered elsewhere, ISO 8601 with a time zone; by default now.
+            aliases: let these mean the version, in the same transaction.
+            only_free: leave aliases alone that mean another version.
+            why: the reason, for the aliases' history.
 
         Raises:
             CheckpointError: the source can't be read as a checkpoint.
             UsageError: a name, a metric or a tag that can't be one, or neither the source nor the caller says the task.
+            InvalidReferenceError: the name or an alias can't be one.
             RegistryConflictError: the name stands for another domain or task.
             UnknownReferenceError: a parent that isn't there.
         """
         check_name(name)
+        naming = Naming(tuple(check_name(alias, "alias") for alias in aliases), signature(why), only_free)
         given = source if isinstance(source, Checkpoint) else read_checkpoint(source)
         with cleaned(given) as checkpoint:
             new = NewVersion(
@@ -115,34 +124,41 @@ class Registry(Keeping):
                 base_folder=own_folder(base_folder or named_base(given)),
                 created_at=check_time(created_at),
             )
-            return self._register(checkpoint, new)
+            return self._register(checkpoint, new, naming)
 
-    def _register(self, checkpoint: Checkpoint, new: NewVersion) -> Version:
+    def _register(self, checkpoint: Checkpoint, new: NewVersion, naming: Naming) -> Version:
         # Before anything is copied: can this registry be written, and is there anything to do? It isn't made for that:
         # an import that fails leaves none behind.
         demand_writable(self.path)
         with reading(self.path) as db:
             for parent in new.parents:
                 locate(db, parent, self.path)
-            if db and (known := registered(db, new)):
-                return known
+            known = registered(db, new) if db else None
+        if known:
+            return self._name(known, naming)
         with self._store.staging() as staging:
             entries = {file_name: staging.put(path) for file_name, path in checkpoint.files.items()}
             self._check_copy(checkpoint, {name: staging.files[entry.sha256] for name, entry in entries.items()})
-            return self._insert(new, entries, staging)
+            return self._insert(new, entries, staging, naming)
 
     def _check_copy(self, checkpoint: Checkpoint, copies: Mapping[str, Path]) -> None:
         if read_checkpoint(copies, shown=checkpoint.source).digest != checkpoint.digest:
             raise CheckpointError(f"{checkpoint.source}: changed while it was copied; register it when it is finished")
 
-    def _insert(self, new: NewVersion, entries: Mapping[str, FileEntry], staging: Staging) -> Version:
+    def _insert(self, new: NewVersion, entries: Mapping[str, FileEntry], staging: Staging, naming: Naming) -> Version:
         with writing(self.path) as db:
-            if known := registered(db, new):  # another process was quicker
-                return known
-            located = (locate(db, parent, self.path) for parent in new.parents)
-            version = insert(db, new, entries, {version.reference: row_id for row_id, version in located})
-            self._store.publish(staging)
+            version = registered(db, new)
+            if version is None:  # else another process was quicker
+                located = (locate(db, parent, self.path) for parent in new.parents)
+                version = insert(db, new, entries, {version.reference: row_id for row_id, version in located})
+                self._store.publish(staging)
+            return name_version(db, version, naming, self.path)
+
+    def _name(self, version: Version, naming: Naming) -> Version:
+        if set(naming.aliases) <= set(version.aliases):
             return version
+        with writing(self.path) as db:
+            return name_version(db, version, naming, self.path)
 
     def stamp(self) -> tuple[object, ...]:
         """A value that changes with every write to the catalogue, by whatever process; costs microseconds."""
@@ -262,18 +278,3 @@ class Registry(Keeping):
             CheckpointError: a file isn't what its name says.
         """
         return open_version(self._store, self.resolve(version) if isinstance(version, str) else version)
-
-    def tag(self, reference: str, *tags: str) -> None:
-        """Add tags to a version; one that it has already is fine. Raises as :meth:`resolve` does."""
-        self._change_tags(reference, "INSERT OR IGNORE INTO tags (version_id, tag) VALUES (?, ?)", tags)
-
-    def untag(self, reference: str, *tags: str) -> None:
-        """Take tags off a version; one that it hasn't is fine. Raises as :meth:`resolve` does."""
-        self._change_tags(reference, "DELETE FROM tags WHERE version_id = ? AND tag = ?", tags)
-
-    def _change_tags(self, reference: str, statement: str, tags: Iterable[str]) -> None:
-        self.resolve(reference)  # an unknown reference makes no registry
-        with writing(self.path) as db:
-            row_id, _ = locate(db, reference, self.path)
-            for tag in normalise_tags(tags):
-                db.execute(statement, [row_id, tag])

@@ -4,7 +4,8 @@
     python tests/kill_registry.py --kills 20 --only train --seed 3
 
 A command runs in a fork and is killed at a moment drawn from the time that it takes. Then `verify` must find nothing
-wrong, what the command didn't work on must be there still, and each alias must mean what its history says.
+wrong, what the command didn't work on must be there still, each alias must mean what its history says, and a version
+that came with an alias must have it.
 
 Another command is another line in :data:`COMMANDS`.
 """
@@ -91,7 +92,8 @@ class Scene:
 
 def _import(scene: Scene) -> list[str]:
     name = scene.draw.choice((NAME, "other"))
-    return ["import", str(scene.draw.choice(scene.sources)), "--name", name, "--alias", "new", "--tag", "killed"]
+    source = str(scene.draw.choice(scene.sources))
+    return ["import", source, "--name", name, "--alias", NAMED["import"], "--tag", "killed"]
 
 
 def _gc(scene: Scene) -> list[str]:
@@ -117,7 +119,9 @@ def _pull(scene: Scene) -> list[str]:
     team = scene.folder / "team"
     if not team.exists():
         team.mkdir()
-        push(scene.registry, scene.one(), f"file://{team}")
+        shared = scene.one()
+        scene.registry.alias(NAME, NAMED["pull"], int(shared.rpartition("@")[2]))
+        push(scene.registry, shared, f"file://{team}")
     for version in scene.registry.versions("pulled"):
         scene.registry.remove(version.reference, force=True)
     return ["pull", f"file://{team}/{NAME}", "--name", "pulled"]
@@ -148,6 +152,7 @@ def _train(scene: Scene) -> list[str]:
         "epochs": 1,
         "rank": 2,
         "device": "cpu",
+        "alias": NAMED["train"],
         "seed": scene.draw.randrange(10**6),  # another adapter each time
         "output": scene.folder / f"run-{scene.draw.randrange(10**6)}",
     }
@@ -176,6 +181,9 @@ COMMANDS: dict[str, Callable[[Scene], list[str]]] = {
 }
 """The words of each command, without ``--registry``."""
 
+NAMED = {"import": "new", "pull": "shared", "train": "trained"}
+"""The alias that each of these gives to the version that it brings."""
+
 SLOW = ("train",)
 """Commands that take seconds; of the others there are ten times as many kills."""
 
@@ -197,8 +205,9 @@ def _forked(action: Callable[[], int], kill_after: float | None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def check(scene: Scene, before: dict[str, str], touched: set[str]) -> None:
+def check(scene: Scene, name: str, words: Sequence[str], before: dict[str, str]) -> None:
     """Is the registry whole, and is all there that the command had nothing to do with?"""
+    touched = {words[1]} if name == "rm" else set()
     _check_shares(scene)
     registry = scene.registry
     wrong = [finding for finding in registry.verify() if finding.level == "error"]
@@ -206,13 +215,16 @@ def check(scene: Scene, before: dict[str, str], touched: set[str]) -> None:
     now = {version.reference: version.digest for version in registry.versions()}
     lost = {reference for reference, digest in before.items() if now.get(reference) != digest} - touched
     assert not lost, f"lost {lost}"
-    for name in {version.name for version in registry.versions()}:
-        meant = {alias: version.number for version in registry.versions(name) for alias in version.aliases}
+    if alias := NAMED.get(name):
+        bare = {v.reference for v in registry.versions() if v.reference not in before and alias not in v.aliases}
+        assert not bare, f"{bare} came without {alias}"
+    for adapter in {version.name for version in registry.versions()}:
+        meant = {alias: version.number for version in registry.versions(adapter) for alias in version.aliases}
         history: dict[str, int | None] = {}
-        for move in registry.alias_history(name):
-            assert history.get(move.alias) == move.from_number, f"{name}@{move.alias}: a gap before move {move.id}"
+        for move in registry.alias_history(adapter):
+            assert history.get(move.alias) == move.from_number, f"{adapter}@{move.alias}: a gap before move {move.id}"
             history[move.alias] = move.to_number
-        assert meant == {alias: number for alias, number in history.items() if number is not None}, name
+        assert meant == {alias: number for alias, number in history.items() if number is not None}, adapter
 
 
 def _prepare(scene: Scene, name: str) -> tuple[list[str], dict[str, str]]:
@@ -229,7 +241,7 @@ def _whole(scene: Scene, name: str) -> float:
     code = _forked(lambda: main(words), None)
     seconds = time.perf_counter() - started
     assert code == 0, f"lorary {' '.join(words)} exits with {code}"
-    check(scene, before, {words[1]} if name == "rm" else set())
+    check(scene, name, words, before)
     return seconds
 
 
@@ -249,7 +261,7 @@ def run(folder: Path, kills: int, seed: int, commands: Sequence[str]) -> Counter
             killed[name] += 1
         else:
             lasts[name] *= 0.9  # it was through already
-        check(scene, before, {words[1]} if name == "rm" else set())
+        check(scene, name, words, before)
     scene.registry.collect()
     left = [finding for finding in scene.registry.verify() if "file(s)" not in finding.message]
     assert left == [], left

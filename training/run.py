@@ -211,7 +211,7 @@ def _check_registry(recipe: Recipe, registry: Registry) -> None:
 def _register(
     recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping[str, Metrics], parent: Parent | None
 ) -> Version:
-    version = registry.add(
+    return registry.add(
         folder,
         name=recipe.name,
         domain=recipe.domain,
@@ -221,8 +221,6 @@ def _register(
         parents=[parent.version.reference] if parent and parent.version else [],
         strategy=recipe.strategy,
         base_folder=recipe.base if Path(recipe.base).expanduser().is_dir() else None,
+        aliases=[recipe.alias] if recipe.alias is not None else [],
+        why="trained",
     )
-    if recipe.alias is not None:
-        registry.alias(recipe.name, recipe.alias, version.number, why="trained")
-        version = registry.resolve(version.reference)
-    return version

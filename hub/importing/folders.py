@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from lorary.hub.checkpoint import ORIGIN_NAME, Checkpoint, read_checkpoint
 from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, RegistryError, UsageError
-from lorary.hub.importing.discover import Found, Run, find_runs
+from lorary.hub.importing.discover import Found, find_runs
 from lorary.hub.importing.outcome import Outcome
 from lorary.hub.importing.traces import Traces, read_traces
 from lorary.hub.registry import Registry
@@ -76,7 +76,9 @@ def import_folders(
                 yield Outcome(shown, "passed over", note=f"{why} stands for the run; --all takes every one")
                 continue
             try:
-                outcome, version = _take(registry, run, found, shown, name or run.name, domain, task, tags)
+                # Of several the alias is for the last, so that it moves once.
+                aliases = [alias] if alias is not None and (not every or found is adapters[-1]) else []
+                outcome, version = _take(registry, found, shown, name or run.name, domain, task, tags, aliases)
             except LoraryError as error:
                 if alone or (isinstance(error, RegistryError) and not isinstance(error, RegistryConflictError)):
                     raise
@@ -84,21 +86,23 @@ def import_folders(
                 continue
             taken = found
             yield outcome
-        if alias is not None and version is not None:
+        if alias is not None and version is not None and alias not in version.aliases:  # the last was refused
             registry.alias(version.name, alias, version.number)
     for link in links:
         yield Outcome(_shown(link, root), "refused", note="is a link; name the folder itself")
 
 
 def _take(
-    registry: Registry, run: Run, found: Found, shown: str, name: str, domain: str | None, task: str | None,
-    tags: tuple[str, ...],
+    registry: Registry, found: Found, shown: str, name: str, domain: str | None, task: str | None,
+    tags: tuple[str, ...], aliases: Sequence[str],
 ) -> tuple[Outcome, Version]:  # fmt: skip
     checkpoint = read_checkpoint(found.folder)
     traces = read_traces(found, checkpoint)
-    before = {version.number for version in registry.versions(name)}
+    before = registry.numbers(name)
     with _with_origin(checkpoint, traces) as whole:
-        version = registry.add(whole, name=name, domain=domain, task=task, tags=tags, metrics=traces.metrics)
+        version = registry.add(
+            whole, name=name, domain=domain, task=task, tags=tags, metrics=traces.metrics, aliases=aliases
+        )
     left = f"left: {', '.join(traces.left)}" if traces.left else ""
     if version.number in before:
         return Outcome(shown, "there already", version.reference), version

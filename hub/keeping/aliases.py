@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import RegistryConflictError, UnknownReferenceError, UsageError
 from lorary.hub.tables.lookup import locate
-from lorary.hub.values import AliasMove
+from lorary.hub.values import AliasMove, Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -32,6 +32,15 @@ class Signature:
 
     who: str
     why: str | None = None
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Aliases that are to mean a new version; ``only_free``: those alone that mean nothing yet."""
+
+    aliases: tuple[str, ...]
+    by: Signature
+    only_free: bool = False
 
 
 def signature(why: str | None = None) -> Signature:
@@ -80,6 +89,18 @@ def set_alias(db: Database, row_id: int, alias: str, by: Signature, undoes: int 
     )
     _note(db, version["adapter_id"], alias, before, version["number"], by, undoes)
     return True
+
+
+def name_version(db: Database, version: Version, naming: Naming, path: Path) -> Version:
+    """Set a version's aliases; the version as it is then."""
+    if not naming.aliases:
+        return version
+    row_id, _ = locate(db, version.reference, path)
+    adapter_id = adapter_of(db, version.name, path)
+    for alias in naming.aliases:
+        if not (naming.only_free and meaning(db, adapter_id, alias)):
+            set_alias(db, row_id, alias, naming.by)
+    return locate(db, version.reference, path)[1]
 
 
 def drop_aliases(db: Database, row_id: int, aliases: tuple[str, ...], by: Signature) -> None:

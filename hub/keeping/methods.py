@@ -1,4 +1,4 @@
-"""The part of the catalogue that keeps: aliases and their history, removing, deleting leftovers, verifying."""
+"""The part of the catalogue that keeps: aliases and their history, tags, removing, deleting leftovers, verifying."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorary.hub.errors import LoraryError
 from lorary.hub.files.store import Store
+from lorary.hub.finding.search import normalise_tags
 from lorary.hub.keeping.aliases import adapter_of, drop_aliases, history, roll_back, set_alias, signature
 from lorary.hub.keeping.collection import collect
 from lorary.hub.keeping.promotion import promote
@@ -134,6 +135,21 @@ class Keeping:
         with suppress(LoraryError):  # the version is gone; a file that stays does no harm, and `verify` notes it
             sweep(self.path, self._store, (entry.sha256 for entry in version.files.values()))
         return version
+
+    def tag(self, reference: str, *tags: str) -> None:
+        """Add tags to a version; one that it has already is fine. Raises as :meth:`resolve` does."""
+        self._change_tags(reference, "INSERT OR IGNORE INTO tags (version_id, tag) VALUES (?, ?)", tags)
+
+    def untag(self, reference: str, *tags: str) -> None:
+        """Take tags off a version; one that it hasn't is fine. Raises as :meth:`resolve` does."""
+        self._change_tags(reference, "DELETE FROM tags WHERE version_id = ? AND tag = ?", tags)
+
+    def _change_tags(self, reference: str, statement: str, tags: Iterable[str]) -> None:
+        self.resolve(reference)  # an unknown reference makes no registry
+        with writing(self.path) as db:
+            row_id, _ = locate(db, reference, self.path)
+            for tag in normalise_tags(tags):
+                db.execute(statement, [row_id, tag])
 
     def collect(self, *, dry_run: bool = False) -> Collected:
         """Delete what commands that were broken off have left in the store; ``dry_run`` only counts it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
@@ -84,16 +84,20 @@ def pull(
             _check_number(stated, address.revision, source)
             _check(stated, checkpoint, fetched, source)
         chosen = name if name is not None else _name(stated, address)
-        before = {version.number for version in registry.versions(check_name(chosen))}
-        version = _register(registry, checkpoint, stated, remote, chosen, domain, task)
+        there = {version.digest: version for version in registry.versions(check_name(chosen))}
+        wanted = [alias for alias in (fetched.aliases if stated is not None else ()) if _is_alias(alias)]
+        # Those of a name that is new here; of one that has other versions they are its owner's to move.
+        free = wanted if there.keys() <= {checkpoint.digest} else []
+        version = _register(registry, checkpoint, stated, remote, chosen, domain, task, free)
     remember(registry, version.reference, remote.address, fetched.commit)
     number = stated.number if stated else None
     places = (fetched.commit, f"v{number}") if number else (fetched.commit,)
     adopt(registry, version.reference, [f"{remote.address}@{place}" for place in places])
-    new = version.number not in before
     version = registry.resolve(version.reference)
-    given, kept = _alias(registry, version, remote.address, fetched.aliases if stated is not None else ())
-    return Pulled(registry.resolve(version.reference), remote.address, fetched.commit, number, new, given, kept)
+    before = there.get(version.digest)
+    given = tuple(alias for alias in version.aliases if alias in free and not (before and alias in before.aliases))
+    kept = tuple(alias for alias in wanted if alias not in version.aliases)
+    return Pulled(version, remote.address, fetched.commit, number, before is None, given, kept)
 
 
 def _register(
@@ -104,6 +108,7 @@ def _register(
     name: str,
     domain: str | None,
     task: str | None,
+    aliases: Sequence[str],
 ) -> Version:
     if stated is None:
         try:
@@ -121,6 +126,9 @@ def _register(
         parents=known,
         absent_parents=absent,
         strategy=stated.strategy,
+        aliases=aliases,
+        only_free=True,
+        why=f"pulled from {remote.address}",
     )
 
 
@@ -174,18 +182,6 @@ def _name(stated: VersionFile | None, address: Address) -> str:
         return check_name(stated.name)
     called = address.repo.partition("/")[2] if isinstance(address, HubReference) else address.path.name
     return check_name(_SPELLING.sub("-", called.lower()).strip("._-"))
-
-
-def _alias(
-    registry: Registry, version: Version, remote: str, aliases: Collection[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Set the aliases of a name that is new here; those of one that has other versions are its owner's to move."""
-    wanted = [alias for alias in aliases if _is_alias(alias) and alias not in version.aliases]
-    if len(registry.versions(version.name)) > 1:
-        return (), tuple(wanted)
-    for alias in wanted:
-        registry.alias(version.name, alias, version.number, why=f"pulled from {remote}")
-    return tuple(wanted), ()
 
 
 def _is_alias(tag: str) -> bool:

@@ -3,7 +3,17 @@ from contextlib import closing
 
 import pytest
 
-from lorary.hub.errors import InvalidReferenceError, RegistryConflictError, UnknownReferenceError, UsageError
+from checkpoints import make_checkpoint
+from lorary.hub.cli.main import main
+from lorary.hub.errors import (
+    InvalidReferenceError,
+    RegistryConflictError,
+    RegistryError,
+    UnknownReferenceError,
+    UsageError,
+)
+from lorary.hub.remote import pull, push
+from lorary.hub.tables.database import writing
 
 
 @pytest.fixture
@@ -148,3 +158,56 @@ def test_an_alias_from_before_there_was_a_history(four):
         four.rollback("finance-tone", "prod")
     four.alias("finance-tone", "prod", 3)
     assert four.rollback("finance-tone", "prod").to_number == 2
+
+
+@pytest.fixture
+def refuse_aliases():
+    """Have the database refuse every alias: as good a failure as a kill at that moment."""
+
+    def refuse(registry):
+        registry.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(registry.path) as db:
+            db.execute("CREATE TRIGGER full BEFORE INSERT ON aliases BEGIN SELECT RAISE(ABORT, 'no room'); END")
+
+    return refuse
+
+
+def test_a_version_comes_with_its_aliases_or_not_at_all(registry, add, tmp_path, refuse_aliases):
+    version = add(0, aliases=["prod", "candidate"], why="first one")
+    assert version.aliases == ("candidate", "prod")
+    assert {move.why for move in registry.alias_history("finance-tone")} == {"first one"}
+    refuse_aliases(registry)
+    with pytest.raises(RegistryError, match="no room"):
+        add(1, aliases=["new"])
+    assert main(["import", str(make_checkpoint(tmp_path / "other", seed=2)), "--name", "other", "--alias", "new",
+                 "--registry", str(registry.path)]) == 1  # fmt: skip
+    assert [one.reference for one in registry.versions()] == ["finance-tone@1"]
+    assert [finding for finding in registry.verify() if finding.level == "error"] == []
+
+
+def test_a_pulled_version_comes_with_its_aliases_or_not_at_all(registry, add, tmp_path, elsewhere, refuse_aliases):
+    add(0, aliases=["prod"])
+    (tmp_path / "share").mkdir()
+    push(registry, "finance-tone", f"file://{tmp_path}/share")
+    refuse_aliases(elsewhere)
+    with pytest.raises(RegistryError, match="no room"):
+        pull(elsewhere, f"file://{tmp_path}/share/finance-tone")
+    assert elsewhere.versions() == []
+
+
+def test_the_version_that_is_there_gets_the_alias(add):
+    add(0)
+    assert add(0, aliases=["prod"]).aliases == ("prod",)
+    assert add(0, aliases=["prod"]).aliases == ("prod",)
+
+
+def test_an_alias_that_is_taken_may_stay(add):
+    add(0, aliases=["prod"])
+    assert add(1, aliases=["prod", "new"], only_free=True).aliases == ("new",)
+    assert add(1, aliases=["prod"]).aliases == ("new", "prod")
+
+
+def test_an_alias_that_cant_be_one_is_told_before_anything_is_written(registry, add):
+    with pytest.raises(InvalidReferenceError, match="Bad"):
+        add(0, aliases=["Bad One"])
+    assert not registry.path.exists()

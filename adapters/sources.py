@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, WEIGHTS_NAME, Checkpoint, read_checkpoint
-from lorary.hub.errors import CheckpointError, InvalidReferenceError, LoraryError, UnknownReferenceError
+from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, Checkpoint, read_checkpoint
+from lorary.hub.errors import ChangedFilesError, RemoteError, UnknownReferenceError
 from lorary.hub.reference import FolderReference, HubReference, RegistryReference, parse_reference
 from lorary.hub.registry import Registry
 from lorary.hub.remote.base import check_listing
-from lorary.hub.remote.wording import line, why
+from lorary.hub.remote.download import COMMIT, download, downloaded, model_info, remember_revision, sizes
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ def find_checkpoint(reference: str | Path | Checkpoint, registry: Registry) -> S
 
     Raises:
         InvalidReferenceError: the text isn't a reference.
-        UnknownReferenceError: it names nothing in the registry, or nothing that can be had from the Hub.
+        UnknownReferenceError: it names nothing in the registry, or nothing on the Hub.
+        RemoteError: the Hub refuses, fails or can't be reached, and the cache doesn't hold it.
+        ChangedFilesError: a file isn't what the Hub says it is.
         CheckpointError: what it names isn't a readable checkpoint.
         UnsafeFileError: its weights are a pickle, or a file is a link out of its folder.
     """
@@ -72,46 +74,22 @@ def _registered(reference: RegistryReference, registry: Registry) -> Source:
 
 
 def _download(reference: HubReference) -> Path:
-    """Fetch an adapter's files, and no others, into the local cache, after a look at the list of what is there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    """Fetch an adapter's files, and no others, into the local cache, after a look at the list of what is there.
 
-    fetch = partial(snapshot_download, reference.repo, revision=reference.revision, allow_patterns=list(KEPT_FILES))
+    A commit that is there already needs no network, and what was fetched last serves while the Hub doesn't.
+    """
+    repo, revision = reference.repo, reference.revision
+    with suppress(ChangedFilesError):  # then it is fetched anew
+        if COMMIT.fullmatch(revision or "") and (known := downloaded(repo, revision)):
+            return known
     try:
-        if _COMMIT.fullmatch(reference.revision or "") and _complete(folder := Path(fetch(local_files_only=True))):
-            return folder
-    except Exception:  # not there yet, or not a name: the next call says so
-        pass
-    try:
-        _look(reference)
-        folder = Path(fetch())
-    except LoraryError:
+        info = model_info(repo, revision, hint=f"a folder is written ./{repo}")
+        names = check_listing(sizes(info), str(reference))
+        folder = download(repo, info, [name for name in names if name in KEPT_FILES])
+    except RemoteError as error:
+        if known := downloaded(repo, revision):
+            _LOGGER.warning("%s; commit %s was fetched before and serves", error, known.name[:12])
+            return known
         raise
-    except HFValidationError as error:
-        raise InvalidReferenceError(f"{reference.repo!r} can't be a repository on the Hub: {line(error)}") from error
-    except Exception as error:  # what httpx, hf_xet and the JSON reader raise passes through the client as it is
-        raise UnknownReferenceError(
-            f"{str(reference)!r} can't be had from the Hub: "
-            + why(error, reference.repo, reference.revision, hint=f"a folder is written ./{reference.repo}")
-        ) from error
-    if not _complete(folder):
-        raise CheckpointError(f"{reference}: not all of its files arrived; try again")
+    remember_revision(folder, revision)
     return folder
-
-
-def _look(reference: HubReference) -> None:
-    """Refuse what is no adapter, or an absurdly large one, before anything is fetched."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        info = HfApi().model_info(reference.repo, revision=reference.revision, files_metadata=True)
-    except HFValidationError:
-        raise
-    except Exception:  # what is in the cache serves without the Hub; where nothing is, fetching tells why
-        return
-    check_listing({file.rfilename: file.size for file in info.siblings or ()}, str(reference))
-
-
-def _complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))

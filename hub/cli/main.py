@@ -17,6 +17,7 @@ import typer
 
 from lorary.hub import errors
 from lorary.hub.cli.output import print_error, print_warning
+from lorary.hub.cli.waits import tell_waits_once
 from lorary.hub.errors import LoraryError, ProblemsError
 
 # One line per subcommand: the module beside this one, a trailing underscore standing for Python's keywords' sake.
@@ -100,6 +101,7 @@ def _hush() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
+    tell_waits_once()
 
 
 def _run(words: list[str]) -> int:

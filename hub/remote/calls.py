@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -15,7 +16,8 @@ from lorary.hub.errors import (
     RemoteError,
     UnknownReferenceError,
 )
-from lorary.hub.remote.wording import causes, line, status_of, why
+from lorary.hub.remote.session import asking, prepare
+from lorary.hub.remote.wording import causes, cut, line, status_of, why
 
 T = TypeVar("T")
 
@@ -40,11 +42,12 @@ def ask(
     verb: str = "read",
     again: Callable[[BaseException], bool] | None = None,
     patience: float | None = PATIENCE,
+    hint: str = "",
 ) -> T:
-    """What ``call`` returns; repeated after an answer that passes (429, 5xx).
+    """What ``call`` returns; repeated after an answer that passes (429, 5xx) and after a cut connection.
 
     ``again`` may say that an error isn't worth another attempt. ``patience`` is the seconds to wait for an answer, None
-    without end: for what moves files, whose time isn't known.
+    without end: for what moves files, whose time isn't known. ``hint`` is what the user may have meant instead.
 
     Raises:
         InvalidReferenceError: a name that the Hub doesn't allow.
@@ -52,17 +55,20 @@ def ask(
         RemoteConflictError: somebody else changed the repository meanwhile (409, 412).
         RemoteError: the Hub refuses, fails or can't be reached.
     """
+    prepare()
     for wait in (*WAITS, None):
         try:
-            return call() if patience is None else within(patience, call)
+            with asking():
+                return call() if patience is None else within(patience, call)
         except LoraryError:
             raise
         except Exception as error:  # what httpx, hf_xet and the JSON reader raise passes through the client as it is
-            status = status_of(error)
             pause = None if wait is None or (again and not again(error)) else _pause(error, wait)
             if pause is None:
-                raise translated(error, repo, revision, verb) from error
-        _LOGGER.warning("%s: the Hub answers with %s; trying again in %.0f s", repo, status, pause)
+                raise translated(error, repo, revision, verb, hint) from error
+            status = status_of(error)
+        found = f"the Hub answers with an error ({status})" if status else "the connection to the Hub broke off"
+        _LOGGER.warning("%s: %s; trying again in %.0f s", repo, found, pause)
         sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 
@@ -85,7 +91,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         except BaseException as error:  # raised again where somebody waits for it
             errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
     thread.start()
     thread.join(seconds)
     if errors:
@@ -97,7 +103,10 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 def _pause(error: BaseException, wait: float) -> float | None:
     """Seconds until the next attempt, None when another one is of no use."""
-    if status_of(error) not in _PASSING:
+    status = status_of(error)
+    if status is None and cut(error):
+        return wait
+    if status not in _PASSING:
         return None
     for cause in causes(error):
         response = getattr(cause, "response", None)
@@ -114,7 +123,7 @@ def conflict(shown: str) -> RemoteConflictError:
     )
 
 
-def translated(error: BaseException, repo: str, revision: str | None, verb: str) -> LoraryError:
+def translated(error: BaseException, repo: str, revision: str | None, verb: str, hint: str = "") -> LoraryError:
     """An error of the client's as one of the project's."""
     from huggingface_hub.errors import (
         HFValidationError,
@@ -127,10 +136,11 @@ def translated(error: BaseException, repo: str, revision: str | None, verb: str)
         return InvalidReferenceError(f"{repo!r} can't be a repository on the Hub: {line(error)}")
     shown = repo if revision is None else f"{repo}@{revision}"
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
-        return RemoteError(f"{shown}: HF_HUB_OFFLINE is set, so the Hub isn't asked; unset it and try again")
+        aside = f" ({hint})" if hint else ""
+        return RemoteError(f"{shown}: HF_HUB_OFFLINE is set, so the Hub isn't asked; unset it and try again{aside}")
     if status_of(error) in (409, 412):
         return conflict(shown)
     kind: type[LoraryError] = RemoteError
     if any(isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError) for cause in causes(error)):
         kind = UnknownReferenceError
-    return kind(f"{shown}: {why(error, repo, revision, verb=verb)}")
+    return kind(f"{shown}: {why(error, repo, revision, verb=verb, hint=hint)}")

@@ -6,39 +6,32 @@ each version, and one per alias; a push that was killed before them is mended by
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from lorary.hub.errors import (
-    ChangedFilesError,
     CheckpointError,
     LoraryError,
     RemoteConflictError,
     RemoteError,
     UnknownReferenceError,
 )
-from lorary.hub.files.store import hash_file
-from lorary.hub.remote.bars import bars
 from lorary.hub.remote.base import Fetched, Parcel, State, check_listing, stale
 from lorary.hub.remote.calls import PATIENCE, ask, conflict
+from lorary.hub.remote.download import commit_of, download, model_info, sizes
 from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile, parse_version_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
-    from huggingface_hub.hf_api import RepoSibling
 
 T = TypeVar("T")
 
 _VERSION_TAG = re.compile(r"v([1-9][0-9]{0,5})")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -55,11 +48,11 @@ class Repository:
     def state(self) -> State | None:
         """See :class:`~lorary.hub.remote.base.Remote`."""
         try:
-            info = self._info(None)
+            info = model_info(self.repo, None)
         except UnknownReferenceError:
             return None
-        commit = _sha(info, self.repo)
-        sizes = _sizes(info)
+        commit = commit_of(info, self.repo)
+        present = sizes(info)
         latest = self._version_file(info)
         tags = self._tags()
         versions = dict(latest.versions) if latest else {}
@@ -68,8 +61,8 @@ class Repository:
         by_commit = {place: number for number, place in sorted(commits.items())}
         return State(
             commit=commit,
-            adapter=CONFIG_NAME in sizes,
-            files=frozenset(sizes),
+            adapter=CONFIG_NAME in present,
+            files=frozenset(present),
             versions=versions,
             commits=commits,
             aliases={
@@ -86,11 +79,10 @@ class Repository:
     def fetch(self, revision: str | None) -> Iterator[Fetched]:
         """See :class:`~lorary.hub.remote.base.Remote`; the files stay in the local Hugging Face cache."""
         shown = self.repo if revision is None else f"{self.repo}@{revision}"
-        info = self._info(revision)
-        commit = _sha(info, shown)
-        sizes = _sizes(info)
-        names = check_listing(sizes, shown)
-        folder = self._download(info, names)
+        info = model_info(self.repo, revision)
+        commit = commit_of(info, shown)
+        names = check_listing(sizes(info), shown)
+        folder = download(self.repo, info, names)
         stated = None
         if VERSION_NAME in names:
             stated = parse_version_file((folder / VERSION_NAME).read_bytes(), shown)
@@ -170,15 +162,9 @@ class Repository:
 
     def _holds(self, commit: str, number: int, state: State) -> bool:
         with suppress(CheckpointError, RemoteError, UnknownReferenceError):
-            there = self._version_file(self._info(commit))
+            there = self._version_file(model_info(self.repo, commit))
             return there is not None and (there.number, there.digest) == (number, state.versions.get(number))
         return False
-
-    def _info(self, revision: str | None) -> ModelInfo:
-        api = _api()
-        return self._ask(
-            partial(api.model_info, self.repo, revision=revision, files_metadata=True), revision=revision, verb="read"
-        )
 
     def _tags(self) -> dict[str, str]:
         refs = self._ask(partial(_api().list_repo_refs, self.repo), verb="read")
@@ -193,32 +179,11 @@ class Repository:
         return tuple(sorted(here | {alias for alias in stated.aliases if alias not in tags}))
 
     def _version_file(self, info: ModelInfo) -> VersionFile | None:
-        size = _sizes(info).get(VERSION_NAME, 0)
+        size = sizes(info).get(VERSION_NAME, 0)
         if size is None or not 0 < size <= MAX_BYTES:
             return None
-        path = self._download(info, [VERSION_NAME]) / VERSION_NAME
-        return parse_version_file(path.read_bytes(), f"{self.repo}@{_sha(info, self.repo)[:12]}")
-
-    def _download(self, info: ModelInfo, names: Collection[str]) -> Path:
-        """The folder in the local cache where the files are now, each held against the hash that the Hub lists."""
-        from huggingface_hub import constants, snapshot_download
-
-        commit = _sha(info, self.repo)
-        listed = {sibling.rfilename: sibling for sibling in info.siblings or () if sibling.rfilename in names}
-        total = sum(sibling.size or 0 for sibling in listed.values())
-        cache = Path(constants.HF_HUB_CACHE)
-        free = shutil.disk_usage(next(place for place in (cache, *cache.parents) if place.exists())).free
-        if total > free:
-            raise RemoteError(f"{self.repo}: takes {total:,} bytes, but {cache} has room for {free:,}; make room first")
-        with bars(shown=names != [VERSION_NAME]) as bar:
-            fetch = partial(snapshot_download, self.repo, revision=commit, allow_patterns=sorted(names), tqdm_class=bar)
-            # The client itself repeats what fails here.
-            folder = Path(self._ask(fetch, revision=commit[:12], verb="read", again=lambda _: False, patience=None))
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise RemoteError(f"{self.repo}@{commit[:12]}: {missing[0]} didn't arrive; try again")
-        for name, sibling in listed.items():
-            _check_content(folder / name, sibling, f"{self.repo}@{commit[:12]}: {name}")
-        return folder
+        path = download(self.repo, info, [VERSION_NAME]) / VERSION_NAME
+        return parse_version_file(path.read_bytes(), f"{self.repo}@{commit_of(info, self.repo)[:12]}")
 
     def _ask(
         self,
@@ -247,16 +212,6 @@ def _api() -> HfApi:
     return HfApi()
 
 
-def _sha(info: ModelInfo, shown: str) -> str:
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise RemoteError(f"{shown}: the Hub names no commit for it ({info.sha!r}); try again later")
-    return info.sha
-
-
-def _sizes(info: ModelInfo) -> dict[str, int | None]:
-    return {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
-
-
 def _changed(info: ModelInfo, latest: VersionFile) -> bool:
     """Has somebody put other weights beside the version's description?"""
     known = latest.files.get(WEIGHTS_NAME)
@@ -268,27 +223,3 @@ def _at_the_commit(error: BaseException) -> bool:
     """True for the one step of a commit that the client doesn't repeat by itself."""
     response = getattr(error, "response", None)
     return response is not None and "/commit/" in str(response.url)
-
-
-def _check_content(path: Path, sibling: RepoSibling, shown: str) -> None:
-    """The client checks sizes only: hold the content against the hash that the Hub lists.
-
-    Raises:
-        ChangedFilesError: it differs; the copy in the cache is deleted, so that the next attempt fetches it anew.
-    """
-    real = path.resolve()
-    if sibling.lfs is not None:
-        good = hash_file(real).sha256 == sibling.lfs.sha256
-    elif sibling.blob_id is not None:
-        good = _git_hash(real) == sibling.blob_id
-    else:
-        return
-    if not good:
-        real.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise ChangedFilesError(f"{shown} isn't what the Hub says it is, it was damaged on its way; try again")
-
-
-def _git_hash(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

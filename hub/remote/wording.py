@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 _LONGEST = 300  # characters of an error that is quoted
 # By name, since the client has moved from one HTTP library to another and may again.
-_UNREACHABLE = frozenset({"ConnectError", "ConnectTimeout", "ReadTimeout", "PoolTimeout", "ProxyError"})
+_STUCK = frozenset({"ReadTimeout", "WriteTimeout"})
+_UNREACHABLE = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}) | _STUCK
+_CUT = frozenset({"ReadError", "WriteError", "RemoteProtocolError"})
 
 
 def why(
@@ -53,9 +55,11 @@ def why(
         if isinstance(cause, LocalTokenNotFoundError):
             return "there is no token; `hf auth login` stores one"
     last = list(causes(error))[-1]
+    if stuck(error):
+        return f"{constants.ENDPOINT} doesn't answer, or has stopped to; try again, what arrived is kept{aside}"
     if isinstance(last, TimeoutError):
         return f"{constants.ENDPOINT} doesn't answer{aside}"
-    if any(type(cause).__name__ in _UNREACHABLE for cause in causes(error)):
+    if unreachable(error):
         return f"{constants.ENDPOINT} can't be reached ({line(last)}){aside}"
     return f"{_brief(last)}{aside}"
 
@@ -84,6 +88,21 @@ def status_of(error: BaseException) -> int | None:
         if response is not None:
             return int(response.status_code)
     return None
+
+
+def unreachable(error: BaseException) -> bool:
+    """Is nobody there, or does nobody answer?"""
+    return any(type(cause).__name__ in _UNREACHABLE for cause in causes(error))
+
+
+def stuck(error: BaseException) -> bool:
+    """Was there a connection, and then nothing for as long as one waits?"""
+    return any(type(cause).__name__ in _STUCK for cause in causes(error))
+
+
+def cut(error: BaseException) -> bool:
+    """Did the connection break off?"""
+    return any(type(cause).__name__ in _CUT for cause in causes(error))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

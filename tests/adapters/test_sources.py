@@ -10,7 +10,14 @@ import torch
 from lorary.adapters import Backbone
 from lorary.adapters.sources import find_checkpoint
 from lorary.hub.checkpoint import KEPT_FILES, read_checkpoint
-from lorary.hub.errors import CheckpointError, InvalidReferenceError, UnknownReferenceError, UnsafeFileError
+from lorary.hub.errors import (
+    ChangedFilesError,
+    CheckpointError,
+    InvalidReferenceError,
+    RemoteError,
+    UnknownReferenceError,
+    UnsafeFileError,
+)
 from lorary.hub.manifest import Manifest
 from tiny import make_adapter
 
@@ -182,16 +189,16 @@ def test_a_name_that_the_hub_does_not_allow(hub, backbone):
 def test_private_gated_and_forbidden(hub, backbone, folder, monkeypatch):
     hub.commit_folder("user/tone", folder)
     hub.repos["user/tone"].private = True
-    refuse(backbone, "user/tone", UnknownReferenceError, "'user/tone'", "hf auth login")
+    refuse(backbone, "user/tone", UnknownReferenceError, "user/tone: ", "hf auth login")
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
-    refuse(backbone, "user/tone", UnknownReferenceError, "'user/tone'", "refuses access (401)", "hf auth login")
+    refuse(backbone, "user/tone", RemoteError, "user/tone: ", "refuses access (401)", "hf auth login")
     hub.tokens["hf_other"] = set()
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     hub.repos["user/tone"].private, hub.repos["user/tone"].gated = False, True
-    words = ("'user/tone'", "agreement", f"{hub.url}/user/tone", "hf auth login")
+    words = ("user/tone@", "agreement", f"{hub.url}/user/tone", "hf auth login")
     refuse(backbone, "user/tone", UnknownReferenceError, *words)
     hub.fail("GET", "/api/models/", status=403)
-    refuse(backbone, "user/tone@main", UnknownReferenceError, "'user/tone@main'", "access (403)", "hf auth login")
+    refuse(backbone, "user/tone@main", RemoteError, "user/tone@main: ", "access (403)", "hf auth login")
 
 
 FAULTS = {
@@ -202,7 +209,7 @@ FAULTS = {
     "short": ("GET", r"^/lfs/", {"keep": 100}, "Consistency check failed"),
     "short config": ("GET", r"/adapter_config.json", {"keep": 10}, "Consistency check failed"),
     "broken off": ("GET", r"^/lfs/", {"keep": 0, "broken": True}, "without sending complete message body"),
-    "no json": ("GET", r"^/api/models/user/tone", {"keep": 5}, "can't be had"),
+    "no json": ("GET", r"^/api/models/user/tone", {"keep": 5}, "user/tone: "),
 }
 
 
@@ -211,7 +218,7 @@ def test_a_failed_download_spoils_nothing(hub, backbone, folder, expected, no_wa
     hub.commit_folder("user/tone", folder)
     method, path, how, word = FAULTS[fault]
     hub.fail(method, path, **how)
-    refuse(backbone, "user/tone", UnknownReferenceError, "'user/tone'", word)
+    refuse(backbone, "user/tone", RemoteError, "user/tone", word)
     hub.faults.clear()
     assert_serves(backbone, backbone.load("user/tone"), expected)
 
@@ -226,12 +233,10 @@ def test_no_hub_at_all(hub, backbone, monkeypatch):
     from huggingface_hub import constants
 
     hub.stop()
-    refuse(backbone, "user/tone", UnknownReferenceError, "'user/tone'", "refused", "./user/tone")
+    for reference in ("user/tone", f"user/tone@{'a' * 40}"):
+        refuse(backbone, reference, RemoteError, f"{reference}: ", "refused", "./user/tone")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    refuse(backbone, "user/tone", UnknownReferenceError, "HF_HUB_OFFLINE is set", "./user/tone")
-
-
-# Links
+    refuse(backbone, "user/tone", RemoteError, "HF_HUB_OFFLINE is set")
 
 
 @pytest.fixture
@@ -245,6 +250,49 @@ def snapshot(hub, backbone, folder):
     place = Path(constants.HF_HUB_CACHE) / "models--user--tone" / "snapshots" / commit
     assert (place / "adapter_model.safetensors").is_symlink()
     return place, f"user/tone@{commit}"
+
+
+# What arrived, against what the Hub says of it
+
+
+@pytest.mark.parametrize("path", [r"^/lfs/", "/adapter_config.json"])
+def test_bytes_that_were_changed_on_the_way(hub, backbone, folder, expected, path):
+    hub.commit_folder("user/tone", folder)
+    hub.fail("GET", path, corrupt=True, times=1)
+    refuse(backbone, "user/tone", ChangedFilesError, "user/tone@", "isn't what the Hub says it is", "try again")
+    assert_serves(backbone, backbone.load("user/tone"), expected)
+
+
+@pytest.mark.parametrize("how", ["commit", "branch"])
+def test_a_copy_that_was_damaged_on_the_disk(hub, backbone, folder, expected, snapshot, how):
+    place, pinned = snapshot
+    blob = (place / "adapter_model.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    if how == "branch":
+        refuse(backbone, "user/tone", ChangedFilesError, "on the disk; try again")
+    assert_serves(backbone, backbone.load(pinned if how == "commit" else "user/tone"), expected)
+    backbone.unload("tone")
+    hub.stop()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"!")
+    if how == "commit":
+        refuse(backbone, pinned, RemoteError, "can't be reached")
+    else:
+        refuse(backbone, "user/tone", ChangedFilesError, "on the disk; try again")
+
+
+def test_a_warm_load_reads_no_file_a_second_time(hub, backbone, folder, expected, snapshot, monkeypatch):
+    from lorary.hub.remote import download
+
+    def again(path):
+        raise AssertionError(f"{path} was hashed again")
+
+    monkeypatch.setattr(download, "hash_file", again)
+    monkeypatch.setattr(download, "_git_hash", again)
+    for reference in (snapshot[1], "user/tone"):
+        assert_serves(backbone, backbone.load(reference), expected)
+
+
+# Links
 
 
 @pytest.mark.parametrize("target", ["elsewhere", "sibling", "own snapshot"])
@@ -322,7 +370,7 @@ def test_neither_folders_nor_names_shadow_each_other(
     for reference in ("tone", "tone@1"):
         assert_serves(backbone, backbone.load(reference), expected)
     assert backbone.load("./tone", "folder").digest == read_checkpoint(other).digest
-    with pytest.raises(UnknownReferenceError, match=r"\./user/tone"):
+    with pytest.raises(RemoteError, match=r"\./user/tone"):
         find_checkpoint("user/tone", registry)
 
 

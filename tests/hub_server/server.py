@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -35,6 +35,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.lock = Lock()
+        self.stopped = Event()
         self._noting = Lock()
         self._listeners = [_Listener(self), _Listener(self)]
         self.url, self.files_url = (f"http://127.0.0.1:{listener.server_port}" for listener in self._listeners)
@@ -51,6 +52,7 @@ class HubServer:
 
     def stop(self) -> None:
         """Be out of reach, also on connections that are open; a second call does nothing."""
+        self.stopped.set()
         for listener in self._listeners:
             listener.shutdown()
             listener.server_close()
@@ -138,6 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.cut == "before":
             fault.call()
             self._hang_up()
+        elif fault is not None and fault.stall and fault.keep is None:
+            hub.stopped.wait()
+            self._hang_up()
         elif fault is not None and fault.status is not None:
             self._send(Answer(fault.status, b"no\n", fault.headers))
         else:
@@ -177,13 +182,15 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.corrupt and body:
             body = _spoiled(body)
         sent = body if fault is None or fault.keep is None else body[: fault.keep]
-        broken = fault is not None and fault.broken
+        broken = fault is not None and (fault.broken or fault.stall)
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body if broken else sent))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(sent)
+        if fault is not None and fault.stall:
+            self.server.hub.stopped.wait()
         self.close_connection = self.close_connection or broken
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -65,8 +65,9 @@ class Fault:
 
     ``broken`` bodies announce their full length and the connection ends; others announce what they hold. ``corrupt``
     bodies, asked or answered, have their full length and a wrong last byte. ``cut`` ends the connection without an
-    answer: ``before`` or ``after`` the request took effect, and ``call`` is called then. ``skip`` lets that many pass
-    first; ``times`` is how often it still happens, None for always.
+    answer: ``before`` or ``after`` the request took effect, and ``call`` is called then. With ``stall`` the connection
+    stays, but nothing comes after ``keep`` bytes; without those the request takes no effect. ``skip`` lets that many
+    pass first; ``times`` is how often it still happens, None for always.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     keep: int | None = None
     broken: bool = False
+    stall: bool = False
     corrupt: bool = False
     cut: str | None = None
     call: Callable[[], object] = lambda: None

@@ -59,7 +59,9 @@ class AliasMove:
     """One move in the history of ``name@alias``: from one version's number to another's.
 
     ``from_number`` is None where the alias meant nothing before, ``to_number`` where it was taken away. ``at`` is ISO
-    8601 in UTC. A rollback's ``undoes`` is the ``id`` of the move that it takes back, with all moves since.
+    8601 in UTC. A rollback's ``undoes`` is the ``id`` of the move that it takes back, with all moves since. ``origin``
+    is set where the move was made in another registry: its file and the numbers there. Versions that never came from
+    there are None.
     """
 
     id: int
@@ -71,6 +73,7 @@ class AliasMove:
     who: str
     why: str | None
     undoes: int | None
+    origin: str | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ ROWS = {
         "INSERT INTO alias_moves VALUES (3, 1, 'prod', 1, 2, '2026-11-28T19:23:00+00:00', 'ann', NULL, NULL)",
         "INSERT INTO alias_moves VALUES (4, 1, 'prod', 2, 1, '2026-11-28T19:24:00+00:00', 'ben', 'slower', 3)",
     ),
+    "m007": (
+        "INSERT INTO alias_moves VALUES (5, 3, 'live', NULL, 1, '2026-11-28T19:25:00+00:00', 'eve', NULL, NULL, "
+        "'~/team/registry.db: - to 4')",
+        "INSERT INTO aliases VALUES (3, 'live', 4)",
+    ),
 }
 
 

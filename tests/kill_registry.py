@@ -96,6 +96,17 @@ def _import(scene: Scene) -> list[str]:
     return ["import", source, "--name", name, "--alias", NAMED["import"], "--tag", "killed"]
 
 
+def _import_registry(scene: Scene) -> list[str]:
+    other = Registry(scene.folder / "other" / "registry.db")
+    for version in scene.registry.versions("theirs"):
+        scene.registry.remove(version.reference, force=True)
+    for seed in (0, 1):
+        other.add(scene.sources[seed], name="theirs", aliases=["prod"])
+    for number in (1, 2):
+        other.alias("theirs", scene.draw.choice(("prod", "candidate")), number)
+    return ["import", str(other.path)]
+
+
 def _gc(scene: Scene) -> list[str]:
     stray = scene.folder / "registry.store" / "objects" / "ab" / scene.draw.randbytes(31).hex()
     stray.parent.mkdir(exist_ok=True)
@@ -170,6 +181,7 @@ def _make_base(base: Path, rows: Path) -> int:
 
 COMMANDS: dict[str, Callable[[Scene], list[str]]] = {
     "import": _import,
+    "import of a registry": _import_registry,
     "rm": lambda scene: ["rm", scene.one(), "--force"],
     "gc": _gc,
     "alias": lambda scene: ["alias", scene.one(), scene.draw.choice(("prod", "candidate"))],

@@ -106,6 +106,7 @@ def _show_history(name: str, moves: Sequence[AliasMove], as_json: bool) -> None:
 
 def _row(move: AliasMove) -> dict[str, object]:
     reason = [f"rollback of move {move.undoes}"] if move.undoes is not None else []
+    origin = [f"from {move.origin}"] if move.origin is not None else []
     return {
         "move": move.id,
         "alias": move.alias,
@@ -113,5 +114,5 @@ def _row(move: AliasMove) -> dict[str, object]:
         "to": "-" if move.to_number is None else move.to_number,
         "when": move.at,
         "who": move.who,
-        "why": "; ".join([*reason, *([move.why] if move.why else [])]),
+        "why": "; ".join([*reason, *([move.why] if move.why else []), *origin]),
     }

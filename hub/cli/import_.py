@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
-from lorary.hub.cli.output import print_json, print_line, print_table, version_json
+from lorary.hub.cli.output import clean, print_json, print_line, print_table, version_json
 from lorary.hub.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,15 +57,34 @@ def command(
     if source.expanduser().is_file():
         if name or domain or task or alias or tag or every:
             raise UsageError(f"{source}: a registry says all of its versions itself; leave the other options out")
-        _report(list(import_registry(catalogue, source.expanduser())), as_json)
+        with _bar() as watch:
+            taken = list(import_registry(catalogue, source.expanduser(), watch))
+        _report(taken, as_json)
         return
-    found = list(
-        import_folders(catalogue, source, every=every, name=name, domain=domain, task=task, tags=tag or (), alias=alias)
-    )
+    with _bar() as watch:
+        found = list(
+            import_folders(
+                catalogue, source, every=every, name=name, domain=domain, task=task, tags=tag or (), alias=alias,
+                watch=watch,
+            )
+        )  # fmt: skip
     if len(found) == 1 and found[0].reference is not None:
         _report_one(catalogue.resolve(found[0].reference), found[0], as_json)
         return
     _report(found, as_json)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """In a terminal, a bar that names what is being taken and is gone afterwards; what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(task, description=clean(what), completed=done, total=total)
 
 
 def _report_one(version: Version, outcome: Outcome, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lorary.hub.checkpoint import ORIGIN_NAME, Checkpoint, read_checkpoint
 from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, RegistryError, UsageError
 from lorary.hub.importing.discover import Found, find_runs
-from lorary.hub.importing.outcome import Outcome
+from lorary.hub.importing.outcome import Outcome, Watch, unwatched
 from lorary.hub.importing.traces import Traces, read_traces
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
@@ -27,6 +27,7 @@ def import_folders(
     task: str | None = None,
     tags: Iterable[str] = (),
     alias: str | None = None,
+    watch: Watch = unwatched,
 ) -> Iterator[Outcome]:
     """Import the adapter in ``root``, or every one below it; what was done with each, as it is done.
 
@@ -43,6 +44,7 @@ def import_folders(
         task: of all of them; by default what each says.
         tags: for all of them.
         alias: what the adapter is to be called too. For one run only.
+        watch: told of each adapter before it is looked at.
 
     Raises:
         CheckpointError: there is no such folder, or no adapter in it.
@@ -65,12 +67,15 @@ def import_folders(
             )
     alone = len(runs) == 1 and len(runs[0].adapters) == 1 and not links
     tags = tuple(tags)
+    seen, total = 0, sum(len(run.adapters) for run in runs)
     for run in runs:
         adapters = run.adapters[::-1] if every else run.adapters
         taken: Found | None = None
         version: Version | None = None
         for found in adapters:
             shown = _shown(found.folder, root)
+            watch(shown, seen, total)
+            seen += 1
             if taken is not None and not every:
                 why = "the run's finished adapter" if taken.step is None else f"checkpoint {taken.step}"
                 yield Outcome(shown, "passed over", note=f"{why} stands for the run; --all takes every one")

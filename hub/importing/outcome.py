@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,3 +17,11 @@ class Outcome:
     state: State
     reference: str | None = None
     note: str = ""
+
+
+Watch = Callable[[str, int, int], None]
+"""Told of each thing before it is taken: what it is, how many were done before it, and how many there are in all."""
+
+
+def unwatched(what: str, done: int, total: int) -> None:
+    """For those who don't wait for it."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lorary.hub.errors import LoraryError, RegistryError
-from lorary.hub.importing.outcome import Outcome, State
+from lorary.hub.importing.histories import carry_aliases
+from lorary.hub.importing.outcome import Outcome, Watch, unwatched
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 
 
-def import_registry(registry: Registry, path: Path) -> Iterator[Outcome]:
+def import_registry(registry: Registry, path: Path, watch: Watch = unwatched) -> Iterator[Outcome]:
     """Import all versions of the registry at ``path``, with metrics, tags, aliases, lineage and pretrained bases.
 
     A version whose digest its name has here already is passed over, so an import that was broken off is finished by
-    another one. Versions get the next free numbers; parents are followed. An alias that means another version here
-    stays.
+    another one. Versions get the next free numbers; parents are followed. Aliases come last, with their history, see
+    :func:`~lorary.hub.importing.histories.carry_aliases`; one that means another version here stays.
+
+    Args:
+        registry: where to.
+        path: the other registry's file.
+        watch: told of each version before it is copied.
 
     Raises:
         RegistryError: it isn't a registry, or it is the same one.
@@ -26,19 +33,22 @@ def import_registry(registry: Registry, path: Path) -> Iterator[Outcome]:
         raise RegistryError(f"{path}: is the registry to import into; name another one")
     yield from _bases(registry, other)
     references: dict[str, str] = {}
-    for version in _parents_first(other.versions()):
+    versions = list(_parents_first(other.versions()))
+    for index, version in enumerate(versions):
+        watch(version.reference, index, len(versions))
         try:
-            outcome, ours = _take(registry, other, version, references)
+            outcome = _take(registry, other, version, references)
         except LoraryError as error:
             yield Outcome(version.reference, "refused", note=str(error))
             continue
-        references[version.reference] = ours.reference
-        kept = list(_aliases(registry, version, ours))
-        yield Outcome(outcome.source, outcome.state, outcome.reference, "; ".join(kept))
+        assert outcome.reference is not None
+        references[version.reference] = outcome.reference
+        yield outcome
+    yield from _aliases(registry, other, versions, references)
 
 
-def _take(registry: Registry, other: Registry, version: Version, references: dict[str, str]) -> tuple[Outcome, Version]:
-    before = {known.number for known in registry.versions(version.name)}
+def _take(registry: Registry, other: Registry, version: Version, references: dict[str, str]) -> Outcome:
+    before = registry.numbers(version.name)
     folders = other.bases.folders_of(version.base_id) if version.base_id else []
     ours = registry.add(
         other.checkpoint(version),
@@ -53,8 +63,7 @@ def _take(registry: Registry, other: Registry, version: Version, references: dic
         base_folder=folders[0] if len(folders) == 1 else None,
         created_at=version.created_at,
     )
-    state: State = "there already" if ours.number in before else "taken"
-    return Outcome(version.reference, state, ours.reference), ours
+    return Outcome(version.reference, "there already" if ours.number in before else "taken", ours.reference)
 
 
 def _parents_first(versions: list[Version]) -> Iterator[Version]:
@@ -66,15 +75,22 @@ def _parents_first(versions: list[Version]) -> Iterator[Version]:
             yield waiting.pop(version.reference)
 
 
-def _aliases(registry: Registry, version: Version, ours: Version) -> Iterator[str]:
-    """Set the version's aliases; what is said of those that stay where they are."""
-    there = {alias: known for known in registry.versions(version.name) for alias in known.aliases}
-    for alias in version.aliases:
-        known = there.get(alias)
-        if known is None:
-            registry.alias(ours.name, alias, ours.number, why="imported with the version")
-        elif known.number != ours.number:
-            yield f"{alias} stays on {known.reference}"
+def _aliases(
+    registry: Registry, other: Registry, versions: Sequence[Version], references: Mapping[str, str]
+) -> Iterator[Outcome]:
+    """Carry the aliases over; what is said of those that can't be set."""
+    numbers: defaultdict[str, dict[int, int]] = defaultdict(dict)
+    means: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for version in versions:
+        if ours := references.get(version.reference):
+            numbers[version.name][version.number] = int(ours.rpartition("@")[2])
+        means[version.name].update(dict.fromkeys(version.aliases, version.number))
+    for name, known in numbers.items():
+        try:
+            for alias, note in carry_aliases(registry, other, name, known, means[name]):
+                yield Outcome(f"{name}@{alias}", "passed over", note=note)
+        except LoraryError as error:
+            yield Outcome(f"{name}'s aliases", "refused", note=str(error))
 
 
 def _bases(registry: Registry, other: Registry) -> Iterator[Outcome]:

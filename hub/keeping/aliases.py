@@ -8,12 +8,13 @@ not forth again.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorary.hub.errors import RegistryConflictError, UnknownReferenceError, UsageError
+from lorary.hub.errors import RegistryConflictError, RegistryError, UnknownReferenceError, UsageError
 from lorary.hub.tables.lookup import locate
 from lorary.hub.values import AliasMove, Version
 
@@ -82,13 +83,18 @@ def set_alias(db: Database, row_id: int, alias: str, by: Signature, undoes: int 
     before = meaning(db, version["adapter_id"], alias)
     if before == version["number"]:
         return False
+    point_alias(db, version["adapter_id"], alias, row_id)
+    _note(db, version["adapter_id"], alias, before, version["number"], by, undoes)
+    return True
+
+
+def point_alias(db: Database, adapter_id: int, alias: str, row_id: int) -> None:
+    """Let an alias mean the version ``row_id``; the history is for the caller to add to."""
     db.execute(
         "INSERT INTO aliases (adapter_id, name, version_id) VALUES (?, ?, ?)"
         " ON CONFLICT (adapter_id, name) DO UPDATE SET version_id = excluded.version_id",
-        [version["adapter_id"], alias, row_id],
+        [adapter_id, alias, row_id],
     )
-    _note(db, version["adapter_id"], alias, before, version["number"], by, undoes)
-    return True
 
 
 def name_version(db: Database, version: Version, naming: Naming, path: Path) -> Version:
@@ -177,24 +183,31 @@ def adapter_of(db: Database, name: str, path: Path) -> int:
 
 
 def history(db: Database, adapter_id: int, name: str, alias: str | None = None) -> list[AliasMove]:
-    """The moves of a name's aliases, or of one of them, oldest first."""
-    rows = db.query(
-        "SELECT * FROM alias_moves WHERE adapter_id = ? AND alias = coalesce(?, alias) ORDER BY id", [adapter_id, alias]
+    """The moves of a name's aliases, or of one of them, oldest first.
+
+    Raises:
+        RegistryError: a row doesn't hold what its table says.
+    """
+    query = "SELECT * FROM alias_moves WHERE adapter_id = ? AND alias = coalesce(?, alias) ORDER BY id"
+    try:
+        return [_move(name, row) for row in db.query(query, [adapter_id, alias])]
+    except (TypeError, ValueError) as error:
+        raise RegistryError(f"the history of {name}'s aliases is damaged ({error}); go back to a copy of it") from error
+
+
+def _move(name: str, row: Mapping[str, Any]) -> AliasMove:
+    return AliasMove(
+        id=int(row["id"]),
+        name=name,
+        alias=str(row["alias"]),
+        from_number=_number(row["from_number"]),
+        to_number=_number(row["to_number"]),
+        at=str(row["at"]),
+        who=str(row["who"]),
+        why=None if row["why"] is None else str(row["why"]),
+        undoes=_number(row["undoes"]),
+        origin=None if row["origin"] is None else str(row["origin"]),
     )
-    return [
-        AliasMove(
-            id=int(row["id"]),
-            name=name,
-            alias=str(row["alias"]),
-            from_number=_number(row["from_number"]),
-            to_number=_number(row["to_number"]),
-            at=str(row["at"]),
-            who=str(row["who"]),
-            why=None if row["why"] is None else str(row["why"]),
-            undoes=_number(row["undoes"]),
-        )
-        for row in rows
-    ]
 
 
 def _note(
@@ -206,17 +219,24 @@ def _note(
     by: Signature,
     undoes: int | None = None,
 ) -> None:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    insert_move(db, adapter_id, AliasMove(0, "", alias, before, after, at, by.who, by.why, undoes))
+
+
+def insert_move(db: Database, adapter_id: int, move: AliasMove) -> int:
+    """Add a move to the history, under the next id, which is returned; the move's own and its name don't matter."""
     row = {
         "adapter_id": adapter_id,
-        "alias": alias,
-        "from_number": before,
-        "to_number": after,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "who": by.who,
-        "why": by.why,
-        "undoes": undoes,
+        "alias": move.alias,
+        "from_number": move.from_number,
+        "to_number": move.to_number,
+        "at": move.at,
+        "who": move.who,
+        "why": move.why,
+        "undoes": move.undoes,
+        "origin": move.origin,
     }
-    db.table("alias_moves").insert(row)
+    return int(db.table("alias_moves").insert(row).last_pk)
 
 
 def _row(db: Database, query: str, row_id: int) -> dict[str, Any]:

@@ -175,6 +175,11 @@ def _m006_rollbacks(db: Database) -> None:
     db.execute("ALTER TABLE alias_moves ADD COLUMN undoes INTEGER REFERENCES alias_moves (id)")
 
 
+def _m007_origins(db: Database) -> None:
+    # Of a move that came with another registry: that registry, and the versions' numbers there. NULL for one made here.
+    db.execute("ALTER TABLE alias_moves ADD COLUMN origin TEXT")
+
+
 MIGRATIONS: tuple[tuple[str, Callable[[Database], None]], ...] = (
     ("m001_catalogue", _m001_catalogue),
     ("m002_pretrained_bases", _m002_pretrained_bases),
@@ -182,6 +187,7 @@ MIGRATIONS: tuple[tuple[str, Callable[[Database], None]], ...] = (
     ("m004_alias_moves", _m004_alias_moves),
     ("m005_remotes", _m005_remotes),
     ("m006_rollbacks", _m006_rollbacks),
+    ("m007_origins", _m007_origins),
 )
 """Name and function of each migration, oldest first."""
 

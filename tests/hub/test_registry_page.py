@@ -85,6 +85,13 @@ def test_the_lineage(db, registry):
     assert db.execute(query).fetchall() == [("finance-tone@2", 1, 0), ("finance-tone@1", 2, 1)]
 
 
+def test_what_came_of_a_version_is_told_alike_from_either_end(db):
+    by_view, from_one = (
+        db.execute(question).fetchall() for question in QUESTIONS if "generation, reference" in question
+    )
+    assert by_view == from_one == [("finance-tone@2", 1, "fine-tune"), ("finance-tone@3", 2, "fine-tune")]
+
+
 def test_a_circle_in_the_lineage_ends(db, registry):
     other = sqlite3.connect(registry.path)
     first, third = (

@@ -15,7 +15,7 @@ from lorary.hub.finding.choice import Choice, choose_best
 from lorary.hub.finding.fulltext import catch_up
 from lorary.hub.finding.overview import Cell, overview
 from lorary.hub.finding.query import FoundVersions, find_versions, relatives
-from lorary.hub.finding.search import Filter, normalise_tags
+from lorary.hub.finding.search import Filter, known_fingerprints, normalise_tags
 from lorary.hub.keeping.aliases import Naming, name_version, signature
 from lorary.hub.keeping.methods import Keeping
 from lorary.hub.keeping.verification import open_version
@@ -240,6 +240,11 @@ class Registry(Keeping):
             catch_up(self.path)
         with reading(self.path) as db:
             return find_versions(db, wanted, self.path, sort=sort, reverse=reverse, limit=limit)
+
+    def fingerprints(self, base: str) -> list[str]:
+        """The fingerprints that a base's id or folder stands for in the catalogue; of a fingerprint, itself."""
+        with reading(self.path) as db:
+            return known_fingerprints(db, base) if db else []
 
     def overview(self, metric: str | None = None) -> list[Cell]:
         """How much there is of each domain and task, and the best value of ``metric`` or of the most telling one.

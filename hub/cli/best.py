@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lorary.hub.cli.base_option import base_to_find
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_note, short_number, version_json
 from lorary.hub.finding.search import Filter
@@ -21,7 +22,7 @@ def command(
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task, a pipeline tag.")] = None,
     base: Annotated[
-        str | None, typer.Option(help="Only what is compatible with this base: an id or a fingerprint.")
+        str | None, typer.Option(help="Only what is compatible with this base: an id, a fingerprint or a folder.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Only this method: lora, qlora, dora, ...")] = None,
     tag: Annotated[str | None, typer.Option(help="Only versions with this tag.")] = None,
@@ -39,7 +40,10 @@ def command(
     taken only where nothing else fits, and a note says so. Without --base, versions on all bases are compared.
     """
     catalogue = open_registry(registry)
-    wanted = Filter(domain=domain, task=task, base=base, method=method, tag=tag, alias=alias, where=tuple(where or ()))
+    wanted = Filter(
+        domain=domain, task=task, base=base_to_find(catalogue, base), method=method, tag=tag, alias=alias,
+        where=tuple(where or ()),
+    )  # fmt: skip
     choice = catalogue.choose(wanted, metric=metric)
     version = choice.version
     for note in choice.notes:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lorary.hub.cli.base_option import base_to_find
 from lorary.hub.cli.list_remote import EverybodyOption, RemoteOption, print_remote
 from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_csv, print_json, print_line, print_note, print_table, short_number, version_json
@@ -30,7 +31,9 @@ def command(
     context: typer.Context,
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task, a pipeline tag.")] = None,
-    base: Annotated[str | None, typer.Option(help="Only adapters of this base: an id or a fingerprint.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Only adapters of this base: an id, a fingerprint or a folder.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Only this method: lora, qlora, dora, ...")] = None,
     strategy: Annotated[str | None, typer.Option(help="Only what was trained so: direct, fine-tune, ...")] = None,
     tag: Annotated[str | None, typer.Option(help="Only versions with this tag.")] = None,
@@ -68,8 +71,8 @@ def command(
         return
     catalogue = open_registry(registry)
     wanted = Filter(
-        domain=domain, task=task, base=base, method=method, strategy=strategy, tag=tag, alias=alias, text=search,
-        where=tuple(where or ()), ancestor=ancestor,
+        domain=domain, task=task, base=base_to_find(catalogue, base), method=method, strategy=strategy, tag=tag,
+        alias=alias, text=search, where=tuple(where or ()), ancestor=ancestor,
     )  # fmt: skip
     found = catalogue.search(wanted, sort=sort or "name", reverse=reverse, limit=limit or None)
     if as_json:

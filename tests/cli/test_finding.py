@@ -155,3 +155,30 @@ def test_a_damaged_version_without_files_is_shown(lorary, filled):
     db.commit()
     db.close()
     assert lorary("show", "tone")[0][0].split() == ["version", "tone@3", "of", "1,", "2,", "3"]
+
+
+def test_a_folder_of_a_base_finds_what_fits_it(registry, tmp_path, lorary, monkeypatch):
+    from lorary.adapters.loading import load_base
+    from tiny import make_base
+
+    folder = make_base("bert", tmp_path / "models" / "copy")
+    fingerprint = load_base(str(folder), device="cpu").identity.fingerprint
+    manifest = make_manifest(base=BaseIdentity("org/original", fingerprint=fingerprint))
+    registry.add(make_checkpoint(tmp_path / "fits", manifest=manifest), name="fits", metrics={"test": {"f1": 0.5}})
+    registry.add(make_checkpoint(tmp_path / "other", seed=1), name="other", metrics={"test": {"f1": 0.9}})
+    for command in (["list"], ["best", "--metric", "f1"]):
+        out, err = lorary(*command, "--base", folder)
+        assert any("fits" in line for line in out)
+        assert not any("other" in line for line in out)
+        assert err == [f"{folder} has the fingerprint {fingerprint}"]
+    monkeypatch.chdir(folder.parent)
+    assert json.loads("\n".join(lorary("best", "--metric", "f1", "--base", "copy", "--json")[0]))["compatible"]
+
+
+def test_a_folder_that_is_no_base_is_told(filled, tmp_path, lorary):
+    (tmp_path / "empty").mkdir()
+    for folder in ("./nowhere", tmp_path / "empty", "~/nowhere-at-all"):
+        for command in (["list"], ["best", "--metric", "f1"]):
+            out, err = lorary(*command, "--base", folder, code=1)
+            assert out == []
+            assert f"{folder}: expected a base model's folder, found no config.json" in err[0]

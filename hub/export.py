@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, OutputError, UnsupportedAdapterError
 from lorary.hub.files.folders import new_folder
 from lorary.hub.files.store import sync_folder
+from lorary.hub.jsontext import load_json
 from lorary.hub.values import Version
 
 CARD = "README.md"
@@ -27,6 +29,9 @@ _BLANK, _BLANKS_OF_A_FORM = b"[More Information Needed]", 20
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What ``--max-lora-rank`` may be."""
 _VLLM_MODULES = frozenset({"classifier", "score"})
+_VLLM_ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert"})
+"""The ``model_type`` of encoders that vLLM has classes of its own for, none of which takes LoRA."""
+_ENCODER_BODY = re.compile(r"(?:base_model\.model\.)?(bert|roberta)\.encoder\.layer\.")
 
 
 def export_folder(version: Version, checkpoint: Checkpoint, folder: Path) -> Path:
@@ -93,8 +98,8 @@ def vllm_command(version: Version, checkpoint: Checkpoint, folder: Path, base: s
     Raises:
         UnsupportedAdapterError: vLLM's LoRA loader refuses it or would get it wrong; every reason is named.
     """
-    problems = list(_vllm_problems(checkpoint.config))
     base = base or version.base_id
+    problems = [*_vllm_problems(checkpoint.config), *_vllm_lacks(checkpoint, base)]
     if base is None:
         problems.append("the adapter doesn't name its base")
     if problems or base is None:
@@ -126,6 +131,37 @@ def _vllm_problems(config: Mapping[str, Any]) -> Iterator[str]:
     rank = config.get("r")
     if type(rank) is not int or not 0 < rank <= _VLLM_RANKS[-1]:
         yield f"its rank is {rank}, vLLM serves ranks up to {_VLLM_RANKS[-1]}"
+
+
+def _vllm_lacks(checkpoint: Checkpoint, base: str | None) -> Iterator[str]:
+    """As of vLLM's tables of supported models (docs/models): only what they leave no doubt about."""
+    if checkpoint.config.get("task_type") == "SEQ_2_SEQ_LM":
+        yield "its base is an encoder with a decoder, and vLLM itself serves no language models of that kind"
+        return
+    found = next((match[1] for name in checkpoint.tensors if (match := _ENCODER_BODY.match(name))), None)
+    kind = found or _model_type(base)
+    if kind in _VLLM_ENCODERS:
+        yield f"its base is an encoder ({kind}), for which vLLM has no LoRA; `lorary serve` serves it"
+
+
+def _model_type(base: str | None) -> str | None:
+    """The ``model_type`` of a base whose config is at hand: in its folder, or in the Hub's cache."""
+    if base is None:
+        return None
+    config: Any = Path(base).expanduser() / "config.json"
+    if not config.is_file():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            config = try_to_load_from_cache(base, "config.json")
+        except HFValidationError:
+            return None
+    try:
+        found = load_json(Path(config).read_text(encoding="utf-8")) if isinstance(config, (str, Path)) else None
+    except (OSError, ValueError):
+        return None
+    return str(found.get("model_type")) if isinstance(found, dict) else None
 
 
 def _card(version: Version, checkpoint: Checkpoint) -> str | None:

@@ -1,12 +1,13 @@
 """Exporting: whole folders, archives that are the same each time, and vLLM's command."""
 
+import json
 import os
 import shlex
 import tarfile
 
 import pytest
 
-from checkpoints import make_checkpoint
+from checkpoints import lora_tensors, make_checkpoint, write_safetensors
 from lorary.hub import export
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.cli.main import main
@@ -111,15 +112,53 @@ def test_vllm_s_command(registry, tmp_path):
         ({"peft_type": "IA3"}, "IA3"),
         ({"r": 1024}, "1024"),
         ({"target_parameters": ["experts"]}, "target_parameters"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "an encoder with a decoder"),
     ],
 )
 def test_what_vllm_refuses_is_refused_by_name_and_nothing_is_written(registry, tmp_path, capsys, config, named):
-    version = registry.add(make_checkpoint(tmp_path / "a", manifest=False, **config), name="a", domain="x")
+    version = registry.add(
+        make_checkpoint(tmp_path / "a", manifest=False, **config), name="a", domain="x", task="summarization"
+    )
     with pytest.raises(UnsupportedAdapterError, match=named):
         vllm_command(version, registry.checkpoint(version), tmp_path)
     assert main(["export", "a", str(tmp_path / "out"), "--vllm", "--registry", str(registry.path)]) == 1
     assert named in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prefix", ["bert", "roberta"])
+def test_an_encoder_is_refused_for_vllm_by_the_names_of_its_tensors(registry, tmp_path, prefix):
+    folder = make_checkpoint(tmp_path / "a", manifest=False)
+    tensors = {name.replace("layer.query", f"{prefix}.encoder.layer.0.attention.self.query"): value
+               for name, value in lora_tensors().items()}  # fmt: skip
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    version = registry.add(folder, name="a", domain="x")
+    with pytest.raises(UnsupportedAdapterError, match=rf"an encoder \({prefix}\), for which vLLM has no LoRA"):
+        vllm_command(version, registry.checkpoint(version), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("modernbert", True), ("bert", True), ("llama", False), (7, False)])
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_encoder_is_refused_for_vllm_by_its_config(registry, version, tmp_path, monkeypatch, kind, refused, cached):
+    folder = tmp_path / "hub" / "models--org--base" / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    base = "org/base" if cached else str(folder)
+    checkpoint = registry.checkpoint(version)
+    if refused:
+        with pytest.raises(UnsupportedAdapterError, match=f"encoder .{kind}"):
+            vllm_command(version, checkpoint, tmp_path, base)
+    else:
+        assert base in vllm_command(version, checkpoint, tmp_path, base)
+
+
+@pytest.mark.parametrize("base", ["not an id at all!", "a/b/c", "/nowhere", "org/unknown"])
+def test_a_base_that_is_not_at_hand_is_no_reason_against_vllm(registry, version, tmp_path, base):
+    assert shlex.quote(base) in vllm_command(version, registry.checkpoint(version), tmp_path, base)
 
 
 def test_the_command(registry, version, tmp_path, capsys):

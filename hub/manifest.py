@@ -17,7 +17,7 @@ from lorary.hub.errors import CheckpointError
 from lorary.hub.jsontext import load_json
 
 MANIFEST_NAME = "lorary.json"
-FORMAT = 3
+FORMAT = 4
 """The newest format."""
 
 _SINCE: Mapping[str, int] = {
@@ -27,11 +27,14 @@ _SINCE: Mapping[str, int] = {
     "preprocessing.target_lang": 3,
     "generation": 3,
     "answering": 3,
+    "thresholds": 4,
 }
 """Fields that a reader of format 1 can't know, and the format that each came with.
 
 They are left out of the file and of the digest where they are off: what was written before stays what it was.
 """
+
+_USED_IN_DIGEST = ("preprocessing", "pooling", "generation", "answering", "thresholds")
 
 _R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Pooling", "Answering", "Prompt", "Generation", "Numerics")
 
@@ -152,7 +155,10 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of ``lorary.json``."""
+    """The content of ``lorary.json``.
+
+    ``thresholds``: where a row may have several labels, from which score on it has each of ``labels``; None: 0.5.
+    """
 
     task: str
     base: BaseIdentity
@@ -164,6 +170,7 @@ class Manifest:
     pooling: Pooling | None = None
     generation: Generation | None = None
     answering: Answering | None = None
+    thresholds: tuple[float, ...] | None = None
     numerics: Numerics = field(default_factory=Numerics)
     golden_rows: tuple[tuple[int, ...], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -177,7 +184,7 @@ class Manifest:
             "problem_type": self.problem_type,
             "prompt": values["prompt"],
             "base_fingerprint": self.base.fingerprint,
-            **_used({name: values[name] for name in ("preprocessing", "pooling", "generation", "answering")}),
+            **_used({name: values[name] for name in _USED_IN_DIGEST}),
         }
 
     def to_json(self) -> str:
@@ -275,6 +282,7 @@ def _build(raw: Mapping[str, Any]) -> Manifest:
         pooling=_record(Pooling, raw["pooling"]) if raw.get("pooling") else None,
         generation=_record(Generation, raw["generation"]) if raw.get("generation") else None,
         answering=_record(Answering, raw["answering"]) if raw.get("answering") else None,
+        thresholds=_shares(raw["thresholds"], labels) if raw.get("thresholds") is not None else None,
         numerics=_record(Numerics, raw.get("numerics") or {}),
         golden_rows=tuple(_token_ids(row) for row in raw.get("golden_rows") or ()),
         provenance=dict(raw.get("provenance") or {}),
@@ -297,3 +305,12 @@ def _token_ids(row: Any) -> tuple[int, ...]:
     if not isinstance(row, list) or not all(type(token) is int and token >= 0 for token in row):
         raise ValueError("golden_rows must hold lists of token ids")
     return tuple(row)
+
+
+def _shares(raw: Any, labels: list[Any] | None) -> tuple[float, ...]:
+    if not isinstance(raw, list) or len(raw) != len(labels or ()):
+        raise ValueError(f"thresholds must hold a number for each of {len(labels or ())} labels, found {raw!r}")
+    for value in raw:
+        if type(value) not in (int, float) or not 0 < value < 1:
+            raise ValueError(f"thresholds: expected numbers between 0 and 1, found {value!r}")
+    return tuple(map(float, raw))

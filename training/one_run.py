@@ -75,9 +75,9 @@ def run(
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
 
-    def answers(model: Any) -> list[Any]:
+    def answers(model: Any, rows: Encoded = test) -> list[Any]:
         def in_batches(size: int) -> list[Any]:
-            return task.outcomes(model, test, prepared.base.tokenizer, size)
+            return task.outcomes(model, rows, prepared.base.tokenizer, size)
 
         return in_smaller_batches(in_batches, recipe.training.batch_size, reporter.note)
 
@@ -98,7 +98,10 @@ def run(
         )  # fmt: skip
     reporter.phase("measuring")
     prepared = prepared.settled()
-    model = prepared.model
+    model, validation = prepared.model, prepared.validation
+    if task.decides:
+        seen = answers(model, validation) if validation else []
+        task.decide(seen, validation.golds if validation else (), reporter.note)
     outcomes = answers(model)
     metrics["test"] = task.metrics(outcomes, test.golds)
     gap = None

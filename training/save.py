@@ -128,6 +128,7 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         pooling=task.pooling(),
         generation=task.generation(),
         answering=task.answering(),
+        thresholds=task.thresholds(),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": public(recipe).settings("json")},

@@ -85,6 +85,7 @@ def blend_manifest(
         base=base,
         domain=normalise_domain(domain) if domain else None,
         numerics=numerics.pop() if len(numerics) == 1 else Numerics(),
+        thresholds=None,  # they were tuned on the scores of one of the adapters
         golden_rows=(),
         provenance=provenance,
     )

@@ -27,6 +27,7 @@ class Setting:
     pooling: Pooling | None
     longest: int | None
     answering: Answering | None = None
+    thresholds: tuple[float, ...] | None = None
 
     @property
     def limit(self) -> int | None:

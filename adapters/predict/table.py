@@ -96,5 +96,6 @@ def row_predictor(
         pooling=manifest.pooling if manifest else None,
         longest=max_length,
         answering=manifest.answering if manifest else None,
+        thresholds=manifest.thresholds if manifest else None,
     )
     return PREDICTORS[task](setting, params)

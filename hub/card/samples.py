@@ -130,7 +130,9 @@ def _text_classification(checkpoint: Checkpoint) -> list[str]:
     if problem == REGRESSION or not _labels(checkpoint):
         return [*lines, "print(logits.tolist())"]
     if problem == MULTI_LABEL:
-        return [*lines, "print([label for label, on in zip(labels, logits.sigmoid() > 0.5) if on])"]
+        own = checkpoint.manifest.thresholds if checkpoint.manifest else None
+        least = f"torch.tensor({list(own)})" if own else "0.5"
+        return [*lines, f"print([label for label, on in zip(labels, logits.sigmoid() >= {least}) if on])"]
     return [*lines, "print(labels[int(logits.argmax())])"]
 
 

@@ -115,12 +115,12 @@ def _pairs(checkpoint: Checkpoint, inputs: list[str], second: str | None) -> lis
 
 def _settings(task: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """The parameters of ``predict`` that give what people want to read: whole entities, every label of a text."""
-    from lorary.adapters.predict.text_classification import THRESHOLD
+    from lorary.adapters.predict.text_classification import OWN
 
     if task == "token-classification":
         return {"aggregation_strategy": "first"}
     several = checkpoint.manifest is not None and checkpoint.manifest.problem_type == MULTI_LABEL
-    return {"threshold": THRESHOLD} if task == "text-classification" and several else {}
+    return {"threshold": OWN} if task == "text-classification" and several else {}
 
 
 def _read_lines() -> list[str]:

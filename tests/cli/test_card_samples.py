@@ -34,6 +34,10 @@ CASES = {
         {"labels": ("a", "b", "c"), "preprocessing": Preprocessing({"text": "q", "text_pair": "r"}, 16)},
     ),
     "several": ("bert", "text-classification", {"labels": ("a", "b", "c"), "problem_type": MULTI_LABEL}),
+    "tuned": (
+        "bert", "text-classification",
+        {"labels": ("a", "b", "c"), "problem_type": MULTI_LABEL, "thresholds": (0.2, 0.3, 0.4)},
+    ),
     "number": ("bert", "text-classification", {"labels": ("score",), "problem_type": REGRESSION}),
     "tags": ("bert", "token-classification", {"labels": ("O", "B-x", "I-x"), "preprocessing": Preprocessing({}, 8)}),
     "question": ("bert", "question-answering", {}),

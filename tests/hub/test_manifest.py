@@ -26,6 +26,7 @@ def test_a_manifest_survives_its_file(tmp_path):
         ({"preprocessing": Preprocessing(source_lang="en_XX", target_lang="de_DE")}, 3),
         ({"answering": Answering(30, impossible=True)}, 3),
         ({"generation": Generation(64, num_beams=4), "pooling": Pooling()}, 3),
+        ({"thresholds": (0.25, 0.5)}, 4),
     ],
     ids=str,
 )
@@ -37,7 +38,7 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
     old = json.loads(plain.to_json())
     assert old["format"] == 1
     assert "pooling" not in old
-    assert not {"generation", "answering"} & old.keys()
+    assert not {"generation", "answering", "thresholds"} & old.keys()
     assert old["preprocessing"].keys() == {"columns", "max_length", "prefix"}
     assert plain.semantic().keys() == {
         "task", "labels", "problem_type", "preprocessing", "prompt", "base_fingerprint",
@@ -48,7 +49,7 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 4}, "upgrade lorary"),
+        ({"format": 5}, "upgrade lorary"),
         ({"format": "1"}, "integer 'format'"),
         ({"format": True}, "integer 'format'"),
         ({"task": None}, "expected a text"),
@@ -70,6 +71,9 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
         ({"generation": {"max_new_tokens": 0}}, "at least one token"),
         ({"generation": {"max_new_tokens": 1.5}}, "max_new_tokens: expected int"),
         ({"generation": {"num_beams": 2}}, "max_new_tokens"),
+        ({"thresholds": [0.5]}, "a number for each of 2 labels"),
+        ({"thresholds": [0.5, 1]}, "numbers between 0 and 1, found 1"),
+        ({"thresholds": {"a": 0.5}}, "a number for each of 2 labels"),
         ({"answering": {"impossible": True}}, "max_tokens"),
         ({"answering": {"max_tokens": "30"}}, "max_tokens: expected int"),
         ({"prompt": {"format": 1}}, "format: expected str"),

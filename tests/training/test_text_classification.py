@@ -92,7 +92,7 @@ def test_metrics_of_several_labels_are_scikit_learns(make_recipe):
     golds = [[label for label, there in zip(labels, row, strict=True) if there] for row in truth]
     found = scores >= 0.5
     task = make_task(make_recipe(), labels, MULTI)
-    assert task.metrics([tuple(row) for row in scores], golds) == pytest.approx({
+    assert task.metrics([task.decided(tuple(row)) for row in scores], golds) == pytest.approx({
         "accuracy": sk.accuracy_score(truth, found),
         "f1": sk.f1_score(truth, found, average="macro"),
         "f1_micro": sk.f1_score(truth, found, average="micro"),

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data import Example, Examples, Note
@@ -52,10 +53,20 @@ def fold_data(recipe: Recipe, data: Examples, rows: Sequence[Example], note: Not
         yield replace(data, train=train, validation=validation, test=test)
 
 
-def final_recipe(recipe: Recipe, best_epochs: Sequence[float | None]) -> Recipe:
-    """The recipe of the run on all rows: as many epochs as the folds' best took, since no rows are left to stop by."""
+def final_recipe(
+    recipe: Recipe, best_epochs: Sequence[float | None], labels: Sequence[str],
+    thresholds: Sequence[Sequence[float] | None],
+) -> Recipe:  # fmt: skip
+    """The recipe of the run on all rows: as many epochs as the folds' best took, since no rows are left to stop by.
+
+    Nor are any left to find thresholds on: where the folds found theirs, each of ``labels`` has their median.
+    """
     known = [epoch for epoch in best_epochs if epoch is not None]
-    changes: dict[str, float | int] = {"early_stopping": 0}
+    changes: dict[str, Any] = {"early_stopping": 0}
+    found = [values for values in thresholds if values is not None]
+    if recipe.training.threshold in (None, "tuned"):
+        columns = zip(labels, zip(*found, strict=True), strict=True) if found else ()
+        changes["threshold"] = {label: statistics.median(values) for label, values in columns} or None
     if known:
         changes["epochs"] = max(1.0, float(round(statistics.median(known))))
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})

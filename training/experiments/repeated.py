@@ -75,7 +75,8 @@ def run_folds(recipe: Recipe, data: Examples, parent: Parent | None, session: Se
     by_split = {split: [finished.metrics[split] for finished in runs] for split in runs[0].metrics}
     figures = summarise(by_split["test"])
     epochs = [finished.best_epoch for finished in runs]
-    last = final_recipe(one, epochs)
+    tasks = [finished.prepared.task for finished in runs]
+    last = final_recipe(one, epochs, tasks[0].labels, [task.thresholds() for task in tasks])
     # Without held-out rows of their own, the last fold's stand in for golden logits and the gate, not for a figure.
     whole = replace(data, train=rows, validation=(), held_out=given)
     whole = whole if given else replace(whole, test=runs[-1].prepared.data.test)

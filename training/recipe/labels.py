@@ -47,6 +47,21 @@ def _loss_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "training.label_smoothing", f"only one label of several can be smoothed, the problem is {problem!r}"
     if training.get("class_weights") == {}:
         yield "training.class_weights", "the table is empty; give a label a weight, or say 'balanced'"
+    yield from _threshold(values, training, problem)
+
+
+def _threshold(values: Mapping[str, Any], training: Mapping[str, Any], problem: Any) -> Iterator[tuple[str, str]]:
+    setting, key = training.get("threshold"), "training.threshold"
+    if setting is None:
+        return
+    if values.get("task") != "text-classification":
+        yield key, f"only text-classification with several labels a row has one; the task is {values.get('task')}"
+    elif problem not in (None, MULTI_LABEL):
+        yield key, f"only rows with several labels ({MULTI_LABEL}) have one, the problem is {problem!r}"
+    elif setting == {}:
+        yield key, "the table is empty; give a label a number between 0 and 1, or say 'tuned'"
+    elif setting == "tuned" and training.get("early_stopping") == 0:
+        yield key, "'tuned' needs validation rows, and training.early_stopping: 0 leaves none; leave one of them out"
 
 
 def _label_columns(columns: Any, problem: Any, labels: Any, label: Any) -> Iterator[tuple[str, str]]:

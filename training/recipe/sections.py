@@ -123,6 +123,8 @@ class Training(Section):
     ``weight_decay`` leaves biases and norms alone. ``class_weights`` weigh the labels in the loss: ``balanced``
     (against their share of the training rows) or a table. ``label_smoothing`` (Szegedy et al. 2016) is the share of a
     target that all labels get. ``classifier_dropout`` is that of the head; None leaves the base's.
+    ``threshold``, where rows may have several labels, is the score from which on a row has a label: a number, a table
+    of some labels' numbers (0.5 for the others), or ``tuned``, each label's own, found on the validation rows.
     ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off. ``packing`` puts rows
     of text generation into shared sequences: ``batch`` (the default, where the model keeps them apart) within a batch,
     which changes nothing but the time; true up to ``max_length``, so that ``batch_size`` counts such sequences; false
@@ -144,6 +146,7 @@ class Training(Section):
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     classifier_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    threshold: Literal["tuned"] | Share | dict[str, Share] | None = None
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_length: Annotated[int, Field(ge=8)]

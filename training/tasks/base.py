@@ -86,6 +86,7 @@ class Task(ABC):
     bare: ClassVar[bool] = False  # True: the body alone is trained and served, without any head
     masks: ClassVar[bool] = False  # True: that head is a masked language model's
     targets: ClassVar[tuple[str, ...]] = ("labels",)  # the features that say what is to be learned
+    decides: bool = False  # True: validation rows settle how its scores become answers
     batch_counts: ClassVar[bool] = False  # True: a row's loss depends on the other rows of its batch
     scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
     gate_rows: ClassVar[int] = 64  # the most held-out rows that the gate compares the metrics on
@@ -191,6 +192,15 @@ class Task(ABC):
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
         """What one row's logits ([classes], [tokens, classes] or [tokens, vocabulary]) come to, for the metrics."""
 
+    def decide(self, outcomes: Sequence[Any], golds: Sequence[Any], note: Note) -> None:  # noqa: B027 - as above
+        """Called once after the last step, where ``decides``: settle how scores become answers.
+
+        Args:
+            outcomes: what the trained model makes of the validation rows; empty where there are none.
+            golds: what these rows' answers should be.
+            note: is told what was settled.
+        """
+
     @abstractmethod
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Every metric of the task, by name."""
@@ -257,6 +267,10 @@ class Task(ABC):
 
     def answering(self) -> Answering | None:
         """How spans are read as answers, for the manifest; None where the task has none."""
+        return None
+
+    def thresholds(self) -> tuple[float, ...] | None:
+        """From which score on a row has each label, for the manifest; None where that is one half, or not asked."""
         return None
 
     def prompt(self, tokenizer: Any) -> Prompt | None:

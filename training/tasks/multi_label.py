@@ -4,27 +4,47 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from lorary.adapters.predict.text_classification import THRESHOLD
+from lorary.adapters import Backbone
+from lorary.adapters.predict.text_classification import OWN, THRESHOLD
 from lorary.hub.manifest import MULTI_LABEL
-from lorary.training.data import Example
+from lorary.training.data import Example, Note
 from lorary.training.report.content import Mistakes
-from lorary.training.tasks.base import Answer, Feature, Metrics
+from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics
 from lorary.training.tasks.scores import Scores, area_under_curves, stacked
 from lorary.training.tasks.text_classification import TextClassification
+from lorary.training.tasks.thresholds import table_of, tune_thresholds
 from lorary.training.tasks.weights import positive_weights
 
 if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss
+    from lorary.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a row came to: the probability of each label, and the labels that it was given."""
+
+    scores: Scores
+    labels: tuple[str, ...]
 
 
 class MultiLabelClassification(TextClassification):
-    """A yes or no for each label, from its own probability (the logit's sigmoid)."""
+    """A yes or no for each label, from its own probability (the logit's sigmoid) and its own threshold."""
 
     problem_type = MULTI_LABEL
+
+    def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
+        super().__init__(recipe, labels)
+        setting = recipe.training.threshold
+        self.decides = setting is None or setting == "tuned"
+        self._thresholds = table_of(self.labels, None if setting == "tuned" else setting)
+        self._tuned: dict[str, Any] = {}
 
     def target(self, label: Any) -> list[float]:
         """1.0 for each label that the row has, else 0.0."""
@@ -42,13 +62,64 @@ class MultiLabelClassification(TextClassification):
 
         return BinaryCrossEntropy(weight)
 
+    def decide(self, outcomes: Sequence[Any], golds: Sequence[Any], note: Note) -> None:
+        """Find each label's threshold."""
+        if not outcomes:
+            note(f"a row has a label from {THRESHOLD} on: there are no validation rows to find better thresholds on")
+            return
+        before = self._main_at(outcomes, golds)
+        scores = stacked([outcome.scores for outcome in outcomes])
+        self._thresholds = tune_thresholds(scores, np.asarray(self._truth(golds)))
+        after = self._main_at(outcomes, golds)
+        self._tuned = {
+            "thresholds": {"rows": len(golds), "metric": self.main_metric, "at_half": before, "tuned": after},
+        }  # fmt: skip
+        shown = ", ".join(f"{label} {value:.2g}" for label, value in zip(self.labels, self._thresholds, strict=True))
+        note(
+            f"a row has a label from these scores on, found on {len(golds)} validation rows: {shown} "
+            f"({self.main_metric} there {after:.3g}, at {THRESHOLD} {before:.3g})"
+        )
+
+    def _main_at(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
+        return self.main_score([self.decided(outcome.scores) for outcome in outcomes], golds)
+
+    def _truth(self, golds: Sequence[Any]) -> list[list[bool]]:
+        return [[label in gold for label in self.labels] for gold in golds]
+
+    def thresholds(self) -> tuple[float, ...] | None:
+        """What was found or given; None where it is one half for all."""
+        return None if set(self._thresholds) == {THRESHOLD} else self._thresholds
+
+    def figures(self) -> dict[str, Any]:
+        """How the thresholds were found."""
+        return {**super().figures(), **self._tuned}
+
+    def decided(self, scores: Scores) -> Decided:
+        """The outcome that each label's score comes to."""
+        parts = zip(self.labels, scores, self._thresholds, strict=True)
+        return Decided(scores, tuple(label for label, score, least in parts if score >= least))
+
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
-        """The probability of each label, [classes]."""
-        return tuple(logits.float().sigmoid().tolist())
+        """The probability of each label ([classes] logits), and the labels from their threshold on."""
+        return self.decided(tuple(logits.float().sigmoid().tolist()))
 
     def found(self, outcome: Any) -> Any:
-        """The labels with a probability of at least one half (``THRESHOLD``)."""
-        return [label for label, score in zip(self.labels, outcome, strict=True) if score >= THRESHOLD]
+        """The labels that a row was given."""
+        return list(outcome.labels)
+
+    def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
+        """The scores that ``predict`` gives the rows, and the labels that it reads with the manifest's thresholds."""
+        scored = super().through(backbone, name, rows)
+        read = backbone.predict(self.texts(rows), name, batch_size=1, threshold=OWN)
+        given = [{entry["label"] for entry in answer} for answer in read]
+        return [
+            Decided(outcome.scores, tuple(label for label in self.labels if label in labels))
+            for outcome, labels in zip(scored, given, strict=True)
+        ]
+
+    def of_prediction(self, scores: dict[str, float]) -> Any:
+        """The outcome that a prediction's scores by label come to."""
+        return self.decided(super().of_prediction(scores))
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """scikit-learn's: ``accuracy`` of whole label sets, ``f1``, ``precision`` and ``recall`` as means over the
@@ -58,9 +129,7 @@ class MultiLabelClassification(TextClassification):
         """  # fmt: skip
         from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
-        truth = [[label in gold for label in self.labels] for gold in golds]
-        scores = stacked(outcomes)
-        found = scores >= THRESHOLD
+        truth, found = self._truth(golds), self._truth([outcome.labels for outcome in outcomes])
         precision, recall, f1, _ = precision_recall_fscore_support(truth, found, average="macro", zero_division=0.0)
         return {
             "accuracy": float(accuracy_score(truth, found)),
@@ -69,7 +138,7 @@ class MultiLabelClassification(TextClassification):
             "f1_samples": float(f1_score(truth, found, average="samples", zero_division=0.0)),
             "precision": float(precision),
             "recall": float(recall),
-            **area_under_curves(truth, scores),
+            **area_under_curves(truth, stacked([outcome.scores for outcome in outcomes])),
         }
 
     def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
@@ -94,5 +163,5 @@ class MultiLabelClassification(TextClassification):
         """The metrics of always answering the training rows' most frequent set of labels."""
         counts = Counter(tuple(example.values["label"]) for example in train)
         most = min(counts, key=lambda labels: (-counts[labels], labels))
-        always: Scores = tuple(float(label in most) for label in self.labels)
+        always = Decided(tuple(float(label in most) for label in self.labels), most)
         return self.metrics([always] * len(golds), golds)

@@ -135,12 +135,15 @@ class TextClassification(Task):
 
     def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
         """The scores that ``predict`` gives the rows themselves, as a user would ask for them."""
-        texts = [
+        answers = backbone.predict(self.texts(rows), name, batch_size=1, top_k=None)
+        return [self.of_prediction({entry["label"]: entry["score"] for entry in answer}) for answer in answers]
+
+    def texts(self, rows: Encoded) -> list[dict[str, str]]:
+        """Rows as ``predict`` takes them."""
+        return [
             {role: example.values[role] for role in ("text", "text_pair") if role in example.values}
             for example in rows.examples
         ]
-        answers = backbone.predict(texts, name, batch_size=1, top_k=None)
-        return [self.of_prediction({entry["label"]: entry["score"] for entry in answer}) for answer in answers]
 
     def of_prediction(self, scores: dict[str, float]) -> Any:
         """The outcome that a prediction's scores by label come to."""

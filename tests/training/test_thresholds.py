@@ -1,0 +1,200 @@
+"""From which score on a row has a label, where it may have several: found on validation rows, kept, and read again."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import f1_score
+from sklearn.model_selection import TunedThresholdClassifierCV
+
+from lorary.adapters import Backbone
+from lorary.hub.checkpoint import MANIFEST_NAME, read_checkpoint
+from lorary.hub.cli.main import main
+from lorary.hub.errors import DataError, GateError, RecipeError
+from lorary.training import train
+from lorary.training.data import load_data
+from lorary.training.one_run import check, run, save_run
+from lorary.training.prepare import prepare
+from lorary.training.progress import Reporter
+from lorary.training.tasks.thresholds import tune_thresholds
+from samples import WORDS, write_jsonl
+
+MULTI = "multi_label_classification"
+
+
+def rare_rows(count: int, seed: int = 0) -> list[dict]:
+    """Headlines with a label for each of two words in them; every other `bank` lacks its own, so it stays unlikely."""
+    random_ = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = random_.choices(WORDS[:12], k=4)
+        labels = [
+            label for label, kept in (("profit", 1.0), ("debt", 0.4)) if label in words and random_.random() < kept
+        ]
+        rows.append({"text": " ".join(words), "label": labels})
+    return rows
+
+
+@pytest.fixture
+def rare(make_recipe, tmp_path):
+    """A recipe for such rows, with rows to find thresholds on."""
+
+    def make(**settings):
+        files = {
+            "data.train": write_jsonl(tmp_path / "rare-train.jsonl", rare_rows(160)),
+            "data.test": write_jsonl(tmp_path / "rare-test.jsonl", rare_rows(40, seed=1)),
+            "data.validation": write_jsonl(tmp_path / "rare-validation.jsonl", rare_rows(80, seed=2)),
+        }
+        return make_recipe(**{**files, "training.epochs": 3, "training.early_stopping": 3, **settings})
+
+    return make
+
+
+class _Scores(ClassifierMixin, BaseEstimator):
+    """A classifier whose probabilities are its input's."""
+
+    def fit(self, x, y):
+        self.classes_ = np.array([0, 1])
+        return self
+
+    def predict_proba(self, x):
+        return np.stack([1 - x[:, 0], x[:, 0]], axis=1)
+
+
+def test_a_label_that_many_rows_have_gets_scikit_learns_threshold():
+    random_ = np.random.default_rng(0)
+    truth = random_.random((2000, 1)) < 0.3
+    scores = np.clip(random_.normal(0.12 + 0.15 * truth, 0.08), 0.001, 0.999)
+    (own,) = tune_thresholds(scores, truth)
+    theirs = TunedThresholdClassifierCV(
+        _Scores().fit(scores, truth[:, 0]), scoring="f1", cv="prefit", refit=False, thresholds=200
+    ).fit(scores, truth[:, 0])
+    best = f1_score(truth[:, 0], theirs.predict(scores))
+    assert own == pytest.approx(theirs.best_threshold_, abs=0.02)
+    assert f1_score(truth[:, 0], scores[:, 0] >= own) == pytest.approx(best, abs=0.003)
+    assert best > f1_score(truth[:, 0], scores[:, 0] >= 0.5) + 0.3
+
+
+def test_a_label_that_few_rows_have_is_drawn_towards_the_others():
+    random_ = np.random.default_rng(1)
+    truth = np.zeros((400, 3), dtype=bool)
+    truth[:200, 0], truth[:2, 1] = True, True
+    scores = np.where(truth, 0.3, 0.2) + random_.uniform(0, 0.09, truth.shape)
+    scores[:, 1] = np.where(truth[:, 1], 0.05, 0.04)  # by itself, 0.045 would be best
+    often, seldom, never = tune_thresholds(scores, truth)
+    assert 0.29 < often < 0.31
+    assert 0.29 < never < 0.32  # what is best for all, since no row says otherwise
+    assert 0.045 < seldom < never
+    odds = np.log([value / (1 - value) for value in (0.045, seldom, never)])
+    assert (odds[2] - odds[1]) / (odds[2] - odds[0]) == pytest.approx(2 / 12, abs=0.01)
+
+
+def test_without_a_label_in_sight_a_row_has_one_from_one_half_on():
+    assert tune_thresholds(np.full((6, 2), 0.1), np.zeros((6, 2), dtype=bool)) == (0.5, 0.5)
+    assert tune_thresholds(np.array([[0.2], [0.2], [0.2]]), np.array([[True], [False], [True]]))[0] < 0.5
+
+
+def test_thresholds_are_found_on_validation_rows_and_read_by_predict(rare, registry, tmp_path, capsys):
+    version = train(rare(), registry)
+    profit, debt = version.manifest.thresholds
+    assert version.manifest.labels == ("debt", "profit")
+    told = version.manifest.provenance["thresholds"]
+    assert (told["rows"], told["metric"]) == (80, "f1")
+    assert told["tuned"] >= told["at_half"]
+    assert any(
+        "from these scores on, found on 80 validation rows: debt" in n for n in version.manifest.provenance["notices"]
+    )
+    # The metrics are those of the labels that `predict` reads.
+    backbone = Backbone.from_pretrained(version.base_id, device="cpu", registry=registry)
+    backbone.load("tiny")
+    texts, golds = zip(*((row["text"], row["label"]) for row in rare_rows(40, seed=1)), strict=True)
+    read = backbone.predict(list(texts), "tiny", threshold="own")
+    scored = backbone.predict(list(texts), "tiny", top_k=None)
+    least = {"debt": profit, "profit": debt}
+    assert [{one["label"] for one in answer} for answer in read] == [
+        {one["label"] for one in answer if one["score"] >= least[one["label"]]} for answer in scored
+    ]
+    truth, found = (
+        [[label in row for label in ("debt", "profit")] for row in rows]
+        for rows in (golds, [[one["label"] for one in answer] for answer in read])
+    )
+    assert version.metrics["test"]["f1"] == pytest.approx(f1_score(truth, found, average="macro"))
+    assert main(["run", "tiny", *texts[:8], "--json", "--registry", str(registry.path)]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [{one["label"] for one in row["output"]} for row in rows] == [{o["label"] for o in a} for a in read[:8]]
+
+
+def test_a_recipe_may_give_thresholds_or_one_half(rare, registry):
+    half = train(rare(**{"training.threshold": 0.5, "training.max_steps": 2}), registry)
+    assert half.manifest.thresholds is None
+    assert "thresholds" not in half.manifest.provenance
+    table = {
+        "training.threshold": {"debt": 0.2},
+        "training.max_steps": 2,
+        "output": str(registry.path.parent / "given"),
+    }
+    given = train(rare(**table), registry)
+    assert (given.manifest.problem_type, given.manifest.thresholds) == (MULTI, (0.2, 0.5))
+    assert given.digest != half.digest
+
+
+def test_the_gate_reads_the_saved_thresholds(rare, registry, tmp_path):
+    recipe = rare(**{"training.max_steps": 4})
+    finished = run(prepare(recipe, load_data(recipe), Reporter()), tmp_path / "checkpoints", Reporter())
+    save_run(finished, tmp_path / "files")
+    path = tmp_path / "files" / MANIFEST_NAME
+    before, saved = read_checkpoint(tmp_path / "files").digest, json.loads(path.read_text())
+    assert saved["format"] == 4
+    path.write_text(json.dumps({**saved, "thresholds": [0.999, 0.999]}))
+    assert read_checkpoint(tmp_path / "files").digest != before
+    with pytest.raises(GateError, match="metric"):
+        check(finished, tmp_path / "files", registry)
+
+
+def test_folds_give_the_last_run_their_median(rare, registry):
+    version = train(
+        rare(**{
+            "data.test": None, "data.validation": None, "training.folds": 2, "training.max_steps": 3,
+            "data.validation_size": 0.2,
+        }),
+        registry,
+    )  # fmt: skip
+    recipe = version.manifest.provenance["recipe"]["training"]
+    assert recipe["threshold"] == dict(zip(("debt", "profit"), version.manifest.thresholds, strict=True))
+    assert recipe["early_stopping"] == 0
+
+
+def test_few_rows_leave_it_at_one_half(make_recipe, registry, tmp_path):
+    path = write_jsonl(tmp_path / "few.jsonl", rare_rows(40))
+    settings = {"data.train": path, "data.test": None, "training.early_stopping": 3, "training.max_steps": 2}
+    version = train(make_recipe(**settings), registry)
+    assert version.manifest.thresholds is None
+    assert any("no validation rows to find better thresholds" in n for n in version.manifest.provenance["notices"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"problem_type": "regression"}, "threshold: only rows with several labels"),
+        ({"task": "token-classification"}, "threshold: only text-classification with several labels"),
+        ({"training.early_stopping": 0}, "threshold: 'tuned' needs validation rows"),
+        ({"training.threshold": {}}, "threshold: the table is empty"),
+        ({"training.threshold": 1.5}, "threshold: "),
+        ({"training.threshold": "best"}, "threshold: "),
+    ],
+)
+def test_thresholds_where_there_can_be_none(settings, message, make_recipe):
+    task = settings.pop("task", "text-classification")
+    with pytest.raises(RecipeError, match=rf"training\.{message}"):
+        make_recipe(task, **{"training.early_stopping": 3, "training.threshold": "tuned", **settings})
+
+
+def test_thresholds_that_the_rows_contradict(make_recipe, rare):
+    with pytest.raises(DataError, match="threshold: only rows with several labels have one; the rows are single_label"):
+        load_data(make_recipe(**{"training.threshold": 0.3}))
+    with pytest.raises(DataError, match=r"threshold: unknown label 'dept'; there are debt, profit.*'debt'"):
+        load_data(rare(**{"training.threshold": {"dept": 0.3}}))

@@ -256,19 +256,21 @@ class Registry(Keeping):
             return overview(db, metric) if db else []
 
     def best(
-        self, *, metric: str, domain: str | None = None, task: str | None = None, base: str | None = None
+        self, *, metric: str | None = None, domain: str | None = None, task: str | None = None, base: str | None = None
     ) -> Version:
         """The version with the best ``metric`` on held-out rows among those that fit; the newer one of equals.
 
+        Without a metric it is the one that tables show for what fits, which must then be of one task.
         ``base`` is an id or a fingerprint. What carries that base's fingerprint is compatible; what names it by its id
         and carries none is taken only where nothing else fits, and has ``base_fingerprint`` None.
 
         Raises:
             UnknownReferenceError: no version fits, or none of them has the metric.
+            UsageError: no metric is given, and what fits is of several tasks.
         """
         return self.choose(Filter(domain=domain, task=task, base=base), metric=metric).version
 
-    def choose(self, wanted: Filter, *, metric: str) -> Choice:
+    def choose(self, wanted: Filter, *, metric: str | None = None) -> Choice:
         """As :meth:`best` under any conditions, with what is to be said about the choice."""
         if wanted.text:
             catch_up(self.path)

@@ -13,12 +13,17 @@ from lorary.hub.finding.search import Filter
 
 EXAMPLES = (
     "lorary best --domain legal --task summarization --metric rougeL --base org/base",
-    "lorary best --task text-classification --metric f1 --json",
+    "lorary best --domain finance --task text-classification --json",
 )
 
 
 def command(
-    metric: Annotated[str, typer.Option(metavar="NAME", help="The metric on held-out rows that decides.")],
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The metric on held-out rows that decides; the task's usual one unless given."
+        ),
+    ] = None,
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task, a pipeline tag.")] = None,
     base: Annotated[
@@ -49,14 +54,15 @@ def command(
     for note in choice.notes:
         print_note(note, aside=True)
     if as_json:
-        told = {"metric": metric, "value": choice.value, "among": choice.among, "compatible": choice.compatible}
+        told = {"metric": choice.metric, "value": choice.value, "among": choice.among, "compatible": choice.compatible}
         print_json({**told, "notes": list(choice.notes), "version": version_json(version)})
         return
     compatible = "yes, the fingerprint is the same" if choice.compatible else "unverified"
+    among = f"{choice.among:,} version{'' if choice.among == 1 else 's'}"
     print_fields(
         {
             "best": version.reference,
-            metric: f"{short_number(choice.value)} (of {choice.among:,} version{'' if choice.among == 1 else 's'})",
+            choice.metric: f"{short_number(choice.value)} (of {among})",
             "aliases": ", ".join(version.aliases),
             "domain": version.domain,
             "task": version.task,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.errors import UnknownReferenceError
+from lorary.hub.errors import UnknownReferenceError, UsageError
 from lorary.hub.finding.query import COLUMNS, find_page, metric_order, select_in_order
 from lorary.hub.finding.search import Condition, Filter, conditions_for, known_fingerprints
-from lorary.hub.metrics import lower_is_better
+from lorary.hub.metrics import headline, lower_is_better
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 1_000  # versions whose metrics and bases an error tells
 _TOLD = 5
+_METRICS = "SELECT DISTINCT name FROM metrics WHERE split = 'test' AND version_id IN"
+_TASKS = "SELECT DISTINCT a.task FROM versions v JOIN adapters a ON a.id = v.adapter_id WHERE v.id IN"
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,22 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-def choose_best(db: Database | None, wanted: Filter, metric: str, path: Path) -> Choice:
+def choose_best(db: Database | None, wanted: Filter, metric: str | None, path: Path) -> Choice:
     """The version with the best ``metric`` on held-out rows among those wanted; the newer one of equals.
 
-    Where a base is wanted, only its fingerprint counts. What names the base and carries no fingerprint is chosen only
-    where nothing is known to fit, with a note.
+    Without a metric it is the one that tables show for what fits, which must then be of one task. Where a base is
+    wanted, only its fingerprint counts. What names the base and carries no fingerprint is chosen only where nothing is
+    known to fit, with a note.
 
     Raises:
-        UsageError: a condition that can't be one.
+        UsageError: a condition that can't be one; without a metric, what fits is of several tasks.
         UnknownReferenceError: no version fits, or none of them has the metric; the message says what there is.
     """
     if db is None:
-        raise UnknownReferenceError(f"no best {metric!r}: there is no registry at {path} yet")
+        raise UnknownReferenceError(f"no best {metric or 'version'!r}: there is no registry at {path} yet")
     conditions = conditions_for(db, replace(wanted, base=None), path)
+    if metric is None:
+        metric = _telling_metric(db, wanted, path)
     if wanted.base is None:
         if chosen := _best(db, conditions, metric, None):
             return chosen
@@ -76,6 +81,23 @@ def choose_best(db: Database | None, wanted: Filter, metric: str, path: Path) ->
         )
         notes = (*notes, note)
     return replace(verified, notes=notes)
+
+
+def _telling_metric(db: Database, wanted: Filter, path: Path) -> str:
+    """The metric that tables show for the versions wanted, of one task."""
+    fitting = conditions_for(db, wanted, path)
+    page = find_page(db, fitting, COLUMNS["name"], limit=_LOOKED_AT)
+    tasks = _of(db, page.ids, _TASKS, None)
+    if len(tasks) > 1:
+        raise UsageError(
+            f"expected one task to choose in, found {', '.join(tasks)}, whose scores can't be compared; give --task, "
+            "or the --metric that decides"
+        )
+    telling = headline(dict.fromkeys(_of(db, page.ids, _METRICS, None), 0.0))
+    if telling is None:
+        why = _why_not(db, fitting, conditions_for(db, replace(wanted, base=None), path), wanted.base)
+        raise UnknownReferenceError(f"no best version in {path}: {why}")
+    return telling[0]
 
 
 def _best(db: Database, conditions: Sequence[Condition], metric: str, compatible: bool | None) -> Choice | None:
@@ -113,9 +135,9 @@ def _why_not(
     """Why nothing fits: the metrics that there are, or the bases."""
     page = find_page(db, conditions, COLUMNS["name"], limit=_LOOKED_AT)
     if page.total:
-        names = _of(db, page.ids, "SELECT DISTINCT name FROM metrics WHERE split = 'test' AND version_id IN", None)
-        there = f"they have {', '.join(names)}" if names else "they have no metrics"
-        return f"none of {page.total} fitting versions has it; {there}"
+        names = _of(db, page.ids, _METRICS, None)
+        there = f"has it; they have {', '.join(names)}" if names else "has metrics"
+        return f"none of {page.total} fitting versions {there}"
     if base is None:
         return "no version fits"
     page = find_page(db, without, COLUMNS["name"], limit=_LOOKED_AT)

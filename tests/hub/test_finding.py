@@ -187,6 +187,18 @@ def test_wrong_conditions(filled, conditions, error, message):
     assert len(filled.find()) == 5
 
 
+def test_without_a_metric_the_most_telling_one_of_the_one_task_decides(filled):
+    choice = filled.choose(Filter(task="text-classification"))
+    assert (choice.version.reference, choice.metric) == ("tone@2", "f1")
+    assert filled.best(domain="legal").reference == "legal-ner@1"
+    with pytest.raises(UsageError, match=r"found text-classification, token-classification.*give --task"):
+        filled.best()
+    with pytest.raises(UnknownReferenceError, match="none of 1 fitting versions has metrics"):
+        filled.choose(Filter(base="org/TinyLlama-1.1B"))
+    with pytest.raises(UnknownReferenceError, match="no version fits"):
+        filled.best(domain="poetry")
+
+
 def test_where_no_registry_is_there_is_nothing(registry):
     assert registry.find(text="a", where=["f1>=1"], sort="f1") == []
     with pytest.raises(UnknownReferenceError, match="no registry"):

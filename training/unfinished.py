@@ -40,8 +40,9 @@ class Unfinished:
         final: the folder that the run will have.
         checkpoints: where its checkpoints are.
         files: where the adapter is written before it gets its place.
+        parts: where several runs are compared, what those that are done came to.
         claimed: has this process claimed it, now or before?
-        command: the subcommand that goes on with it.
+        command: the words that go on with it, after ``lorary``.
     """
 
     def __init__(self, final: Path, command: str = "train") -> None:
@@ -49,6 +50,7 @@ class Unfinished:
         self.folder = final.with_name(final.name + INCOMPLETE)
         self.checkpoints = self.folder / "checkpoints"
         self.files = self.folder / "adapter"
+        self.parts = self.folder / "parts"
         self._lock: BinaryIO | None = None
         self._made: list[Path] = []  # folders around it that weren't there, the innermost first
         self.claimed = False
@@ -142,6 +144,16 @@ class Unfinished:
             if mine.get(key) != theirs.get(key) and key not in _FREE
         ]
 
+    def part(self, title: str) -> Any:
+        """What was kept under a title; None where nothing was."""
+        path = self.parts / f"{title}.json"
+        return load_json(path.read_bytes()) if path.is_file() else None
+
+    def keep_part(self, title: str, value: Any) -> None:
+        """Keep a part's result, as JSON, for when the run goes on. Raises OSError where the disk is full."""
+        self.parts.mkdir(exist_ok=True)
+        write_json(self.parts / f"{title}.json", value)
+
     def new_files(self) -> Path:
         """An empty place to write the adapter into: a killed run may have left half of one there."""
         shutil.rmtree(self.files, ignore_errors=True)
@@ -165,12 +177,14 @@ class Unfinished:
 
     def hint(self, registry: Registry) -> str | None:
         """What is kept and how to go on with it; None where nothing is kept."""
-        words = ["lorary", self.command, str(self.final), "--resume"]
+        words = ["lorary", *self.command.split(), str(self.final), "--resume"]
         if registry.path != Registry().path:
             words += ["--registry", str(registry.path)]
         command = shlex.join(words)
         if self.result() is not None:
             return f"the trained adapter is in {self.final}; put it into the catalogue with: {command}"
+        if self.parts.is_dir():
+            return f"what is done is kept in {self.folder}; go on with: {command}"
         if checkpoint := self.checkpoint:
             return f"step {checkpoint.step} of {checkpoint.total} is kept in {self.folder}; go on with: {command}"
         return None
@@ -210,15 +224,16 @@ def find(recipe: AnyRecipe, command: str = "train") -> Unfinished:
     """
     if recipe.output is not None:
         run = Unfinished(Path(recipe.output).expanduser(), command)
-        if run.resumable or _is_run(run.final):
+        if _is_run(run.final) or (run.resumable and run.facts().get("command", command) == command):
             return run
         raise TrainingError(f"{run.folder}: no such unfinished run; leave --resume out to start it")
     changed = None
     for folder in sorted(RUNS.glob(f"{recipe.name}-*{INCOMPLETE}"), reverse=True):
         run = Unfinished(run_of(folder), command)
         try:
-            differences = run.differences(recipe) if run.resumable else None
-        except RecipeError:
+            own = run.resumable and run.facts().get("command", command) == command
+            differences = run.differences(recipe) if own else None
+        except (RecipeError, TrainingError):
             continue
         if differences == []:
             return run
@@ -249,7 +264,7 @@ def claimed(run: Unfinished) -> Iterator[Unfinished]:
         yield run
     except BaseException:
         checkpoint = run.checkpoint
-        if checkpoint is None and run.result() is None:
+        if checkpoint is None and run.result() is None and not run.parts.is_dir():
             run.discard()
         elif checkpoint is not None:
             # What a full disk cut off only takes room.

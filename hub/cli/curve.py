@@ -8,20 +8,34 @@ from typing import Annotated
 import typer
 
 from lorary.hub.bases import bases_of
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number
 
 EXAMPLES = (
     "lorary curve recipe.yaml",
     "lorary curve recipe.yaml --points 4 --seeds 3 --plot curve.png",
+    "lorary curve runs/tone-20261124-120000 --resume",
 )
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The settings of each run.")],
-    points: Annotated[int, typer.Option(min=2, max=50, help="How many sizes, evenly spaced in their logarithm.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="How many runs at each size.")] = 2,
-    smallest: Annotated[int, typer.Option(min=2, help="The smallest number of rows.")] = 8,
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE.yaml|RUN", help="The settings of each run; with --resume also a curve's folder."
+        ),
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a curve that was stopped: RUN, or the newest of RECIPE.yaml.")
+    ] = False,
+    points: Annotated[
+        int | None,
+        typer.Option(min=2, max=50, help="How many sizes, evenly spaced in their logarithm.", show_default="5"),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=100, help="How many runs at each size.", show_default="2")
+    ] = None,
+    smallest: Annotated[int | None, typer.Option(min=2, help="The smallest number of rows.", show_default="8")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
     ] = None,
@@ -35,13 +49,21 @@ def command(
     """
     from lorary.training.recipe import Recipe
 
-    settings = Recipe.load(recipe, set_ or ())
+    catalogue = open_registry(registry)
+    if run := run_folder(recipe, resume, bool(set_)):
+        from lorary.training.resume import recipe_of
+
+        settings = recipe_of(run, Recipe, "curve")
+    else:
+        settings = Recipe.load(recipe, set_ or ())
     from lorary.training.experiments.curve import learning_curve
     from lorary.training.experiments.curve import plot as draw
     from lorary.training.progress import BarReporter
 
-    with BarReporter(settings.name) as reporter, bases_of(open_registry(registry)):
-        curve = learning_curve(settings, points=points, seeds=seeds, smallest=smallest, progress=reporter)
+    with BarReporter(settings.name) as reporter, bases_of(catalogue):
+        curve = learning_curve(
+            settings, catalogue, points=points, seeds=seeds, smallest=smallest, progress=reporter, resume=run or resume
+        )
     if plot is not None:
         draw(curve, plot)
     if as_json:

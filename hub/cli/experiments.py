@@ -10,6 +10,8 @@ from lorary.hub.bases import bases_of
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lorary.hub.registry import Registry
     from lorary.training.recipe import Recipe
 
@@ -46,14 +48,16 @@ def measure_base(recipe: Recipe, registry: Registry, as_json: bool) -> None:
     print_line(f"Measured on {rows} held-out rows; nothing was trained or registered.")
 
 
-def ablate_recipe(recipe: Recipe, registry: Registry, corpus: str | None, as_json: bool) -> None:
+def ablate_recipe(
+    recipe: Recipe, registry: Registry, corpus: str | None, as_json: bool, resume: bool | Path = False
+) -> None:
     """``--ablate``: the base as it is, the task alone, and domain then task."""
     from lorary.training.experiments.ablation import ablate
     from lorary.training.progress import BarReporter
 
-    seeds = recipe.training.seeds if recipe.training.seeds > 1 else 3
+    seeds = recipe.training.seeds if recipe.training.seeds > 1 else None
     with BarReporter(recipe.name) as reporter, bases_of(registry):
-        found = ablate(recipe, registry, corpus=corpus, seeds=seeds, progress=reporter)
+        found = ablate(recipe, registry, corpus=corpus, seeds=seeds, progress=reporter, resume=resume)
     if as_json:
         print_json({
             "metric": found.metric, "held_out_rows": found.held_out, "seeds": found.seeds, "parent": found.parent,

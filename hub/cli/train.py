@@ -24,9 +24,13 @@ EXAMPLES = (
     "lorary train recipe.yaml --seeds 5",
     "lorary train recipe.yaml --strategy direct",
     "lorary train recipe.yaml --ablate --from legal-corpus@2",
+    "lorary train runs/tone-20261124-120000 --ablate --resume",
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
 
+
+ABLATE = "train --ablate"
+"""What goes on with an ablation, as :data:`lorary.training.experiments.ablation.COMMAND`, without its imports."""
 
 _ASKED = {
     "text-generation": '"PROMPT"',
@@ -106,10 +110,10 @@ def command(
     if run:
         from lorary.training.resume import recipe_of, registered_run
 
-        if finished := registered_run(run, catalogue):
+        if not ablate and (finished := registered_run(run, catalogue)):
             _print_version(finished, False, run, as_json)
             return
-        settings = recipe_of(run, Recipe)
+        settings = recipe_of(run, Recipe, ABLATE if ablate else "train")
     else:
         settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
     if corpus is not None and not ablate:
@@ -117,7 +121,7 @@ def command(
             "--corpus is the text of --ablate's domain stage; to train on it alone, use strategy: continual"
         )
     if ablate:
-        ablate_recipe(settings, catalogue, corpus, as_json)
+        ablate_recipe(settings, catalogue, corpus, as_json, run or resume)
         return
     if settings.strategy == "direct":
         measure_base(settings, catalogue, as_json)

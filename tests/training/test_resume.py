@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,68 +41,6 @@ def whole(digests, make_recipe, tmp_path):
         recipe = make_recipe(rows=40, output=str(tmp_path / "whole"), **SETTINGS)
         digests["whole"] = train(recipe, Registry(tmp_path / "whole.db")).digest
     return digests["whole"]
-
-
-# Imports everything once, and makes each life of a run a forked process of its own.
-LIVES = """
-import json, os, signal, sys, torch
-torch.set_num_threads(1)
-import datasets, peft, sklearn.metrics, transformers, lorary.training.report.build
-from lorary.hub.errors import LoraryError
-from lorary.hub.registry import Registry
-from lorary.training import Recipe, train
-from lorary.training.fitting import checkpointer, fit
-from stops import Signal
-
-def kill_in(module, name, call):
-    inner, calls = getattr(module, name), [0]
-    def replaced(*arguments, **settings):
-        calls[0] += 1
-        if calls[0] == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return inner(*arguments, **settings)
-    setattr(module, name, replaced)
-
-places = {"torch.save": (torch, 5), "commit": (checkpointer, 3), "prune": (checkpointer, 2)}
-for line in sys.stdin:
-    order = json.loads(line)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        at = order.get("at", "")
-        if at in places:
-            kill_in(places[at][0], at.removeprefix("torch."), places[at][1])
-        try:
-            version = train(
-                Recipe.load(order["recipe"]), Registry(order["registry"]), Signal(at, signal.SIGKILL),
-                order.get("resume", False),
-            )
-            answer = version.digest
-        except LoraryError as error:
-            answer = str(error)
-        os.write(writer, answer.encode())
-        os._exit(0)
-    os.close(writer)
-    answer = os.fdopen(reader).read()
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), answer]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def live():
-    """``live(recipe=..., registry=..., at=..., resume=...)``: a run's life in a process; its exit code and digest."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", LIVES]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-    def send(**order):
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield send
-    process.stdin.close()
-    process.wait(timeout=30)
 
 
 # One run each, killed at each of these moments in turn and gone on with.

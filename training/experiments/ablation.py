@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.errors import RecipeError
+from lorary.hub.errors import RecipeError, TrainingError
 from lorary.hub.registry import Registry
 from lorary.training.data import Examples, load_data
 from lorary.training.experiments.bootstrap import Difference, paired_bootstrap
+from lorary.training.experiments.comparison import Comparison, Option, comparing
 from lorary.training.experiments.session import Session
 from lorary.training.experiments.summary import summarise
 from lorary.training.one_run import Finished
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
+from lorary.training.resume import choose_run
 from lorary.training.run import train
+from lorary.training.save import writing
 from lorary.training.strategies.parent import Parent, find_parent
 
 ARMS = ("direct", "task", "domain then task")
+SEEDS = 3
+COMMAND = "train --ablate"
+
+_STAGE = "domain stage"
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,9 @@ def ablate(
     registry: Registry,
     *,
     corpus: str | None = None,
-    seeds: int = 3,
+    seeds: int | None = None,
     progress: Reporter | None = None,
+    resume: bool | str | Path = False,
 ) -> Ablation:
     """Train a recipe's task with and without its domain stage and compare them.
 
@@ -67,22 +74,34 @@ def ablate(
         recipe: the task's; its ``from`` names the domain adapter, unless ``corpus`` is given.
         registry: where the domain adapter is looked up or put.
         corpus: the domain's unlabelled text, on which a domain adapter is trained first, as ``<name>-domain``.
-        seeds: how many runs each arm has.
+        seeds: how many runs each arm has; 3 unless given.
         progress: is told of phases, steps and notices.
+        resume: go on with an ablation that was stopped: the newest of this recipe (True), or that of a folder. It keeps
+            its corpus and seeds. Runs that are done aren't trained again, only measured.
 
     Raises:
         RecipeError: there is no domain adapter to compare with, or two.
         Others: as :func:`lorary.training.train`.
     """
     reporter = progress or Reporter()
-    recipe = _with_parent(recipe, registry, corpus, reporter)
+    asked = {"corpus": Option(corpus, None), "seeds": Option(seeds, SEEDS)}
+    with comparing(recipe, registry, reporter, COMMAND, resume, asked) as comparison:
+        return _compare(comparison, registry)
+
+
+def _compare(comparison: Comparison, registry: Registry) -> Ablation:
+    reporter, corpus, seeds = comparison.reporter, comparison.options["corpus"], comparison.options["seeds"]
+    _check(comparison.recipe, corpus)
+    reporter.phase("reading the data")
+    data = load_data(comparison.recipe, reporter.note)
+    comparison.begin(data)
+    recipe = _with_parent(comparison, registry, corpus)
     parent = find_parent(recipe, registry)
     assert parent is not None
-    reporter.phase("reading the data")
-    data = load_data(recipe, reporter.note)
+    comparison.hold("domain", parent.checkpoint.digest, f"{parent.reference} is another version now")
     numbers = tuple(range(recipe.training.seed, recipe.training.seed + seeds))
-    with quiet_libraries(), tempfile.TemporaryDirectory(prefix="lorary-ablation-") as folder:
-        session = Session(Path(folder), reporter)
+    with quiet_libraries(), writing(comparison.unfinished.final):
+        session = comparison.session()
         staged = _arm(session, recipe, data, parent, numbers)
         # After a stack the recipe is the task's own; after a continuation it has the parent's rank, alpha and targets.
         alone = staged[0].prepared.recipe.model_copy(update={"strategy": "fine-tune", "from_": None, "start": None})
@@ -114,8 +133,8 @@ def _arm(
     return runs
 
 
-def _with_parent(recipe: Recipe, registry: Registry, corpus: str | None, reporter: Reporter) -> Recipe:
-    """The recipe of the arm with a domain stage; trains that stage where a corpus is given.
+def _check(recipe: Recipe, corpus: str | None) -> None:
+    """Is there one domain stage, and nothing that contradicts it?
 
     Raises:
         RecipeError: the recipe has no domain stage, has two, or asks for folds.
@@ -129,13 +148,32 @@ def _with_parent(recipe: Recipe, registry: Registry, corpus: str | None, reporte
         problems.append("from: names a domain adapter, and --corpus trains one; leave one of them out")
     if problems:
         raise RecipeError(recipe.name, problems)
+
+
+def _with_parent(comparison: Comparison, registry: Registry, corpus: str | None) -> Recipe:
+    """The recipe of the arm with a domain stage; trains that stage where a corpus is given and it isn't done yet."""
+    recipe, run = comparison.recipe, comparison.unfinished
     if corpus is None:
         return recipe.model_copy(update={"strategy": "intermediate"})
-    version = train(_domain_recipe(recipe, corpus), registry, reporter)
-    reporter.note(f"the domain adapter is in the catalogue as {version.reference}")
+    reference = (run.part(_STAGE) or {}).get("reference")
+    if reference is None:
+        run.keep_part(_STAGE, {"reference": None})  # begun: its own run has to be found again
+        domain = _domain_recipe(recipe, corpus)
+        goes_on = comparison.resumed and _is_begun(domain, registry)
+        reference = train(domain, registry, comparison.reporter, resume=goes_on).reference
+        run.keep_part(_STAGE, {"reference": reference})
+    comparison.reporter.note(f"the domain adapter is in the catalogue as {reference}")
     return recipe.model_copy(
-        update={"strategy": "intermediate", "from_": version.reference, "start": recipe.start or "continue"}
+        update={"strategy": "intermediate", "from_": reference, "start": recipe.start or "continue"}
     )
+
+
+def _is_begun(domain: Recipe, registry: Registry) -> bool:
+    """Has the domain stage a run of its own that was stopped?"""
+    try:
+        return choose_run(domain, True, registry).resumable
+    except TrainingError:
+        return False
 
 
 def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:

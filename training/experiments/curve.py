@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +12,17 @@ from typing import Any
 
 from lorary.hub.errors import DataError, MissingDependencyError, OutputError, RecipeError
 from lorary.hub.metrics import lower_is_better
+from lorary.hub.registry import Registry
 from lorary.training.data import Example, load_data
 from lorary.training.data.splits import FEWEST_VALIDATION_ROWS
-from lorary.training.experiments.session import Session
+from lorary.training.experiments.comparison import Comparison, Option, comparing
 from lorary.training.experiments.summary import summarise
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
+from lorary.training.save import writing
 from lorary.training.tasks.base import Metrics
 
-SMALLEST = 8
+POINTS, SEEDS, SMALLEST = 5, 2, 8
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,48 @@ class Curve:
 
 
 def learning_curve(
-    recipe: Recipe, *, points: int = 5, seeds: int = 2, smallest: int = SMALLEST, progress: Reporter | None = None
-) -> Curve:
+    recipe: Recipe, registry: Registry | None = None, *, points: int | None = None, seeds: int | None = None,
+    smallest: int | None = None, progress: Reporter | None = None, resume: bool | str | Path = False,
+) -> Curve:  # fmt: skip
     """Train on ever more of a recipe's rows and measure each adapter on the same held-out rows; none is registered.
 
     Sizes are evenly spaced in their logarithm. Each seed has an order of the rows, with the labels in proportion, and
     trains on its beginnings, so that more rows always means the same rows and others. Validation rows shrink alike.
 
+    Args:
+        recipe: the settings of each run.
+        registry: the catalogue, which messages name.
+        points: how many sizes; 5 unless given.
+        seeds: how many runs at each size; 2 unless given.
+        smallest: the smallest number of rows; 8 unless given.
+        progress: is told of phases, steps and notices.
+        resume: go on with a curve that was stopped: the newest of this recipe (True), or that of a folder. It keeps its
+            points, seeds and smallest size.
+
     Raises:
         RecipeError: the recipe asks for folds, a strategy without training, or another adapter to start from.
         DataError: too few rows, or rows that can't be used.
         TrainingError: as :func:`lorary.training.train`.
+        InterruptedRunError: Ctrl-C or SIGTERM; the message says how to go on.
     """
     _check(recipe)
-    reporter = progress or Reporter()
+    reporter, registry = progress or Reporter(), registry or Registry()
+    asked = {"points": Option(points, POINTS), "seeds": Option(seeds, SEEDS), "smallest": Option(smallest, SMALLEST)}
+    with comparing(recipe, registry, reporter, "curve", resume, asked) as comparison, quiet_libraries():
+        return _draw(comparison)
+
+
+def _draw(comparison: Comparison) -> Curve:
+    recipe, reporter, run = comparison.recipe, comparison.reporter, comparison.unfinished
+    points, seeds, smallest = (int(comparison.options[name]) for name in ("points", "seeds", "smallest"))
     reporter.phase("reading the data")
     data = load_data(recipe, reporter.note)
     sizes = curve_sizes(len(data.train), points, smallest)
+    comparison.begin(data)
     found: dict[int, list[Metrics]] = {size: [] for size in sizes}
-    baselines: dict[str, Metrics] = {}
-    metric = ""
-    with quiet_libraries(), tempfile.TemporaryDirectory(prefix="lorary-curve-") as folder:
-        session = Session(Path(folder), reporter)
+    part: dict[str, Any] = {}
+    with writing(run.final):
+        session = comparison.session()
         for seed in range(recipe.training.seed, recipe.training.seed + seeds):
             ordered, watched = in_proportion(data.train, seed), in_proportion(data.validation, seed)
             training = recipe.training.model_copy(update={"seed": seed, "seeds": 1})
@@ -78,17 +99,24 @@ def learning_curve(
                 update={"training": training, "report": recipe.report.model_copy(update={"write": False})}
             )
             for size in sizes:
+                title = f"{size} rows, seed {seed}"
+                if kept := run.part(title):
+                    part = kept
+                    found[size].append(part["metrics"]["test"])
+                    continue
                 count = round(len(watched) * size / len(data.train))
-                part = replace(
+                rows = replace(
                     data,
                     train=ordered[:size],
                     validation=watched[:count] if count >= FEWEST_VALIDATION_ROWS else (),
                 )
-                finished = session.run(one, part, f"{size} rows, seed {seed}")
+                finished = session.run(one, rows, title)
                 session.release(finished)
-                found[size].append(finished.metrics["test"])
-                metric = finished.prepared.task.main_metric
-                baselines = {split: m for split, m in finished.metrics.items() if split != "test"}
+                part = {"metric": finished.prepared.task.main_metric, "metrics": dict(finished.metrics)}
+                run.keep_part(title, part)
+                session.forget(title)
+                found[size].append(part["metrics"]["test"])
+    metric, baselines = part["metric"], {split: m for split, m in part["metrics"].items() if split != "test"}
     drawn = tuple(Point(size, summarise(found[size])) for size in sizes)
     reporter.phase("done")
     return Curve(metric, drawn, len(data.test), baselines, advise(metric, drawn))

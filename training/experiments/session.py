@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +76,14 @@ class Session:
         if self._base is None:
             self._loaded(prepared.base)
         self._base = prepared.base
-        return run(prepared, self._checkpoints / title.replace(" ", "-"), told, self._stops)
+        return run(prepared, self._folder(title), told, self._stops)
+
+    def forget(self, title: str) -> None:
+        """Remove the checkpoints of a run whose result is kept elsewhere."""
+        shutil.rmtree(self._folder(title), ignore_errors=True)
+
+    def _folder(self, title: str) -> Path:
+        return self._checkpoints / title.replace(" ", "-")
 
     def release(self, finished: Finished) -> None:
         """Take a run's adapter off the base."""

@@ -30,6 +30,7 @@ from lorary.adapters.override import TrainedLinear
 from lorary.adapters.slots import LowRank
 from lorary.adapters.tiers.content import Content, Parts
 from lorary.adapters.tiers.weights import Weights
+from lorary.adapters.tokenizers import OwnTokenizer
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapterError
 from lorary.hub.manifest import Manifest
@@ -63,6 +64,7 @@ class Adapter:
     checkpoint: Checkpoint
     fit: Fit
     content: Content
+    own_tokenizer: OwnTokenizer | None = None
 
     @property
     def source(self) -> str:

@@ -26,7 +26,8 @@ from lorary.adapters.intake import Files, Intake
 from lorary.adapters.loading import is_encoder, load_base
 from lorary.adapters.lora import SiteOpener, unwrap
 from lorary.adapters.masked import MaskedHead
-from lorary.adapters.merging.merge import write_merged
+from lorary.adapters.merging.merge import Target, write_merged
+from lorary.adapters.merging.through_peft import write_merged_by_peft
 from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.predict.base import Row
 from lorary.adapters.proof import GoldenReport, probe_row
@@ -264,19 +265,14 @@ class Backbone:
             MergeError: the adapter has no place in the model's class, or the merged model doesn't answer like it.
             OutputError: the folder holds something, or can't be written.
         """
-        self._peft.refuse(name, "merge")
+        into = Target(Path(folder).expanduser().absolute(), self.identity, self.numerics, dtype)
+        own = self._peft.find(name)
+        if own is not None:
+            with eagerly():
+                return write_merged_by_peft(own, self._modules, into)
         adapter = self._residency.get(name)
         with self._residency.lease([adapter]) as routing, self._intake.factors(adapter) as factors, eagerly():
-            return write_merged(
-                self._inference,
-                routing,
-                factors,
-                self._modules,
-                Path(folder).expanduser().absolute(),
-                identity=self.identity,
-                numerics=self.numerics,
-                dtype=dtype,
-            )
+            return write_merged(self._inference, routing, factors, self._modules, into)
 
     def release(self) -> None:
         """Forget every adapter and leave the model as it was before it became a backbone; no call may follow.

@@ -23,21 +23,25 @@ class Manner:
     """How an adapter's prompts are put and what it is asked to generate.
 
     ``cuts``: a text that is too long is cut for a decoder, too, so that what the template puts after it stays.
+    ``stop_tokens`` end what it writes besides the base's own.
     """
 
     prompt: Prompt = field(default_factory=Prompt)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     generation: Generation | None = None
     cuts: bool = False
+    stop_tokens: tuple[int, ...] = ()
 
 
 def manner_of(adapter: Adapter | None) -> Manner:
     """An adapter's own manner; that of the bare backbone is to take a prompt as it stands."""
     manifest = adapter.manifest if adapter else None
+    own = adapter.own_tokenizer if adapter else None
+    stops = own.stop_tokens if own is not None else ()
     if manifest is None:
-        return Manner()
+        return Manner(stop_tokens=stops)
     cuts = manifest.task in ("summarization", "translation")
-    return Manner(manifest.prompt or Prompt(), manifest.preprocessing, manifest.generation, cuts)
+    return Manner(manifest.prompt or Prompt(), manifest.preprocessing, manifest.generation, cuts, stops)
 
 
 def generation_settings(manner: Manner, model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -50,10 +54,11 @@ def generation_settings(manner: Manner, model: Any, tokenizer: Any) -> dict[str,
     """
     preprocessing, generation = manner.preprocessing, manner.generation
     settings: dict[str, Any] = dict(target_settings(tokenizer, preprocessing.source_lang, preprocessing.target_lang))
-    if generation is None:
-        return settings
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if generation is None:
+        stops = list(dict.fromkeys([*ends, *manner.stop_tokens]))
+        return settings | ({"eos_token_id": stops} if manner.stop_tokens else {})
     # The token that ended what the adapter learned ends what it writes, whatever the base's files say.
     return settings | {
         "do_sample": False,
@@ -168,12 +173,20 @@ def _cut_text(source: str, manner: Manner, tokenizer: Any, limit: int, full: int
 
 
 def encode_prompts(
-    prompts: Sequence[PromptRow], adapters: Sequence[Adapter | None], tokenizer: Any, *, encoder_decoder: bool, pad: int
+    prompts: Sequence[PromptRow],
+    adapters: Sequence[Adapter | None],
+    tokenizers: Sequence[Any],
+    *,
+    encoder_decoder: bool,
+    pad: int,
 ) -> dict[str, torch.Tensor]:
-    """Token ids and mask, [rows, tokens] each, as :func:`pad_prompts` lays them out; long ones are cut as trained."""
+    """Token ids and mask, [rows, tokens] each, as :func:`pad_prompts` lays them out; long ones are cut as trained.
+
+    Each row has its adapter and its tokenizer.
+    """
     rows = [
         prompt_tokens(prompt, manner_of(adapter), tokenizer, encoder_decoder=encoder_decoder)[0]
-        for prompt, adapter in zip(prompts, adapters, strict=True)
+        for prompt, adapter, tokenizer in zip(prompts, adapters, tokenizers, strict=True)
     ]
     return pad_prompts(rows, encoder_decoder=encoder_decoder, pad=pad)
 
@@ -193,6 +206,10 @@ def pad_prompts(rows: Sequence[Sequence[int]], *, encoder_decoder: bool, pad: in
     return {"input_ids": batch, "attention_mask": mask}
 
 
-def decode_new(sequences: torch.Tensor, prompt_tokens: int, tokenizer: Any) -> list[str]:
-    """The texts after the prompts, special tokens left out."""
-    return [str(text) for text in tokenizer.batch_decode(sequences[:, prompt_tokens:], skip_special_tokens=True)]
+def decode_new(sequences: torch.Tensor, prompt_tokens: int, tokenizers: Sequence[Any]) -> list[str]:
+    """The texts after the prompts, special tokens left out; a prompt's sequences follow one another."""
+    each = len(sequences) // len(tokenizers)
+    return [
+        str(tokenizers[place // each].decode(row[prompt_tokens:], skip_special_tokens=True))
+        for place, row in enumerate(sequences)
+    ]

@@ -21,7 +21,7 @@ def identify(model: torch.nn.Module, tokenizer: Any, base_id: str, commit: str |
         id=base_id,
         commit=commit,
         fingerprint=fingerprint_model(model),
-        tokenizer_sha256=_tokenizer_hash(tokenizer),
+        tokenizer_sha256=tokenizer_hash(tokenizer),
         chat_template_sha256=_text_hash(getattr(tokenizer, "chat_template", None)),
     )
 
@@ -84,7 +84,8 @@ def _plain_tensors(body: torch.nn.Module) -> Iterator[tuple[str, tuple[int, ...]
         yield name, tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes()
 
 
-def _tokenizer_hash(tokenizer: Any) -> str | None:
+def tokenizer_hash(tokenizer: Any) -> str | None:
+    """The sha256 of a fast tokenizer's state, None for any other."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None

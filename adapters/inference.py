@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from lorary.adapters.forward import forward_rows, group_rows
 from lorary.adapters.generate import PromptRow, decode_new, encode_prompts, generation_settings, manner_of
 from lorary.adapters.routing import Routing, routed
 from lorary.hub.errors import RoutingError, UsageError
+
+if TYPE_CHECKING:
+    from lorary.adapters.through_peft.adapter import PeftAdapter
 
 _MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 _OF_LANGUAGES = frozenset({"forced_bos_token_id", "decoder_start_token_id"})
@@ -55,28 +58,37 @@ class Inference:
         if len(groups) > 1:
             return self._generate_in_turn(prompts, routing, kwargs, groups)
         encoder_decoder = bool(self.model.config.is_encoder_decoder)
+        tokenizers = [self.tokenizer_of(adapter) for adapter in routing.adapters]
         with self.tokenizing:
             batch = encode_prompts(
-                prompts, routing.adapters, self.tokenizer, encoder_decoder=encoder_decoder, pad=self.pad_id
+                prompts, routing.adapters, tokenizers, encoder_decoder=encoder_decoder, pad=self.pad_id
             )
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        settings = {"pad_token_id": self.pad_id} | self._own_settings(routing.adapters[0], kwargs)
-        settings |= {"tokenizer": self.tokenizer} if "stop_strings" in kwargs else {}
+        settings = {"pad_token_id": self.pad_id} | self.own_settings(routing.adapters[0], kwargs)
+        settings |= {"tokenizer": tokenizers[0]} if "stop_strings" in kwargs else {}
         with torch.no_grad(), routed(routing):
             sequences = self.model.generate(**inputs, **settings | kwargs)
-        return decode_new(sequences, 0 if encoder_decoder else inputs["input_ids"].shape[1], self.tokenizer)
+        return decode_new(sequences, 0 if encoder_decoder else inputs["input_ids"].shape[1], tokenizers)
+
+    def tokenizer_of(self, adapter: Adapter | PeftAdapter | None) -> Any:
+        """The tokenizer of an adapter's rows: its own where it brought one."""
+        own = adapter.own_tokenizer if adapter is not None else None
+        return self.tokenizer if own is None else own.tokenizer
 
     def prompt_ids(self, prompt: PromptRow, adapter: Adapter | None) -> list[int]:
         """The tokens of a prompt for a decoder, put the way its adapter was trained."""
         with self.tokenizing:
-            batch = encode_prompts([prompt], [adapter], self.tokenizer, encoder_decoder=False, pad=self.pad_id)
+            tokenizers = [self.tokenizer_of(adapter)]
+            batch = encode_prompts([prompt], [adapter], tokenizers, encoder_decoder=False, pad=self.pad_id)
         return [int(token) for token in batch["input_ids"][0]]
 
     def _groups(self, routing: Routing, kwargs: Mapping[str, Any]) -> list[list[int]]:
         """The rows that one call of the model can generate for: those whose adapters ask for the same."""
         if not routing.uniform and not self.rows_first:
             return list(group_rows(routing.adapters).values())
-        settings = {adapter: self._own_settings(adapter, kwargs) for adapter in set(routing.adapters)}
+        settings = {adapter: self.own_settings(adapter, kwargs) for adapter in set(routing.adapters)}
+        if "stop_strings" in kwargs:  # transformers looks for them with one tokenizer
+            settings = {found: own | {"tokenizer": self.tokenizer_of(found)} for found, own in settings.items()}
         groups: list[tuple[dict[str, Any], list[int]]] = []
         for row, adapter in enumerate(routing.adapters):
             rows = next((rows for other, rows in groups if other == settings[adapter]), None)
@@ -86,10 +98,10 @@ class Inference:
                 rows.append(row)
         return [rows for _, rows in groups]
 
-    def _own_settings(self, adapter: Adapter | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def own_settings(self, adapter: Adapter | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What an adapter's manifest asks for, less what the call says in other words."""
         with self.tokenizing:
-            settings = generation_settings(manner_of(adapter), self.model, self.tokenizer)
+            settings = generation_settings(manner_of(adapter), self.model, self.tokenizer_of(adapter))
         if "max_length" in kwargs:
             settings.pop("max_new_tokens", None)
         if "generation_config" in kwargs:

@@ -31,6 +31,7 @@ from lorary.adapters.through_peft.way import runs_through_peft
 from lorary.adapters.tiers.content import Parts
 from lorary.adapters.tiers.residency import Residency
 from lorary.adapters.tiers.weights import Weights, WeightsReader
+from lorary.adapters.tokenizers import Tokenizers
 from lorary.adapters.values import LoadedAdapter
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import ChangedFilesError
@@ -43,6 +44,7 @@ class Files:
 
     def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype, masked: MaskedHead) -> None:
         self.reader = WeightsReader()
+        self.tokenizers = Tokenizers(inference.tokenizer)
         self.fitter = Fitter(inference, modules, dtype, masked)
         self.inference = inference
         vocabulary = inference.body.get_input_embeddings().weight.shape[0]
@@ -151,11 +153,12 @@ class Intake:
         if runs_through_peft(checkpoint, inference.model, self._files.fitter.modules):
             return _loaded(self._through_peft(checkpoint, name or source.name), reference, notes, started)
         fit = self._files.fitter.fit(checkpoint)
+        tokenizer = self._files.tokenizers.of(checkpoint, inference.body.get_input_embeddings().weight.shape[0])
         for path in fit.plan.overrides:
             wrap(self._files.inference.model, path)
 
         def adapter_of(digest: str) -> Adapter:
-            return Adapter(name or source.name, checkpoint, fit, self._residency.content(digest))
+            return Adapter(name or source.name, checkpoint, fit, self._residency.content(digest), tokenizer)
 
         if lazy and source.digest is not None:
             adapter = adapter_of(source.digest)
@@ -176,7 +179,11 @@ class Intake:
     def _through_peft(self, checkpoint: Checkpoint, name: str) -> PeftAdapter:
         """Load an adapter that slots can't hold; whatever had its name serves until then."""
         adapter = build_peft_adapter(
-            checkpoint, name=name, inference=self._files.inference, dtype=self._files.fitter.dtype
+            checkpoint,
+            name=name,
+            inference=self._files.inference,
+            dtype=self._files.fitter.dtype,
+            tokenizers=self._files.tokenizers,
         )
         with eagerly():
             adapter.demand_effect()

@@ -42,7 +42,8 @@ def make_config(family: str, **changes: Any) -> Any:
     """A config of two layers and hidden size 32."""
     import transformers as t
 
-    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    own = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+    tokens = dict(zip(own, (VOCABULARY, 0, 2, 3), strict=True)) | {n: changes.pop(n) for n in own if n in changes}
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     configs = {
         "bert": lambda: t.BertConfig(**tokens, **sizes, max_position_embeddings=64, **changes),

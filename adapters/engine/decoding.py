@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,8 +51,16 @@ class Decoding:
         return torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator).squeeze(1)
 
 
-def plan_decoding(model: Any, prompt_tokens: int, seed: int | None, settings: Mapping[str, Any]) -> Decoding:
-    """The decoding of a request with a prompt of this length, from arguments of ``generate`` and the base's own.
+def plan_decoding(
+    model: Any,
+    prompt_tokens: int,
+    seed: int | None,
+    settings: Mapping[str, Any],
+    own: Mapping[str, Any] = MappingProxyType({}),
+) -> Decoding:
+    """The decoding of a request with a prompt of this length.
+
+    From arguments of ``generate``, what the adapter asks for where they say nothing (``own``), and the base's own.
 
     Raises:
         UsageError: a setting that an engine doesn't serve, or one that has no meaning.
@@ -63,14 +72,14 @@ def plan_decoding(model: Any, prompt_tokens: int, seed: int | None, settings: Ma
             "use Backbone.generate for the others"
         )
     try:
-        config, _ = model._prepare_generation_config(None, **settings)
+        config, _ = model._prepare_generation_config(None, **{**own, **settings})
         config.validate()
     except (ValueError, TypeError) as error:
         raise UsageError(f"the request's settings: {error}") from error
     mode = config.get_generation_mode()
     if mode.value not in ("greedy_search", "sample") or config.guidance_scale not in (None, 1):
         raise UsageError(
-            f"the base's generation_config asks for {mode.value} (num_beams={config.num_beams}, "
+            f"the adapter, or the base's generation_config, asks for {mode.value} (num_beams={config.num_beams}, "
             f"guidance_scale={config.guidance_scale}); an engine decodes greedily or samples: use Backbone.generate"
         )
     if seed is not None and not config.do_sample:

@@ -93,7 +93,8 @@ class Engine:
                 "requests can't have adapters; use Backbone.generate"
             )
         ids = self._inference.prompt_ids(prompt, loaded)
-        decoding = plan_decoding(self._inference.model, len(ids), seed, generate_kwargs)
+        own = self._inference.own_settings(loaded, generate_kwargs)
+        decoding = plan_decoding(self._inference.model, len(ids), seed, generate_kwargs, own)
         self._demand_room(ids, decoding)
         if loaded is not None:
             # Files are read here, in the caller's thread: admission is everybody's.
@@ -148,7 +149,7 @@ class Engine:
             ids,
             adapter,
             decoding,
-            self._inference.tokenizer,
+            self._inference.tokenizer_of(adapter),
             self._admission,
         )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lorary.adapters.adapter import Adapter
+from lorary.adapters.merging.check import Merged
 from lorary.adapters.values import MergedModel
 from lorary.hub.manifest import BaseIdentity
 
 
-def write_card(folder: Path, merged: MergedModel, adapter: Adapter, base: BaseIdentity, quantization: str) -> None:
+def write_card(folder: Path, merged: MergedModel, adapter: Merged, base: BaseIdentity, quantization: str) -> None:
     """Write ``README.md`` with the Hub's metadata (https://huggingface.co/docs/hub/model-cards) and the provenance."""
     on_hub = not Path(base.id).expanduser().is_dir()  # a path of this machine is of no use to a reader
     metadata = {

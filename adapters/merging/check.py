@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lorary.adapters.golden import TOLERANCE
 from lorary.adapters.inference import Inference
 from lorary.adapters.loading import quietly
 from lorary.adapters.proof import probe_row
-from lorary.adapters.routing import Routing
+from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.hub.errors import MergeError
 
 _ROWS = 4
@@ -29,7 +29,18 @@ An effect as small as a backbone's own rounding shows as a half in a perfect mer
 """
 
 
-def check_rows(adapter: Adapter, inference: Inference) -> list[list[int]]:
+Merged = Adapter | PeftAdapter
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The logits of a token row as they are served, and the bare backbone's."""
+
+    served: Callable[[Sequence[int]], torch.Tensor]
+    bare: Callable[[Sequence[int]], torch.Tensor]
+
+
+def check_rows(adapter: Merged, inference: Inference) -> list[list[int]]:
     """Token rows to compare on: the adapter's golden ones, or some spread over the vocabulary."""
     golden = adapter.manifest.golden_rows if adapter.manifest else ()
     probe = probe_row((), inference.body.get_input_embeddings().weight.shape[0])
@@ -62,7 +73,9 @@ class Precision:
         return torch.finfo(self.merged).eps > torch.finfo(self.served).eps
 
 
-def check_merged(folder: Path, kind: Any, precision: Precision, inference: Inference, routing: Routing) -> float:
+def check_merged(
+    folder: Path, kind: Any, precision: Precision, inference: Inference, adapter: Merged, answers: Answers
+) -> float:
     """Load a merged model of class ``kind`` with transformers and hold its logits against the adapter's.
 
     On the CPU and in float32: loading in another dtype changes the process's default while it lasts, and with it what
@@ -74,11 +87,9 @@ def check_merged(folder: Path, kind: Any, precision: Precision, inference: Infer
     Raises:
         MergeError: it doesn't load whole, its logits differ by more than the limit, or the adapter's effect is lost.
     """
-    adapter = routing.adapters[0]
-    assert adapter is not None
     rows = check_rows(adapter, inference)
-    served = [inference.logits(row, routing) for row in rows]
-    bare = [inference.logits(row, routing.without_updates()) for row in rows]
+    served = [answers.served(row) for row in rows]
+    bare = [answers.bare(row) for row in rows]
     model = _load(folder, kind)
     merged = [_logits(model, _inputs(row, adapter, inference)) for row in rows]
     worst = max(
@@ -131,7 +142,7 @@ def _load(folder: Path, kind: Any) -> Any:
     return model.eval()
 
 
-def _inputs(row: Sequence[int], adapter: Adapter, inference: Inference) -> dict[str, torch.Tensor]:
+def _inputs(row: Sequence[int], adapter: Merged, inference: Inference) -> dict[str, torch.Tensor]:
     ids = torch.tensor([row], device=inference.device)
     if adapter.head is not None:
         return {"input_ids": ids.cpu(), "attention_mask": torch.ones_like(ids).cpu()}

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorary.adapters.adapter import Adapter
 from lorary.adapters.device import dtype_name, pick_dtype
 from lorary.adapters.inference import Inference
 from lorary.adapters.loading import quietly
 from lorary.adapters.merging.card import write_card
-from lorary.adapters.merging.check import Precision, check_merged
+from lorary.adapters.merging.check import Answers, Merged, Precision, check_merged
 from lorary.adapters.merging.weights import Changes, demand_biases, find_places, merged_tensors, splits_a_tie
 from lorary.adapters.modules import ModuleMap
 from lorary.adapters.quantization import QUANTIZATIONS
@@ -33,52 +33,75 @@ from lorary.hub.manifest import BaseIdentity, Numerics
 _SHARD = "5GB"
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where a merged model goes, what it is made from, and the dtype of its weights (None: the backbone's)."""
+
+    folder: Path
+    base: BaseIdentity
+    numerics: Numerics
+    dtype: str | torch.dtype | None
+
+
 def write_merged(
-    inference: Inference,
-    routing: Routing,
-    factors: Mapping[str, LowRank],
-    modules: ModuleMap,
-    folder: Path,
-    *,
-    identity: BaseIdentity,
-    numerics: Numerics,
-    dtype: str | torch.dtype | None,
+    inference: Inference, routing: Routing, factors: Mapping[str, LowRank], modules: ModuleMap, into: Target
 ) -> MergedModel:
     """Write the model that the one adapter of ``routing``, with these ``factors`` by site, makes of its backbone.
 
     Raises as :meth:`lorary.adapters.Backbone.merge` does.
     """
-    started = time.perf_counter()
     adapter = routing.adapters[0]
     assert adapter is not None
+    root = adapter.head.model if adapter.head else inference.model
+    changes = Changes(factors, adapter.overrides, modules)
+    without = routing.without_updates()
+    answers = Answers(lambda row: inference.logits(row, routing), lambda row: inference.logits(row, without))
+    return write_checked(adapter, inference, answers, into, lambda dtype: merged_model(root, changes, dtype))
+
+
+def write_checked(
+    adapter: Merged, inference: Inference, answers: Answers, into: Target, merge: Callable[[torch.dtype], Any]
+) -> MergedModel:
+    """Write what ``merge`` makes of the adapter in a dtype, a transformers model; kept only if it answers like it.
+
+    Raises as :meth:`lorary.adapters.Backbone.merge` does.
+    """
+    started = time.perf_counter()
+    numerics = into.numerics
     if numerics.quantization not in QUANTIZATIONS:
         raise MergeError(
             f"weights quantized with {numerics.quantization!r} can't be read as numbers; expected "
             f"{', '.join(QUANTIZATIONS)}. Open the base in full precision and merge there"
         )
     served = pick_dtype(inference.device, numerics.dtype)
-    chosen = pick_dtype(inference.device, dtype) if dtype is not None else served
-    root = adapter.head.model if adapter.head else inference.model
-    with new_folder(folder) as draft:
-        _save(root, adapter, Changes(factors, adapter.overrides, modules), inference, chosen, draft)
+    chosen = pick_dtype(inference.device, into.dtype) if into.dtype is not None else served
+    with new_folder(into.folder) as draft:
+        model = merge(chosen)
+        kind = type(model)
+        with quietly():
+            model.save_pretrained(draft, max_shard_size=_SHARD)
+        del model
+        tokenizer = inference.tokenizer_of(adapter)
+        if tokenizer is not None:
+            _own_tokenizer(tokenizer, adapter).save_pretrained(draft)
         precision = Precision(served, chosen, numerics.quantization)
-        difference = check_merged(draft, type(root), precision, inference, routing)
+        difference = check_merged(draft, kind, precision, inference, adapter, answers)
         merged = MergedModel(
-            folder=str(folder),
+            folder=str(into.folder),
             adapter=adapter.name,
             digest=adapter.digest,
-            model_class=type(root).__name__,
+            model_class=kind.__name__,
             dtype=dtype_name(chosen),
             difference=difference,
             notes=_notes(adapter, numerics),
             seconds=time.perf_counter() - started,
         )
-        write_card(draft, merged, adapter, identity, numerics.quantization)
+        write_card(draft, merged, adapter, into.base, numerics.quantization)
     return merged
 
 
-def _save(root: Any, adapter: Adapter, changes: Changes, inference: Inference, dtype: torch.dtype, draft: Path) -> None:
-    """Model, config, generation settings and tokenizer, by transformers' own ``save_pretrained``."""
+def merged_model(root: Any, changes: Changes, dtype: torch.dtype) -> Any:
+    """A copy of ``root`` on the CPU with the changes in its weights, dequantized where they are quantized."""
     config = copy.deepcopy(root.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -90,10 +113,7 @@ def _save(root: Any, adapter: Adapter, changes: Changes, inference: Inference, d
         config.tie_word_embeddings = False
         empty = _empty(root, config)
     empty.load_state_dict(dict(merged_tensors(places, changes, dtype, tied=tied)), assign=True)
-    with quietly():
-        empty.save_pretrained(draft, max_shard_size=_SHARD)
-    if inference.tokenizer is not None:
-        _own_tokenizer(inference.tokenizer, adapter).save_pretrained(draft)
+    return empty
 
 
 def _empty(root: Any, config: Any) -> Any:
@@ -105,7 +125,7 @@ def _empty(root: Any, config: Any) -> Any:
     return empty
 
 
-def _own_tokenizer(tokenizer: Any, adapter: Adapter) -> Any:
+def _own_tokenizer(tokenizer: Any, adapter: Merged) -> Any:
     """The base's tokenizer with the adapter's chat template, without the padding that earlier calls left in it."""
     own = copy.deepcopy(tokenizer)
     backend = getattr(own, "backend_tokenizer", None)
@@ -118,7 +138,7 @@ def _own_tokenizer(tokenizer: Any, adapter: Adapter) -> Any:
     return own
 
 
-def _notes(adapter: Adapter, numerics: Numerics) -> tuple[str, ...]:
+def _notes(adapter: Merged, numerics: Numerics) -> tuple[str, ...]:
     trained = adapter.manifest.numerics.quantization if adapter.manifest else numerics.quantization
     if trained == numerics.quantization:
         return ()

@@ -36,7 +36,9 @@ def predict_rows(inference: Inference, rows: Sequence[Row], routing: Routing, pa
 
 def _score(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
     predictors = {
-        adapter: row_predictor(adapter, inference.tokenizer, inference.max_length, params[task_of_row(adapter)])
+        adapter: row_predictor(
+            adapter, inference.tokenizer_of(adapter), inference.max_length, params[task_of_row(adapter)]
+        )
         for adapter in set(routing.adapters)
     }
     own = [predictors[adapter] for adapter in routing.adapters]

@@ -75,7 +75,7 @@ def row_predictor(
 
     Args:
         adapter: a loaded adapter.
-        tokenizer: the backbone's.
+        tokenizer: that of its rows.
         max_length: the most tokens that the backbone takes.
         params: the task's share of the call's parameters.
 

@@ -29,6 +29,8 @@ from lorary.adapters.through_peft.mirror import memory_of, mirror
 from lorary.adapters.through_peft.model import build_peft_model, peft_errors, peft_state
 from lorary.adapters.through_peft.own_pass import OwnPass
 from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
+from lorary.adapters.through_peft.vocabulary import own_vocabulary, resize_vocabulary
+from lorary.adapters.tokenizers import OwnTokenizer, Tokenizers
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.errors import NoEffectError, UsageError
 from lorary.hub.manifest import Manifest, Numerics
@@ -54,6 +56,7 @@ class PeftAdapter:
     """One version of an adapter that runs through PEFT, fitted to a backbone.
 
     ``inference`` runs its own model and ``backbone`` the backbone's; ``plain_head`` is its head on the bare backbone.
+    ``bare`` is its own model before PEFT changed it, with its vocabulary and its head.
     """
 
     name: str
@@ -67,6 +70,8 @@ class PeftAdapter:
     plain_head: TaskHead | None
     golden: list[torch.Tensor] | None
     nbytes: int
+    bare: Any
+    own_tokenizer: OwnTokenizer | None = None
 
     @property
     def source(self) -> str:
@@ -173,7 +178,9 @@ class _Headed:
         return getattr(self.adapter, name)
 
 
-def build_peft_adapter(checkpoint: Checkpoint, *, name: str, inference: Inference, dtype: torch.dtype) -> PeftAdapter:
+def build_peft_adapter(
+    checkpoint: Checkpoint, *, name: str, inference: Inference, dtype: torch.dtype, tokenizers: Tokenizers
+) -> PeftAdapter:
     """Fit a checkpoint to a backbone through PEFT: every key placed, every shape checked, the head built.
 
     Nothing of the backbone changes. Raises what :func:`build_peft_model` and :func:`fill_head` do, and NoEffectError
@@ -193,6 +200,13 @@ def build_peft_adapter(checkpoint: Checkpoint, *, name: str, inference: Inferenc
         root = model.model
     else:
         root = mirror(whole if _fits(tensors, whole, body) else body)
+    own_size = own_vocabulary(checkpoint, body)
+    if own_size is not None:
+        resize_vocabulary(root, own_size, tensors, checkpoint)
+    bare = mirror(root)
+    if own_size is not None and plain_head is not None:
+        plain_head = TaskHead(bare, reads_body_output=False)
+    rows = root.get_input_embeddings().weight.shape[0]
     view = PeftView(build_peft_model(checkpoint, tensors, root, inference.model))
     virtual = view.virtual_tokens
     passes = _passes(view, view)
@@ -200,6 +214,8 @@ def build_peft_adapter(checkpoint: Checkpoint, *, name: str, inference: Inferenc
     from_body = task == "feature-extraction" and not virtual and body_of(root) is not root
     hidden = _passes(body_of(root), view) if from_body else passes
     on_body = plain_head is None and type(root) is type(body) and whole is not body
+    # Its new tokens are no effect of an adapter's, so what it is held against has them as well.
+    plain = bare if own_size is not None else body if on_body else None
     settings = {field.name: getattr(inference, field.name) for field in fields(Inference)}
     own = {"model": passes, "body": hidden, "rows_first": True, "_bare": None, "virtual_tokens": virtual}
     return PeftAdapter(
@@ -209,11 +225,13 @@ def build_peft_adapter(checkpoint: Checkpoint, *, name: str, inference: Inferenc
         task=task,
         view=view,
         inference=OwnInference(**(settings | own)),
-        backbone=Inference(**(settings | {"model": body, "_bare": None})) if on_body else inference,
+        backbone=inference if plain is None else Inference(**(settings | _bare(plain))),
         head=TaskHead(passes, reads_body_output=False) if plain_head is not None else None,
         plain_head=plain_head,
         golden=read_golden(checkpoint),
         nbytes=_own_bytes(view.peft_model, inference.model),
+        bare=bare,
+        own_tokenizer=tokenizers.of(checkpoint, rows),
     )
 
 
@@ -234,6 +252,10 @@ def _headed(
     ]
     own = {name: tensors[prefix + name] for name in in_head for prefix in _PREFIXES if prefix + name in tensors}
     return fill_head(empty, body, own, source=checkpoint.source, device=inference.device, dtype=dtype, shared=shared)
+
+
+def _bare(model: Any) -> dict[str, Any]:
+    return {"model": model, "body": body_of(model), "_bare": None}
 
 
 def _passes(model: Any, view: PeftView) -> Any:

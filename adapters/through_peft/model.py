@@ -20,12 +20,14 @@ from lorary.adapters.matching.renaming import rename_tensors
 from lorary.adapters.matching.support import is_off
 from lorary.adapters.matching.targets import is_target
 from lorary.adapters.through_peft.mirror import memory_of
+from lorary.adapters.through_peft.vocabulary import TRAINED_ROWS
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 
 ADAPTER = "default"  # PEFT's own name for an only adapter
 _PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")
-_PARTS_OF_A_WRAPPER = (".original_module.", ".modules_to_save.")
+_SAVED = ".modules_to_save."
+_PARTS_OF_A_WRAPPER = (".original_module.", _SAVED)
 _SHORTHANDS = ("all-linear",)
 _PLAIN_TEXT = ("ADAPTION_PROMPT",)  # there it is the end of a name
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
@@ -118,16 +120,18 @@ def _without_copies(
     """The tensors but for parameters of the base that PEFT saved along, which must be the backbone's own.
 
     Raises:
-        UnsupportedAdapterError: they have other values, or another shape.
+        KeyMismatchError: they have another shape.
+        UnsupportedAdapterError: they have other values.
     """
+    for key in [key for key in tensors if key not in wanted and _has_twin(key, tensors, wanted)]:
+        tensors.pop(key)
     extra = tensors.keys() - wanted.keys()
     parameters = peft_model.state_dict() if extra else {}
     for key in sorted(extra & parameters.keys()):
         own, saved = parameters[key], tensors.pop(key)
         if own.shape != saved.shape:
-            raise UnsupportedAdapterError(
-                f"{source}: carries {key!r} of shape {list(saved.shape)}, the backbone's is {list(own.shape)}; "
-                "adapters with a resized vocabulary need a backbone of that size"
+            raise KeyMismatchError(
+                f"{source}: carries {key!r} of shape {list(saved.shape)}, the backbone's is {list(own.shape)}"
             )
         coarser = max((own.dtype, saved.dtype), key=lambda dtype: torch.finfo(dtype).eps)
         if not torch.allclose(own.cpu().to(coarser).float(), saved.to(coarser).float(), rtol=1e-6, atol=1e-6):
@@ -136,6 +140,21 @@ def _without_copies(
                 "was trained; name it in modules_to_save and save the adapter again"
             )
     return tensors
+
+
+def _has_twin(key: str, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, Any]) -> bool:
+    """Is a tensor there a second time? PEFT saves all that lies under an embedding, or a tied output layer, it keeps.
+
+    So a module that was trained whole comes under its wrapper's name for it too, and trained rows that two layers share
+    with each of them.
+    """
+    if _SAVED in key:
+        twins = [key.replace(_SAVED, ".")]
+    elif key.endswith(TRAINED_ROWS):
+        twins = [name for name in wanted if name.endswith(TRAINED_ROWS)]
+    else:
+        twins = []
+    return any(torch.equal(tensors[key], tensors[twin]) for twin in twins if twin in tensors)
 
 
 def _demand_match(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], source: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from lorary.adapters.identity import body_of
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.support import asks_for_peft
 from lorary.adapters.modules import ModuleMap
+from lorary.adapters.through_peft.vocabulary import own_vocabulary
 from lorary.hub.checkpoint import Checkpoint
 
 _PREFIX = "base_model.model."
@@ -16,10 +18,11 @@ _PREFIX = "base_model.model."
 def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) -> bool:
     """Has this adapter to run through PEFT, since its config or its keys ask for what the slots can't hold?
 
-    Of keys these do: low-rank factors at a module that is neither linear nor an embedding; a module of the body that
-    was trained whole and isn't linear; and factors of single experts, which transformers has fused since.
+    A vocabulary of another size than the backbone's does. Of keys these do: low-rank factors at a module that is
+    neither linear nor an embedding; a module of the body that was trained whole and isn't linear; and factors of single
+    experts, which transformers has fused since.
     """
-    if asks_for_peft(checkpoint):
+    if asks_for_peft(checkpoint) or own_vocabulary(checkpoint, body_of(model)) is not None:
         return True
     factors, whole = _module_names(checkpoint)
     naming = Naming.guess([*factors, *whole], modules)

@@ -403,3 +403,41 @@ def test_on_a_gpu(wide, tmp_path, quantization):
     merged = backbone.merge("adapter", tmp_path / "merged")
     assert torch.cuda.memory_allocated() == before
     assert merged.difference <= 5e-2
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "task"),
+    [
+        ("IA3", "llama", "text-generation"),
+        ("LOHA", "tied", "text-generation"),
+        ("OFT", "llama", "text-generation"),
+        ("LOKR", "bert", "text-classification"),
+        ("LN_TUNING", "bert", "text-classification"),
+        ("TRAINABLE_TOKENS", "tied", "text-generation"),
+    ],
+)
+def test_methods_that_run_through_peft(bases, tmp_path, method, family, task):
+    from methods import make_method
+
+    targets = {"LN_TUNING": {"target_modules": ["LayerNorm"]}}.get(method, {})
+    make_method(bases(family), tmp_path / "own", method, task=task, **targets)
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
+    backbone.load(tmp_path / "own")
+    served = backbone.logits([[7, 8, 9]], "own")[0]
+    assert backbone.merge("own", tmp_path / "merged").difference < 1e-4
+    assert all(torch.equal(before[name], p) for name, p in backbone.model.named_parameters())
+    model = task_class(task).from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.tensor([[7, 8, 9]])).logits[0], served, atol=1e-4, rtol=1e-4)
+
+
+def test_virtual_tokens_are_in_no_weights(bases, tmp_path):
+    from methods import make_method
+
+    make_method(bases("llama"), tmp_path / "own", "PREFIX_TUNING", task="text-generation")
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.load(tmp_path / "own")
+    with pytest.raises(MergeError, match="PREFIX_TUNING changes no weights"):
+        backbone.merge("own", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

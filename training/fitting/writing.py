@@ -34,7 +34,7 @@ def write_texts(
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.no_grad(), precision(model):
             made = model.generate(**inputs, pad_token_id=pad, **settings)
-        new = decode_new(made, 0 if encoder_decoder else inputs["input_ids"].shape[1], tokenizer)
+        new = decode_new(made, 0 if encoder_decoder else inputs["input_ids"].shape[1], [tokenizer] * len(made))
         texts |= zip(places, new, strict=True)
     model.train(training)
     return [texts[place] for place in range(len(prompts))]

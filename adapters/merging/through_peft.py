@@ -1,0 +1,92 @@
+"""Merging an adapter that runs through PEFT: PEFT folds it into a copy of its model whose weights are plain numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lorary.adapters.merging.check import Answers
+from lorary.adapters.merging.merge import Target, merged_model, write_checked
+from lorary.adapters.merging.weights import Changes
+from lorary.adapters.modules import ModuleMap
+from lorary.adapters.through_peft.adapter import PeftAdapter
+from lorary.adapters.through_peft.model import build_peft_model
+from lorary.adapters.values import MergedModel
+from lorary.hub.errors import MergeError, UnsupportedAdapterError
+
+_PARTS = ("base_layer", "original_module", "token_adapter")  # what PEFT puts between a module's name and its weights
+
+
+def write_merged_by_peft(adapter: PeftAdapter, modules: ModuleMap, into: Target) -> MergedModel:
+    """Write the model that an adapter makes of its backbone, with its own vocabulary where it has one.
+
+    Raises as :meth:`lorary.adapters.Backbone.merge` does.
+    """
+    if adapter.view.virtual_tokens or not hasattr(adapter.view.peft_model.base_model, "merge_and_unload"):
+        method = adapter.checkpoint.peft_type
+        raise MergeError(
+            f"{adapter.source}: {method} changes no weights, so there is nothing to merge; serve it instead"
+        )
+    answers = Answers(adapter.logits, adapter.bare_logits)
+    return write_checked(adapter, adapter.inference, answers, into, lambda dtype: _merge(adapter, modules, dtype))
+
+
+def _merge(adapter: PeftAdapter, modules: ModuleMap, dtype: torch.dtype) -> Any:
+    dense = merged_model(adapter.bare, Changes({}, {}, modules), torch.float32)
+    dense.tie_weights()
+    said = dense.config.tie_word_embeddings
+    try:
+        peft_model = build_peft_model(adapter.checkpoint, adapter.state(), dense, dense)
+        ties = _untie(peft_model)
+        merged = _unwrapped(peft_model.merge_and_unload())
+    except (UnsupportedAdapterError, NotImplementedError, ValueError, TypeError, RuntimeError) as error:
+        raise MergeError(f"{adapter.source}: PEFT can't merge it: {str(error).splitlines()[0]}") from error
+    merged.config.tie_word_embeddings = said and _tie_again(merged, ties)
+    return merged.to(dtype)
+
+
+def _unwrapped(model: Any) -> Any:
+    """With the modules that were trained whole in their places; of some methods PEFT leaves them wrapped."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for path, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, last = path.rpartition(".")
+            setattr(model.get_submodule(parent), last, module.modules_to_save[module.active_adapter])
+    return model
+
+
+_Place = tuple[str, str]  # a module and a name in it
+
+
+def _untie(model: torch.nn.Module) -> list[list[_Place]]:
+    """Give every module weights of its own: PEFT merges in place, into the backbone's memory and both ends of a tie.
+
+    Returns the places that were tied, by their paths without PEFT's own parts.
+    """
+    ties: dict[int, list[_Place]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                ties.setdefault(id(parameter), []).append((_plain_path(path), name))
+                module._parameters[name] = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+    return [places for places in ties.values() if len(places) > 1]
+
+
+def _plain_path(path: str) -> str:
+    parts = path.removeprefix("base_model.model.").split(".")
+    return ".".join(part for part in parts if part not in _PARTS)
+
+
+def _tie_again(merged: Any, ties: list[list[_Place]]) -> bool:
+    """Make what was tied, and is still the same, one tensor again. Is there nothing that was torn apart?"""
+    whole = True
+    for places in ties:
+        first, *others = (getattr(merged.get_submodule(path), name) for path, name in places)
+        if all(torch.equal(first, other) for other in others):
+            for path, name in places:
+                merged.get_submodule(path)._parameters[name] = first
+        else:
+            whole = False
+    return whole

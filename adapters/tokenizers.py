@@ -1,0 +1,112 @@
+"""The tokenizers that adapters bring with them: added tokens and chat templates are each row's own."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.adapters.identity import tokenizer_hash
+from lorary.adapters.loading import quietly
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import CheckpointError
+
+_TEMPLATE = "chat_template.jinja"
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", _TEMPLATE)
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, eq=False)
+class OwnTokenizer:
+    """An adapter's tokenizer, where it is another than the backbone's.
+
+    ``stop_tokens`` end what it writes besides the base's own: its end of text, where that is another than the base's.
+    """
+
+    tokenizer: Any
+    stop_tokens: tuple[int, ...]
+
+
+class Tokenizers:
+    """Reads the tokenizers beside adapters, each different one once; ``base`` is the backbone's (None: it has none)."""
+
+    def __init__(self, base: Any) -> None:
+        self._base = base
+        self._base_says = None if base is None else _says(base)
+        self._read: dict[tuple[tuple[str, str], ...], OwnTokenizer | None] = {}
+        self._lock = threading.Lock()
+
+    def of(self, checkpoint: Checkpoint, rows: int) -> OwnTokenizer | None:
+        """The tokenizer among a checkpoint's files, None where there is none or it is as the backbone's.
+
+        Args:
+            checkpoint: the adapter's.
+            rows: how many tokens the embedding has that will serve it.
+
+        Raises:
+            CheckpointError: the files can't be read as a tokenizer, or it has tokens that the embedding hasn't.
+        """
+        files = {name: checkpoint.files[name] for name in (*_VOCABULARIES, *_SETTINGS) if name in checkpoint.files}
+        if not files.keys() & {*_VOCABULARIES, _TEMPLATE}:
+            return None
+        try:
+            key = tuple((name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files.items())
+            with self._lock:
+                if key not in self._read:
+                    self._read[key] = self._make(files)
+                own = self._read[key]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise CheckpointError(
+                f"{checkpoint.source}: its tokenizer's files can't be read as one ({first}); save the tokenizer again, "
+                "or take the files out of the folder to use the base's"
+            ) from error
+        # A base whose own tokenizer has tokens beyond its embedding gets along without them.
+        if own is not None and len(own.tokenizer) > max(rows, len(self._base) if self._base is not None else 0):
+            raise CheckpointError(
+                f"{checkpoint.source}: its tokenizer has {len(own.tokenizer)} tokens and the embedding {rows}: the "
+                "rows of its new tokens weren't saved; save it again with save_pretrained(save_embedding_layers=True)"
+            )
+        return own
+
+    def _make(self, files: Mapping[str, Path]) -> OwnTokenizer | None:
+        if files.keys() & set(_VOCABULARIES):
+            tokenizer = _read(files)
+        elif self._base is None:
+            return None
+        else:
+            tokenizer = copy.deepcopy(self._base)
+            tokenizer.chat_template = files[_TEMPLATE].read_text(encoding="utf-8")
+        if _says(tokenizer) == self._base_says:
+            return None
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = getattr(self._base, "pad_token", None) or tokenizer.unk_token or tokenizer.eos_token
+        end = tokenizer.eos_token_id
+        other = end is not None and end != getattr(self._base, "eos_token_id", None)
+        return OwnTokenizer(tokenizer, (end,) if other else ())
+
+
+def _read(files: Mapping[str, Path]) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # They may be objects of a store, under names that say nothing.
+    with tempfile.TemporaryDirectory(prefix="lorary-tokenizer-") as folder, quietly():
+        for name, path in files.items():
+            shutil.copyfile(path, Path(folder) / name)
+        if "tokenizer_config.json" in files:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return PreTrainedTokenizerFast(tokenizer_file=str(Path(folder) / "tokenizer.json"))
+
+
+def _says(tokenizer: Any) -> tuple[Any, ...]:
+    """What two tokenizers have to have in common for a text to come to the same tokens, and to the same prompt."""
+    vocabulary = tokenizer_hash(tokenizer) or tuple(sorted(tokenizer.get_vocab().items()))
+    special = tuple(str(getattr(tokenizer, name, None)) for name in _SPECIAL)
+    return vocabulary, special, tokenizer.chat_template

@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ class Tokenizers:
             CheckpointError: the files can't be read as a tokenizer, or it has tokens that the embedding hasn't.
         """
         files = {name: checkpoint.files[name] for name in (*_VOCABULARIES, *_SETTINGS) if name in checkpoint.files}
+        added = checkpoint.manifest.added_tokens if checkpoint.manifest else None
+        if added and not files.keys() & set(_VOCABULARIES):
+            raise CheckpointError(
+                f"{checkpoint.source}: was trained with {len(added)} new tokens, and the tokenizer that has them isn't "
+                "beside it; copy all of its files"
+            )
         if not files.keys() & {*_VOCABULARIES, _TEMPLATE}:
             return None
         try:
@@ -68,6 +74,8 @@ class Tokenizers:
                 f"{checkpoint.source}: its tokenizer's files can't be read as one ({first}); save the tokenizer again, "
                 "or take the files out of the folder to use the base's"
             ) from error
+        if added:
+            _demand_tokens(own, added, checkpoint.source)
         # A base whose own tokenizer has tokens beyond its embedding gets along without them.
         if own is not None and len(own.tokenizer) > max(rows, len(self._base) if self._base is not None else 0):
             raise CheckpointError(
@@ -91,6 +99,16 @@ class Tokenizers:
         end = tokenizer.eos_token_id
         other = end is not None and end != getattr(self._base, "eos_token_id", None)
         return OwnTokenizer(tokenizer, (end,) if other else ())
+
+
+def _demand_tokens(own: OwnTokenizer | None, added: Sequence[str], source: str) -> None:
+    vocabulary = own.tokenizer.get_vocab() if own is not None else {}
+    ids = [vocabulary.get(token, -1) for token in added]
+    if ids != list(range(ids[0], ids[0] + len(ids))) or ids[0] < 0:
+        raise CheckpointError(
+            f"{source}: its tokenizer doesn't have the {len(added)} new tokens that it was trained with, in their "
+            "order; its files are others than were saved"
+        )
 
 
 def _read(files: Mapping[str, Path]) -> Any:

@@ -28,13 +28,14 @@ _SINCE: Mapping[str, int] = {
     "generation": 3,
     "answering": 3,
     "thresholds": 4,
+    "added_tokens": 4,
 }
 """Fields that a reader of format 1 can't know, and the format that each came with.
 
 They are left out of the file and of the digest where they are off: what was written before stays what it was.
 """
 
-_USED_IN_DIGEST = ("preprocessing", "pooling", "generation", "answering", "thresholds")
+_USED_IN_DIGEST = ("preprocessing", "pooling", "generation", "answering", "thresholds", "added_tokens")
 
 _R = TypeVar("_R", "BaseIdentity", "Preprocessing", "Pooling", "Answering", "Prompt", "Generation", "Numerics")
 
@@ -158,6 +159,7 @@ class Manifest:
     """The content of ``lorary.json``.
 
     ``thresholds``: where a row may have several labels, from which score on it has each of ``labels``; None: 0.5.
+    ``added_tokens`` were added to the base's vocabulary, in this order; the tokenizer beside the weights has them.
     """
 
     task: str
@@ -171,6 +173,7 @@ class Manifest:
     generation: Generation | None = None
     answering: Answering | None = None
     thresholds: tuple[float, ...] | None = None
+    added_tokens: tuple[str, ...] | None = None
     numerics: Numerics = field(default_factory=Numerics)
     golden_rows: tuple[tuple[int, ...], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -265,12 +268,18 @@ def _record(kind: type[_R], raw: Any) -> _R:
 
 
 def _build(raw: Mapping[str, Any]) -> Manifest:
-    for name, kind in (("labels", list), ("domain", str), ("problem_type", str), ("golden_rows", list)):
+    for name, kind in (
+        ("labels", list),
+        ("domain", str),
+        ("problem_type", str),
+        ("golden_rows", list),
+        ("added_tokens", list),
+    ):
         _demand(name, raw.get(name), kind, NoneType)
     preprocessing = _record(Preprocessing, raw.get("preprocessing") or {})
     for role, column in preprocessing.columns.items():
         _demand(f"columns.{role}", column, str)
-    labels = raw.get("labels")
+    labels, added = raw.get("labels"), raw.get("added_tokens")
     return Manifest(
         task=_text(raw["task"]),
         base=_record(BaseIdentity, raw["base"]),
@@ -283,6 +292,7 @@ def _build(raw: Mapping[str, Any]) -> Manifest:
         generation=_record(Generation, raw["generation"]) if raw.get("generation") else None,
         answering=_record(Answering, raw["answering"]) if raw.get("answering") else None,
         thresholds=_shares(raw["thresholds"], labels) if raw.get("thresholds") is not None else None,
+        added_tokens=tuple(_text(token) for token in added) if added is not None else None,
         numerics=_record(Numerics, raw.get("numerics") or {}),
         golden_rows=tuple(_token_ids(row) for row in raw.get("golden_rows") or ()),
         provenance=dict(raw.get("provenance") or {}),

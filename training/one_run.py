@@ -141,9 +141,9 @@ def check(finished: Finished, files: Path, registry: Registry) -> None:
         GateError: they don't give back what was trained.
     """
     prepared = finished.prepared
-    plain = take_off(prepared.model)
+    plain = take_off(prepared.model, prepared.base)
     backbone = Backbone.from_model(
-        plain, prepared.base.tokenizer, identity=prepared.base.identity, slots=1, registry=registry
+        plain, prepared.base.bare.tokenizer, identity=prepared.base.identity, slots=1, registry=registry
     )
     gate(files, backbone, prepared.task, finished.trained, finished.rows, finished.expected)
     backbone.release()

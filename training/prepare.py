@@ -9,7 +9,7 @@ from typing import Any
 
 from lorary.adapters.inference import longest_input
 from lorary.training.data import Example, Examples
-from lorary.training.model import Base, check_settings, initialise, load_for, reseed, settle, virtual_tokens
+from lorary.training.model import Base, add_tokens, check_settings, initialise, load_for, reseed, settle, virtual_tokens
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.strategies.beginning import begin
@@ -63,6 +63,7 @@ def prepare(
         base = load_for(task, recipe)
     else:
         reseed(base, recipe.training.seed)
+    base = add_tokens(base, recipe, reporter.note)
     rows = {"train": data.train, "validation": data.validation, "test": data.test}
     encoded, lengths, max_length = encode_parts(recipe, rows, task, base, reporter)
     begun = begin(recipe, base, task, parent, encoded["train"].features[0], reporter.note)

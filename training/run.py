@@ -132,7 +132,7 @@ def _train(
                 finished = _run_once(recipe, data, parent, base, unfinished, reporter, stops, group)
         reporter.phase("checking the saved files")
         check(finished, unfinished.files, registry)
-        shelf.put(recipe, finished.prepared.task, finished.prepared.base)
+        shelf.put(recipe, finished.prepared.task, finished.prepared.base.bare)
         with writing(unfinished.final):
             unfinished.complete(finished.metrics)
     return finished.metrics

@@ -108,6 +108,8 @@ def save(prepared: Prepared, trained: Trained, folder: Path) -> None:
     config.base_model_name_or_path = public_base(base.identity.id)
     config.revision = base.identity.commit
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    if base.before is not None:
+        base.tokenizer.save_pretrained(str(folder))
     # PEFT's card is an empty form.
     (folder / "README.md").unlink(missing_ok=True)
     make_manifest(base, prepared.task, recipe, trained, prepared.max_length).write(folder)
@@ -129,6 +131,7 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         generation=task.generation(),
         answering=task.answering(),
         thresholds=task.thresholds(),
+        added_tokens=recipe.tokens.add if isinstance(recipe.tokens.add, tuple) else None,
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": public(recipe).settings("json")},

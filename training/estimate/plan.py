@@ -16,7 +16,7 @@ from lorary.training.data import Examples, load_data
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
-from lorary.training.model import Base
+from lorary.training.model import Base, add_tokens
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
@@ -86,8 +86,8 @@ def estimate(
             task, base = _without_weights(variant, data, tokenizer, config)
             meet(variant, task, base, Reporter())
             return step_cost(
-                variant, task, tokenizer, config, _cut(rows, variant), dtype=pick_dtype(device, variant.dtype),
-                device=device,
+                variant, task, base.tokenizer, base.model.config, _cut(rows, variant),
+                dtype=pick_dtype(device, variant.dtype), device=device,
             )  # fmt: skip
 
         def cost(variant: Recipe, step: StepCost, measure: bool) -> RunCost:
@@ -130,7 +130,7 @@ def _without_weights(recipe: Recipe, data: Examples, tokenizer: Any, config: Any
     with torch.device("meta"):
         model = task.auto_class().from_config(config)
     task.check_base(model)
-    return task, Base(model, tokenizer, BaseIdentity(recipe.base), ())
+    return task, add_tokens(Base(model, tokenizer, BaseIdentity(recipe.base), ()), recipe, lambda line: None)
 
 
 def _cut(rows: Encoded, recipe: Recipe) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ class Session:
         prepared = prepare(recipe, data, told, parent, self._base)
         if self._base is None:
             self._loaded(prepared.base)
-        self._base = prepared.base
+        self._base = prepared.base.bare  # what new tokens make of it is taken off with the adapter
         return run(prepared, self._folder(title), told, self._stops)
 
     def forget(self, title: str) -> None:
@@ -87,7 +87,7 @@ class Session:
 
     def release(self, finished: Finished) -> None:
         """Take a run's adapter off the base."""
-        take_off(finished.prepared.model)
+        take_off(finished.prepared.model, finished.prepared.base)
 
 
 def validation_metrics(finished: Finished) -> Metrics | None:

@@ -4,6 +4,7 @@ from lorary.training.model.adapter import add_adapter, take_off
 from lorary.training.model.base import Base, head_modules, load_for, reseed
 from lorary.training.model.initialisation import initialise, settle
 from lorary.training.model.methods import adapter_config, check_settings, chosen_targets, virtual_tokens, wrap
+from lorary.training.model.new_tokens import add_tokens
 from lorary.training.model.shelf import Shelf
 from lorary.training.model.targets import resolve_targets
 
@@ -12,6 +13,7 @@ __all__ = [
     "Shelf",
     "adapter_config",
     "add_adapter",
+    "add_tokens",
     "check_settings",
     "chosen_targets",
     "head_modules",

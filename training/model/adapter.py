@@ -11,6 +11,7 @@ from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
 from lorary.training.model.base import Base
 from lorary.training.model.methods import adapter_config, chosen_targets, make_peft_model
+from lorary.training.model.new_tokens import begin_rows, resize
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
@@ -37,6 +38,7 @@ def add_adapter(
         targets = _alive(base, task, targets, sample, note)
     set_seed(recipe.training.seed)
     model = make_peft_model(base.model, adapter_config(base, task, recipe, targets), recipe.method)
+    begin_rows(model, base)
     in_float32(model)
     return model
 
@@ -48,21 +50,26 @@ def in_float32(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
-def take_off(model: Any) -> Any:
-    """The bare base out of a ``PeftModel``, as it was before: PEFT's ``unload`` would leave the trained heads in it."""
+def take_off(model: Any, base: Base) -> Any:
+    """The base's model out of a ``PeftModel``, as it was before: PEFT's ``unload`` would leave the trained heads in it.
+
+    New tokens that ``base`` got are gone from it too.
+    """
     from peft.utils import ModulesToSaveWrapper
 
-    base = model.get_base_model()
+    wrapped = model.get_base_model()
     own = {
         path: module.original_module
-        for path, module in base.named_modules()
+        for path, module in wrapped.named_modules()
         if isinstance(module, ModulesToSaveWrapper)
     }
     # Virtual tokens stand beside the base, not in it.
-    plain = base if model.active_peft_config.is_prompt_learning else _unloaded(model)
+    plain = wrapped if model.active_peft_config.is_prompt_learning else _unloaded(model)
     for path, module in own.items():
         parent, _, last = path.rpartition(".")
         setattr(plain.get_submodule(parent), last, module)
+    if base.before is not None and plain.get_input_embeddings().weight.shape[0] > base.before.rows:
+        resize(plain, base.before.rows)
     return plain
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,13 +17,16 @@ from lorary.hub.manifest import BaseIdentity
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
 
+if TYPE_CHECKING:
+    from lorary.training.model.new_tokens import Before
+
 
 @dataclass(frozen=True)
 class Base:
     """A base with the task's head, before the adapter.
 
     ``saved`` are the modules that are trained whole, ``new`` the parameters that the base's files lack; ``files`` is
-    the folder that it was read from.
+    the folder that it was read from. ``before``: what it was before it got new tokens, if it has some.
     """
 
     model: Any
@@ -32,6 +35,12 @@ class Base:
     saved: tuple[str, ...]
     new: tuple[str, ...] = ()
     files: str | None = None
+    before: Before | None = None
+
+    @property
+    def bare(self) -> Base:
+        """The base without new tokens; its model must have been cut to its own rows again."""
+        return self if self.before is None else replace(self, tokenizer=self.before.tokenizer, before=None)
 
 
 def load_for(task: Task, recipe: Recipe) -> Base:

@@ -12,6 +12,7 @@ from lorary.adapters.identity import body_of
 from lorary.adapters.modules import map_modules
 from lorary.hub.errors import RecipeError, TrainingError
 from lorary.training.model.base import Base
+from lorary.training.model.new_tokens import token_rows
 from lorary.training.model.targets import resolve_targets
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS, RESERVED
@@ -117,6 +118,7 @@ def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) 
         init_lora_weights=lora.init if lora.init in _BY_PEFT else True,
         eva_config=EvaConfig() if lora.init == "eva" else None,
         modules_to_save=list(base.saved) or None,
+        trainable_token_indices=token_rows(base, recipe),
     )
 
 

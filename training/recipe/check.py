@@ -17,6 +17,7 @@ from lorary.training.recipe.embedding import embedding_problems
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
 from lorary.training.recipe.methods import PEFT_METHODS
+from lorary.training.recipe.new_tokens import token_problems
 from lorary.training.recipe.raw import RawRecipe, near_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
 from lorary.training.recipe.windows import window_problems
@@ -242,6 +243,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _start,
     _repeated,
     method_problems,
+    token_problems,
     _columns,
     label_problems,
     window_problems,

@@ -14,6 +14,7 @@ from lorary.training.recipe.check import contradictions
 from lorary.training.recipe.defaults import with_defaults
 from lorary.training.recipe.explain import explain
 from lorary.training.recipe.methods import LORA_METHODS
+from lorary.training.recipe.new_tokens import listed
 from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 from lorary.training.recipe.sections import (
     Data,
@@ -28,6 +29,7 @@ from lorary.training.recipe.sections import (
     Strategy,
     Task,
     Text,
+    TokenSettings,
     Training,
 )
 
@@ -62,6 +64,7 @@ class Recipe(Section):
     data: Data
     lora: Lora = Lora()
     peft: dict[str, Any] = Field(default_factory=dict)
+    tokens: TokenSettings = TokenSettings()
     training: Training
     prompt: PromptSettings = PromptSettings()
     preference: PreferenceSettings = PreferenceSettings()
@@ -115,7 +118,7 @@ class Recipe(Section):
         given = raw.values.get("lora") or {}
         # So that a setting that contradicts an inherited one can be told from a default that doesn't.
         lora = Lora.model_construct(_fields_set=set(given), **dict(recipe.lora))
-        return recipe.model_copy(update={"lora": lora})
+        return recipe.model_copy(update={"lora": lora, "tokens": listed(recipe.tokens)})
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as YAML that :meth:`load` reads back to an equal one."""

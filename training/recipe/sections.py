@@ -114,6 +114,18 @@ class Lora(Section):
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
 
 
+class TokenSettings(Section):
+    """New tokens, whose rows of the embedding (and of an untied output layer) are trained with the adapter.
+
+    ``add``: the tokens, or a file with one a line. ``special``: they are left out of what is read, as markers are;
+    by default they are words like others. ``end``: the one of them that ends a text from now on.
+    """
+
+    add: Text | tuple[Text, ...] | None = None
+    special: bool = False
+    end: Text | None = None
+
+
 class Training(Section):
     """The run. Lengths are in tokens; ``warmup`` is a share of all steps. Of question answering alone: ``stride`` is by
     how much the windows of a long context overlap, ``max_answer_length`` the longest answer.

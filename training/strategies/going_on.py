@@ -85,7 +85,7 @@ class Stack:
 
         new, whole = trained_updates(model), {k: t for k, t in adapter_tensors(model).items() if ".lora_" not in k}
         self.remove()
-        plain = take_off(model)
+        plain = take_off(model, base)
         combiner = Combiner(Combination("cat"), 1)
         names = sorted({*new, *self.updates})
         parts = {name: [which[name] for which in (self.updates, new) if name in which] for name in names}

@@ -1,0 +1,246 @@
+"""Tokens that the base doesn't know: added, trained in rows of their own, saved with the adapter, served with it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.errors import CheckpointError, InterruptedRunError, RecipeError, TrainingError
+from lorary.training import train
+from lorary.training.estimate.plan import estimate
+from lorary.training.progress import Reporter
+from lorary.training.recipe import Recipe
+from runs import SHORT, golden, prepared
+from samples import WORDS, write_jsonl
+from stops import Signal
+
+ADD = ("<|ask|>", "<|say|>", "<|over|>")
+CHAT = (
+    "{% for m in messages %}{{ '<|ask|>' if m['role'] == 'user' else '<|say|>' }}"
+    "{% generation %}{{ m['content'] }}<|over|>{% endgeneration %}{% endfor %}"
+    "{% if add_generation_prompt %}<|say|>{% endif %}"
+)
+FIRST = {"tokens.add": ADD, "tokens.special": True}
+
+
+def rows(count, seed=0):
+    """Answers that are wrapped in new tokens: whoever learns them gains much."""
+    source = random.Random(seed)
+    words = [source.choice(WORDS) for _ in range(count)]
+    return [{"prompt": f"say {word}", "completion": f"<|say|>{word}<|over|>"} for word in words]
+
+
+def chats(count, seed=0):
+    return [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["prompt"][4:]}]}
+        for row in rows(count, seed)
+    ]
+
+
+@pytest.fixture
+def with_tokens(make_recipe, tmp_path):
+    """``with_tokens(family, **settings)``: a recipe whose rows hold new tokens."""
+
+    def make(family="llama", make_rows=rows, **settings):
+        return make_recipe(
+            "text-generation",
+            family,
+            **{
+                "data.train": write_jsonl(tmp_path / "asked.jsonl", make_rows(48)),
+                "data.test": write_jsonl(tmp_path / "held.jsonl", make_rows(12, seed=9)),
+                **FIRST,
+                **settings,
+            },
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
+def test_they_are_learned_saved_and_served(with_tokens, registry, tmp_path, bases, family, method):
+    """Untied (Llama) and tied (GPT-2); the gate has compared tensors, golden logits and the metric."""
+    if (family, method) == ("gpt2", "qlora"):
+        pytest.skip("bitsandbytes has no Conv1D")
+    recipe = with_tokens(family, method=method, **{"training.epochs": 4})
+    version = train(recipe, registry)
+    assert version.metrics["test"]["loss"] < 0.7 * version.metrics["untrained"]["loss"]
+    checkpoint = read_checkpoint(tmp_path / "out")
+    assert checkpoint.manifest.added_tokens == ADD
+    layers = {"llama": ("model.embed_tokens", "lm_head"), "gpt2": ("transformer.wte",)}[family]
+    kept = [key for key in checkpoint.tensors if "lora_" not in key]
+    assert sorted(kept) == sorted(f"base_model.model.{layer}.token_adapter.trainable_tokens_delta" for layer in layers)
+    backbone = Backbone.from_pretrained(
+        bases(family), quantization="nf4" if method == "qlora" else "none", registry=registry
+    )
+    backbone.load(version.reference, "own")
+    assert backbone.verify("own").matches
+    prompts = [row["prompt"] for row in rows(12, seed=9)]
+    answers = backbone.generate(prompts, "own", max_new_tokens=4, min_new_tokens=2)
+    assert not any("<|" in answer for answer in answers)  # special: left out of what is read
+    assert answers != backbone.generate(prompts, None, max_new_tokens=4)
+
+
+def test_peft_gives_the_same(with_tokens, registry, tmp_path, bases):
+    """As docs/methods.md says it for a user of PEFT alone: the tokenizer beside it, a resized base."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    train(with_tokens(**SHORT), registry)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(bases("llama"))
+    model.resize_token_embeddings(len(tokenizer))
+    model = PeftModel.from_pretrained(model, tmp_path / "out").eval()
+    want = golden(tmp_path / "out")
+    for row, logits in zip(read_checkpoint(tmp_path / "out").manifest.golden_rows, want, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(model(torch.tensor([row])).logits[0, -1], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_chat_with_markers_of_its_own(with_tokens, registry, bases, tmp_path):
+    """The token that ends a turn ends what is generated, too, though the base's files say otherwise."""
+    columns = {"data.columns": {"messages": "messages"}, "prompt.chat_template": CHAT, "tokens.end": "<|over|>"}
+    version = train(with_tokens(make_rows=chats, **columns, **{"training.epochs": 8}), registry)
+    backbone = Backbone.from_pretrained(bases("llama"), registry=registry)
+    backbone.load(version.reference, "own")
+    asked = [chat["messages"][:1] for chat in chats(12, seed=9)]
+    answers = backbone.generate(asked, "own", max_new_tokens=20)
+    lengths = [len(backbone.tokenizer(answer)["input_ids"]) for answer in answers]
+    assert sum(length < 12 for length in lengths) > 8, answers
+    peft = backbone._peft.find("own")
+    assert peft.own_tokenizer.stop_tokens == (peft.own_tokenizer.tokenizer.convert_tokens_to_ids("<|over|>"),)
+
+
+@pytest.mark.parametrize(("task", "family"), [("text-classification", "bert"), ("summarization", "t5")])
+def test_other_tasks(make_recipe, registry, tmp_path, task, family):
+    quick = {"generation.rows": 1, "generation.max_new_tokens": 4} if task == "summarization" else {}
+    recipe = make_recipe(task, family, **{"tokens.add": ("zzqx", "qqzx"), **quick, **SHORT})
+    ready = prepared(recipe)
+    delta = [p for name, p in ready.model.named_parameters() if "trainable_tokens_delta" in name]
+    assert len(delta) == 1
+    version = train(recipe, registry)
+    assert version.digest
+    assert read_checkpoint(tmp_path / "out").manifest.added_tokens == ("zzqx", "qqzx")
+
+
+def test_new_rows_begin_at_the_mean(with_tokens):
+    ready = prepared(with_tokens())
+    base = ready.base
+    rows = [p for name, p in ready.model.named_parameters() if "trainable_tokens_delta" in name]
+    layers = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    for own, layer in zip(rows, layers, strict=True):
+        known = layer.token_adapter.base_layer.weight[: base.before.rows]
+        torch.testing.assert_close(own, known.mean(dim=0).expand(3, -1))
+
+
+def test_spare_rows_are_used_first(make_recipe, with_tokens, bases, tmp_path, registry):
+    """A base with more rows than tokens keeps its size."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(bases("llama"))
+    tokenizer = AutoTokenizer.from_pretrained(bases("llama"))
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "padded")
+    reporter = Reporter()
+    version = train(with_tokens(base=str(tmp_path / "padded"), **SHORT), registry, reporter)
+    assert any(
+        "3 new tokens, trained in rows of the embedding which it has to spare (8)" in n for n in reporter.notices
+    )
+    backbone = Backbone.from_pretrained(str(tmp_path / "padded"), registry=registry)
+    backbone.load(version.reference, "own")
+    with backbone.using("own") as served:
+        assert served.get_input_embeddings().weight.shape[0] == len(tokenizer) + 8
+    assert backbone.verify("own").matches
+
+
+def test_several_runs_on_one_base(with_tokens, registry):
+    """Each seed begins with the bare base; the adapter is that of a run alone."""
+    alone = train(with_tokens(**SHORT, **{"training.seed": 7}, output=None, name="alone"), registry)
+    several = with_tokens(**SHORT, **{"training.seed": 7, "training.seeds": 2}, output=None, name="several")
+    version = train(several, registry)
+    kept = version.manifest.provenance["seeds"]["kept"]
+    if kept == 7:
+        assert version.digest == alone.digest
+    assert version.manifest.added_tokens == ADD
+
+
+def test_a_run_that_was_stopped_goes_on(with_tokens, registry, tmp_path):
+    settings = {"training.epochs": 2, "training.checkpoint_steps": 2, "training.batch_size": 8}
+    whole = train(with_tokens(output=str(tmp_path / "whole"), name="whole", **settings), registry)
+    recipe = with_tokens(**settings)
+    with pytest.raises(InterruptedRunError):
+        train(recipe, registry, Signal("step 4"))
+    assert train(recipe, registry, resume=True).digest == whole.digest
+
+
+def test_the_digest_knows_the_tokens(with_tokens, registry):
+    first = train(with_tokens(**SHORT, output=None, name="first"), registry)
+    again = train(with_tokens(**SHORT, output=None, name="again"), registry)
+    other = {"tokens.add": ("<|ask|>", "<|say|>", "<|end|>")}
+    third = train(with_tokens(**SHORT, **other, output=None, name="third"), registry)
+    assert first.digest == again.digest != third.digest
+
+
+def test_a_file_of_tokens(with_tokens, tmp_path):
+    file = tmp_path / "tokens.txt"
+    file.write_text("<|ask|>\n\n<|say|>\n", encoding="utf-8")
+    recipe = with_tokens(**{"tokens.add": str(file)})
+    assert recipe.tokens.add == ("<|ask|>", "<|say|>")
+    assert "tokens.txt" not in recipe.to_yaml()  # what was trained is told, wherever the file goes
+
+
+def test_an_estimate(with_tokens):
+    plain = estimate(with_tokens(**{"tokens.add": None, "tokens.special": False}))
+    more = estimate(with_tokens())
+    assert more.cost.step.adapter > plain.cost.step.adapter
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"tokens.add": ()}, r"tokens\.add: holds no token"),
+        ({"tokens.add": ("<a>", "<a>")}, r"'<a>' is there 2 times"),
+        ({"tokens.add": (" a",)}, "blanks at the ends"),
+        ({"tokens.add": "./nowhere.txt"}, r"no such file './nowhere\.txt'"),
+        ({"tokens.end": "</x>"}, r"tokens\.end: '</x>' isn't among tokens\.add"),
+        ({"tokens.add": None}, r"tokens\.special: says something of new tokens"),
+        ({"method": "ia3"}, "new tokens are trained beside LoRA"),
+        ({"strategy": "direct"}, "trains nothing"),
+        ({"from": "other@1"}, "keeps its vocabulary"),
+    ],
+    ids=str,
+)
+def test_recipes_that_cant_be(with_tokens, settings, match):
+    with pytest.raises(RecipeError, match=match):
+        with_tokens(**settings)
+
+
+def test_fill_mask_is_refused(make_recipe):
+    with pytest.raises(RecipeError, match="fill-mask head is the base's own"):
+        make_recipe("fill-mask", **{"tokens.add": ("<a>",)})
+
+
+def test_tokens_that_the_base_has(with_tokens, registry, tmp_path):
+    with pytest.raises(TrainingError, match=r"the base has '</s>' already \(token 1\)"):
+        train(with_tokens(**{"tokens.add": ("<new>", "</s>")}), registry)
+    assert not (tmp_path / "out").exists()
+    assert registry.versions() == []
+
+
+def test_without_its_tokenizer_it_isnt_loaded(with_tokens, registry, tmp_path, bases):
+    train(with_tokens(**SHORT), registry)
+    backbone = Backbone.from_pretrained(bases("llama"))
+    (tmp_path / "out/tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="trained with 3 new tokens, and the tokenizer that has them isn't"):
+        backbone.load(tmp_path / "out")
+
+
+def test_a_recipe_reads_itself_back(with_tokens, tmp_path):
+    recipe = with_tokens(**{"tokens.end": "<|over|>"})
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert Recipe.load(tmp_path / "again.yaml") == recipe

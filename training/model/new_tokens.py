@@ -1,0 +1,106 @@
+"""New tokens: a tokenizer that knows them, an embedding that has rows for them, and both as they were before.
+
+The rows are trained with the adapter and kept in its file, which holds no other rows of the embedding; the base's own
+rows stay as they are. Tokens that fit into rows that the embedding has to spare take those.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lorary.adapters.loading import quietly
+from lorary.hub.errors import TrainingError
+from lorary.training.data import Note
+from lorary.training.model.base import Base
+from lorary.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a base was before it got new tokens: its tokenizer, and how many rows its embedding has."""
+
+    tokenizer: Any
+    rows: int
+
+
+def add_tokens(base: Base, recipe: Recipe, note: Note) -> Base:
+    """The base with the recipe's new tokens; as it is where there are none.
+
+    Raises:
+        TrainingError: the base has one of them already, or its vocabulary can't grow.
+    """
+    if not recipe.tokens.add:
+        return base
+    from tokenizers import AddedToken
+
+    tokens, tokenizer = tuple(recipe.tokens.add), copy.deepcopy(base.tokenizer)
+    known = [token for token in tokens if token in tokenizer.get_vocab()]
+    if known:
+        raise TrainingError(
+            f"tokens.add: the base has {', '.join(map(repr, known[:5]))} already (token "
+            f"{tokenizer.convert_tokens_to_ids(known[0])}); leave out what it has"
+        )
+    special = recipe.tokens.special
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=special) for token in tokens], special)
+    if recipe.tokens.end is not None:
+        tokenizer.eos_token = recipe.tokens.end
+    before = base.model.get_input_embeddings().weight.shape[0]
+    spare = before - len(base.tokenizer)
+    if len(tokenizer) > before:
+        resize(base.model, len(tokenizer))
+    where = "which it has to spare" if len(tokenizer) <= before else f"beyond its {before}"
+    note(f"{len(tokens)} new tokens, trained in rows of the embedding {where}" + (f" ({spare})" if spare > 0 else ""))
+    return replace(base, tokenizer=tokenizer, before=Before(base.tokenizer, before))
+
+
+def resize(model: Any, rows: int) -> None:
+    """Give a model's embedding, and its output layer, so many rows.
+
+    Raises:
+        TrainingError: transformers can't do that for this architecture.
+    """
+    try:
+        with quietly():
+            model.resize_token_embeddings(rows, mean_resizing=False)
+    except (NotImplementedError, ValueError, AttributeError) as error:
+        raise TrainingError(f"the vocabulary of a {type(model).__name__} can't grow: {error}") from error
+
+
+def token_rows(base: Base, recipe: Recipe) -> dict[str, list[int]] | None:
+    """Which rows of which layers are trained for the new tokens, as PEFT's ``trainable_token_indices``."""
+    if not recipe.tokens.add:
+        return None
+    ids = base.tokenizer.convert_tokens_to_ids(list(recipe.tokens.add))
+    embedding, output = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    tied = output is None or output.weight is embedding.weight
+    layers = (embedding,) if tied else (embedding, output)
+    return {_name(base.model, layer): ids for layer in layers}
+
+
+def _name(model: torch.nn.Module, layer: torch.nn.Module) -> str:
+    return next(path for path, module in model.named_modules() if module is layer).rpartition(".")[2]
+
+
+def begin_rows(model: Any, base: Base) -> None:
+    """Let the new rows of a fresh ``PeftModel`` begin at the mean of the base's own (Hewitt 2021).
+
+    Source: https://nlp.stanford.edu/~johnhew/vocab-expansion.html
+    """
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    if base.before is None:
+        return
+    own = min(len(base.before.tokenizer), base.before.rows)
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer) and module.tied_adapter is None:
+            mean = module.base_layer.weight.detach()[:own].float().mean(dim=0)
+            for rows in module.trainable_tokens_delta.values():
+                rows.data.copy_(mean.expand_as(rows))
+    # TRL's loss reads the output layer's weight, which PEFT's wrapper gives with the trained rows in it, and its bias.
+    output = model.get_base_model().get_output_embeddings()
+    if output is not None and not hasattr(output, "bias"):
+        output.__dict__["bias"] = getattr(output.original_module, "bias", None)

@@ -17,6 +17,7 @@ from lorary.training.strategies.going_on import Stack
 from lorary.training.strategies.parent import Parent
 from lorary.training.tasks import Encoded, Task, make_task
 from lorary.training.tasks.lengths import fit_lengths
+from lorary.training.tasks.token_cache import TokenCache
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def encode_parts(
 ) -> tuple[Mapping[str, Encoded], Mapping[str, Mapping[str, int]], int]:
     """The token ids of each part that has rows, what became of those that are too long, and the length they have."""
     max_length = meet(recipe, task, base, reporter)
+    cache = TokenCache.default(reporter.note)
     encoded = {
-        part: task.encode(examples, base.tokenizer, max_length, reporter.note)
+        part: task.encode(examples, base.tokenizer, max_length, reporter.note, cache)
         for part, examples in parts.items()
         if examples
     }

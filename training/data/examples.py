@@ -21,6 +21,11 @@ class Example:
     place: str
 
     @property
+    def digest(self) -> bytes:
+        """A hash of all that the row holds: 32 bytes, equal for equal rows wherever they stand."""
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).digest()
+
+    @property
     def inputs(self) -> bytes:
         """What the model is given, as a hash that is equal for equal inputs: a corpus isn't held twice for it."""
         given = {role: value for role, value in self.values.items() if role not in TARGET_ROLES}

@@ -8,7 +8,8 @@ from typing import Any
 from lorary.adapters.generate import Manner, PromptRow, generation_settings
 from lorary.hub.manifest import Generation
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Encoded, Metrics
+from lorary.training.tasks.base import Metrics
+from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.conversation import asked, messages_of
 from lorary.training.tasks.text_generation import TextGeneration
 from lorary.training.tasks.text_metrics import exact_match, rouge
@@ -24,13 +25,15 @@ class WrittenAnswers(WritesTexts, TextGeneration):
         self.settings = generation_settings(Manner(generation=self.generation()), model, tokenizer)
         return super().meet(model, tokenizer, max_length, note)
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
-        """As text generation does; the golds are the completions. Raises as there."""
-        encoded = super().encode(examples, tokenizer, max_length, note)
+    def look(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
+        """As text generation does. Raises as there."""
+        super().look(examples, tokenizer, max_length)
         # Only the rows tell whether prompts are chats.
         self.manner = Manner(self.prompt(tokenizer), self.preprocessing(max_length), self.generation())
-        golds = tuple(messages_of(example.values)[-1]["content"] for example in examples)
-        return Encoded(encoded.examples, encoded.features, golds, encoded.lengths)
+
+    def gold(self, example: Example, row: Coded) -> str:
+        """The completion."""
+        return str(messages_of(example.values)[-1]["content"])
 
     def asked(self, example: Example) -> PromptRow:
         """The prompt, with what it is about; a chat without its last turn."""

@@ -19,8 +19,10 @@ from lorary.training.data.roles import TARGET_ROLES
 from lorary.training.fitting.evaluate import outcomes, token_logits
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
+from lorary.training.tasks.coding import Coded, code_rows, settings_of
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.made_rows import picked
+from lorary.training.tasks.token_cache import TokenCache
 
 if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss
@@ -88,6 +90,7 @@ class Task(ABC):
     targets: ClassVar[tuple[str, ...]] = ("labels",)  # the features that say what is to be learned
     decides: bool = False  # True: validation rows settle how its scores become answers
     batch_counts: ClassVar[bool] = False  # True: a row's loss depends on the other rows of its batch
+    windowed: ClassVar[bool] = False  # True: a row may have several features
     scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
     gate_rows: ClassVar[int] = 64  # the most held-out rows that the gate compares the metrics on
 
@@ -134,13 +137,52 @@ class Task(ABC):
         """
         return max_length
 
-    @abstractmethod
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+    def encode(
+        self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note, cache: TokenCache | None = None
+    ) -> Encoded:
         """Token ids of all rows, each cut to ``max_length`` with its :class:`Length` told.
 
         No row is left out: :func:`lorary.training.tasks.lengths.fit_lengths` decides that. ``note`` is told of what
-        else the user should know of the rows.
+        else the user should know of the rows. Rows that ``cache`` has aren't tokenized again.
+
+        Raises:
+            DataError: rows that can't be turned into token ids, each by its file and number.
+            TrainingError: the tokenizer lacks what the task needs.
         """
+        self.look(examples, tokenizer, max_length)
+        rows = code_rows(self, examples, tokenizer, max_length, cache)
+        encoded = Encoded(
+            tuple(examples),
+            tuple(feature for row in rows for feature in row.features),
+            tuple(self.gold(example, row) for example, row in zip(examples, rows, strict=True)),
+            tuple(row.length for row in rows if row.length is not None),
+            tuple(place for place, row in enumerate(rows) for _ in row.features) if self.windowed else None,
+        )
+        self.remark(encoded, rows, tokenizer, note)
+        return encoded
+
+    def look(  # noqa: B027 - most have nothing to look for
+        self, examples: Sequence[Example], tokenizer: Any, max_length: int
+    ) -> None:
+        """Called with rows before they are encoded. Raises as :meth:`encode`."""
+
+    def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
+        """One row's token ids; they depend on nothing but the row, the tokenizer and :meth:`coding`."""
+        raise NotImplementedError
+
+    def coding(self, tokenizer: Any, max_length: int) -> dict[str, Any]:
+        """What :meth:`code` depends on beside the row and the tokenizer, as plain values."""
+        own = {"kind": type(self).__qualname__, "labels": list(self.labels), "length": max_length}
+        return {**settings_of(self.recipe), **own}
+
+    def gold(self, example: Example, row: Coded) -> Any:
+        """What the row's outcome is compared with."""
+        return None
+
+    def remark(  # noqa: B027 - as above
+        self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note
+    ) -> None:
+        """Tell ``note`` what the user should know of rows that were encoded, beside what was cut."""
 
     @abstractmethod
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:

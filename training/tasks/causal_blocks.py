@@ -9,6 +9,7 @@ from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Encoded, Feature, Metrics, Task
 from lorary.training.tasks.made_rows import MadeRows
 from lorary.training.tasks.text_generation import TextGeneration
+from lorary.training.tasks.token_cache import TokenCache
 from lorary.training.tasks.token_rows import Frame, blocks, frame_of, tokenize
 from lorary.training.tasks.token_scores import unigram
 
@@ -21,7 +22,9 @@ class CausalBlocks(TextGeneration):
     in training and in the held-out figures alike.
     """
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+    def encode(
+        self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note, cache: TokenCache | None = None
+    ) -> Encoded:
         """Documents to blocks of token ids.
 
         Raises:

@@ -18,11 +18,12 @@ from lorary.adapters.loading import is_encoder
 from lorary.adapters.predict.feature_extraction import pool
 from lorary.hub.errors import DataError, GateError, TrainingError
 from lorary.hub.manifest import Pooling
-from lorary.training.data import Example, Note
+from lorary.training.data import Example
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import embeddings
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, one_device
+from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.padding import pad_right
 
@@ -84,26 +85,21 @@ class FeatureExtraction(Task):
         if causal and self.recipe.embedding.pooling is None:
             self._mode = "last"
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+    def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
         """Each of a row's texts to token ids, cut to ``max_length``; ``others`` are those after the first."""
-        features: list[Feature] = []
-        lengths: list[Length] = []
-        for example in examples:
-            texts = [example.values[role] for role in self._texts]
-            made = [dict(tokenizer(text, truncation=True, max_length=max_length)) for text in texts]
-            kept = [len(one["input_ids"]) for one in made]
-            full = [
-                len(tokenizer(text, verbose=False)["input_ids"]) if count == max_length else count
-                for text, count in zip(texts, kept, strict=True)
-            ]
-            lengths.append(Length(sum(full), sum(kept)))
-            score = {"score": float(example.values["score"])} if self.scored else {}
-            features.append({**made[0], "others": made[1:], **score})
-        golds = [
-            float(example.values["score"]) if self.scored else tuple(example.values[role] for role in self._texts)
-            for example in examples
+        texts = [example.values[role] for role in self._texts]
+        made = [dict(tokenizer(text, truncation=True, max_length=max_length)) for text in texts]
+        kept = [len(one["input_ids"]) for one in made]
+        full = [
+            len(tokenizer(text, verbose=False)["input_ids"]) if count == max_length else count
+            for text, count in zip(texts, kept, strict=True)
         ]
-        return Encoded(tuple(examples), tuple(features), tuple(golds), tuple(lengths))
+        score = {"score": float(example.values["score"])} if self.scored else {}
+        return Coded(({**made[0], "others": made[1:], **score},), Length(sum(full), sum(kept)))
+
+    def gold(self, example: Example, row: Coded) -> Any:
+        """The score of a scored pair, else the texts."""
+        return float(example.values["score"]) if self.scored else tuple(example.values[role] for role in self._texts)
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """A batch of rows, [rows, texts, tokens]; of single texts, [texts, tokens].

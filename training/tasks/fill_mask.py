@@ -17,6 +17,7 @@ from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.masking import Epochs, MaskedRows, Masker
+from lorary.training.tasks.token_cache import TokenCache
 from lorary.training.tasks.token_rows import Frame, blocks, frame_of, separate, tokenize
 from lorary.training.tasks.token_scores import TokenScore, score_tokens, token_metrics, unigram
 
@@ -49,7 +50,9 @@ class FillMask(Task):
             raise TrainingError("training.whole_word_mask needs a fast tokenizer (a tokenizer.json beside the base)")
         return Masker(tokenizer, training.mlm_probability or 0.15, training.whole_word_mask)
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+    def encode(
+        self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note, cache: TokenCache | None = None
+    ) -> Encoded:
         """Documents to blocks or rows of token ids, each with its fixed masks.
 
         Raises:

@@ -16,6 +16,7 @@ from lorary.adapters import Backbone
 from lorary.hub.errors import DataError
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics
+from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.conversation import messages_of
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.packing import IGNORED
@@ -45,27 +46,19 @@ class PreferencePairs(TextGeneration):
 
     main_metric = "reward_accuracy"
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
-        """Pairs to token ids: ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``, as TRL's collator takes them.
+    def remark(self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note) -> None:
+        """Also pairs of the same reply, which teach nothing."""
+        super().remark(encoded, rows, tokenizer, note)
+        same = [example for example in encoded.examples if example.values["chosen"] == example.values["rejected"]]
+        if same:
+            note(f"{len(same)} of {len(rows)} pairs hold the same reply twice (first: {same[0].place})")
+
+    def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
+        """A pair's token ids: ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``, as TRL's collator takes them.
 
         Raises:
-            TrainingError, DataError: as :meth:`TextGeneration.encode`; the replies follow no common prompt.
+            DataError: as :meth:`TextGeneration.code`; or the replies follow no common prompt.
         """
-        self._see(examples)
-        self._check(tokenizer)
-        features, lengths, same = [], [], []
-        for example in examples:
-            feature, length = self._encode_pair(example, tokenizer, max_length)
-            features.append(feature)
-            lengths.append(length)
-            if example.values["chosen"] == example.values["rejected"]:
-                same.append(example)
-        self._note_endless(features, tokenizer, note)
-        if same:
-            note(f"{len(same)} of {len(examples)} pairs hold the same reply twice (first: {same[0].place})")
-        return Encoded(tuple(examples), tuple(features), (None,) * len(features), tuple(lengths))
-
-    def _encode_pair(self, example: Example, tokenizer: Any, max_length: int) -> tuple[Feature, Length]:
         prompts, replies = [], []
         for values in _as_rows(example):
             ids, labels = self._encode_one(values, tokenizer, example.place)
@@ -87,7 +80,7 @@ class PreferencePairs(TextGeneration):
             "chosen_ids": chosen,
             "rejected_ids": rejected,
         }
-        return feature, Length(full, min(full, max_length), chosen != rejected)
+        return Coded((feature,), Length(full, min(full, max_length), chosen != rejected))
 
     def refer(self, model: Any, rows: Encoded, tokenizer: Any, batch_size: int) -> Encoded:
         """The pairs with the reference's log-probabilities, which are ``model``'s as it is now."""

@@ -15,16 +15,16 @@ from lorary.adapters import Backbone
 from lorary.adapters.identity import body_of
 from lorary.adapters.predict.base import Setting
 from lorary.adapters.predict.question_answering import QuestionAnsweringRows, Window, windows
-from lorary.hub.errors import TrainingError, UsageError
+from lorary.hub.errors import DataError, TrainingError, UsageError
 from lorary.hub.manifest import Answering, Preprocessing
 from lorary.training.data import Example, Note
 from lorary.training.data.answers import Answer, answers_of
-from lorary.training.data.files import report
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer as ShownAnswer
 from lorary.training.tasks.base import Encoded, Feature, Metrics, Task
+from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.padding import pad_right
 from lorary.training.tasks.squad import best, exact, overlap
 
@@ -39,6 +39,7 @@ class QuestionAnswering(Task):
     peft_task_type = "QUESTION_ANS"
     main_metric = "f1"
     targets = ("start_positions", "end_positions")
+    windowed = True
 
     def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
         super().__init__(recipe, labels)
@@ -63,51 +64,55 @@ class QuestionAnswering(Task):
                 "choose an encoder such as BERT, or let this base write the answers (text-generation)"
             )
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
-        """Each question with each window of its context; one that doesn't show the answer shows that there is none.
+    def look(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
+        """Raises TrainingError where the tokenizer can't say where its pieces come from."""
+        if not getattr(tokenizer, "is_fast", False):
+            raise TrainingError("question-answering needs a fast tokenizer (a tokenizer.json beside the base)")
+        self._limit = max_length
+
+    def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
+        """A question with each window of its context; one that doesn't show the answer shows that there is none.
 
         Of several answers, SQuAD's for held-out rows, the first is learned and any counts.
 
         Raises:
-            TrainingError: the tokenizer can't say where its pieces come from.
-            DataError: questions that leave no room for their context, each by its file and row.
+            DataError: the question leaves no room for its context.
         """
-        if not getattr(tokenizer, "is_fast", False):
-            raise TrainingError("question-answering needs a fast tokenizer (a tokenizer.json beside the base)")
-        self._limit = max_length
-        features: list[Feature] = []
-        owners: list[int] = []
-        golds: list[tuple[Answer, ...]] = []
-        problems: list[str] = []
-        long = 0
-        for row, example in enumerate(examples):
-            golds.append(answers_of(example.values))
-            question, context = example.values["question"], example.values["context"]
-            try:
-                made = windows(tokenizer, question, context, limit=max_length, stride=self.recipe.training.stride)
-            except UsageError as error:
-                problems.append(f"{example.place}: {_in_recipe_words(error)}")
-                continue
-            targets = _targets(made, golds[-1][0] if golds[-1] else None, len(context))
-            longest = self.answering().max_tokens
-            long += max(last - first + 1 for first, last in targets) > longest
-            for window, (first, last) in zip(made, targets, strict=True):
-                features.append({**window.encoding, "start_positions": first, "end_positions": last})
-                owners.append(row)
-        if problems:
-            raise report("rows", problems)
-        several = len(examples) - sum(count == 1 for count in _counts(owners, len(examples)))
+        answers = answers_of(example.values)
+        question, context = example.values["question"], example.values["context"]
+        try:
+            made = windows(tokenizer, question, context, limit=max_length, stride=self.recipe.training.stride)
+        except UsageError as error:
+            raise DataError("rows", [f"{example.place}: {_in_recipe_words(error)}"]) from error
+        targets = _targets(made, answers[0] if answers else None, len(context))
+        return Coded(
+            tuple(
+                {**window.encoding, "start_positions": first, "end_positions": last}
+                for window, (first, last) in zip(made, targets, strict=True)
+            )
+        )
+
+    def gold(self, example: Example, row: Coded) -> tuple[Answer, ...]:
+        """Every right answer; none where there is none."""
+        return answers_of(example.values)
+
+    def remark(self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note) -> None:
+        """Contexts in windows, and answers that are too long to be given."""
+        several = sum(len(row.features) > 1 for row in rows)
         if several:
             note(
-                f"{several} of {len(examples)} contexts are longer than {max_length} tokens (training.max_length) and "
-                f"are read in windows: {len(features)} windows in all"
+                f"{several} of {len(rows)} contexts are longer than {self._limit} tokens (training.max_length) and "
+                f"are read in windows: {len(encoded.features)} windows in all"
             )
+        longest = self.answering().max_tokens
+        long = sum(
+            any(one["end_positions"] - one["start_positions"] >= longest for one in row.features) for row in rows
+        )
         if long:
             note(
-                f"{long} of {len(examples)} answers are longer than {longest} tokens, so they can't be given whole "
+                f"{long} of {len(rows)} answers are longer than {longest} tokens, so they can't be given whole "
                 "(training.max_answer_length)"
             )
-        return Encoded(tuple(examples), tuple(features), tuple(golds), owners=tuple(owners))
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """Pads on the right, whichever side the tokenizer pads on: answers are places in their row."""
@@ -226,13 +231,6 @@ def _overlapping(window: Window, answer: Answer) -> tuple[int, int] | None:
         if span is not None and span[0] < answer.end and answer.start < span[1]
     ]
     return (places[0], places[-1]) if places else None
-
-
-def _counts(owners: Sequence[int], rows: int) -> list[int]:
-    counts = [0] * rows
-    for owner in owners:
-        counts[owner] += 1
-    return counts
 
 
 def _means(prefix: str, scores: Sequence[tuple[float, float, bool]]) -> Metrics:

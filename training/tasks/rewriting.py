@@ -22,6 +22,7 @@ from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Encoded, Feature, Metrics
+from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.forms import Causal, EncoderDecoder, Form
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.token_scores import TokenScore
@@ -192,34 +193,39 @@ class Rewriting(WritesTexts):
 
     # Rows
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
-        """Text and target to token ids, each cut to its own length.
+    def coding(self, tokenizer: Any, max_length: int) -> dict[str, Any]:
+        """Also what was settled for the base."""
+        met = {"manner": repr(self.manner), "target_length": self.target_length, "form": type(self.form).__name__}
+        return {**super().coding(tokenizer, max_length), **met}
+
+    def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
+        """Text and target to token ids, each cut to its own length; known is by how much the target was.
 
         Raises:
             TrainingError: the prompt's template leaves no room for a text.
         """
-        features: list[Feature] = []
-        lengths: list[Length] = []
-        cut = 0
-        for example in examples:
-            try:
-                source, source_full = prompt_tokens(
-                    self.asked(example), self.manner, tokenizer,
-                    encoder_decoder=self.form.encoder_decoder,
-                )  # fmt: skip
-            except UsageError as error:
-                raise TrainingError(str(error)) from error
-            target, target_full = self._target(example.values[self.target_role], tokenizer)
-            cut += target_full > len(target)
-            features.append(self.form.feature(source, target))
-            lengths.append(Length(source_full + target_full, len(source) + len(target), bool(target)))
+        try:
+            source, source_full = prompt_tokens(
+                self.asked(example), self.manner, tokenizer, encoder_decoder=self.form.encoder_decoder
+            )
+        except UsageError as error:
+            raise TrainingError(str(error)) from error
+        target, target_full = self._target(example.values[self.target_role], tokenizer)
+        length = Length(source_full + target_full, len(source) + len(target), bool(target))
+        return Coded((self.form.feature(source, target),), length, (target_full - len(target),))
+
+    def gold(self, example: Example, row: Coded) -> Any:
+        """The target's text."""
+        return example.values[self.target_role]
+
+    def remark(self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note) -> None:
+        """Targets that were cut."""
+        cut = sum(row.known[0] > 0 for row in rows)
         if cut:
             note(
-                f"{cut} of {len(features)} targets are longer than {self.target_length} tokens and were cut "
+                f"{cut} of {len(rows)} targets are longer than {self.target_length} tokens and were cut "
                 "(training.max_target_length)"
             )
-        golds = tuple(example.values[self.target_role] for example in examples)
-        return Encoded(tuple(examples), tuple(features), golds, tuple(lengths))
 
     def _target(self, text: str, tokenizer: Any) -> tuple[list[int], int]:
         """A target's ids, which end with end-of-text however long it is, and how many there would be."""

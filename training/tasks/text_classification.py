@@ -13,10 +13,11 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.hub.manifest import SINGLE_LABEL
-from lorary.training.data import Example, Note
+from lorary.training.data import Example
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.scores import Scores, area_under_curves, stacked
 from lorary.training.tasks.weights import weighed
@@ -43,19 +44,17 @@ class TextClassification(Task):
         """The labels, and what they are (transformers would guess it from the first batch)."""
         return {**super().model_kwargs(), "problem_type": self.problem_type}
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
+    def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
         """Text (and pair) to token ids, cut to ``max_length``; of a pair the longer one is cut first."""
-        features: list[Feature] = []
-        lengths: list[Length] = []
-        for example in examples:
-            texts = [example.values[role] for role in ("text", "text_pair") if role in example.values]
-            feature = dict(tokenizer(*texts, truncation=True, max_length=max_length))
-            kept = len(feature["input_ids"])
-            full = len(tokenizer(*texts, verbose=False)["input_ids"]) if kept == max_length else kept
-            lengths.append(Length(full, kept))
-            features.append({**feature, "labels": self.target(example.values["label"])})
-        golds = tuple(example.values["label"] for example in examples)
-        return Encoded(tuple(examples), tuple(features), golds, tuple(lengths))
+        texts = [example.values[role] for role in ("text", "text_pair") if role in example.values]
+        feature = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+        kept = len(feature["input_ids"])
+        full = len(tokenizer(*texts, verbose=False)["input_ids"]) if kept == max_length else kept
+        return Coded(({**feature, "labels": self.target(example.values["label"])},), Length(full, kept))
+
+    def gold(self, example: Example, row: Coded) -> Any:
+        """The label."""
+        return example.values["label"]
 
     def target(self, label: Any) -> Any:
         """A row's label as the loss takes it: the label's number."""

@@ -18,6 +18,7 @@ from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.conversation import asked, check_chats, encode_chat, messages_of
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.packing import PackingCollator, keeps_rows_apart
@@ -58,30 +59,32 @@ class TextGeneration(Task):
         template = (self.recipe.prompt.template or DEFAULT_TEMPLATE) if self.format == "instruction" else None
         return Prompt(self.format, template, self.recipe.prompt.chat_template)
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
-        """Rows to token ids, with labels on what is learned.
+    def look(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
+        """What the rows' format needs.
 
         Raises:
-            TrainingError: the tokenizer lacks what the format needs (an end-of-text token, a chat template).
-            DataError: the chat template refuses a row, or rows are messages and the recipe's format isn't chat.
+            TrainingError: the tokenizer lacks it (an end-of-text token, a chat template).
+            DataError: rows are messages, and the recipe's format isn't chat.
         """
         self._see(examples)
         self._check(tokenizer)
-        features: list[Feature] = []
-        lengths: list[Length] = []
-        for example in examples:
-            whole, learned = self._encode_one(example.values, tokenizer, example.place)
-            # The first position is never predicted, so a label there teaches nothing.
-            ids, labels = whole[:max_length], [IGNORED, *learned[1:max_length]]
-            lengths.append(Length(len(whole), len(ids), any(label != IGNORED for label in labels)))
-            features.append({"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)})
-        self._note_endless(features, tokenizer, note)
-        return Encoded(tuple(examples), tuple(features), (None,) * len(features), tuple(lengths))
 
-    def _note_endless(self, features: Sequence[Feature], tokenizer: Any, note: Note) -> None:
+    def coding(self, tokenizer: Any, max_length: int) -> dict[str, Any]:
+        """Also the format, which all of the rows decide."""
+        return {**super().coding(tokenizer, max_length), "format": self.format}
+
+    def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
+        """A row's token ids, with labels on what is learned. Raises DataError where the chat template refuses it."""
+        whole, learned = self._encode_one(example.values, tokenizer, example.place)
+        # The first position is never predicted, so a label there teaches nothing.
+        ids, labels = whole[:max_length], [IGNORED, *learned[1:max_length]]
+        length = Length(len(whole), len(ids), any(label != IGNORED for label in labels))
+        return Coded(({"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)},), length)
+
+    def remark(self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note) -> None:
         """A chat template may end the assistant's turns with nothing that a generation could stop at."""
         stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        if self.format == "chat" and not any(stops.intersection(feature["labels"]) for feature in features):
+        if self.format == "chat" and not any(stops.intersection(feature["labels"]) for feature in encoded.features):
             note("the chat template ends the assistant's turns with no special token: a generation won't know its end")
 
     def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorary.hub.errors import TrainingError
-from lorary.training.data import Example, Note
+from lorary.training.data import Example
 from lorary.training.data.tags import as_iobes, mark_entities
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
 from lorary.training.report.spans import count_spans
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.base import Answer, Feature, Metrics, Task
+from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.weights import weighed
 
@@ -57,26 +58,16 @@ class TokenClassification(Task):
 
         return AutoModelForTokenClassification
 
-    def encode(self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note) -> Encoded:
-        """Words to token ids; a word's tag goes to its first piece, all other pieces are left out of the loss.
-
-        Raises:
-            TrainingError: the tokenizer can't say where its pieces come from.
-        """
+    def look(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
+        """Raises TrainingError where the tokenizer can't say where its pieces come from."""
         if not getattr(tokenizer, "is_fast", False):
             raise TrainingError("token-classification needs a fast tokenizer (a tokenizer.json beside the base)")
-        ids = {label: index for index, label in enumerate(self.labels)}
-        rows = [self._encode_one(example, tokenizer, max_length, ids) for example in examples]
-        return Encoded(
-            tuple(examples),
-            tuple(feature for feature, _, _ in rows),
-            tuple(gold for _, gold, _ in rows),
-            tuple(length for _, _, length in rows),
-        )
 
-    def _encode_one(
-        self, example: Example, tokenizer: Any, max_length: int, ids: dict[str, int]
-    ) -> tuple[Feature, Gold, Length]:
+    def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
+        """Words to token ids; a word's tag goes to its first piece, all other pieces are left out of the loss.
+
+        Known are the words that the tokenizer gave a piece that carries the tag.
+        """
         words, tags = example.values["tokens"], example.values["tags"]
         text = " ".join(words)
         starts = [0, *accumulate(len(word) + 1 for word in words)][: len(words)]
@@ -89,12 +80,16 @@ class TokenClassification(Task):
                 start += 1
             word = bisect_right(starts, start) - 1
             first = start < end and word not in tagged[-1:]
-            labels.append(ids[tags[word]] if first else IGNORED)
+            labels.append(self.labels.index(tags[word]) if first else IGNORED)
             if first:
                 tagged.append(word)
         kept = len(labels)
         full = len(tokenizer(text, verbose=False)["input_ids"]) if kept == max_length else kept
-        return {**feature, "labels": labels}, Gold(tuple(tags), tuple(tagged)), Length(full, kept, bool(tagged))
+        return Coded(({**feature, "labels": labels},), Length(full, kept, bool(tagged)), tuple(tagged))
+
+    def gold(self, example: Example, row: Coded) -> Gold:
+        """The tags, and the words that carry them."""
+        return Gold(tuple(example.values["tags"]), row.known)
 
     def criterion(self, train: Any) -> Loss | None:
         """Cross entropy over the tagged words with the recipe's class weights and label smoothing, where it has any."""

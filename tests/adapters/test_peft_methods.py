@@ -6,11 +6,11 @@ import weakref
 
 import pytest
 import torch
-from methods import make_method
 
 from lorary.adapters import Backbone
 from lorary.adapters.matching.methods import THROUGH_PEFT
 from lorary.hub.errors import RoutingError, UsageError
+from methods import make_method
 from tiny import make_adapter, peft_reference
 
 PROMPTS = ["profit rose the bank", "a dog", "free cash offer"]

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from methods import make_method
 from safetensors.torch import load_file, save_file
 
 from lorary.adapters import Backbone
@@ -18,6 +17,7 @@ from lorary.hub.errors import (
     UnsupportedAdapterError,
 )
 from lorary.hub.manifest import Manifest
+from methods import make_method
 from tiny import make_adapter, make_base
 
 KINDS = {

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import transformers
-from memory import memory_for
 
 from lorary.adapters import Backbone
 from lorary.adapters.predict.feature_extraction import pool
@@ -22,6 +21,7 @@ from lorary.training.progress import Reporter
 from lorary.training.report.content import read_report
 from lorary.training.tasks import embeddings, make_task
 from lorary.training.tasks.embeddings import LEFT_OUT, OTHER, OWN
+from memory import memory_for
 from samples import bpe_tokenizer, pair_rows, save_base, scored_rows, wordpiece_tokenizer, write_jsonl
 from tiny import make_tokenizer
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import EvaConfig, LoraConfig
-from runs import SHORT, answers, batch_of, prepared
 
 from lorary.adapters.quantization import dense_weight
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.training import train
 from lorary.training.model import settle
 from lorary.training.model.eva import _inputs_that_count, _masks
+from runs import SHORT, answers, batch_of, prepared
 
 
 # PEFT's OLoRA knows no Conv1D, as GPT-2 has them: it decomposes the weight the wrong way round, and fails.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from memory import memory_for
 
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.training import train
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.progress import Reporter
+from memory import memory_for
 from stops import Signal
 
 STEPS = {"training.batch_size": 12, "training.gradient_accumulation": 1, "lora.dropout": 0.2}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import SHORT, golden, peft_logits, prepared
 
 from lorary.training import train
 from lorary.training.fitting.trainer import make_trainer
+from runs import SHORT, golden, peft_logits, prepared
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SHORT, golden, peft_logits, prepared
 
 from lorary.adapters.matching.methods import REFUSED, THROUGH_PEFT
 from lorary.hub.errors import RecipeError, TrainingError
@@ -16,6 +15,7 @@ from lorary.training.model import take_off
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.recipe.methods import LORA_METHODS, NOT_TRAINED, PEFT_METHODS
+from runs import SHORT, golden, peft_logits, prepared
 
 SETTINGS = {
     "c3a": {"block_size": 8},

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory import memory_for
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from lorary.adapters import Backbone
@@ -35,6 +34,7 @@ from lorary.training.pretraining import PretrainRecipe, run
 from lorary.training.pretraining.run import pretrain
 from lorary.training.pretraining.tokenizer import train_tokenizer
 from lorary.training.progress import Reporter
+from memory import memory_for
 from samples import tone_rows, write_jsonl
 from stops import Signal
 

@@ -6,12 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runs import SHORT
 
 from lorary.hub.cli.main import main
 from lorary.training import train
 from lorary.training.data.terms import data_terms
 from lorary.training.working_folder import git_state
+from runs import SHORT
 
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
 

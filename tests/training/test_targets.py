@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from runs import prepared
 
 from lorary.hub.errors import RecipeError, TrainingError
+from runs import prepared
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import SHORT, prepared
 
 from lorary.hub.errors import DataError, UsageError
 from lorary.training import train
@@ -13,6 +12,7 @@ from lorary.training.data import Example
 from lorary.training.model import load_for
 from lorary.training.tasks import make_task, token_cache
 from lorary.training.tasks.token_cache import TokenCache
+from runs import SHORT, prepared
 from samples import ROWS, bpe_tokenizer, pair_rows, question_rows, scored_rows, wordpiece_tokenizer
 
 PAIRS = [{"prompt": "the bank", "chosen": f"said {word}", "rejected": "said no"} for word in ("sales", "no", "loss")]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import golden, peft_logits
 
 from lorary.adapters import Backbone
 from lorary.hub.checkpoint import read_checkpoint
@@ -24,6 +23,7 @@ from lorary.training.data import load_data
 from lorary.training.one_run import run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
+from runs import golden, peft_logits
 from samples import WORDS, tone_rows, write_jsonl
 
 TASKS = ("text-classification", "token-classification", "text-generation")

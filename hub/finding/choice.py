@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lorary.hub.errors import UnknownReferenceError, UsageError
 from lorary.hub.finding.query import COLUMNS, find_page, metric_order, select_in_order
-from lorary.hub.finding.search import Condition, Filter, conditions_for, known_fingerprints
+from lorary.hub.finding.search import Condition, Filter, check_unmade, conditions_for, known_fingerprints
 from lorary.hub.metrics import headline, lower_is_better
 from lorary.hub.values import Version
 
@@ -50,6 +50,7 @@ def choose_best(db: Database | None, wanted: Filter, metric: str | None, path: P
         UnknownReferenceError: no version fits, or none of them has the metric; the message says what there is.
     """
     if db is None:
+        check_unmade(wanted, path)
         raise UnknownReferenceError(f"no best {metric or 'version'!r}: there is no registry at {path} yet")
     conditions = conditions_for(db, replace(wanted, base=None), path)
     if metric is None:

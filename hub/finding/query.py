@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.errors import UnknownReferenceError, UsageError
-from lorary.hub.finding.search import NUMBERS, Condition, Filter, check_metric, conditions_for
+from lorary.hub.finding.search import NUMBERS, Condition, Filter, check_metric, check_unmade, conditions_for
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.tables.catalogue import select
 from lorary.hub.tables.lookup import locate_id
@@ -92,6 +92,7 @@ def find_versions(
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}; expected at least 1, or none for all")
     if db is None:
+        check_unmade(wanted, path)
         return FoundVersions((), 0)
     conditions = conditions_for(db, wanted, path)
     page = find_page(db, conditions, order_by(db, sort), reverse=reverse, limit=limit)

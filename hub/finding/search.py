@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +116,16 @@ def conditions_for(db: Database, wanted: Filter, path: Path) -> list[Condition]:
     if wanted.text is not None and wanted.text.strip():
         conditions.append(_mentioning(db, wanted.text))
     return conditions
+
+
+def check_unmade(wanted: Filter, path: Path) -> None:
+    """Nothing, where what is wanted could be found in a registry that isn't made yet; raises as `conditions_for`."""
+    from lorary.hub.tables.database import nothing
+
+    if wanted.ancestor is not None:
+        locate_id(None, wanted.ancestor, path)
+    with nothing() as db:
+        conditions_for(db, replace(wanted, ancestor=None), path)
 
 
 _DESCENDANTS = (

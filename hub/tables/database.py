@@ -106,6 +106,15 @@ def writing(path: Path) -> Iterator[Database]:
                 raise
 
 
+@contextmanager
+def nothing() -> Iterator[Database]:
+    """A catalogue in memory that holds nothing: what a question is checked on where there is no registry yet."""
+    with closing(_connect("file::memory:")) as connection:
+        db = _wrap(connection)
+        migrate(db, "memory")
+        yield db
+
+
 def change_stamp(path: Path) -> tuple[object, ...]:
     """A value that is another one after every write to the registry; taking it locks and opens nothing.
 

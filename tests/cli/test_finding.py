@@ -182,3 +182,27 @@ def test_a_folder_that_is_no_base_is_told(filled, tmp_path, lorary):
             out, err = lorary(*command, "--base", folder, code=1)
             assert out == []
             assert f"{folder}: expected a base model's folder, found no config.json" in err[0]
+
+
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--task", "nonsense"], "'nonsense' isn't a task"),
+        (["--where", "f1>>0.9"], "'f1>>0.9' isn't a comparison"),
+        (["--where", "f1>=nan"], "isn't a comparison"),
+        (["--domain", "!!"], "'!!' can't be a domain"),
+        (["--tag", "!!"], "'!!' can't be a tag"),
+        (["--alias", "Not One"], "'Not One'"),
+        (["--search", "a " * 33], "33 words"),
+        (["--from", "a b"], "'a b'"),
+    ],
+)
+def test_a_wrong_condition_is_told_alike_before_there_is_a_registry(registry, lorary, made, words, told):
+    if made:
+        registry.path.touch()
+    commands = [["list"], ["best", "--metric", "f1"]] if words[0] not in ("--search", "--from") else [["list"]]
+    for command in commands:
+        out, (error,) = lorary(*command, *words, code=2)
+        assert (out, told in error) == ([], True), error
+        assert registry.path.exists() == made

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lorary.training.data.terms import data_terms
 from lorary.training.working_folder import git_state
 from runs import SHORT
 
+COMMIT, LATER = "a1" * 20, "b2" * 20
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
 
 
@@ -118,3 +120,55 @@ def test_a_dataset_s_folder_is_told_by_its_files(make_recipe, tmp_path):
     sha256 = hashlib.sha256(content).hexdigest()
     assert told["files"] == {"test.jsonl": sha256, "train.jsonl": sha256}
     assert told["name"] == "rows"
+
+
+@pytest.fixture
+def cached_dataset(tmp_path, monkeypatch):
+    """The caches of `datasets` and of the Hub's client with one dataset, as an earlier download leaves them."""
+    import datasets
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": f"row {number}", "label": number % 2}) for number in range(4)))
+    builder = datasets.load_dataset_builder("json", data_files={"train": str(rows)}, cache_dir=str(tmp_path / "made"))
+    builder.download_and_prepare()
+    table = tmp_path / "datasets" / "org___rows" / "default" / "0.0.0" / COMMIT
+    shutil.copytree(builder.cache_dir, table)
+    (table / "json-train.arrow").rename(table / "rows-train.arrow")
+    told = json.loads((table / "dataset_info.json").read_text())
+    (table / "dataset_info.json").write_text(json.dumps({**told, "dataset_name": "rows"}))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    repository = tmp_path / "hub" / "datasets--org--rows"
+    for commit in (COMMIT, LATER):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(LATER)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return repository / "snapshots"
+
+
+def test_a_dataset_from_the_cache_is_told_by_the_commit_of_its_rows(cached_dataset):
+    from lorary.training.data.files import read_source
+
+    told = read_source("org/rows").provenance()
+    assert told == {"name": "org/rows", "rows": 4, "sha256": None, "revision": COMMIT}
+
+
+def test_a_dataset_whose_table_says_no_commit_is_told_by_its_readme(cached_dataset, tmp_path):
+    from lorary.training.data.files import read_source
+
+    (table,) = (tmp_path / "datasets").rglob(COMMIT)
+    table.rename(table.with_name("0123456789abcdef"))
+    assert read_source("org/rows").revision is None
+    (cached_dataset / LATER / "README.md").write_text("# Rows\n")
+    assert read_source("org/rows").revision == LATER
+
+
+def test_a_dataset_s_terms_are_those_of_the_readme_in_the_cache(cached_dataset, make_recipe):
+    recipe = make_recipe(**{"data.train": "org/rows"})
+    assert (data_terms(recipe).license, data_terms(recipe).languages) == (None, ())
+    (cached_dataset / LATER / "README.md").write_text("---\nlicense: cc-by-sa-4.0\nlanguage:\n- fr\n---\n# Rows\n")
+    (cached_dataset / COMMIT / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert (data_terms(recipe).license, data_terms(recipe).languages) == ("cc-by-sa-4.0", ("fr",))
+    earlier = make_recipe(**{"data.train": "org/rows", "data.revision": COMMIT})
+    assert data_terms(earlier).license == "mit"
+    assert data_terms(make_recipe(**{"data.train": "org/none"})).license is None

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lorary.training.recipe.check import is_data_file
 from lorary.training.recipe.raw import shown as raw_value
 
 SHOWN_PROBLEMS = 20
+_COMMIT = re.compile("[0-9a-f]{40}")
 MOST_HASHES = 200
 """Of files in a manifest; the hash over all of them is always there."""
 
@@ -226,7 +228,7 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
     if folder.is_dir():
         hashes = _hash_folder(folder)
         return Source(shown, rows, hash_of_all(hashes), files=hashes if len(hashes) <= MOST_HASHES else None)
-    return Source(shown, rows, revision=_commit(location, revision) or revision)
+    return Source(shown, rows, revision=_commit(table, location, revision) or revision)
 
 
 def _hash_folder(folder: Path) -> dict[str, str]:
@@ -241,8 +243,15 @@ def hash_of_all(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in hashes.items()).encode()).hexdigest()
 
 
-def _commit(dataset: str, revision: str | None) -> str | None:
-    """The commit of a dataset from the Hub that was just loaded, by its README's place in the local cache."""
+def _commit(table: Any, dataset: str, revision: str | None) -> str | None:
+    """The commit of a dataset from the Hub that was just loaded.
+
+    ``datasets`` keeps its tables in folders that are called by the commit. Where it doesn't, the README's place in the
+    Hub's cache tells it.
+    """
+    for file in table.cache_files:
+        if _COMMIT.fullmatch(commit := Path(file["filename"]).parent.name):
+            return commit
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -178,6 +178,11 @@ class Registry(Keeping):
         with reading(self.path) as db:
             return [int(number) for (number,) in db.execute(query, [name])] if db else []
 
+    def with_digest(self, digest: str) -> list[Version]:
+        """The versions of that digest, under whatever names, ordered by name and number."""
+        with reading(self.path) as db:
+            return list(select(db, "v.digest = ?", [digest]).values()) if db else []
+
     def relatives(self, version: Version) -> list[Version]:
         """A version, all that it was trained from and all that was trained from it, by name and number.
 

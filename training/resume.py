@@ -68,7 +68,7 @@ def registered_run(folder: Path, registry: Registry) -> Version | None:
         digest = read_checkpoint(final).digest
     except LoraryError:
         return None
-    found = [version for version in registry.versions() if version.digest == digest]
+    found = registry.with_digest(digest)
     if not found:
         raise TrainingError(f"{final}: finished, but not in {registry.path}; put it there with: lorary import {final}")
     return found[-1]

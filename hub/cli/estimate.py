@@ -23,6 +23,7 @@ EXAMPLES = (
     "lorary estimate recipe.yaml --set training.batch_size=32 --memory 24GB",
 )
 
+_PAST = 1_000  # the newest versions: reading a hundred thousand would take longer than all the rest
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -51,7 +52,7 @@ def command(
     from lorary.training.estimate.plan import estimate
     from lorary.training.progress import BarReporter
 
-    past = PastRuns(catalogue.versions())
+    past = PastRuns(catalogue.find(sort="created", limit=_PAST))
     with BarReporter(settings.name) as reporter, bases_of(catalogue):
         reporter.phase("estimating")
         found = estimate(settings, past, available, reporter)

@@ -9,6 +9,7 @@ import typer
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line
 from lorary.hub.errors import UsageError
+from lorary.hub.finding.search import Filter
 
 if TYPE_CHECKING:
     from lorary.hub.registry import Registry
@@ -41,9 +42,10 @@ def command(
         raise UsageError("--base goes with --load")
     catalogue = open_registry(registry)
     findings = catalogue.verify(reference)
-    checked = [catalogue.resolve(reference)] if reference else catalogue.versions()
+    checked = 1 if reference else catalogue.search(Filter(), limit=1).total
     if load:
-        findings += _load(catalogue, checked, findings, base)
+        versions = [catalogue.resolve(reference)] if reference else catalogue.versions()
+        findings += _load(catalogue, versions, findings, base)
     errors = [finding for finding in findings if finding.level == "error"]
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -51,7 +53,7 @@ def command(
         for finding in findings:
             where = f"{finding.reference}: " if finding.reference else ""
             print_line(f"{finding.level}: {where}{finding.message}")
-        print_line(f"{len(checked)} version(s) verified, {len(errors)} error(s)")
+        print_line(f"{checked} version(s) verified, {len(errors)} error(s)")
     if errors:
         raise typer.Exit(1)
 

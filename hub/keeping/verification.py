@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from lorary.hub.files.store import Store, hash_file
 from lorary.hub.finding.fulltext import count_stale
 from lorary.hub.tables.catalogue import describe, select
 from lorary.hub.tables.database import reading
-from lorary.hub.tables.lookup import locate
+from lorary.hub.tables.lookup import locate_id
 from lorary.hub.values import FileEntry, Finding, Version
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_version(store: Store, version: Version, hashed: dict[str, FileEntry]) 
     try:
         actual = asdict(describe(open_version(store, version)))
     except (CheckpointError, RegistryError, OSError) as error:
-        yield Finding(version.reference, str(error))
+        yield Finding(version.reference, str(error).removeprefix(f"{version.reference}: "))
         return
     stated = {name: getattr(version, name) for name in actual if name != "manifest"}
     stated["manifest"] = version.manifest.to_json() if version.manifest else None
@@ -119,11 +119,13 @@ def check_aliases(db: Database) -> Iterator[Finding]:
         )
 
 
-def check_leftovers(store: Store, versions: Mapping[int, Version], bases: Collection[str]) -> Iterator[Finding]:
+def check_leftovers(path: Path, store: Store, bases: Collection[str]) -> Iterator[Finding]:
     """Notes on files that no version and none of the bases (by digest) refer to."""
-    referenced = {entry.sha256 for version in versions.values() for entry in version.files.values()}
-    loose = sum(1 for sha256 in store.objects() if sha256 not in referenced)
-    loose += sum(1 for digest in store.folders() if digest not in bases)
+    objects = set(store.objects())
+    with reading(path) as db:  # after the objects: each comes in the transaction that refers to it
+        rows = db.execute("SELECT DISTINCT sha256 FROM files") if db else []
+        objects.difference_update(str(sha256) for (sha256,) in rows)
+    loose = len(objects) + sum(1 for digest in store.folders() if digest not in bases)
     if left := loose + len(store.incoming()):
         yield Finding(
             None,
@@ -139,23 +141,31 @@ def verify(path: Path, store: Store, reference: str | None) -> list[Finding]:
     findings: list[Finding] = []
     with reading(path) as db:
         if reference is not None:
-            versions = dict([locate(db, reference, path)])
+            ids = [locate_id(db, reference, path)]
         elif db is None:
             return []
         else:
-            versions = select(db)
+            ids = [row_id for (row_id,) in db.execute(_ALL)]
             findings += check_database(db)
             findings += check_aliases(db)
     # Hashing may take minutes and holds no lock; what is removed meanwhile is no finding.
     hashed: dict[str, FileEntry] = {}
-    for version in versions.values():
-        findings += check_version(store, version, hashed)
+    for start in range(0, len(ids), _AT_ONCE):
+        some = f"v.id IN ({', '.join(map(str, ids[start : start + _AT_ONCE]))})"
+        found = [one for version in _versions(path, some) for one in check_version(store, version, hashed)]
+        there = {version.reference for version in _versions(path, some)} if found else set()
+        findings += [finding for finding in found if finding.reference in there]
     if reference is None:
-        findings += check_leftovers(store, versions, {base.digest for base in bases.all()})
-    if any(finding.reference for finding in findings):
-        with reading(path) as db:
-            there = {version.reference for version in select(db).values()} if db else set()
-        findings = [finding for finding in findings if finding.reference is None or finding.reference in there]
-    if reference is None:
+        findings += check_leftovers(path, store, {base.digest for base in bases.all()})
         findings += bases.verify()
     return findings
+
+
+_AT_ONCE = 1_000  # versions in memory at a time
+
+_ALL = "SELECT v.id FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.name, v.number"
+
+
+def _versions(path: Path, where: str) -> list[Version]:
+    with reading(path) as db:
+        return list(select(db, where).values()) if db else []

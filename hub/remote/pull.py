@@ -20,7 +20,7 @@ from lorary.hub.remote.address import Address, parse_address
 from lorary.hub.remote.base import CARD_NAME, Fetched, Remote
 from lorary.hub.remote.places import open_remote
 from lorary.hub.remote.versionfile import Parent, VersionFile
-from lorary.hub.tables.links import adopt, remember, version_of
+from lorary.hub.tables.links import adopt, remember
 from lorary.hub.values import Version
 
 _NUMBERED = re.compile(r"v[0-9]+")
@@ -137,8 +137,8 @@ def _parents(registry: Registry, stated: VersionFile, remote: Remote) -> tuple[l
     known: list[str] = []
     absent: list[str] = []
     for parent in stated.parents:
-        if parent.digest and (here := version_of(registry, parent.digest)):
-            known.append(here.reference)
+        if parent.digest and (here := registry.with_digest(parent.digest)):
+            known.append(here[0].reference)
         else:
             absent.append(parent.remote or _elsewhere(parent, stated, remote))
     return known, absent

@@ -8,10 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lorary.hub.registry import Registry
-from lorary.hub.tables.catalogue import select
 from lorary.hub.tables.database import reading, writing
 from lorary.hub.tables.lookup import locate
-from lorary.hub.values import Version
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,6 @@ def adopt(registry: Registry, reference: str, places: Collection[str]) -> None:
             f"UPDATE OR IGNORE parents SET parent = ?, parent_id = ? WHERE parent_id IS NULL AND parent IN ({marks})",
             [reference, row_id, *places],
         )
-
-
-def version_of(registry: Registry, digest: str) -> Version | None:
-    """A version with that digest, under whatever name; None when there is none."""
-    with reading(registry.path) as db:
-        return next(iter(select(db, "v.digest = ?", [digest]).values()), None) if db else None
 
 
 def links(path: Path, name: str | None = None) -> list[Link]:

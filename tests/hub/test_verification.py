@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 
 from lorary.hub.errors import RegistryError, UnsafeFileError
+from lorary.hub.keeping import verification
 
 
 def messages(registry, reference=None):
@@ -33,6 +34,16 @@ def test_verify_finds_each_damage_to_a_file(add, registry):
     assert messages(registry, "finance-tone@2") == []
     with pytest.raises(RegistryError, match="missing from"):
         registry.checkpoint("finance-tone@1")
+
+
+def test_many_versions_are_verified_a_part_at_a_time(add, registry, monkeypatch):
+    monkeypatch.setattr(verification, "_AT_ONCE", 2)
+    for seed in range(5):
+        add(seed)
+    assert registry.verify() == []
+    for number in (1, 5):
+        object_of(registry, f"finance-tone@{number}", "adapter_model.safetensors").unlink()
+    assert [finding.reference for finding in registry.verify()] == ["finance-tone@1", "finance-tone@5"]
 
 
 def test_adding_again_mends_a_rotten_object(add, registry):

@@ -49,7 +49,7 @@ def find_parent(recipe: Recipe, registry: Registry) -> Parent | None:
     source = find_checkpoint(recipe.from_, registry)
     check_supported(source.checkpoint)
     digest = source.digest or source.checkpoint.digest
-    version = next((version for version in registry.versions() if version.digest == digest), None)
+    version = next(iter(registry.with_digest(digest)), None)
     if source.digest is not None:
         version = registry.resolve(source.reference)
     parent = Parent(source.reference, source.checkpoint, version)

@@ -8,6 +8,6 @@ is the adapters: who gets a slot and when, which token goes through which one, a
 
 from lorary.adapters.engine.engine import Engine
 from lorary.adapters.engine.request import Request
-from lorary.adapters.engine.values import Completion, EngineSettings, EngineStats
+from lorary.adapters.engine.values import Completion, EngineSettings, EngineStats, Usage
 
-__all__ = ["Completion", "Engine", "EngineSettings", "EngineStats", "Request"]
+__all__ = ["Completion", "Engine", "EngineSettings", "EngineStats", "Request", "Usage"]

@@ -102,8 +102,11 @@ class Admission:
         with self._lock:
             request = self._running.get(identifier)
             fresh = request.advance(tokens, done=done) if request is not None else 0
+            ended = request is not None and request.done
             self.tokens += fresh
-            self.finished += bool(fresh) and done
+            self.finished += bool(fresh) and ended
+            if ended and not done:
+                self._given_up.add(identifier)  # at a stop string, of which the loop knows nothing
             if done:
                 self.settle(identifier)
 

@@ -14,9 +14,9 @@ from lorary.hub.errors import UsageError
 SETTINGS = (
     "max_new_tokens", "min_new_tokens", "eos_token_id", "do_sample", "temperature", "top_k", "top_p", "min_p",
     "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids",
-    "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "renormalize_logits",
+    "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "renormalize_logits", "stop_strings", "num_beams",
 )  # fmt: skip
-"""The arguments of transformers' ``generate`` that a request may have."""
+"""The arguments of transformers' ``generate`` that a request may have; of ``num_beams``, 1 alone is served."""
 
 _DEFAULT_NEW_TOKENS = 20  # what generate goes on for when neither the caller nor the base says
 
@@ -26,17 +26,23 @@ class Decoding:
     """A request's settings, ready to use.
 
     ``processors`` are those that ``generate`` would apply to its logits; ``generator`` is there when it samples.
+    ``stop_strings`` is transformers' criterion for the texts that end it, None where there are none.
     """
 
     max_new_tokens: int
     stop_tokens: tuple[int, ...]
     processors: Any
     generator: torch.Generator | None
+    stop_strings: Any = None
 
     @property
     def plain(self) -> bool:
         """Is the next token simply the likeliest one?"""
         return self.generator is None and not len(self.processors)
+
+    def ends(self, sequence: Sequence[int]) -> bool:
+        """Does ``sequence`` (the prompt and what came after) end with a stop string, as ``generate`` sees it?"""
+        return self.stop_strings is not None and bool(self.stop_strings(torch.tensor([list(sequence)]), None))
 
     def choose(self, logits: torch.Tensor, sequence: Sequence[int]) -> torch.Tensor:
         """The token, [1], that follows ``sequence`` (the prompt and what came after), by float32 logits [vocabulary].
@@ -57,10 +63,12 @@ def plan_decoding(
     seed: int | None,
     settings: Mapping[str, Any],
     own: Mapping[str, Any] = MappingProxyType({}),
+    tokenizer: Any = None,
 ) -> Decoding:
     """The decoding of a request with a prompt of this length.
 
     From arguments of ``generate``, what the adapter asks for where they say nothing (``own``), and the base's own.
+    ``tokenizer`` is that of its adapter, by which stop strings are found.
 
     Raises:
         UsageError: a setting that an engine doesn't serve, or one that has no meaning.
@@ -79,8 +87,9 @@ def plan_decoding(
     mode = config.get_generation_mode()
     if mode.value not in ("greedy_search", "sample") or config.guidance_scale not in (None, 1):
         raise UsageError(
-            f"the adapter, or the base's generation_config, asks for {mode.value} (num_beams={config.num_beams}, "
-            f"guidance_scale={config.guidance_scale}); an engine decodes greedily or samples: use Backbone.generate"
+            f"the request, its adapter or the base's generation_config asks for {mode.value} "
+            f"(num_beams={config.num_beams}, guidance_scale={config.guidance_scale}); an engine decodes greedily or "
+            "samples: use Backbone.generate, or pass num_beams=1"
         )
     if seed is not None and not config.do_sample:
         raise UsageError(
@@ -97,7 +106,22 @@ def plan_decoding(
     except (ValueError, TypeError) as error:
         raise UsageError(f"the request's settings: {error}") from error
     generator = _generator(seed, model.device) if config.do_sample else None
-    return Decoding(_new_tokens(model, config, prompt_tokens), stop_tokens, processors, generator)
+    stop_strings = _stop_strings(config.stop_strings, tokenizer)
+    return Decoding(_new_tokens(model, config, prompt_tokens), stop_tokens, processors, generator, stop_strings)
+
+
+def _stop_strings(texts: Any, tokenizer: Any) -> Any:
+    from transformers import StopStringCriteria
+
+    if not texts:
+        return None
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
+        raise UsageError(f"stop_strings={texts!r}: expected a text, or a list of texts")
+    try:
+        return StopStringCriteria(tokenizer, list(texts))
+    except ValueError as error:  # it reads the vocabulary as byte-level, or as sentencepiece's
+        raise UsageError(f"stop_strings: transformers can't find texts with a {type(tokenizer).__name__}") from error
 
 
 def _new_tokens(model: Any, config: Any, prompt_tokens: int) -> int:

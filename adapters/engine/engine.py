@@ -75,7 +75,7 @@ class Engine:
             adapter: a name, None for the bare backbone.
             seed: of the request's own random numbers, with ``do_sample``; a new one unless given.
             generate_kwargs: transformers' own (``max_new_tokens``, ``eos_token_id``, ``do_sample``, ``temperature``,
-                ``top_k``, ``top_p``, ``repetition_penalty``, ...): those of ``decoding.SETTINGS``.
+                ``top_k``, ``top_p``, ``repetition_penalty``, ``stop_strings``, ...): those of ``decoding.SETTINGS``.
 
         Raises:
             UnknownReferenceError: an adapter that isn't loaded.
@@ -94,7 +94,9 @@ class Engine:
             )
         ids = self._inference.prompt_ids(prompt, loaded)
         own = self._inference.own_settings(loaded, generate_kwargs)
-        decoding = plan_decoding(self._inference.model, len(ids), seed, generate_kwargs, own)
+        with self._inference.tokenizing:
+            tokenizer = self._inference.tokenizer_of(loaded)
+            decoding = plan_decoding(self._inference.model, len(ids), seed, generate_kwargs, own, tokenizer)
         self._demand_room(ids, decoding)
         if loaded is not None:
             # Files are read here, in the caller's thread: admission is everybody's.

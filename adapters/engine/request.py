@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.engine.decoding import Decoding
 from lorary.adapters.engine.text import TextStream, text_of
-from lorary.adapters.engine.values import Completion
+from lorary.adapters.engine.values import Completion, Usage
 from lorary.hub.errors import RequestCancelledError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Request:
         self._books = books
         self._news = threading.Condition()
         self._tokens: list[int] = []
-        self._done = False
+        self._done = self._stopped = False
         self._error: Exception | None = None
         self._submitted = time.perf_counter()
         self._began: float | None = None
@@ -98,6 +98,17 @@ class Request:
         """The tokens generated so far."""
         return tuple(self._tokens)
 
+    @property
+    def usage(self) -> Usage:
+        """What it has taken so far, and how it ended; at any time, and of any request."""
+        with self._news:
+            return Usage(len(self.prompt), len(self._tokens), self._reason() if self._done else None)
+
+    def _reason(self) -> str:
+        if self._error is not None:
+            return "cancelled" if isinstance(self._error, RequestCancelledError) else "failed"
+        return "stop" if self._stopped or self._tokens[-1] in self.decoding.stop_tokens else "length"
+
     def _wait(self, tokens: float, deadline: float | None) -> bool:
         """Wait until it is done (True) or there are so many tokens.
 
@@ -124,7 +135,7 @@ class Request:
         return Completion(
             text=text_of(tokens, self._tokenizer),
             tokens=tokens,
-            finish_reason="stop" if tokens[-1] in self.decoding.stop_tokens else "length",
+            finish_reason=self._reason(),
             prompt_tokens=len(self.prompt),
             adapter=self.adapter.name if self.adapter else None,
             digest=self.adapter.digest if self.adapter else None,
@@ -140,18 +151,26 @@ class Request:
         self._began = time.perf_counter()
 
     def advance(self, tokens: Sequence[int], *, done: bool) -> int:
-        """These are the tokens so far. Says how many of them are news: none, once the request is done."""
+        """These are the tokens so far; it may be done by them, if they end with a stop string.
+
+        Says how many of them are news: none, once the request is done.
+        """
         with self._news:
             if self._done:
                 return 0
             now = time.perf_counter()
-            fresh = tokens[len(self._tokens) :]
-            self._tokens.extend(fresh)
+            fresh = 0
+            for token in tokens[len(self._tokens) :]:
+                self._tokens.append(token)
+                fresh += 1
+                self._stopped = self.decoding.ends((*self.prompt, *self._tokens))
+                if self._stopped:
+                    break
             self._first = self._first or now
-            if done:
+            if done or self._stopped:
                 self._ended, self._done = now, True
             self._news.notify_all()
-            return len(fresh)
+            return fresh
 
     def fail(self, error: Exception) -> bool:
         """End it with an error. Says whether that was news."""

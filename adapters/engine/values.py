@@ -41,7 +41,8 @@ class EngineSettings:
 class Completion:
     """What a request came to.
 
-    ``finish_reason`` is ``stop`` (at one of the request's stop tokens, which is the last of ``tokens``) or ``length``.
+    ``finish_reason`` is ``stop`` (at one of the request's stop tokens, which is the last of ``tokens``, or at a stop
+    string, with which ``text`` ends) or ``length``.
     ``digest`` is that of the adapter's version that answered, None for the bare backbone. Seconds count from the
     submission: until it began to run, until its first token, and until its last.
     """
@@ -55,6 +56,19 @@ class Completion:
     waited_seconds: float
     first_token_seconds: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request has taken: tokens of its prompt and new ones.
+
+    ``finish_reason`` is ``stop`` or ``length``, as a completion's, ``cancelled`` or ``failed``; None while it runs or
+    waits.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    finish_reason: str | None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""What ends a request: stop strings of its own, its length, its caller; and what it has taken by then."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import RequestCancelledError, UsageError
+from tiny import make_adapter, make_base
+
+pytestmark = pytest.mark.usefixtures("frozen_imports")
+SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
+PROMPTS = ("profit rose", "the bank", "a dog")
+SIGNS = sorted(pre_tokenizers.ByteLevel.alphabet())
+READABLE = {"suppress_tokens": [token for token, sign in enumerate(SIGNS) if not "!" <= sign <= "~"]}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A Llama of characters, with two adapters."""
+    folder = tmp_path_factory.mktemp("characters")
+    backend = Tokenizer(models.BPE({sign: token for token, sign in enumerate(SIGNS)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=256, max_position_embeddings=128, eos_token_id=None, **sizes))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder / "base")
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder / "base")
+    backbone = Backbone.from_pretrained(str(folder / "base"))
+    for seed, name in enumerate(("one", "two"), start=1):
+        backbone.load(make_adapter(folder / "base", folder / name, task="text-generation", seed=seed))
+    return backbone
+
+
+@pytest.fixture
+def engine(backbone):
+    with backbone.engine(**SMALL) as engine:
+        yield engine
+
+
+def test_each_request_has_its_own(backbone, engine):
+    """As ``generate`` finds them, in one loop with requests that have others or none."""
+    cases = []
+    for prompt in PROMPTS:
+        for name in ("one", "two", None):
+            whole = backbone.generate(prompt, name, max_new_tokens=24, **READABLE)
+            middle = [whole[5:7], whole[9:10]]
+            cases += [
+                (prompt, name, {}),
+                (prompt, name, {"stop_strings": middle}),
+                (prompt, name, {"stop_strings": "Ω"}),
+            ]
+    cases = [(prompt, name, {"max_new_tokens": 24, **READABLE, **stops}) for prompt, name, stops in cases]
+    alone = [backbone.generate(prompt, name, **settings) for prompt, name, settings in cases]
+    requests = [engine.submit(prompt, name, **settings) for prompt, name, settings in cases]
+    done = [request.result(30) for request in requests]
+    assert [completion.text for completion in done] == alone
+    shorter = [completion for completion in done if completion.finish_reason == "stop"]
+    assert len(shorter) == 9
+    assert all(len(completion.tokens) < 24 for completion in shorter)
+    for request, completion in zip(requests, done, strict=True):
+        usage = request.usage
+        assert (usage.prompt_tokens, usage.new_tokens) == (completion.prompt_tokens, len(completion.tokens))
+        assert usage.finish_reason == completion.finish_reason
+        assert "".join(request) == completion.text
+    assert engine.stats().finished == len(cases)
+    assert engine.stats().tokens == sum(len(completion.tokens) for completion in done)
+
+
+def test_what_it_held_is_free_again(backbone, engine):
+    whole = backbone.generate("profit", "one", max_new_tokens=24, **READABLE)
+    for _ in range(8):
+        made = engine.submit("profit", "one", max_new_tokens=100, stop_strings=[whole[3:5]], **READABLE).result(30)
+        assert made.text == whole[:5]
+    engine.submit("profit", None, max_new_tokens=1).result(30)  # a step in which the loop lets go of the last one
+    stats = engine.stats()
+    assert (stats.waiting, stats.running, stats.running_adapters) == (0, 0, ())
+    assert stats.cache_free == 1.0
+    backbone.load(backbone._residency.get("one").checkpoint, "three")
+    backbone.unload("three")
+
+
+def test_sampled(backbone, engine):
+    settings = {"max_new_tokens": 24, "do_sample": True, **READABLE}
+    torch.manual_seed(5)
+    whole = backbone.generate("profit", "one", **settings)
+    settings["stop_strings"] = [whole[6:8]]
+    torch.manual_seed(5)
+    alone = backbone.generate("profit", "one", **settings)
+    made = engine.submit("profit", "one", seed=5, **settings).result(30)
+    assert made.text == alone
+    assert made.finish_reason == "stop"
+
+
+def test_usage_of_requests_that_end_otherwise(backbone, engine):
+    long = engine.submit("profit rose", "two", max_new_tokens=100)
+    waits = long.usage
+    assert (waits.prompt_tokens, waits.finish_reason) == (11, None)
+    next(iter(long))
+    long.cancel()
+    with pytest.raises(RequestCancelledError):
+        long.result(30)
+    assert long.usage.finish_reason == "cancelled"
+    assert 0 < long.usage.new_tokens < 100
+    whole = engine.submit("profit rose", "two", max_new_tokens=7)
+    whole.result(30)
+    assert (whole.usage.new_tokens, whole.usage.finish_reason) == (7, "length")
+    first = whole.result().tokens[0]
+    ended = engine.submit("profit rose", "two", max_new_tokens=7, eos_token_id=first)
+    ended.result(30)
+    assert (ended.usage.new_tokens, ended.usage.finish_reason) == (1, "stop")
+
+
+def test_beams(backbone, engine):
+    with pytest.raises(UsageError, match=r"beam_search \(num_beams=3.*use Backbone\.generate, or pass num_beams=1"):
+        engine.submit("profit", "one", num_beams=3)
+    made = engine.submit("profit", "one", num_beams=1, max_new_tokens=5).result(30)
+    assert made.text == backbone.generate("profit", "one", num_beams=1, max_new_tokens=5)
+    assert engine.stats().running == 0
+
+
+@pytest.mark.parametrize("stops", [7, [7], [""], ["a", None]], ids=str)
+def test_stop_strings_that_are_none(engine, stops):
+    with pytest.raises(UsageError, match=r"stop_strings=.*expected a text, or a list of texts"):
+        engine.submit("profit", "one", stop_strings=stops)
+
+
+def test_a_tokenizer_that_transformers_cant_search(tmp_path):
+    """Words without a mark of where they begin."""
+    backbone = Backbone.from_pretrained(str(make_base("llama", tmp_path / "base")))
+    with backbone.engine(**SMALL) as engine, pytest.raises(UsageError, match="can't find texts with"):
+        engine.submit("profit", stop_strings="bank")

@@ -427,12 +427,12 @@ class Backbone:
         """
         return self._calls.generate(prompts, adapter, generate_kwargs)
 
-    def engine(self, **settings: int) -> Engine:
+    def engine(self, **settings: Any) -> Engine:
         """Serve many callers at once by continuous batching, each with its own adapter; best in a ``with`` block.
 
         Args:
-            settings: ``cache_tokens``, ``batch_tokens``, ``page_tokens``, ``max_running`` and ``spare_slots``, as for
-                :class:`~lorary.adapters.engine.EngineSettings`.
+            settings: ``cache_tokens``, ``batch_tokens``, ``page_tokens``, ``max_running``, ``spare_slots`` and
+                ``prefix_cache``, as for :class:`~lorary.adapters.engine.EngineSettings`.
 
         Raises:
             EngineUnsupportedError: the model, its attention or the installed transformers isn't up to it.

@@ -39,7 +39,7 @@ class Admission:
     """
 
     def __init__(self, residency: Residency, limit: int, spare: int) -> None:
-        self.finished = self.cancelled = self.failed = self.tokens = 0
+        self.finished = self.cancelled = self.failed = self.tokens = self.reused = 0
         self._residency = residency
         self._limit = limit
         self._spare = spare
@@ -109,6 +109,10 @@ class Admission:
                 self._given_up.add(identifier)  # at a stop string, of which the loop knows nothing
             if done:
                 self.settle(identifier)
+
+    def note_reused(self, tokens: int) -> None:
+        """So many tokens of a prompt were in the cache already."""
+        self.reused += tokens
 
     def give_up(self, request: Request, error: Exception | None = None) -> None:
         """End a request early: at its caller's wish, or with an error."""

@@ -24,10 +24,14 @@ _SEAMS = {
     "transformers.generation.continuous_batching.continuous_api": ("OutputRouter",),
     "transformers.generation.continuous_batching.model_runner": ("infer_max_single_request_tokens",),
     "transformers.generation.continuous_batching.scheduler": ("SCHEDULER_MAPPING",),
+    "transformers.generation.continuous_batching.cache": ("PagedAttentionCache",),
+    "transformers.generation.continuous_batching.cache_allocators.cache_allocator": ("CacheAllocator",),
 }
 _METHODS = {
     "ContinuousMixin": ("init_continuous_batching",),
     "FIFOScheduler": ("schedule_batch", "clear_cancelled_requests", "set_request_cancellation"),
+    "PagedAttentionCache": ("search_prefix_match", "free_all_requests"),
+    "CacheAllocator": ("match_prefix_blocks", "mark_complete_blocks"),
     "OutputRouter": ("deliver", "deliver_batch", "fail_and_deliver"),
 }
 _TOLERANCE = 0.05  # of the largest logit; an attention that misses the cache, or sees neighbours, is far beyond it

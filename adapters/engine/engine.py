@@ -119,6 +119,7 @@ class Engine:
             steps=self._step.count,
             tokens=books.tokens,
             cache_free=self._loop.free(),
+            reused_tokens=books.reused,
         )
 
     def close(self, *, drain: bool = False, timeout: float | None = None) -> None:

@@ -19,6 +19,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
 
 from lorary.adapters.engine.admission import Admission
+from lorary.adapters.engine.prefixes import share_prefixes
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.serving import ServedModel, TokenChooser
 from lorary.adapters.engine.step import Step
@@ -110,6 +111,8 @@ class Loop:
             self._manager.warmup()
         processor = self._manager.batch_processor
         processor.scheduler.step, processor.scheduler.admission = step, admission
+        if settings.prefix_cache:
+            share_prefixes(processor.cache, admission.running, admission.note_reused)
         self.longest_request = int(infer_max_single_request_tokens(processor.cache))
         """How many tokens the cache has room for when a single request has all of it."""
 
@@ -153,8 +156,8 @@ def _configuration(settings: EngineSettings) -> ContinuousBatchingConfig:
         max_batch_tokens=settings.batch_tokens,
         max_requests_per_batch=min(settings.max_running, settings.batch_tokens),
         scheduler_type=_SCHEDULER,
-        # A cached prefix is found by its tokens alone, whichever adapter made it.
-        allow_block_sharing=False,
+        # A cached prefix is found by its tokens alone, whichever adapter made it, unless they are given its key.
+        allow_block_sharing=settings.prefix_cache,
         # Another attention would be everybody's, that of calls outside the engine too.
         auto_switch_to_flash=False,
         # Graphs and compiled code would keep the first step's routing; the next step's needs its own.

@@ -18,6 +18,8 @@ class EngineSettings:
         max_running: the most requests that run at once; the others wait.
         spare_slots: how many slots its requests leave to loads, swaps and calls outside; pinned ones are none of them.
             One adapter can run in any case.
+        prefix_cache: keep the keys and values of prompts, and don't compute again what a later prompt for the same
+            version of the adapter begins with; whole pages only. They give way where the cache is needed.
 
     Raises:
         UsageError: one of them is too small.
@@ -28,12 +30,16 @@ class EngineSettings:
     page_tokens: int = 16
     max_running: int = 64
     spare_slots: int = 1
+    prefix_cache: bool = False
 
     def __post_init__(self) -> None:
         least = {"spare_slots": 0, "page_tokens": 4, "cache_tokens": 16}
         for setting in fields(self):
             value, bound = getattr(self, setting.name), least.get(setting.name, 1)
-            if not isinstance(value, int) or value < bound:
+            if setting.name == "prefix_cache":
+                if not isinstance(value, bool):
+                    raise UsageError(f"prefix_cache={value!r}: expected True or False")
+            elif not isinstance(value, int) or value < bound:
                 raise UsageError(f"{setting.name}={value!r}: expected a whole number of at least {bound}")
 
 
@@ -77,7 +83,8 @@ class EngineStats:
 
     ``waiting`` and ``running`` are requests at this moment, ``running_adapters`` the names of the latter's adapters;
     ``finished``, ``cancelled`` and ``failed`` count requests, ``steps`` passes of the model, and ``tokens`` what they
-    generated, all since the engine was opened. ``cache_free`` is the free part of the cache, from 0 to 1.
+    generated, all since the engine was opened. ``reused_tokens`` of prompts were found in the prefix cache.
+    ``cache_free`` is the free part of the cache, from 0 to 1.
     """
 
     waiting: int
@@ -89,3 +96,4 @@ class EngineStats:
     steps: int
     tokens: int
     cache_free: float
+    reused_tokens: int = 0

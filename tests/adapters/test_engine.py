@@ -238,8 +238,8 @@ def test_many_threads_submit_and_read(backbone, engine):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"num_beams": 3}, "num_beams: not for an engine's requests"),
-    ({"stop_strings": ["x"]}, "stop_strings: not for"),
+    ({"num_beams": 3}, "asks for beam_search .*use Backbone.generate, or pass num_beams=1"),
+    ({"stop_strings": ["x"]}, "stop_strings: transformers can't find texts"),
     ({"temperature": 0.0, "do_sample": True}, "temperature.*strictly positive"),
     ({"max_new_tokens": 0}, "must be greater than 0"),
     ({"seed": 3}, "without do_sample"),

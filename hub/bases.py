@@ -22,7 +22,7 @@ from lorary.hub.errors import (
 )
 from lorary.hub.files.store import Store, hash_file
 from lorary.hub.keeping.removal import sweep_folder
-from lorary.hub.provenance.private import is_absolute, last_part
+from lorary.hub.provenance.private import is_absolute, last_part, local_folder
 from lorary.hub.reference import check_name
 from lorary.hub.tables.database import reading, writing
 from lorary.hub.tables.insertion import Metrics, check_metrics
@@ -170,8 +170,8 @@ class Bases:
         known = "SELECT DISTINCT id FROM bases WHERE fingerprint IN (SELECT fingerprint FROM bases WHERE id = ?)"
         with reading(self._path) as db:
             ids = [str(row["id"]) for row in db.query(known, [name])] if db else []
-        paths = [Path(text).expanduser() for text in ids if is_absolute(text) and last_part(text) == name]
-        return [path for path in paths if (path / "config.json").is_file()]
+        paths = [local_folder(text) for text in ids if is_absolute(text) and last_part(text) == name]
+        return [path for path in paths if path and (path / "config.json").is_file()]
 
     def verify(self) -> Iterator[Finding]:
         """What is wrong with the bases' files."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +37,10 @@ KEPT_FILES = (
 """The files that belong to an adapter; whatever else lies in its folder is left where it is."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_MAX_JSON_BYTES = 50_000_000
+MAX_TEXT_BYTES = 5_000_000
+"""Of ``adapter_config.json`` and ``lorary.json``, which take some kilobytes; parsed, it is thirty times that."""
+_METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,49}")
+_LONGEST_BASE = 1000  # characters of its id or path
 # Fields that say where or with what an adapter was made, not what it is.
 _CONFIG_NOT_IDENTITY = frozenset(
     {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "runtime_config"}
@@ -90,7 +94,7 @@ class Checkpoint:
         if ORIGIN_NAME not in self.files:
             return {}
         try:
-            found = load_json(_read_text(self.files[ORIGIN_NAME]))
+            found = load_json(_read_text(self.files[ORIGIN_NAME], f"{self.source}/{ORIGIN_NAME}"))
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
@@ -186,27 +190,36 @@ def read_checkpoint(source: str | Path | Mapping[str, Path], shown: str | None =
         raise CheckpointError(f"{shown}: {WEIGHTS_NAME} holds no tensors; train or save the adapter again")
     manifest = None
     if MANIFEST_NAME in files:
-        manifest = parse_manifest(_read_text(files[MANIFEST_NAME]), f"{shown}/{MANIFEST_NAME}")
+        place = f"{shown}/{MANIFEST_NAME}"
+        manifest = parse_manifest(_read_text(files[MANIFEST_NAME], place), place)
     return Checkpoint(shown, files, config, tensors, manifest)
 
 
 def _read_config(path: Path, shown: str) -> dict[str, Any]:
+    place = f"{shown}/{CONFIG_NAME}"
     try:
-        config = load_json(_read_text(path))
+        config = load_json(_read_text(path, place))
     except ValueError as error:
-        raise CheckpointError(f"{shown}/{CONFIG_NAME}: not valid JSON ({error}); save the adapter again") from error
+        raise CheckpointError(f"{place}: not valid JSON ({error}); save the adapter again") from error
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise CheckpointError(f"{shown}/{CONFIG_NAME}: expected an object with a 'peft_type', as PEFT writes it")
+        raise CheckpointError(f"{place}: expected an object with a 'peft_type', as PEFT writes it")
+    if not _METHOD.fullmatch(config["peft_type"]):
+        raise CheckpointError(f"{place}: peft_type {config['peft_type'][:50]!r} is no method's name, such as LORA")
+    base = config.get("base_model_name_or_path")
+    if base is not None and (not isinstance(base, str) or len(base) > _LONGEST_BASE):
+        raise CheckpointError(f"{place}: base_model_name_or_path is {base!r:.50}, expected a model's id or its folder")
     return config
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, shown: str) -> str:
     try:
         size = path.stat().st_size
-        if size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: {size} bytes is too large for a config; expected a few kilobytes")
+        if size > MAX_TEXT_BYTES:
+            raise CheckpointError(
+                f"{shown}: {size:,} bytes is too large; expected some kilobytes, at most {MAX_TEXT_BYTES:,}"
+            )
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 text ({error})") from error
+        raise CheckpointError(f"{shown}: not UTF-8 text ({error})") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from error
+        raise CheckpointError(f"{shown}: can't be read ({error.strerror or error})") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from lorary.hub.bases import find_base, find_folder
 from lorary.hub.errors import BaseNotFoundError
 from lorary.hub.jsontext import load_json
+from lorary.hub.provenance.private import local_folder
 from lorary.hub.remote.calls import within
 from lorary.hub.remote.wording import why
 
@@ -61,8 +62,7 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
         BaseNotFoundError: it is in none of these places, or what is there isn't a model.
     """
     text = str(base)
-    folder = Path(text).expanduser()
-    if text and folder.is_dir():
+    if text and (folder := local_folder(text)):
         if not (folder / "config.json").is_file():
             raise BaseNotFoundError(f"{folder}: no config.json; expected a folder written by save_pretrained")
         return ResolvedBase(str(folder), text, None, "folder")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 MAX_DEPTH = 64
+_MAX_DIGITS = 30  # more break later steps: no float holds 10**400, no column of SQLite 2**64
 
 
 def load_json(text: str | bytes) -> Any:
     """Parse ``text`` (UTF-8 when bytes).
 
     Refused besides what isn't JSON: keys that occur twice (readers disagree on which one counts), NaN and Infinity,
-    more than :data:`MAX_DEPTH` levels, and lone surrogates, which can't be hashed, stored or printed.
+    numbers that only fit as those (1e400), whole numbers of more than 30 digits, more than :data:`MAX_DEPTH` levels,
+    and lone surrogates, which can't be hashed, stored or printed.
 
     Raises:
         ValueError: the text isn't acceptable; the message says why.
@@ -21,7 +24,9 @@ def load_json(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     _check(value, MAX_DEPTH)
@@ -39,6 +44,19 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} isn't a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"the number {text[:20]}... has {len(text)} digits")
+    return int(text)
 
 
 def _check(value: Any, depth: int) -> None:

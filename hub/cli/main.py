@@ -98,7 +98,8 @@ def _warnings_on_one_line() -> Iterator[None]:
 
 def _hush() -> None:
     """Leave out what libraries print on import, and their notes to programmers: they ask nothing of the user."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for name in ("bitsandbytes.backends.cpu.ops", "huggingface_hub.repocard", "huggingface_hub.repocard_data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     tell_waits_once()

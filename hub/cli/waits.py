@@ -1,4 +1,4 @@
-"""What ``huggingface_hub`` logs while it tries again: two or three lines for each attempt become one for all."""
+"""What is logged while the Hub is asked again: the client's two or three lines for each attempt become one for all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 
 from lorary.hub.cli.output import print_note
 
-_LOGGERS = ("huggingface_hub.utils._http", "huggingface_hub.file_download")
+_LOGGERS = ("huggingface_hub.utils._http", "huggingface_hub.file_download", "lorary.hub.remote.calls")
+_OWN = re.compile(r"^(.*); trying again in ")
 _STATUS = re.compile(r"HTTP Error (\d{3}) thrown while requesting")
 _BROKEN = re.compile(r"thrown while requesting|^Error while downloading")
 _ATTEMPT = re.compile(r"^(Retrying in|Rate limited\. Waiting) ")
@@ -20,7 +21,7 @@ def tell_waits_once() -> None:
 
 
 class _Once(logging.Filter):
-    """Drops the client's lines about attempts, and says each kind of trouble once."""
+    """Drops the lines about attempts, and says each kind of trouble once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +30,9 @@ class _Once(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """See :class:`logging.Filter`."""
         text = record.getMessage()
-        if status := _STATUS.search(text):
+        if own := _OWN.search(text):
+            self._say(own[1])
+        elif status := _STATUS.search(text):
             self._say(f"the Hub answers with an error ({status[1]})")
         elif _BROKEN.search(text):
             self._say("the connection to the Hub broke off or stands still")

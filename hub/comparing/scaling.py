@@ -14,7 +14,10 @@ import regex
 
 from lorary.hub.errors import UnsupportedAdapterError
 
-_PATIENCE = 1.0  # seconds
+_PATIENCE = 1.0  # seconds for one module's name
+_LONGEST = 20_000  # characters of a pattern
+_HUGE = regex.compile(r"\{[0-9, ]*[0-9]{4}")
+"""Repetitions that are counted in thousands take gigabytes before anything is matched; no module's name needs them."""
 
 
 def rank_and_scale(config: Mapping[str, Any], name: str) -> tuple[int, float]:
@@ -30,9 +33,14 @@ def match_pattern(pattern: str, name: str) -> Any:
     Raises:
         UnsupportedAdapterError: the pattern isn't one, or takes too long.
     """
+    if len(pattern) > _LONGEST or _HUGE.search(pattern):
+        raise UnsupportedAdapterError(
+            f"the pattern {pattern[:80]!r} in the adapter's config is too large; expected at most {_LONGEST:,} "
+            "characters, and repetitions of at most 999"
+        )
     try:
         return regex.match(pattern, name, timeout=_PATIENCE)
-    except regex.error as error:
+    except (regex.error, RecursionError) as error:
         raise UnsupportedAdapterError(
             f"{pattern!r} in the adapter's config isn't a regular expression: {error}"
         ) from error

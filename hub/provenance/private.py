@@ -16,21 +16,23 @@ from typing import Any
 REMOVED = "[removed]"
 """What stands where a secret was."""
 
+# What is searched comes from strangers too, so what may repeat before a fixed part has a limit: without one, a text of
+# nothing but beginnings takes the square of its length.
 _SECRET = re.compile(
     # Not inside a word: "task-classification" holds "sk-", and a key has digits.
-    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|sk-(?=[\w-]*\d)[\w-]{20,}|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|sk-(?=[\w-]{0,60}\d)[\w-]{20,}|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{16,}|A[KS]IA[0-9A-Z]{16}|AIza[\w-]{30,}|xox[abeoprs]-[\w-]{10,}"
-    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
+    r"|eyJ[\w-]{8,500}\.[\w-]{8,5000}\.[\w-]+)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
 _BEARER = re.compile(r"\b(bearer|basic)\s+[\w.~+/-]{16,}=*", re.IGNORECASE)
-_LOGIN = re.compile(r"(\b[a-z][\w+.-]*://)[^/\s\"'@]+@", re.IGNORECASE)
+_LOGIN = re.compile(r"(\b[a-z][\w+.-]{0,30}://)[^/\s\"'@]+@", re.IGNORECASE)
 _QUERY = re.compile(
-    r"([?&](?:[\w-]*token|api[_-]?key|key|sig|signature|secret|password|X-Amz-[\w-]+)=)[^&#\s\"']+", re.IGNORECASE
+    r"([?&](?:[\w-]{0,60}token|api[_-]?key|key|sig|signature|secret|password|X-Amz-[\w-]+)=)[^&#\s\"']+", re.IGNORECASE
 )
 # Special tokens have names such as eos_token, so a bare `token` says nothing.
 _SECRET_NAME = (
-    r"(?:[\w-]*[_-])?(?:api[_-]?key|password|passwd|secret(?:[_-](?:access[_-])?key)?|credentials?"
+    r"(?:[\w-]{0,30}[_-])?(?:api[_-]?key|password|passwd|secret(?:[_-](?:access[_-])?key)?|credentials?"
     r"|(?:access|auth|use[_-]auth|hf|hub|wandb|bearer)[_-]?token)"
 )
 _NAMED = re.compile(rf"(?i)\b({_SECRET_NAME})([\"']?\s*[:=]\s*[\"']?)(?!\[removed\])[^\s\"',;}}]+")
@@ -92,11 +94,21 @@ def public_base(text: str) -> str:
     return bare_name(text)
 
 
+def local_folder(path: str | Path) -> Path | None:
+    """The folder that a text names on this machine; None where it can't be one: too long, or in an unknown home."""
+    try:
+        folder = Path(path).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def own_folder(path: str | Path | None) -> str | None:
     """A folder of this machine as its catalogue keeps it: with ``~`` for the home folder; None if it isn't there."""
-    if path is None or not Path(path).expanduser().is_dir():
+    folder = local_folder(path) if path is not None else None
+    if folder is None:
         return None
-    folder, home = Path(path).expanduser().absolute(), Path.home()
+    folder, home = folder.absolute(), Path.home()
     return f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
 
 

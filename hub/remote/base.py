@@ -8,17 +8,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from lorary.hub.checkpoint import KEPT_FILES
+from lorary.hub.checkpoint import (
+    CONFIG_NAME,
+    GOLDEN_NAME,
+    KEPT_FILES,
+    MAX_TEXT_BYTES,
+    ORIGIN_NAME,
+    RECIPE_NAME,
+    WEIGHTS_NAME,
+)
 from lorary.hub.errors import CheckpointError, UnsafeFileError
-from lorary.hub.remote.versionfile import VERSION_NAME, VersionFile
+from lorary.hub.manifest import MANIFEST_NAME
+from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile
 
 CARD_NAME = "README.md"
 PICKLED = "adapter_model.bin"  # PEFT's weights of old
 WANTED = frozenset({*KEPT_FILES, VERSION_NAME})
 """The files that are fetched; whatever else lies there stays there."""
 
-_LIMITS = {".safetensors": 20_000_000_000}  # bytes; an adapter beyond that is a mistake or an attack
-_LIMIT = 100_000_000  # of any other file: the largest tokenizers take 40 MB
+# Bytes; an adapter beyond that is a mistake or an attack.
+_LIMIT = 100_000_000  # the largest tokenizers take 40 MB
+_LIMITS = {
+    **dict.fromkeys((WEIGHTS_NAME, GOLDEN_NAME), 20_000_000_000),
+    **dict.fromkeys((CONFIG_NAME, MANIFEST_NAME, ORIGIN_NAME, RECIPE_NAME, CARD_NAME), MAX_TEXT_BYTES),
+    VERSION_NAME: MAX_BYTES,
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,7 @@ def check_listing(sizes: Mapping[str, int | None], source: str) -> list[str]:
         )
     names = sorted(WANTED & set(sizes))
     for name in names:
-        size, limit = sizes[name], _LIMITS.get(Path(name).suffix, _LIMIT)
+        size, limit = sizes[name], _LIMITS.get(name, _LIMIT)
         if size is None or size > limit:
             found = "an unknown number of" if size is None else f"{size:,}"
             raise UnsafeFileError(

@@ -48,8 +48,11 @@ def commit_of(info: ModelInfo, shown: str) -> str:
 
 
 def sizes(info: ModelInfo) -> dict[str, int | None]:
-    """Bytes of each file, by name."""
-    return {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
+    """Bytes of each file, by name; None where the Hub doesn't say it in a number."""
+    return {
+        sibling.rfilename: sibling.size if type(sibling.size) is int and sibling.size >= 0 else None
+        for sibling in info.siblings or ()
+    }
 
 
 def download(repo: str, info: ModelInfo, names: Collection[str]) -> Path:
@@ -63,12 +66,12 @@ def download(repo: str, info: ModelInfo, names: Collection[str]) -> Path:
 
     commit = commit_of(info, repo)
     listed = {sibling.rfilename: sibling for sibling in info.siblings or () if sibling.rfilename in names}
-    total = sum(sibling.size or 0 for sibling in listed.values())
+    total = sum(size or 0 for name, size in sizes(info).items() if name in names)
     place = Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
     if total > free:
         raise RemoteError(f"{repo}: takes {total:,} bytes, but {place} has room for {free:,}; make room first")
-    with bars(shown=names != [VERSION_NAME]) as bar:
+    with bars(shown=names != [VERSION_NAME], expected=total) as bar:
         fetch = partial(snapshot_download, repo, revision=commit, allow_patterns=sorted(names), tqdm_class=bar)
         # The client itself repeats what fails here.
         folder = Path(ask(fetch, repo, revision=commit[:12], again=lambda _: False, patience=None))

@@ -88,8 +88,9 @@ def _on_hub(
     tags += [_BASE_TAG + base] if base else []
     # The pages come one by one while the list is read, and the client itself repeats what fails.
     query = partial(HfApi().list_models, filter=tags, author=owner, limit=limit)
-    models = ask(lambda: list(query()), owner or "the Hub", verb="read", again=lambda _: False, patience=10 * PATIENCE)
-    yield from map(_listed, models)
+    yield from ask(
+        lambda: [_listed(model) for model in query()], owner or "the Hub", again=lambda _: False, patience=10 * PATIENCE
+    )
 
 
 def _listed(model: ModelInfo) -> Listed:
@@ -102,7 +103,7 @@ def _listed(model: ModelInfo) -> Listed:
         domain=domains[0] if domains else None,
         task=model.pipeline_tag or next((tag for tag in tags if tag in TASKS), None),
         base=next((base for base in bases if not base.startswith(_RELATIONS)), None),
-        private=model.private,
+        private=model.private if isinstance(model.private, bool) else None,
         updated=when.date().isoformat() if when else None,
     )
 

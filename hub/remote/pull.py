@@ -10,6 +10,7 @@ from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,
     InvalidReferenceError,
+    RegistryConflictError,
     RemoteError,
     UsageError,
 )
@@ -20,7 +21,7 @@ from lorary.hub.remote.address import Address, parse_address
 from lorary.hub.remote.base import CARD_NAME, Fetched, Remote
 from lorary.hub.remote.places import open_remote
 from lorary.hub.remote.versionfile import Parent, VersionFile
-from lorary.hub.tables.links import adopt, remember
+from lorary.hub.tables.links import adopt, links, remember
 from lorary.hub.values import Version
 
 _NUMBERED = re.compile(r"v[0-9]+")
@@ -61,7 +62,8 @@ def pull(
     Args:
         registry: the catalogue.
         source: ``user/repo[@revision]`` or ``file:///a/shared/folder/name[@v3]``.
-        name: what to call it here; by default what it is called there.
+        name: what to call it here; by default what it is called there, unless that is a name of this registry that
+            never had to do with the remote.
         domain: its subject matter; by default what the version says.
         task: a pipeline tag; by default what the version says.
         changed: take files that were changed since they were pushed, as an adapter made without lorary.
@@ -72,7 +74,7 @@ def pull(
         ChangedFilesError: the files aren't those that were pushed.
         UnsafeFileError: a pickle, a link, or a file of an absurd size.
         CheckpointError: what is there isn't an adapter.
-        RegistryConflictError: the name stands for another domain or task here.
+        RegistryConflictError: the name is another adapter's here, or stands for another domain or task.
         RemoteError: the remote refuses, fails or can't be reached.
     """
     address = parse_address(source)
@@ -85,6 +87,8 @@ def pull(
             _check(stated, checkpoint, fetched, source)
         chosen = name if name is not None else _name(stated, address)
         there = {version.digest: version for version in registry.versions(check_name(chosen))}
+        if name is None and there and checkpoint.digest not in there:
+            _demand_known(registry, chosen, remote.address)
         wanted = [alias for alias in (fetched.aliases if stated is not None else ()) if _is_alias(alias)]
         # Those of a name that is new here; of one that has other versions they are its owner's to move.
         free = wanted if there.keys() <= {checkpoint.digest} else []
@@ -174,6 +178,15 @@ def _check(stated: VersionFile, checkpoint: Checkpoint, fetched: Fetched, source
         raise ChangedFilesError(
             f"{source}: its files have the digest {checkpoint.digest[:12]}..., its description states "
             f"{stated.digest[:12]}...; {mend}"
+        )
+
+
+def _demand_known(registry: Registry, name: str, remote: str) -> None:
+    """What it calls itself, whoever made it chose: it doesn't become the latest version of a name of ours by that."""
+    if all(link.remote != remote for link in links(registry.path, name)):
+        raise RegistryConflictError(
+            f"{remote}: calls itself {name}, which is another adapter's name here; --name {name} makes it that one's "
+            f"next version all the same, --name {name}-2 (or any other) keeps it apart"
         )
 
 

@@ -116,7 +116,7 @@ def _demand_nothing_unseen(comparison: Comparison, version: Version, remote: Rem
     there = ", ".join(f"v{number}" if number else "an adapter" for number in comparison.behind)
     raise RemoteConflictError(
         f"{remote.address}: holds {there}, which this registry lacks, so {version.reference} wasn't pushed; "
-        f"`lorary pull {remote.address}` first, or push to another repository"
+        f"`lorary pull {remote.address} --name {version.name}` first, or push to another repository"
     )
 
 

@@ -215,10 +215,11 @@ def test_what_modules_to_save_and_lora_bias_promise(backbone, adapter, config, c
     [
         {"r": "4"}, {"r": 0}, {"r": None}, {"r": True}, {"lora_alpha": "8"}, {"lora_alpha": None},
         {"rank_pattern": ["q_proj"]}, {"rank_pattern": {"q_proj": "2"}}, {"rank_pattern": {"q_proj(": 2}},
+        {"target_modules": "q{1000000000}"}, {"rank_pattern": {"(?:" * 6000 + "q" + ")*" * 6000: 2}},
         {"target_modules": 7}, {"target_modules": None}, {"target_modules": []}, {"target_modules": "(a+)+$("},
         {"task_type": ["CAUSAL_LM"]}, {"modules_to_save": "lm_head"}, {"layers_to_transform": "1"},
     ],
-    ids=str,
+    ids=lambda fields: str(fields)[:60],
 )  # fmt: skip
 def test_values_of_the_wrong_kind(backbone, adapter, fields):
     change_config(adapter, **fields)

@@ -5,7 +5,8 @@ import pytest
 
 from checkpoints import lora_tensors, make_checkpoint, make_manifest, write_safetensors
 from lorary.hub.checkpoint import canonical_config, read_checkpoint
-from lorary.hub.errors import CheckpointError, UnsafeFileError
+from lorary.hub.embedded import resolve_base
+from lorary.hub.errors import BaseNotFoundError, CheckpointError, UnsafeFileError
 from lorary.hub.manifest import BaseIdentity, Numerics, Prompt
 
 
@@ -169,3 +170,35 @@ def test_an_error_in_the_weights_names_their_source(tmp_path):
     files = {path.name: path for path in weights.parent.iterdir()}
     with pytest.raises(CheckpointError, match=r"^ann/tone@v1/adapter_model\.safetensors: 1 bytes follow"):
         read_checkpoint(files, shown="ann/tone@v1")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('{"peft_type": "LORA", "lora_alpha": 1e400}', "1e400 is too large"),
+        ('{"peft_type": "LORA", "lora_alpha": -1e999}', "is too large"),
+        ('{"peft_type": "LORA", "r": 1' + "0" * 40 + "}", "has 41 digits"),
+        ('{"peft_type": "LORA", "r": 1' + "0" * 10_000 + "}", "has 10001 digits"),
+        ('{"peft_type": "LORA", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested"),
+        ('{"peft_type": "\\u001b[31mLORA"}', "no method's name"),
+        ('{"peft_type": "' + "A" * 100_000 + '"}', "no method's name"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": ["org/tiny"]}', "expected a model's id"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": "' + "a/" * 5_000 + '"}', "expected a model's id"),
+        ('{"peft_type": "LORA"}' + " " * 5_000_000, "5,000,021 bytes is too large"),
+    ],
+)
+def test_a_config_made_to_break_what_comes_later(tmp_path, text, word):
+    make_checkpoint(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path)
+    assert word in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("base", ["~nobody-here/base", f"/{'a' * 300}/base", "a\0b", "x/" * 400])
+def test_a_base_that_can_be_no_folder(registry, tmp_path, base):
+    folder = make_checkpoint(tmp_path / "it", manifest=False, base_model_name_or_path=base)
+    assert registry.add(folder, name="it", domain="legal").number == 1
+    with pytest.raises(BaseNotFoundError):
+        resolve_base(base)

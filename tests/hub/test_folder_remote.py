@@ -170,7 +170,7 @@ def _push_until_it_is_there(folder, seed, team):
                 push(registry, mine.reference, team)
                 return 0
             except RemoteConflictError:
-                pull(registry, f"{team}/finance-tone")
+                pull(registry, f"{team}/finance-tone", name="finance-tone")
     except BaseException:
         return 2
     return 1

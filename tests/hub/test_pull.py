@@ -5,7 +5,8 @@ import json
 import pytest
 
 from checkpoints import header_bytes, make_checkpoint, make_manifest
-from lorary.hub.checkpoint import KEPT_FILES
+from hub_server import HubServer
+from lorary.hub.checkpoint import KEPT_FILES, read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,
     CheckpointError,
@@ -16,7 +17,7 @@ from lorary.hub.errors import (
     UnsafeFileError,
     UsageError,
 )
-from lorary.hub.remote import pull, push
+from lorary.hub.remote import list_remote, pull, push
 from lorary.hub.tables.links import links
 
 REPO = "ann/finance-tone"
@@ -67,7 +68,7 @@ def test_a_name_that_is_here_gets_no_alias_from_elsewhere(ann, registry, add, el
     registry.alias("finance-tone", "prod", 1)
     push(registry, "finance-tone")
     elsewhere.add(make_checkpoint(tmp_path / "other", seed=5), name="finance-tone")
-    pulled = pull(elsewhere, REPO)
+    pulled = pull(elsewhere, REPO, name="finance-tone")
     assert (pulled.aliases, pulled.kept, pulled.version.aliases) == ((), ("prod",), ())
     elsewhere.alias("finance-tone", "prod", 1)
     assert pull(elsewhere, REPO).kept == ("prod",)
@@ -160,7 +161,13 @@ def test_no_adapter_there(ann, elsewhere, files, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("adapter_model.safetensors", 10**12), ("README.md", 10**9), ("tokenizer.json", None)]
+    ("name", "size"),
+    [
+        ("adapter_model.safetensors", 10**12),
+        ("adapter_config.json", 5 * 10**8),
+        ("README.md", 10**9),
+        ("tokenizer.json", None),
+    ],
 )
 def test_absurd_sizes_are_seen_before_anything_is_fetched(ann, elsewhere, tmp_path, name, size):
     ann.commit_folder("bob/huge", foreign(tmp_path), **{"tokenizer.json": b"{}", "README.md": b""})
@@ -253,6 +260,90 @@ def test_aliases_that_are_none_are_left_out(ann, registry, add, elsewhere):
     assert pull(elsewhere, REPO).aliases == ("ok",)
 
 
+def test_a_name_of_ours_is_not_taken_over(ann, registry, add, elsewhere, tmp_path):
+    """Whoever pulls somebody's adapter doesn't mean to serve it in place of their own from then on."""
+    add(0)
+    push(registry, "finance-tone", "ann/harmless")
+    ann.commit_folder("ann/finance-tone", foreign(tmp_path))
+    mine = elsewhere.add(make_checkpoint(tmp_path / "mine", seed=5), name="finance-tone")
+    for source in ("ann/harmless", "ann/finance-tone"):
+        with pytest.raises(
+            RegistryConflictError, match=f"^{source}: calls itself finance-tone, .*--name finance-tone-2"
+        ):
+            pull(elsewhere, source, domain="finance")
+    assert elsewhere.resolve("finance-tone").digest == mine.digest
+    assert pull(elsewhere, "ann/harmless", name="theirs").version.reference == "theirs@1"
+    assert pull(elsewhere, "ann/harmless", name="finance-tone").version.reference == "finance-tone@2"
+    add(1)
+    push(registry, "finance-tone", "ann/harmless")
+    assert pull(elsewhere, "ann/harmless").version.reference == "finance-tone@3"  # known from now on
+
+
+# A Hub that lies, and what others put between
+
+
+def test_a_repository_that_changes_in_between(ann, elsewhere, tmp_path):
+    first = ann.commit_folder("bob/tone", foreign(tmp_path))
+    other = make_checkpoint(tmp_path / "later", seed=12, manifest=False)
+    ann.fail("GET", r"^/api/models/bob/tone\?", call=lambda: ann.commit_folder("bob/tone", other), times=1)
+    pulled = pull(elsewhere, "bob/tone", domain="legal")
+    assert ann.repos["bob/tone"].refs["main"] != first == pulled.commit
+    assert pulled.version.digest == read_checkpoint(tmp_path / "foreign").digest
+
+
+@pytest.mark.parametrize("path", ["/api/models/bob/tone", "/tree/", "/adapter_config.json", "^/lfs/"])
+def test_redirects_lead_to_no_file_and_carry_no_token(ann, elsewhere, tmp_path, path):
+    (tmp_path / "secret").write_text('{"peft_type": "LORA"}')
+    ann.commit_folder("bob/tone", foreign(tmp_path))
+    with HubServer() as stranger:
+        for target in (
+            (tmp_path / "secret").as_uri(),
+            f"{stranger.url}/x",
+            stranger.url.replace("127.0.0.1", "localhost"),
+        ):
+            ann.fail("HEAD|GET", path, status=302, headers={"Location": target})
+            refused(elsewhere, "bob/tone", LoraryError, "bob/tone")
+            ann.faults.clear()
+        assert {request.token for request in stranger.requests} <= {None}
+
+
+def test_a_list_that_goes_on_elsewhere_gets_no_token(ann):
+    with HubServer() as stranger:
+        stranger.users["hf_ann"] = "ann"
+        ann.fail("GET", r"^/api/models\?", headers={"Link": f'<{stranger.url}/api/models?cursor=1>; rel="next"'})
+        assert list_remote("ann") == ([], False)
+        assert [request.token for request in stranger.requests] == [None]
+
+
+@pytest.mark.parametrize("path", ["^/api/models/bob/tone", "/adapter_config.json"])
+def test_a_packed_answer_that_swells(ann, elsewhere, tmp_path, path, no_wait):
+    folder = foreign(tmp_path)
+    ann.commit_folder("bob/tone", folder)
+    ann.fail("GET", path, pack=b" " * 100_000_000)
+    before = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    refused(elsewhere, "bob/tone", LoraryError, "bob/tone" if "api" in path else "bytes came, but")
+    left = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert left - before < 30_000_000
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"siblings": 5}, {"sha": 5}, {"siblings": [{"rfilename": "adapter_config.json", "size": "x"}]}, {"sha": "../.."}],
+)
+def test_a_hub_that_talks_nonsense(ann, elsewhere, tmp_path, told):
+    ann.commit_folder("bob/tone", foreign(tmp_path))
+    ann.overrides["bob/tone"] = told
+    refused(elsewhere, "bob/tone", LoraryError, "bob/tone")
+
+
+@pytest.mark.parametrize("told", [{"tags": 5}, {"lastModified": "\x1b[31m"}, {"siblings": 5}])
+def test_a_list_that_is_nonsense(ann, tmp_path, told):
+    ann.commit_folder("bob/tone", foreign(tmp_path), **{"README.md": b"---\nlibrary_name: peft\n---\n"})
+    ann.overrides["bob/tone"] = told
+    with pytest.raises(RemoteError, match=r"^bob: "):
+        list_remote("bob")
+
+
 # Changed since it was pushed
 
 
@@ -292,7 +383,7 @@ def test_another_domain_under_that_name(ann, registry, add, elsewhere, tmp_path)
     legal = make_checkpoint(tmp_path / "legal", seed=3, manifest=make_manifest(domain="legal"))
     elsewhere.add(legal, name="finance-tone")
     with pytest.raises(RegistryConflictError, match="stands for legal/text-classification"):
-        pull(elsewhere, REPO)
+        pull(elsewhere, REPO, name="finance-tone")
     assert pull(elsewhere, REPO, name="tone").version.reference == "tone@1"
 
 

@@ -130,7 +130,10 @@ def test_what_this_registry_lacks_is_not_pushed_over(ann, registry, add, tmp_pat
     push(other, "finance-tone")
     head = ann.repos[REPO].refs["main"]
     add(1)
-    with pytest.raises(RemoteConflictError, match=rf"holds v2, which this registry lacks.*`lorary pull {REPO}` first"):
+    with pytest.raises(
+        RemoteConflictError,
+        match=rf"holds v2, which this registry lacks.*`lorary pull {REPO} --name finance-tone` first",
+    ):
         push(registry, "finance-tone")
     assert ann.repos[REPO].refs["main"] == head
     assert pull(registry, REPO).version.reference == "finance-tone@3"
@@ -145,7 +148,7 @@ def test_an_adapter_of_somebody_else_is_not_pushed_over(ann, registry, add, tmp_
     add()
     with pytest.raises(RemoteConflictError, match="holds an adapter, which this registry lacks"):
         push(registry, "finance-tone")
-    pull(registry, REPO, domain="finance")
+    pull(registry, REPO, name="finance-tone", domain="finance")
     assert push(registry, "finance-tone@1").number == 1
 
 
@@ -221,7 +224,7 @@ def test_a_parent_that_was_never_here_goes_on_under_where_it_is(ann, registry, a
     assert parent == {"reference": place, "digest": None, "remote": place}
     third = type(registry)(tmp_path / "third.db")
     assert pull(third, "ann/copy").version.parents == (place,)
-    pull(third, f"{REPO}@v1")
+    pull(third, f"{REPO}@v1", name="finance-tone")
     assert third.resolve("finance-tone@1").parents == ("finance-tone@2",)
 
 

@@ -51,7 +51,7 @@ def test_empty_tensors_are_allowed(tmp_path):
         ({"a": entry(False, True, [True])}, 1, "malformed"),
         ({"a": entry(0, 4, ["4"])}, 4, "malformed"),
         ({"a": entry(0, 4, [2**62, 2**62])}, 4, "needs"),
-        ({"a": entry(0, 4, [10**400])}, 4, "malformed"),
+        ({"a": entry(0, 4, [10**25])}, 4, "malformed"),
         ({"a": entry(0, 4, [1] * 65)}, 4, "malformed"),
         ({"a": entry(0, 4, dtype="F4")}, 4, "dtype"),
         ({"a": entry(0, 4, dtype=["U8"])}, 4, "malformed"),

@@ -1,5 +1,6 @@
 """The server itself: two listeners, and the faults that requests run into."""
 
+import gzip
 import hashlib
 import re
 import socket
@@ -149,8 +150,11 @@ class _Handler(BaseHTTPRequestHandler):
             if fault is not None and fault.corrupt and request.body:
                 request = replace(request, body=_spoiled(request.body))
             answer = hub.answer(request)
-            if fault is not None and fault.cut == "after":
+            if fault is not None:
+                answer = _changed(answer, fault)
+            if fault is not None:
                 fault.call()
+            if fault is not None and fault.cut == "after":
                 self._hang_up()
             else:
                 self._send(answer, fault)
@@ -195,6 +199,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep stderr for what is under test."""
+
+
+def _changed(answer: Answer, fault: Fault) -> Answer:
+    headers = {**answer.headers, **fault.headers}
+    if fault.pack is None:
+        return replace(answer, headers=headers)
+    return replace(answer, headers={**headers, "Content-Encoding": "gzip"}, body=gzip.compress(fault.pack, 1))
 
 
 def _spoiled(body: bytes) -> bytes:

@@ -45,7 +45,10 @@ class Repo:
         commit = self.refs.get("main")
         text = self.commits[commit].get("README.md", b"").decode() if commit else ""
         found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-        values = yaml.safe_load(found[1]) if found else None
+        try:
+            values = yaml.safe_load(found[1]) if found else None
+        except (yaml.YAMLError, RecursionError):
+            return {}
         return values if isinstance(values, dict) else {}
 
 
@@ -64,7 +67,8 @@ class Fault:
     """What goes wrong with requests that fit: an error status, or a body that ends after ``keep`` bytes.
 
     ``broken`` bodies announce their full length and the connection ends; others announce what they hold. ``corrupt``
-    bodies, asked or answered, have their full length and a wrong last byte. ``cut`` ends the connection without an
+    bodies, asked or answered, have their full length and a wrong last byte; with ``pack`` the body is that, compressed.
+    ``headers`` come on top of the answer's. ``cut`` ends the connection without an
     answer: ``before`` or ``after`` the request took effect, and ``call`` is called then. With ``stall`` the connection
     stays, but nothing comes after ``keep`` bytes; without those the request takes no effect. ``skip`` lets that many
     pass first; ``times`` is how often it still happens, None for always.
@@ -76,6 +80,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     keep: int | None = None
     broken: bool = False
+    pack: bytes | None = None
     stall: bool = False
     corrupt: bool = False
     cut: str | None = None

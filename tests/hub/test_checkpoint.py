@@ -7,7 +7,7 @@ from checkpoints import lora_tensors, make_checkpoint, make_manifest, write_safe
 from lorary.hub.checkpoint import canonical_config, read_checkpoint
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, CheckpointError, UnsafeFileError
-from lorary.hub.manifest import BaseIdentity, Numerics, Prompt
+from lorary.hub.manifest import FORMAT, BaseIdentity, Numerics, Prompt
 
 
 def digest(folder):
@@ -159,7 +159,7 @@ def test_no_tensors(tmp_path):
 
 def test_a_newer_manifest(tmp_path):
     path = make_checkpoint(tmp_path) / "lorary.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 4}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": FORMAT + 1}))
     with pytest.raises(CheckpointError, match="newer than this lorary reads"):
         read_checkpoint(tmp_path)
 

@@ -12,6 +12,7 @@ from lorary.training.data import Example, Examples
 from lorary.training.model import Base, add_tokens, check_settings, initialise, load_for, reseed, settle, virtual_tokens
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.steps import with_enough_epochs
 from lorary.training.strategies.beginning import begin
 from lorary.training.strategies.going_on import Stack
 from lorary.training.strategies.parent import Parent
@@ -67,6 +68,14 @@ def prepare(
     base = add_tokens(base, recipe, reporter.note)
     rows = {"train": data.train, "validation": data.validation, "test": data.test}
     encoded, lengths, max_length = encode_parts(recipe, rows, task, base, reporter)
+    enough = with_enough_epochs(recipe, len(encoded["train"].features))
+    if enough is not recipe:
+        reporter.note(
+            f"{len(encoded['train'].examples)} training rows are soon gone through: {enough.training.epochs:g} epochs "
+            f"in place of {recipe.training.epochs:g}, for at least {recipe.training.min_steps} steps "
+            "(training.min_steps)"
+        )
+        recipe = enough
     begun = begin(recipe, base, task, parent, encoded["train"].features[0], reporter.note)
     if parent is None or recipe.start == "stack":
         initialise(begun.model, base, task, recipe, encoded["train"].features, reporter.note)

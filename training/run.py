@@ -186,8 +186,8 @@ def take_part(recipe: Recipe, group: Group) -> None:
         prepared = prepare(recipe, load_data(recipe), Reporter(), shared.parent)
         with prepared.task.scaled(prepared.model, prepared.train):
             fit(
-                prepared.model, prepared.base.tokenizer, prepared.task, prepared.train, prepared.validation, recipe,
-                folder=shared.checkpoints, reporter=Reporter(), stops=stops, group=group,
+                prepared.model, prepared.base.tokenizer, prepared.task, prepared.train, prepared.validation,
+                prepared.recipe, folder=shared.checkpoints, reporter=Reporter(), stops=stops, group=group,
             )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ FILES = {"report.json", "report.html", "curves.png", "mistakes.png"}
 
 @pytest.fixture
 def reported(make_recipe, registry, tmp_path):
-    recipe = make_recipe(rows=100, **{"report.write": True, "training.early_stopping": 2, "report.rows": 5})
+    settings = {"report.write": True, "training.early_stopping": 2, "report.rows": 5, "data.validation_size": 0.1}
+    recipe = make_recipe(rows=100, **settings)
     return train(recipe, registry), recipe, read_report(tmp_path / "out" / "report.json", "out")
 
 

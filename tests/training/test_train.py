@@ -52,7 +52,7 @@ def test_train_learns_and_peft_gives_the_same_logits(task, make_recipe, registry
 
 
 def test_the_run_folder_holds_what_an_adapter_needs_and_no_pickles(make_recipe, registry, tmp_path):
-    train(make_recipe(rows=100, **{"training.early_stopping": 2}), registry)
+    train(make_recipe(rows=100, **{"training.early_stopping": 2, "data.validation_size": 0.1}), registry)
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
         "adapter_config.json",
@@ -135,7 +135,9 @@ def test_early_stopping_keeps_the_epoch_with_the_lowest_validation_loss(make_rec
     from lorary.training.fitting.evaluate import row_logits
 
     # A step size that makes later epochs worse than earlier ones.
-    settings = {"training.early_stopping": 1, "training.epochs": 12, "training.learning_rate": 0.2}
+    settings = {
+        "training.early_stopping": 1, "training.epochs": 12, "training.learning_rate": 0.2, "data.validation_size": 0.1,
+    }  # fmt: skip
     recipe = make_recipe(rows=100, **settings)
     prepared = prepare(recipe, load_data(recipe), Reporter())
     finished = run(prepared, tmp_path / "checkpoints", Reporter())
@@ -156,7 +158,7 @@ def test_early_stopping_keeps_the_epoch_with_the_lowest_validation_loss(make_rec
 
 
 def test_held_out_rows_are_never_used_to_choose_an_epoch(make_recipe):
-    recipe = make_recipe(rows=100, **{"training.early_stopping": 2})
+    recipe = make_recipe(rows=100, **{"training.early_stopping": 2, "data.validation_size": 0.1})
     data = load_data(recipe)
     test = {example.place for example in data.test}
     assert data.validation

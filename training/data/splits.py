@@ -10,8 +10,13 @@ from typing import Any
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example, Note
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.tasks import TASK_FACTS
+
+VALIDATION_SHARE = 0.1
+"""Of the training rows, where the recipe doesn't say."""
 
 FEWEST_VALIDATION_ROWS = 8
+"""The least that a recipe can ask for; what a task takes by itself is in its facts."""
 
 
 def split_rows(
@@ -89,8 +94,10 @@ def split_validation(
         return train, ()
     if "validation" in parts:
         return train, parts["validation"]
-    share = recipe.data.validation_size or 0.0
-    if share * len(train) < FEWEST_VALIDATION_ROWS:
+    asked = recipe.data.validation_size
+    share = VALIDATION_SHARE if asked is None else asked
+    fewest = TASK_FACTS[recipe.task].fewest_validation if asked is None else FEWEST_VALIDATION_ROWS
+    if share * len(train) < fewest:
         if share:
             note(f"no early stopping: {share:g} of {len(train)} training rows are too few to judge by")
         return train, ()

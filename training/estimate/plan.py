@@ -20,6 +20,7 @@ from lorary.training.model import Base, add_tokens
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.steps import with_enough_epochs
 from lorary.training.tasks import Task, make_task
 from lorary.training.tasks.base import Encoded
 
@@ -81,6 +82,7 @@ def estimate(
         task, base = _without_weights(recipe, data, tokenizer, config)
         import_trainer(task)
         rows = encode_parts(recipe, {"train": data.train}, task, base, reporter)[0]["train"]
+        recipe = with_enough_epochs(recipe, len(rows.features))
 
         def step_of(variant: Recipe) -> StepCost:
             task, base = _without_weights(variant, data, tokenizer, config)

@@ -68,5 +68,5 @@ def final_recipe(
         columns = zip(labels, zip(*found, strict=True), strict=True) if found else ()
         changes["threshold"] = {label: statistics.median(values) for label, values in columns} or None
     if known:
-        changes["epochs"] = max(1.0, float(round(statistics.median(known))))
+        changes |= {"epochs": max(1.0, float(round(statistics.median(known)))), "min_steps": None}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})

@@ -27,6 +27,9 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             if given is None or isinstance(given, Mapping):
                 filled[section] = {**(filled.get(section) or {}), **settings, **(given or {})}
+    given = values.get("training")
+    if isinstance(given, Mapping) and "min_steps" not in given and {"epochs", "max_steps"} & given.keys():
+        filled["training"].pop("min_steps", None)  # it would raise a number that the user has chosen
     lora = filled.get("lora")
     if isinstance(lora, dict) and isinstance(lora.get("rank"), int):
         lora.setdefault("alpha", 2 * max(1, lora["rank"]))  # a wrong rank is one mistake, not two
@@ -40,8 +43,6 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         folds = training.get("folds") if isinstance(training, Mapping) else None
         if data.get("test") is None and data.get("test_split") is None and folds is None:
             data.setdefault("test_size", 0.2)
-        if data.get("validation") is None:
-            data.setdefault("validation_size", 0.1)
     return filled
 
 

@@ -64,7 +64,8 @@ class Data(Section):
     whole file (``document``), what stands between blank lines (``paragraph``), or a ``line``.
 
     ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
-    or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen.
+    or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen; by default
+    a tenth, where that is enough rows to judge by.
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
     ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
     ``broken_tags``: sentences whose tags break their scheme (an I- without its B-) are counted and kept, or an error.
@@ -130,6 +131,8 @@ class Training(Section):
     """The run. Lengths are in tokens; ``warmup`` is a share of all steps. Of question answering alone: ``stride`` is by
     how much the windows of a long context overlap, ``max_answer_length`` the longest answer.
 
+    Where ``epochs`` are fewer steps than ``min_steps``, there are as many epochs as make these.
+
     Summaries and translations have a length of their own, ``max_target_length``; ``max_length`` is that of their texts.
 
     ``weight_decay`` leaves biases and norms alone. ``class_weights`` weigh the labels in the loss: ``balanced``
@@ -149,6 +152,7 @@ class Training(Section):
     """
 
     epochs: Annotated[float, Field(gt=0)]
+    min_steps: Positive | None = None
     max_steps: Positive | None = None
     batch_size: Positive
     gradient_accumulation: Positive = 1

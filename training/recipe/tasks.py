@@ -16,6 +16,7 @@ class TaskFacts:
     ``prompts``: it has settings for how prompts are put. ``rewrites``: it makes one text of another.
     ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for;
     ``masks``: it hides tokens. ``strategy`` is the default one.
+    ``fewest_validation``: with fewer validation rows there are none, unless the recipe asks for them.
     ``weighted``: its loss takes class weights, and its head has a dropout; ``smoothed``: it takes label smoothing.
     """
 
@@ -28,6 +29,7 @@ class TaskFacts:
     masks: bool = False
     strategy: str = "fine-tune"
     rewrites: bool = False
+    fewest_validation: int = 8
     weighted: bool = False
     smoothed: bool = False
 
@@ -59,6 +61,8 @@ def _rewriting(source: str, target: str) -> TaskFacts:
 
 # Weight decay is BERT's (Devlin et al. 2019) where a head is trained from nothing; generation has none (Dettmers et al.
 # 2023). On an adapter it pulls the low-rank product, so the model, back towards the base.
+# On a few hundred rows eight epochs are over before a head that is trained from nothing is right, and the loss on a
+# dozen rows ends them sooner still (Mosbach et al. 2021, "On the Stability of Fine-tuning BERT"; docs/benchmarks.md).
 # Learning rates are about ten times those of full fine-tuning ("LoRA Without Regret", 2025; Hu et al. 2021, table 9).
 TASK_FACTS: Mapping[str, TaskFacts] = {
     "text-classification": TaskFacts(
@@ -67,6 +71,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
         defaults={
             "training": {
                 "epochs": 8,
+                "min_steps": 160,
                 "batch_size": 16,
                 "learning_rate": 5e-4,
                 "weight_decay": 0.01,
@@ -74,6 +79,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             },
             "lora": {"rank": 8},
         },
+        fewest_validation=30,
         weighted=True,
         smoothed=True,
     ),

@@ -65,7 +65,10 @@ class MultiLabelClassification(TextClassification):
     def decide(self, outcomes: Sequence[Any], golds: Sequence[Any], note: Note) -> None:
         """Find each label's threshold."""
         if not outcomes:
-            note(f"a row has a label from {THRESHOLD} on: there are no validation rows to find better thresholds on")
+            note(
+                f"a row has a label from {THRESHOLD} on: there are no validation rows to find better thresholds on; "
+                "data.validation_size takes some of the training rows for that"
+            )
             return
         before = self._main_at(outcomes, golds)
         scores = stacked([outcome.scores for outcome in outcomes])

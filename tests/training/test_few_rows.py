@@ -1,0 +1,82 @@
+"""Few rows: enough steps for a head that is trained from nothing, and no judging by a handful of rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from lorary.training import Recipe, train
+from lorary.training.data import load_data
+from lorary.training.recipe.steps import with_enough_epochs
+from samples import ROWS, write_jsonl
+
+
+@pytest.fixture
+def plain(bases, tmp_path):
+    """A recipe as flags alone give it."""
+
+    def make(count=40, task="text-classification", **settings):
+        flags = {
+            "name": "tiny", "domain": "finance", "task": task, "base": bases("bert"), "device": "cpu",
+            "data.train": write_jsonl(tmp_path / "train.jsonl", ROWS[task](count)),
+            "data.test": write_jsonl(tmp_path / "test.jsonl", ROWS[task](8, seed=9)), "output": str(tmp_path / "out"),
+        }  # fmt: skip
+        return Recipe.from_flags({**flags, **settings})
+
+    return make
+
+
+def test_the_recipes_own_number_of_epochs_is_never_raised(plain):
+    assert plain().training.min_steps == 160
+    assert plain(**{"training.epochs": 2}).training.min_steps is None
+    assert plain(**{"training.max_steps": 20}).training.min_steps is None
+    assert plain(**{"training.epochs": 2, "training.min_steps": 50}).training.min_steps == 50
+    assert plain(task="token-classification").training.min_steps is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "epochs"),
+    [
+        (150, {}, 16),
+        (300, {}, 9),
+        (319, {}, 8),
+        (5000, {}, 8),
+        (150, {"training.gradient_accumulation": 4}, 54),
+        (150, {"training.batch_size": 75, "training.min_steps": 7}, 8),
+        (150, {"training.batch_size": 150, "training.min_steps": 9}, 9),
+        (150, {"training.max_steps": 4, "training.min_steps": 9}, 8),
+    ],
+)
+def test_epochs_make_enough_steps(rows, settings, epochs, plain):
+    assert with_enough_epochs(plain(**settings), rows).training.epochs == epochs
+
+
+def test_a_run_on_few_rows_goes_through_them_more_often(plain, registry):
+    settings = {"training.min_steps": 6, "training.epochs": 1, "training.batch_size": 8, "report.write": False}
+    version = train(plain(16, **settings), registry)
+    provenance = version.manifest.provenance
+    assert (provenance["steps"], provenance["recipe"]["training"]["epochs"]) == (6, 3.0)
+    told = "16 training rows are soon gone through: 3 epochs in place of 1, for at least 6 steps (training.min_steps)"
+    assert told in provenance["notices"]
+
+
+@pytest.mark.parametrize(
+    ("count", "task", "settings", "validation"),
+    [
+        (150, "text-classification", {}, 0),
+        (300, "text-classification", {}, 30),
+        (150, "text-classification", {"data.validation_size": 0.1}, 15),
+        (150, "token-classification", {}, 15),
+        (300, "text-classification", {"data.validation_size": 0}, 0),
+    ],
+)
+def test_a_classifier_is_stopped_early_by_enough_rows_only(count, task, settings, validation, plain):
+    data = load_data(plain(count, task, **settings), lambda line: None)
+    assert len(data.validation) == validation
+    assert len(data.train) == count - validation
+
+
+def test_the_estimate_counts_the_steps_of_the_run(plain):
+    from lorary.training.estimate.plan import estimate
+
+    recipe = plain(16, **{"training.min_steps": 6, "training.epochs": 1, "training.batch_size": 8})
+    assert estimate(recipe).cost.steps == 6

@@ -25,6 +25,7 @@ from lorary.adapters.heads import (
 from lorary.adapters.masked import MaskedHead, MaskedModel, adapt_head
 from lorary.adapters.matching.keys import KeyPlan, Site, plan_keys
 from lorary.adapters.matching.renaming import renamed_keys
+from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.modules import LinearShape, ModuleMap, output_scale
 from lorary.adapters.override import TrainedLinear
 from lorary.adapters.slots import LowRank
@@ -254,7 +255,19 @@ def _plan(
     offered: frozenset[str] | None,
     head: Mapping[str, LinearShape] | None,
 ) -> KeyPlan:
-    """The place of each tensor, under today's names of the modules where the file's don't fit."""
+    """The place of each tensor: under plain names, and under today's names of the modules where those don't fit."""
+    names = plain_names(checkpoint.tensors)
+    plan = _plan_plain(plain_checkpoint(checkpoint), model, modules, offered, head)
+    return plan.under({name: key for key, name in names.items()})
+
+
+def _plan_plain(
+    checkpoint: Checkpoint,
+    model: Any,
+    modules: ModuleMap,
+    offered: frozenset[str] | None,
+    head: Mapping[str, LinearShape] | None,
+) -> KeyPlan:
     try:
         return plan_keys(checkpoint, modules, offered, head)
     except KeyMismatchError:

@@ -158,7 +158,10 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
 
 def _demand(files: Mapping[str, Path], folder: Path) -> None:
     if CONFIG_NAME not in files:
-        raise CheckpointError(f"{folder}: no {CONFIG_NAME}; expected a folder written by PEFT's save_pretrained")
+        # PEFT puts every adapter but `default` into a folder of its own name.
+        below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
+        hint = f"; there are some in {', '.join(below[:5])}: name one of those folders" if below else ""
+        raise CheckpointError(f"{folder}: no {CONFIG_NAME}; expected a folder written by PEFT's save_pretrained{hint}")
     if WEIGHTS_NAME not in files:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
         if pickles:

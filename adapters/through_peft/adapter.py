@@ -18,6 +18,7 @@ from lorary.adapters.golden import load_tensors, read_golden
 from lorary.adapters.heads import TASK_CLASSES, TaskHead, fill_head
 from lorary.adapters.identity import body_of
 from lorary.adapters.inference import Inference
+from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.packing import Packing
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
@@ -186,8 +187,10 @@ def build_peft_adapter(
     Nothing of the backbone changes. Raises what :func:`build_peft_model` and :func:`fill_head` do, and NoEffectError
     for tensors that hold NaN or infinity.
     """
-    task = task_of(checkpoint)
-    tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
+    task, digest = task_of(checkpoint), checkpoint.digest
+    names = plain_names(checkpoint.tensors)
+    tensors = {names[key]: tensor for key, tensor in load_tensors(checkpoint.files[WEIGHTS_NAME]).items()}
+    checkpoint = plain_checkpoint(checkpoint)
     # Some methods keep indices beside their weights.
     largest_values({key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}, checkpoint.source)
     whole, body = inference.model, inference.body
@@ -221,7 +224,7 @@ def build_peft_adapter(
     return PeftAdapter(
         name=name,
         checkpoint=checkpoint,
-        digest=checkpoint.digest,
+        digest=digest,
         task=task,
         view=view,
         inference=OwnInference(**(settings | own)),

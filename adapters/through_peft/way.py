@@ -8,6 +8,7 @@ from lorary.adapters.identity import body_of
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.support import asks_for_peft
+from lorary.adapters.matching.wrappers import plain_checkpoint
 from lorary.adapters.modules import ModuleMap
 from lorary.adapters.through_peft.vocabulary import own_vocabulary
 from lorary.hub.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) ->
     neither linear nor an embedding; a module of the body that was trained whole and isn't linear; and factors of single
     experts, which transformers has fused since.
     """
+    checkpoint = plain_checkpoint(checkpoint)
     if asks_for_peft(checkpoint) or own_vocabulary(checkpoint, body_of(model)) is not None:
         return True
     factors, whole = _module_names(checkpoint)

@@ -202,3 +202,9 @@ def test_a_base_that_can_be_no_folder(registry, tmp_path, base):
     assert registry.add(folder, name="it", domain="legal").number == 1
     with pytest.raises(BaseNotFoundError):
         resolve_base(base)
+
+
+def test_an_adapter_in_a_folder_of_its_name(tmp_path):
+    make_checkpoint(tmp_path / "saved" / "sql")
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json.*there are some in sql: name one"):
+        read_checkpoint(tmp_path / "saved")

@@ -1,0 +1,46 @@
+"""Keys as they are saved from a wrapped model: what ``torch.compile``, data parallelism and PEFT put into them.
+
+PEFT warns of such keys, at most, and answers as the bare base does. What was put in is known by name, so the keys can
+be read without it; that each then finds its place is for the matching to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from lorary.hub.checkpoint import Checkpoint
+
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PARALLEL = "module."  # of DataParallel and DistributedDataParallel, around the whole
+_ADAPTER = re.compile(r"\.(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.([^.]+)((?:\.(?:weight|bias))?)$")
+_PARTS = ("weight", "bias")
+
+
+def plain_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each key without what wrappers put into it, and without the adapter's own name where all have the same one.
+
+    Keys that would then be one are left as they are, all of them.
+    """
+    names = {key: _WRAPPERS.sub("", key) for key in keys}
+    if names and all(name.startswith(_PARALLEL) for name in names.values()):
+        names = {key: name.removeprefix(_PARALLEL) for key, name in names.items()}
+    found = (_ADAPTER.search(name) for name in names.values())
+    adapters = {match[2] for match in found if match is not None} - {*_PARTS}
+    if len(adapters) == 1:
+        names = {key: _without(name, *adapters) for key, name in names.items()}
+    return names if len(set(names.values())) == len(names) else {key: key for key in names}
+
+
+def plain_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as matching reads it: its tensors under their plain names. Its digest is no longer the file's."""
+    names = plain_names(checkpoint.tensors)
+    if all(key == name for key, name in names.items()):
+        return checkpoint
+    return replace(checkpoint, tensors={names[key]: info for key, info in checkpoint.tensors.items()})
+
+
+def _without(name: str, adapter: str) -> str:
+    match = _ADAPTER.search(name)
+    return f"{name[: match.start()]}.{match[1]}{match[3]}" if match is not None and match[2] == adapter else name

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lorary.adapters.adapter import Adapter, Fitter
+from lorary.adapters.adapter import Adapter
 from lorary.adapters.compiled import eagerly
+from lorary.adapters.fitting import Fitter
 from lorary.adapters.identity import match_base
 from lorary.adapters.inference import Inference
 from lorary.adapters.layout import rows_come_first

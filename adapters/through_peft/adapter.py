@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import torch
 
-from lorary.adapters.adapter import Adapter, largest_values, task_model, task_of
+from lorary.adapters.adapter import Adapter, task_of
+from lorary.adapters.fitting import task_model
 from lorary.adapters.generate import PromptRow
 from lorary.adapters.golden import load_tensors, read_golden
 from lorary.adapters.heads import TASK_CLASSES, TaskHead, fill_head
@@ -26,6 +27,7 @@ from lorary.adapters.predict.table import Parameters
 from lorary.adapters.proof import GoldenReport, judge_golden, probe_row
 from lorary.adapters.routing import Routing
 from lorary.adapters.slots import Arena
+from lorary.adapters.soundness import largest_values
 from lorary.adapters.through_peft.mirror import memory_of, mirror
 from lorary.adapters.through_peft.model import build_peft_model, peft_errors, peft_state
 from lorary.adapters.through_peft.own_pass import OwnPass

@@ -1,0 +1,100 @@
+"""What a backbone consists of: the model, its parts by path, and the books of what is loaded on it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from lorary.adapters.calls import Calls
+from lorary.adapters.device import dtype_name
+from lorary.adapters.identity import body_of
+from lorary.adapters.inference import Inference, can_generate
+from lorary.adapters.intake import Files, Intake
+from lorary.adapters.loading import is_encoder
+from lorary.adapters.lora import SiteOpener, unwrap
+from lorary.adapters.masked import MaskedHead
+from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
+from lorary.adapters.proof import probe_row
+from lorary.adapters.quantization import guard_cpu, quantization_of
+from lorary.adapters.through_peft.book import PeftBook
+from lorary.adapters.tiers.following import Following
+from lorary.adapters.tiers.host import Budget
+from lorary.adapters.tiers.residency import Limits, Residency
+from lorary.hub.errors import UsageError
+from lorary.hub.manifest import BaseIdentity, Numerics
+from lorary.hub.registry import Registry
+
+
+class Assembly:
+    """The parts of a :class:`~lorary.adapters.Backbone`, put together around one model, and taken apart again."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        identity: BaseIdentity,
+        slots: int = 16,
+        host_bytes: int | str | None = None,
+        host_adapters: int | None = None,
+        slot_wait: float = 30.0,
+        registry: Registry | None = None,
+        random_parameters: Collection[str] = (),
+        base_files: str | None = None,
+    ) -> None:
+        if slots < 1:
+            raise UsageError(f"slots={slots}: expected at least 1")
+        limits = Limits(slots, Budget.of(host_bytes, host_adapters), slot_wait)
+        demand_bare(model)
+        self.body = body_of(model)
+        # A classifier's own head isn't the backbone's: each adapter brings one. A language model's is everybody's.
+        self.model: Any = model if can_generate(model) and not is_encoder(model.config) else self.body
+        self.tokenizer = tokenizer
+        self.identity = identity
+        self.quantization = quantization_of(model)
+        guard_cpu(self.model)
+        serialise_changing_rope(self.body)
+        self.model.eval()
+        self.model.requires_grad_(False)
+        embedding = self.body.get_input_embeddings().weight
+        self.device, self.dtype = embedding.device, embedding.dtype
+        self._inference = Inference(self.model, self.body, tokenizer, self.device)
+        self._modules = map_modules(self.model, self.body, random_parameters)
+        masked = MaskedHead(
+            model, self.model, self.body, base=base_files or identity.id, fingerprint=identity.fingerprint
+        )
+        files = Files(self._inference, self._modules, self.dtype, masked)
+        self._residency = Residency(limits, self.dtype, SiteOpener(self.model, self._modules, self.device), files)
+        self._peft = PeftBook(self.body)
+        self._calls = Calls(self._inference, self._residency, self._peft, self._modules)
+        self._intake = Intake(files, self._residency, self._peft, identity, self.quantization, registry)
+        self._following = Following(self._intake.load)
+        if self.quantization != "none":
+            # bitsandbytes sets up a layer's state in its first forward, and several threads at once get it wrong.
+            self._inference.run(probe_row((), embedding.shape[0]), None)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the loaded adapters."""
+        return [*self._residency.names(), *self._peft.names()]
+
+    @property
+    def numerics(self) -> Numerics:
+        """The arithmetic this backbone computes with."""
+        return Numerics(self.quantization, dtype_name(self.dtype), self.device.type)
+
+    def release(self) -> None:
+        """Forget every adapter and leave the model as it was before it became a backbone; no call may follow.
+
+        A model whose forward was replaced (compiled, or with a lock around it) gets its own one again.
+        """
+        for name in self.adapters:
+            self._withdraw(name)
+        unwrap(self.model)
+        self.body.__dict__.pop("forward", None)
+
+    def _withdraw(self, name: str) -> None:
+        """Forget an adapter, and what its name follows; calls in flight finish on it."""
+        self._following.forget(name)
+        if not self._peft.withdraw(name):
+            self._residency.withdraw(name)

@@ -1,0 +1,210 @@
+"""Fitting checkpoints to one backbone: each tensor's place by the headers, then factors and heads from the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorary.adapters.adapter import Adapter, Fit, task_of
+from lorary.adapters.dora import fold_magnitude
+from lorary.adapters.golden import check_golden_rows
+from lorary.adapters.heads import DECODER, LABELLED, TASK_CLASSES, count_labels, empty_head, fill_head, in_parts
+from lorary.adapters.masked import MaskedHead, MaskedModel, adapt_head
+from lorary.adapters.matching.keys import KeyPlan, Site, plan_keys
+from lorary.adapters.matching.renaming import renamed_keys
+from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
+from lorary.adapters.modules import LinearShape, ModuleMap, output_scale
+from lorary.adapters.override import TrainedLinear
+from lorary.adapters.slots import LowRank
+from lorary.adapters.soundness import are_tame, check_copies, largest_values
+from lorary.adapters.tiers.content import Parts
+from lorary.adapters.tiers.weights import Weights
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapterError
+
+if TYPE_CHECKING:
+    from lorary.adapters.inference import Inference
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Fits checkpoints to one backbone; nothing of the backbone changes."""
+
+    inference: Inference
+    modules: ModuleMap
+    dtype: torch.dtype
+    masked: MaskedHead
+    _modules_of: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)  # by task
+
+    def fit(self, checkpoint: Checkpoint) -> Fit:
+        """Place every key and check every shape, by the files' headers alone.
+
+        Raises what :func:`plan_keys` and :meth:`MaskedHead.get` do, and CheckpointError for
+        golden logits that don't fit the manifest.
+        """
+        task = task_of(checkpoint)
+        of_base = self._head_of_base(checkpoint.source, task)
+        offered = of_base.offered if of_base else self._offered(checkpoint, task)
+        head = of_base.linears if of_base else None
+        plan = _plan(checkpoint, self.inference.model, self.modules, offered, head)
+        if not plan.sites:
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: updates nothing but the head; an adapter of the shared body was expected"
+            )
+        if task not in TASK_CLASSES and plan.head and (of_base is None or of_base.offered is None):
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
+                f"heads are known for {', '.join(TASK_CLASSES)}"
+            )
+        check_golden_rows(checkpoint)
+        return Fit(task, plan, list(_labels(checkpoint)) if task in LABELLED else None)
+
+    def factors(self, adapter: Adapter, weights: Weights) -> dict[str, LowRank]:
+        """An adapter's factors by site, valid as long as ``weights`` are.
+
+        Raises:
+            NoEffectError: a tensor holds NaN or infinity, or every B is zero.
+            UnsupportedAdapterError: a parameter of the base that was saved along isn't the backbone's.
+        """
+        source, tensors = adapter.source, weights.tensors
+        largest = largest_values(tensors, source)
+        check_copies(adapter.plan, tensors, self.inference.model, source)
+        lowrank = {
+            site.path: _low_rank(
+                site, tensors, self.inference.model.get_submodule(site.path), self.modules.site(site.path)
+            )
+            for site in adapter.plan.sites
+        }
+        if not any(own.acts for own in lowrank.values()):
+            raise NoEffectError(
+                f"{source}: every lora_B is zero, so the adapter does nothing; it was saved untrained, or damaged"
+            )
+        adapter.content.tame = are_tame(lowrank, adapter.plan, largest, self.dtype)
+        return lowrank
+
+    def parts(self, adapter: Adapter, weights: Weights) -> Parts:
+        """An adapter's head and the modules it trained whole, in memory of their own. Raises as :func:`fill_head`."""
+        plan, head = adapter.plan, None
+        empty = self._empty_head(weights.checkpoint, adapter.task)
+        of_base = self._head_of_base(adapter.source, adapter.task)
+        own = {name: weights.tensors[key].clone() for name, key in plan.head.items()}
+        if of_base is not None:
+            updates = {
+                site.path: _low_rank(
+                    site, weights.tensors, of_base.model.get_submodule(site.path), of_base.linears[site.path]
+                )
+                for site in plan.head_sites
+            }
+            head = adapt_head(of_base, updates, own, adapter.source)
+        elif empty is not None:
+            head = fill_head(
+                empty, self.inference.body, own, source=adapter.source, device=self.inference.device, dtype=self.dtype
+            )
+        return Parts(_overrides(plan, weights.tensors, self.inference.model, self.modules, self.dtype), head)
+
+    def _head_of_base(self, source: str, task: str) -> MaskedModel | None:
+        return self.masked.get(source) if task == "fill-mask" else None
+
+    def _offered(self, checkpoint: Checkpoint, task: str) -> frozenset[str] | None:
+        """The modules of the task model that an adapter was trained in, None where that is the backbone's own.
+
+        A task model may lack a part of the body (BERT's pooler, in tagging), and then nothing is missing there. Its
+        modules are the same whatever its labels, so each task's model is built once.
+        """
+        if task in TASK_CLASSES:
+            if task not in self._modules_of:
+                empty = self._empty_head(checkpoint, task)
+                self._modules_of[task] = frozenset(name for name, _ in empty.named_modules())
+            return self._modules_of[task]
+        body = self.inference.body
+        decoders = any(f".{DECODER}." in key for key in checkpoint.tensors)
+        if task == "feature-extraction" and in_parts(body) and not decoders:
+            names = (name for name, _ in body.named_modules())
+            return frozenset(name for name in names if name.partition(".")[0] not in (DECODER, "lm_head"))
+        return None
+
+    def _empty_head(self, checkpoint: Checkpoint, task: str) -> Any:
+        if task not in TASK_CLASSES:
+            return None
+        return task_model(checkpoint, task, self.inference.body, self.inference.pad_id)
+
+
+def task_model(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:
+    """The empty task model (:func:`empty_head`) with the labels of a checkpoint."""
+    manifest = checkpoint.manifest
+    return empty_head(
+        body,
+        task,
+        source=checkpoint.source,
+        labels=_labels(checkpoint),
+        problem_type=manifest.problem_type if manifest else None,
+        pad_token=pad_token,
+    )
+
+
+def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The names of a head's classes: the manifest's, else as many as the head has outputs."""
+    labels = checkpoint.manifest.labels if checkpoint.manifest else None
+    if labels is None:
+        count = count_labels({name: info.shape for name, info in checkpoint.tensors.items()})
+        labels = tuple(f"LABEL_{index}" for index in range(count))
+    return labels
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    model: Any,
+    modules: ModuleMap,
+    offered: frozenset[str] | None,
+    head: Mapping[str, LinearShape] | None,
+) -> KeyPlan:
+    """The place of each tensor: under plain names, and under today's names of the modules where those don't fit."""
+    names = plain_names(checkpoint.tensors)
+    plan = _plan_plain(plain_checkpoint(checkpoint), model, modules, offered, head)
+    return plan.under({name: key for key, name in names.items()})
+
+
+def _plan_plain(
+    checkpoint: Checkpoint,
+    model: Any,
+    modules: ModuleMap,
+    offered: frozenset[str] | None,
+    head: Mapping[str, LinearShape] | None,
+) -> KeyPlan:
+    try:
+        return plan_keys(checkpoint, modules, offered, head)
+    except KeyMismatchError:
+        today = renamed_keys(checkpoint, model)
+        if today is None or all(key == name for key, name in today.items()):
+            raise
+        renamed = replace(checkpoint, tensors={today[key]: info for key, info in checkpoint.tensors.items()})
+        try:
+            plan = plan_keys(renamed, modules, offered, head)
+        except KeyMismatchError:
+            pass  # what the file's own names lack is the plainer message
+        else:
+            return plan.under({name: key for key, name in today.items()})
+        raise
+
+
+def _low_rank(site: Site, tensors: Mapping[str, torch.Tensor], module: Any, shape: LinearShape | None) -> LowRank:
+    assert shape is not None
+    bias = tensors[site.bias] if site.bias else None
+    weights = LowRank(tensors[site.a], tensors[site.b], bias, site.scale * output_scale(module, shape))
+    if site.magnitude is None:
+        return weights
+    return fold_magnitude(module, shape, weights, tensors[site.magnitude], norm_scale=site.scale)
+
+
+def _overrides(
+    plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, modules: ModuleMap, dtype: torch.dtype
+) -> dict[str, TrainedLinear]:
+    overrides = {}
+    for path, parameters in plan.overrides.items():
+        device = next(model.get_submodule(path).parameters()).device
+        placed = {name: tensors[key].to(device=device, dtype=dtype, copy=True) for name, key in parameters.items()}
+        overrides[path] = TrainedLinear(placed["weight"], placed.get("bias"), modules.linears[path].transposed)
+    return overrides

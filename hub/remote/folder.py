@@ -58,8 +58,7 @@ class SharedFolder:
         """See :class:`~lorary.hub.remote.base.Remote`."""
         with self._named_errors():
             if not (self.path / _VERSIONS).is_dir():
-                if not self.path.parent.is_dir():
-                    raise RemoteError(f"{self.address}: there is no folder {self.path.parent}; is it mounted?")
+                self._demand_parent()
                 return None
             numbers = self._numbers()
             stated = {number: self._stated(number) for number in numbers}
@@ -136,9 +135,14 @@ class SharedFolder:
     def _numbers(self) -> list[int]:
         return sorted(int(path.name) for path in _entries(self.path / _VERSIONS) if _NUMBER.fullmatch(path.name))
 
+    def _demand_parent(self) -> None:
+        if not self.path.parent.is_dir():
+            raise RemoteError(f"{self.address}: there is no folder {self.path.parent}; is it mounted?")
+
     def _number(self, revision: str | None) -> int:
         numbers = self._numbers() if (self.path / _VERSIONS).is_dir() else []
         if not numbers:
+            self._demand_parent()
             below = [path for path in _entries(self.path) if holds_versions(path)] if self.path.is_dir() else []
             hint = f"; did you mean {SharedFolder(below[0]).address}?" if below else ""
             raise UnknownReferenceError(f"{self.address}: holds no version of an adapter{hint}")
@@ -228,10 +232,15 @@ class SharedFolder:
 
 def holds_versions(path: Path) -> bool:
     """Is this an adapter's folder? An adapter may be called "versions" itself, so its name says nothing."""
+    return may_hold_versions(path, unseen=False)
+
+
+def may_hold_versions(path: Path, *, unseen: bool = True) -> bool:
+    """:func:`holds_versions`, and ``unseen`` where nobody lets us look."""
     try:
         return any(_NUMBER.fullmatch(entry.name) for entry in (path / _VERSIONS).iterdir())
-    except OSError:
-        return False
+    except OSError as error:
+        return unseen and isinstance(error, PermissionError)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,17 +10,18 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from lorary.hub.card.metadata import DOMAIN_TAG, TAG
-from lorary.hub.errors import InvalidReferenceError, RemoteError
+from lorary.hub.errors import InvalidReferenceError, LoraryError, RemoteError
 from lorary.hub.manifest import TASKS
 from lorary.hub.reference import normalise_domain
 from lorary.hub.remote.address import FolderAddress, parse_address
 from lorary.hub.remote.calls import PATIENCE, ask
-from lorary.hub.remote.folder import SharedFolder, holds_versions
+from lorary.hub.remote.folder import SharedFolder, may_hold_versions
 from lorary.hub.tables.catalogue import check_task
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
+_LOGGER = logging.getLogger(__name__)
 _BASE_TAG = "base_model:"
 _RELATIONS = ("adapter:", "finetune:", "merge:", "quantized:")
 
@@ -110,12 +112,16 @@ def _listed(model: ModelInfo) -> Listed:
 
 def _in_folder(address: FolderAddress) -> Iterator[Listed]:
     try:
-        folders = [path for path in sorted(address.path.iterdir()) if holds_versions(path)]
+        folders = [path for path in sorted(address.path.iterdir()) if may_hold_versions(path)]
     except OSError as error:
         raise RemoteError(f"{address}: {error.strerror or error}; is it mounted?") from error
     for folder in folders:
         remote = SharedFolder(folder)
-        state = remote.state()
+        try:
+            state = remote.state()
+        except LoraryError as error:  # one that is damaged or private hides no others
+            _LOGGER.warning("%s (left out of the list)", error)
+            continue
         if state is None or state.latest is None:
             continue
         latest = state.latest

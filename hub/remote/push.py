@@ -12,6 +12,7 @@ from lorary.hub.registry import Registry
 from lorary.hub.remote.address import parse_address
 from lorary.hub.remote.base import Parcel, Remote, State
 from lorary.hub.remote.compare import Comparison, compare
+from lorary.hub.remote.folder import SharedFolder
 from lorary.hub.remote.parcel import pack
 from lorary.hub.remote.places import open_remote, repository_of
 from lorary.hub.tables.links import links, remember
@@ -74,6 +75,8 @@ def push(
     version = registry.resolve(reference)
     remote = _remote(registry, version, target)
     seen = remote.state()
+    if seen is None and isinstance(remote, SharedFolder):
+        _demand_mounted(registry, version.name, remote)
     comparison = compare(registry, version.name, remote.address, seen)
     number = seen.number_of(version.digest) if seen else None
     if seen is not None and number is not None:
@@ -110,6 +113,15 @@ def _there_already(
     return Pushed(version, remote.address, number, commit, False, None, tuple(moved), withheld)
 
 
+def _demand_mounted(registry: Registry, name: str, remote: SharedFolder) -> None:
+    """Where a share isn't mounted there is an empty folder, and what is written into it isn't shared."""
+    if not remote.path.exists() and any(link.remote == remote.address for link in links(registry.path, name)):
+        raise RemoteError(
+            f"{remote.address}: held {name} before and is gone; is it mounted? If it was deleted on purpose, make the "
+            f"folder {remote.path} and push again"
+        )
+
+
 def _demand_nothing_unseen(comparison: Comparison, version: Version, remote: Remote) -> None:
     if not comparison.behind:
         return
@@ -127,8 +139,8 @@ def _names(version: Version) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _remote(registry: Registry, version: Version, target: str | None) -> Remote:
+    known = sorted({link.remote for link in links(registry.path, version.name)})
     if target is None:
-        known = sorted({link.remote for link in links(registry.path, version.name)})
         if len(known) > 1:
             raise UsageError(f"{version.name!r} has several remotes, say which: {', '.join(known)}")
         target = known[0] if known else repository_of(version.name)
@@ -136,4 +148,5 @@ def _remote(registry: Registry, version: Version, target: str | None) -> Remote:
     if address.revision is not None:
         kind = "repository" if isinstance(address, HubReference) else "folder"
         raise UsageError(f"{target!r}: a push goes to a {kind}, not to a revision; leave @{address.revision} out")
-    return open_remote(address, version.name)
+    # What is known is the adapter's own folder, also where it isn't there any more.
+    return open_remote(address, None if str(address) in known else version.name)

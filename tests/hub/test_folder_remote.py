@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,44 @@ def test_list(registry, add, team, tmp_path):
     assert list_remote(team, domain="legal") == ([], False)
     with pytest.raises(RemoteError, match="is it mounted"):
         list_remote(f"{team}/none")
+
+
+def test_one_that_is_damaged_or_private_hides_no_others(registry, add, team, place, caplog, monkeypatch):
+    add(0)
+    for name in ("a-private", "b-damaged"):
+        add(1, name=name)
+    for name in ("a-private", "b-damaged", "finance-tone"):
+        push(registry, name, team)
+    (place.parent / "b-damaged" / "versions" / "1" / "lorary-version.json").write_text("")
+    real = Path.iterdir
+
+    def refusing(self):  # whoever runs the tests may be root, whom no permission stops
+        if "a-private" in self.parts:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    assert [row.address for row in list_remote(team)[0]] == [f"{team}/finance-tone"]
+    private, damaged = [record.getMessage() for record in caplog.records]
+    assert ("a-private" in private, "Permission denied" in private) == (True, True)
+    assert ("b-damaged@v1" in damaged, "left out of the list" in damaged) == (True, True)
+
+
+def test_a_share_that_is_not_mounted_any_more(registry, add, team, place):
+    """Its mount point is an empty folder then: what is written there is on nobody's share."""
+    add(0)
+    push(registry, "finance-tone", team)
+    place.rename(place.with_name("elsewhere"))
+    add(1)
+    with pytest.raises(RemoteError, match="held finance-tone before and is gone; is it mounted"):
+        push(registry, "finance-tone")
+    assert not place.exists()
+    place.mkdir()
+    assert push(registry, "finance-tone").created
+    shutil.rmtree(place.parent)
+    for call in (lambda: push(registry, "finance-tone"), lambda: pull(registry, f"{team}/finance-tone")):
+        with pytest.raises(RemoteError, match="is it mounted"):
+            call()
 
 
 def test_an_adapter_called_versions(registry, add, team, place, elsewhere):

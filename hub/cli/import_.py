@@ -34,6 +34,10 @@ def command(
     name: Annotated[str | None, typer.Option(help="The adapter's name; default the folder's.")] = None,
     domain: Annotated[str | None, typer.Option(help="Its subject matter; default what lorary.json says.")] = None,
     task: Annotated[str | None, typer.Option(help="A pipeline tag; default what the checkpoint says.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="ID|FOLDER", help="The base of adapters made with PEFT alone; default what each says."),
+    ] = None,
     alias: Annotated[str | None, typer.Option(help="Also let this alias mean the version.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
     every: Annotated[
@@ -55,7 +59,7 @@ def command(
     from lorary.hub.importing import import_folders, import_registry
 
     if source.expanduser().is_file():
-        if name or domain or task or alias or tag or every:
+        if name or domain or task or base or alias or tag or every:
             raise UsageError(f"{source}: a registry says all of its versions itself; leave the other options out")
         with _bar() as watch:
             taken = list(import_registry(catalogue, source.expanduser(), watch))
@@ -65,7 +69,7 @@ def command(
         found = list(
             import_folders(
                 catalogue, source, every=every, name=name, domain=domain, task=task, tags=tag or (), alias=alias,
-                watch=watch,
+                base=base, watch=watch,
             )
         )  # fmt: skip
     if len(found) == 1 and found[0].reference is not None:

@@ -103,6 +103,8 @@ def _hush() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     tell_waits_once()
+    if not sys.stderr.isatty():  # in a pipe or a log, progress bars are thousands of lines
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _run(words: list[str]) -> int:

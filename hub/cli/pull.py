@@ -8,7 +8,6 @@ import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, version_json
-from lorary.hub.cli.transfers import quiet_in_a_pipe
 
 if TYPE_CHECKING:
     from lorary.hub.remote.pull import Pulled
@@ -17,6 +16,7 @@ EXAMPLES = (
     "lorary pull org/finance-tone",
     "lorary pull org/finance-tone@prod",
     "lorary pull someone/their-lora --domain legal --task summarization",
+    "lorary pull someone/their-lora --domain legal --base meta-llama/Llama-3.2-1B",
     "lorary pull file:///mnt/team/adapters/finance-tone@v3",
 )
 
@@ -26,6 +26,10 @@ def command(
     name: Annotated[str | None, typer.Option(help="What to call it here; default what it is called there.")] = None,
     domain: Annotated[str | None, typer.Option(help="Its subject matter; default what it says.")] = None,
     task: Annotated[str | None, typer.Option(help="A pipeline tag; default what it says.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="ID|FOLDER", help="The base of an adapter made with PEFT alone; default what it says."),
+    ] = None,
     changed: Annotated[
         bool, typer.Option("--changed", help="Take files that were changed since they were pushed.")
     ] = False,
@@ -35,12 +39,12 @@ def command(
     """Fetch a version from the Hub or from a shared folder into the catalogue.
 
     It becomes the next version of its name, unless the same one (by digest) is there. Adapters that were made with
-    PEFT alone come too; they need --domain, and --task where PEFT's own type leaves it open.
+    PEFT alone come too; they need --domain, --task where PEFT's own type leaves it open, and --base where their config
+    names a folder of whoever made them.
     """
     from lorary.hub.remote import pull
 
-    quiet_in_a_pipe()
-    pulled = pull(open_registry(registry), source, name=name, domain=domain, task=task, changed=changed)
+    pulled = pull(open_registry(registry), source, name=name, domain=domain, task=task, base=base, changed=changed)
     if as_json:
         print_json(as_values(pulled))
         return
@@ -57,6 +61,7 @@ def as_values(pulled: Pulled) -> dict[str, object]:
         "commit": pulled.commit,
         "new": pulled.new,
         "aliases_kept": list(pulled.kept),
+        "note": pulled.note,
     }
 
 
@@ -72,4 +77,6 @@ def _report(pulled: Pulled) -> list[str]:
             f"there it is {alias} too; {version.name}@{alias} stays as it is here "
             f"(`lorary alias {version.name} {alias} {version.number}` sets it)"
         )
+    if pulled.note:
+        lines.append(pulled.note)
     return lines

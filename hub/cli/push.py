@@ -8,7 +8,7 @@ import typer
 
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, size
-from lorary.hub.cli.transfers import quiet_in_a_pipe, tell
+from lorary.hub.cli.transfers import tell
 
 if TYPE_CHECKING:
     from lorary.hub.remote.push import Pushed
@@ -41,7 +41,6 @@ def command(
     """
     from lorary.hub.remote import push
 
-    quiet_in_a_pipe()
     catalogue = open_registry(registry)
     pushed = push(catalogue, reference, target, public=public, message=message, dry_run=dry_run, watch=tell)
     if as_json:

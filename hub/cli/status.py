@@ -9,7 +9,7 @@ import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table
-from lorary.hub.cli.transfers import quiet_in_a_pipe, tell, version_list
+from lorary.hub.cli.transfers import tell, version_list
 from lorary.hub.errors import RemoteError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ def command(
     """
     from lorary.hub.remote import status
 
-    quiet_in_a_pipe()
     found = status(open_registry(registry), name, watch=tell)
     if as_json:
         print_json([{**asdict(one), "relation": one.relation} for one in found])

@@ -8,7 +8,7 @@ import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line
-from lorary.hub.cli.transfers import quiet_in_a_pipe, tell, version_list
+from lorary.hub.cli.transfers import tell, version_list
 from lorary.hub.errors import RemoteError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ def command(
     """
     from lorary.hub.remote import sync
 
-    quiet_in_a_pipe()
     done = sync(open_registry(registry), name, watch=tell)
     if as_json:
         print_json([_values(one) for one in done])

@@ -7,14 +7,6 @@ import sys
 from lorary.hub.cli.output import clean
 
 
-def quiet_in_a_pipe() -> None:
-    """No progress bars where nobody watches: in a pipe or a log they are thousands of lines."""
-    if not sys.stderr.isatty():
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
-
-
 def tell(line: str) -> None:
     """Say in a terminal what is under way."""
     if sys.stderr.isatty():

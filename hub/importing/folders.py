@@ -13,6 +13,7 @@ from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictErro
 from lorary.hub.importing.discover import Found, find_runs
 from lorary.hub.importing.outcome import Outcome, Watch, unwatched
 from lorary.hub.importing.traces import Traces, read_traces
+from lorary.hub.provenance.base_name import demand_base, on_base, unknown_base
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 
@@ -27,6 +28,7 @@ def import_folders(
     task: str | None = None,
     tags: Iterable[str] = (),
     alias: str | None = None,
+    base: str | None = None,
     watch: Watch = unwatched,
 ) -> Iterator[Outcome]:
     """Import the adapter in ``root``, or every one below it; what was done with each, as it is done.
@@ -44,6 +46,7 @@ def import_folders(
         task: of all of them; by default what each says.
         tags: for all of them.
         alias: what the adapter is to be called too. For one run only.
+        base: the id or the folder of their base; by default what each says.
         watch: told of each adapter before it is looked at.
 
     Raises:
@@ -83,7 +86,7 @@ def import_folders(
             try:
                 # Of several the alias is for the last, so that it moves once.
                 aliases = [alias] if alias is not None and (not every or found is adapters[-1]) else []
-                outcome, version = _take(registry, found, shown, name or run.name, domain, task, tags, aliases)
+                outcome, version = _take(registry, found, shown, name or run.name, domain, task, base, tags, aliases)
             except LoraryError as error:
                 if alone or (isinstance(error, RegistryError) and not isinstance(error, RegistryConflictError)):
                     raise
@@ -98,20 +101,22 @@ def import_folders(
 
 
 def _take(
-    registry: Registry, found: Found, shown: str, name: str, domain: str | None, task: str | None,
+    registry: Registry, found: Found, shown: str, name: str, domain: str | None, task: str | None, base: str | None,
     tags: tuple[str, ...], aliases: Sequence[str],
 ) -> tuple[Outcome, Version]:  # fmt: skip
     checkpoint = read_checkpoint(found.folder)
     traces = read_traces(found, checkpoint)
     before = registry.numbers(name)
-    with _with_origin(checkpoint, traces) as whole:
+    with on_base(checkpoint, base) as based, _with_origin(based, traces) as whole:
         version = registry.add(
             whole, name=name, domain=domain, task=task, tags=tags, metrics=traces.metrics, aliases=aliases
         )
-    left = f"left: {', '.join(traces.left)}" if traces.left else ""
+    demand_base(version, based, base)
+    notes = [f"left: {', '.join(traces.left)}"] if traces.left else []
+    notes += [note] if (note := unknown_base(based)) else []
     if version.number in before:
         return Outcome(shown, "there already", version.reference), version
-    return Outcome(shown, "taken", version.reference, left), version
+    return Outcome(shown, "taken", version.reference, "; ".join(notes)), version
 
 
 @contextmanager

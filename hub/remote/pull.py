@@ -15,6 +15,7 @@ from lorary.hub.errors import (
     UsageError,
 )
 from lorary.hub.files.store import hash_file
+from lorary.hub.provenance.base_name import demand_base, on_base, unknown_base
 from lorary.hub.reference import HubReference, check_name
 from lorary.hub.registry import Registry
 from lorary.hub.remote.address import Address, parse_address
@@ -31,7 +32,8 @@ _SPELLING = re.compile(r"[^a-z0-9._-]+")
 @dataclass(frozen=True)
 class Pulled:
     """What a pull did: ``number`` is the version's on the remote (None without one), ``new`` is False where the
-    catalogue had it. ``aliases`` were set here; ``kept`` are names that it has there and not here.
+    catalogue had it. ``aliases`` were set here; ``kept`` are names that it has there and not here. ``note`` is what to
+    know of its base, where its files don't tell which it is.
     """
 
     version: Version
@@ -41,6 +43,7 @@ class Pulled:
     new: bool
     aliases: tuple[str, ...]
     kept: tuple[str, ...]
+    note: str | None = None
 
 
 def pull(
@@ -50,6 +53,7 @@ def pull(
     name: str | None = None,
     domain: str | None = None,
     task: str | None = None,
+    base: str | None = None,
     changed: bool = False,
 ) -> Pulled:
     """Fetch a version and register it as the next one of its name, with its metrics, tags and parents.
@@ -66,6 +70,7 @@ def pull(
             never had to do with the remote.
         domain: its subject matter; by default what the version says.
         task: a pipeline tag; by default what the version says.
+        base: the id or the folder of the base of an adapter made without lorary; by default what its config says.
         changed: take files that were changed since they were pushed, as an adapter made without lorary.
 
     Raises:
@@ -92,7 +97,10 @@ def pull(
         wanted = [alias for alias in (fetched.aliases if stated is not None else ()) if _is_alias(alias)]
         # Those of a name that is new here; of one that has other versions they are its owner's to move.
         free = wanted if there.keys() <= {checkpoint.digest} else []
-        version = _register(registry, checkpoint, stated, remote, chosen, domain, task, free)
+        with on_base(checkpoint, base) as based:
+            note = unknown_base(based)
+            version = _register(registry, based, stated, remote, chosen, domain, task, free)
+            demand_base(version, based, base)
     remember(registry, version.reference, remote.address, fetched.commit)
     number = stated.number if stated else None
     places = (fetched.commit, f"v{number}") if number else (fetched.commit,)
@@ -101,7 +109,7 @@ def pull(
     before = there.get(version.digest)
     given = tuple(alias for alias in version.aliases if alias in free and not (before and alias in before.aliases))
     kept = tuple(alias for alias in wanted if alias not in version.aliases)
-    return Pulled(version, remote.address, fetched.commit, number, before is None, given, kept)
+    return Pulled(version, remote.address, fetched.commit, number, before is None, given, kept, note)
 
 
 def _register(

@@ -126,6 +126,46 @@ def test_a_task_that_peft_leaves_open_is_asked_for(ann, elsewhere, tmp_path):
     assert pull(elsewhere, "bob/summer", domain="legal", task="summarization").version.task == "summarization"
 
 
+@pytest.mark.parametrize("named", ["../models/llama-7b", "/mnt/nowhere/llama-7b", "C:\\models\\llama-7b", None])
+def test_a_base_in_a_folder_of_whoever_made_it(ann, elsewhere, tmp_path, named):
+    ann.commit_folder("bob/tone", foreign(tmp_path, base_model_name_or_path=named))
+    pulled = pull(elsewhere, "bob/tone", domain="legal")
+    assert "--base ORG/NAME" in pulled.note
+    with pytest.raises(RegistryConflictError, match="`lorary rm tone@1` first"):
+        pull(elsewhere, "bob/tone", domain="legal", base="org/tiny")
+    elsewhere.remove("tone@1")
+    again = pull(elsewhere, "bob/tone", domain="legal", base="org/tiny")
+    assert (again.version.base_id, again.version.digest, again.note) == ("org/tiny", pulled.version.digest, None)
+    assert (
+        json.loads(elsewhere.checkpoint(again.version).files["adapter_config.json"].read_text())[
+            "base_model_name_or_path"
+        ]
+        == "org/tiny"
+    )
+    assert elsewhere.verify() == []
+    assert pull(elsewhere, "bob/tone", domain="legal", base="org/tiny").new is False
+
+
+def test_a_base_in_a_folder_here(ann, elsewhere, tmp_path):
+    ann.commit_folder("bob/tone", foreign(tmp_path))
+    base = tmp_path / "bases" / "tiny-base"
+    with pytest.raises(UsageError, match="no such folder"):
+        pull(elsewhere, "bob/tone", domain="legal", base=str(base))
+    base.mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"no config\.json in that folder"):
+        pull(elsewhere, "bob/tone", domain="legal", base=str(base))
+    (base / "config.json").write_text("{}")
+    pulled = pull(elsewhere, "bob/tone", domain="legal", base=str(base))
+    assert (pulled.version.base_id, "give --base where it is opened" in pulled.note) == ("tiny-base", True)
+
+
+def test_what_says_its_base_itself_gets_no_other(ann, registry, add, elsewhere):
+    add()
+    push(registry, "finance-tone")
+    with pytest.raises(UsageError, match="says itself that its base is org/tiny"):
+        pull(elsewhere, REPO, base="org/other")
+
+
 # What must not come in
 
 

@@ -101,6 +101,8 @@ class _Quiet:
         self._warnings.__enter__()
         # Deprecations between the libraries themselves: nothing that a user of this one could mend.
         warnings.simplefilter("ignore", FutureWarning)
+        # PEFT says so of each of the trainer's checkpoints; what is kept of an adapter is asked for in so many words.
+        warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
         self._level = logging.get_verbosity()
         self._bars, self._tables = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
         logging.set_verbosity_error()

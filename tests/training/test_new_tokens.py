@@ -62,12 +62,13 @@ def with_tokens(make_recipe, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
-def test_they_are_learned_saved_and_served(with_tokens, registry, tmp_path, bases, family, method):
+def test_they_are_learned_saved_and_served(with_tokens, registry, tmp_path, bases, family, method, recwarn):
     """Untied (Llama) and tied (GPT-2); the gate has compared tensors, golden logits and the metric."""
     if (family, method) == ("gpt2", "qlora"):
         pytest.skip("bitsandbytes has no Conv1D")
     recipe = with_tokens(family, method=method, **{"training.epochs": 4})
     version = train(recipe, registry)
+    assert not [warning for warning in recwarn if "save_embedding_layers" in str(warning.message)]
     assert version.metrics["test"]["loss"] < 0.7 * version.metrics["untrained"]["loss"]
     checkpoint = read_checkpoint(tmp_path / "out")
     assert checkpoint.manifest.added_tokens == ADD

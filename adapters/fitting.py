@@ -59,6 +59,8 @@ class Fitter:
                 f"{checkpoint.source}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
                 f"heads are known for {', '.join(TASK_CLASSES)}"
             )
+        if of_base is not None:
+            of_base.demand(plan.head, checkpoint.source)
         check_golden_rows(checkpoint)
         return Fit(task, plan, list(_labels(checkpoint)) if task in LABELLED else None)
 

@@ -2,15 +2,16 @@
 
 An encoder is served as a bare body, so the head is read from the base's files when an adapter first asks for it. An
 adapter that was trained in the head too (PEFT's ``all-linear`` reaches its dense layer) gets its own view of it: the
-same tensors but for those that it changed.
+same tensors but for those that it changed. Where the base's files have no such head (sentence encoders, mostly), each
+adapter brings one: a dense layer and a norm, before an output layer that is tied to the embeddings.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,12 +32,26 @@ class MaskedModel:
     """transformers' masked language model around the shared body.
 
     ``offered`` names all of its modules as its class does, the body's among them, and ``linears`` the head's own linear
-    ones; None and empty where the backbone's own model is this one (BART), whose modules it knows.
+    ones; None and empty where the backbone's own model is this one (BART), whose modules it knows. ``lacking`` are the
+    parameters of the head that the base's files don't hold, so that an adapter has to bring them.
     """
 
     model: Any
     offered: frozenset[str] | None
     linears: Mapping[str, LinearShape]
+    lacking: frozenset[str] = frozenset()
+
+    def demand(self, brought: Collection[str], source: str) -> None:
+        """Are the parameters that the base lacks among those that an adapter brings?
+
+        Raises:
+            UnsupportedAdapterError: they aren't.
+        """
+        if lacking := sorted(self.lacking - set(brought)):
+            raise UnsupportedAdapterError(
+                f"{source}: fill-mask needs the base's own masked-language-modelling head, which its files lack "
+                f"({', '.join(lacking)}), or one that was trained with the adapter; {_INSTEAD}"
+            )
 
 
 class MaskedHead:
@@ -81,9 +96,11 @@ class MaskedHead:
             return MaskedModel(self._serving, None, {})
         if type(self._given).__name__ == wanted:
             return _around(self._given, self._body)
-        return _around(self._read(source), self._body)
+        model, lacking = self._read(source)
+        return replace(_around(model, self._body), lacking=lacking)
 
-    def _read(self, source: str) -> Any:
+    def _read(self, source: str) -> tuple[Any, frozenset[str]]:
+        """The base's files as a masked language model, and what of its head they lack."""
         from transformers import AutoModelForMaskedLM
 
         embedding = self._body.get_input_embeddings().weight
@@ -92,18 +109,27 @@ class MaskedHead:
                 resolve_base(self._base).path, dtype=embedding.dtype, output_loading_info=True
             )
         prefix = f"{model.base_model_prefix}."
-        lacking = sorted(name for name in info["missing_keys"] if not name.startswith(prefix))
-        if lacking:
-            raise UnsupportedAdapterError(
-                f"{source}: fill-mask needs the base's own masked-language-modelling head, which the files of "
-                f"{self._base!r} lack ({', '.join(lacking)}); {_INSTEAD}"
-            )
+        lacking = lacking_in_head(model, [name for name in info["missing_keys"] if not name.startswith(prefix)])
         if self._fingerprint is not None and fingerprint_model(model) != self._fingerprint:
             raise UnsupportedAdapterError(
                 f"{source}: the files of {self._base!r} hold another model than the backbone in memory, so its "
                 "fill-mask head can't be taken from there; give Backbone.from_model the masked language model itself"
             )
-        return model.to(embedding.device).eval().requires_grad_(False)
+        return model.to(embedding.device).eval().requires_grad_(False), frozenset(lacking)
+
+
+def lacking_in_head(model: Any, missing: Sequence[str]) -> list[str]:
+    """The parameters of a masked language model's head that have to be trained where its files lack ``missing``.
+
+    The output layer's bias isn't one of them: it is a bare 0 then, as BERT's own pretraining began.
+    """
+    output = model.get_output_embeddings()
+    bias = getattr(output, "bias", None)
+    own = [name for name in missing if bias is not None and model.get_parameter(name) is bias]
+    if bias is not None and own:
+        with torch.no_grad():
+            bias.zero_()
+    return sorted(set(missing) - set(own))
 
 
 def _class_name(config: Any) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling
 
 from lorary.adapters import Backbone
@@ -207,7 +208,6 @@ def test_the_same_recipe_gives_the_same_digest(make_recipe, registry, tmp_path):
 @pytest.mark.parametrize(
     ("task", "family", "message"),
     [
-        ("fill-mask", "bert", "its files hold no fill-mask head .*adapters share the base's own"),
         ("fill-mask", "llama", r"\(llama\) can't fill masks; choose a masked language model"),
         ("text-generation", "bert", "is an encoder, which can't generate"),
     ],
@@ -217,6 +217,42 @@ def test_a_base_of_the_wrong_kind_is_refused(task, family, message, make_recipe,
         train(make_recipe(task, family), registry)
     assert registry.versions() == []
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_base_without_a_head_gets_one_with_the_adapter(family, make_recipe, registry, tmp_path):
+    """As sentence encoders are published: a dense layer and a norm are trained, the output is the embeddings."""
+    recipe = make_recipe("fill-mask", family, rows=60, **{"training.epochs": 4})
+    version = train(recipe, registry)
+    assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"] - 0.5
+    saved = {key.partition(".model.")[2] for key in load_file(tmp_path / "out" / "adapter_model.safetensors")}
+    head = {
+        "bert": "cls.predictions.transform.dense.weight", "roberta": "lm_head.layer_norm.weight",
+        "distilbert": "vocab_transform.weight",
+    }[family]  # fmt: skip
+    assert head in saved
+    assert not any("decoder" in key or "embedding" in key for key in saved)
+    backbone = Backbone.from_pretrained(recipe.base, registry=registry)
+    backbone.load("tiny")
+    model = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(recipe.base), tmp_path / "out").eval()
+    row = backbone.tokenizer("profit rose [MASK] the bank")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.logits([row], "tiny")[0], model(torch.tensor([row])).logits[0])
+    # It goes on with its head, and a task starts from it without.
+    more = {"from": "tiny@1", "training.max_steps": 2}
+    again = train(make_recipe("fill-mask", family, rows=60, **more, output=str(tmp_path / "more")), registry)
+    assert again.metrics["untrained"]["loss"] == pytest.approx(version.metrics["test"]["loss"], rel=1e-4)
+    task = {"name": "tone", "strategy": "intermediate", **more, "output": str(tmp_path / "tone")}
+    classifier = train(make_recipe("text-classification", family, **task), registry)
+    assert classifier.manifest.provenance["from"]["reference"] == "tiny@1"
+    assert not any("vocab_transform" in key or "predictions" in key or "lm_head" in key for key in (
+        load_file(tmp_path / "tone" / "adapter_model.safetensors")
+    ))  # fmt: skip
+
+
+def test_a_new_head_is_not_trained_on_a_quantized_base(make_recipe, registry):
+    with pytest.raises(TrainingError, match="a new one is trained on an unquantized base only"):
+        train(make_recipe("fill-mask", "bert", method="qlora"), registry)
 
 
 def test_a_row_without_a_word_is_dropped_and_a_batch_always_has_something_hidden(make_recipe, registry, tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from lorary.adapters.identity import body_of
 from lorary.adapters.loading import is_encoder, load_base
+from lorary.adapters.masked import lacking_in_head
 from lorary.adapters.modules import linear_shape, map_modules
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, TrainingError
@@ -70,11 +71,11 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     if loaded.tokenizer is None:
         raise BaseNotFoundError(f"base {recipe.base!r} has no tokenizer; expected its files beside the weights")
     task.check_base(loaded.model)
-    if not task.new_head and not task.bare:
-        _demand_head(loaded.model, loaded.new_parameters, task, recipe)
+    own = _own_head(loaded.model, loaded.new_parameters, task, recipe) if not task.new_head and not task.bare else ()
     if recipe.training.classifier_dropout is not None:
         _set_head_dropout(loaded.model, recipe.training.classifier_dropout)
-    saved = (*(head_modules(loaded.model) if task.new_head else ()), *_new_in_body(loaded.model, loaded.new_parameters))
+    head_of_task = head_modules(loaded.model) if task.new_head else own
+    saved = (*head_of_task, *_new_in_body(loaded.model, loaded.new_parameters))
     return Base(loaded.model, loaded.tokenizer, loaded.identity, saved, loaded.new_parameters, loaded.files)
 
 
@@ -118,19 +119,33 @@ def _masked_class(config: Any) -> str | None:
     return name
 
 
-def _demand_head(model: Any, new_parameters: Sequence[str], task: Task, recipe: Recipe) -> None:
-    """The base's own head is served to all of its adapters, so it has to be in the base's files.
+def _own_head(model: Any, new_parameters: Sequence[str], task: Task, recipe: Recipe) -> tuple[str, ...]:
+    """The modules of the base's own head that its files lack, by their paths, to be trained whole with the adapter.
+
+    The head that the files hold is served to all adapters of the base. A masked language model's may be trained where
+    they lack it, since it is small: its output layer is tied to the embeddings.
 
     Raises:
-        TrainingError: it isn't.
+        TrainingError: they lack another head, or one that isn't tied.
     """
     prefix = map_modules(model, body_of(model)).body_prefix
     lacking = [name for name in new_parameters if not (prefix and name.startswith(prefix))]
-    if lacking:
+    if not lacking:
+        return ()
+    output = model.get_output_embeddings()
+    tied = output is not None and output.weight is model.get_input_embeddings().weight
+    if task.masks and tied and recipe.quantization == "none":
+        trained, new = lacking_in_head(model, lacking), set(new_parameters)
+        return tuple(dict.fromkeys(_topmost_new(model, name, new, "") for name in trained))
+    if task.masks and tied:
         raise TrainingError(
-            f"base {recipe.base!r}: its files hold no {task.name} head ({', '.join(lacking[:3])} ...), and adapters "
-            "share the base's own; choose a base that was published with it, or make one with `lorary pretrain`"
+            f"base {recipe.base!r}: its files hold no {task.name} head, and a new one is trained on an unquantized "
+            "base only; leave quantization out, or use method: lora"
         )
+    raise TrainingError(
+        f"base {recipe.base!r}: its files hold no {task.name} head ({', '.join(lacking[:3])} ...), and adapters "
+        "share the base's own; choose a base that was published with it, or make one with `lorary pretrain`"
+    )
 
 
 def _set_head_dropout(model: Any, share: float) -> None:

@@ -47,7 +47,7 @@ def resolve_targets(
         path
         for path in modules.linears
         if path.startswith(modules.body_prefix)
-        and not set(path.split(".")) & set(saved)
+        and not lies_in(path, saved)
         # A T5's language-modelling head stands in its body; it stays everybody's.
         and (head is None or model.get_submodule(path) is not head)
     ]
@@ -69,6 +69,11 @@ def resolve_targets(
     if not chosen:
         raise TrainingError(f"lora.exclude leaves none of the layers that {key} names; exclude fewer")
     return chosen
+
+
+def lies_in(path: str, modules: Sequence[str]) -> bool:
+    """Is it one of these modules or within one? They are named by their paths, or by the ends of these."""
+    return any(f".{module}." in f".{path}." for module in modules)
 
 
 def _matching(patterns: str | Sequence[str], names: Sequence[str], key: str) -> list[str]:

@@ -25,6 +25,7 @@ from lorary.hub.checkpoint import WEIGHTS_NAME
 from lorary.hub.errors import BaseMismatchError, RecipeError, TrainingError
 from lorary.training.data import Note
 from lorary.training.model import Base, resolve_targets
+from lorary.training.model.targets import lies_in
 from lorary.training.recipe import Recipe
 from lorary.training.strategies.parent import Parent, variant_of
 from lorary.training.tasks import Task
@@ -154,9 +155,7 @@ def _whole(
     note: Note,
 ) -> dict[str, torch.Tensor]:
     """Parameters that were trained whole and go on: parts of the body, and the head where it answers the same."""
-    shapes = {
-        name: tuple(p.shape) for name, p in base.model.named_parameters() if set(name.split(".")) & set(base.saved)
-    }
+    shapes = {name: tuple(p.shape) for name, p in base.model.named_parameters() if lies_in(name, base.saved)}
     whole = {
         f"{prefix}{path}.{parameter}": tensors[key]
         for path, parameters in plan.overrides.items()

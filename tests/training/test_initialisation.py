@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+
 import pytest
 import torch
 from peft import EvaConfig, LoraConfig
@@ -10,7 +13,7 @@ from lorary.adapters.quantization import dense_weight
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.training import train
 from lorary.training.model import settle
-from lorary.training.model.eva import _inputs_that_count, _masks
+from lorary.training.model.eva import _masks, inputs_that_count
 from runs import SHORT, answers, batch_of, prepared
 
 
@@ -53,6 +56,55 @@ def test_taking_from_the_weights_is_what_peft_does_without_touching_them(init, f
     for name, parameter in base.named_parameters():
         assert torch.equal(plain.get_parameter(name), parameter), name
     assert torch.equal(answers(plain, batch), answers(base, batch))
+
+
+@pytest.mark.parametrize("init", ["corda", "corda_kpm"])
+def test_corda_is_pefts_on_the_training_rows(init, make_recipe, monkeypatch):
+    """PEFT's preprocessing sees one row without padding at a time, so ours is asked for batches of one."""
+    # PEFT 0.21 takes its dataclass from a package that it doesn't depend on.
+    monkeypatch.setitem(sys.modules, "attr", dataclasses)
+    from peft import get_peft_model
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+    from transformers import AutoModel
+
+    settings = {"lora.init": init, "lora.dropout": 0.0, "training.batch_size": 1, "lora.targets": "attention"}
+    recipe = make_recipe(rows=12, **settings)
+    ready = prepared(recipe)
+    batch = batch_of(ready)
+    begun = answers(ready.model, batch)
+    with ready.model.disable_adapter():
+        torch.testing.assert_close(begun, answers(ready.model, batch), atol=1e-4, rtol=1e-4)
+    base = AutoModel.from_pretrained(recipe.base)
+    targets = [path.removeprefix("bert.") for path in ready.model.peft_config["default"].target_modules]
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=sorted(targets), init_lora_weights="corda",
+        corda_config=CordaConfig(corda_method="kpm" if init == "corda_kpm" else "ipm"),
+    )  # fmt: skip
+
+    def look():
+        for feature in ready.train.features:
+            base(**{name: torch.tensor([ids]) for name, ids in feature.items() if name != "labels"})
+
+    preprocess_corda(base, config, run_model=look)
+    theirs = get_peft_model(base, config)
+    own, want = (
+        {path.partition("encoder.")[2]: module for path, module in model.named_modules() if hasattr(module, "lora_A")}
+        for model in (ready.model, theirs)
+    )
+    assert own.keys() == want.keys()
+    for path, layer in own.items():
+        # Which of a pair of singular vectors is turned round is nobody's choice; their product is.
+        products = [one.lora_B["default"].weight @ one.lora_A["default"].weight for one in (layer, want[path])]
+        torch.testing.assert_close(*products, atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize(("task", "method"), [("text-classification", "lora"), ("text-generation", "qlora")])
+def test_corda_is_saved_as_plain_lora(task, method, make_recipe, registry, tmp_path):
+    version = train(make_recipe(task, rows=24, method=method, **SHORT, **{"lora.init": "corda"}), registry)
+    config = read_checkpoint(tmp_path / "out").config
+    assert (config["r"], config["init_lora_weights"]) == (8, True)
+    assert "corda is saved as plain LoRA of twice the rank" in " ".join(version.manifest.provenance["notices"])
 
 
 def test_pefts_own_conversion_loses_the_head(make_recipe, tmp_path):
@@ -108,9 +160,9 @@ def test_eva_passes_over_padding(make_recipe):
     peft_config = LoraConfig(eva_config=config, init_lora_weights="eva", task_type="CAUSAL_LM")
     (all_tokens,) = _masks({"attention_mask": mask}, peft_config)
     assert (
-        _inputs_that_count((values,), [all_tokens], "layer").tolist() == values.reshape(6, 2)[[0, 1, 3, 4, 5]].tolist()
+        inputs_that_count((values,), [all_tokens], "layer").tolist() == values.reshape(6, 2)[[0, 1, 3, 4, 5]].tolist()
     )
     labels = torch.tensor([[-100, 1, -100], [-100, -100, 1]])
     (learned,) = _masks({"attention_mask": mask, "labels": labels}, peft_config)
     assert learned.tolist() == [[False, True, False], [False, False, True]]
-    assert _inputs_that_count(values[:, 0], [all_tokens], "pooler").shape == (2, 2)
+    assert inputs_that_count(values[:, 0], [all_tokens], "pooler").shape == (2, 2)

@@ -7,12 +7,13 @@ count, and that it comes to an end.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lorary.hub.errors import TrainingError
+from lorary.training.fitting.evaluate import IGNORED
 from lorary.training.model.base import Base
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
@@ -51,7 +52,7 @@ def initialise_eva(model: Any, base: Base, task: Task, recipe: Recipe, rows: Seq
             model,
             batches,
             prepare_model_inputs_fn=_masks,
-            prepare_layer_inputs_fn=_inputs_that_count,
+            prepare_layer_inputs_fn=inputs_that_count,
             show_progress_bar=False,
         )
 
@@ -81,19 +82,24 @@ class _Batches:
 
 
 def _masks(batch: dict[str, torch.Tensor], config: Any) -> list[torch.Tensor]:
+    """What PEFT asks for: which tokens of a batch count."""
+    return token_masks(batch, config.task_type)
+
+
+def token_masks(batch: Mapping[str, torch.Tensor], task_type: str | None) -> list[torch.Tensor]:
     """Which tokens count, [rows, tokens]: those that aren't padding, and of a language model's those it learns."""
     mask = batch["attention_mask"].bool()
     labels = batch.get("labels")
-    if labels is None or labels.ndim != 2 or not config.eva_config.use_label_mask:
+    if labels is None or labels.ndim != 2:
         return [mask]
-    learned = labels != config.eva_config.label_mask_value
-    if config.task_type == "CAUSAL_LM" and labels.shape == mask.shape:
+    learned = labels != IGNORED
+    if task_type == "CAUSAL_LM" and labels.shape == mask.shape:
         return [mask & learned]
     # An encoder-decoder's labels are its decoder's tokens.
-    return [learned, mask] if config.task_type == "SEQ_2_SEQ_LM" else [mask]
+    return [learned, mask] if task_type == "SEQ_2_SEQ_LM" else [mask]
 
 
-def _inputs_that_count(layer_input: Any, masks: list[torch.Tensor], name: str) -> torch.Tensor:
+def inputs_that_count(layer_input: Any, masks: list[torch.Tensor], name: str) -> torch.Tensor:
     """A layer's inputs, [tokens, inputs]: of those that see all tokens the ones that count, of others all."""
     values = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
     for mask in masks:

@@ -1,9 +1,9 @@
 """What the adapter begins as, where that takes the training rows or the base's weights.
 
-PiSSA and OLoRA move a part of each weight into the adapter and train on what is left. Here the base's weights stay as
-they are: what was moved is taken off each layer's output instead, which is the same sum, works on quantized weights,
-and leaves nothing behind when the adapter is taken off. In the end both parts become one plain LoRA of twice the rank,
-``W x + s (B A - B0 A0) x``, as PEFT's own conversion does it (``LoraModel.subtract_mutated_init``).
+PiSSA, OLoRA and CorDA move a part of each weight into the adapter and train on what is left. Here the base's weights
+stay as they are: what was moved is taken off each layer's output instead, which is the same sum, works on quantized
+weights, and leaves nothing behind when the adapter is taken off. In the end both parts become one plain LoRA of twice
+the rank, ``W x + s (B A - B0 A0) x``, as PEFT's own conversion does it (``LoraModel.subtract_mutated_init``).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
 from lorary.training.model.adapter import in_float32
 from lorary.training.model.base import Base
+from lorary.training.model.corda import corda_factors
 from lorary.training.model.eva import initialise_eva
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.methods import LORA_METHODS
+from lorary.training.recipe.methods import LORA_METHODS, TAKEN_FROM_WEIGHTS
 from lorary.training.tasks import Task
 from lorary.training.tasks.base import Feature
 
@@ -48,8 +49,11 @@ def initialise(model: Any, base: Base, task: Task, recipe: Recipe, rows: Sequenc
         initialise_eva(model, base, task, recipe, rows)
     elif init == "loftq":
         _set_factors(model, _loftq_factors(base, task, recipe))
-    elif init.startswith(("pissa", "olora")):
-        _set_factors(model, _own_factors(init))
+    elif init.startswith(TAKEN_FROM_WEIGHTS):
+        own = _own_factors(init)
+        if init.startswith("corda"):
+            own = corda_factors(model, list(_lora_layers(model)), base, task, recipe, rows, _weight)
+        _set_factors(model, own)
         for _, layer in _lora_layers(model):
             _take(layer)
         note(f"{init} is saved as plain LoRA of twice the rank, since the base stays as it is")

@@ -110,7 +110,7 @@ def _initialisation(init: str, lora: Mapping[str, Any], method: str, quantizatio
             "'loftq' makes up for what quantizing the base lost, so on an unquantized base it has nothing to do; "
             "set quantization, or use another init",
         )
-    if method == "dora" and kind in (*TAKEN_FROM_WEIGHTS, "loftq"):
+    if method == "dora" and kind.startswith((*TAKEN_FROM_WEIGHTS, "loftq")):
         yield (
             "lora.init",
             f"{init!r} changes what DoRA's norm is taken of, so the result can't be written against the base as it is; "

@@ -16,11 +16,13 @@ INITIALISATIONS: Mapping[str, str] = {
     "eva": "A from the activations on the training rows, ranks given out by explained variance (Paischer et al. 2024)",
     "pissa": "the largest singular values of each weight; pissa_niter_16: the fast SVD (Meng et al. 2024)",
     "olora": "a QR decomposition of each weight (Büyükakyüz 2024)",
+    "corda": "what of each weight matters most for its inputs on the training rows (Yang et al. 2024)",
+    "corda_kpm": "what of each weight matters least there, so that what the base knows stays (Yang et al. 2024)",
     "loftq": "the error that quantizing each weight made; quantized bases only (Li et al. 2023)",
 }
 """The initialisations of LoRA, and what A and B begin as."""
 
-TAKEN_FROM_WEIGHTS = ("pissa", "olora")
+TAKEN_FROM_WEIGHTS = ("pissa", "olora", "corda")
 """Initialisations that move a part of each weight into the adapter; saved at twice the rank."""
 
 

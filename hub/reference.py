@@ -13,6 +13,8 @@ from pathlib import Path
 from lorary.hub.errors import InvalidReferenceError
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
+_LONGEST = 96  # signs of a name, an alias, a domain or a tag
+_SHOWN = 100  # signs of what was given in an error
 _MAX_DIGITS = 18  # of a version number, so that it fits SQLite's integers
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FORMS = (
@@ -70,17 +72,17 @@ def parse_reference(text: str) -> Reference:
         return FolderReference(Path(text).expanduser())
     body, at, suffix = text.removeprefix("hf://").partition("@")
     if at and not suffix:
-        raise InvalidReferenceError(f"{text!r}: nothing follows the @; expected one of: {_FORMS}")
+        raise InvalidReferenceError(f"{_quoted(text)}: nothing follows the @; expected one of: {_FORMS}")
     if text.startswith("hf://") or "/" in body:
         if not _REPO.fullmatch(body) or ".." in suffix:
-            raise InvalidReferenceError(f"{text!r} isn't a reference; expected one of: {_FORMS}")
+            raise InvalidReferenceError(f"{_quoted(text)} isn't a reference; expected one of: {_FORMS}")
         return HubReference(body, suffix or None)
     if not _NAME.fullmatch(body):
-        raise InvalidReferenceError(f"{text!r} isn't a reference; expected one of: {_FORMS}")
+        raise InvalidReferenceError(f"{_quoted(text)} isn't a reference; expected one of: {_FORMS}")
     if suffix.isascii() and suffix.isdecimal() and len(suffix) <= _MAX_DIGITS:
         return RegistryReference(body, number=int(suffix))
     if suffix and (suffix.isdecimal() or not _NAME.fullmatch(suffix)):
-        raise InvalidReferenceError(f"{text!r}: {suffix!r} is neither a version number nor an alias")
+        raise InvalidReferenceError(f"{_quoted(text)}: {_quoted(suffix)} is neither a version number nor an alias")
     return RegistryReference(body, alias=suffix or None)
 
 
@@ -92,7 +94,7 @@ def check_name(text: str, what: str = "name") -> str:
     """
     if not _NAME.fullmatch(text) or (what == "alias" and text.isdecimal()):
         raise InvalidReferenceError(
-            f"{text!r} can't be {'an' if what == 'alias' else 'a'} {what}: use lower-case letters, digits, "
+            f"{_quoted(text)} can't be {'an' if what == 'alias' else 'a'} {what}: use lower-case letters, digits, "
             f"'.', '_' and '-', at most 96 characters{', and not a number alone' if what == 'alias' else ''}"
         )
     return text
@@ -102,9 +104,15 @@ def normalise_domain(text: str, what: str = "domain") -> str:
     """A domain (or a tag) in its one spelling, lower-case kebab: ``Legal Cases`` becomes ``legal-cases``.
 
     Raises:
-        InvalidReferenceError: nothing is left.
+        InvalidReferenceError: nothing is left, or more than 96 signs.
     """
     kebab = re.sub(r"[\W_]+", "-", text.strip().lower()).strip("-")
-    if not kebab:
-        raise InvalidReferenceError(f"{text!r} can't be a {what}: expected a word such as 'legal'")
+    if not 0 < len(kebab) <= _LONGEST:
+        raise InvalidReferenceError(
+            f"{_quoted(text)} can't be a {what}: expected a word such as 'legal', at most {_LONGEST} characters"
+        )
     return kebab
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}... ({len(text):,} characters)"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorary.hub.bases import Bases
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
-from lorary.hub.errors import CheckpointError
+from lorary.hub.errors import CheckpointError, RegistryError
 from lorary.hub.files.staging import Staging
 from lorary.hub.files.store import Store
 from lorary.hub.finding.choice import Choice, choose_best
@@ -47,7 +47,14 @@ class Registry(Keeping):
     def __init__(self, path: str | Path | None = None) -> None:
         chosen = path if path is not None else os.environ.get(PATH_VARIABLE) or "registry.db"
         self.path = Path(chosen).expanduser().absolute()
-        real = self.path.resolve()  # SQLite follows a link to the database; its files are beside the database itself
+        try:
+            self.path.exists()
+            real = self.path.resolve()
+        except (OSError, RuntimeError) as error:  # too long, a circle of links, behind a folder that can't be entered
+            shown = text if len(text := str(self.path)) < 200 else f"{text[:200]}..."
+            why = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
+            raise RegistryError(f"{shown}: can't be a registry's path ({why}); name another one") from error
+        # SQLite follows a link to the database; its files are beside the database itself.
         self._store = Store(real.with_name(f"{real.name.removesuffix('.db')}.store"))
 
     def __repr__(self) -> str:

@@ -125,4 +125,6 @@ def _csv_row(version: Version) -> dict[str, object]:
     renamed = {"version": version.number, "base": version.base_id}
     lists = {name: " ".join(getattr(version, name)) for name in ("aliases", "tags", "parents")}
     row = {name: renamed.get(name, lists.get(name, getattr(version, name, None))) for name in _CSV_COLUMNS}
-    return {**row, **version.metrics.get("test", {})}
+    # Nobody keeps a trainer from calling a metric as a column is.
+    test = {f"test/{name}" if name in row else name: value for name, value in version.metrics.get("test", {}).items()}
+    return {**row, **test}

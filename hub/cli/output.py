@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -51,8 +52,20 @@ def print_line(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON in ASCII, which no terminal acts upon."""
-    print(json.dumps(value, indent=2))
+    """Print a value as JSON in ASCII, which no terminal acts upon. What JSON has no number for is null."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=2, allow_nan=False)
+    print(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_note(text: str, *, aside: bool) -> None:
@@ -100,13 +113,13 @@ def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[
     from rich.text import Text
 
     columns = {name: [clean(row[name]) for row in rows] for name in rows[0]}
-    widths = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
+    widths = {name: max(map(cell_len, [clean(name), *cells])) for name, cells in columns.items()}
     console = Console(highlight=False)
     if console.is_terminal:
         _fit(widths, console.width, expendable)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for name, width in widths.items():
-        table.add_column(name, width=width, no_wrap=True, overflow="ellipsis")
+        table.add_column(Text(clean(name)), width=width, no_wrap=True, overflow="ellipsis")
     for cells in zip(*(columns[name] for name in widths), strict=True):
         table.add_row(*map(Text, cells))
     _print(console, table, _total(widths) + _GAP)

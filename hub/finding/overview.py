@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lorary.hub.errors import RegistryError
 from lorary.hub.finding.search import check_metric
 from lorary.hub.metrics import headline, lower_is_better
 
@@ -66,6 +67,7 @@ def _measured(db: Database, domain: str, task: str) -> list[str]:
 
 
 def _best(db: Database, domain: str, task: str, metric: str) -> tuple[float, str]:
+    """The best value of a cell, and whose it is. Raises RegistryError when it is no number."""
     way = "ASC" if lower_is_better(metric) else "DESC"
     value, name, number = db.execute(
         "SELECT m.value, a.name, v.number FROM metrics m CROSS JOIN versions v ON v.id = m.version_id "
@@ -73,4 +75,9 @@ def _best(db: Database, domain: str, task: str, metric: str) -> tuple[float, str
         f"AND m.name = ? ORDER BY m.value {way}, m.version_id DESC LIMIT 1",
         [domain, task, metric],
     ).fetchone()
-    return float(value), f"{name}@{number}"
+    try:
+        return float(value), f"{name}@{number}"
+    except (TypeError, ValueError) as error:
+        raise RegistryError(
+            f"{name}@{number}: the registry's metric {metric} is damaged ({error}); go back to a copy of it"
+        ) from error

@@ -86,7 +86,9 @@ def import_folders(
             try:
                 # Of several the alias is for the last, so that it moves once.
                 aliases = [alias] if alias is not None and (not every or found is adapters[-1]) else []
-                outcome, version = _take(registry, found, shown, name or run.name, domain, task, base, tags, aliases)
+                outcome, version = _take(
+                    registry, found, shown, run.name if name is None else name, domain, task, base, tags, aliases
+                )
             except LoraryError as error:
                 if alone or (isinstance(error, RegistryError) and not isinstance(error, RegistryConflictError)):
                     raise

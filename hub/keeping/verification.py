@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,6 +98,20 @@ def check_database(db: Database) -> Iterator[Finding]:
         )
 
 
+_NO_NUMBER = """
+SELECT a.name || '@' || v.number AS reference, m.split, m.name, m.value FROM metrics m
+JOIN versions v ON v.id = m.version_id JOIN adapters a ON a.id = v.adapter_id
+WHERE typeof(m.value) <> 'real' OR abs(m.value) > 1.7976931348623157e308 ORDER BY a.name, v.number, m.split, m.name
+"""
+
+
+def check_metric_values(db: Database) -> Iterator[Finding]:
+    """Metrics that aren't finite numbers: somebody else's doing."""
+    for row in db.query(_NO_NUMBER):
+        value = str(row["value"])[:_SHOWN]
+        yield Finding(row["reference"], f"its metric {row['split']}/{row['name']} is {value!r}, no finite number")
+
+
 _UNTRACED = """
 SELECT a.name || '@' || m.alias AS alias, m.to_number AS told, v.number AS meant FROM alias_moves m
 JOIN adapters a ON a.id = m.adapter_id
@@ -148,24 +162,36 @@ def verify(path: Path, store: Store, reference: str | None) -> list[Finding]:
             ids = [row_id for (row_id,) in db.execute(_ALL)]
             findings += check_database(db)
             findings += check_aliases(db)
+            findings += check_metric_values(db)
     # Hashing may take minutes and holds no lock; what is removed meanwhile is no finding.
     hashed: dict[str, FileEntry] = {}
     for start in range(0, len(ids), _AT_ONCE):
-        some = f"v.id IN ({', '.join(map(str, ids[start : start + _AT_ONCE]))})"
-        found = [one for version in _versions(path, some) for one in check_version(store, version, hashed)]
-        there = {version.reference for version in _versions(path, some)} if found else set()
-        findings += [finding for finding in found if finding.reference in there]
+        findings += _check_some(path, store, ids[start : start + _AT_ONCE], hashed)
     if reference is None:
         findings += check_leftovers(path, store, {base.digest for base in bases.all()})
         findings += bases.verify()
     return findings
 
 
+_SHOWN = 40  # signs of a value that is none
+
 _AT_ONCE = 1_000  # versions in memory at a time
 
 _ALL = "SELECT v.id FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.name, v.number"
 
 
-def _versions(path: Path, where: str) -> list[Version]:
+def _check_some(path: Path, store: Store, ids: Sequence[int], hashed: dict[str, FileEntry]) -> list[Finding]:
+    try:
+        found = [one for version in _versions(path, ids) for one in check_version(store, version, hashed)]
+        there = {version.reference for version in _versions(path, ids)} if found else set()
+    except RegistryError as error:
+        if len(ids) == 1:
+            return [Finding(None, str(error))]
+        # A row that can't be read hides none of the others.
+        return [one for row_id in ids for one in _check_some(path, store, [row_id], hashed)]
+    return [finding for finding in found if finding.reference in there]
+
+
+def _versions(path: Path, ids: Sequence[int]) -> list[Version]:
     with reading(path) as db:
-        return list(select(db, where).values()) if db else []
+        return list(select(db, f"v.id IN ({', '.join(map(str, ids))})").values()) if db else []

@@ -96,8 +96,9 @@ def choose_domain(checkpoint: Checkpoint, domain: str | None) -> str:
     Raises:
         UsageError: neither names one.
     """
-    domain = domain or (checkpoint.manifest.domain if checkpoint.manifest else None)
-    if not domain:
+    if domain is None:
+        domain = checkpoint.manifest.domain if checkpoint.manifest else None
+    if domain is None:
         raise UsageError(f"{checkpoint.source}: doesn't say its domain; give one, such as 'legal'")
     return normalise_domain(domain)
 
@@ -110,11 +111,11 @@ def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
         RegistryConflictError: the caller's isn't the manifest's.
     """
     trained = checkpoint.manifest.task if checkpoint.manifest else None
-    if task and trained and task != trained:
+    if task is not None and trained and task != trained:
         raise RegistryConflictError(
-            f"{checkpoint.source}: was trained for {trained}, not for {task}; leave the task out"
+            f"{checkpoint.source}: was trained for {trained}, not for {task!r}; leave the task out"
         )
-    chosen = task or trained or _PEFT_TASKS.get(str(checkpoint.config.get("task_type")))
+    chosen = task if task is not None else trained or _PEFT_TASKS.get(str(checkpoint.config.get("task_type")))
     if chosen is None:
         raise UsageError(f"{checkpoint.source}: doesn't say its task; give one of {', '.join(TASKS)}")
     return check_task(chosen)

@@ -141,6 +141,9 @@ def demand_writable(path: Path) -> None:
 
 
 def _demand_database(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would keep the reader waiting for ever
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise RegistryError(f"{path}: is {kind}, and so no registry; name a file")
     # SQLite takes a few bytes of anything for an empty database and would write over them.
     if path.is_file() and 0 < path.stat().st_size < _SMALLEST_PAGE:
         raise RegistryError(f"{path}: {_NOT_SQLITE}")

@@ -206,3 +206,20 @@ def test_a_wrong_condition_is_told_alike_before_there_is_a_registry(registry, lo
         out, (error,) = lorary(*command, *words, code=2)
         assert (out, told in error) == ([], True), error
         assert registry.path.exists() == made
+
+
+def test_metrics_called_like_columns_and_markup_are_shown_as_they_are(registry, tmp_path, lorary):
+    odd = {"version": 3.0, "[red]x[/]": 0.5, "\x1b[2J": 0.1, "a b": 1e308}
+    registry.add(make_checkpoint(tmp_path / "odd"), name="odd", metrics={"test": odd})
+    (row,) = csv.DictReader(io.StringIO("\n".join(lorary("list", "--csv")[0])))
+    assert (row["version"], float(row["test/version"]), float(row["[red]x[/]"])) == ("1", 3.0, 0.5)
+    assert "[red]x[/]" in lorary("list", "--sort", "[red]x[/]")[0][0]
+    assert "\\x1b[2J" in lorary("list", "--sort", "\x1b[2J")[0][0]
+
+
+def test_what_json_has_no_number_for_is_null(registry, tmp_path, lorary):
+    registry.add(make_checkpoint(tmp_path / "one"), name="one", metrics={"test": {"f1": 0.5, "loss": 0.1}})
+    with sqlite3.connect(registry.path) as db:
+        db.execute("UPDATE metrics SET value = 9e999 WHERE name = 'f1'")
+    (version,) = json.loads("\n".join(lorary("list", "--json")[0]), parse_constant=pytest.fail)
+    assert version["metrics"]["test"] == {"f1": None, "loss": 0.1}

@@ -161,14 +161,6 @@ def test_what_fails_on_a_missing_registry_makes_none(registry, tmp_path, action)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_in_the_registrys_place(tmp_path):
-    registry = Registry(tmp_path)
-    with pytest.raises(RegistryError, match="check the path"):
-        registry.versions()
-    with pytest.raises(RegistryError, match="check the path"):
-        registry.add(make_checkpoint(tmp_path / "a"), name="a")
-
-
 def test_odd_signs_in_the_path(tmp_path):
     registry = Registry(tmp_path / "what? a #1 100%25 name.db")
     registry.add(make_checkpoint(tmp_path / "a"), name="a")
@@ -220,7 +212,7 @@ def test_no_space_for_the_files(filled, tmp_path):
 
 def test_no_space_for_the_rows(filled):
     before = traces(filled.path.parent)
-    message = under_limit(filled.path.stat().st_size, lambda: filled.tag("a", *(f"{n:0100}" for n in range(2000))))
+    message = under_limit(filled.path.stat().st_size, lambda: filled.tag("a", *(f"{n:096}" for n in range(2000))))
     assert "registry.db" in message
     assert {
         **traces(filled.path.parent),
@@ -251,3 +243,25 @@ def test_an_exception_undoes_the_transaction(filled):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert filled.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: path.mkdir(), "is a folder"),
+        (os.mkfifo, "is no ordinary file"),
+        (lambda path: path.symlink_to(path.name), "can't be a registry's path .*circle"),
+        (lambda path: path.symlink_to("x" * 300), "can't be a registry's path .*too long"),
+    ],
+)
+def test_what_is_no_file_is_told_at_once(tmp_path, make, told, writes):
+    make(tmp_path / "registry.db")
+    folder = make_checkpoint(tmp_path / "a")
+
+    def use():
+        registry = Registry(tmp_path / "registry.db")
+        registry.add(folder, name="a") if writes else registry.versions()
+
+    with pytest.raises(RegistryError, match=told):
+        use()

@@ -317,3 +317,11 @@ def test_the_base_of_adapters_that_know_only_a_folder(registry, tmp_path):
     assert [outcome.state for outcome in outcomes] == ["refused", "taken"]
     assert "`lorary rm one@1` first" in outcomes[0].note
     assert registry.resolve("two").base_id == "org/llama"
+
+
+@pytest.mark.parametrize("option", ["--name", "--domain", "--task", "--alias", "--tag"])
+def test_an_empty_option_is_not_the_default(registry, tmp_path, capsys, option):
+    folder = make_checkpoint(tmp_path / "tone")
+    assert main(["import", str(folder), option, "", "--registry", str(registry.path)]) in (1, 2)
+    assert "''" in capsys.readouterr().err
+    assert not registry.path.exists()

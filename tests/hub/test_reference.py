@@ -72,3 +72,11 @@ def test_a_domain_of_nothing():
 @pytest.mark.parametrize("text", ["./a/b", "../a", "/a@b", "name@3", "name@prod", "user/repo@v1"])
 def test_a_reference_reads_back_as_itself(text):
     assert str(parse_reference(text)) == text
+
+
+@pytest.mark.parametrize("check", [parse_reference, check_name, normalise_domain])
+def test_an_error_shows_the_beginning_of_what_is_too_long(check):
+    with pytest.raises(InvalidReferenceError) as caught:
+        check("x" * 100_000)
+    assert len(str(caught.value)) < 400
+    assert "(100,000 characters)" in str(caught.value)

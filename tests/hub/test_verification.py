@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import pytest
 
@@ -44,6 +44,22 @@ def test_many_versions_are_verified_a_part_at_a_time(add, registry, monkeypatch)
     for number in (1, 5):
         object_of(registry, f"finance-tone@{number}", "adapter_model.safetensors").unlink()
     assert [finding.reference for finding in registry.verify()] == ["finance-tone@1", "finance-tone@5"]
+
+
+@pytest.mark.parametrize("value", ["9e999", "-9e999", "'abc'", "x'00'"])
+def test_a_metric_that_is_no_number_is_told_and_hides_nothing(add, registry, value):
+    for seed in range(3):
+        add(seed, metrics={"test": {"f1": 0.5}})
+    object_of(registry, "finance-tone@3", "adapter_model.safetensors").unlink()
+    with closing(sqlite3.connect(registry.path)) as db:
+        db.execute(f"UPDATE metrics SET value = {value} WHERE version_id = 2")
+        db.commit()
+    told = messages(registry)
+    assert any("finance-tone@2 its metric test/f1 is" in line for line in told)
+    assert any("finance-tone@3 adapter_model.safetensors: missing" in line for line in told)
+    assert not any("finance-tone@1" in line for line in told)
+    with pytest.raises(RegistryError) if value[0] in "'x" else nullcontext():
+        registry.overview()
 
 
 def test_adding_again_mends_a_rotten_object(add, registry):

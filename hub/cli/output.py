@@ -102,8 +102,8 @@ def version_json(version: Version) -> dict[str, Any]:
 def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[str] = ()) -> None:
     """Print rows as aligned columns, named by the first row's keys.
 
-    In a terminal that is too narrow, ``expendable`` columns go first, in their order; then cells but the first
-    column's are cut. In a pipe nothing is left out, so that ``grep`` finds what there is.
+    In a terminal that is too narrow, ``expendable`` columns go first, in their order; then cells are cut, the first
+    column's last. In a pipe nothing is left out, so that ``grep`` finds what there is.
     """
     if not rows:
         return
@@ -153,9 +153,11 @@ def _fit(widths: dict[str, int], available: int, expendable: Collection[str]) ->
         if _total(widths) <= available:
             return
         widths.pop(name, None)
-    _, *others = widths
-    while _total(widths) > available and widths[widest := max(others, key=widths.__getitem__)] > _NARROWEST:
+    first, *others = widths
+    while others and _total(widths) > available and widths[widest := max(others, key=widths.__getitem__)] > _NARROWEST:
         widths[widest] -= 1
+    # The first column too before the others are pushed out: a name without its version says less.
+    widths[first] = max(_NARROWEST, min(widths[first], widths[first] + available - _total(widths)))
 
 
 def _total(widths: Mapping[str, int]) -> int:

@@ -154,6 +154,14 @@ def in_terminal(width, *words, cwd):
     return re.sub(r"\x1b\[[\d;]*m", "", output.decode()).splitlines()
 
 
+def test_a_long_name_leaves_room_for_the_version(add, tmp_path):
+    add(0, name="long-" + "x" * 80)
+    title, row = in_terminal(40, "list", cwd=tmp_path)
+    assert [word[:5] for word in title.split()[:2]] == ["name", "versi"]
+    assert row.split()[1] == "1"
+    assert max(len(title), len(row)) <= 40
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_a_table_fits_the_terminal(filled, tmp_path, width):
     lines = in_terminal(width, "list", cwd=tmp_path)
@@ -252,7 +260,7 @@ def test_verify(lorary, filled):
         (("verify", "nobody"), 1, "no adapter named"),
         (("import", "nowhere"), 1, "no such folder"),
         (("import", ".", "--name", "x"), 2, "holds 3 adapters"),
-        (("list", "--registry", "."), 1, "check the path"),
+        (("list", "--registry", "."), 1, "is a folder"),
         (("list", "--registry", "a/adapter_config.json"), 1, "isn't a SQLite file"),
     ],
 )

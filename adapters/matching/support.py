@@ -131,9 +131,12 @@ def _is_table(value: Any, is_item: Callable[[Any], bool]) -> bool:
 
 def asks_for_peft(checkpoint: Checkpoint) -> bool:
     """Is this an adapter of another method than LoRA, or one with a field that the slots can't serve?"""
-    if checkpoint.peft_type != "LORA":
-        return True
-    return any(not is_off(checkpoint.config.get(field)) for field in BY_PEFT)
+    return checkpoint.peft_type != "LORA" or bool(fields_for_peft(checkpoint))
+
+
+def fields_for_peft(checkpoint: Checkpoint) -> list[str]:
+    """The fields of its config that the slots can't serve."""
+    return [field for field in BY_PEFT if not is_off(checkpoint.config.get(field))]
 
 
 def check_supported(checkpoint: Checkpoint) -> None:

@@ -82,6 +82,10 @@ def _what(version: Version, origin: Origin) -> list[str]:
         shown = ", ".join(map(markdown, manifest.labels[:50]))
         more = f" and {len(manifest.labels) - 50} more" if len(manifest.labels) > 50 else ""
         lines += ["", f"Labels: {shown}{more}."]
+    if manifest and manifest.added_tokens:
+        shown = ", ".join(map(markdown, manifest.added_tokens[:50]))
+        more = f" and {len(manifest.added_tokens) - 50} more" if len(manifest.added_tokens) > 50 else ""
+        lines += ["", f"Tokens that it adds to the base's: {shown}{more}. Its tokenizer lies beside it."]
     if manifest is None:
         lines += [
             "",

@@ -47,9 +47,12 @@ def peft_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
         lines.append(f"labels = [{', '.join(map(python_literal, labels))}]")
     if version.quantization != "none":
         lines.append(f"# trained on {version.quantization} weights; pass quantization_config= for the same here")
+    added = checkpoint.manifest.added_tokens if checkpoint.manifest else None
+    rows = "model.get_input_embeddings().num_embeddings"
     lines += [
-        "tokenizer = AutoTokenizer.from_pretrained(base)",
+        f"tokenizer = AutoTokenizer.from_pretrained({'adapter' if added else 'base'})",
         f"model = {auto_class}.from_pretrained({arguments})",
+        *([f"model.resize_token_embeddings(max(len(tokenizer), {rows}))"] if added else []),
         "model = PeftModel.from_pretrained(model, adapter).eval()",
         "",
         *_USES[version.task](checkpoint),

@@ -142,6 +142,7 @@ def _details(version: Version, siblings: list[int], children: list[str]) -> dict
         "domain": version.domain,
         "task": version.task,
         "labels": ", ".join(manifest.labels) if manifest and manifest.labels else None,
+        "new tokens": ", ".join(manifest.added_tokens) if manifest and manifest.added_tokens else None,
         "tags": ", ".join(version.tags),
         "base": version.base_id,
         "fingerprint": version.base_fingerprint or "unknown (the adapter doesn't carry its base's)",

@@ -102,6 +102,27 @@ def test_peft_gives_the_same(with_tokens, registry, tmp_path, bases):
             torch.testing.assert_close(model(torch.tensor([row])).logits[0, -1], logits, atol=1e-4, rtol=1e-4)
 
 
+def test_its_card(with_tokens, registry, tmp_path, bases, monkeypatch, capsys):
+    """Says which tokens it adds, and its scripts run as they stand, with PEFT alone too."""
+    import re
+    from dataclasses import replace
+
+    from lorary.hub.card import make_card
+    from lorary.hub.markup import markdown
+
+    version = train(with_tokens(**SHORT), registry)
+    checkpoint = registry.checkpoint(version)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").rename(tmp_path / "tiny")
+    card = make_card(replace(version, base_id=bases("llama")), checkpoint)
+    assert f"Tokens that it adds to the base's: {', '.join(map(markdown, ADD))}." in card
+    samples = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+    assert len(samples) == 2
+    for sample in samples:
+        exec(compile(sample, "card", "exec"), {})
+        assert capsys.readouterr().out.strip()
+
+
 def test_a_chat_with_markers_of_its_own(with_tokens, registry, bases, tmp_path):
     """The token that ends a turn ends what is generated, too, though the base's files say otherwise."""
     columns = {"data.columns": {"messages": "messages"}, "prompt.chat_template": CHAT, "tokens.end": "<|over|>"}
@@ -224,6 +245,13 @@ def test_recipes_that_cant_be(with_tokens, settings, match):
 def test_fill_mask_is_refused(make_recipe):
     with pytest.raises(RecipeError, match="fill-mask head is the base's own"):
         make_recipe("fill-mask", **{"tokens.add": ("<a>",)})
+
+
+def test_another_run_cant_start_from_it(with_tokens, make_recipe, registry):
+    parent = train(with_tokens(**SHORT), registry)
+    child = {"from": parent.reference, "output": None, "name": "child"}
+    with pytest.raises(RecipeError, match=r"PEFT's LORA, trainable_token_indices.*can be continued or stacked"):
+        train(make_recipe("text-generation", **child), registry)
 
 
 def test_tokens_that_the_base_has(with_tokens, registry, tmp_path):

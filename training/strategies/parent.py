@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.adapters.adapter import task_of
-from lorary.adapters.matching.support import asks_for_peft, check_supported
+from lorary.adapters.matching.support import asks_for_peft, check_supported, fields_for_peft
 from lorary.adapters.sources import find_checkpoint
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import RecipeError
@@ -62,8 +62,9 @@ def find_parent(recipe: Recipe, registry: Registry) -> Parent | None:
 def _problems(recipe: Recipe, parent: Parent) -> Iterator[str]:
     config = parent.checkpoint.config
     if asks_for_peft(parent.checkpoint):
+        what = ", ".join([parent.checkpoint.peft_type, *fields_for_peft(parent.checkpoint)])
         yield (
-            f"from: {parent.reference} isn't low-rank weights alone (PEFT's {parent.checkpoint.peft_type}); "
+            f"from: {parent.reference} isn't low-rank weights alone (PEFT's {what}); "
             "only low-rank weights can be continued or stacked"
         )
         return

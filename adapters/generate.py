@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorary.adapters.languages import speaking, target_settings
+from lorary.adapters.templates import render_chat
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 
@@ -78,7 +79,9 @@ def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool
     A chat template writes its own beginning-of-sequence token; adding another would double it.
 
     Raises:
-        UsageError: a conversation was given and neither the adapter nor the tokenizer has a chat template.
+        UsageError: a conversation was given and neither the adapter nor the tokenizer has a chat template, or the
+            template refuses it.
+        UnsupportedAdapterError: the template takes too long, or too much memory.
     """
     settings, prefix = manner.prompt, manner.preprocessing.prefix
     if isinstance(prompt, str) and settings.format != "chat":
@@ -89,8 +92,7 @@ def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool
         raise UsageError(
             "a conversation was given, but neither the adapter nor the tokenizer has a chat template; pass a text"
         )
-    text = tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
-    return text, False
+    return render_chat(tokenizer, messages, template), False
 
 
 def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str]) -> PromptRow:

@@ -65,8 +65,10 @@ def load_base(
     chosen = pick_dtype(place, dtype)
     quantized = quantization_config(quantization, chosen, skip_modules)  # a wrong one is refused before any download
     resolved = resolve_base(base, revision=revision)
+    # Said, since transformers asks at the terminal where it isn't: an adapter's base may be anybody's.
+    trusted = {"trust_remote_code": bool(model_kwargs.pop("trust_remote_code", False))}
     try:
-        config = AutoConfig.from_pretrained(resolved.path)
+        config = AutoConfig.from_pretrained(resolved.path, **trusted)
         auto_class = auto_class or natural_class(config)
         with quietly():
             model, info = auto_class.from_pretrained(
@@ -76,13 +78,14 @@ def load_base(
                 quantization_config=quantized,
                 output_loading_info=True,
                 key_mapping=_body_renamed(auto_class, config),
+                **trusted,
                 **model_kwargs,
             )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseNotFoundError(f"base {base!r} can't be loaded as a model: {first}") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved.path)
+        tokenizer = AutoTokenizer.from_pretrained(resolved.path, **trusted)
     except (OSError, ValueError):
         tokenizer = None  # a base without one still serves token ids
     guard_cpu(model)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from lorary.adapters import Backbone
 from lorary.hub.errors import (
     BaseMismatchError,
+    BaseNotFoundError,
     CheckpointError,
     KeyMismatchError,
     NoEffectError,
@@ -287,3 +288,18 @@ def test_a_truncated_file(backbone, adapter):
 def test_a_fingerprint_that_is_unknown_is_not_a_mismatch(backbone, adapter):
     Manifest(task="text-generation", base=BaseIdentity("org/unknown")).write(adapter)
     assert "base unverified" in backbone.load(adapter).notes[0]
+
+
+def test_a_base_with_code_of_its_own(tmp_path, monkeypatch):
+    """An adapter may name anybody's base; transformers would ask at the terminal whether to run its code."""
+    base = make_base("llama", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    code = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": code}))
+    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(True) or "n")
+    with pytest.raises(BaseNotFoundError, match="contains custom code"):
+        Backbone.from_pretrained(str(base))
+    assert (asked, (tmp_path / "ran").exists()) == ([], False)

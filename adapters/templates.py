@@ -1,0 +1,95 @@
+"""Rendering chat templates, which come from strangers and are programs: within bounds of time and memory.
+
+transformers renders them in Jinja's sandbox, so they reach neither files nor Python's own objects; but nothing there
+ends a loop in a loop in a loop, or a text that doubles with each turn.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from lorary.hub.errors import LoraryError, UnsupportedAdapterError, UsageError
+
+PATIENCE = 5.0
+"""Seconds for one conversation; the longest templates take a few milliseconds."""
+
+MEMORY = 1_000_000_000
+"""Bytes that the process may grow by meanwhile."""
+
+_FILE = "<template>"  # what Jinja calls the code that it compiles a text to
+_BETWEEN = 0.002  # seconds between two looks at the memory: to fill much of it takes longer
+
+
+def render_chat(tokenizer: Any, messages: list[Any], template: str) -> str:
+    """The text before the model for a conversation that waits for an answer.
+
+    Raises:
+        UsageError: the template refuses the conversation, or isn't one.
+        UnsupportedAdapterError: it takes too long, or too much memory.
+    """
+    try:
+        with _bounded():
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+    except LoraryError:
+        raise
+    except Exception as error:  # a template is a program: it may fail in any way
+        raise UsageError(f"the chat template fails on this conversation: {error or type(error).__name__}") from error
+    return str(text)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Looks at the clock at each line of a template's code that runs in this thread.
+
+    A single operation that takes much by itself is over before the next look. Under a debugger, which looks in the same
+    way, there are no bounds.
+    """
+    if sys.gettrace() is not None:
+        yield
+        return
+    sys.settrace(_Watch().enter)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
+class _Watch:
+    """The trace function: https://docs.python.org/3/library/sys.html#sys.settrace."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._deadline = time.monotonic() + PATIENCE
+        self._most = self._process.memory_info().rss + MEMORY
+        self._looked = time.monotonic()
+
+    def enter(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        """Called with each function; only a template's own are looked into."""
+        if frame.f_code.co_filename != _FILE:
+            return None
+        self._look()
+        return self.line
+
+    def line(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any]:
+        """Called with each line of a template's code."""
+        self._look()
+        return self.line
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now > self._deadline:
+            raise UnsupportedAdapterError(f"the chat template takes more than {PATIENCE:g} s for one conversation")
+        if now - self._looked < _BETWEEN:
+            return
+        self._looked = now
+        if self._process.memory_info().rss > self._most:
+            raise UnsupportedAdapterError(f"the chat template takes more than {MEMORY:,} bytes for one conversation")

@@ -6,6 +6,7 @@ import pytest
 
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
+from lorary.training.data.splits import fewest_validation
 from lorary.training.recipe.steps import with_enough_epochs
 from samples import ROWS, write_jsonl
 
@@ -73,6 +74,12 @@ def test_a_classifier_is_stopped_early_by_enough_rows_only(count, task, settings
     data = load_data(plain(count, task, **settings), lambda line: None)
     assert len(data.validation) == validation
     assert len(data.train) == count - validation
+
+
+def test_a_part_of_the_rows_is_judged_by_as_many(plain):
+    """The smaller sizes of a learning curve have a part of the validation rows."""
+    assert fewest_validation(plain()) == 30
+    assert fewest_validation(plain(**{"data.validation_size": 0.1})) == 8
 
 
 def test_the_estimate_counts_the_steps_of_the_run(plain):

@@ -96,12 +96,17 @@ def split_validation(
         return train, parts["validation"]
     asked = recipe.data.validation_size
     share = VALIDATION_SHARE if asked is None else asked
-    fewest = TASK_FACTS[recipe.task].fewest_validation if asked is None else FEWEST_VALIDATION_ROWS
-    if share * len(train) < fewest:
+    if share * len(train) < fewest_validation(recipe):
         if share:
             note(f"no early stopping: {share:g} of {len(train)} training rows are too few to judge by")
         return train, ()
     return split_rows(train, share, recipe.training.seed, note)
+
+
+def fewest_validation(recipe: Recipe) -> int:
+    """With fewer validation rows there are none: what the task can judge by, or less where the recipe asks for them."""
+    asked = recipe.data.validation is not None or recipe.data.validation_size is not None
+    return FEWEST_VALIDATION_ROWS if asked else TASK_FACTS[recipe.task].fewest_validation
 
 
 def note_overlap(train: Sequence[Example], test: Sequence[Example], note: Note) -> None:

@@ -14,7 +14,7 @@ from lorary.hub.errors import DataError, MissingDependencyError, OutputError, Re
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.registry import Registry
 from lorary.training.data import Example, load_data
-from lorary.training.data.splits import FEWEST_VALIDATION_ROWS
+from lorary.training.data.splits import fewest_validation
 from lorary.training.experiments.comparison import Comparison, Option, comparing
 from lorary.training.experiments.summary import summarise
 from lorary.training.progress import Reporter, quiet_libraries
@@ -108,7 +108,7 @@ def _draw(comparison: Comparison) -> Curve:
                 rows = replace(
                     data,
                     train=ordered[:size],
-                    validation=watched[:count] if count >= FEWEST_VALIDATION_ROWS else (),
+                    validation=watched[:count] if count >= fewest_validation(recipe) else (),
                 )
                 finished = session.run(one, rows, title)
                 session.release(finished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import pytest
 import torch
@@ -114,7 +115,8 @@ def test_its_card(with_tokens, registry, tmp_path, bases, monkeypatch, capsys):
     checkpoint = registry.checkpoint(version)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").rename(tmp_path / "tiny")
-    card = make_card(replace(version, base_id=bases("llama")), checkpoint)
+    shutil.copytree(bases("llama"), tmp_path / "tiny-base")
+    card = make_card(replace(version, base_id="tiny-base"), checkpoint)
     assert f"Tokens that it adds to the base's: {', '.join(map(markdown, ADD))}." in card
     samples = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
     assert len(samples) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,8 +12,9 @@ from lorary.adapters.adapter import Adapter, Fit, task_of
 from lorary.adapters.dora import fold_magnitude
 from lorary.adapters.golden import check_golden_rows
 from lorary.adapters.heads import DECODER, LABELLED, TASK_CLASSES, count_labels, empty_head, fill_head, in_parts
+from lorary.adapters.inference import Inference, can_generate
 from lorary.adapters.masked import MaskedHead, MaskedModel, adapt_head
-from lorary.adapters.matching.keys import KeyPlan, Site, plan_keys
+from lorary.adapters.matching.keys import PEFT_PREFIX, KeyPlan, Site, plan_keys
 from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.modules import LinearShape, ModuleMap, output_scale
@@ -24,9 +25,6 @@ from lorary.adapters.tiers.content import Parts
 from lorary.adapters.tiers.weights import Weights
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapterError
-
-if TYPE_CHECKING:
-    from lorary.adapters.inference import Inference
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Fitter:
         Raises what :func:`plan_keys` and :meth:`MaskedHead.get` do, and CheckpointError for
         golden logits that don't fit the manifest.
         """
-        task = task_of(checkpoint)
+        task = task_on(checkpoint, self.inference)
         of_base = self._head_of_base(checkpoint.source, task)
         offered = of_base.offered if of_base else self._offered(checkpoint, task)
         head = of_base.linears if of_base else None
@@ -132,6 +130,22 @@ class Fitter:
         if task not in TASK_CLASSES:
             return None
         return task_model(checkpoint, task, self.inference.body, self.inference.pad_id)
+
+
+def task_on(checkpoint: Checkpoint, inference: Inference) -> str:
+    """The task of a checkpoint on a backbone. Raises as :func:`task_of`.
+
+    PEFT saves no task type unless it was told one. Keys that name a language model's body by its place in that model
+    tell that it was the language model that was trained, rather than its body for the hidden states.
+    """
+    task = task_of(checkpoint)
+    if checkpoint.manifest is not None or checkpoint.config.get("task_type") is not None:
+        return task
+    model, body = inference.model, inference.body
+    place = next((path for path, module in model.named_modules() if module is body), "")
+    inside = f"{PEFT_PREFIX}{place}."
+    trained = place and any(key.startswith(inside) for key in plain_names(checkpoint.tensors).values())
+    return "text-generation" if trained and can_generate(model) else task
 
 
 def task_model(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import torch
 
-from lorary.adapters.adapter import Adapter, task_of
-from lorary.adapters.fitting import task_model
+from lorary.adapters.adapter import Adapter
+from lorary.adapters.fitting import task_model, task_on
 from lorary.adapters.generate import PromptRow
 from lorary.adapters.golden import load_tensors, read_golden
 from lorary.adapters.heads import TASK_CLASSES, TaskHead, fill_head
@@ -189,7 +189,7 @@ def build_peft_adapter(
     Nothing of the backbone changes. Raises what :func:`build_peft_model` and :func:`fill_head` do, and NoEffectError
     for tensors that hold NaN or infinity.
     """
-    task, digest = task_of(checkpoint), checkpoint.digest
+    task, digest = task_on(checkpoint, inference), checkpoint.digest
     names = plain_names(checkpoint.tensors)
     tensors = {names[key]: tensor for key, tensor in load_tensors(checkpoint.files[WEIGHTS_NAME]).items()}
     checkpoint = plain_checkpoint(checkpoint)

@@ -144,3 +144,23 @@ def test_whole_embeddings_that_the_config_doesnt_name(bases, tmp_path):
     save_file(load_file(path) | {key: torch.cat([embedding, embedding])}, path)
     with pytest.raises(KeyMismatchError, match=r"lacks the new rows of 'lm_head\.weight'"):
         backbone.load(adapter)
+
+
+@pytest.mark.parametrize("lora", [{}, {"trainable_token_indices": [7, 8]}], ids=["slot", "through PEFT"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_language_model_without_a_task_type(bases, tmp_path, family, lora):
+    """PEFT saves none unless it was told; the keys tell the language model from its body alone."""
+    adapter = make_adapter(bases(family), tmp_path / "own", task="text-generation", **lora)
+    body = make_adapter(bases(family), tmp_path / "body", task="feature-extraction")
+    for folder in (adapter, body):
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": None}))
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    assert backbone.load(adapter).task == "text-generation"
+    want = peft_answer(peft_reference(bases(family), adapter, task="text-generation"))
+    torch.testing.assert_close(backbone.logits([ROW], "own")[0], want, atol=1e-5, rtol=1e-5)
+    text = backbone.generate(PROMPT, "own", max_new_tokens=4)
+    assert backbone.predict(PROMPT, "own", max_new_tokens=4) == [{"generated_text": PROMPT + text}]
+    assert backbone.load(body).task == "feature-extraction"
+    want = peft_answer(peft_reference(bases(family), body, task="feature-extraction"))
+    torch.testing.assert_close(backbone.logits([ROW], "body")[0], want, atol=1e-5, rtol=1e-5)

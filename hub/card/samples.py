@@ -6,6 +6,7 @@ Both are whole scripts; a test runs them for every task. What comes from the ada
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, Generation, Preprocessing, Prompt
@@ -13,7 +14,56 @@ from lorary.hub.markup import python_literal
 from lorary.hub.values import Version
 
 _GENERATING = ("text-generation", "summarization", "translation")
-_TEXT = "Profit rose by 12 percent in the third quarter."
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What a sample says: a text, one that goes with it, and the text with ``{}`` for a word that is to be guessed."""
+
+    text: str
+    pair: str
+    masked: str
+
+
+# By a word of the domain's name: a stranger sees what the adapter is for, and gets an answer that means something.
+_TEXTS = {
+    "finance": _Texts(
+        "Profit rose by 12 percent in the third quarter.",
+        "Earnings grew.",
+        "Profit {} by 12 percent in the third quarter.",
+    ),
+    "biomedical": _Texts(
+        "Two patients with type 2 diabetes were given metformin.",
+        "Metformin was prescribed.",
+        "Two {} with type 2 diabetes were given metformin.",
+    ),
+    "legal": _Texts(
+        "The tenant shall pay the rent on the first day of each month.",
+        "Rent is due monthly.",
+        "The {} shall pay the rent on the first day of each month.",
+    ),
+    "email": _Texts(
+        "You have won a prize, answer today to claim it.",
+        "A prize is waiting.",
+        "You have won a {}, answer today to claim it.",
+    ),
+}
+_TEXTS |= {
+    "medical": _TEXTS["biomedical"],
+    "clinical": _TEXTS["biomedical"],
+    "law": _TEXTS["legal"],
+    "spam": _TEXTS["email"],
+}
+_ANY = _Texts(
+    "The committee meets again in Geneva on Monday.",
+    "There is another meeting.",
+    "The committee {} again in Geneva on Monday.",
+)
+
+
+def _texts(checkpoint: Checkpoint) -> _Texts:
+    words = (checkpoint.manifest.domain or "").split("-") if checkpoint.manifest else []
+    return next((_TEXTS[word] for word in words if word in _TEXTS), _ANY)
 
 
 def lorary_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
@@ -69,14 +119,19 @@ def _row(task: str, checkpoint: Checkpoint) -> str:
     if task == "question-answering":
         return '{"question": "Who is the tenant?", "context": "The tenant is Ann Smith."}'
     if task == "fill-mask":
-        return 'f"Profit {backbone.tokenizer.mask_token} by 12 percent."'
+        return _masked(checkpoint, "backbone.tokenizer.mask_token")
     if task == "text-classification" and "text_pair" in _preprocessing(checkpoint).columns:
-        return f'{{"text": "{_TEXT}", "text_pair": "Earnings grew."}}'
-    return f'"{_prompt_text(task)}"'
+        texts = _texts(checkpoint)
+        return f'{{"text": "{texts.text}", "text_pair": "{texts.pair}"}}'
+    return f'"{_prompt_text(task, checkpoint)}"'
 
 
-def _prompt_text(task: str) -> str:
-    return "What is a lease?" if task == "text-generation" else _TEXT
+def _prompt_text(task: str, checkpoint: Checkpoint) -> str:
+    return "What is a lease?" if task == "text-generation" else _texts(checkpoint).text
+
+
+def _masked(checkpoint: Checkpoint, token: str) -> str:
+    return f'f"{_texts(checkpoint).masked.format("{" + token + "}")}"'
 
 
 def _auto_class(task: str, checkpoint: Checkpoint) -> str:
@@ -127,8 +182,8 @@ _LOGITS = ["with torch.no_grad():", "    logits = model(**inputs).logits[0]"]
 
 
 def _text_classification(checkpoint: Checkpoint) -> list[str]:
-    pair = ['"Earnings grew."'] if "text_pair" in _preprocessing(checkpoint).columns else []
-    lines = [_tokenize(checkpoint, _prefixed(checkpoint, _TEXT), *pair), *_LOGITS]
+    pair = [python_literal(_texts(checkpoint).pair)] if "text_pair" in _preprocessing(checkpoint).columns else []
+    lines = [_tokenize(checkpoint, _prefixed(checkpoint, _texts(checkpoint).text), *pair), *_LOGITS]
     problem = checkpoint.manifest.problem_type if checkpoint.manifest else None
     if problem == REGRESSION or not _labels(checkpoint):
         return [*lines, "print(logits.tolist())"]
@@ -142,7 +197,7 @@ def _text_classification(checkpoint: Checkpoint) -> list[str]:
 def _token_classification(checkpoint: Checkpoint) -> list[str]:
     show = "print(list(zip(tokens, [labels[index] for index in logits.argmax(-1).tolist()])))"
     return [
-        _tokenize(checkpoint, _prefixed(checkpoint, _TEXT)),
+        _tokenize(checkpoint, _prefixed(checkpoint, _texts(checkpoint).text)),
         *_LOGITS,
         'tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])',
         show if _labels(checkpoint) else "print(list(zip(tokens, logits.argmax(-1).tolist())))",
@@ -161,7 +216,7 @@ def _question_answering(checkpoint: Checkpoint) -> list[str]:
 
 def _fill_mask(checkpoint: Checkpoint) -> list[str]:
     return [
-        _tokenize(checkpoint, 'f"Profit {tokenizer.mask_token} by 12 percent."'),
+        _tokenize(checkpoint, _masked(checkpoint, "tokenizer.mask_token")),
         *_LOGITS,
         'masked = inputs["input_ids"][0] == tokenizer.mask_token_id',
         "print(tokenizer.decode(logits[masked].argmax(-1)))",
@@ -170,7 +225,7 @@ def _fill_mask(checkpoint: Checkpoint) -> list[str]:
 
 def _feature_extraction(checkpoint: Checkpoint) -> list[str]:
     lines = [
-        _tokenize(checkpoint, _prefixed(checkpoint, _TEXT)),
+        _tokenize(checkpoint, _prefixed(checkpoint, _texts(checkpoint).text)),
         "with torch.no_grad():",
         "    states = model(**inputs).last_hidden_state[0]",
     ]
@@ -188,7 +243,7 @@ def _generation(checkpoint: Checkpoint) -> list[str]:
     manifest = checkpoint.manifest
     prompt = (manifest.prompt if manifest else None) or Prompt()
     made = manifest.generation if manifest and manifest.generation else Generation(64)
-    ask = _prompt_text(manifest.task if manifest else "text-generation")
+    ask = _prompt_text(manifest.task if manifest else "text-generation", checkpoint)
     text = _prefixed(checkpoint, ask)
     if prompt.format == "chat":
         template = f", chat_template={python_literal(prompt.chat_template)}" if prompt.chat_template else ""

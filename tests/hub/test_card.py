@@ -204,3 +204,14 @@ def test_damaged_provenance_is_no_error(make):
     for told in ([], "x", 3, None, {"a": 1}):
         provenance = dict.fromkeys(PROVENANCE, told)
         assert yaml.safe_load(text_of(make(provenance=provenance)).split("---\n")[1])["library_name"] == "peft"
+
+
+@pytest.mark.parametrize(
+    ("domain", "word"),
+    [("finance", "Profit"), ("clinical-notes", "metformin"), ("legal-cases", "tenant"), ("sports", "committee")],
+)
+def test_the_samples_text_is_of_the_domain(make, domain, word):
+    text = text_of(make(domain=domain))
+    lorary_code, peft_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert word in lorary_code
+    assert word in peft_code

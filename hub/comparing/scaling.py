@@ -15,6 +15,8 @@ import regex
 from lorary.hub.errors import UnsupportedAdapterError
 
 _PATIENCE = 1.0  # seconds for one module's name
+_MOST = 1000  # regular expressions of a config
+_PLAIN = regex.compile(r"[\w.-]+")
 _LONGEST = 20_000  # characters of a pattern
 _HUGE = regex.compile(r"\{[0-9, ]*[0-9]{4}")
 """Repetitions that are counted in thousands take gigabytes before anything is matched; no module's name needs them."""
@@ -51,7 +53,26 @@ def match_pattern(pattern: str, name: str) -> Any:
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    expressions = 0
     for pattern, value in patterns.items():
+        if _PLAIN.fullmatch(pattern):
+            if _ends_with(name, pattern):
+                return value
+            continue
+        expressions += 1
+        if expressions > _MOST:
+            raise UnsupportedAdapterError(f"more than {_MOST:,} regular expressions in the adapter's config")
         if match_pattern(rf"(.*\.)?({pattern})$", name):
             return value
     return default
+
+
+def _ends_with(name: str, pattern: str) -> bool:
+    """What the expression ``(.*\\.)?(pattern)$`` says of a plain one, in which a dot is any sign.
+
+    A config may list each module by its whole name: to compile thousands of expressions for each takes minutes.
+    """
+    start = len(name) - len(pattern)
+    if start < 0 or (start > 0 and name[start - 1] != "."):
+        return False
+    return all(wanted in (found, ".") for found, wanted in zip(name[start:], pattern, strict=True))

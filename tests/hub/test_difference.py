@@ -1,6 +1,8 @@
 import json
 import math
+import re
 import struct
+import time
 
 import numpy
 import pytest
@@ -9,7 +11,8 @@ from checkpoints import make_checkpoint, make_manifest, write_safetensors
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.cli.main import main
 from lorary.hub.comparing.norms import compare_norms
-from lorary.hub.errors import CheckpointError
+from lorary.hub.comparing.scaling import rank_and_scale
+from lorary.hub.errors import CheckpointError, UnsupportedAdapterError
 
 MODULE = "base_model.model.layer.query"
 
@@ -191,3 +194,27 @@ def test_a_truncated_file_is_named(two, tmp_path, capsys):
     weights.write_bytes(struct.pack("<Q", 10**9))
     assert main(["diff", "a", str(tmp_path / "b"), "--registry", str(two.path)]) == 1
     assert "truncated" in capsys.readouterr().err
+
+
+NAMES = ("layer.query", "model.layer.0.query", "query", "model.layerXquery", "key.query_b", "", "model.layer.10.query")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["query", "layer.query", "layer.0.query", ".query", "0.query", "y", "model.layer.1..query"]
+)
+def test_plain_patterns_mean_what_the_expression_means(pattern):
+    """PEFT's own: peft.utils.other.get_pattern_key."""
+    for name in NAMES:
+        expected = 3 if re.match(rf"(.*\.)?({pattern})$", name) else 8
+        assert rank_and_scale({"r": 8, "lora_alpha": 8, "rank_pattern": {pattern: 3}}, name)[0] == expected
+
+
+def test_as_many_patterns_as_a_model_has_modules():
+    started = time.monotonic()
+    names = [f"model.layers.{index}.q_proj" for index in range(20_000)]
+    config = {"r": 8, "lora_alpha": 8, "rank_pattern": dict.fromkeys(names, 4)}
+    assert rank_and_scale(config, names[-1])[0] == 4
+    assert time.monotonic() - started < 2
+    many = {"r": 8, "lora_alpha": 8, "rank_pattern": dict.fromkeys([f"(x{index})" for index in range(2_000)], 4)}
+    with pytest.raises(UnsupportedAdapterError, match="more than 1,000 regular expressions"):
+        rank_and_scale(many, "q_proj")

@@ -326,3 +326,12 @@ def test_a_matrix_goes_on_below(registry, tmp_path, width):
     text = "\n".join(lines)
     assert all(f"1: f1 0.{digit}" in text for digit in (5, 6, 7, 8))
     assert text.count("text-classification") == (1 if width == 200 else len(text.split("\n\n")))
+
+
+@pytest.mark.parametrize(
+    ("closed", "expected"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)]
+)
+def test_closed_streams_are_no_error(filled, tmp_path, closed, expected):
+    command = f"{sys.executable} -m lorary.hub.cli list --registry {tmp_path}/registry.db {closed}"
+    run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (run.returncode, "finance-tone" in run.stdout, run.stderr) == (0, expected, "")

@@ -33,11 +33,16 @@ class Store:
 
         Raises:
             UnsafeFileError: ``sha256`` isn't one, or a link stands in the object's place.
+            RegistryError: the store can't be read.
         """
         if not _SHA256.fullmatch(sha256):
             raise UnsafeFileError(f"{self.folder}: {sha256!r} isn't a sha256; the registry's rows are damaged")
         path = self._objects / sha256[:2] / sha256[2:]
-        if path.is_symlink():
+        try:
+            linked = path.is_symlink()
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if linked:
             raise UnsafeFileError(f"{path}: is a link; the store holds files only, put the file itself there")
         return path
 
@@ -130,20 +135,29 @@ class Store:
             raise RegistryError(f"{path}: can't be deleted ({error.strerror or error})") from error
 
     def objects(self) -> Iterator[str]:
-        """The sha256 of each object that is there."""
-        for path in self._objects.glob("??/*"):
+        """The sha256 of each object that is there. Raises RegistryError when the store can't be read."""
+        for path in self._listed(self._objects, "??/*"):
             if _SHA256.fullmatch(name := path.parent.name + path.name):
                 yield name
 
     def folders(self) -> Iterator[str]:
-        """The digest of each base's folder that is there."""
-        for path in self._bases.glob("*"):
+        """The digest of each base's folder that is there. Raises RegistryError when the store can't be read."""
+        for path in self._listed(self._bases, "*"):
             if _SHA256.fullmatch(path.name):
                 yield path.name
 
     def incoming(self) -> list[Path]:
         """The copies that are under way, or were broken off by a kill (:func:`.staging.abandoned`)."""
-        return sorted(self._incoming.glob("*"))
+        return sorted(self._listed(self._incoming, "*"))
+
+    def _listed(self, folder: Path, pattern: str) -> list[Path]:
+        try:
+            return list(folder.glob(pattern))
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> RegistryError:
+        return RegistryError(f"{self.folder}: can't be read ({error.strerror or error}); check its permissions")
 
     def _make_folder(self, folder: Path) -> set[Path]:
         """Make a folder of the store; the folders whose entries that changed."""

@@ -70,7 +70,7 @@ def _check_file(store: Store, name: str, entry: FileEntry, hashed: dict[str, Fil
             return f"{name}: missing from {store.folder}"
         if entry.sha256 not in hashed:
             hashed[entry.sha256] = hash_file(path)
-    except (UnsafeFileError, OSError) as error:
+    except (UnsafeFileError, RegistryError, OSError) as error:
         return f"{name}: {error}"
     found = hashed[entry.sha256]
     if found.size != entry.size:

@@ -135,6 +135,28 @@ def test_writing_into_a_read_only_place_says_so(open_folder, tmp_path):
     assert traces(open_folder) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks to drop its privileges")
+def test_a_store_that_cant_be_read_is_named(open_folder, tmp_path):
+    registry = Registry(open_folder / "registry.db")
+    registry.add(make_checkpoint(tmp_path / "a"), name="a")
+    (open_folder / "registry.store").chmod(0o700)
+    if os.getuid():
+        (open_folder / "registry.store").chmod(0)
+    for use in (registry.verify, lambda: registry.checkpoint("a"), lambda: registry.collect(dry_run=True)):
+        told = unprivileged(lambda use=use: _told(use))
+        assert (
+            told
+            == f"RegistryError: {open_folder}/registry.store: can't be read (Permission denied); check its permissions"
+        )
+
+
+def _told(use):
+    try:
+        return use()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 @pytest.mark.parametrize("read", ["versions", "find", "verify"])
 def test_a_missing_registry_is_empty_and_stays_missing(registry, tmp_path, read):
     assert READS[read](registry) == []

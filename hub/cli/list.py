@@ -8,7 +8,7 @@ import typer
 
 from lorary.hub.cli.base_option import base_to_find
 from lorary.hub.cli.list_remote import EverybodyOption, RemoteOption, print_remote
-from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, one_form, open_registry
 from lorary.hub.cli.output import print_csv, print_json, print_line, print_note, print_table, short_number, version_json
 from lorary.hub.finding.search import NUMBERS, Filter, parse_comparison
 from lorary.hub.metrics import headline
@@ -69,6 +69,7 @@ def command(
     if remote is not None or everybody:
         print_remote(context)
         return
+    one_form(as_json, as_csv)
     catalogue = open_registry(registry)
     wanted = Filter(
         domain=domain, task=task, base=base_to_find(catalogue, base), method=method, strategy=strategy, tag=tag,

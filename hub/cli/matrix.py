@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lorary.hub.cli.options import one_form
 from lorary.hub.cli.output import print_csv, print_json, print_line, print_matrix, short_number
 from lorary.hub.finding.overview import Cell
 from lorary.hub.registry import Registry
@@ -21,6 +22,7 @@ def print_overview(
     catalogue: Registry, rows: str, columns: str, metric: str | None, *, as_json: bool, as_csv: bool
 ) -> None:
     """Print the cells, with ``rows`` (domain or task) down and ``columns`` (the other) across."""
+    one_form(as_json, as_csv)
     cells = catalogue.overview(metric)
     if as_json:
         print_json([asdict(cell) for cell in cells])

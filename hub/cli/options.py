@@ -29,6 +29,12 @@ def open_registry(path: Path | None) -> Registry:
     return Registry(path)
 
 
+def one_form(as_json: bool, as_csv: bool) -> None:
+    """Nothing, where at most one of the two was asked for. Raises UsageError where both were."""
+    if as_json and as_csv:
+        raise UsageError("--json and --csv exclude each other; expected one of them")
+
+
 def run_folder(argument: Path | None, resume: bool, settings: bool) -> Path | None:
     """The folder of the run to go on with, where the argument of a training command names one in a recipe's place.
 

@@ -223,3 +223,9 @@ def test_what_json_has_no_number_for_is_null(registry, tmp_path, lorary):
         db.execute("UPDATE metrics SET value = 9e999 WHERE name = 'f1'")
     (version,) = json.loads("\n".join(lorary("list", "--json")[0]), parse_constant=pytest.fail)
     assert version["metrics"]["test"] == {"f1": None, "loss": 0.1}
+
+
+@pytest.mark.parametrize("command", ["list", "domains", "tasks"])
+def test_json_and_csv_at_once_is_refused(filled, lorary, command):
+    out, (error,) = lorary(command, "--json", "--csv", code=2)
+    assert (out, "--json and --csv exclude each other" in error) == ([], True)

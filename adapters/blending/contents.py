@@ -12,7 +12,7 @@ from lorary.adapters.golden import load_tensors
 from lorary.adapters.heads import TASK_CLASSES
 from lorary.adapters.matching.keys import PEFT_PREFIX, FoundKeys, is_saved, sort_keys, wanted_tensors
 from lorary.adapters.matching.naming import Naming
-from lorary.adapters.matching.support import check_supported
+from lorary.adapters.matching.support import BY_PEFT, check_supported, fields_for_peft
 from lorary.adapters.matching.targets import is_target
 from lorary.adapters.slots import LowRank
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
@@ -71,7 +71,8 @@ def read_contents(checkpoint: Checkpoint) -> Contents:
 
     Raises:
         UnsupportedAdapterError: see :func:`check_supported`.
-        BlendError: the adapter isn't such a sum: DoRA, or whole modules trained inside the backbone.
+        BlendError: the adapter isn't such a sum: DoRA, whole modules trained inside the backbone, new tokens, or what
+            else only PEFT can run.
         KeyMismatchError: tensors that are missing, unexpected, or not of the config's rank.
         NoEffectError: tensors that hold NaN or infinity.
     """
@@ -81,6 +82,11 @@ def read_contents(checkpoint: Checkpoint) -> Contents:
         raise BlendError(
             f"{source}: is a DoRA adapter; its magnitudes are relative to one adapter's own direction, so several "
             "don't add up. Merge it into a model of its own, or train it without use_dora"
+        )
+    for field in fields_for_peft(checkpoint):
+        raise BlendError(
+            f"{source}: its config has {field} ({BY_PEFT[field]}), which isn't a low-rank update that could be weighed "
+            "against another; merge it into a model of its own"
         )
     found = sort_keys(checkpoint)
     if found.unexpected:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lorary.adapters import Backbone
 from lorary.adapters.blending.combination import COMBINATIONS, Combination, Combiner
+from lorary.adapters.blending.contents import read_contents
 from lorary.adapters.golden import write_golden
 from lorary.adapters.slots import LowRank
 from lorary.hub.checkpoint import read_checkpoint
@@ -326,6 +327,20 @@ def test_adapters_that_are_no_sum(bases, tmp_path, lora, message):
     backbone, *_ = pair(bases, tmp_path, second=lora)
     with pytest.raises(BlendError, match=message):
         backbone.blend({"legal": 1, "tone": 1}, "both")
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"trainable_token_indices": [3, 5]}, r"has trainable_token_indices \(rows of the embedding"),
+        ({"bias": "lora_only"}, r"has bias \(biases of the base"),
+    ],
+    ids=str,
+)
+def test_what_only_peft_runs_is_no_sum(bases, tmp_path, lora, message):
+    folder = make_adapter(bases("llama"), tmp_path / "tone", task=LM, **lora)
+    with pytest.raises(BlendError, match=message):
+        read_contents(read_checkpoint(folder))
 
 
 def test_unequal_ranks_want_another_kind(bases, tmp_path):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 # Imports everything once, and makes each life of a run a forked process of its own.
 LIVES = """
-import dataclasses, json, os, signal, sys, torch
+import dataclasses, gc, json, os, signal, sys, torch
 torch.set_num_threads(1)
-import datasets, peft, sklearn.metrics, transformers, lorary.training.report.build
+import datasets, peft, sklearn.metrics, sqlite_utils, transformers.pipelines, transformers.trainer
+import lorary.training.report.build
 from lorary.hub.errors import LoraryError
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
@@ -38,6 +39,7 @@ works = {"train": lambda *order: train(*order).digest, "curve": curve, "ablate":
 places = {
     "torch.save": (torch, 5), "commit": (checkpointer, 3), "prune": (checkpointer, 2), "forget": (Session, 1),
 }
+gc.freeze()  # a run's end looks for garbage: not among the libraries' own objects
 for line in sys.stdin:
     order = json.loads(line)
     reader, writer = os.pipe()

@@ -274,13 +274,17 @@ def with_checkpoints(make, **settings):
     )  # fmt: skip
 
 
+# Imports everything once, and makes each life of a run a forked process of its own.
 PRETRAIN = """
-import sys
+import gc, sys, torch
+torch.set_num_threads(1)
+import datasets, sklearn.metrics, transformers.trainer, lorary.training.fitting.loop
 from lorary.hub.registry import Registry
 from lorary.training.pretraining import PretrainRecipe, run
 from lorary.training.pretraining.run import pretrain
 from stops import Signal
 recipe, registry, *moments = sys.argv[1:]
+gc.freeze()
 import os, signal
 for moment in moments:
     child = os.fork()

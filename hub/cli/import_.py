@@ -88,7 +88,9 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
-        yield lambda what, done, total: progress.update(task, description=clean(what), completed=done, total=total)
+        yield lambda what, done, total: progress.update(
+            task, description=clean(what), completed=done, total=total, refresh=True
+        )
 
 
 def _report_one(version: Version, outcome: Outcome, as_json: bool) -> None:

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lorary.adapters import Backbone
 from lorary.hub.checkpoint import read_checkpoint
@@ -199,6 +200,9 @@ def test_a_run_that_was_stopped_goes_on(with_tokens, registry, tmp_path):
     recipe = with_tokens(**settings)
     with pytest.raises(InterruptedRunError):
         train(recipe, registry, Signal("step 4"))
+    kept = [load_file(file) for file in tmp_path.rglob("checkpoint-*/adapter_model.safetensors")]
+    assert kept
+    assert not [key for tensors in kept for key in tensors if key.endswith("base_layer.weight")]  # new rows alone
     assert train(recipe, registry, resume=True).digest == whole.digest
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,6 +95,8 @@ def begin_rows(model: Any, base: Base) -> None:
 
     if base.before is None:
         return
+    # PEFT sees that the vocabulary is larger, and would keep the whole embedding in each of the run's checkpoints.
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     own = min(len(base.before.tokenizer), base.before.rows)
     for module in model.modules():
         if isinstance(module, TrainableTokensLayer) and module.tied_adapter is None:

@@ -12,7 +12,7 @@ def with_enough_epochs(recipe: Recipe, rows: int) -> Recipe:
 
     Args:
         recipe: as it is read.
-        rows: training rows, as one process sees them.
+        rows: how many training rows there are; steps are those of one process, since several share a step's rows.
     """
     training = recipe.training
     if training.min_steps is None or training.max_steps is not None:

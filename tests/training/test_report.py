@@ -143,7 +143,7 @@ def test_show_makes_the_page_from_the_data_not_from_the_page(reported, registry,
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "isn't valid JSON"),
+        ("{", "can't be used"),
         ("[]", "isn't a report"),
         ('{"format": 99}', "newer lorary"),
         ('{"name": 5}', "isn't a report"),
@@ -179,3 +179,41 @@ def test_a_report_needs_no_torch():
 def test_the_report_is_the_same_read_back(reported, tmp_path):
     *_, report = reported
     assert Report.model_validate(json.loads(json.dumps(report.model_dump(mode="json")))) == report
+
+
+def drawn(**parts):
+    told = {
+        "name": "x", "domain": "x", "task": "text-classification", "base": "b", "method": "lora",
+        "main_metric": "$\\bad$", "metrics": {},
+        "points": [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}],
+        "validations": [{"step": 2, "loss": 1.0, "metric": 0.5}],
+    }  # fmt: skip
+    return json.dumps({**told, **parts})
+
+
+def table(names, count=1):
+    return {"kind": "confusion", "rows": names, "columns": names, "counts": [[count] * len(names)] * len(names)}
+
+
+def test_names_that_are_no_formulas_are_drawn(tmp_path):
+    names = ["$\\frac{$", "x_$", "\x1b[31m\x00", "\u202ea", "l" * 100_000]
+    (tmp_path / "report.json").write_text(drawn(mistakes=table(names)))
+    assert "data:image/png" in page(read_report(tmp_path / "report.json", "x@1"))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"points": [{"step": 1, "loss": 1e308}, {"step": 2, "loss": -1e308}]},
+        {"points": [{"step": 10**20, "loss": 1.0}]},
+        {"mistakes": table([])},
+        {"mistakes": table([f"l{index}" for index in range(3000)])},
+        {"mistakes": table(["a"], 10**20)},
+        {"mistakes": {"kind": "confusion", "rows": ["a", "b"], "columns": ["a"], "counts": [[1]]}},
+    ],
+    ids=lambda parts: str(parts)[:40],
+)
+def test_a_report_that_cant_be_drawn_is_one_clear_error(parts, tmp_path):
+    (tmp_path / "report.json").write_text(drawn(**parts))
+    with pytest.raises(CheckpointError, match=r"^x@1: report\.json can't be used"):
+        read_report(tmp_path / "report.json", "x@1")

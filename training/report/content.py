@@ -17,6 +17,7 @@ from lorary.hub.errors import CheckpointError
 from lorary.hub.jsontext import load_json
 
 FORMAT = 1
+_MOST_NAMES = 300  # rows or columns that can be drawn
 
 
 class _Part(BaseModel):
@@ -100,7 +101,9 @@ def read_report(path: Path, shown: str) -> Report:
         raw = load_json(path.read_text(encoding="utf-8"))
         if isinstance(raw, Mapping) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
             raise CheckpointError(f"{shown}: its report was written by a newer lorary; upgrade lorary to see it")
-        return Report.model_validate(raw)
+        report = Report.model_validate(raw)
+        _demand_drawable(report)
+        return report
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{shown}: {REPORT_DATA} can't be read ({error})") from error
     except ValidationError as error:
@@ -108,4 +111,26 @@ def read_report(path: Path, shown: str) -> Report:
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise CheckpointError(f"{shown}: {REPORT_DATA} isn't a report ({where}: {first['msg']})") from error
     except ValueError as error:
-        raise CheckpointError(f"{shown}: {REPORT_DATA} isn't valid JSON ({error})") from error
+        raise CheckpointError(f"{shown}: {REPORT_DATA} can't be used ({error})") from error
+
+
+def _demand_drawable(report: Report) -> None:
+    """Figures are drawn of it: it comes from strangers, and some numbers can't be drawn, or take the memory for it.
+
+    Raises:
+        ValueError: it can't be.
+    """
+    parts: list[Point | Validation] = [*report.points, *report.validations]
+    steps, values = [part.step for part in parts], [part.loss for part in parts]
+    values += [value for point in report.points for value in (point.learning_rate, point.gradient) if value is not None]
+    values += [part.metric for part in report.validations if part.metric is not None]
+    if any(not 0 <= step < 10**12 for step in steps) or any(abs(value) > 1e30 for value in values):
+        raise ValueError("a step or a value of a curve is out of all bounds")
+    found = report.mistakes
+    if found is None:
+        return
+    square = len(found.counts) == len(found.rows) and all(len(row) == len(found.columns) for row in found.counts)
+    if not square or not 0 < len(found.rows) <= _MOST_NAMES or not 0 < len(found.columns) <= _MOST_NAMES:
+        raise ValueError(f"the table of mistakes isn't one of 1 to {_MOST_NAMES} rows and columns")
+    if any(not 0 <= count < 10**12 for row in found.counts for count in row):
+        raise ValueError("a count of mistakes is out of all bounds")

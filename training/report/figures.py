@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from lorary.hub.markup import clean
 from lorary.training.report.content import Mistakes, Report
 
 _BLUE, _ORANGE = "#1f5fa8", "#d9722b"
@@ -24,7 +25,7 @@ def curves(report: Report) -> bytes:
         axes[2].plot(
             [point.step for point in with_metric], [point.metric for point in with_metric], color=_ORANGE, marker="o"
         )
-        axes[2].set_title(f"{report.main_metric} on the validation rows")
+        axes[2].set_title(f"{_brief(report.main_metric)} on the validation rows")
     for ax in axes:
         ax.set_xlabel("step")
         ax.grid(alpha=0.25)
@@ -79,7 +80,8 @@ def mistakes(found: Mistakes) -> bytes:
 
 
 def _brief(name: str, longest: int = 24) -> str:
-    # A `$` would begin a formula.
+    # A `$` would begin a formula, and no font has control characters.
+    name = clean(name)
     short = name if len(name) <= longest else f"{name[: longest - 3]}..."
     return short.replace("$", r"\$")
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from lorary.adapters import Backbone, adapter, intake
+from lorary.adapters import Backbone, fitting, intake
 from lorary.adapters.slots import Arena
 from lorary.adapters.tiers import arrivals, placing
 from lorary.adapters.tiers.weights import WeightsReader
@@ -148,7 +148,7 @@ STEPS = {
     "reading": (WeightsReader, "_take"),
     "hashing": (Checkpoint, "digest_of"),
     "staging": (arrivals, "pack"),
-    "building the head": (adapter, "fill_head"),
+    "building the head": (fitting, "fill_head"),
     "growing the arena": (placing, "grow"),
     "laying out for the slot": (placing, "repack"),
     "copying into the slot": (Arena, "place"),

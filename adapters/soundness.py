@@ -64,7 +64,7 @@ def check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any,
         if own.shape != saved.shape:
             raise KeyMismatchError(
                 f"{source}: carries {key!r} of shape {list(saved.shape)}, the backbone's is {list(own.shape)}; "
-                "adapters with a resized vocabulary need a backbone of that size"
+                "of a resized vocabulary the embedding is needed too: save_pretrained(save_embedding_layers=True)"
             )
         # The file and the backbone may each have been rounded; both are held to the coarser of the two.
         coarser = max((own.dtype, saved.dtype), key=lambda dtype: torch.finfo(dtype).eps)

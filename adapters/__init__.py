@@ -4,7 +4,7 @@
 """
 
 from lorary.adapters.backbone import Backbone
-from lorary.adapters.proof import GoldenReport
+from lorary.adapters.proving.proof import GoldenReport
 from lorary.adapters.values import LoadedAdapter, MergedModel, Stats
 
 __all__ = ["Backbone", "GoldenReport", "LoadedAdapter", "MergedModel", "Stats"]

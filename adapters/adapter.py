@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorary.adapters.heads import TASK_OF_PEFT_TYPE, TaskHead
+from lorary.adapters.heads.task_heads import TASK_OF_PEFT_TYPE, TaskHead
+from lorary.adapters.layer.override import TrainedLinear
 from lorary.adapters.matching.keys import KeyPlan
-from lorary.adapters.override import TrainedLinear
+from lorary.adapters.text.tokenizers import OwnTokenizer
 from lorary.adapters.tiers.content import Content
-from lorary.adapters.tokenizers import OwnTokenizer
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnsupportedAdapterError
 from lorary.hub.manifest import Manifest

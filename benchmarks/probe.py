@@ -73,9 +73,9 @@ def measure(base: Path, folders: list[Path], device: str | None, dtype: str | No
 @contextmanager
 def clock() -> Iterator[dict[str, float]]:
     """Within the block, the seconds that each step of loading takes are added up."""
-    from lorary.adapters import intake
-    from lorary.adapters.fitting import Fitter
-    from lorary.adapters.slots import Arena
+    from lorary.adapters.backbone import intake
+    from lorary.adapters.layer.slots import Arena
+    from lorary.adapters.matching.fitting import Fitter
     from lorary.adapters.tiers import arrivals
     from lorary.adapters.tiers.weights import WeightsReader
 

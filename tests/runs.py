@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.quantization import guard_cpu
+from lorary.adapters.base.quantization import guard_cpu
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.training.data import load_data
 from lorary.training.prepare import prepare

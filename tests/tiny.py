@@ -114,7 +114,7 @@ def make_config(family: str, **changes: Any) -> Any:
 
 def make_base(family: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
     """Save a base model and its tokenizer; returns the folder."""
-    from lorary.adapters.loading import natural_class
+    from lorary.adapters.base.loading import natural_class
 
     torch.manual_seed(seed)
     config = make_config(family, **changes)

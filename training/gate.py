@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.golden import compare_golden, condense
+from lorary.adapters.proving.golden import compare_golden, condense
 from lorary.hub.errors import GateError, LoraryError
 from lorary.training.save import Trained
 from lorary.training.tasks.base import Encoded, Metrics, Task

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.golden import choose_rows, condense
+from lorary.adapters.proving.golden import choose_rows, condense
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.registry import Registry
 from lorary.training.distributed import ALONE, Group

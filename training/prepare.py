@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lorary.adapters.inference import longest_input
+from lorary.adapters.running.inference import longest_input
 from lorary.training.data import Example, Examples
 from lorary.training.model import Base, add_tokens, check_settings, initialise, load_for, reseed, settle, virtual_tokens
 from lorary.training.progress import Reporter

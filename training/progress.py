@@ -91,7 +91,7 @@ def quiet_libraries() -> Any:
 
 class _Quiet:
     def __enter__(self) -> None:
-        from lorary.adapters.quantization import quieten
+        from lorary.adapters.base.quantization import quieten
 
         quieten()  # before anything imports bitsandbytes, which prints a line on import
         import datasets

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from lorary.adapters.device import dtype_name
-from lorary.adapters.golden import write_golden
+from lorary.adapters.base.device import dtype_name
+from lorary.adapters.proving.golden import write_golden
 from lorary.hub.checkpoint import RECIPE_NAME
 from lorary.hub.errors import TrainingError
 from lorary.hub.manifest import Manifest, Numerics

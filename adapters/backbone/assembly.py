@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from lorary.adapters.calls import Calls
-from lorary.adapters.device import dtype_name
-from lorary.adapters.identity import body_of
-from lorary.adapters.inference import Inference, can_generate
-from lorary.adapters.intake import Files, Intake
-from lorary.adapters.loading import is_encoder
-from lorary.adapters.lora import SiteOpener, unwrap
-from lorary.adapters.masked import MaskedHead
-from lorary.adapters.modules import demand_bare, map_modules, serialise_changing_rope
-from lorary.adapters.proof import probe_row
-from lorary.adapters.quantization import guard_cpu, quantization_of
+from lorary.adapters.backbone.calls import Calls
+from lorary.adapters.backbone.intake import Files, Intake
+from lorary.adapters.base.device import dtype_name
+from lorary.adapters.base.identity import body_of
+from lorary.adapters.base.loading import is_encoder
+from lorary.adapters.base.modules import demand_bare, map_modules, serialise_changing_rope
+from lorary.adapters.base.quantization import guard_cpu, quantization_of
+from lorary.adapters.heads.masked import MaskedHead
+from lorary.adapters.layer.lora import SiteOpener, unwrap
+from lorary.adapters.proving.proof import probe_row
+from lorary.adapters.running.inference import Inference, can_generate
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.following import Following
 from lorary.adapters.tiers.host import Budget

@@ -10,8 +10,8 @@ import torch
 from lorary.adapters.backbone.derives import Derives
 from lorary.adapters.backbone.loads import Loads
 from lorary.adapters.backbone.serves import Serves
-from lorary.adapters.identity import identify
-from lorary.adapters.loading import load_base
+from lorary.adapters.base.identity import identify
+from lorary.adapters.base.loading import load_base
 from lorary.adapters.values import Stats
 from lorary.hub.bases import bases_of
 from lorary.hub.manifest import BaseIdentity

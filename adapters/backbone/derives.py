@@ -12,7 +12,7 @@ from lorary.adapters.backbone.assembly import Assembly
 from lorary.adapters.blending.blend import kept_blend, settle_blend
 from lorary.adapters.blending.combination import Combination
 from lorary.adapters.blending.parts import read_loaded
-from lorary.adapters.compiled import eagerly
+from lorary.adapters.layer.compiled import eagerly
 from lorary.adapters.merging.merge import Target, write_merged
 from lorary.adapters.merging.through_peft import write_merged_by_peft
 from lorary.adapters.values import LoadedAdapter, MergedModel

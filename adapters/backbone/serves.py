@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from lorary.adapters.backbone.assembly import Assembly
-from lorary.adapters.calls import Names
-from lorary.adapters.compiled import compile_body
+from lorary.adapters.backbone.calls import Names
 from lorary.adapters.engine import Engine, EngineSettings
-from lorary.adapters.generate import PromptRow
+from lorary.adapters.layer.compiled import compile_body
 from lorary.adapters.predict.base import Row
-from lorary.adapters.proof import GoldenReport
+from lorary.adapters.proving.proof import GoldenReport
+from lorary.adapters.text.generate import PromptRow
 
 
 class Serves(Assembly):

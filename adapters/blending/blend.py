@@ -14,16 +14,16 @@ from tempfile import gettempdir
 import torch
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.backbone.sources import Source
 from lorary.adapters.blending.combination import Combination, Combiner, size
 from lorary.adapters.blending.files import blend_config, blend_manifest, blend_provenance, common_base, write_files
 from lorary.adapters.blending.golden import add_golden
 from lorary.adapters.blending.head import AVERAGE, averages, choose_owner, head_of
 from lorary.adapters.blending.parts import Part
-from lorary.adapters.inference import Inference
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.keys import PEFT_PREFIX, wanted_tensors
-from lorary.adapters.routing import Routing
-from lorary.adapters.slots import LowRank
-from lorary.adapters.sources import Source
+from lorary.adapters.running.inference import Inference
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import (
     BlendError,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorary.adapters.slots import LowRank
+from lorary.adapters.layer.slots import LowRank
 from lorary.hub.errors import BlendError, UsageError
 
 _ON_FACTORS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from lorary.adapters.adapter import task_of
-from lorary.adapters.golden import load_tensors
-from lorary.adapters.heads import TASK_CLASSES
+from lorary.adapters.heads.task_heads import TASK_CLASSES
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.keys import PEFT_PREFIX, FoundKeys, is_saved, sort_keys, wanted_tensors
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.support import BY_PEFT, check_supported, fields_for_peft
 from lorary.adapters.matching.targets import is_target
-from lorary.adapters.slots import LowRank
+from lorary.adapters.proving.golden import load_tensors
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.comparing.scaling import rank_and_scale
 from lorary.hub.errors import BlendError, KeyMismatchError, NoEffectError

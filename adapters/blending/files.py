@@ -15,8 +15,8 @@ import torch
 from lorary.adapters.adapter import task_of
 from lorary.adapters.blending.combination import Combination
 from lorary.adapters.blending.parts import Part
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.targets import is_target
-from lorary.adapters.slots import LowRank
 from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME, canonical_config
 from lorary.hub.errors import BaseMismatchError
 from lorary.hub.manifest import BaseIdentity, Manifest, Numerics

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from lorary.adapters.blending.parts import Part
-from lorary.adapters.golden import choose_rows, condense, write_golden
-from lorary.adapters.inference import Inference
-from lorary.adapters.routing import Routing
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.proving.golden import choose_rows, condense, write_golden
+from lorary.adapters.running.inference import Inference
 from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint, read_checkpoint
 from lorary.hub.manifest import Numerics
 

@@ -11,7 +11,7 @@ import transformers
 from packaging.version import Version
 
 from lorary.adapters.engine.request import Request
-from lorary.adapters.inference import Inference, can_generate, longest_input
+from lorary.adapters.running.inference import Inference, can_generate, longest_input
 from lorary.hub.errors import EngineUnsupportedError
 
 TESTED = ("5.23", "5.24")

@@ -13,8 +13,8 @@ from lorary.adapters.engine.decoding import Decoding, plan_decoding
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings, EngineStats
-from lorary.adapters.generate import PromptRow
-from lorary.adapters.inference import Inference
+from lorary.adapters.running.inference import Inference
+from lorary.adapters.text.generate import PromptRow
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError, UsageError

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import LogitsProcessor, LogitsProces
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
-from lorary.adapters.routing import routed
+from lorary.adapters.layer.routing import routed
 from lorary.hub.errors import RequestFailedError
 
 _BROKEN = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lorary.adapters.engine.request import Request
-from lorary.adapters.kept import Kept
-from lorary.adapters.packing import Packing
-from lorary.adapters.routing import Routing
+from lorary.adapters.layer.kept import Kept
+from lorary.adapters.layer.packing import Packing
+from lorary.adapters.layer.routing import Routing
 from lorary.adapters.tiers.residency import Residency
 
 

@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lorary.adapters.base.modules import LinearShape, ModuleMap
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.problems import KeyProblems
 from lorary.adapters.matching.targets import is_target
-from lorary.adapters.modules import LinearShape, ModuleMap
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.comparing.scaling import rank_and_scale
 from lorary.hub.errors import UnsupportedAdapterError

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorary.adapters.modules import ModuleMap
+from lorary.adapters.base.modules import ModuleMap
 
 _CANDIDATES = 8  # a file of strangers may begin its keys in ten thousand ways; a real one in two or three
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lorary.adapters.quantization import HEAD_MODULES
+from lorary.adapters.base.quantization import HEAD_MODULES
 from lorary.hub.comparing.scaling import match_pattern
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.device import dtype_name
-from lorary.adapters.golden import TOLERANCE
-from lorary.adapters.inference import Inference
-from lorary.adapters.loading import quietly
-from lorary.adapters.proof import probe_row
+from lorary.adapters.base.device import dtype_name
+from lorary.adapters.base.loading import quietly
+from lorary.adapters.proving.golden import TOLERANCE
+from lorary.adapters.proving.proof import probe_row
+from lorary.adapters.running.inference import Inference
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.hub.errors import MergeError
 

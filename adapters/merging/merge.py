@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.device import dtype_name, pick_dtype
-from lorary.adapters.inference import Inference
-from lorary.adapters.loading import quietly
+from lorary.adapters.base.device import dtype_name, pick_dtype
+from lorary.adapters.base.loading import quietly
+from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.base.quantization import QUANTIZATIONS
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.merging.card import write_card
 from lorary.adapters.merging.check import Answers, Merged, Precision, check_merged
 from lorary.adapters.merging.weights import Changes, demand_biases, find_places, merged_tensors, splits_a_tie
-from lorary.adapters.modules import ModuleMap
-from lorary.adapters.quantization import QUANTIZATIONS
-from lorary.adapters.routing import Routing
-from lorary.adapters.slots import LowRank
+from lorary.adapters.running.inference import Inference
 from lorary.adapters.values import MergedModel
 from lorary.hub.errors import MergeError
 from lorary.hub.files.folders import new_folder

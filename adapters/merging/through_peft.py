@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.merging.check import Answers
 from lorary.adapters.merging.merge import Target, merged_model, write_checked
 from lorary.adapters.merging.weights import Changes
-from lorary.adapters.modules import ModuleMap
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.through_peft.model import build_peft_model
 from lorary.adapters.values import MergedModel

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.heads import SharedBody, SharedPart
-from lorary.adapters.lora import LoraLayer
-from lorary.adapters.modules import ModuleMap, output_scale
-from lorary.adapters.override import TrainedLinear
-from lorary.adapters.quantization import dense_weight
-from lorary.adapters.slots import LowRank
+from lorary.adapters.base.modules import ModuleMap, output_scale
+from lorary.adapters.base.quantization import dense_weight
+from lorary.adapters.heads.task_heads import SharedBody, SharedPart
+from lorary.adapters.layer.lora import LoraLayer
+from lorary.adapters.layer.override import TrainedLinear
+from lorary.adapters.layer.slots import LowRank
 from lorary.hub.errors import MergeError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.adapters.generate import PromptRow
+from lorary.adapters.text.generate import PromptRow
 
 GENERATED: Mapping[str, str] = {
     "text-generation": "generated_text",

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.forward import forward_rows
-from lorary.adapters.generate import prompt_of
+from lorary.adapters.layer.routing import Routing
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.generation import GENERATED, ROLES, generated
 from lorary.adapters.predict.table import Parameters, row_predictor, task_of_row
-from lorary.adapters.routing import Routing
+from lorary.adapters.running.forward import forward_rows
+from lorary.adapters.text.generate import prompt_of
 
 if TYPE_CHECKING:
-    from lorary.adapters.inference import Inference
+    from lorary.adapters.running.inference import Inference
 
 
 def predict_rows(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:

@@ -13,27 +13,27 @@ from typing import Any, cast
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.fitting import task_model, task_on
-from lorary.adapters.generate import PromptRow
-from lorary.adapters.golden import load_tensors, read_golden
-from lorary.adapters.heads import TASK_CLASSES, TaskHead, fill_head
-from lorary.adapters.identity import body_of
-from lorary.adapters.inference import Inference
+from lorary.adapters.base.identity import body_of
+from lorary.adapters.heads.task_heads import TASK_CLASSES, TaskHead, fill_head
+from lorary.adapters.layer.packing import Packing
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.layer.slots import Arena
+from lorary.adapters.matching.fitting import task_model, task_on
+from lorary.adapters.matching.soundness import largest_values
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
-from lorary.adapters.packing import Packing
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import Parameters
-from lorary.adapters.proof import GoldenReport, judge_golden, probe_row
-from lorary.adapters.routing import Routing
-from lorary.adapters.slots import Arena
-from lorary.adapters.soundness import largest_values
+from lorary.adapters.proving.golden import load_tensors, read_golden
+from lorary.adapters.proving.proof import GoldenReport, judge_golden, probe_row
+from lorary.adapters.running.inference import Inference
+from lorary.adapters.text.generate import PromptRow
+from lorary.adapters.text.tokenizers import OwnTokenizer, Tokenizers
 from lorary.adapters.through_peft.mirror import memory_of, mirror
 from lorary.adapters.through_peft.model import build_peft_model, peft_errors, peft_state
 from lorary.adapters.through_peft.own_pass import OwnPass
 from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
 from lorary.adapters.through_peft.vocabulary import own_vocabulary, resize_vocabulary
-from lorary.adapters.tokenizers import OwnTokenizer, Tokenizers
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.errors import NoEffectError, UsageError
 from lorary.hub.manifest import Manifest, Numerics

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.identity import body_of
-from lorary.adapters.lora import LoraLayer
-from lorary.adapters.modules import serialise_changing_rope
+from lorary.adapters.base.identity import body_of
+from lorary.adapters.base.modules import serialise_changing_rope
+from lorary.adapters.layer.lora import LoraLayer
 from lorary.adapters.through_peft.own_pass import demand_own_model
 
 _QUANTIZATION_STATES = ("MatmulLtState", "QuantState")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from lorary.adapters.routing import Routing, active
+from lorary.adapters.layer.routing import Routing, active
 from lorary.hub.errors import RoutingError
 
 

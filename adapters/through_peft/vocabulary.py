@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.loading import quietly
+from lorary.adapters.base.loading import quietly
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 

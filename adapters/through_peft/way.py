@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorary.adapters.identity import body_of
+from lorary.adapters.base.identity import body_of
+from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.support import asks_for_peft
 from lorary.adapters.matching.wrappers import plain_checkpoint
-from lorary.adapters.modules import ModuleMap
 from lorary.adapters.through_peft.vocabulary import own_vocabulary
 from lorary.hub.checkpoint import Checkpoint
 

@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.routing import Routing
-from lorary.adapters.slots import LowRank
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.tiers.blocks import Block, pack
 from lorary.adapters.tiers.books import Books
 from lorary.adapters.tiers.content import Content, Parts

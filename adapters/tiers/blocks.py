@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorary.adapters.slots import Arena, Layout, LowRank, SiteSpec
+from lorary.adapters.layer.slots import Arena, Layout, LowRank, SiteSpec
 
 
 @dataclass(frozen=True)

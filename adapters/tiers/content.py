@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lorary.adapters.heads import TaskHead
-from lorary.adapters.override import TrainedLinear
-from lorary.adapters.slots import SiteNeed
+from lorary.adapters.heads.task_heads import TaskHead
+from lorary.adapters.layer.override import TrainedLinear
+from lorary.adapters.layer.slots import SiteNeed
 from lorary.adapters.tiers.blocks import Block
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.slots import Arena, Layout, SiteNeed, SiteSpec
+from lorary.adapters.layer.slots import Arena, Layout, SiteNeed, SiteSpec
 from lorary.adapters.tiers.blocks import Block, grow, repack
 from lorary.adapters.tiers.books import Books
 from lorary.adapters.tiers.content import Content, Parts

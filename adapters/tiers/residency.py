@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.kept import Kept
-from lorary.adapters.packing import Packing
-from lorary.adapters.routing import Routing
-from lorary.adapters.slots import Arena, SiteSpec
+from lorary.adapters.layer.kept import Kept
+from lorary.adapters.layer.packing import Packing
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.layer.slots import Arena, SiteSpec
 from lorary.adapters.tiers.arrivals import Arrivals, Origin
 from lorary.adapters.tiers.books import Books
 from lorary.adapters.tiers.content import Content

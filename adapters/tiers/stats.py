@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lorary.adapters.slots import Arena
+from lorary.adapters.layer.slots import Arena
 from lorary.adapters.tiers.books import Books
 from lorary.adapters.tiers.figures import Figures
 from lorary.adapters.values import Followed, Percentiles, Stats

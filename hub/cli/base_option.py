@@ -25,7 +25,7 @@ def base_to_find(catalogue: Registry, base: str | None) -> str | None:
         raise BaseNotFoundError(f"--base {base}: expected a base model's folder, found no config.json there")
     if not catalogue.path.exists():
         return base
-    from lorary.adapters.loading import load_base
+    from lorary.adapters.base.loading import load_base
 
     tell(f"reading {base} for its fingerprint")
     # bfloat16 is what a fingerprint is made from, whatever the files have.

@@ -91,8 +91,8 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def _read(weights: dict[str, float], catalogue: Registry) -> Sequence[Part]:
+    from lorary.adapters.backbone.sources import find_checkpoint
     from lorary.adapters.blending.parts import read_part
-    from lorary.adapters.sources import find_checkpoint
 
     sources = {name: find_checkpoint(name, catalogue) for name in weights}
     return [

@@ -45,9 +45,9 @@ def command(
     again and answer as the adapter does, or nothing is kept.
     """
     catalogue = open_registry(registry)
-    from lorary.adapters.device import pick_device, pick_dtype
+    from lorary.adapters.backbone.sources import find_checkpoint
+    from lorary.adapters.base.device import pick_device, pick_dtype
     from lorary.adapters.matching.support import check_supported
-    from lorary.adapters.sources import find_checkpoint
     from lorary.hub.files.folders import demand_free
 
     # All that can be said before the base is loaded, which may mean a long download.

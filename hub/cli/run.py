@@ -60,8 +60,8 @@ def command(
     inputs = _encodable(texts or _read_lines())
     catalogue = open_registry(registry)
     from lorary.adapters.adapter import task_of
+    from lorary.adapters.backbone.sources import find_checkpoint
     from lorary.adapters.matching.support import check_supported
-    from lorary.adapters.sources import find_checkpoint
 
     # All that can be said before the base is loaded, which may mean a long download.
     source = find_checkpoint(reference, catalogue)

@@ -59,7 +59,7 @@ def command(
 
 
 def _load(catalogue: Registry, versions: list[Version], findings: list[Finding], base: str | None) -> list[Finding]:
-    from lorary.adapters.verification import verify_by_loading
+    from lorary.adapters.proving.verification import verify_by_loading
 
     wrong = {finding.reference for finding in findings if finding.level == "error"}
     whole = [version for version in versions if version.reference not in wrong]

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from lorary.adapters import Backbone
 from lorary.adapters.blending.combination import COMBINATIONS, Combination, Combiner
 from lorary.adapters.blending.contents import read_contents
-from lorary.adapters.golden import write_golden
-from lorary.adapters.slots import LowRank
+from lorary.adapters.layer.slots import LowRank
+from lorary.adapters.proving.golden import write_golden
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import (
     BaseMismatchError,

@@ -222,7 +222,7 @@ def test_quantized(bases, tmp_path, quantization, family, task, lora):
     """Quantized weights are the same bits for both, so only the order of additions differs: 1e-4 in float32."""
     from peft import PeftModel
 
-    from lorary.adapters.quantization import guard_cpu, quantization_config
+    from lorary.adapters.base.quantization import guard_cpu, quantization_config
 
     adapter = make_adapter(bases(family), tmp_path / "adapter", task=task, **lora)
     backbone = Backbone.from_pretrained(str(bases(family)), quantization=quantization)
@@ -250,7 +250,7 @@ def test_quantized(bases, tmp_path, quantization, family, task, lora):
 @pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"target_modules": ["embed_tokens", "q_proj"]}], ids=str)
 def test_half_precision(bases, tmp_path, dtype, lora):
     """PEFT keeps the factors in float32 there and the slots don't: within the tolerance for golden logits."""
-    from lorary.adapters.golden import TOLERANCE
+    from lorary.adapters.proving.golden import TOLERANCE
 
     adapter = make_adapter(bases("llama"), tmp_path / "adapter", task="text-generation", **lora)
     backbone = Backbone.from_pretrained(str(bases("llama")), dtype=dtype)

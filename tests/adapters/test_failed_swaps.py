@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 
-from lorary.adapters import Backbone, fitting, intake
-from lorary.adapters.slots import Arena
+from lorary.adapters import Backbone
+from lorary.adapters.backbone import intake
+from lorary.adapters.layer.slots import Arena
+from lorary.adapters.matching import fitting
 from lorary.adapters.tiers import arrivals, placing
 from lorary.adapters.tiers.weights import WeightsReader
 from lorary.hub.checkpoint import Checkpoint

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.golden import TOLERANCE, choose_rows, condense, write_golden
+from lorary.adapters.proving.golden import TOLERANCE, choose_rows, condense, write_golden
 from lorary.hub.errors import CheckpointError, GoldenMismatchError
 from lorary.hub.manifest import Manifest
 from tiny import make_adapter

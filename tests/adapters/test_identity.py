@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from lorary.adapters.identity import fingerprint_model, identify
-from lorary.adapters.loading import load_base
+from lorary.adapters.base.identity import fingerprint_model, identify
+from lorary.adapters.base.loading import load_base
 from tiny import make_base, task_class
 
 

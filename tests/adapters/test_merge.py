@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from lorary.adapters import Backbone
-from lorary.adapters.quantization import dense_weight
+from lorary.adapters.base.quantization import dense_weight
 from lorary.hub.errors import MergeError, OutputError, UnknownReferenceError, UsageError
 from lorary.hub.manifest import BaseIdentity, Manifest, Numerics, Prompt
 from tiny import make_adapter, make_base, peft_reference, task_class

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.packing import Packing
+from lorary.adapters.layer.packing import Packing
 from lorary.hub.errors import RoutingError, UsageError
 
 SEQUENCES = [[7, 8, 9, 10, 11], [12], [13, 14, 15], [16, 17]]
@@ -84,7 +84,7 @@ def test_layers_that_see_only_the_kept_tokens(backbone):
             model(**packed_inputs(), logits_to_keep=last)
     packing = Packing(LENGTHS, kept=range(4))
     with torch.no_grad(), backbone._residency.lease(backbone._residency.resolve(names), packing=packing) as routing:
-        from lorary.adapters.routing import routed
+        from lorary.adapters.layer.routing import routed
 
         with routed(routing):
             got = backbone.model(**packed_inputs(), logits_to_keep=last).logits

@@ -146,7 +146,7 @@ def test_quantized(bases, tmp_path, quantization, method):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from lorary.adapters.quantization import guard_cpu, quantization_config
+    from lorary.adapters.base.quantization import guard_cpu, quantization_config
 
     adapter = make_method(bases("llama"), tmp_path / method, method, task="text-generation")
     backbone = Backbone.from_pretrained(str(bases("llama")), quantization=quantization)

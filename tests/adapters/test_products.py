@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from lorary.adapters import Backbone, bank, kept, products
-from lorary.adapters.kept import Kept
-from lorary.adapters.modules import LinearShape
-from lorary.adapters.products import Products
-from lorary.adapters.rows import group_rows_by_slot
-from lorary.adapters.slots import Arena, LowRank, SiteSpec
+from lorary.adapters import Backbone
+from lorary.adapters.base.modules import LinearShape
+from lorary.adapters.layer import bank, kept, products
+from lorary.adapters.layer.kept import Kept
+from lorary.adapters.layer.products import Products
+from lorary.adapters.layer.rows import group_rows_by_slot
+from lorary.adapters.layer.slots import Arena, LowRank, SiteSpec
 from lorary.adapters.tiers.blocks import pack
 from tiny import make_adapter
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lorary.adapters.loading import load_base
-from lorary.adapters.quantization import QUANTIZATIONS, guard_cpu, quantization_config, quantization_of
+from lorary.adapters.base.loading import load_base
+from lorary.adapters.base.quantization import QUANTIZATIONS, guard_cpu, quantization_config, quantization_of
 from lorary.hub.errors import BaseNotFoundError, UsageError
 from tiny import make_base, task_class
 
@@ -83,7 +83,7 @@ def gradient_after_evaluating(model):
 
 @pytest.fixture
 def wide(tmp_path):
-    from lorary.adapters.loading import natural_class
+    from lorary.adapters.base.loading import natural_class
     from tiny import make_config, make_tokenizer
 
     config = make_config("llama")

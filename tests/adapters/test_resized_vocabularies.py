@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorary.adapters import Backbone
-from lorary.adapters.golden import write_golden
+from lorary.adapters.proving.golden import write_golden
 from lorary.hub.errors import (
     CheckpointError,
     GoldenMismatchError,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.sources import find_checkpoint
+from lorary.adapters.backbone.sources import find_checkpoint
 from lorary.hub.checkpoint import KEPT_FILES, read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,

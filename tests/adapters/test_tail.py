@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.proof import probe_row
-from lorary.adapters.tail import Tails
+from lorary.adapters.proving.proof import probe_row
+from lorary.adapters.running.tail import Tails
 from lorary.hub.errors import NoEffectError
 from tiny import make_adapter
 from variants import change, make_variants

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.heads import in_parts
+from lorary.adapters.heads.task_heads import in_parts
 from lorary.hub.manifest import BaseIdentity, Manifest
 from tiny import make_adapter, peft_reference
 

@@ -6,8 +6,8 @@ import time
 import pytest
 from jinja2 import Environment
 
-from lorary.adapters import templates
-from lorary.adapters.templates import render_chat
+from lorary.adapters.text import templates
+from lorary.adapters.text.templates import render_chat
 from lorary.hub.errors import UnsupportedAdapterError, UsageError
 from tiny import make_tokenizer
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from lorary.adapters import Backbone
-from lorary.adapters.golden import condense, write_golden
-from lorary.adapters.verification import verify_by_loading
+from lorary.adapters.proving.golden import condense, write_golden
+from lorary.adapters.proving.verification import verify_by_loading
 from lorary.hub import Registry
 from lorary.hub.cli.main import main
 from lorary.hub.manifest import BaseIdentity, Manifest, Numerics

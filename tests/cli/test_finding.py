@@ -158,7 +158,7 @@ def test_a_damaged_version_without_files_is_shown(lorary, filled):
 
 
 def test_a_folder_of_a_base_finds_what_fits_it(registry, tmp_path, lorary, monkeypatch):
-    from lorary.adapters.loading import load_base
+    from lorary.adapters.base.loading import load_base
     from tiny import make_base
 
     folder = make_base("bert", tmp_path / "models" / "copy")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import EvaConfig, LoraConfig
 
-from lorary.adapters.quantization import dense_weight
+from lorary.adapters.base.quantization import dense_weight
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.training import train
 from lorary.training.model import settle

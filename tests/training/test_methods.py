@@ -56,7 +56,7 @@ QUANTIZED = [
 
 @pytest.mark.parametrize("settings", QUANTIZED, ids=lambda settings: "-".join(str(v) for v in settings.values()))
 def test_quantized_bases(settings, make_recipe, registry, tmp_path):
-    from lorary.adapters.quantization import quantization_config
+    from lorary.adapters.base.quantization import quantization_config
 
     task = "text-generation"
     recipe = make_recipe(task, rows=64, **SHORT, **settings)

@@ -51,7 +51,7 @@ def test_qlora_leaves_the_head_in_full_precision_and_learns(task, family, make_r
 
 def test_a_head_of_any_name_is_kept_from_quantization(make_recipe, bases, monkeypatch):
     """The trainer names the head itself, so a head that no list knows is left alone as well."""
-    import lorary.adapters.quantization as quantization
+    import lorary.adapters.base.quantization as quantization
 
     monkeypatch.setattr(quantization, "HEAD_MODULES", ("lm_head",))
     recipe = make_recipe("text-classification", "distilbert", method="qlora")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.device import pick_device, pick_dtype
+from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, EstimateError
 from lorary.hub.manifest import BaseIdentity

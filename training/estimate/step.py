@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorary.adapters.quantization import HEAD_MODULES
+from lorary.adapters.base.quantization import HEAD_MODULES
 from lorary.hub.errors import EstimateError
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.estimate.live import LiveBytes

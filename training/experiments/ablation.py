@@ -180,7 +180,7 @@ def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:
     """The recipe of the domain stage: the same base, continued on the corpus as it was pretrained."""
     from transformers import AutoConfig
 
-    from lorary.adapters.loading import is_encoder
+    from lorary.adapters.base.loading import is_encoder
     from lorary.hub.embedded import resolve_base
 
     config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)

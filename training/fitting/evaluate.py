@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.forward import logits_of
+from lorary.adapters.running.forward import logits_of
 from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
 from lorary.hub.errors import TrainingError
 from lorary.training.precision import precision

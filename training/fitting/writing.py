@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.generate import decode_new, pad_prompts
-from lorary.adapters.inference import padding_token
+from lorary.adapters.running.inference import padding_token
+from lorary.adapters.text.generate import decode_new, pad_prompts
 from lorary.training.precision import precision
 
 

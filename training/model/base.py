@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.identity import body_of
-from lorary.adapters.loading import is_encoder, load_base
-from lorary.adapters.masked import lacking_in_head
-from lorary.adapters.modules import linear_shape, map_modules
+from lorary.adapters.base.identity import body_of
+from lorary.adapters.base.loading import is_encoder, load_base
+from lorary.adapters.base.modules import linear_shape, map_modules
+from lorary.adapters.heads.masked import lacking_in_head
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, TrainingError
 from lorary.hub.manifest import BaseIdentity

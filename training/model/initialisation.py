@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.loading import load_base
-from lorary.adapters.modules import linear_shape
-from lorary.adapters.quantization import dense_weight
+from lorary.adapters.base.loading import load_base
+from lorary.adapters.base.modules import linear_shape
+from lorary.adapters.base.quantization import dense_weight
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
 from lorary.training.model.adapter import in_float32

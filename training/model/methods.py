@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lorary.adapters.identity import body_of
-from lorary.adapters.modules import map_modules
+from lorary.adapters.base.identity import body_of
+from lorary.adapters.base.modules import map_modules
 from lorary.hub.errors import RecipeError, TrainingError
 from lorary.training.model.base import Base
 from lorary.training.model.new_tokens import token_rows

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.loading import quietly
+from lorary.adapters.base.loading import quietly
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
 from lorary.training.model.base import Base

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lorary.adapters.identity import body_of
-from lorary.adapters.modules import map_modules
+from lorary.adapters.base.identity import body_of
+from lorary.adapters.base.modules import map_modules
 from lorary.hub.errors import TrainingError
 from lorary.training.recipe.raw import nearest
 

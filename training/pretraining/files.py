@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.loading import is_encoder
+from lorary.adapters.base.loading import is_encoder
 from lorary.hub.errors import GateError
 from lorary.hub.provenance.private import bare_name, redact_text
 from lorary.training.data import Example

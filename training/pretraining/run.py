@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorary.adapters.device import pick_device
-from lorary.adapters.identity import fingerprint_model
+from lorary.adapters.base.device import pick_device
+from lorary.adapters.base.identity import fingerprint_model
 from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
 from lorary.hub.files.store import sync_folder
 from lorary.hub.jsontext import load_json

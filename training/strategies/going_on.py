@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from lorary.adapters.blending.combination import Combination, Combiner
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.keys import PEFT_PREFIX
-from lorary.adapters.slots import LowRank
 from lorary.hub.errors import TrainingError
 from lorary.training.model import Base, take_off, wrap
 from lorary.training.save import adapter_tensors

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.golden import load_tensors
-from lorary.adapters.identity import body_of
+from lorary.adapters.base.identity import body_of
+from lorary.adapters.base.modules import ModuleMap, map_modules
 from lorary.adapters.matching.keys import PEFT_PREFIX, KeyPlan, Site, plan_keys
-from lorary.adapters.modules import ModuleMap, map_modules
+from lorary.adapters.proving.golden import load_tensors
 from lorary.hub.base import compare
 from lorary.hub.checkpoint import WEIGHTS_NAME
 from lorary.hub.errors import BaseMismatchError, RecipeError, TrainingError

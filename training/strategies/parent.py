@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lorary.adapters.adapter import task_of
+from lorary.adapters.backbone.sources import find_checkpoint
 from lorary.adapters.matching.support import asks_for_peft, check_supported, fields_for_peft
-from lorary.adapters.sources import find_checkpoint
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import RecipeError
 from lorary.hub.registry import Registry

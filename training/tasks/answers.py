@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lorary.adapters.generate import Manner, PromptRow, generation_settings
+from lorary.adapters.text.generate import Manner, PromptRow, generation_settings
 from lorary.hub.manifest import Generation
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Metrics

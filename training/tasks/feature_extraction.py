@@ -13,9 +13,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from lorary.adapters import Backbone
-from lorary.adapters.forward import logits_of
-from lorary.adapters.loading import is_encoder
+from lorary.adapters.base.loading import is_encoder
 from lorary.adapters.predict.feature_extraction import pool
+from lorary.adapters.running.forward import logits_of
 from lorary.hub.errors import DataError, GateError, TrainingError
 from lorary.hub.manifest import Pooling
 from lorary.training.data import Example

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lorary.adapters.inference import decoder_start
+from lorary.adapters.running.inference import decoder_start
 from lorary.training.fitting.evaluate import IGNORED, token_logits
 from lorary.training.tasks.token_scores import TokenScore, score_tokens
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.identity import body_of
+from lorary.adapters.base.identity import body_of
 from lorary.adapters.predict.base import Setting
 from lorary.adapters.predict.question_answering import QuestionAnsweringRows, Window, windows
 from lorary.hub.errors import DataError, TrainingError, UsageError

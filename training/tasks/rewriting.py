@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters.generate import Manner, generation_settings, prompt_tokens
-from lorary.adapters.inference import longest_input
-from lorary.adapters.languages import has_languages, language_id, speaking
-from lorary.adapters.loading import natural_class
+from lorary.adapters.base.loading import natural_class
+from lorary.adapters.running.inference import longest_input
+from lorary.adapters.text.generate import Manner, generation_settings, prompt_tokens
+from lorary.adapters.text.languages import has_languages, language_id, speaking
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError
 from lorary.hub.manifest import Generation, Preprocessing, Prompt

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.generate import open_tokens
-from lorary.adapters.inference import longest_input
+from lorary.adapters.running.inference import longest_input
+from lorary.adapters.text.generate import open_tokens
 from lorary.hub.errors import DataError, TrainingError
 from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.adapters import Backbone
-from lorary.adapters.generate import Manner, PromptRow, prompt_tokens
+from lorary.adapters.text.generate import Manner, PromptRow, prompt_tokens
 from lorary.training.data import Example, Note
 from lorary.training.fitting.evaluate import outcomes as token_outcomes
 from lorary.training.fitting.writing import spread, write_texts

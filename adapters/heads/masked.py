@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.heads import SharedBody, TaskHead
-from lorary.adapters.identity import body_of, fingerprint_model
-from lorary.adapters.loading import quietly
-from lorary.adapters.modules import LinearShape, linear_shape
-from lorary.adapters.slots import LowRank
+from lorary.adapters.base.identity import body_of, fingerprint_model
+from lorary.adapters.base.loading import quietly
+from lorary.adapters.base.modules import LinearShape, linear_shape
+from lorary.adapters.heads.task_heads import SharedBody, TaskHead
+from lorary.adapters.layer.slots import LowRank
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 

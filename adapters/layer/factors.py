@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorary.adapters.rows import RowGroups
+from lorary.adapters.layer.rows import RowGroups
 
 
 @dataclass(frozen=True)

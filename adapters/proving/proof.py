@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.dora import unfold_magnitude
-from lorary.adapters.golden import compare_golden, condense, effect_cosine, read_golden
-from lorary.adapters.inference import Inference, tensors_of
+from lorary.adapters.base.modules import LinearShape, ModuleMap, linear_shape, output_scale
+from lorary.adapters.layer.dora import unfold_magnitude
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.keys import Site
-from lorary.adapters.modules import LinearShape, ModuleMap, linear_shape, output_scale
-from lorary.adapters.routing import Routing
-from lorary.adapters.slots import LowRank
-from lorary.adapters.tail import Tails
+from lorary.adapters.proving.golden import compare_golden, condense, effect_cosine, read_golden
+from lorary.adapters.running.inference import Inference, tensors_of
+from lorary.adapters.running.tail import Tails
 from lorary.hub.errors import NoEffectError
 from lorary.hub.manifest import Manifest, Numerics
 
@@ -27,7 +27,7 @@ class GoldenReport:
     """What comparing golden logits came to.
 
     ``matches`` is None where there are none or the arithmetic is another than in training; ``difference`` is relative
-    (:func:`lorary.adapters.golden.compare_golden`), ``cosine`` that of the adapter's effect.
+    (:func:`lorary.adapters.proving.golden.compare_golden`), ``cosine`` that of the adapter's effect.
     """
 
     matches: bool | None
@@ -40,9 +40,9 @@ def demand_effect(inference: Inference, routing: Routing, source: str, tails: Ta
     """Run a few tokens with the adapter of ``routing`` and hold the output against the bare backbone's.
 
     If its last module alone moves the logits, as it nearly always does, only the end of a pass is run
-    (:mod:`lorary.adapters.tail`). Else all of it is: one pass, since what the bare backbone makes of the probe's own
-    tokens is kept; an adapter that has no effect on those is given its own golden row before it is refused. All of it
-    is run as well where its factors are so large that the pass might overflow.
+    (:mod:`lorary.adapters.running.tail`). Else all of it is: one pass, since what the bare backbone makes of the
+    probe's own tokens is kept; an adapter that has no effect on those is given its own golden row before it is refused.
+    All of it is run as well where its factors are so large that the pass might overflow.
 
     Raises:
         NoEffectError: every tensor of the two outputs is the same, bit for bit, or the adapter's aren't numbers.

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.kept import Kept
-from lorary.adapters.packing import Packing
-from lorary.adapters.products import Products
+from lorary.adapters.layer.kept import Kept
+from lorary.adapters.layer.packing import Packing
+from lorary.adapters.layer.products import Products
 from lorary.hub.errors import RoutingError
 
 if TYPE_CHECKING:
     from lorary.adapters.adapter import Adapter
-    from lorary.adapters.slots import Arena
+    from lorary.adapters.layer.slots import Arena
 
 
 class Routing:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorary.adapters.bank import Bank
-from lorary.adapters.factors import Factors, Family, look_up, project, stack, update
-from lorary.adapters.rows import RowGroups, group_rows_by_slot, groups_for, put_into_groups
+from lorary.adapters.layer.bank import Bank
+from lorary.adapters.layer.factors import Factors, Family, look_up, project, stack, update
+from lorary.adapters.layer.rows import RowGroups, group_rows_by_slot, groups_for, put_into_groups
 from lorary.hub.errors import RoutingError
 
 if TYPE_CHECKING:
-    from lorary.adapters.slots import Arena
+    from lorary.adapters.layer.slots import Arena
 
 
 @dataclass(frozen=True)

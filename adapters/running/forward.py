@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.heads import TaskHead, body_output
-from lorary.adapters.passes import BodyPass, run, run_body, take_rows
-from lorary.adapters.routing import Routing
+from lorary.adapters.heads.task_heads import TaskHead, body_output
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.running.passes import BodyPass, run, run_body, take_rows
 
 
 def forward_rows(

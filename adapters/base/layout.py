@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.inference import Inference
-from lorary.adapters.routing import routed
+from lorary.adapters.layer.routing import routed
+from lorary.adapters.running.inference import Inference
 
 _TOLERANCE = 0.05  # of an input's largest value: what 8-bit rounding may move a row by when its batch mate changes
 

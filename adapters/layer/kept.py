@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lorary.adapters.bank import Bank
-from lorary.adapters.factors import Factors
-from lorary.adapters.products import Products
-from lorary.adapters.rows import places_in
+from lorary.adapters.layer.bank import Bank
+from lorary.adapters.layer.factors import Factors
+from lorary.adapters.layer.products import Products
+from lorary.adapters.layer.rows import places_in
 
 if TYPE_CHECKING:
     from lorary.adapters.adapter import Adapter
-    from lorary.adapters.slots import Arena
+    from lorary.adapters.layer.slots import Arena
 
 _SPARE = 4  # of so many adapters whose factors every step reads, one may be absent
 _WASTE = 2  # a step computes at most about so many times its rows; else it has groups of its own

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.modules import ModuleMap
-from lorary.adapters.routing import active
-from lorary.adapters.slots import SiteSpec, SiteView
+from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.layer.routing import active
+from lorary.adapters.layer.slots import SiteSpec, SiteView
 
 
 class TracedRows:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.device import pick_device, pick_dtype
-from lorary.adapters.identity import identify
-from lorary.adapters.quantization import guard_cpu, quantization_config
+from lorary.adapters.base.device import pick_device, pick_dtype
+from lorary.adapters.base.identity import identify
+from lorary.adapters.base.quantization import guard_cpu, quantization_config
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError
 from lorary.hub.manifest import BaseIdentity
@@ -48,7 +48,7 @@ def load_base(
     Args:
         base: a folder, or an id that is looked up in the local cache, then on the Hub.
         auto_class: the transformers class to load with; by default the one that :func:`natural_class` picks.
-        quantization: one of :data:`lorary.adapters.quantization.QUANTIZATIONS`.
+        quantization: one of :data:`lorary.adapters.base.quantization.QUANTIZATIONS`.
         dtype: of what isn't quantized, and of 4-bit products.
         device: where to put the model; the first CUDA device by default, else the CPU.
         device_map: transformers' own, to spread a model over devices; excludes ``device``.

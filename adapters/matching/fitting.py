@@ -9,18 +9,26 @@ from typing import Any
 import torch
 
 from lorary.adapters.adapter import Adapter, Fit, task_of
-from lorary.adapters.dora import fold_magnitude
-from lorary.adapters.golden import check_golden_rows
-from lorary.adapters.heads import DECODER, LABELLED, TASK_CLASSES, count_labels, empty_head, fill_head, in_parts
-from lorary.adapters.inference import Inference, can_generate
-from lorary.adapters.masked import MaskedHead, MaskedModel, adapt_head
+from lorary.adapters.base.modules import LinearShape, ModuleMap, output_scale
+from lorary.adapters.heads.masked import MaskedHead, MaskedModel, adapt_head
+from lorary.adapters.heads.task_heads import (
+    DECODER,
+    LABELLED,
+    TASK_CLASSES,
+    count_labels,
+    empty_head,
+    fill_head,
+    in_parts,
+)
+from lorary.adapters.layer.dora import fold_magnitude
+from lorary.adapters.layer.override import TrainedLinear
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.keys import PEFT_PREFIX, KeyPlan, Site, plan_keys
 from lorary.adapters.matching.renaming import renamed_keys
+from lorary.adapters.matching.soundness import are_tame, check_copies, largest_values
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
-from lorary.adapters.modules import LinearShape, ModuleMap, output_scale
-from lorary.adapters.override import TrainedLinear
-from lorary.adapters.slots import LowRank
-from lorary.adapters.soundness import are_tame, check_copies, largest_values
+from lorary.adapters.proving.golden import check_golden_rows
+from lorary.adapters.running.inference import Inference, can_generate
 from lorary.adapters.tiers.content import Parts
 from lorary.adapters.tiers.weights import Weights
 from lorary.hub.checkpoint import Checkpoint

@@ -12,27 +12,27 @@ from pathlib import Path
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.compiled import eagerly
-from lorary.adapters.fitting import Fitter
-from lorary.adapters.identity import match_base
-from lorary.adapters.inference import Inference
-from lorary.adapters.layout import rows_come_first
-from lorary.adapters.lora import wrap
-from lorary.adapters.masked import MaskedHead
+from lorary.adapters.backbone.sources import Source, find_checkpoint
+from lorary.adapters.base.identity import match_base
+from lorary.adapters.base.layout import rows_come_first
+from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.heads.masked import MaskedHead
+from lorary.adapters.layer.compiled import eagerly
+from lorary.adapters.layer.lora import wrap
+from lorary.adapters.layer.routing import Routing
+from lorary.adapters.layer.slots import LowRank
+from lorary.adapters.matching.fitting import Fitter
 from lorary.adapters.matching.support import check_supported
-from lorary.adapters.modules import ModuleMap
-from lorary.adapters.proof import demand_effect, probe_row, settle_head
-from lorary.adapters.routing import Routing
-from lorary.adapters.slots import LowRank
-from lorary.adapters.sources import Source, find_checkpoint
-from lorary.adapters.tail import Tails
+from lorary.adapters.proving.proof import demand_effect, probe_row, settle_head
+from lorary.adapters.running.inference import Inference
+from lorary.adapters.running.tail import Tails
+from lorary.adapters.text.tokenizers import Tokenizers
 from lorary.adapters.through_peft.adapter import PeftAdapter, build_peft_adapter
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.through_peft.way import runs_through_peft
 from lorary.adapters.tiers.content import Parts
 from lorary.adapters.tiers.residency import Residency
 from lorary.adapters.tiers.weights import Weights, WeightsReader
-from lorary.adapters.tokenizers import Tokenizers
 from lorary.adapters.values import LoadedAdapter
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import ChangedFilesError

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from lorary.adapters.heads import DECODER, ENCODER, Parts, in_parts
-from lorary.adapters.routing import Routing, routed
+from lorary.adapters.heads.task_heads import DECODER, ENCODER, Parts, in_parts
+from lorary.adapters.layer.routing import Routing, routed
 
 
 class BodyPass(Protocol):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.forward import forward_rows, group_rows
-from lorary.adapters.generate import PromptRow, decode_new, encode_prompts, generation_settings, manner_of
-from lorary.adapters.routing import Routing, routed
+from lorary.adapters.layer.routing import Routing, routed
+from lorary.adapters.running.forward import forward_rows, group_rows
+from lorary.adapters.text.generate import PromptRow, decode_new, encode_prompts, generation_settings, manner_of
 from lorary.hub.errors import RoutingError, UsageError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.languages import speaking, target_settings
-from lorary.adapters.templates import render_chat
+from lorary.adapters.text.languages import speaking, target_settings
+from lorary.adapters.text.templates import render_chat
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorary.adapters.identity import tokenizer_hash
-from lorary.adapters.loading import quietly
+from lorary.adapters.base.identity import tokenizer_hash
+from lorary.adapters.base.loading import quietly
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorary.adapters.factors import Factors, Family, stack
+from lorary.adapters.layer.factors import Factors, Family, stack
 
 if TYPE_CHECKING:
-    from lorary.adapters.slots import Arena
+    from lorary.adapters.layer.slots import Arena
 
 COPIED_BYTES = 256 * 2**20  # the most that one bank keeps; what is beyond is copied anew in every pass
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from lorary.adapters.backbone import Backbone
-from lorary.adapters.device import pick_device
+from lorary.adapters.base.device import pick_device
 from lorary.hub.errors import BaseMismatchError, LoraryError
 from lorary.hub.registry import Registry
 from lorary.hub.values import Finding, Version

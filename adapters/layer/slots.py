@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorary.adapters.modules import LinearShape
+from lorary.adapters.base.modules import LinearShape
 
 if TYPE_CHECKING:
     from lorary.adapters.tiers.blocks import Block

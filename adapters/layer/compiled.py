@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.lora import LoraLayer, TracedRows, TracedSite
-from lorary.adapters.routing import Routing, active
-from lorary.adapters.slots import Arena
+from lorary.adapters.layer.lora import LoraLayer, TracedRows, TracedSite
+from lorary.adapters.layer.routing import Routing, active
+from lorary.adapters.layer.slots import Arena
 from lorary.hub.errors import UsageError
 
 _EAGERLY: ContextVar[bool] = ContextVar("lorary_eagerly", default=False)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.keys import KeyPlan
-from lorary.adapters.slots import LowRank
 from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapterError
 
 _TAME = 1e4

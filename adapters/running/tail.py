@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.compiled import CompiledForward
-from lorary.adapters.inference import Inference, tensors_of
-from lorary.adapters.routing import Routing, routed
-from lorary.adapters.slots import Layout
+from lorary.adapters.layer.compiled import CompiledForward
+from lorary.adapters.layer.routing import Routing, routed
+from lorary.adapters.layer.slots import Layout
+from lorary.adapters.running.inference import Inference, tensors_of
 
 _ROUNDING = 1e-2  # between products of an output layer's first rows and of all of them, in bfloat16
 _VOCABULARY = 256  # logits that are looked at: an output layer's whole product would cost more than all the rest

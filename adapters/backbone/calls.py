@@ -9,15 +9,15 @@ from typing import Any, cast
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.generate import PromptRow
-from lorary.adapters.inference import Inference
-from lorary.adapters.modules import ModuleMap
-from lorary.adapters.packing import Packing
+from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.layer.packing import Packing
+from lorary.adapters.layer.routing import RoutedModel, routed
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import answer_alone, share_parameters, task_of_row
-from lorary.adapters.proof import GoldenReport, check_golden, resident_tensors
-from lorary.adapters.routing import RoutedModel, routed
+from lorary.adapters.proving.proof import GoldenReport, check_golden, resident_tensors
+from lorary.adapters.running.inference import Inference
+from lorary.adapters.text.generate import PromptRow
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.through_peft.book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.tiers.residency import Residency

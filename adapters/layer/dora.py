@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from lorary.adapters.modules import LinearShape
-from lorary.adapters.quantization import dense_weight
-from lorary.adapters.slots import LowRank
+from lorary.adapters.base.modules import LinearShape
+from lorary.adapters.base.quantization import dense_weight
+from lorary.adapters.layer.slots import LowRank
 
 
 def fold_magnitude(

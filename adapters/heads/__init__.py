@@ -1,0 +1,1 @@
+"""Task heads around one shared body."""

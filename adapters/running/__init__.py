@@ -1,0 +1,1 @@
+"""One pass of the body for many rows, each with its own adapter."""

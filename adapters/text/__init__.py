@@ -1,0 +1,1 @@
+"""Texts in and out: prompts, tokenizers, chat templates, generation."""

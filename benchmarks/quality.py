@@ -90,7 +90,7 @@ def with_adapter(recipe: Recipe, registry: Registry) -> Result:
     version = train(recipe, registry)
     seconds = time.perf_counter() - started
     data = load_data(recipe)
-    task = make_task(recipe, data.labels)
+    task = make_task(recipe, data.labels, data.problem_type)
     with quiet_libraries():
         backbone = Backbone.from_pretrained(recipe.base, quantization=recipe.quantization, slots=1, registry=registry)
         backbone.load(version.reference, "quality")
@@ -105,7 +105,7 @@ def in_full(recipe: Recipe) -> Result:
 
     started = time.perf_counter()
     data = load_data(recipe)
-    task = make_task(recipe, data.labels)
+    task = make_task(recipe, data.labels, data.problem_type)
     with quiet_libraries(), tempfile.TemporaryDirectory() as scratch:
         base = load_for(task, recipe)
         base.model.requires_grad_(True)
@@ -145,7 +145,7 @@ def judge(folder: Path, task_name: str, options: argparse.Namespace) -> None:
                 print(f"  seed {seed} {method:6} {found.metric:.4f}  {found.seconds:6.1f} s", flush=True)
         recipe = recipe_for(rows, task_name, "lora", 0, options, rows / "last")
         data = load_data(recipe)
-        task = make_task(recipe, data.labels)
+        task = make_task(recipe, data.labels, data.problem_type)
         with quiet_libraries():
             tokenizer = load_for(task, recipe).tokenizer
         golds = task.encode(data.test, tokenizer, recipe.training.max_length, lambda line: None).golds

@@ -143,7 +143,7 @@ def _check_shares(scene: Scene) -> None:
     for share in scene.folder.glob("share-*"):
         for place in share.iterdir():
             if SharedFolder(place).state() and any((place / "versions").iterdir()):
-                pulled = pull(Registry(scene.folder / "scratch.db"), f"file://{place}")
+                pulled = pull(Registry(scene.folder / "scratch.db"), f"file://{place}", name=place.name)
                 assert pulled.number is not None
         shutil.rmtree(share)
 

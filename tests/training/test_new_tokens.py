@@ -183,8 +183,9 @@ def test_spare_rows_are_used_first(make_recipe, with_tokens, bases, tmp_path, re
     assert backbone.verify("own").matches
 
 
-def test_several_runs_on_one_base(with_tokens, registry):
+def test_several_runs_on_one_base(with_tokens, registry, tmp_path, monkeypatch):
     """Each seed begins with the bare base; the adapter is that of a run alone."""
+    monkeypatch.chdir(tmp_path)  # a run without an output makes its folder where it is started
     alone = train(with_tokens(**SHORT, **{"training.seed": 7}, output=None, name="alone"), registry)
     several = with_tokens(**SHORT, **{"training.seed": 7, "training.seeds": 2}, output=None, name="several")
     version = train(several, registry)
@@ -206,7 +207,8 @@ def test_a_run_that_was_stopped_goes_on(with_tokens, registry, tmp_path):
     assert train(recipe, registry, resume=True).digest == whole.digest
 
 
-def test_the_digest_knows_the_tokens(with_tokens, registry):
+def test_the_digest_knows_the_tokens(with_tokens, registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     first = train(with_tokens(**SHORT, output=None, name="first"), registry)
     again = train(with_tokens(**SHORT, output=None, name="again"), registry)
     other = {"tokens.add": ("<|ask|>", "<|say|>", "<|end|>")}

@@ -71,7 +71,7 @@ def test_each_goes_onto_a_base_and_off_again(method, make_recipe):
     """With the settings that a recipe leaves out, but for sizes that don't fit a tiny model."""
     ready = prepared(recipe_of(make_recipe, method, "text-generation"))
     assert sum(p.numel() for p in ready.model.parameters() if p.requires_grad) > 0
-    plain = take_off(ready.model)
+    plain = take_off(ready.model, ready.base)
     assert type(plain).__name__ == "LlamaForCausalLM"
     assert not any(hasattr(module, "base_layer") for module in plain.modules())
 

@@ -13,12 +13,15 @@ __all__ = ["Recipe", "measure", "train"]
 
 def __getattr__(name: str) -> Any:
     # A recipe is checked without torch; only asking for what runs it imports it.
+    if name not in ("train", "measure"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lorary.adapters.base.quantization import quieten
+
+    quieten()  # before bitsandbytes is imported, which prints a line then
     if name == "train":
         from lorary.training.run import train
 
         return train
-    if name == "measure":
-        from lorary.training.strategies.direct import measure
+    from lorary.training.strategies.direct import measure
 
-        return measure
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return measure

@@ -109,6 +109,8 @@ def own_folder(path: str | Path | None) -> str | None:
     if folder is None:
         return None
     folder, home = folder.absolute(), Path.home()
+    if folder == home:
+        return "~"
     return f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
 
 

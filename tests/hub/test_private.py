@@ -10,7 +10,7 @@ from lorary.hub.bases import bases_of
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.embedded import resolve_base
 from lorary.hub.manifest import BaseIdentity, Prompt
-from lorary.hub.provenance.private import public_base, redact, redact_text
+from lorary.hub.provenance.private import own_folder, public_base, redact, redact_text
 
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789"[:34]
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -153,3 +153,12 @@ def test_in_the_catalogue_a_folder_below_home_stands_without_its_owner(registry,
     registry.add(make_checkpoint(tmp_path / "a"), name="tone", base_folder=base)
     assert b"alice" not in registry.path.read_bytes()
     assert b"~/llama-mine" in registry.path.read_bytes()
+
+
+def test_a_folder_of_the_home_folder_is_kept_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
+    (tmp_path / "alice" / "models").mkdir(parents=True)
+    assert own_folder(tmp_path / "alice" / "models") == "~/models"
+    assert own_folder(tmp_path / "alice") == "~"
+    assert own_folder(tmp_path) == str(tmp_path)
+    assert own_folder(tmp_path / "nowhere") is None

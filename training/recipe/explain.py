@@ -23,13 +23,24 @@ _OTHER_NAMES = {
 
 def explain(error: ValidationError, raw: RawRecipe, recipe: type[BaseModel]) -> list[str]:
     """A line for each mistake that pydantic found: where, which key, what was found, what is allowed."""
-    problems: dict[str, str] = {}
+    found: dict[str, list[Any]] = {}
     for item in error.errors():
-        keys = _real_keys(item["loc"], recipe)
-        dotted = ".".join(keys)
-        # A union reports a mistake once for each of its kinds; one line is enough.
-        problems.setdefault(dotted, f"{where(raw, dotted)}{dotted}: {_mistake(item, keys, recipe)}")
-    return list(problems.values())
+        found.setdefault(".".join(_real_keys(item["loc"], recipe)), []).append(item)
+    return [
+        f"{where(raw, dotted)}{dotted}: {_mistake(_meant(items), dotted.split('.'), recipe, _other_kinds(items))}"
+        for dotted, items in found.items()
+    ]
+
+
+def _meant(items: Sequence[Any]) -> Any:
+    """Of a union's mistakes, one for each of its kinds: that of the kind that was meant, where a value tells it."""
+    return next((item for item in items if _BOUNDS.keys() & (item.get("ctx") or {}).keys()), items[0])
+
+
+def _other_kinds(items: Sequence[Any]) -> list[str]:
+    """What a key takes beside certain words."""
+    kinds = {"float_type": "a number", "float_parsing": "a number", "dict_type": "keys and values below it"}
+    return list(dict.fromkeys(kinds[item["type"]] for item in items if item["type"] in kinds))
 
 
 def where(raw: RawRecipe, dotted: str) -> str:
@@ -56,7 +67,7 @@ def _section_model(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel]) -> str:
+def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel], others: Sequence[str]) -> str:
     found, kind, context = item["input"], item["type"], item.get("ctx") or {}
     if kind == "extra_forbidden":
         return _unknown_key(keys, recipe)
@@ -66,7 +77,8 @@ def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel]) -> str:
         return f"expected keys and values below it, found {shown(found)}"
     if kind == "literal_error":
         allowed = _allowed(keys, recipe)
-        return f"expected one of {', '.join(allowed)}, found {shown(found)}{_hint(keys[-1], found, allowed)}"
+        expected = _either([*allowed, *others]) if others else f"one of {', '.join(allowed)}"
+        return f"expected {expected}, found {shown(found)}{_hint(keys[-1], found, allowed)}"
     if kind == "string_type":
         quote = "; put it in quotes" if isinstance(found, (bool, int, float)) else ""
         return f"expected a text, found {shown(found)}{quote}"
@@ -75,16 +87,20 @@ def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel]) -> str:
     number = {"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number"}.get(kind)
     if number:
         return f"expected {number}, found {shown(found)}"
-    limits = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
-    for bound in limits.keys() & context.keys():
-        return f"expected a number {limits[bound]} {context[bound]}, found {shown(found)}"
+    for bound in _BOUNDS.keys() & context.keys():
+        return f"expected a number {_BOUNDS[bound]} {context[bound]}, found {shown(found)}"
     if kind in ("tuple_type", "finite_number"):
         return f"expected {'a list' if kind == 'tuple_type' else 'a finite number'}, found {shown(found)}"
     if kind == "bool_type":
-        words = ["true", "false", *_allowed(keys, recipe)]
-        return f"expected {', '.join(words[:-1])} or {words[-1]}, found {shown(found)}"
+        return f"expected {_either(['true', 'false', *_allowed(keys, recipe)])}, found {shown(found)}"
     return f"{item['msg']}, found {shown(found)}"
 
+
+def _either(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+_BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
 
 _EXPECTED = {
     "name": "the adapter's name, such as 'finance-tone'",

@@ -9,6 +9,7 @@ from typing import Any
 
 from lorary.adapters.running.inference import longest_input
 from lorary.training.data import Example, Examples
+from lorary.training.distributed import ALONE, Group
 from lorary.training.model import Base, add_tokens, check_settings, initialise, load_for, reseed, settle, virtual_tokens
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
@@ -51,11 +52,13 @@ class Prepared:
 
 
 def prepare(
-    recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent | None = None, base: Base | None = None
-) -> Prepared:
+    recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent | None = None, base: Base | None = None,
+    group: Group = ALONE,
+) -> Prepared:  # fmt: skip
     """Load the base, turn the rows into token ids, and put the adapter on. Raises as :func:`train`.
 
-    ``base``: one that is in memory already, bare, for the same task and labels; its head is drawn again.
+    ``base``: one that is in memory already, bare, for the same task and labels; its head is drawn again. ``group``: the
+    processes that train together.
     """
     check_settings(recipe)
     task = make_task(recipe, data.labels, data.problem_type)
@@ -68,7 +71,7 @@ def prepare(
     base = add_tokens(base, recipe, reporter.note)
     rows = {"train": data.train, "validation": data.validation, "test": data.test}
     encoded, lengths, max_length = encode_parts(recipe, rows, task, base, reporter)
-    enough = with_enough_epochs(recipe, len(encoded["train"].features))
+    enough = with_enough_epochs(recipe, len(encoded["train"].features), group.count)
     if enough is not recipe:
         reporter.note(
             f"{len(encoded['train'].examples)} training rows are soon gone through: {enough.training.epochs:g} epochs "

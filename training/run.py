@@ -143,7 +143,7 @@ def _run_once(
     reporter: Reporter, stops: Stops, group: Group,
 ) -> Finished:  # fmt: skip
     """One run, and its files."""
-    prepared = prepare(recipe, data, reporter, parent, base)
+    prepared = prepare(recipe, data, reporter, parent, base, group)
     check_base(unfinished, prepared.base.identity)
     finished = run(prepared, unfinished.checkpoints, reporter, stops, group)
     reporter.phase("saving")
@@ -183,7 +183,7 @@ def take_part(recipe: Recipe, group: Group) -> None:
     from lorary.training.fitting.fit import fit
 
     with Stops() as stops, quiet_libraries():
-        prepared = prepare(recipe, load_data(recipe), Reporter(), shared.parent)
+        prepared = prepare(recipe, load_data(recipe), Reporter(), shared.parent, group=group)
         with prepared.task.scaled(prepared.model, prepared.train):
             fit(
                 prepared.model, prepared.base.tokenizer, prepared.task, prepared.train, prepared.validation,

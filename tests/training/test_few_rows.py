@@ -7,6 +7,9 @@ import pytest
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
 from lorary.training.data.splits import fewest_validation
+from lorary.training.distributed import Group
+from lorary.training.prepare import prepare
+from lorary.training.progress import Reporter
 from lorary.training.recipe.steps import with_enough_epochs
 from samples import ROWS, write_jsonl
 
@@ -49,6 +52,16 @@ def test_the_recipes_own_number_of_epochs_is_never_raised(plain):
 )
 def test_epochs_make_enough_steps(rows, settings, epochs, plain):
     assert with_enough_epochs(plain(**settings), rows).training.epochs == epochs
+
+
+def test_two_processes_of_eight_rows_go_as_often_through_them_as_one_of_sixteen(plain):
+    settings = {"training.min_steps": 30, "training.epochs": 1, "training.max_length": 8}
+
+    def epochs(size, processes):
+        recipe = plain(40, **settings, **{"training.batch_size": size})
+        return prepare(recipe, load_data(recipe), Reporter(), group=Group(processes, 0)).recipe.training.epochs
+
+    assert epochs(8, 2) == epochs(16, 1) == 10
 
 
 def test_a_run_on_few_rows_goes_through_them_more_often(plain, registry):

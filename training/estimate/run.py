@@ -13,6 +13,7 @@ from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.step import StepCost
 from lorary.training.fitting.padding import padded_tokens
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.steps import steps_per_epoch
 
 CUDA_CONTEXT = 500 * 10**6
 """Bytes that a process takes on a GPU before torch counts anything: driver, kernels."""
@@ -64,8 +65,7 @@ def run_cost(
         measure: time a product on the device where no run tells the speed.
     """
     training = recipe.training
-    batches = math.ceil(len(lengths) / training.batch_size)
-    per_epoch = math.ceil(batches / training.gradient_accumulation)
+    per_epoch = steps_per_epoch(len(lengths), training.batch_size, training.gradient_accumulation)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
     # An epoch's tokens with their padding; what is linear in them makes up nearly all of the arithmetic.
     share = steps / per_epoch * padded_tokens(lengths, training.batch_size, training.seed) / step.tokens

@@ -13,6 +13,7 @@ from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.fitting.trackers import keep_tensorboard_logs
 from lorary.training.precision import base_dtype
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.steps import steps_per_epoch
 from lorary.training.tasks.base import Encoded, Task
 from lorary.training.tasks.made_rows import MadeRows
 
@@ -75,7 +76,7 @@ def settle_warmup(trainer: Any, training: RunSettings, batching: Batching, rows:
 
     transformers rounds up, and a warm-up's first step has a learning rate of 0: a run of one step would learn nothing.
     """
-    per_epoch = math.ceil(math.ceil(rows / (batching.size * trainer.args.world_size)) / batching.accumulation)
+    per_epoch = steps_per_epoch(rows, batching.size, batching.accumulation, trainer.args.world_size)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
     trainer.args.warmup_steps = training.warmup if steps * training.warmup >= 1 else 0.0
 

@@ -7,17 +7,23 @@ import math
 from lorary.training.recipe.schema import Recipe
 
 
-def with_enough_epochs(recipe: Recipe, rows: int) -> Recipe:
+def steps_per_epoch(rows: int, batch_size: int, accumulation: int, processes: int = 1) -> int:
+    """Optimizer steps that go through all rows once; ``batch_size`` is each process's."""
+    return math.ceil(math.ceil(rows / (batch_size * processes)) / accumulation)
+
+
+def with_enough_epochs(recipe: Recipe, rows: int, processes: int = 1) -> Recipe:
     """The recipe with the epochs that ``training.min_steps`` asks for, where it has fewer.
 
     Args:
         recipe: as it is read.
-        rows: how many training rows there are; steps are those of one process, since several share a step's rows.
+        rows: how many training rows there are.
+        processes: how many share them.
     """
     training = recipe.training
     if training.min_steps is None or training.max_steps is not None:
         return recipe
-    per_epoch = math.ceil(math.ceil(rows / training.batch_size) / training.gradient_accumulation)
+    per_epoch = steps_per_epoch(rows, training.batch_size, training.gradient_accumulation, processes)
     epochs = math.ceil(training.min_steps / per_epoch)
     if epochs <= training.epochs:
         return recipe

@@ -236,11 +236,11 @@ def _demand_parameters(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
 
 @contextmanager
 def peft_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """PEFT's refusals as the loader's, and torch's, of sparse indices that lie outside of a weight."""
+    """PEFT's refusals as the loader's, and torch's, of indices that lie outside of a weight."""
     try:
         with torch.sparse.check_sparse_tensor_invariants():
             yield
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, AttributeError, RuntimeError, ImportError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnsupportedAdapterError(
             f"{checkpoint.source}: PEFT can't put this {checkpoint.peft_type} adapter into the backbone: {first}"

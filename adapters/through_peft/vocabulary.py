@@ -68,6 +68,9 @@ def resize_vocabulary(model: Any, size: int, tensors: Mapping[str, torch.Tensor]
         UnsupportedAdapterError: transformers can't resize this architecture's vocabulary.
     """
     before = model.get_input_embeddings().weight.shape[0]
+    # A size is a stranger's number: until the file is seen to have the rows, nothing is allocated for them.
+    for name, parameter in _parameters(model):
+        _saved(name, [size, *parameter.shape[1:]], before, tensors, checkpoint)
     try:
         with quietly():
             model.resize_token_embeddings(size, mean_resizing=False)
@@ -76,48 +79,62 @@ def resize_vocabulary(model: Any, size: int, tensors: Mapping[str, torch.Tensor]
             f"{checkpoint.source}: has a vocabulary of {size} tokens, and transformers can't give a "
             f"{type(model).__name__} of {before} one of that size: {error}"
         ) from error
-    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
-    filled: set[int] = set()
-    for layer in (embedding, output):
-        if layer is None:
-            continue
-        for name, parameter in layer.named_parameters(recurse=False):
-            if id(parameter) not in filled:  # tied layers share one
-                _fill(parameter, f"{_path_of(model, layer)}.{name}", before, tensors, checkpoint)
-                filled.add(id(parameter))
+    for name, parameter in _parameters(model):
+        saved = _saved(name, list(parameter.shape), before, tensors, checkpoint)
+        if saved is not None:
+            parameter.data[before:] = saved[before:].to(parameter)
 
 
-def _fill(
-    parameter: torch.Tensor, name: str, before: int, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint
-) -> None:
+def _parameters(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """The embedding's and the output layer's parameters by name; one that they share comes once."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:
+            for name, parameter in layer.named_parameters(recurse=False):
+                found.setdefault(id(parameter), (f"{_path_of(model, layer)}.{name}", parameter))
+    return list(found.values())
+
+
+def _saved(
+    name: str, shape: list[int], before: int, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint
+) -> torch.Tensor | None:
+    """The whole parameter as it was saved; None where no row of it is needed, since it is smaller or all were trained.
+
+    Raises:
+        KeyMismatchError: rows weren't saved, or are of another shape.
+    """
     path, _, last = name.rpartition(".")
     keys = [f"{prefix}{path}.{wrapper}{last}" for prefix in _PREFIXES for wrapper in _WRAPPERS]
     key = next((key for key in keys if key in tensors), None)
-    size = parameter.shape[0]
+    size = shape[0]
     if key is None:
-        if size > before and not _all_trained(path, range(before, size), tensors, checkpoint):
+        if size > before and not _all_trained(path, before, size, tensors, checkpoint):
             raise KeyMismatchError(
                 f"{checkpoint.source}: has a vocabulary of {size} tokens, the backbone one of {before}, and its file "
                 f"lacks the new rows of {name!r}; save it again with save_pretrained(save_embedding_layers=True), and "
                 "with an untied output layer name both in modules_to_save or in trainable_token_indices"
             )
-        return
+        return None
     saved = tensors[key]
-    if saved.shape != parameter.shape:
+    if list(saved.shape) != shape:
         raise KeyMismatchError(
-            f"{checkpoint.source}: {key} is {list(saved.shape)}, its vocabulary of {size} tokens needs "
-            f"{list(parameter.shape)}"
+            f"{checkpoint.source}: {key} is {list(saved.shape)}, its vocabulary of {size} tokens needs {shape}"
         )
-    parameter.data[before:] = saved[before:].to(parameter)
+    return saved
 
 
-def _all_trained(path: str, tokens: range, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> bool:
+def _all_trained(
+    path: str, before: int, size: int, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint
+) -> bool:
     """Are these rows of a layer among those that were trained anew, so that they need no other values?"""
-    if not any(f"{prefix}{path}.{TRAINED_ROWS}" in tensors for prefix in _PREFIXES):
-        return False
+    keys = [f"{prefix}{path}.{TRAINED_ROWS}" for prefix in _PREFIXES]
+    rows = next((tensors[key].shape[0] for key in keys if key in tensors and tensors[key].ndim == 2), None)
     trained = trained_tokens(checkpoint.config)
     named = [own for name, own in trained.items() if not name or f".{path}".endswith(f".{name}")]
-    return any(set(tokens) <= set(own) for own in named or trained.values())
+    return any(
+        len(own) == rows and len({token for token in own if before <= token < size}) == size - before
+        for own in named or trained.values()
+    )
 
 
 def _path_of(model: torch.nn.Module, layer: torch.nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Adapters with new tokens, whose vocabulary is larger than the backbone's (or was cut): each equals PEFT's."""
 
+import json
 import shutil
 
 import pytest
@@ -261,6 +262,56 @@ def test_refused(bases, tmp_path, change, error, match):
     with pytest.raises(error, match=match):
         backbone.load(tmp_path / "own")
     assert backbone.adapters == []
+
+
+def change_indices(folder, change):
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    given = config["trainable_token_indices"]
+    config["trainable_token_indices"] = {name: change(tokens) for name, tokens in given.items()}
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        lambda tokens: [*tokens[:-1], 10**13],
+        lambda tokens: [*tokens, VOCABULARY + 3],  # a row more than the file has
+        lambda tokens: [tokens[0], tokens[0], tokens[2]],
+    ],
+    ids=["far beyond the others", "not in the file", "a gap"],
+)
+@pytest.mark.parametrize("family", ["llama", "tied"])
+def test_new_rows_that_the_file_lacks(bases, tmp_path, monkeypatch, family, indices):
+    """Nothing is allocated for them: the numbers in a config are a stranger's."""
+    peft_model = make_resized(bases(family), tmp_path / "own", "text-generation", "rows", tokenizer=False)
+    peft_model.save_pretrained(tmp_path / "own", save_embedding_layers=False)
+    change_indices(tmp_path / "own", indices)
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    resized = []
+    monkeypatch.setattr(type(backbone.model), "resize_token_embeddings", lambda *args, **kwargs: resized.append(args))
+    with pytest.raises(KeyMismatchError, match=r"lacks the new rows of 'model\.embed_tokens\.weight'"):
+        backbone.load(tmp_path / "own")
+    assert resized == backbone.adapters == []
+
+
+@pytest.mark.parametrize("index", [10**19, 10**13, LARGER, -1])
+def test_trained_rows_outside_of_the_embedding(bases, tmp_path, index):
+    make_resized(bases("llama"), tmp_path / "own", "text-generation", "rows", tokenizer=False)
+    change_indices(tmp_path / "own", lambda tokens: [*tokens[:-1], index])
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    with pytest.raises(UnsupportedAdapterError, match="PEFT can't put this LORA adapter into the backbone"):
+        backbone.load(tmp_path / "own")
+    assert backbone.adapters == []
+
+
+def test_an_embedding_without_width(bases, tmp_path):
+    """Its header tells of any number of rows, and the file holds none."""
+    make_resized(bases("llama"), tmp_path / "own", "text-generation", "frozen", tokenizer=False)
+    damaged(tmp_path / "own", lambda tensors: tensors.update({EMBEDDING: torch.zeros(10**12, 0)}))
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight"):
+        backbone.load(tmp_path / "own")
 
 
 def test_a_tokenizer_of_more_tokens_than_rows(bases, tmp_path):

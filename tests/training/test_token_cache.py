@@ -9,6 +9,7 @@ import pytest
 from lorary.hub.errors import DataError, UsageError
 from lorary.training import train
 from lorary.training.data import Example
+from lorary.training.experiments.folds import final_recipe
 from lorary.training.model import load_for
 from lorary.training.tasks import make_task, token_cache
 from lorary.training.tasks.token_cache import TokenCache
@@ -106,6 +107,29 @@ def test_what_bears_on_token_ids_is_part_of_the_key(changed, cache, make_recipe)
     found, calls = encode(rows, other, cache, make_recipe, **settings)
     assert calls
     assert found == encode(rows, other, None, make_recipe, **settings)[0]
+
+
+@pytest.mark.parametrize("beside", ["epochs", "last fold", "domain arm", "direct", "generation", "embedding"])
+def test_what_does_not_bear_on_token_ids_is_no_part_of_it(beside, cache, make_recipe):
+    task = {"generation": "summarization", "embedding": "feature-extraction"}.get(beside, "text-classification")
+    recipe = make_recipe(task)
+
+    def key(recipe):
+        made = make_task(recipe, ("bad", "good"))
+        base = load_for(made, recipe)
+        return cache.key(made.coding(base.tokenizer, made.meet(base.model, base.tokenizer, 14, print)), base.tokenizer)
+
+    fewer = recipe.training.model_copy(update={"epochs": 3.0, "min_steps": 160})
+    other = {
+        "epochs": lambda: recipe.model_copy(update={"training": fewer}),
+        "last fold": lambda: final_recipe(recipe, [2.0, 3.0], ("bad", "good"), [(0.2, 0.4), (0.3, 0.6)]),
+        "domain arm": lambda: recipe.model_copy(update={"strategy": "intermediate", "from_": "a", "start": "continue"}),
+        "direct": lambda: recipe.model_copy(update={"strategy": "direct"}),
+        "generation": lambda: make_recipe(task, **{"generation.num_beams": 3, "generation.rows": 4}),
+        "embedding": lambda: make_recipe(task, **{"embedding.pooling": "cls", "embedding.temperature": 0.1}),
+    }[beside]()
+    assert other != recipe
+    assert key(other) == key(recipe)
 
 
 @pytest.mark.parametrize("setting", ["prompt.template", "prompt.learn", "prompt.format"])

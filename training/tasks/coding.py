@@ -52,8 +52,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 _ELSEWHERE: dict[str, Any] = {
     **dict.fromkeys(
         (
-            "name", "domain", "base", "revision", "from_", "start", "method", "quantization", "double_quantization",
-            "lora", "peft", "preference", "report", "output", "tags", "alias", "device", "device_map", "dtype",
+            "name", "domain", "base", "revision", "strategy", "from_", "start", "method", "quantization",
+            "double_quantization", "lora", "peft", "preference", "generation", "embedding", "report", "output", "tags",
+            "alias", "device", "device_map", "dtype",
         ),
         True,
     ),
@@ -62,10 +63,10 @@ _ELSEWHERE: dict[str, Any] = {
         "revision", "license", "language", "too_long", "broken_tags", "sample_by",
     },
     "training": {
-        "epochs", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "warmup", "weight_decay",
-        "class_weights", "label_smoothing", "classifier_dropout", "max_grad_norm", "scheduler", "seed",
-        "early_stopping", "lora_plus_ratio", "seeds", "folds", "packing", "gradient_checkpointing", "group_by_length",
-        "checkpoint_steps",
+        "epochs", "min_steps", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "warmup",
+        "weight_decay", "class_weights", "label_smoothing", "classifier_dropout", "threshold", "max_grad_norm",
+        "scheduler", "seed", "early_stopping", "lora_plus_ratio", "seeds", "folds", "packing",
+        "gradient_checkpointing", "group_by_length", "checkpoint_steps", "max_answer_length",
     },
 }  # fmt: skip
 

@@ -194,8 +194,9 @@ class Rewriting(WritesTexts):
     # Rows
 
     def coding(self, tokenizer: Any, max_length: int) -> dict[str, Any]:
-        """Also what was settled for the base."""
-        met = {"manner": repr(self.manner), "target_length": self.target_length, "form": type(self.form).__name__}
+        """Also what was settled for the base, but for how texts are generated."""
+        manner = repr(replace(self.manner, generation=None))
+        met = {"manner": manner, "target_length": self.target_length, "form": type(self.form).__name__}
         return {**super().coding(tokenizer, max_length), **met}
 
     def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:

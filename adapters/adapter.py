@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lorary.adapters.heads.task_heads import TASK_OF_PEFT_TYPE, TaskHead
+from lorary.adapters.heads.task_heads import GENERATING_CLASSES, TASK_CLASSES, TASK_OF_PEFT_TYPE, TaskHead
 from lorary.adapters.layer.override import TrainedLinear
 from lorary.adapters.matching.keys import KeyPlan
 from lorary.adapters.text.tokenizers import OwnTokenizer
@@ -94,6 +95,8 @@ class Adapter:
 def task_of(checkpoint: Checkpoint) -> str:
     """The task of a checkpoint: its manifest's, else the one that PEFT's ``task_type`` stands for.
 
+    PEFT saves no task type unless it was told one, and then the class that was trained (``auto_mapping``).
+
     Raises:
         UnsupportedAdapterError: a task type that PEFT doesn't define.
     """
@@ -101,9 +104,20 @@ def task_of(checkpoint: Checkpoint) -> str:
         return checkpoint.manifest.task
     task_type = checkpoint.config.get("task_type")
     if task_type is None:
-        return "feature-extraction"
+        return _task_of_class(checkpoint.config)
     if task_type not in TASK_OF_PEFT_TYPE:
         raise UnsupportedAdapterError(
             f"{checkpoint.source}: task_type {task_type!r}; expected one of {', '.join(TASK_OF_PEFT_TYPE)}"
         )
     return TASK_OF_PEFT_TYPE[task_type]
+
+
+def _task_of_class(config: Mapping[str, Any]) -> str:
+    mapping = config.get("auto_mapping")
+    name = str(mapping.get("base_model_class")) if isinstance(mapping, Mapping) else ""
+    if name.endswith(GENERATING_CLASSES):
+        return "text-generation"
+    ends = {auto.removeprefix("AutoModel"): task for task, auto in TASK_CLASSES.items()}
+    # Without a task type PEFT saves a head only where the config names it; without one, it is the states that are left.
+    found = next((task for end, task in ends.items() if name.endswith((end, f"{end}Simple"))), None)
+    return found if found is not None and config.get("modules_to_save") else "feature-extraction"

@@ -161,7 +161,7 @@ def make_adapter(base: Path, folder: Path, *, task: str, seed: int = 1, labels: 
     kwargs = {"num_labels": labels} if "classification" in task else {}
     model = task_class(task).from_pretrained(base, **kwargs)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": default_targets(model), "init_lora_weights": False} | lora
-    peft_model = get_peft_model(model, LoraConfig(task_type=PEFT_TASK[task], **settings))
+    peft_model = get_peft_model(model, LoraConfig(**{"task_type": PEFT_TASK[task]} | settings))
     for name, parameter in peft_model.named_parameters():
         if "lora_" in name or "modules_to_save" in name:
             torch.nn.init.normal_(parameter, std=0.2)

@@ -37,6 +37,9 @@ TASK_OF_PEFT_TYPE: Mapping[str, str] = {
 }
 """The task of a foreign adapter, from its config's ``task_type``."""
 
+GENERATING_CLASSES = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "MTModel")
+"""What the names of transformers' generating classes end with."""
+
 _BODY_OUTPUT: ContextVar[Any] = ContextVar("lorary_body_output", default=None)
 
 

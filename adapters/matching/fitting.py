@@ -23,12 +23,12 @@ from lorary.adapters.heads.task_heads import (
 from lorary.adapters.layer.dora import fold_magnitude
 from lorary.adapters.layer.override import TrainedLinear
 from lorary.adapters.layer.slots import LowRank
-from lorary.adapters.matching.keys import PEFT_PREFIX, KeyPlan, Site, plan_keys
+from lorary.adapters.matching.keys import KeyPlan, Site, plan_keys
 from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.soundness import are_tame, check_copies, largest_values
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.proving.golden import check_golden_rows
-from lorary.adapters.running.inference import Inference, can_generate
+from lorary.adapters.running.inference import Inference
 from lorary.adapters.tiers.content import Parts
 from lorary.adapters.tiers.weights import Weights
 from lorary.hub.checkpoint import Checkpoint
@@ -51,7 +51,7 @@ class Fitter:
         Raises what :func:`plan_keys` and :meth:`MaskedHead.get` do, and CheckpointError for
         golden logits that don't fit the manifest.
         """
-        task = task_on(checkpoint, self.inference)
+        task = task_of(checkpoint)
         of_base = self._head_of_base(checkpoint.source, task)
         offered = of_base.offered if of_base else self._offered(checkpoint, task)
         head = of_base.linears if of_base else None
@@ -138,22 +138,6 @@ class Fitter:
         if task not in TASK_CLASSES:
             return None
         return task_model(checkpoint, task, self.inference.body, self.inference.pad_id)
-
-
-def task_on(checkpoint: Checkpoint, inference: Inference) -> str:
-    """The task of a checkpoint on a backbone. Raises as :func:`task_of`.
-
-    PEFT saves no task type unless it was told one. Keys that name a language model's body by its place in that model
-    tell that it was the language model that was trained, rather than its body for the hidden states.
-    """
-    task = task_of(checkpoint)
-    if checkpoint.manifest is not None or checkpoint.config.get("task_type") is not None:
-        return task
-    model, body = inference.model, inference.body
-    place = next((path for path, module in model.named_modules() if module is body), "")
-    inside = f"{PEFT_PREFIX}{place}."
-    trained = place and any(key.startswith(inside) for key in plain_names(checkpoint.tensors).values())
-    return "text-generation" if trained and can_generate(model) else task
 
 
 def task_model(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import torch
 
-from lorary.adapters.adapter import Adapter
+from lorary.adapters.adapter import Adapter, task_of
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.heads.task_heads import TASK_CLASSES, TaskHead, fill_head
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import Arena
-from lorary.adapters.matching.fitting import task_model, task_on
+from lorary.adapters.matching.fitting import task_model
 from lorary.adapters.matching.soundness import largest_values
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.predict.base import Row
@@ -189,7 +189,7 @@ def build_peft_adapter(
     Nothing of the backbone changes. Raises what :func:`build_peft_model` and :func:`fill_head` do, and NoEffectError
     for tensors that hold NaN or infinity.
     """
-    task, digest = task_on(checkpoint, inference), checkpoint.digest
+    task, digest = task_of(checkpoint), checkpoint.digest
     names = plain_names(checkpoint.tensors)
     tensors = {names[key]: tensor for key, tensor in load_tensors(checkpoint.files[WEIGHTS_NAME]).items()}
     checkpoint = plain_checkpoint(checkpoint)

@@ -343,6 +343,15 @@ def test_what_only_peft_runs_is_no_sum(bases, tmp_path, lora, message):
         read_contents(read_checkpoint(folder))
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_adapters_without_a_task_type_blend_into_their_own_task(bases, tmp_path, family):
+    task = "seq2seq" if family == "t5" else LM
+    backbone, *_ = pair(bases, tmp_path, family, task, {"task_type": None}, {"task_type": None})
+    made = backbone.blend({"legal": 0.5, "tone": 0.5}, name="mix", output=tmp_path / "mix")
+    assert made.task == LM
+    assert backbone.generate("profit", "mix", max_new_tokens=3)
+
+
 def test_unequal_ranks_want_another_kind(bases, tmp_path):
     backbone, *_ = pair(bases, tmp_path, second={"r": 2})
     with pytest.raises(BlendError, match=r"needs equal ranks; at 'model.layers.0.mlp.down_proj' they are 2 and 4"):

@@ -147,20 +147,32 @@ def test_whole_embeddings_that_the_config_doesnt_name(bases, tmp_path):
 
 
 @pytest.mark.parametrize("lora", [{}, {"trainable_token_indices": [7, 8]}], ids=["slot", "through PEFT"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_a_language_model_without_a_task_type(bases, tmp_path, family, lora):
-    """PEFT saves none unless it was told; the keys tell the language model from its body alone."""
-    adapter = make_adapter(bases(family), tmp_path / "own", task="text-generation", **lora)
-    body = make_adapter(bases(family), tmp_path / "body", task="feature-extraction")
-    for folder in (adapter, body):
-        path = folder / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": None}))
+    """PEFT saves none unless it was told; the class that it notes tells the language model from its body alone."""
+    task = "seq2seq" if family == "t5" else "text-generation"
+    adapter = make_adapter(bases(family), tmp_path / "own", task=task, task_type=None, **lora)
+    body = make_adapter(bases(family), tmp_path / "body", task="feature-extraction", task_type=None)
     backbone = Backbone.from_pretrained(str(bases(family)))
     assert backbone.load(adapter).task == "text-generation"
-    want = peft_answer(peft_reference(bases(family), adapter, task="text-generation"))
-    torch.testing.assert_close(backbone.logits([ROW], "own")[0], want, atol=1e-5, rtol=1e-5)
+    if family != "t5":
+        want = peft_answer(peft_reference(bases(family), adapter, task=task))
+        torch.testing.assert_close(backbone.logits([ROW], "own")[0], want, atol=1e-5, rtol=1e-5)
     text = backbone.generate(PROMPT, "own", max_new_tokens=4)
-    assert backbone.predict(PROMPT, "own", max_new_tokens=4) == [{"generated_text": PROMPT + text}]
+    shown = text if family == "t5" else PROMPT + text
+    assert backbone.predict(PROMPT, "own", max_new_tokens=4) == [{"generated_text": shown}]
     assert backbone.load(body).task == "feature-extraction"
-    want = peft_answer(peft_reference(bases(family), body, task="feature-extraction"))
-    torch.testing.assert_close(backbone.logits([ROW], "body")[0], want, atol=1e-5, rtol=1e-5)
+    if family != "t5":
+        want = peft_answer(peft_reference(bases(family), body, task="feature-extraction"))
+        torch.testing.assert_close(backbone.logits([ROW], "body")[0], want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_classifier_without_a_task_type(bases, tmp_path):
+    settings = {"task": "text-classification", "task_type": None}
+    headed = make_adapter(bases("bert"), tmp_path / "headed", modules_to_save=["classifier"], **settings)
+    headless = make_adapter(bases("bert"), tmp_path / "headless", **settings | {"target_modules": ["query"]})
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    assert backbone.load(headed).task == "text-classification"
+    want = peft_answer(peft_reference(bases("bert"), headed, task="text-classification"))
+    torch.testing.assert_close(backbone.logits([ROW], "headed")[0], want, atol=1e-5, rtol=1e-5)
+    assert backbone.load(headless).task == "feature-extraction"

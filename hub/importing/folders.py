@@ -110,10 +110,12 @@ def _take(
     traces = read_traces(found, checkpoint)
     before = registry.numbers(name)
     with on_base(checkpoint, base) as based, _with_origin(based, traces) as whole:
+        if base is not None:
+            same = (version for version in registry.with_digest(based.digest) if version.name == name)
+            demand_base(next(same, None), based, base)
         version = registry.add(
             whole, name=name, domain=domain, task=task, tags=tags, metrics=traces.metrics, aliases=aliases
         )
-    demand_base(version, based, base)
     notes = [f"left: {', '.join(traces.left)}"] if traces.left else []
     notes += [note] if (note := unknown_base(based)) else []
     if version.number in before:

@@ -63,14 +63,19 @@ def unknown_base(checkpoint: Checkpoint) -> str | None:
     )
 
 
-def demand_base(version: Version, checkpoint: Checkpoint, base: str | None) -> None:
-    """A version that was there already keeps the base that it has.
+def demand_base(version: Version | None, checkpoint: Checkpoint, base: str | None) -> None:
+    """A version that is there already keeps the base that it has: to be asked before anything is written.
+
+    Args:
+        version: the one of the same name and digest; None where there is none.
+        checkpoint: what is to be registered, on ``base``.
+        base: the base that the user gave.
 
     Raises:
         RegistryConflictError: ``base`` is another one.
     """
     named = public_base(str(checkpoint.config.get("base_model_name_or_path")))
-    if base is not None and version.base_id != named:
+    if version is not None and base is not None and version.base_id != named:
         raise RegistryConflictError(
             f"{version.reference} is the same adapter, on the base {version.base_id}; to have it on {named}, "
             f"`lorary rm {version.reference}` first"

@@ -99,8 +99,8 @@ def pull(
         free = wanted if there.keys() <= {checkpoint.digest} else []
         with on_base(checkpoint, base) as based:
             note = unknown_base(based)
+            demand_base(there.get(checkpoint.digest), based, base)
             version = _register(registry, based, stated, remote, chosen, domain, task, free)
-            demand_base(version, based, base)
     remember(registry, version.reference, remote.address, fetched.commit)
     number = stated.number if stated else None
     places = (fetched.commit, f"v{number}") if number else (fetched.commit,)

@@ -319,6 +319,16 @@ def test_the_base_of_adapters_that_know_only_a_folder(registry, tmp_path):
     assert registry.resolve("two").base_id == "org/llama"
 
 
+def test_what_is_refused_for_its_base_sets_no_alias(registry, tmp_path, capsys):
+    folder = make_checkpoint(tmp_path / "x", manifest=False)
+    told = ["import", str(folder), "--name", "one", "--domain", "legal", "--registry", str(registry.path)]
+    assert main(told) == 0
+    before = registry.stamp()
+    assert main([*told, "--base", "org/other", "--alias", "prod"]) == 1
+    assert "`lorary rm one@1` first" in capsys.readouterr().err
+    assert (registry.resolve("one").aliases, registry.alias_history("one"), registry.stamp()) == ((), [], before)
+
+
 @pytest.mark.parametrize("option", ["--name", "--domain", "--task", "--alias", "--tag"])
 def test_an_empty_option_is_not_the_default(registry, tmp_path, capsys, option):
     folder = make_checkpoint(tmp_path / "tone")

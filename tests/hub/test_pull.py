@@ -146,6 +146,18 @@ def test_a_base_in_a_folder_of_whoever_made_it(ann, elsewhere, tmp_path, named):
     assert pull(elsewhere, "bob/tone", domain="legal", base="org/tiny").new is False
 
 
+def test_what_is_refused_for_its_base_sets_no_alias(ann, registry, add, elsewhere):
+    add(0, manifest=False, domain="finance")
+    push(registry, "finance-tone@1")
+    pull(elsewhere, REPO)
+    registry.alias("finance-tone", "prod", 1)
+    push(registry, "finance-tone@1")
+    with pytest.raises(RegistryConflictError, match="`lorary rm finance-tone@1` first"):
+        pull(elsewhere, REPO, base="org/other")
+    assert (elsewhere.resolve("finance-tone").aliases, elsewhere.alias_history("finance-tone")) == ((), [])
+    assert pull(elsewhere, REPO, base="org/tiny").aliases == ("prod",)
+
+
 def test_a_base_in_a_folder_here(ann, elsewhere, tmp_path):
     ann.commit_folder("bob/tone", foreign(tmp_path))
     base = tmp_path / "bases" / "tiny-base"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae", "rmse", "error"})
 _HEADLINES = (
@@ -31,7 +31,9 @@ def lower_is_better(metric: str) -> bool:
 
 def headline(metrics: Mapping[str, float]) -> tuple[str, float] | None:
     """The one metric that stands for a version in a table: its name and value, None when there are none."""
-    for name in (*_HEADLINES, *sorted(metrics)):
-        if name in metrics:
-            return name, metrics[name]
-    return None
+    return next(((name, metrics[name]) for name in most_telling(metrics)), None)
+
+
+def most_telling(names: Collection[str]) -> list[str]:
+    """Metrics' names, each once, those first that stand for a version in a table."""
+    return [name for name in dict.fromkeys((*_HEADLINES, *sorted(names))) if name in names]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.errors import UnknownReferenceError, UsageError
-from lorary.hub.finding.query import COLUMNS, find_page, metric_order, select_in_order
+from lorary.hub.finding.overview import metrics_of
+from lorary.hub.finding.query import COLUMNS, as_one, find_page, measured_among, metric_order, select_in_order, tasks_of
 from lorary.hub.finding.search import Condition, Filter, check_unmade, conditions_for, known_fingerprints
-from lorary.hub.metrics import headline, lower_is_better
+from lorary.hub.metrics import lower_is_better, most_telling
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _LOOKED_AT = 1_000  # versions whose metrics and bases an error tells
 _TOLD = 5
 _METRICS = "SELECT DISTINCT name FROM metrics WHERE split = 'test' AND version_id IN"
-_TASKS = "SELECT DISTINCT a.task FROM versions v JOIN adapters a ON a.id = v.adapter_id WHERE v.id IN"
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,18 @@ def choose_best(db: Database | None, wanted: Filter, metric: str | None, path: P
 def _telling_metric(db: Database, wanted: Filter, path: Path) -> str:
     """The metric that tables show for the versions wanted, of one task."""
     fitting = conditions_for(db, wanted, path)
-    page = find_page(db, fitting, COLUMNS["name"], limit=_LOOKED_AT)
-    tasks = _of(db, page.ids, _TASKS, None)
+    one = as_one(db, fitting)
+    tasks = tasks_of(db, one)
     if len(tasks) > 1:
         raise UsageError(
             f"expected one task to choose in, found {', '.join(tasks)}, whose scores can't be compared; give --task, "
             "or the --metric that decides"
         )
-    telling = headline(dict.fromkeys(_of(db, page.ids, _METRICS, None), 0.0))
-    if telling is None:
-        why = _why_not(db, fitting, conditions_for(db, replace(wanted, base=None), path), wanted.base)
-        raise UnknownReferenceError(f"no best version in {path}: {why}")
-    return telling[0]
+    for task in tasks:
+        for name in measured_among(db, one, most_telling(metrics_of(db, task))):
+            return name
+    why = _why_not(db, fitting, conditions_for(db, replace(wanted, base=None), path), wanted.base)
+    raise UnknownReferenceError(f"no best version in {path}: {why}")
 
 
 def _best(db: Database, conditions: Sequence[Condition], metric: str, compatible: bool | None) -> Choice | None:

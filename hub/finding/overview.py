@@ -54,6 +54,12 @@ def overview(db: Database, metric: str | None = None) -> list[Cell]:
     return cells
 
 
+def metrics_of(db: Database, task: str) -> set[str]:
+    """The metrics on held-out rows of a task, in whatever domain."""
+    domains = db.execute("SELECT DISTINCT domain FROM adapters WHERE task = ?", [task]).fetchall()
+    return {name for (domain,) in domains for name in _measured(db, domain, task)}
+
+
 def _measured(db: Database, domain: str, task: str) -> list[str]:
     """The metrics of a cell."""
     # Steps from one name to the next in the index instead of reading all rows.

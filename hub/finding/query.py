@@ -7,7 +7,7 @@ versions are to be searched in milliseconds, whatever the conditions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,17 +158,9 @@ def find_page(
     """The first ``limit`` of the versions that fulfil all conditions; ``measured``: only those that have the metric."""
     if order.metric and measured:
         conditions = [*conditions, _having(order.metric)]
-    # From the rarest one on, each further one is a look at single rows.
-    counted = sorted(((_count(db, condition), condition) for condition in conditions), key=lambda pair: pair[0])
-    ranked = [condition for _, condition in counted]
-    if counted and counted[0][0] == 0:
+    ranked, total = _narrowed(db, conditions)
+    if total == 0:
         return Page((), 0)
-    total = counted[0][0] if counted else int(db.execute("SELECT count(*) FROM versions").fetchone()[0])
-    if len(ranked) > 1:
-        fitting = _fulfil(db, ranked, total)
-        total = _count(db, fitting)
-        # A cell is kept beside, since an order's index may be the cell's.
-        ranked = [fitting, *(condition for condition in ranked if condition.cell)]
     if limit is None or total <= _FEW:
         ids = _sorted(db, ranked[0] if ranked else None, order, reverse)
         return Page(tuple(ids[:limit]), total)
@@ -177,6 +169,49 @@ def find_page(
         rest = [*ranked, _lacking(order.metric)]
         ids += _followed(db, rest, COLUMNS["name"], False, limit - len(ids))
     return Page(tuple(ids), total)
+
+
+def as_one(db: Database, conditions: Sequence[Condition]) -> list[Condition]:
+    """The conditions as one, or none: to be asked of several times, until the next search on ``db``."""
+    return _narrowed(db, conditions)[0][:1]
+
+
+def tasks_of(db: Database, conditions: Sequence[Condition]) -> list[str]:
+    """The tasks of all versions that fulfil the conditions."""
+    ranked, total = _narrowed(db, conditions)
+    parameters = _parameters(ranked[:1])
+    if ranked and total <= _FEW:
+        query = f"SELECT DISTINCT a.task FROM {_among(ranked[0])}"
+    else:
+        # Of so many the first of each task is found soon.
+        one = f"SELECT 1 FROM {_BY_ADAPTER} WHERE a.task = t.task AND {_all([one.check for one in ranked[:1]])}"
+        query = f"SELECT t.task FROM (SELECT DISTINCT task FROM adapters) t WHERE EXISTS ({one})"
+    return [str(task) for (task,) in db.execute(f"{query} ORDER BY 1", parameters)]
+
+
+def measured_among(db: Database, conditions: Sequence[Condition], names: Iterable[str]) -> Iterator[str]:
+    """Those of the metrics that any version has which fulfils the conditions, in their order, each when asked for."""
+    ranked, total = _narrowed(db, conditions)
+    for name in names if total else ():
+        having = _having(name)
+        tables, parameters = "versions v", list(having.parameters)
+        if ranked:
+            tables, parameters = f"({ranked[0].source}) v", [*ranked[0].parameters, *parameters]
+        if db.execute(f"SELECT 1 FROM {tables} WHERE {having.check} LIMIT 1", parameters).fetchone():
+            yield name
+
+
+def _narrowed(db: Database, conditions: Sequence[Condition]) -> tuple[list[Condition], int]:
+    """The conditions from the rarest one on, several as one that comes first, and how many versions fulfil them all."""
+    # From the rarest one on, each further one is a look at single rows.
+    counted = sorted(((_count(db, condition), condition) for condition in conditions), key=lambda pair: pair[0])
+    ranked = [condition for _, condition in counted]
+    total = counted[0][0] if counted else int(db.execute("SELECT count(*) FROM versions").fetchone()[0])
+    if total == 0 or len(ranked) < 2:
+        return ranked, total
+    fitting = _fulfil(db, ranked, total)
+    # A cell is kept beside, since an order's index may be the cell's.
+    return [fitting, *(condition for condition in ranked if condition.cell)], _count(db, fitting)
 
 
 def _having(metric: str) -> Condition:
@@ -214,7 +249,7 @@ def _sorted(db: Database, matching: Condition | None, order: Order, reverse: boo
     """All that fit, sorted at once."""
     tables, parameters, terms = _BY_ADAPTER, [], order.sql(reverse)
     if matching:
-        tables = f"({matching.source}) c CROSS JOIN {_BY_VERSION.replace(' CROSS', ' ON v.id = c.id CROSS')}"
+        tables = _among(matching)
         parameters = list(matching.parameters)
     if order.metric:
         tables += " LEFT JOIN metrics m ON m.version_id = v.id AND m.split = 'test' AND m.name = ?"
@@ -225,6 +260,10 @@ def _sorted(db: Database, matching: Condition | None, order: Order, reverse: boo
             f"{value}, CASE WHEN m.value IS NULL THEN a.name END, CASE WHEN m.value IS NULL THEN v.number END, {rest}"
         )
     return [int(row_id) for (row_id,) in db.execute(f"SELECT v.id FROM {tables} ORDER BY {terms}", parameters)]
+
+
+def _among(matching: Condition) -> str:
+    return f"({matching.source}) c CROSS JOIN {_BY_VERSION.replace(' CROSS', ' ON v.id = c.id CROSS')}"
 
 
 def _followed(db: Database, ranked: Sequence[Condition], order: Order, reverse: bool, limit: int) -> list[int]:

@@ -6,7 +6,7 @@ import pytest
 
 from checkpoints import BASE_FINGERPRINT, make_manifest
 from lorary.hub.errors import InvalidReferenceError, UnknownReferenceError, UsageError
-from lorary.hub.finding import query
+from lorary.hub.finding import choice, query
 from lorary.hub.finding.search import Filter
 from lorary.hub.manifest import BaseIdentity, Numerics
 
@@ -197,6 +197,18 @@ def test_without_a_metric_the_most_telling_one_of_the_one_task_decides(filled):
         filled.choose(Filter(base="org/TinyLlama-1.1B"))
     with pytest.raises(UnknownReferenceError, match="no version fits"):
         filled.best(domain="poetry")
+
+
+@pytest.mark.usefixtures("planned")
+def test_all_that_fits_is_looked_at_for_its_task_and_metric(filled, monkeypatch):
+    monkeypatch.setattr(choice, "_LOOKED_AT", 1)
+    with pytest.raises(UsageError, match="found text-classification, token-classification"):
+        filled.best(base="org/tiny")
+    with pytest.raises(UsageError, match="found text-classification, token-classification"):
+        filled.choose(Filter(method="lora", tag="news"))
+    # The first by name that fit have no metric, or another one.
+    assert filled.choose(Filter(domain="finance")).metric == "f1"
+    assert filled.choose(Filter(domain="finance", where=("loss<1",), tag="news")).version.reference == "tone@1"
 
 
 def test_where_no_registry_is_there_is_nothing(registry):

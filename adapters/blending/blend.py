@@ -16,7 +16,14 @@ import torch
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.backbone.sources import Source
 from lorary.adapters.blending.combination import Combination, Combiner, size
-from lorary.adapters.blending.files import blend_config, blend_manifest, blend_provenance, common_base, write_files
+from lorary.adapters.blending.files import (
+    blend_config,
+    blend_manifest,
+    blend_provenance,
+    common_base,
+    copy_tokenizer,
+    write_files,
+)
 from lorary.adapters.blending.golden import add_golden
 from lorary.adapters.blending.head import AVERAGE, averages, choose_owner, head_of
 from lorary.adapters.blending.parts import Part
@@ -42,7 +49,8 @@ _CANCELLED = 1e-6  # of the largest update there was: what float32 leaves of upd
 def write_blend(
     parts: Sequence[Part], how: Combination, folder: Path, *, head: str | None = None, domain: str | None = None
 ) -> None:
-    """Write the blend of ``parts`` into ``folder``: config, weights in float32, and a manifest that tells its parents.
+    """Write the blend of ``parts`` into ``folder``: config, weights in float32, a manifest that tells its parents, and
+    the tokenizer of the part that it takes its head from.
 
     Args:
         parts: at least one adapter.
@@ -70,6 +78,7 @@ def write_blend(
         values = (site.a, site.b, site.bias if site.bias is not None else torch.zeros(site.b.shape[0]))
         tensors |= {f"{PEFT_PREFIX}{name}{end}": value for end, value in zip(ends, values, strict=False)}
     write_files(folder, config, tensors)
+    copy_tokenizer(owner, folder)
     told = blend_provenance(parts, how, AVERAGE if averages(parts, head) else owner.title)
     domain = domain or (owner.domain if head == owner.name else None)
     blend_manifest(owner, parts, base, domain, told).write(folder)

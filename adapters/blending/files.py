@@ -1,9 +1,12 @@
-"""A blend's files: the config, which makes every scale 1, the weights, and the manifest, which tells the parents."""
+"""A blend's files: the config, which makes every scale 1, the weights, the tokenizer, and the manifest, which tells
+the parents.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +20,7 @@ from lorary.adapters.blending.combination import Combination
 from lorary.adapters.blending.parts import Part
 from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.targets import is_target
+from lorary.adapters.text.tokenizers import tokenizer_files
 from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME, canonical_config
 from lorary.hub.errors import BaseMismatchError
 from lorary.hub.manifest import BaseIdentity, Manifest, Numerics
@@ -102,6 +106,12 @@ def blend_provenance(parts: Sequence[Part], how: Combination, head: str) -> dict
         "strategy": "blend",
         "blend": {"combination": how.kind, **how.settings(), "head": head, "adapters": parents},
     }
+
+
+def copy_tokenizer(owner: Part, folder: Path) -> None:
+    """Put the owner's tokenizer beside the blend, where it brought one."""
+    for name, path in tokenizer_files(owner.checkpoint).items():
+        shutil.copyfile(path, folder / name)
 
 
 def write_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Whose head a blend answers through, and with it whose labels, prompt and preprocessing it has."""
+"""Whose head a blend answers through, and with it whose labels, prompt, preprocessing and tokenizer it has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AVERAGE = "average"
 
 
 def choose_owner(parts: Sequence[Part], head: str | None) -> Part:
-    """The adapter whose head, labels, task, prompt and preprocessing the blend takes over.
+    """The adapter whose head, labels, task, prompt, preprocessing and tokenizer the blend takes over.
 
     It has to be named where the adapters differ in them, unless only one carries a head.
 
@@ -95,6 +95,8 @@ def _differences(one: Part, other: Part) -> list[str]:
     if ours is not None and theirs is not None:
         fields = ("labels", "problem_type", "preprocessing", "prompt")
         differing += [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
+    if one.tokenizer != other.tokenizer:
+        differing.append("tokenizer")
     heads = one.contents.head, other.contents.head
     if _shapes(one) != _shapes(other) or any(not torch.equal(heads[0][name], heads[1][name]) for name in heads[0]):
         differing.append("head")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.blending.contents import Contents, read_contents
+from lorary.adapters.text.tokenizers import told_by_tokenizer
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import ChangedFilesError, InvalidReferenceError, UnknownReferenceError, UsageError
 from lorary.hub.reference import HubReference, parse_reference
@@ -22,6 +24,7 @@ class Part:
 
     ``name`` is what the caller calls it, ``title`` what it is called by itself. ``reference`` is where others find it:
     its version in the catalogue or its repository on the Hub, None for a folder. ``version`` is that version.
+    ``tokenizer`` is what its own tokenizer makes of texts, None where they are read with the base's.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Part:
     contents: Contents
     reference: str | None = None
     version: Version | None = None
+    tokenizer: tuple[Any, ...] | None = None
 
     @property
     def domain(self) -> str | None:
@@ -50,7 +54,8 @@ def read_part(name: str, weight: float, title: str, checkpoint: Checkpoint, regi
     if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight == 0:
         raise UsageError(f"the weight of {name} is {weight!r}; expected a number other than 0, or leave {name} out")
     reference, version = _known(checkpoint, registry)
-    return Part(name, title, float(weight), checkpoint, read_contents(checkpoint), reference, version)
+    contents, tokenizer = read_contents(checkpoint), told_by_tokenizer(checkpoint)
+    return Part(name, title, float(weight), checkpoint, contents, reference, version, tokenizer)
 
 
 def read_loaded(adapters: Mapping[str, Adapter], weights: Mapping[str, float], registry: Registry) -> list[Part]:
@@ -60,7 +65,9 @@ def read_loaded(adapters: Mapping[str, Adapter], weights: Mapping[str, float], r
         ChangedFilesError: the files that one was loaded from are others by now.
         CheckpointError: they are gone; and as :func:`read_part`.
     """
-    return [read_part(name, weights[name], name, _unchanged(adapter), registry) for name, adapter in adapters.items()]
+    parts = [read_part(name, weights[name], name, _unchanged(adapter), registry) for name, adapter in adapters.items()]
+    own = {name for name, adapter in adapters.items() if adapter.own_tokenizer is not None}
+    return [part if part.name in own else replace(part, tokenizer=None) for part in parts]
 
 
 def _unchanged(adapter: Adapter) -> Checkpoint:

@@ -7,7 +7,8 @@ import hashlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,27 +54,21 @@ class Tokenizers:
         Raises:
             CheckpointError: the files can't be read as a tokenizer, or it has tokens that the embedding hasn't.
         """
-        files = {name: checkpoint.files[name] for name in (*_VOCABULARIES, *_SETTINGS) if name in checkpoint.files}
+        files = tokenizer_files(checkpoint)
         added = checkpoint.manifest.added_tokens if checkpoint.manifest else None
         if added and not files.keys() & set(_VOCABULARIES):
             raise CheckpointError(
                 f"{checkpoint.source}: was trained with {len(added)} new tokens, and the tokenizer that has them isn't "
                 "beside it; copy all of its files"
             )
-        if not files.keys() & {*_VOCABULARIES, _TEMPLATE}:
+        if not files:
             return None
-        try:
+        with _reading(checkpoint.source):
             key = tuple((name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files.items())
             with self._lock:
                 if key not in self._read:
                     self._read[key] = self._make(files)
                 own = self._read[key]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise CheckpointError(
-                f"{checkpoint.source}: its tokenizer's files can't be read as one ({first}); save the tokenizer again, "
-                "or take the files out of the folder to use the base's"
-            ) from error
         if added:
             _demand_tokens(own, added, checkpoint.source)
         # A base whose own tokenizer has tokens beyond its embedding gets along without them.
@@ -99,6 +94,39 @@ class Tokenizers:
         end = tokenizer.eos_token_id
         other = end is not None and end != getattr(self._base, "eos_token_id", None)
         return OwnTokenizer(tokenizer, (end,) if other else ())
+
+
+def tokenizer_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """A checkpoint's tokenizer files by name, empty where they don't make one: settings alone are none."""
+    files = {name: checkpoint.files[name] for name in (*_VOCABULARIES, *_SETTINGS) if name in checkpoint.files}
+    return files if files.keys() & {*_VOCABULARIES, _TEMPLATE} else {}
+
+
+def told_by_tokenizer(checkpoint: Checkpoint) -> tuple[Any, ...] | None:
+    """What a checkpoint's tokenizer makes of texts, to be compared with that of another; None where it brings none.
+
+    Raises:
+        CheckpointError: the files can't be read as a tokenizer.
+    """
+    files = tokenizer_files(checkpoint)
+    if not files:
+        return None
+    with _reading(checkpoint.source):
+        if files.keys() & set(_VOCABULARIES):
+            return _says(_read(files))
+        return (files[_TEMPLATE].read_text(encoding="utf-8"),)
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{source}: its tokenizer's files can't be read as one ({first}); save the tokenizer again, "
+            "or take the files out of the folder to use the base's"
+        ) from error
 
 
 def _demand_tokens(own: OwnTokenizer | None, added: Sequence[str], source: str) -> None:

@@ -27,7 +27,7 @@ from lorary.hub.errors import (
     UsageError,
 )
 from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing
-from tiny import make_adapter, make_base, peft_reference, task_class
+from tiny import VOCABULARY, make_adapter, make_base, make_tokenizer, peft_reference, task_class
 
 ROW = [7, 8, 9, 10, 11]
 LM = "text-generation"
@@ -272,6 +272,37 @@ def test_prompts_that_differ_want_a_decision(bases, tmp_path):
         backbone.blend({"legal": 1, "tone": 1}, "both")
     backbone.blend({"legal": 1, "tone": 1}, "both", head="tone", output=tmp_path / "both")
     assert read_checkpoint(tmp_path / "both").manifest.preprocessing.prefix == "tone: "
+
+
+def test_a_tokenizer_of_their_own_comes_along(tmp_path):
+    """Its tokens, its template and its end of text; else the blend would be asked in other token ids."""
+    base = make_base("llama", tmp_path / "base", vocab_size=VOCABULARY + 8)
+    text = "profit <sql> rose"
+    for seed, name in enumerate(("legal", "tone"), start=1):
+        make_adapter(base, tmp_path / name, task=LM, seed=seed)
+        own = make_tokenizer("llama")
+        own.add_tokens(["<sql>"])
+        own.chat_template, own.eos_token = "{{ messages[0]['content'] }} <sql>", "[CLS]"
+        own(["profit"], padding="max_length", max_length=4 * seed)  # left in its file, and no part of it
+        own.save_pretrained(tmp_path / name)
+    make_adapter(base, tmp_path / "plain", task=LM, seed=3)
+    make_adapter(base, tmp_path / "same", task=LM, seed=4)
+    make_tokenizer("llama").save_pretrained(tmp_path / "same")
+    backbone = Backbone.from_pretrained(str(base))
+    for name in ("legal", "tone", "plain", "same"):
+        backbone.load(tmp_path / name)
+    backbone.blend({"legal": 0.5, "tone": 0.5}, "both", output=tmp_path / "both")
+    backbone.load(tmp_path / "both", "again")
+    for name in ("both", "again"):
+        adapter = backbone._residency.get(name)
+        assert adapter.own_tokenizer.tokenizer(text)["input_ids"] == own(text)["input_ids"]
+        assert adapter.own_tokenizer.tokenizer.chat_template == own.chat_template
+        assert adapter.own_tokenizer.stop_tokens == (2,)
+    with pytest.raises(BlendError, match="legal and plain differ in tokenizer; say whose the blend takes over"):
+        backbone.blend({"legal": 0.5, "plain": 0.5}, "mix")
+    backbone.blend({"legal": 0.5, "plain": 0.5}, "mix", head="plain", output=tmp_path / "mix")
+    assert backbone._residency.get("mix").own_tokenizer is None
+    backbone.blend({"plain": 0.5, "same": 0.5}, "mix")  # the backbone's own, saved once more
 
 
 # Refusals

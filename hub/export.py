@@ -21,6 +21,7 @@ from lorary.hub.errors import CheckpointError, OutputError, UnsupportedAdapterEr
 from lorary.hub.files.folders import new_folder
 from lorary.hub.files.store import sync_folder
 from lorary.hub.jsontext import load_json
+from lorary.hub.provenance.private import local_folder
 from lorary.hub.values import Version
 
 CARD = "README.md"
@@ -148,8 +149,9 @@ def _model_type(base: str | None) -> str | None:
     """The ``model_type`` of a base whose config is at hand: in its folder, or in the Hub's cache."""
     if base is None:
         return None
-    config: Any = Path(base).expanduser() / "config.json"
-    if not config.is_file():
+    folder = local_folder(base)
+    config: Any = folder / "config.json" if folder is not None else None
+    if config is None or not config.is_file():
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 

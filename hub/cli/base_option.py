@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lorary.hub.cli.output import print_note
 from lorary.hub.cli.transfers import tell
 from lorary.hub.errors import BaseNotFoundError
+from lorary.hub.provenance.private import local_folder
 from lorary.hub.registry import Registry
 
 
@@ -18,10 +17,10 @@ def base_to_find(catalogue: Registry, base: str | None) -> str | None:
     """
     if base is None or catalogue.fingerprints(base):
         return base
-    folder = Path(base).expanduser()
-    if not folder.is_dir() and not base.startswith(("./", "../", "/", "~")):
+    folder = local_folder(base)
+    if folder is None and not base.startswith(("./", "../", "/", "~")):
         return base
-    if not (folder / "config.json").is_file():
+    if folder is None or not (folder / "config.json").is_file():
         raise BaseNotFoundError(f"--base {base}: expected a base model's folder, found no config.json there")
     if not catalogue.path.exists():
         return base

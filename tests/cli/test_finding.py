@@ -177,7 +177,7 @@ def test_a_folder_of_a_base_finds_what_fits_it(registry, tmp_path, lorary, monke
 
 def test_a_folder_that_is_no_base_is_told(filled, tmp_path, lorary):
     (tmp_path / "empty").mkdir()
-    for folder in ("./nowhere", tmp_path / "empty", "~/nowhere-at-all"):
+    for folder in ("./nowhere", tmp_path / "empty", "~/nowhere-at-all", "~nobody-here/x", f"./{'x' * 300}"):
         for command in (["list"], ["best", "--metric", "f1"]):
             out, err = lorary(*command, "--base", folder, code=1)
             assert out == []

@@ -156,7 +156,7 @@ def test_an_encoder_is_refused_for_vllm_by_its_config(registry, version, tmp_pat
         assert base in vllm_command(version, checkpoint, tmp_path, base)
 
 
-@pytest.mark.parametrize("base", ["not an id at all!", "a/b/c", "/nowhere", "org/unknown"])
+@pytest.mark.parametrize("base", ["not an id at all!", "a/b/c", "/nowhere", "org/unknown", "~nobody-here/x", "x" * 300])
 def test_a_base_that_is_not_at_hand_is_no_reason_against_vllm(registry, version, tmp_path, base):
     assert shlex.quote(base) in vllm_command(version, registry.checkpoint(version), tmp_path, base)
 

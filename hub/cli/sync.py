@@ -54,17 +54,25 @@ def _values(one: Synced) -> dict[str, object]:
 
 
 def _line(one: Synced) -> str:
+    from lorary.hub.remote.address import FolderAddress, parse_address
+
     before = one.before
     where = f"{before.name} and {before.remote}"
     if one.problem is not None:
         return f"{where}: {one.problem}"
     if before.relation == "missing":
-        return f"{where}: it isn't there any more; `lorary push {before.name} {before.remote}` makes it anew"
+        again = f"`lorary push {before.name} {before.remote}` makes it anew"
+        if isinstance(address := parse_address(before.remote), FolderAddress):
+            return (
+                f"{where}: it isn't there any more; is it mounted? If it was deleted on purpose, make the folder "
+                f"{address.path}, then {again}"
+            )
+        return f"{where}: it isn't there any more; {again}"
     if before.relation == "diverged":
         here, there = version_list(before.ahead), version_list(before.behind, "v")
         return (
             f"{where}: diverged, nothing was changed; only here: {here}; only there: {there} "
-            f"(`lorary pull {before.remote}`, then `lorary push {before.name}@{before.ahead[-1]}`)"
+            f"(`lorary pull {before.remote} --name {before.name}`, then `lorary push {before.name}@{before.ahead[-1]}`)"
         )
     pulled = [pulled.version.reference for pulled in one.pulled]
     pushed = [pushed.version.reference for pushed in one.pushed]

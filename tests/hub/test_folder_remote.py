@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
+from lorary.hub.cli.main import main
 from lorary.hub.errors import (
     ChangedFilesError,
     CheckpointError,
@@ -122,6 +124,30 @@ def test_one_remote_that_is_gone_stops_no_other(registry, add, team, place, tmp_
     assert [pushed.number for pushed in done.pushed] == [2]
     shutil.rmtree(place.parent / "tone")
     assert status(registry, "tone")[0].relation == "missing"
+
+
+def test_sync_s_hints_lead_on(registry, add, team, place, elsewhere, tmp_path, capsys):
+    add(0)
+    push(registry, "finance-tone", team)
+    pull(elsewhere, f"{team}/finance-tone", name="mine")
+    add(1)
+    push(registry, "finance-tone")
+    elsewhere.add(make_checkpoint(tmp_path / "mine", seed=7), name="mine")
+    where = ["--registry", str(elsewhere.path)]
+    assert main(["sync", *where]) == 1
+    hints = re.findall(r"`lorary ([^`]+)`", capsys.readouterr().out)
+    assert hints == [f"pull {team}/finance-tone --name mine", "push mine@2"]
+    assert [main([*hint.split(), *where]) for hint in hints] == [0, 0]
+    assert [one.relation for one in status(elsewhere)] == ["same"]
+    shutil.rmtree(place)
+    capsys.readouterr()
+    assert main(["sync", *where]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"is it mounted? If it was deleted on purpose, make the folder {place}, then `lorary push mine" in line
+    hint = line.split("`")[1].removeprefix("lorary ").split()
+    assert main([*hint, *where]) == 1
+    place.mkdir()
+    assert main([*hint, *where]) == 0
 
 
 def test_list(registry, add, team, tmp_path):

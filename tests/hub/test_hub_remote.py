@@ -3,6 +3,7 @@
 import pytest
 
 from checkpoints import make_checkpoint, make_manifest
+from lorary.hub.cli.main import main
 from lorary.hub.errors import RemoteError, UsageError
 from lorary.hub.remote import list_remote, pull, push, status, sync
 
@@ -54,12 +55,14 @@ def test_an_alias_that_means_another_version_there(ann, registry, add):
     assert status(registry)[0].aliases == ()
 
 
-def test_a_repository_that_was_deleted(ann, registry, add):
+def test_a_repository_that_was_deleted(ann, registry, add, capsys):
     add()
     push(registry, "finance-tone")
     del ann.repos[REPO]
     assert status(registry)[0].relation == "missing"
     assert sync(registry)[0].settled is False
+    assert main(["sync", "--registry", str(registry.path)]) == 1
+    assert "isn't there any more; `lorary push finance-tone ann/finance-tone` makes it anew" in capsys.readouterr().out
     assert push(registry, "finance-tone").created
 
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from lorary.hub.errors import DataError, UsageError
 from lorary.training import train
@@ -95,18 +96,42 @@ def test_rows_are_found_in_any_order_and_beside_new_ones(cache, make_recipe):
     assert encode(rows, tokenizer, cache, make_recipe)[1] == 0
 
 
-@pytest.mark.parametrize("changed", ["length", "labels", "words", "special", "side"])
+@pytest.mark.parametrize("changed", ["length", "labels", "words", "special", "side", "split"])
 def test_what_bears_on_token_ids_is_part_of_the_key(changed, cache, make_recipe):
     rows, other = ROWS["text-classification"](6), wordpiece_tokenizer(segments=changed != "words")
+    rows[0]["text"] += " [SEP]"
     encode(rows, wordpiece_tokenizer(), cache, make_recipe)
     settings = {"length": {"length": 5}, "labels": {"labels": ("good", "bad")}}.get(changed, {})
     if changed == "special":
         other.add_special_tokens({"additional_special_tokens": ["profit"]})
     if changed == "side":
         other.truncation_side = "left"
+    if changed == "split":
+        other.split_special_tokens = True  # its backend is the same
     found, calls = encode(rows, other, cache, make_recipe, **settings)
     assert calls
     assert found == encode(rows, other, None, make_recipe, **settings)[0]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"add_bos_token": True}, {"add_prefix_space": True}, {"legacy": True}, {"src_lang": "de"}, {"own": 1}]
+)
+def test_what_a_tokenizer_is_made_with_is_part_of_it(changed, tmp_path):
+    plain = bpe_tokenizer()
+    for folder in ("here", "there"):
+        plain.save_pretrained(tmp_path / folder)
+    here, there, other = (
+        AutoTokenizer.from_pretrained(tmp_path / folder, **more)
+        for folder, more in (("here", {}), ("there", {}), ("here", changed))
+    )
+    assert TokenCache.key({}, here) == TokenCache.key({}, there) != TokenCache.key({}, other)
+
+
+@pytest.mark.parametrize("changed", ["training/data/answers.py", "hub/manifest.py", "adapters/text/generate.py"])
+def test_the_code_that_makes_token_ids_is_part_of_it(changed, monkeypatch):
+    before, read = token_cache._code.__wrapped__(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b" " * str(path).endswith(changed))
+    assert token_cache._code.__wrapped__() != before
 
 
 @pytest.mark.parametrize("beside", ["epochs", "last fold", "domain arm", "direct", "generation", "embedding"])

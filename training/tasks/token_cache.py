@@ -79,6 +79,7 @@ class TokenCache:
             "tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(),
             "class": type(tokenizer).__name__,
             "special": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
+            "arguments": _arguments(tokenizer),
             "sides": [tokenizer.padding_side, tokenizer.truncation_side],
             "inputs": list(tokenizer.model_input_names),
             "template": tokenizer.chat_template,
@@ -202,14 +203,30 @@ def _table(path: Path) -> pa.Table | None:
     return None
 
 
+def _arguments(tokenizer: Any) -> dict[str, Any]:
+    """What a tokenizer was made with, as it is now: some of it acts outside its backend. Not where its files are."""
+    made = {name: value for name, value in tokenizer.init_kwargs.items() if not name.startswith("_")}
+    names = {name for name in _ACTING | made.keys() if not name.endswith("_file")} - _PLACES
+    return {name: getattr(tokenizer, name, made.get(name)) for name in names}
+
+
+_ACTING = frozenset({
+    "split_special_tokens", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "legacy_behaviour",
+    "src_lang", "tgt_lang",
+})  # fmt: skip
+_PLACES = frozenset({"name_or_path", "is_local", "local_files_only"})
+
+
 @cache
 def _code() -> str:
     """The code that makes token ids of rows: this package's, and the libraries' versions."""
     import lorary.adapters
+    import lorary.hub.manifest
+    import lorary.training.data
     import lorary.training.tasks
 
-    told = hashlib.sha256()
-    for package in (lorary.adapters, lorary.training.tasks):
+    told = hashlib.sha256(Path(lorary.hub.manifest.__file__).read_bytes())
+    for package in (lorary.adapters, lorary.training.data, lorary.training.tasks):
         for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             told.update(path.read_bytes())
-    return told.hexdigest() + version("transformers") + version("tokenizers")
+    return told.hexdigest() + "".join(map(version, ("transformers", "tokenizers", "jinja2")))

@@ -96,6 +96,8 @@ def encode_parts(
     """The token ids of each part that has rows, what became of those that are too long, and the length they have."""
     max_length = meet(recipe, task, base, reporter)
     cache = TokenCache.default(reporter.note)
+    if cache:
+        cache.expect(example.digest for examples in parts.values() for example in examples)
     encoded = {
         part: task.encode(examples, base.tokenizer, max_length, reporter.note, cache)
         for part, examples in parts.items()

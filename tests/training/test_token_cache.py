@@ -169,6 +169,44 @@ def test_the_prompt_is_part_of_the_key(setting, cache, make_recipe):
     assert found == encode(rows, tokenizer, None, make_recipe, **more)[0]
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """The tables that are read, one by one."""
+    read, paths = token_cache._table, []
+    monkeypatch.setattr(token_cache, "_table", lambda path: paths.append(path) or read(path))
+    return paths
+
+
+def test_no_table_is_read_when_all_rows_are_found(cache, make_recipe, reads):
+    tokenizer, rows = wordpiece_tokenizer(), ROWS["text-classification"](9)
+    for part in (rows[:3], rows[3:6], rows[6:]):
+        encode(part, tokenizer, cache, make_recipe)
+    tables = sorted(cache.folder.rglob("*.arrow"))
+    assert len(tables) == 3
+    for number in range(3):
+        reads.clear()
+        part = rows[3 * number : 3 * number + 3]
+        assert encode(part, tokenizer, cache, make_recipe)[1] == 0
+        assert reads == tables[: len(reads)]
+        assert reads[-1].stat().st_mtime == max(path.stat().st_mtime for path in tables)
+
+
+def test_a_run_reads_a_table_once_for_all_of_its_parts(tmp_path, monkeypatch, make_recipe, reads):
+    monkeypatch.setattr(token_cache, "FEWEST", 1)
+    monkeypatch.setenv("LORARY_TOKEN_CACHE", str(tmp_path / "tokens"))
+    settings = {**SHORT, "data.test": None, "data.validation_size": 0.5, "rows": 30}
+    prepared(make_recipe(**settings, **{"training.early_stopping": 1}))
+    tables = sorted(Path(tmp_path, "tokens").rglob("*.arrow"))
+    assert len(tables) == 3
+    reads.clear()
+    again = make_recipe(**settings, **{"training.early_stopping": 1, "training.seed": 8})  # other splits
+    found = prepared(again)
+    assert sorted(reads) == tables
+    monkeypatch.setenv("LORARY_TOKEN_CACHE", "off")
+    alone = prepared(again)
+    assert (found.train, found.validation, found.test) == (alone.train, alone.validation, alone.test)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "longer"])
 def test_a_damaged_table_is_made_anew(damage, cache, make_recipe):
     rows, tokenizer = ROWS["text-classification"](6), wordpiece_tokenizer()

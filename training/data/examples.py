@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lorary.training.data.roles import TARGET_ROLES
@@ -20,7 +21,7 @@ class Example:
     values: Mapping[str, Any]
     place: str
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """A hash of all that the row holds: 32 bytes, equal for equal rows wherever they stand."""
         return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).digest()

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -43,6 +43,8 @@ class TokenCache:
 
     def __init__(self, folder: Path, limit: int = LIMIT, note: Callable[[str], None] = lambda line: None) -> None:
         self.folder, self.limit, self._note = folder, limit, note
+        self._expected: Iterable[bytes] = ()
+        self._held: dict[str, dict[bytes, Record]] = {}  # of the expected rows, by key
 
     @classmethod
     def default(cls, note: Callable[[str], None]) -> TokenCache | None:
@@ -96,28 +98,40 @@ class TokenCache:
             digests: the rows' contents, 32 bytes each.
             make: returns plain values, the same keys in each record.
         """
-        found = self._read(self.folder / key, digests)
-        missing = [place for place in range(len(digests)) if place not in found]
+        found = self._found(key, digests)
+        missing = [place for place, digest in enumerate(digests) if digest not in found]
         made = make(missing) if missing else []
         if len(missing) >= FEWEST:
             self._write(self.folder / key, [digests[place] for place in missing], made)
-        found |= dict(zip(missing, made, strict=True))
-        return [found[place] for place in range(len(digests))]
+        found.update(zip((digests[place] for place in missing), made, strict=True))
+        return [found[digest] for digest in digests]
 
-    def _read(self, folder: Path, digests: Sequence[bytes]) -> dict[int, Record]:
-        wanted: dict[bytes, list[int]] = {}
-        for place, digest in enumerate(digests):
-            wanted.setdefault(digest, []).append(place)
-        found: dict[int, Record] = {}
+    def expect(self, digests: Iterable[bytes]) -> None:
+        """All rows that will be asked for, part by part, so that a table is read once. Gone through at the first."""
+        self._expected, self._held = digests, {}
+
+    def _found(self, key: str, digests: Sequence[bytes]) -> dict[bytes, Record]:
+        self._expected = expected = frozenset(self._expected)
+        if not expected.issuperset(digests):
+            return self._read(self.folder / key, digests)
+        if key not in self._held:
+            self._held[key] = self._read(self.folder / key, expected)
+        return self._held[key]
+
+    def _read(self, folder: Path, digests: Iterable[bytes]) -> dict[bytes, Record]:
+        wanted = set(digests)
+        found: dict[bytes, Record] = {}
         for path in sorted(folder.glob("*.arrow")):
+            if not wanted:
+                break
             table = _table(path)
             if table is None:
                 continue
             rows = table.column(_ROW).to_pylist()
             here = [index for index, digest in enumerate(rows) if digest in wanted]
-            for index, record in zip(here, _plain(table.column(_RECORD).take(pa.array(here, pa.int64()))), strict=True):
-                for place in wanted.pop(rows[index], ()):
-                    found[place] = record
+            records = _plain(table.column(_RECORD).take(pa.array(here, pa.int64())))
+            found.update(zip((rows[index] for index in here), records, strict=True))
+            wanted -= found.keys()
             if here:
                 with suppress(OSError):
                     os.utime(path)

@@ -45,10 +45,10 @@ class Files:
 
     def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype, masked: MaskedHead) -> None:
         self.reader = WeightsReader()
-        self.tokenizers = Tokenizers(inference.tokenizer)
         self.fitter = Fitter(inference, modules, dtype, masked)
         self.inference = inference
         vocabulary = inference.body.get_input_embeddings().weight.shape[0]
+        self.tokenizers = Tokenizers(inference.tokenizer, vocabulary)
         self._tails = Tails(inference, probe_row((), vocabulary))
         self._reads_body_output: dict[type, bool] = {}  # by the class of a head's task model, whose code decides it
         self._settled = 0  # sites that the layout of rows was asked of

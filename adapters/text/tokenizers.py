@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from lorary.adapters.base.identity import tokenizer_hash
 from lorary.adapters.base.loading import quietly
@@ -22,6 +23,9 @@ _TEMPLATE = "chat_template.jinja"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", _TEMPLATE)
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+_SAVE_ROWS = "save_pretrained(save_embedding_layers=True)"
+_Key = tuple[tuple[str, str], ...]  # files' names with the sha256 of what they hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +40,18 @@ class OwnTokenizer:
 
 
 class Tokenizers:
-    """Reads the tokenizers beside adapters, each different one once; ``base`` is the backbone's (None: it has none)."""
+    """Reads the tokenizers beside adapters.
 
-    def __init__(self, base: Any) -> None:
+    Adapters whose files are the same share one, as long as one of them has it. ``base`` is the backbone's (None: it has
+    none), ``rows`` is how many tokens the backbone's embedding has.
+    """
+
+    def __init__(self, base: Any, rows: int) -> None:
         self._base = base
+        self._rows = rows
         self._base_says = None if base is None else _says(base)
-        self._read: dict[tuple[tuple[str, str], ...], OwnTokenizer | None] = {}
+        self._read: WeakValueDictionary[_Key, OwnTokenizer] = WeakValueDictionary()
+        self._as_base: set[_Key] = set()
         self._lock = threading.Lock()
 
     def of(self, checkpoint: Checkpoint, rows: int) -> OwnTokenizer | None:
@@ -52,7 +62,8 @@ class Tokenizers:
             rows: how many tokens the embedding has that will serve it.
 
         Raises:
-            CheckpointError: the files can't be read as a tokenizer, or it has tokens that the embedding hasn't.
+            CheckpointError: the files can't be read as a tokenizer, or the one that will serve, its own or the
+                backbone's, has tokens that the embedding hasn't.
         """
         files = tokenizer_files(checkpoint)
         added = checkpoint.manifest.added_tokens if checkpoint.manifest else None
@@ -61,23 +72,39 @@ class Tokenizers:
                 f"{checkpoint.source}: was trained with {len(added)} new tokens, and the tokenizer that has them isn't "
                 "beside it; copy all of its files"
             )
-        if not files:
-            return None
-        with _reading(checkpoint.source):
-            key = tuple((name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files.items())
-            with self._lock:
-                if key not in self._read:
-                    self._read[key] = self._make(files)
-                own = self._read[key]
+        own = self._own(files, checkpoint.source) if files else None
+        serving = own.tokenizer if own is not None else self._base
         if added:
-            _demand_tokens(own, added, checkpoint.source)
-        # A base whose own tokenizer has tokens beyond its embedding gets along without them.
-        if own is not None and len(own.tokenizer) > max(rows, len(self._base) if self._base is not None else 0):
-            raise CheckpointError(
-                f"{checkpoint.source}: its tokenizer has {len(own.tokenizer)} tokens and the embedding {rows}: the "
-                "rows of its new tokens weren't saved; save it again with save_pretrained(save_embedding_layers=True)"
-            )
+            _demand_tokens(serving, added, checkpoint.source)
+        if serving is not None:
+            self._demand_rows(serving, rows, checkpoint.source)
         return own
+
+    def _demand_rows(self, serving: Any, rows: int, source: str) -> None:
+        # A base whose own tokenizer has tokens beyond its embedding gets along without them.
+        spared = len(self._base) if self._base is not None and rows == self._rows else 0
+        if len(serving) <= max(rows, spared):
+            return
+        whose = "the backbone's tokenizer" if serving is self._base else "its tokenizer"
+        if rows < self._rows:
+            mend = "its vocabulary was cut, so put the tokenizer that it was trained with beside it"
+        else:
+            mend = "the rows of its new tokens weren't saved; save it again with " + _SAVE_ROWS
+        raise CheckpointError(f"{source}: {whose} has {len(serving)} tokens and the embedding {rows}: {mend}")
+
+    def _own(self, files: Mapping[str, Path], source: str) -> OwnTokenizer | None:
+        with _reading(source), self._lock:
+            key = tuple((name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files.items())
+            if key in self._as_base:
+                return None
+            own = self._read.get(key)
+            if own is None:
+                own = self._make(files)
+                if own is None:
+                    self._as_base.add(key)
+                else:
+                    self._read[key] = own
+            return own
 
     def _make(self, files: Mapping[str, Path]) -> OwnTokenizer | None:
         if files.keys() & set(_VOCABULARIES):
@@ -121,7 +148,7 @@ def told_by_tokenizer(checkpoint: Checkpoint) -> tuple[Any, ...] | None:
 def _reading(source: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # the reader in Rust raises no class of its own
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
             f"{source}: its tokenizer's files can't be read as one ({first}); save the tokenizer again, "
@@ -129,8 +156,8 @@ def _reading(source: str) -> Iterator[None]:
         ) from error
 
 
-def _demand_tokens(own: OwnTokenizer | None, added: Sequence[str], source: str) -> None:
-    vocabulary = own.tokenizer.get_vocab() if own is not None else {}
+def _demand_tokens(serving: Any, added: Sequence[str], source: str) -> None:
+    vocabulary = serving.get_vocab() if serving is not None else {}
     ids = [vocabulary.get(token, -1) for token in added]
     if ids != list(range(ids[0], ids[0] + len(ids))) or ids[0] < 0:
         raise CheckpointError(

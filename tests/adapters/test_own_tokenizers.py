@@ -1,5 +1,6 @@
 """Added tokens, chat template and stop tokens are each row's own: an adapter's tokenizer is the one saved with it."""
 
+import gc
 import json
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import CheckpointError
-from tiny import VOCABULARY, make_adapter, make_base, make_tokenizer, peft_reference
+from lorary.hub.manifest import Manifest
+from tiny import VOCABULARY, make_adapter, make_base, make_tokenizer, peft_reference, task_class
 
 PROMPT = "profit <sql> rose"
 TEMPLATE = "{% for m in messages %}[MASK] {{ m['content'] }}{% endfor %}"
@@ -144,16 +146,49 @@ def test_more_tokens_than_the_embedding_has(padded, tmp_path):
     assert backbone.adapters == []
 
 
+def test_one_of_many_lasts_as_long_as_its_adapters(padded, tmp_path):
+    """Whoever follows a name loads many in a backbone's life."""
+    backbone = Backbone.from_pretrained(str(padded("llama")))
+    read = backbone._intake._files.tokenizers._read
+    for name in ("one", "two"):
+        make_own(padded("llama"), tmp_path / name, task="text-generation", family="llama")
+        backbone.load(tmp_path / name)
+    assert len(read) == 1
+    for name in ("one", "two"):
+        backbone.unload(name)
+    gc.collect()
+    assert len(read) == 0
+    backbone.load(tmp_path / "one")
+    assert len(read) == 1
+
+
+def test_a_backbone_that_has_the_new_tokens_itself(padded, tmp_path):
+    """Its user extended it as the adapter's maker did, so the two tokenizers are the same."""
+    own = make_own(padded("llama"), tmp_path / "own", task="text-generation", family="llama")
+    model = task_class("text-generation").from_pretrained(padded("llama"))
+    backbone = Backbone.from_model(model, own)
+    Manifest("text-generation", backbone.identity, added_tokens=("<sql>",)).write(tmp_path / "own")
+    backbone.load(tmp_path / "own")
+    assert backbone._residency.get("own").own_tokenizer is None
+    Manifest("text-generation", backbone.identity, added_tokens=("<law>",)).write(tmp_path / "own")
+    with pytest.raises(CheckpointError, match="doesn't have the 1 new tokens"):
+        backbone.load(tmp_path / "own")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("tokenizer.json", "{"),
         ("tokenizer.json", "[]"),
+        ("tokenizer.json", None),
         ("tokenizer_config.json", json.dumps({"auto_map": {"AutoTokenizer": ["run.Tokenizer", None]}})),
     ],
 )
 def test_files_that_arent_a_tokenizer(padded, tmp_path, name, content):
     make_own(padded("llama"), tmp_path / "own", task="text-generation", family="llama")
+    if content is None:  # alone, it is read by another way
+        content = '{"version": "1.0"}'
+        (tmp_path / "own/tokenizer_config.json").unlink()
     (tmp_path / "own" / name).write_text(content)
     (tmp_path / "own/run.py").write_text("raise SystemExit('code from an adapter was run')")
     backbone = Backbone.from_pretrained(str(padded("llama")))

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from lorary.adapters import Backbone
 from lorary.adapters.proving.golden import write_golden
@@ -16,7 +17,7 @@ from lorary.hub.errors import (
     UnsupportedAdapterError,
 )
 from lorary.hub.manifest import Manifest
-from tiny import PEFT_TASK, VOCABULARY, default_targets, make_adapter, make_tokenizer, task_class
+from tiny import PEFT_TASK, VOCABULARY, default_targets, make_adapter, make_base, make_tokenizer, task_class
 
 NEW = ("<sql>", "<end>", "<table>")
 LARGER = VOCABULARY + len(NEW)
@@ -196,26 +197,52 @@ def test_quantized(bases, tmp_path, quantization):
     torch.testing.assert_close(answer(merged, "text-generation"), rows, atol=0.1, rtol=0.1)
 
 
-def test_a_vocabulary_that_was_cut(bases, tmp_path):
+@pytest.mark.parametrize("left", [VOCABULARY, VOCABULARY - 4])
+def test_a_vocabulary_that_was_cut(tmp_path, left):
     """`resize_token_embeddings(len(tokenizer))` cuts the rows that a base has spare."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    base = make_base("tied", tmp_path / "base", vocab_size=VOCABULARY + 20)
+
     def cut():
-        model = task_class("text-generation").from_pretrained(bases("tied"))
-        model.resize_token_embeddings(VOCABULARY - 4)
+        model = task_class("text-generation").from_pretrained(base)
+        model.resize_token_embeddings(left)
         return model
 
     torch.manual_seed(1)
     lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(cut(), lora).save_pretrained(tmp_path / "own")
-    backbone = Backbone.from_pretrained(str(bases("tied")))
+    backbone = Backbone.from_pretrained(str(base))
+    if left < VOCABULARY:
+        with pytest.raises(
+            CheckpointError, match="the backbone's tokenizer has 44 tokens and the embedding 40: its vocabulary was cut"
+        ):
+            backbone.load(tmp_path / "own")
+        make_tokenizer("llama").save_pretrained(tmp_path / "own")
+        with pytest.raises(
+            CheckpointError, match="tokenizer has 44 tokens and the embedding 40: its vocabulary was cut"
+        ):
+            backbone.load(tmp_path / "own")
+        smaller_tokenizer(left).save_pretrained(tmp_path / "own")
     backbone.load(tmp_path / "own")
+    assert backbone.generate(PROMPT, "own", max_new_tokens=3)
     row = [7, 8, 9]
     reference = PeftModel.from_pretrained(cut(), tmp_path / "own").eval()
     with torch.no_grad():
         want = reference(torch.tensor([row])).logits[0]
-    assert want.shape[1] == VOCABULARY - 4
+    assert want.shape[1] == left
     torch.testing.assert_close(backbone.logits([row], "own")[0], want, atol=1e-5, rtol=1e-5)
+
+
+def smaller_tokenizer(size):
+    from transformers import PreTrainedTokenizerFast
+
+    whole = make_tokenizer("llama")
+    state = json.loads(whole.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    state["model"]["vocab"] = {word: token for word, token in vocabulary.items() if token < size}
+    backend = Tokenizer.from_str(json.dumps(state))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **whole.special_tokens_map)
 
 
 def test_only_the_new_rows_were_saved(bases, tmp_path):

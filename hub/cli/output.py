@@ -157,7 +157,7 @@ def _fit(widths: dict[str, int], available: int, expendable: Collection[str]) ->
     while others and _total(widths) > available and widths[widest := max(others, key=widths.__getitem__)] > _NARROWEST:
         widths[widest] -= 1
     # The first column too before the others are pushed out: a name without its version says less.
-    widths[first] = max(_NARROWEST, min(widths[first], widths[first] + available - _total(widths)))
+    widths[first] = max(min(widths[first], _NARROWEST), widths[first] - max(0, _total(widths) - available))
 
 
 def _total(widths: Mapping[str, int]) -> int:

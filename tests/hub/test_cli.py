@@ -10,6 +10,7 @@ import pytest
 from checkpoints import make_checkpoint, make_manifest
 from lorary.hub import Registry
 from lorary.hub.cli.main import COMMANDS
+from lorary.hub.cli.output import print_table
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "pandas", "numpy", "huggingface_hub")
 
@@ -152,6 +153,16 @@ def in_terminal(width, *words, cwd):
     os.close(ours)
     assert process.wait(60) == 0
     return re.sub(r"\x1b\[[\d;]*m", "", output.decode()).splitlines()
+
+
+@pytest.mark.parametrize(("width", "wide", "starts"), [(200, 10, 5), (40, 100, 5), (20, 40, 5)])
+def test_a_narrow_first_column_stays_narrow(capsys, monkeypatch, width, wide, starts):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_table([{"n": "abc", "b": "x" * wide}])
+    _, row = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert row.index("x") == starts
+    assert len(row.rstrip()) == min(width, 5 + wide)
 
 
 def test_a_long_name_leaves_room_for_the_version(add, tmp_path):

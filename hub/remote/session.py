@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from urllib.parse import urlsplit
 
 from lorary.hub.errors import UsageError
 from lorary.hub.remote.wording import stuck, unreachable
@@ -31,7 +30,9 @@ class GivenUpError(Exception):
 def asking() -> Iterator[None]:
     """Within this, what can't be reached is told at once, and the token goes to the Hub alone.
 
-    Elsewhere the client goes by its own ways: other libraries want what is in the cache then.
+    Elsewhere the client goes by its own ways: other libraries want what is in the cache then. So it does in the threads
+    in which it fetches a snapshot's files, which don't inherit this: there it leaves the token out itself where a file
+    is on another host than the Hub's.
     """
     token = _asking.set(True)
     try:
@@ -77,7 +78,7 @@ def _make_client() -> Any:
     usual = client.send
 
     def send(request: Any, **options: Any) -> Any:
-        at_home = _on_the_hub(str(request.url))
+        at_home = _on_the_hub(request.url)
         if _asking.get() and not at_home:
             request.headers.pop("Authorization", None)
         if at_home or request.method == "PUT":
@@ -93,10 +94,15 @@ def _make_client() -> Any:
     return client
 
 
-def _on_the_hub(url: str) -> bool:
+def _on_the_hub(url: Any) -> bool:
     from huggingface_hub import constants
 
-    return urlsplit(url)[:2] == urlsplit(constants.ENDPOINT)[:2]
+    # The client's own type reads both: it writes hosts in one way, whatever HF_ENDPOINT has.
+    return _origin(url) == _origin(type(url)(constants.ENDPOINT))
+
+
+def _origin(url: Any) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 def _limit(timeouts: dict[str, float | None]) -> None:

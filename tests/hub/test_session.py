@@ -9,6 +9,7 @@ from checkpoints import make_checkpoint
 from lorary.hub.cli.main import main
 from lorary.hub.errors import RemoteError, UsageError
 from lorary.hub.remote import list_remote, pull, push
+from lorary.hub.remote.session import _on_the_hub
 
 REPO = "ann/finance-tone"
 
@@ -112,6 +113,37 @@ def test_attempts_are_one_line(ann, registry, add, no_wait, capsys):
         "the Hub answers with an error (503); trying again for up to a minute",
         "the connection to the Hub broke off or stands still; trying again for up to a minute",
     ]
+
+
+def test_the_hub_s_address_in_other_letters_is_the_hub(ann, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", ann.url.replace("127.0.0.1", "LOCALHOST"))
+    assert list_remote("ann") == ([], False)
+    assert {request.token for request in ann.requests} == {"hf_ann"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "home"),
+    [
+        ("https://mirror.example", True),
+        ("https://Mirror.Example:443", True),
+        ("https://mirror.example:443/hf", True),
+        ("HTTPS://mirror.example", True),
+        ("https://mirror.example:8443", False),
+        ("http://mirror.example", False),
+        ("http://mirror.example:443", False),
+        ("https://mirror.example.org", False),
+        ("https://b\u00fccher.example", False),
+    ],
+)
+def test_an_origin_is_compared_as_a_whole(monkeypatch, endpoint, home):
+    from huggingface_hub import constants, get_session
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    request = get_session().build_request("GET", "https://mirror.example/api/models")
+    assert _on_the_hub(request.url) is home
+    assert _on_the_hub(get_session().build_request("GET", f"{endpoint}/api").url)
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])

@@ -14,18 +14,16 @@ _BROKEN = re.compile(r"thrown while requesting|^Error while downloading")
 _ATTEMPT = re.compile(r"^(Retrying in|Rate limited\. Waiting) ")
 
 
-def tell_waits_once() -> None:
-    """Install it; costs no import of the client."""
-    for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_Once())
-
-
 class _Once(logging.Filter):
-    """Drops the lines about attempts, and says each kind of trouble once."""
+    """Drops the lines about attempts, and says each kind of trouble once in a command."""
 
     def __init__(self) -> None:
         super().__init__()
         self._said: set[str] = set()
+
+    def begin(self) -> None:
+        """Say everything anew."""
+        self._said.clear()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See :class:`logging.Filter`."""
@@ -44,3 +42,13 @@ class _Once(logging.Filter):
         if trouble not in self._said:
             self._said.add(trouble)
             print_note(f"{trouble}; trying again for up to a minute", aside=True)
+
+
+_ONCE = _Once()  # one for the process: a logger takes the same filter but once
+
+
+def tell_waits_once() -> None:
+    """Install it, for a command that begins; costs no import of the client."""
+    _ONCE.begin()
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_ONCE)

@@ -106,13 +106,14 @@ def test_a_connection_that_is_cut_is_tried_again(ann, registry, add, elsewhere, 
 def test_attempts_are_one_line(ann, registry, add, no_wait, capsys):
     add()
     push(registry, "finance-tone")
-    ann.fail("GET", r"^/api/models\?", status=503, times=3)
-    ann.fail("GET", r"^/api/models\?", cut="before", times=1)
-    assert main(["list", "--remote", "ann"]) == 0
-    assert capsys.readouterr().err.splitlines() == [
-        "the Hub answers with an error (503); trying again for up to a minute",
-        "the connection to the Hub broke off or stands still; trying again for up to a minute",
-    ]
+    for _ in range(2):  # whatever the process did before
+        ann.fail("GET", r"^/api/models\?", status=503, times=3)
+        ann.fail("GET", r"^/api/models\?", cut="before", times=1)
+        assert main(["list", "--remote", "ann"]) == 0
+        assert capsys.readouterr().err.splitlines() == [
+            "the Hub answers with an error (503); trying again for up to a minute",
+            "the connection to the Hub broke off or stands still; trying again for up to a minute",
+        ]
 
 
 def test_the_hub_s_address_in_other_letters_is_the_hub(ann, monkeypatch):

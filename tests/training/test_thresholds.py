@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def test_a_label_that_few_rows_have_is_drawn_towards_the_others():
     assert 0.045 < seldom < never
     odds = np.log([value / (1 - value) for value in (0.045, seldom, never)])
     assert (odds[2] - odds[1]) / (odds[2] - odds[0]) == pytest.approx(2 / 12, abs=0.01)
+
+
+def test_many_labels_and_rows_take_little_memory():
+    random_ = np.random.default_rng(2)
+    truth = random_.random((1000, 300)) < 0.02
+    scores = np.clip(random_.normal(0.1 + 0.2 * truth, 0.1), 0.001, 0.999)
+    tracemalloc.start()
+    found = tune_thresholds(scores, truth)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 300
+    assert 0.1 < min(found) < max(found) < 0.5
+    assert peak < 8 * scores.nbytes
 
 
 def test_without_a_label_in_sight_a_row_has_one_from_one_half_on():

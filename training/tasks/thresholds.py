@@ -55,9 +55,15 @@ def _best(scores: Array, marks: Array) -> float:
 def _best_for_all(scores: Array, truth: Array) -> float:
     """The one threshold with the highest mean of the labels' F1; of equals the nearest to one half."""
     candidates = np.unique(np.append(np.quantile(scores, np.linspace(0, 1, 201)), THRESHOLD))
-    found = scores[None] >= candidates[:, None, None]
-    right, counted = (found & truth).sum(1), found.sum(1) + truth.sum(0)
-    f1 = np.divide(2 * right, counted, out=np.zeros(right.shape), where=counted > 0).mean(1)
+    positives = truth.sum(0)
+
+    def mean_f1(threshold: float) -> float:
+        found = scores >= threshold
+        right, counted = (found & truth).sum(0), found.sum(0) + positives
+        return float(np.divide(2 * right, counted, out=np.zeros(right.shape), where=counted > 0).mean())
+
+    # One after the other: thousands of labels and rows times all candidates are more than the memory holds.
+    f1 = np.array([mean_f1(threshold) for threshold in candidates])
     best = candidates[f1 == f1.max()]
     return float(best[np.abs(best - THRESHOLD).argmin()])
 

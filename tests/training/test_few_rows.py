@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lorary.hub.errors import RecipeError
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
 from lorary.training.data.splits import fewest_validation
@@ -47,11 +48,23 @@ def test_the_recipes_own_number_of_epochs_is_never_raised(plain):
         (150, {"training.gradient_accumulation": 4}, 54),
         (150, {"training.batch_size": 75, "training.min_steps": 7}, 8),
         (150, {"training.batch_size": 150, "training.min_steps": 9}, 9),
-        (150, {"training.max_steps": 4, "training.min_steps": 9}, 8),
+        (150, {"training.max_steps": 4}, 8),
     ],
 )
 def test_epochs_make_enough_steps(rows, settings, epochs, plain):
     assert with_enough_epochs(plain(**settings), rows).training.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training.max_steps": 4}, "min_steps: training.max_steps says how many steps"),
+        ({"task": "text-generation", "training.packing": True}, "min_steps: with training.packing: true nobody knows"),
+    ],
+)
+def test_a_least_number_of_steps_that_can_not_be_met(settings, message, plain):
+    with pytest.raises(RecipeError, match=message):
+        plain(**settings, **{"training.min_steps": 9})
 
 
 def test_two_processes_of_eight_rows_go_as_often_through_them_as_one_of_sixteen(plain):

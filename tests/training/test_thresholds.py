@@ -196,6 +196,8 @@ def test_few_rows_leave_it_at_one_half(make_recipe, registry, tmp_path):
         ({"problem_type": "regression"}, "threshold: only rows with several labels"),
         ({"task": "token-classification"}, "threshold: only text-classification with several labels"),
         ({"training.early_stopping": 0}, "threshold: 'tuned' needs validation rows"),
+        ({"data.validation_size": 0}, "threshold: 'tuned' needs validation rows, and data.validation_size: 0"),
+        ({"strategy": "direct"}, "threshold: strategy 'direct' trains nothing"),
         ({"training.threshold": {}}, "threshold: the table is empty"),
         ({"training.threshold": 1.5}, "threshold: "),
         ({"training.threshold": "best"}, "threshold: "),

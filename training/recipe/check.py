@@ -221,6 +221,14 @@ def _run(values: Mapping[str, Any]) -> Problems:
         yield "data.labels", f"{task} has no labels"
     if training.get("group_by_length") and task == "text-generation" and training.get("packing") is not False:
         yield "training.group_by_length", "rows of text-generation share sequences already; set training.packing: false"
+    if training.get("min_steps") is not None and training.get("max_steps") is not None:
+        yield "training.min_steps", "training.max_steps says how many steps there are; leave one of them out"
+    elif training.get("min_steps") is not None and training.get("packing") is True:
+        yield (
+            "training.min_steps",
+            "with training.packing: true nobody knows the steps of an epoch before the rows are packed; use "
+            "training.max_steps, or packing: batch",
+        )
     if values.get("device") is not None and values.get("device_map") is not None:
         yield "device_map", "spreads the base over all devices, and device names one; leave one of them out"
     output = values.get("output")

@@ -62,6 +62,10 @@ def _threshold(values: Mapping[str, Any], training: Mapping[str, Any], problem: 
         yield key, "the table is empty; give a label a number between 0 and 1, or say 'tuned'"
     elif setting == "tuned" and training.get("early_stopping") == 0:
         yield key, "'tuned' needs validation rows, and training.early_stopping: 0 leaves none; leave one of them out"
+    elif setting == "tuned" and section(values, "data").get("validation_size") == 0:
+        yield key, "'tuned' needs validation rows, and data.validation_size: 0 leaves none; leave one of them out"
+    elif setting == "tuned" and values.get("strategy") == "direct":
+        yield key, "strategy 'direct' trains nothing and tunes no thresholds; give numbers, or leave it out"
 
 
 def _label_columns(columns: Any, problem: Any, labels: Any, label: Any) -> Iterator[tuple[str, str]]:

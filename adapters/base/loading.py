@@ -66,7 +66,7 @@ def load_base(
     quantized = quantization_config(quantization, chosen, skip_modules)  # a wrong one is refused before any download
     resolved = resolve_base(base, revision=revision)
     # Said, since transformers asks at the terminal where it isn't: an adapter's base may be anybody's.
-    trusted = {"trust_remote_code": bool(model_kwargs.pop("trust_remote_code", False))}
+    trusted = {"trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(resolved.path, **trusted)
         auto_class = auto_class or natural_class(config)

@@ -14,6 +14,7 @@ from lorary.adapters.matching.keys import PEFT_PREFIX, FoundKeys, is_saved, sort
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.support import BY_PEFT, check_supported, fields_for_peft
 from lorary.adapters.matching.targets import is_target
+from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.proving.golden import load_tensors
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.comparing.scaling import rank_and_scale
@@ -88,12 +89,13 @@ def read_contents(checkpoint: Checkpoint) -> Contents:
             f"{source}: its config has {field} ({BY_PEFT[field]}), which isn't a low-rank update that could be weighed "
             "against another; merge it into a model of its own"
         )
+    names, checkpoint = plain_names(checkpoint.tensors), plain_checkpoint(checkpoint)
     found = sort_keys(checkpoint)
     if found.unexpected:
         raise KeyMismatchError(f"{source}: unexpected: {found.unexpected[0]}; were its keys renamed?")
     if not found.lora:
         raise KeyMismatchError(f"{source}: missing: any lora_A or lora_B tensor")
-    tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
+    tensors = {names[key]: tensor for key, tensor in load_tensors(checkpoint.files[WEIGHTS_NAME]).items()}
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor.float()).all()):
             raise NoEffectError(f"{source}: {key} holds NaN or infinity; the training run diverged, train again")

@@ -49,9 +49,25 @@ def test_they_are_the_adapter_that_was_saved(bases, tmp_path, kind):
         backbone.load(wrapped(folder, kind))
         torch.testing.assert_close(backbone.logits([ROW], folder.name)[0], want, atol=1e-5, rtol=1e-5)
         state = backbone.state("before")
-        again = backbone.state(folder.name)
-        assert len(state) == len(again)
+        found = backbone.state(folder.name)
+        names = plain_names(found)
+        again = {names[key]: tensor for key, tensor in found.items()}
+        assert state.keys() == again.keys()
+        assert all(torch.equal(state[key], again[key]) for key in state)
     assert backbone.stats().slots_used == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_blend(bases, tmp_path, kind):
+    base = bases("llama")
+    backbone = Backbone.from_pretrained(str(base))
+    for seed, name in enumerate(("one", "two"), start=1):
+        backbone.load(make_adapter(base, tmp_path / name, task="text-generation", seed=seed))
+    backbone.blend({"one": 0.6, "two": 0.4}, "before")
+    backbone.load(wrapped(tmp_path / "one", kind))
+    backbone.blend({"one": 0.6, "two": 0.4}, "after")
+    before, after = (backbone.logits([ROW], name)[0] for name in ("before", "after"))
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
 
 
 def test_other_methods(bases, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,9 +39,13 @@ class Decoding:
         """Is the next token simply the likeliest one?"""
         return self.generator is None and not len(self.processors)
 
-    def ends(self, sequence: Sequence[int]) -> bool:
-        """Does ``sequence`` (the prompt and what came after) end with a stop string, as ``generate`` sees it?"""
-        return self.stop_strings is not None and bool(self.stop_strings(torch.tensor([list(sequence)]), None))
+    def ends(self, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
+        """Does a prompt with the tokens that came after end with a stop string, as ``generate`` sees it?"""
+        if self.stop_strings is None:
+            return False
+        reads = self.stop_strings.maximum_token_len
+        before = max(len(prompt) + min(len(tokens) - reads, 0), 0)  # what of the prompt the criterion doesn't reach
+        return bool(self.stop_strings(torch.tensor([[*prompt[before:], *tokens[-reads:]]]), None))
 
     def choose(self, logits: torch.Tensor, sequence: Sequence[int]) -> torch.Tensor:
         """The token, [1], that follows ``sequence`` (the prompt and what came after), by float32 logits [vocabulary].
@@ -62,8 +65,8 @@ def plan_decoding(
     prompt_tokens: int,
     seed: int | None,
     settings: Mapping[str, Any],
-    own: Mapping[str, Any] = MappingProxyType({}),
-    tokenizer: Any = None,
+    own: Mapping[str, Any],
+    tokenizer: Any,
 ) -> Decoding:
     """The decoding of a request with a prompt of this length.
 

@@ -163,7 +163,7 @@ class Request:
             for token in tokens[len(self._tokens) :]:
                 self._tokens.append(token)
                 fresh += 1
-                self._stopped = self.decoding.ends((*self.prompt, *self._tokens))
+                self._stopped = self.decoding.ends(self.prompt, self._tokens)
                 if self._stopped:
                     break
             self._first = self._first or now

@@ -1,11 +1,15 @@
 """What ends a request: stop strings of its own, its length, its caller; and what it has taken by then."""
 
+from collections.abc import Sequence
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lorary.adapters import Backbone
+from lorary.adapters.engine.decoding import plan_decoding
 from lorary.hub.errors import RequestCancelledError, UsageError
 from tiny import make_adapter, make_base
 
@@ -70,6 +74,30 @@ def test_each_request_has_its_own(backbone, engine):
         assert "".join(request) == completion.text
     assert engine.stats().finished == len(cases)
     assert engine.stats().tokens == sum(len(completion.tokens) for completion in done)
+
+
+def test_begun_by_the_prompt(backbone, engine):
+    """A stop string that the prompt's end begins."""
+    whole = backbone.generate("the bank", "one", max_new_tokens=24, **READABLE)
+    settings = {"max_new_tokens": 24, "stop_strings": ["bank" + whole[:2]], **READABLE}
+    made = engine.submit("the bank", "one", **settings).result(30)
+    assert made.text == backbone.generate("the bank", "one", **settings) == whole[:2]
+    assert made.finish_reason == "stop"
+
+
+def test_no_more_is_read_than_stop_strings_take(backbone):
+    """Wherever the prompt ends, they are found as in the whole; without any, nothing is read."""
+    tokenizer = backbone._inference.tokenizer
+    found = plan_decoding(backbone.model, 1, None, {"stop_strings": ["bank", "rose b"]}, {}, tokenizer)
+    for text in ("the bank", "rose b", "bank", "k", "profit rose b", "rose banks", "bank of"):
+        ids = tuple(tokenizer(text).input_ids)
+        whole = bool(found.stop_strings(torch.tensor([ids]), None))
+        assert whole == text.endswith(("bank", "rose b"))
+        for split in range(len(ids)):
+            assert found.ends(ids[:split], ids[split:]) == whole
+    unread = MagicMock(spec=Sequence)
+    assert not plan_decoding(backbone.model, 1, None, {}, {}, tokenizer).ends(unread, unread)
+    assert not unread.mock_calls
 
 
 def test_what_it_held_is_free_again(backbone, engine):

@@ -61,9 +61,8 @@ _ANY = _Texts(
 )
 
 
-def _texts(checkpoint: Checkpoint) -> _Texts:
-    words = (checkpoint.manifest.domain or "").split("-") if checkpoint.manifest else []
-    return next((_TEXTS[word] for word in words if word in _TEXTS), _ANY)
+def _texts(version: Version) -> _Texts:
+    return next((_TEXTS[word] for word in version.domain.split("-") if word in _TEXTS), _ANY)
 
 
 def lorary_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
@@ -76,7 +75,7 @@ def lorary_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
             "",
             f"backbone = Backbone.from_pretrained({_base(version)}{quantization})",
             f"adapter = backbone.load({python_literal(where)})",
-            f"print(backbone.{ask}({_row(version.task, checkpoint)}, adapter=adapter.name))",
+            f"print(backbone.{ask}({_row(version, checkpoint)}, adapter=adapter.name))",
         ]
     )
 
@@ -105,7 +104,7 @@ def peft_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
         *([f"model.resize_token_embeddings(max(len(tokenizer), {rows}))"] if added else []),
         "model = PeftModel.from_pretrained(model, adapter).eval()",
         "",
-        *_USES[version.task](checkpoint),
+        *_USES[version.task](version, checkpoint),
     ]
     return "\n".join(lines)
 
@@ -114,24 +113,24 @@ def _base(version: Version) -> str:
     return python_literal(version.base_id or "the-base-model")
 
 
-def _row(task: str, checkpoint: Checkpoint) -> str:
+def _row(version: Version, checkpoint: Checkpoint) -> str:
     """A row for ``predict``, or a prompt for ``generate``."""
-    if task == "question-answering":
+    if version.task == "question-answering":
         return '{"question": "Who is the tenant?", "context": "The tenant is Ann Smith."}'
-    if task == "fill-mask":
-        return _masked(checkpoint, "backbone.tokenizer.mask_token")
-    if task == "text-classification" and "text_pair" in _preprocessing(checkpoint).columns:
-        texts = _texts(checkpoint)
+    if version.task == "fill-mask":
+        return _masked(version, "backbone.tokenizer.mask_token")
+    if version.task == "text-classification" and "text_pair" in _preprocessing(checkpoint).columns:
+        texts = _texts(version)
         return f'{{"text": "{texts.text}", "text_pair": "{texts.pair}"}}'
-    return f'"{_prompt_text(task, checkpoint)}"'
+    return f'"{_prompt_text(version)}"'
 
 
-def _prompt_text(task: str, checkpoint: Checkpoint) -> str:
-    return "What is a lease?" if task == "text-generation" else _texts(checkpoint).text
+def _prompt_text(version: Version) -> str:
+    return "What is a lease?" if version.task == "text-generation" else _texts(version).text
 
 
-def _masked(checkpoint: Checkpoint, token: str) -> str:
-    return f'f"{_texts(checkpoint).masked.format("{" + token + "}")}"'
+def _masked(version: Version, token: str) -> str:
+    return f'f"{_texts(version).masked.format("{" + token + "}")}"'
 
 
 def _auto_class(task: str, checkpoint: Checkpoint) -> str:
@@ -181,9 +180,9 @@ def _prefixed(checkpoint: Checkpoint, text: str) -> str:
 _LOGITS = ["with torch.no_grad():", "    logits = model(**inputs).logits[0]"]
 
 
-def _text_classification(checkpoint: Checkpoint) -> list[str]:
-    pair = [python_literal(_texts(checkpoint).pair)] if "text_pair" in _preprocessing(checkpoint).columns else []
-    lines = [_tokenize(checkpoint, _prefixed(checkpoint, _texts(checkpoint).text), *pair), *_LOGITS]
+def _text_classification(version: Version, checkpoint: Checkpoint) -> list[str]:
+    pair = [python_literal(_texts(version).pair)] if "text_pair" in _preprocessing(checkpoint).columns else []
+    lines = [_tokenize(checkpoint, _prefixed(checkpoint, _texts(version).text), *pair), *_LOGITS]
     problem = checkpoint.manifest.problem_type if checkpoint.manifest else None
     if problem == REGRESSION or not _labels(checkpoint):
         return [*lines, "print(logits.tolist())"]
@@ -194,17 +193,17 @@ def _text_classification(checkpoint: Checkpoint) -> list[str]:
     return [*lines, "print(labels[int(logits.argmax())])"]
 
 
-def _token_classification(checkpoint: Checkpoint) -> list[str]:
+def _token_classification(version: Version, checkpoint: Checkpoint) -> list[str]:
     show = "print(list(zip(tokens, [labels[index] for index in logits.argmax(-1).tolist()])))"
     return [
-        _tokenize(checkpoint, _prefixed(checkpoint, _texts(checkpoint).text)),
+        _tokenize(checkpoint, _prefixed(checkpoint, _texts(version).text)),
         *_LOGITS,
         'tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])',
         show if _labels(checkpoint) else "print(list(zip(tokens, logits.argmax(-1).tolist())))",
     ]
 
 
-def _question_answering(checkpoint: Checkpoint) -> list[str]:
+def _question_answering(_version: Version, _checkpoint: Checkpoint) -> list[str]:
     return [
         'inputs = tokenizer("Who is the tenant?", "The tenant is Ann Smith.", return_tensors="pt")',
         "with torch.no_grad():",
@@ -214,18 +213,18 @@ def _question_answering(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _fill_mask(checkpoint: Checkpoint) -> list[str]:
+def _fill_mask(version: Version, checkpoint: Checkpoint) -> list[str]:
     return [
-        _tokenize(checkpoint, _masked(checkpoint, "tokenizer.mask_token")),
+        _tokenize(checkpoint, _masked(version, "tokenizer.mask_token")),
         *_LOGITS,
         'masked = inputs["input_ids"][0] == tokenizer.mask_token_id',
         "print(tokenizer.decode(logits[masked].argmax(-1)))",
     ]
 
 
-def _feature_extraction(checkpoint: Checkpoint) -> list[str]:
+def _feature_extraction(version: Version, checkpoint: Checkpoint) -> list[str]:
     lines = [
-        _tokenize(checkpoint, _prefixed(checkpoint, _texts(checkpoint).text)),
+        _tokenize(checkpoint, _prefixed(checkpoint, _texts(version).text)),
         "with torch.no_grad():",
         "    states = model(**inputs).last_hidden_state[0]",
     ]
@@ -239,11 +238,11 @@ def _feature_extraction(checkpoint: Checkpoint) -> list[str]:
     return [*lines, "print(embedding)"]
 
 
-def _generation(checkpoint: Checkpoint) -> list[str]:
+def _generation(version: Version, checkpoint: Checkpoint) -> list[str]:
     manifest = checkpoint.manifest
     prompt = (manifest.prompt if manifest else None) or Prompt()
     made = manifest.generation if manifest and manifest.generation else Generation(64)
-    ask = _prompt_text(manifest.task if manifest else "text-generation", checkpoint)
+    ask = _prompt_text(version)
     text = _prefixed(checkpoint, ask)
     if prompt.format == "chat":
         template = f", chat_template={python_literal(prompt.chat_template)}" if prompt.chat_template else ""
@@ -271,9 +270,9 @@ def _writes_apart(checkpoint: Checkpoint) -> bool:
     return checkpoint.config.get("task_type") == "SEQ_2_SEQ_LM"
 
 
-def _rewriting(checkpoint: Checkpoint) -> list[str]:
+def _rewriting(version: Version, checkpoint: Checkpoint) -> list[str]:
     """As :func:`_generation`; a multilingual tokenizer is told the languages."""
-    preprocessing, lines = _preprocessing(checkpoint), _generation(checkpoint)
+    preprocessing, lines = _preprocessing(checkpoint), _generation(version, checkpoint)
     if not preprocessing.source_lang or not preprocessing.target_lang or not _writes_apart(checkpoint):
         return lines
     # M2M100's codes have no underscore, and its tokens are called otherwise than its codes.
@@ -287,7 +286,7 @@ def _rewriting(checkpoint: Checkpoint) -> list[str]:
     return [f"tokenizer.src_lang = {python_literal(preprocessing.source_lang)}", *lines]
 
 
-_USES: Mapping[str, Callable[[Checkpoint], list[str]]] = {
+_USES: Mapping[str, Callable[[Version, Checkpoint], list[str]]] = {
     "text-classification": _text_classification,
     "token-classification": _token_classification,
     "question-answering": _question_answering,

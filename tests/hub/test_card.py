@@ -215,3 +215,13 @@ def test_the_samples_text_is_of_the_domain(make, domain, word):
     lorary_code, peft_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert word in lorary_code
     assert word in peft_code
+
+
+@pytest.mark.parametrize("task", ["text-classification", "summarization"])
+def test_the_samples_text_of_a_foreign_adapter_is_of_its_domain_here(registry, add, task):
+    kind = "SEQ_CLS" if task == "text-classification" else "SEQ_2_SEQ_LM"
+    version = add(manifest=False, config={"task_type": kind}, domain="legal-cases", task=task)
+    text = make_card(version, registry.checkpoint(version))
+    lorary_code, peft_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "The tenant shall pay" in lorary_code
+    assert "The tenant shall pay" in peft_code

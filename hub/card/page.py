@@ -18,6 +18,7 @@ from lorary.hub.units import memory, short_number, size
 from lorary.hub.values import Version
 
 _FEW_ROWS = 1000  # below it, a share of right answers is known to no better than a few hundredths
+_LISTED = 50  # labels or tokens
 _METHODS: Mapping[str, str] = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA"}
 _SETTINGS: Mapping[str, str] = {
     "strategy": "strategy",
@@ -79,13 +80,10 @@ def _what(version: Version, origin: Origin) -> list[str]:
     ]
     manifest = version.manifest
     if manifest and manifest.labels:
-        shown = ", ".join(map(markdown, manifest.labels[:50]))
-        more = f" and {len(manifest.labels) - 50} more" if len(manifest.labels) > 50 else ""
-        lines += ["", f"Labels: {shown}{more}."]
+        lines += ["", f"Labels: {_first(manifest.labels)}."]
     if manifest and manifest.added_tokens:
-        shown = ", ".join(map(markdown, manifest.added_tokens[:50]))
-        more = f" and {len(manifest.added_tokens) - 50} more" if len(manifest.added_tokens) > 50 else ""
-        lines += ["", f"Tokens that it adds to the base's: {shown}{more}. Its tokenizer lies beside it."]
+        added = _first(manifest.added_tokens)
+        lines += ["", f"Tokens that it adds to the base's: {added}. Its tokenizer lies beside it."]
     if manifest is None:
         lines += [
             "",
@@ -94,6 +92,11 @@ def _what(version: Version, origin: Origin) -> list[str]:
             + (", and of its training only what is told below." if origin.recipe else ", nor how it was trained."),
         ]
     return lines
+
+
+def _first(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return ", ".join(map(markdown, texts[:_LISTED])) + more
 
 
 def _results(version: Version, origin: Origin) -> list[str]:

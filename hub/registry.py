@@ -98,8 +98,9 @@ class Registry(Keeping):
             parents: references of the versions it was trained from.
             absent_parents: the same for versions that aren't in this registry: where they are, kept as text.
             strategy: how it was trained.
-            base_folder: where its base is on this machine. Kept in the catalogue alone, so that the base is found
-                again; by default the folder that the source names, if it is there.
+            base_folder: where its base is on this machine; by default the folder that the source names, if it is there.
+                Kept in the catalogue alone, under the fingerprint that the manifest has of the base, so that the base
+                is found again; without a fingerprint it isn't kept.
             created_at: when it was first registered elsewhere, ISO 8601 with a time zone; by default now.
             aliases: let these mean the version, in the same transaction.
             only_free: leave aliases alone that mean another version.

@@ -36,7 +36,10 @@ def command(
     task: Annotated[str | None, typer.Option(help="A pipeline tag; default what the checkpoint says.")] = None,
     base: Annotated[
         str | None,
-        typer.Option(metavar="ID|FOLDER", help="The base of adapters made with PEFT alone; default what each says."),
+        typer.Option(
+            metavar="ORG/NAME",
+            help="The base of adapters made with PEFT alone; default what each says. Of a folder, its name is kept.",
+        ),
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Also let this alias mean the version.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,

@@ -28,7 +28,10 @@ def command(
     task: Annotated[str | None, typer.Option(help="A pipeline tag; default what it says.")] = None,
     base: Annotated[
         str | None,
-        typer.Option(metavar="ID|FOLDER", help="The base of an adapter made with PEFT alone; default what it says."),
+        typer.Option(
+            metavar="ORG/NAME",
+            help="The base of an adapter made with PEFT alone; default what it says. Of a folder, its name is kept.",
+        ),
     ] = None,
     changed: Annotated[
         bool, typer.Option("--changed", help="Take files that were changed since they were pushed.")

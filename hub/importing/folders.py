@@ -46,7 +46,7 @@ def import_folders(
         task: of all of them; by default what each says.
         tags: for all of them.
         alias: what the adapter is to be called too. For one run only.
-        base: the id or the folder of their base; by default what each says.
+        base: the id of their base, or its folder, of which only the name is kept; by default what each says.
         watch: told of each adapter before it is looked at.
 
     Raises:

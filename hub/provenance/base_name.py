@@ -22,6 +22,9 @@ _ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASC
 def on_base(checkpoint: Checkpoint, base: str | None) -> Iterator[Checkpoint]:
     """The checkpoint with ``base`` (an id or a folder) in its config, which is no part of its digest; None: as it is.
 
+    Of a folder only the last part of its name stays in the catalogue (:func:`public_base`): what is opened from there
+    must be told where its base is.
+
     Raises:
         UsageError: the adapter's manifest says its base, or ``base`` is neither a model's folder nor an id.
     """
@@ -52,14 +55,14 @@ def unknown_base(checkpoint: Checkpoint) -> str | None:
         return None
     base = checkpoint.config.get("base_model_name_or_path")
     if not base:
-        return "it doesn't name its base; --base ORG/NAME (or a folder) says which it is"
+        return "it doesn't name its base; --base ORG/NAME says which it is"
     if is_absolute(base) and local_folder(base) is not None:
         return f"of its base's folder only the name is kept, {public_base(base)}; give --base where it is opened"
     if local_folder(base) is not None or _ID.fullmatch(base):
         return None
     return (
-        f"its base is called {base}, a folder of whoever made it; --base ORG/NAME (or a folder) says which it is, "
-        "here or where it is opened"
+        f"its base is called {base}, a folder of whoever made it; --base ORG/NAME says which it is, here or "
+        "(there a folder too) where it is opened"
     )
 
 

@@ -70,7 +70,8 @@ def pull(
             never had to do with the remote.
         domain: its subject matter; by default what the version says.
         task: a pipeline tag; by default what the version says.
-        base: the id or the folder of the base of an adapter made without lorary; by default what its config says.
+        base: the id of the base of an adapter made without lorary, or its folder, of which only the name is kept; by
+            default what its config says.
         changed: take files that were changed since they were pushed, as an adapter made without lorary.
 
     Raises:

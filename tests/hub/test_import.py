@@ -312,7 +312,7 @@ def test_the_base_of_adapters_that_know_only_a_folder(registry, tmp_path):
         make_checkpoint(tmp_path / "runs" / name, seed=seed, manifest=False, base_model_name_or_path="../models/llama")
     notes = [outcome.note for outcome in import_folders(registry, tmp_path / "runs" / "one", domain="legal")]
     assert "../models/llama" in notes[0]
-    assert "--base ORG/NAME" in notes[0]
+    assert "--base ORG/NAME says which it is, here or (there a folder too) where it is opened" in notes[0]
     outcomes = list(import_folders(registry, tmp_path / "runs", domain="legal", base="org/llama"))
     assert [outcome.state for outcome in outcomes] == ["refused", "taken"]
     assert "`lorary rm one@1` first" in outcomes[0].note

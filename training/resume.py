@@ -26,16 +26,14 @@ def choose_run(recipe: AnyRecipe, resume: bool | str | Path, registry: Registry,
         command: the subcommand for runs of this kind.
 
     Raises:
-        TrainingError: the new run's place is taken, or there is no such unfinished run.
+        TrainingError: the new run's place is taken, there is no such unfinished run, or it is another command's.
     """
     if resume is False:
         run = Unfinished(output_folder(recipe), command)
         if run.resumable and (hint := run.hint(registry)):
             raise TrainingError(f"an unfinished run is in its place: {hint}; or remove {run.folder}")
         return run
-    if resume is True:
-        return find(recipe, command)
-    return Unfinished(run_of(Path(resume).expanduser()), command)
+    return _own(find(recipe, command) if resume is True else Unfinished(run_of(Path(resume).expanduser()), command))
 
 
 def recipe_of(folder: Path, kind: type[Kind], command: str = "train") -> Kind:
@@ -48,11 +46,16 @@ def recipe_of(folder: Path, kind: type[Kind], command: str = "train") -> Kind:
     run = Unfinished(run_of(folder), command)
     if not run.resumable:
         raise TrainingError(f"{run.folder}: no such unfinished run")
-    if (other := run.facts().get("command", command)) != command:
+    return _own(run).recipe(kind)
+
+
+def _own(run: Unfinished) -> Unfinished:
+    """The run, where it is one of its command's: another's would go on as something else, and then be removed."""
+    if (other := run.begun_by) != run.command:
         raise TrainingError(
             f"{run.final} is a run of `lorary {other}`; go on with: lorary {other} {run.final} --resume"
         )
-    return run.recipe(kind)
+    return run
 
 
 def registered_run(folder: Path, registry: Registry) -> Version | None:

@@ -119,6 +119,15 @@ class Unfinished:
         return (self.folder / _FACTS).is_file() and (self.folder / _RECIPE).is_file()
 
     @property
+    def begun_by(self) -> str:
+        """The command whose run is in the folder; this one's own where none is, or where it doesn't say.
+
+        Raises:
+            TrainingError: as :meth:`facts`.
+        """
+        return str(self.facts().get("command", self.command)) if self.resumable else self.command
+
+    @property
     def checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint; where several runs are compared, each has a folder of its own there."""
         if own := latest(self.checkpoints):
@@ -177,7 +186,7 @@ class Unfinished:
 
     def hint(self, registry: Registry) -> str | None:
         """What is kept and how to go on with it; None where nothing is kept."""
-        words = ["lorary", *self.command.split(), str(self.final), "--resume"]
+        words = ["lorary", *self.begun_by.split(), str(self.final), "--resume"]
         if registry.path != Registry().path:
             words += ["--registry", str(registry.path)]
         command = shlex.join(words)
@@ -224,14 +233,14 @@ def find(recipe: AnyRecipe, command: str = "train") -> Unfinished:
     """
     if recipe.output is not None:
         run = Unfinished(Path(recipe.output).expanduser(), command)
-        if _is_run(run.final) or (run.resumable and run.facts().get("command", command) == command):
+        if _is_run(run.final) or run.resumable:
             return run
         raise TrainingError(f"{run.folder}: no such unfinished run; leave --resume out to start it")
     changed = None
     for folder in sorted(RUNS.glob(f"{recipe.name}-*{INCOMPLETE}"), reverse=True):
         run = Unfinished(run_of(folder), command)
         try:
-            own = run.resumable and run.facts().get("command", command) == command
+            own = run.resumable and run.begun_by == command
             differences = run.differences(recipe) if own else None
         except (RecipeError, TrainingError):
             continue

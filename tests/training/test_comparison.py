@@ -11,8 +11,10 @@ from lorary.hub.cli.main import main
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.hub.registry import Registry
 from lorary.training import train
+from lorary.training.experiments.ablation import ablate
 from lorary.training.experiments.curve import learning_curve
 from lorary.training.progress import Reporter
+from lorary.training.resume import begin
 from lorary.training.unfinished import Unfinished
 from samples import tone_rows, write_jsonl
 from stops import Signal
@@ -106,6 +108,26 @@ def test_what_is_done_is_not_trained_again(make_recipe, registry, tmp_path, monk
         learning_curve(recipe, registry, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("begun", "going_on"), [("train", learning_curve), ("curve", train), ("train --ablate", train), ("curve", ablate)]
+)
+def test_a_run_of_another_command_is_left_as_it_is(begun, going_on, make_recipe, registry, tmp_path):
+    recipe = make_recipe()
+    run = Unfinished(tmp_path / "out", begun)
+    run.claim()
+    begin(run, recipe, {}, None, 1)
+    run.keep_part("kept", 1)
+    run.release()
+    before = sorted(run.folder.rglob("*"))
+    command = f"lorary {begun} {run.final} --resume"
+    for resume in (run.final, True):
+        with pytest.raises(TrainingError, match=f"is a run of `lorary {begun}`; go on with: {command}"):
+            going_on(recipe, registry, resume=resume)
+    with pytest.raises(TrainingError, match=f"an unfinished run is in its place: .* go on with: {command}"):
+        going_on(recipe, registry)
+    assert sorted(run.folder.rglob("*")) == before
+
+
 def test_a_domain_stage_that_was_stopped_goes_on_with_the_ablation(
     make_recipe, registry, tmp_path, monkeypatch, capsys
 ):
@@ -114,8 +136,6 @@ def test_a_domain_stage_that_was_stopped_goes_on_with_the_ablation(
     recipe = make_recipe(family="llama", rows=16, **SETTINGS, **like_the_stage).model_copy(update={"output": None})
     Path("recipe.yaml").write_text(recipe.to_yaml())
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": row["text"]} for row in tone_rows(60)])
-    from lorary.training.experiments.ablation import ablate
-
     with pytest.raises(InterruptedRunError, match=r"what is done is kept in runs/tiny-.*lorary train --ablate runs/"):
         ablate(recipe, registry, corpus=corpus, seeds=1, progress=Signal("step 2"))
     assert len(list(Path("runs").iterdir())) == 2

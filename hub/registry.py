@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from lorary.hub.bases import Bases
@@ -46,13 +48,18 @@ class Registry(Keeping):
 
     def __init__(self, path: str | Path | None = None) -> None:
         chosen = path if path is not None else os.environ.get(PATH_VARIABLE) or "registry.db"
-        self.path = Path(chosen).expanduser().absolute()
         try:
-            self.path.exists()
+            self.path = Path(chosen).expanduser().absolute()
+        except RuntimeError as error:
+            raise RegistryError(f"{chosen}: no such user's home folder is known; name another path") from error
+        try:
+            # Path.exists and Path.resolve say nothing of a circle of links in some versions of Python.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                self.path.stat()
             real = self.path.resolve()
-        except (OSError, RuntimeError) as error:  # too long, a circle of links, behind a folder that can't be entered
+        except OSError as error:  # too long, a circle of links, behind a folder that can't be entered
             shown = text if len(text := str(self.path)) < 200 else f"{text[:200]}..."
-            why = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
+            why = "its links lead in a circle" if error.errno == errno.ELOOP else error.strerror
             raise RegistryError(f"{shown}: can't be a registry's path ({why}); name another one") from error
         # SQLite follows a link to the database; its files are beside the database itself.
         self._store = Store(real.with_name(f"{real.name.removesuffix('.db')}.store"))

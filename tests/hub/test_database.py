@@ -287,3 +287,19 @@ def test_what_is_no_file_is_told_at_once(tmp_path, make, told, writes):
 
     with pytest.raises(RegistryError, match=told):
         use()
+
+
+@pytest.mark.parametrize("place", ["registry.db", "folder/registry.db"])
+def test_a_circle_of_links_is_told_by_every_python(tmp_path, monkeypatch, place):
+    # As in Python 3.13 and 3.14: neither of the two tells of a circle there.
+    monkeypatch.setattr(Path, "exists", lambda path: os.path.exists(path))  # noqa: PTH110
+    monkeypatch.setattr(Path, "resolve", lambda path, strict=False: Path(os.path.realpath(path, strict=strict)))
+    link = tmp_path / place.partition("/")[0]
+    link.symlink_to(link.name)
+    with pytest.raises(RegistryError, match=r"can't be a registry's path \(its links lead in a circle\)"):
+        Registry(tmp_path / place)
+
+
+def test_the_home_folder_of_nobody_is_told():
+    with pytest.raises(RegistryError, match=r"~no-such-user/a\.db: no such user's home folder is known"):
+        Registry("~no-such-user/a.db")

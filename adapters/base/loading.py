@@ -57,7 +57,7 @@ def load_base(
         model_kwargs: further arguments of ``from_pretrained``.
 
     Raises:
-        BaseNotFoundError: no such folder or id, or not a model that transformers can load.
+        BaseNotFoundError: no such folder or id, not a model that transformers can load, or a tokenizer that is broken.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -88,6 +88,11 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, **trusted)
     except (OSError, ValueError):
         tokenizer = None  # a base without one still serves token ids
+    except Exception as error:  # the reader in Rust raises no class of its own, and transformers whatever it met
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BaseNotFoundError(
+            f"base {base!r}: its tokenizer's files can't be read as one ({first}); save the tokenizer again"
+        ) from error
     guard_cpu(model)
     model.eval()
     identity = identify(model, tokenizer, resolved.id, resolved.commit)

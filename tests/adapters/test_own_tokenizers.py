@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from lorary.hub.errors import CheckpointError
+from lorary.hub.errors import BaseNotFoundError, CheckpointError
 from lorary.hub.manifest import Manifest
 from tiny import VOCABULARY, make_adapter, make_base, make_tokenizer, peft_reference, task_class
 
@@ -195,3 +195,11 @@ def test_files_that_arent_a_tokenizer(padded, tmp_path, name, content):
     with pytest.raises(CheckpointError, match="its tokenizer's files can't be read as one"):
         backbone.load(tmp_path / "own")
     assert backbone.adapters == []
+
+
+@pytest.mark.parametrize("content", ["[]", '{"version": "1.0"}'])
+def test_a_bases_files_that_arent_a_tokenizer(tmp_path, content):
+    base = make_base("llama", tmp_path / "base")
+    (base / "tokenizer.json").write_text(content)
+    with pytest.raises(BaseNotFoundError, match=r"base .*its tokenizer's files can't be read as one"):
+        Backbone.from_pretrained(str(base))

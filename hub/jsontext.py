@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 MAX_DEPTH = 64
-_MAX_DIGITS = 30  # more break later steps: no float holds 10**400, no column of SQLite 2**64
+# No setting needs more, no float holds 10**400, and Python refuses to read some thousand digits. A column of SQLite
+# holds 19: what goes into one is checked by whoever reads it.
+_MAX_DIGITS = 30
 
 
 def load_json(text: str | bytes) -> Any:
@@ -54,8 +56,9 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"the number {text[:20]}... has {len(text)} digits")
+    digits = len(text.removeprefix("-"))
+    if digits > _MAX_DIGITS:
+        raise ValueError(f"the number {text[:20]}... has {digits} digits")
     return int(text)
 
 

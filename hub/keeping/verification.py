@@ -20,6 +20,26 @@ from lorary.hub.values import FileEntry, Finding, Version
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
+_AT_ONCE = 1_000  # versions in memory at a time
+_SHOWN = 40  # signs of a value that is none
+
+_ALL = "SELECT v.id FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.name, v.number"
+
+_NO_NUMBER = """
+SELECT a.name || '@' || v.number AS reference, m.split, m.name, m.value FROM metrics m
+JOIN versions v ON v.id = m.version_id JOIN adapters a ON a.id = v.adapter_id
+WHERE typeof(m.value) <> 'real' OR abs(m.value) > 1.7976931348623157e308 ORDER BY a.name, v.number, m.split, m.name
+"""
+
+_UNTRACED = """
+SELECT a.name || '@' || m.alias AS alias, m.to_number AS told, v.number AS meant FROM alias_moves m
+JOIN adapters a ON a.id = m.adapter_id
+LEFT JOIN aliases s ON s.adapter_id = m.adapter_id AND s.name = m.alias LEFT JOIN versions v ON v.id = s.version_id
+WHERE m.to_number IS NOT v.number
+AND m.id = (SELECT max(id) FROM alias_moves l WHERE l.adapter_id = m.adapter_id AND l.alias = m.alias)
+ORDER BY 1
+"""
+
 
 def open_version(store: Store, version: Version) -> Checkpoint:
     """A version's checkpoint, read from the store.
@@ -98,28 +118,11 @@ def check_database(db: Database) -> Iterator[Finding]:
         )
 
 
-_NO_NUMBER = """
-SELECT a.name || '@' || v.number AS reference, m.split, m.name, m.value FROM metrics m
-JOIN versions v ON v.id = m.version_id JOIN adapters a ON a.id = v.adapter_id
-WHERE typeof(m.value) <> 'real' OR abs(m.value) > 1.7976931348623157e308 ORDER BY a.name, v.number, m.split, m.name
-"""
-
-
 def check_metric_values(db: Database) -> Iterator[Finding]:
     """Metrics that aren't finite numbers: somebody else's doing."""
     for row in db.query(_NO_NUMBER):
         value = str(row["value"])[:_SHOWN]
         yield Finding(row["reference"], f"its metric {row['split']}/{row['name']} is {value!r}, no finite number")
-
-
-_UNTRACED = """
-SELECT a.name || '@' || m.alias AS alias, m.to_number AS told, v.number AS meant FROM alias_moves m
-JOIN adapters a ON a.id = m.adapter_id
-LEFT JOIN aliases s ON s.adapter_id = m.adapter_id AND s.name = m.alias LEFT JOIN versions v ON v.id = s.version_id
-WHERE m.to_number IS NOT v.number
-AND m.id = (SELECT max(id) FROM alias_moves l WHERE l.adapter_id = m.adapter_id AND l.alias = m.alias)
-ORDER BY 1
-"""
 
 
 def check_aliases(db: Database) -> Iterator[Finding]:
@@ -171,13 +174,6 @@ def verify(path: Path, store: Store, reference: str | None) -> list[Finding]:
         findings += check_leftovers(path, store, {base.digest for base in bases.all()})
         findings += bases.verify()
     return findings
-
-
-_SHOWN = 40  # signs of a value that is none
-
-_AT_ONCE = 1_000  # versions in memory at a time
-
-_ALL = "SELECT v.id FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.name, v.number"
 
 
 def _check_some(path: Path, store: Store, ids: Sequence[int], hashed: dict[str, FileEntry]) -> list[Finding]:

@@ -117,12 +117,11 @@ def check_listing(sizes: Mapping[str, int | None], source: str) -> list[str]:
         UnsafeFileError: the weights are a pickle only, or a file is of an absurd size.
         CheckpointError: no adapter is there.
     """
-    config, weights = KEPT_FILES[:2]
-    if config not in sizes or weights not in sizes:
-        if config in sizes and PICKLED in sizes:
+    if CONFIG_NAME not in sizes or WEIGHTS_NAME not in sizes:
+        if CONFIG_NAME in sizes and PICKLED in sizes:
             raise UnsafeFileError(_pickled(source))
-        missing = config if config not in sizes else weights
-        whole = "; it looks like a whole model" if "config.json" in sizes and missing == config else ""
+        missing = CONFIG_NAME if CONFIG_NAME not in sizes else WEIGHTS_NAME
+        whole = "; it looks like a whole model" if "config.json" in sizes and missing == CONFIG_NAME else ""
         raise CheckpointError(
             f"{source}: no {missing} there{whole}; expected an adapter as PEFT's save_pretrained writes it"
         )
@@ -140,7 +139,7 @@ def check_listing(sizes: Mapping[str, int | None], source: str) -> list[str]:
 def _pickled(source: str) -> str:
     """What to tell of an adapter whose weights are a pickle only."""
     return (
-        f"{source}: holds {PICKLED} but no {KEPT_FILES[1]}; pickles can run code and are never loaded. "
+        f"{source}: holds {PICKLED} but no {WEIGHTS_NAME}; pickles can run code and are never loaded. "
         "Load it where you trust it with PEFT and save it with save_pretrained"
     )
 

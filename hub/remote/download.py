@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.checkpoint import KEPT_FILES
+from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, WEIGHTS_NAME
 from lorary.hub.errors import ChangedFilesError, RemoteError
 from lorary.hub.files.store import hash_file
 from lorary.hub.remote.bars import bars
@@ -114,7 +114,7 @@ def downloaded(repo: str, revision: str | None) -> Path | None:
     except Exception:  # not there, or not a name: asking the Hub says which
         return None
     there = [name for name in KEPT_FILES if (folder / name).is_file()]
-    if not set(KEPT_FILES[:2]) <= set(there):
+    if not {CONFIG_NAME, WEIGHTS_NAME} <= set(there):
         return None
     _check(folder, {name: _named_hash(folder / name) for name in there}, f"{repo}@{folder.name[:12]}")
     return folder

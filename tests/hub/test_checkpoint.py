@@ -178,6 +178,7 @@ def test_an_error_in_the_weights_names_their_source(tmp_path):
         ('{"peft_type": "LORA", "lora_alpha": 1e400}', "1e400 is too large"),
         ('{"peft_type": "LORA", "lora_alpha": -1e999}', "is too large"),
         ('{"peft_type": "LORA", "r": 1' + "0" * 40 + "}", "has 41 digits"),
+        ('{"peft_type": "LORA", "r": -1' + "0" * 40 + "}", "has 41 digits"),
         ('{"peft_type": "LORA", "r": 1' + "0" * 10_000 + "}", "has 10001 digits"),
         ('{"peft_type": "LORA", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested"),
         ('{"peft_type": "\\u001b[31mLORA"}', "no method's name"),

@@ -27,6 +27,7 @@ def test_a_manifest_survives_its_file(tmp_path):
         ({"answering": Answering(30, impossible=True)}, 3),
         ({"generation": Generation(64, num_beams=4), "pooling": Pooling()}, 3),
         ({"thresholds": (0.25, 0.5)}, 4),
+        ({"added_tokens": ("<kbd>", "größer")}, 4),
     ],
     ids=str,
 )
@@ -38,7 +39,7 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
     old = json.loads(plain.to_json())
     assert old["format"] == 1
     assert "pooling" not in old
-    assert not {"generation", "answering", "thresholds"} & old.keys()
+    assert not {"generation", "answering", "thresholds", "added_tokens"} & old.keys()
     assert old["preprocessing"].keys() == {"columns", "max_length", "prefix"}
     assert plain.semantic().keys() == {
         "task", "labels", "problem_type", "preprocessing", "prompt", "base_fingerprint",
@@ -74,6 +75,8 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
         ({"thresholds": [0.5]}, "a number for each of 2 labels"),
         ({"thresholds": [0.5, 1]}, "numbers between 0 and 1, found 1"),
         ({"thresholds": {"a": 0.5}}, "a number for each of 2 labels"),
+        ({"added_tokens": "<kbd>"}, "added_tokens: expected list"),
+        ({"added_tokens": ["<kbd>", ""]}, "expected a text, found ''"),
         ({"answering": {"impossible": True}}, "max_tokens"),
         ({"answering": {"max_tokens": "30"}}, "max_tokens: expected int"),
         ({"prompt": {"format": 1}}, "format: expected str"),

@@ -77,10 +77,12 @@ def registered_run(folder: Path, registry: Registry) -> Version | None:
     return found[-1]
 
 
-def begin(run: Unfinished, recipe: AnyRecipe, data: Mapping[str, Any], parent: Parent | None, processes: int) -> None:
-    """Write down what a new run depends on."""
+def begin(
+    run: Unfinished, recipe: AnyRecipe, data: Mapping[str, Any], parent: Parent | None, processes: int, **more: Any
+) -> None:
+    """Write down what a new run depends on, ``more`` by its names, in one step: a kill leaves all of it or no run."""
     facts = {"data": dict(data), "parent": _digest(parent), "processes": processes, "environment": _environment()}
-    run.begin(recipe, {"command": run.command, **facts})
+    run.begin(recipe, {"command": run.command, **facts, **more})
 
 
 def check_same(

@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -200,6 +200,8 @@ class Unfinished:
 
     def discard(self) -> None:
         """Remove the folder, and those around it that were made for it and hold nothing else."""
+        with suppress(OSError):
+            (self.folder / _FACTS).unlink()  # first: half a folder is no run to go on with
         shutil.rmtree(self.folder, ignore_errors=True)
         for folder in self._made or [path for path in self.folder.parents if path == RUNS]:
             try:

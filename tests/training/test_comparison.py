@@ -11,6 +11,7 @@ from lorary.hub.cli.main import main
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.hub.registry import Registry
 from lorary.training import train
+from lorary.training.experiments import ablation
 from lorary.training.experiments.ablation import ablate
 from lorary.training.experiments.curve import learning_curve
 from lorary.training.progress import Reporter
@@ -61,6 +62,16 @@ def test_a_curve_that_was_killed_goes_on_to_the_same_table(live, make_recipe, tm
         order["resume"] = str(run.final)
     assert live(**order) == [0, whole]
     assert not run.folder.exists()
+
+
+def test_a_comparison_has_its_options_from_its_first_moment(live, make_recipe, registry, tmp_path):
+    recipe = make_recipe(rows=16, **SETTINGS)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    order = {"what": "curve", "registry": str(registry.path), "recipe": str(path)}
+    assert live(**order, at="note_fact") == [-signal.SIGKILL, ""]
+    with pytest.raises(TrainingError, match="can't go on as it began, points: 2 in the run, 3 now"):
+        learning_curve(recipe, registry, points=3, resume=tmp_path / "out")
 
 
 def test_an_ablation_that_was_killed_goes_on_to_the_same_table(live, domain, make_recipe, registry, tmp_path):
@@ -144,3 +155,23 @@ def test_a_domain_stage_that_was_stopped_goes_on_with_the_ablation(
     captured = capsys.readouterr()
     assert "going on after step" in captured.err
     assert [version.reference for version in Registry(registry.path).versions()] == ["tiny-domain@1"]
+
+
+def test_a_domain_stage_that_was_done_is_not_trained_again(make_recipe, registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = make_recipe(family="llama", rows=16, **SETTINGS, **{"lora.rank": 16, "lora.alpha": 32, "output": None})
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": row["text"]} for row in tone_rows(20)])
+
+    def train_and_stop(*arguments, **settings):
+        train(*arguments, **settings)
+        raise KeyboardInterrupt  # before anything of it is noted
+
+    monkeypatch.setattr(ablation, "train", train_and_stop)
+    with pytest.raises(InterruptedRunError, match="what is done is kept"):
+        ablate(recipe, registry, corpus=corpus, seeds=1)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    counted = Counting()
+    ablate(recipe, registry, progress=counted, resume=True)
+    assert counted.steps == 8  # of the two arms
+    assert [version.reference for version in registry.versions()] == ["tiny-domain@1"]

@@ -9,13 +9,14 @@ import resource
 import signal
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lorary.hub.cli.main import main
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.hub.registry import Registry
-from lorary.training import interrupt, train
+from lorary.training import interrupt, train, unfinished
 from lorary.training.checkpoints import latest
 from lorary.training.progress import Reporter
 from lorary.training.unfinished import Unfinished
@@ -69,6 +70,25 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_adapter(live, whole, mak
         assert version.manifest.provenance["steps"] == 12
         assert [step for step, _ in version.manifest.provenance["curve"]] == list(range(1, 13))
         assert registry.verify() == []
+
+
+def test_killed_while_its_folder_is_removed_a_run_is_finished(make_recipe, registry, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(folder, **_):
+        if (folder / "result.json").exists():  # it is the run's own
+            (folder / "result.json").unlink()
+            raise Killed
+
+    recipe = make_recipe(rows=16, **{"training.epochs": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished, "shutil", SimpleNamespace(rmtree=kill))
+        with pytest.raises(Killed):
+            train(recipe, registry)
+    reporter = Reporter()
+    assert train(recipe, registry, reporter, resume=True) == registry.resolve("tiny@1")
+    assert reporter.notices == [f"{tmp_path / 'out'} is finished already: it is tiny@1"]
 
 
 @pytest.mark.parametrize(

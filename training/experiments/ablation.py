@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.errors import RecipeError, TrainingError
+from lorary.hub.errors import RecipeError
 from lorary.hub.registry import Registry
 from lorary.training.data import Examples, load_data
 from lorary.training.experiments.bootstrap import Difference, paired_bootstrap
@@ -17,10 +17,10 @@ from lorary.training.experiments.summary import summarise
 from lorary.training.one_run import Finished
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
-from lorary.training.resume import choose_run
 from lorary.training.run import train
-from lorary.training.save import writing
+from lorary.training.save import output_folder, writing
 from lorary.training.strategies.parent import Parent, find_parent
+from lorary.training.unfinished import Unfinished
 
 ARMS = ("direct", "task", "domain then task")
 SEEDS = 3
@@ -155,25 +155,22 @@ def _with_parent(comparison: Comparison, registry: Registry, corpus: str | None)
     recipe, run = comparison.recipe, comparison.unfinished
     if corpus is None:
         return recipe.model_copy(update={"strategy": "intermediate"})
-    reference = (run.part(_STAGE) or {}).get("reference")
+    stage = run.part(_STAGE) or {}
+    if "folder" not in stage:
+        # Noted before it is trained: a kill at any moment leaves where to find it, half done or done.
+        stage = {"folder": str(output_folder(_domain_recipe(recipe, corpus)).absolute())}
+        run.keep_part(_STAGE, stage)
+    reference = stage.get("reference")
     if reference is None:
-        run.keep_part(_STAGE, {"reference": None})  # begun: its own run has to be found again
-        domain = _domain_recipe(recipe, corpus)
-        goes_on = comparison.resumed and _is_begun(domain, registry)
+        folder = Path(stage["folder"])
+        domain = _domain_recipe(recipe, corpus).model_copy(update={"output": stage["folder"]})
+        goes_on = folder if folder.exists() or Unfinished(folder).resumable else False
         reference = train(domain, registry, comparison.reporter, resume=goes_on).reference
-        run.keep_part(_STAGE, {"reference": reference})
+        run.keep_part(_STAGE, {**stage, "reference": reference})
     comparison.reporter.note(f"the domain adapter is in the catalogue as {reference}")
     return recipe.model_copy(
         update={"strategy": "intermediate", "from_": reference, "start": recipe.start or "continue"}
     )
-
-
-def _is_begun(domain: Recipe, registry: Registry) -> bool:
-    """Has the domain stage a run of its own that was stopped?"""
-    try:
-        return choose_run(domain, True, registry).resumable
-    except TrainingError:
-        return False
 
 
 def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:

@@ -55,8 +55,7 @@ class Comparison:
             if self.resumed:
                 check_same(self.unfinished, self.recipe, data.provenance, None, 1, self.reporter)
             else:
-                begin(self.unfinished, self.recipe, data.provenance, None, 1)
-                self.unfinished.note_fact(_OPTIONS, dict(self.options))
+                begin(self.unfinished, self.recipe, data.provenance, None, 1, **{_OPTIONS: dict(self.options)})
 
     def hold(self, key: str, value: str, otherwise: str) -> None:
         """Write down another fact, or hold it against the one that the comparison began with.

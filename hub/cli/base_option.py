@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorary.hub.cli.output import print_note
 from lorary.hub.cli.transfers import tell
-from lorary.hub.errors import BaseNotFoundError
+from lorary.hub.errors import BaseNotFoundError, UsageError
 from lorary.hub.provenance.private import local_folder
 from lorary.hub.registry import Registry
 
@@ -13,8 +13,11 @@ def base_to_find(catalogue: Registry, base: str | None) -> str | None:
     """What to look for: the fingerprint of a folder that the catalogue doesn't know yet, else what was given.
 
     Raises:
+        UsageError: an empty text.
         BaseNotFoundError: the folder isn't there, or holds no model.
     """
+    if base == "":
+        raise UsageError("--base '': expected a base's id, its fingerprint or its folder")
     if base is None or catalogue.fingerprints(base):
         return base
     folder = local_folder(base)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorary.hub.cli.opening import open_backbone
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import clean, print_json, print_line, version_json
 from lorary.hub.errors import UsageError
 
@@ -44,7 +44,10 @@ def command(
         str | None, typer.Option(metavar="REF", help="Whose head, labels and prompt to take; or average.")
     ] = None,
     domain: Annotated[str | None, typer.Option(help="Its subject matter; default the adapters' own.")] = None,
-    output: Annotated[Path | None, typer.Option(help="A new folder to write, instead of the catalogue.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="DIR", help="A new folder to write, instead of the catalogue."),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Also load it on this base, to prove that it has an effect.")] = None,
     quantization: Annotated[str, typer.Option(help="Of that base: none, nf4, fp4 or int8.")] = "none",
     as_json: JsonOption = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lorary.hub.bases import bases_of
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry, run_folder
+from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number
 
 EXAMPLES = (
@@ -22,7 +22,9 @@ def command(
     recipe: Annotated[
         Path,
         typer.Argument(
-            metavar="RECIPE.yaml|RUN", help="The settings of each run; with --resume also a curve's folder."
+            parser=given_path,
+            metavar="RECIPE.yaml|RUN",
+            help="The settings of each run; with --resume also a curve's folder.",
         ),
     ],
     resume: Annotated[
@@ -39,7 +41,9 @@ def command(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it too; needs matplotlib.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(parser=given_path, metavar="FILE.png", help="Draw it too; needs matplotlib.")
+    ] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import clean, print_json, print_line
 from lorary.hub.errors import UsageError
 from lorary.hub.registry import Registry
@@ -23,9 +23,14 @@ EXAMPLES = (
 
 def command(
     reference: ReferenceArgument,
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A folder that isn't there yet.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(parser=given_path, metavar="[DIR]", help="A folder that isn't there yet.")
+    ] = None,
     tar: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an archive; .tar, or .tar.gz for a compressed one.")
+        Path | None,
+        typer.Option(
+            parser=given_path, metavar="FILE", help="Write an archive; .tar, or .tar.gz for a compressed one."
+        ),
     ] = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Print the command that serves DIR with vLLM.")] = False,
     base: Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import clean, print_json, print_line, print_table, version_json
 from lorary.hub.errors import UsageError
 
@@ -29,7 +29,10 @@ EXAMPLES = (
 
 def command(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="An adapter's folder, a folder of such folders, or a registry.db.")
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="SOURCE", help="An adapter's folder, a folder of such folders, or a registry.db."
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="The adapter's name; default the folder's.")] = None,
     domain: Annotated[str | None, typer.Option(help="Its subject matter; default what lorary.json says.")] = None,

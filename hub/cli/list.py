@@ -75,7 +75,7 @@ def command(
         domain=domain, task=task, base=base_to_find(catalogue, base), method=method, strategy=strategy, tag=tag,
         alias=alias, text=search, where=tuple(where or ()), ancestor=ancestor,
     )  # fmt: skip
-    found = catalogue.search(wanted, sort=sort or "name", reverse=reverse, limit=limit or None)
+    found = catalogue.search(wanted, sort="name" if sort is None else sort, reverse=reverse, limit=limit or None)
     if as_json:
         print_json([version_json(version) for version in found.versions])
     elif as_csv:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lorary.hub.cli.opening import open_backbone
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import clean, print_json, print_line
 
 EXAMPLES = (
@@ -23,7 +23,7 @@ def command(
     reference: Annotated[
         str, typer.Argument(metavar="REF", help="name, name@3, name@alias, user/repo[@revision], or a folder.")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    folder: Annotated[Path, typer.Argument(parser=given_path, metavar="DIR", help="A new or empty folder.")],
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; default what the base is opened in.")
     ] = None,

@@ -11,9 +11,26 @@ import typer
 from lorary.hub.errors import UsageError
 from lorary.hub.registry import Registry
 
+
+def given_path(text: str) -> Path:
+    """A path of the command line: what options and arguments of type ``Path`` have for their ``parser``.
+
+    Raises:
+        BadParameter: it is empty, as an unset variable of a shell script is; Python takes that for the current folder.
+    """
+    if not text:
+        raise typer.BadParameter("expected a path, found an empty text (the current folder is .)")
+    return Path(text)
+
+
 RegistryOption = Annotated[
     Path | None,
-    typer.Option("--registry", metavar="PATH", help="The catalogue; default $LORARY_REGISTRY, else ./registry.db."),
+    typer.Option(
+        "--registry",
+        parser=given_path,
+        metavar="PATH",
+        help="The catalogue; default $LORARY_REGISTRY, else ./registry.db.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]

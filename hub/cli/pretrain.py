@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.bases import base_json, print_metrics
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry, run_folder
+from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
 from lorary.hub.values import PretrainedBase
@@ -24,7 +24,11 @@ EXAMPLES = (
 def command(
     recipe: Annotated[
         Path | None,
-        typer.Argument(metavar="[RECIPE.yaml|RUN]", help="The settings of the run; with --resume also a run's folder."),
+        typer.Argument(
+            parser=given_path,
+            metavar="[RECIPE.yaml|RUN]",
+            help="The settings of the run; with --resume also a run's folder.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")

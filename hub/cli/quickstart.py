@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorary.hub.cli.options import open_registry
+from lorary.hub.cli.options import given_path, open_registry
 from lorary.hub.cli.output import print_line, print_table, short_number, size
 from lorary.hub.embedded import EMBEDDED_BASE
 
@@ -38,7 +38,10 @@ _SWAPS = 50
 
 def command(
     output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where the registry and the runs go; an earlier demo's are kept.")
+        Path,
+        typer.Option(
+            parser=given_path, metavar="FOLDER", help="Where the registry and the runs go; an earlier demo's are kept."
+        ),
     ] = Path("demo"),
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Stop each training early: quicker, and the scores say nothing.")

@@ -11,7 +11,7 @@ import typer
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.cli.answers import GENERATING, Rows, show_answers
 from lorary.hub.cli.opening import open_backbone
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import clean, print_json
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import MULTI_LABEL
@@ -51,7 +51,9 @@ def command(
     pair: Annotated[
         str | None, typer.Option(help="For adapters of sentence pairs: the second text; or a tab and it in each TEXT.")
     ] = None,
-    context_file: Annotated[Path | None, typer.Option(help="The same, from a file.")] = None,
+    context_file: Annotated[
+        Path | None, typer.Option(parser=given_path, metavar="FILE", help="The same, from a file.")
+    ] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Generate without the adapter too, to compare.")] = False,
     as_json: JsonOption = False,
     registry: RegistryOption = None,

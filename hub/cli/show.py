@@ -11,7 +11,7 @@ import typer
 from lorary.hub.checkpoint import ORIGIN_NAME, REPORT_DATA, Checkpoint
 from lorary.hub.cli.came_to_be import came_to_be
 from lorary.hub.cli.lineage import draw_lineage, lineage_json
-from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import LoraryError, UsageError
 from lorary.hub.metrics import SPLITS
@@ -36,7 +36,8 @@ def command(
     ] = False,
     card: Annotated[bool, typer.Option("--card", help="Print the model card that goes with it to the Hub.")] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write the report there, and don't open it.")
+        Path | None,
+        typer.Option(parser=given_path, metavar="FILE.html", help="Write the report there, and don't open it."),
     ] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.experiments import ablate_recipe, measure_base, print_repeated
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry, run_folder
+from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.cli.several import train_each
 from lorary.hub.errors import UsageError
@@ -43,7 +43,9 @@ def command(
     recipes: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RECIPE.yaml...|RUN]", help="The settings of each run; with --resume also a run's folder."
+            parser=given_path,
+            metavar="[RECIPE.yaml...|RUN]",
+            help="The settings of each run; with --resume also a run's folder.",
         ),
     ] = None,
     resume: Annotated[

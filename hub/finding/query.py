@@ -123,16 +123,15 @@ def relatives(db: Database, reference: str, path: Path) -> list[Version]:
     return sorted(select_in_order(db, list(ids)), key=lambda version: (version.name, version.number))
 
 
-def order_by(db: Database, name: str | None) -> Order:
+def order_by(db: Database, name: str) -> Order:
     """The order for a column's or a metric's name: the best value first, the newer version of equals.
 
     Raises:
         UnknownReferenceError: it is neither, and other metrics are there.
         UsageError: it is neither, and no version has any metric.
     """
-    if known := COLUMNS.get(name or "name"):
+    if known := COLUMNS.get(name):
         return known
-    assert name is not None
     try:
         check_metric(db, name)
     except UnknownReferenceError as error:
@@ -156,7 +155,7 @@ def find_page(
     measured: bool = False,
 ) -> Page:
     """The first ``limit`` of the versions that fulfil all conditions; ``measured``: only those that have the metric."""
-    if order.metric and measured:
+    if order.metric is not None and measured:
         conditions = [*conditions, _having(order.metric)]
     ranked, total = _narrowed(db, conditions)
     if total == 0:
@@ -165,7 +164,7 @@ def find_page(
         ids = _sorted(db, ranked[0] if ranked else None, order, reverse)
         return Page(tuple(ids[:limit]), total)
     ids = _followed(db, ranked, order, reverse, limit)
-    if order.metric and len(ids) < limit:
+    if order.metric is not None and len(ids) < limit:
         rest = [*ranked, _lacking(order.metric)]
         ids += _followed(db, rest, COLUMNS["name"], False, limit - len(ids))
     return Page(tuple(ids), total)
@@ -251,7 +250,7 @@ def _sorted(db: Database, matching: Condition | None, order: Order, reverse: boo
     if matching:
         tables = _among(matching)
         parameters = list(matching.parameters)
-    if order.metric:
+    if order.metric is not None:
         tables += " LEFT JOIN metrics m ON m.version_id = v.id AND m.split = 'test' AND m.name = ?"
         parameters.append(order.metric)
         value, rest = terms.split(", ", 1)
@@ -271,7 +270,7 @@ def _followed(db: Database, ranked: Sequence[Condition], order: Order, reverse: 
     tables, checks = order.tables, list(ranked)
     parameters: list[object] = []
     where = "1"
-    if order.metric:
+    if order.metric is not None:
         tables = "metrics m CROSS JOIN versions v ON v.id = m.version_id CROSS JOIN adapters a ON a.id = v.adapter_id"
         where, parameters = "m.split = 'test' AND m.name = ?", [order.metric]
         # The metrics' rows know their cell: no other row is read for it.

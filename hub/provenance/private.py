@@ -95,7 +95,9 @@ def public_base(text: str) -> str:
 
 
 def local_folder(path: str | Path) -> Path | None:
-    """The folder that a text names on this machine; None where it can't be one: too long, or in an unknown home."""
+    """The folder that a text names on this machine; None where it can't be one: empty, too long, in an unknown home."""
+    if not str(path):  # to pathlib it is the current folder
+        return None
     try:
         folder = Path(path).expanduser()
         return folder if folder.is_dir() else None

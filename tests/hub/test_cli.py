@@ -1,15 +1,18 @@
+import importlib
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
+from typing import get_type_hints
 
 import pytest
 
 from checkpoints import make_checkpoint, make_manifest
 from lorary.hub import Registry
 from lorary.hub.cli.main import COMMANDS
+from lorary.hub.cli.options import given_path
 from lorary.hub.cli.output import print_table
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "pandas", "numpy", "huggingface_hub")
@@ -271,12 +274,29 @@ def test_verify(lorary, filled):
         (("verify", "nobody"), 1, "no adapter named"),
         (("import", "nowhere"), 1, "no such folder"),
         (("import", ".", "--name", "x"), 2, "holds 3 adapters"),
+        (("import", ""), 2, "'SOURCE': expected a path, found an empty text"),
+        (("export", "finance-tone", ""), 2, "'[DIR]': expected a path, found an empty text"),
+        (("train", ""), 2, "expected a path, found an empty text"),
+        (("list", "--registry", ""), 2, "'--registry': expected a path, found an empty text"),
+        (("list", "--base", ""), 2, "--base '': expected a base's id, its fingerprint or its folder"),
+        (("list", "--sort", ""), 2, "no version has a metric ''"),
+        (("best", "--metric", ""), 1, "none of 3 fitting versions has it; they have accuracy, f1"),
         (("list", "--registry", "."), 1, "is a folder"),
         (("list", "--registry", "a/adapter_config.json"), 1, "isn't a SQLite file"),
     ],
 )
 def test_wrong_input_is_one_line(lorary, filled, words, code, message):
     assert message in one_error_line(lorary(*words, code=code))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_empty_text_is_taken_for_the_current_folder(name):
+    command = importlib.import_module(f"lorary.hub.cli.{name}").command
+    hints = get_type_hints(command, include_extras=True)
+    paths = {
+        name: hint.__metadata__[0] for name, hint in hints.items() if "Path" in str(getattr(hint, "__origin__", ""))
+    }
+    assert [name for name, option in paths.items() if option.parser is not given_path] == []
 
 
 @pytest.mark.parametrize("words", [("--debug", "show", "nobody"), ("show", "nobody", "--debug")])

@@ -143,10 +143,13 @@ class Unfinished:
         """
         return kind.load(self.folder / _RECIPE)
 
+    def like(self, recipe: AnyRecipe) -> AnyRecipe:
+        """The recipe that the run was started with, read as one of the kind of ``recipe``. Raises as :meth:`recipe`."""
+        return self.recipe(Recipe) if isinstance(recipe, Recipe) else self.recipe(PretrainRecipe)
+
     def differences(self, recipe: AnyRecipe) -> list[str]:
         """What ``recipe`` has otherwise than the run, setting by setting, where it counts."""
-        begun: AnyRecipe = self.recipe(Recipe) if isinstance(recipe, Recipe) else self.recipe(PretrainRecipe)
-        mine, theirs = _flat(begun.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+        mine, theirs = _flat(self.like(recipe).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
         return [
             f"{key}: {mine.get(key)!r} in the run, {theirs.get(key)!r} now"
             for key in sorted(mine.keys() | theirs.keys())
@@ -242,7 +245,8 @@ def find(recipe: AnyRecipe, command: str = "train") -> Unfinished:
     for folder in sorted(RUNS.glob(f"{recipe.name}-*{INCOMPLETE}"), reverse=True):
         run = Unfinished(run_of(folder), command)
         try:
-            own = run.resumable and run.begun_by == command
+            # Not every folder of the pattern is of this name: tiny-* has those of tiny-domain too.
+            own = run.resumable and run.begun_by == command and run.like(recipe).name == recipe.name
             differences = run.differences(recipe) if own else None
         except (RecipeError, TrainingError):
             continue

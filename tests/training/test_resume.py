@@ -269,6 +269,21 @@ def test_one_process_at_a_time(stopped, registry):
     assert run.checkpoint.step == 6
 
 
+def test_runs_whose_names_begin_alike_are_told_apart(make_recipe, registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipes = {name: make_recipe(rows=16, name=name, output=None) for name in ("tiny", "tiny-domain", "tiny-2")}
+    for name, recipe in recipes.items():
+        with pytest.raises(InterruptedRunError, match=f"lorary train runs/{name}-2"):
+            train(recipe, registry, Signal("step 1"))
+    other = recipes["tiny"].training.model_copy(update={"epochs": 3.0})
+    with pytest.raises(TrainingError, match=r"; runs/tiny-\d{8}-\d{6}\S* differs: training.epochs: 2.0 in the run"):
+        train(recipes["tiny"].model_copy(update={"training": other}), registry, resume=True)
+    for name, recipe in recipes.items():
+        assert train(recipe, registry, resume=True).reference == f"{name}@1"
+    with pytest.raises(TrainingError, match="no unfinished run of this recipe under runs/; leave"):
+        train(recipes["tiny"], registry, resume=True)
+
+
 def test_the_command_goes_on_by_folder_and_by_recipe(make_recipe, registry, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe = make_recipe(rows=40, **SETTINGS).model_copy(update={"output": None})

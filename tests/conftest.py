@@ -11,9 +11,13 @@ import pytest
 
 # The Hugging Face libraries read these when they are imported, so before any test module.
 _home = tempfile.TemporaryDirectory(prefix="lorary-tests-", ignore_cleanup_errors=True)
-for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "LORARY_"))]:
+_ELSEWHERE = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "LORARY_", "XDG_")  # they name places beside the home
+for _name in [name for name in os.environ if name.startswith(_ELSEWHERE)]:
     del os.environ[_name]
 os.environ.update(
+    HOME=_home.name,  # of the fixtures that outlive a test
+    USERPROFILE=_home.name,
+    XDG_CACHE_HOME=f"{_home.name}/.cache",
     HF_HOME=_home.name,
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -28,6 +32,7 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.setenv("LORARY_REGISTRY", str(home / "registry.db"))
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import DataError, InterruptedRunError, RecipeError, UsageError
 from lorary.training import measure, train
 from lorary.training.data import load_data
-from lorary.training.experiments.folds import fold_data
+from lorary.training.experiments.folds import final_recipe, fold_data
 from lorary.training.experiments.session import Session
 from lorary.training.experiments.summary import spread
 from lorary.training.model import load_for, reseed
@@ -142,6 +142,38 @@ def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, regi
     assert (again["early_stopping"], again["epochs"]) == (0, told["epochs"])
     assert "folds" not in again
     assert registry.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("best", "epochs", "least"),
+    [
+        ([2.0, 9.0, 4.0], 4.0, None),
+        ([3.0, 4.0, 5.0, 6.0], 4.0, None),  # to the even one
+        ([2.0, None, 4.0], 3.0, None),
+        ([None, 0.25], 1.0, None),
+        ([None, None], 8.0, 160),
+    ],
+)
+def test_the_run_on_all_rows_has_the_median_of_the_folds_epochs(best, epochs, least, make_recipe):
+    recipe = make_recipe(**{"training.epochs": 8, "training.min_steps": 160, "training.early_stopping": 2})
+    training = final_recipe(recipe, best, (), [None] * len(best)).training
+    assert (training.epochs, training.min_steps, training.early_stopping) == (epochs, least, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "kept"),
+    [
+        ("tuned", [(0.2, 0.9), (0.6, 0.1), (0.3, 0.5)], {"debt": 0.3, "profit": 0.5}),
+        (None, [(0.25, 0.5), None, (0.75, 0.25)], {"debt": 0.5, "profit": 0.375}),
+        ("tuned", [None, None], None),
+        (0.5, [(0.5, 0.5), (0.5, 0.5)], 0.5),
+        ({"debt": 0.125}, [(0.125, 0.5)], {"debt": 0.125}),
+    ],
+)
+def test_the_run_on_all_rows_has_the_median_of_the_folds_thresholds(asked, found, kept, make_recipe):
+    recipe = make_recipe()
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"threshold": asked})})
+    assert final_recipe(recipe, [1.0], ("debt", "profit"), found).training.threshold == kept
 
 
 def test_folds_beside_test_rows_leave_these_alone(make_recipe, registry):

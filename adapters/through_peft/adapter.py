@@ -59,7 +59,7 @@ class PeftAdapter:
     """One version of an adapter that runs through PEFT, fitted to a backbone.
 
     ``inference`` runs its own model and ``backbone`` the backbone's; ``plain_head`` is its head on the bare backbone.
-    ``bare`` is its own model before PEFT changed it, with its vocabulary and its head.
+    ``bare`` is its model without it, with its head: the backbone's own, or where it has its own vocabulary, one more.
     """
 
     name: str
@@ -202,15 +202,16 @@ def build_peft_adapter(
             _headed(checkpoint, task, tensors, part, inference, dtype, shared)
             for part, shared in ((body, True), (mirror(body), False))
         )
-        root = model.model
+        bare, root = plain_head.model, model.model
     else:
-        root = mirror(whole if _fits(tensors, whole, body) else body)
+        bare = whole if _fits(tensors, whole, body) else body
+        root = mirror(bare)
     own_size = own_vocabulary(checkpoint, body)
     if own_size is not None:
         resize_vocabulary(root, own_size, tensors, checkpoint)
-    bare = mirror(root)
-    if own_size is not None and plain_head is not None:
-        plain_head = TaskHead(bare, reads_body_output=False)
+        bare = mirror(root)
+        if plain_head is not None:
+            plain_head = TaskHead(bare, reads_body_output=False)
     rows = root.get_input_embeddings().weight.shape[0]
     view = PeftView(build_peft_model(checkpoint, tensors, root, inference.model))
     virtual = view.virtual_tokens

@@ -39,6 +39,7 @@ def _merge(adapter: PeftAdapter, modules: ModuleMap, dtype: torch.dtype) -> Any:
     try:
         peft_model = build_peft_model(adapter.checkpoint, adapter.state(), dense, dense)
         ties = _untie(peft_model)
+        dense.config.tie_word_embeddings = False  # PEFT would warn of what was untied; that is settled below
         merged = _unwrapped(peft_model.merge_and_unload())
     except (UnsupportedAdapterError, NotImplementedError, ValueError, TypeError, RuntimeError) as error:
         raise MergeError(f"{adapter.source}: PEFT can't merge it: {str(error).splitlines()[0]}") from error
@@ -61,15 +62,20 @@ _Place = tuple[str, str]  # a module and a name in it
 
 
 def _untie(model: torch.nn.Module) -> list[list[_Place]]:
-    """Give every module weights of its own: PEFT merges in place, into the backbone's memory and both ends of a tie.
+    """Give what PEFT merges into weights of its own: it merges in place, into the backbone's memory and both of a tie.
 
     Returns the places that were tied, by their paths without PEFT's own parts.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    changing = {part for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
     ties: dict[int, list[_Place]] = {}
     for path, module in model.named_modules():
         for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                ties.setdefault(id(parameter), []).append((_plain_path(path), name))
+            if parameter is None:
+                continue
+            ties.setdefault(id(parameter), []).append((_plain_path(path), name))
+            if module in changing:
                 module._parameters[name] = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
     return [places for places in ties.values() if len(places) > 1]
 
@@ -80,13 +86,15 @@ def _plain_path(path: str) -> str:
 
 
 def _tie_again(merged: Any, ties: list[list[_Place]]) -> bool:
-    """Make what was tied, and is still the same, one tensor again. Is there nothing that was torn apart?"""
-    whole = True
-    for places in ties:
-        first, *others = (getattr(merged.get_submodule(path), name) for path, name in places)
-        if all(torch.equal(first, other) for other in others):
-            for path, name in places:
-                merged.get_submodule(path)._parameters[name] = first
-        else:
-            whole = False
+    """Make what was tied one tensor again, if all of it is still the same, else give each place one of its own.
+
+    Of some only there is no telling: transformers ties all that its class names, or by ``tie_word_embeddings`` nothing,
+    and then finds no values for a tensor that was saved once for two places.
+    """
+    groups = [[(merged.get_submodule(path), name) for path, name in places] for places in ties]
+    whole = all(torch.equal(getattr(*group[0]), getattr(*place)) for group in groups for place in group[1:])
+    for first, *others in groups:
+        for module, name in others:
+            kept = getattr(*first) if whole else getattr(module, name).detach().clone()
+            module._parameters[name] = kept if whole else torch.nn.Parameter(kept, requires_grad=False)
     return whole

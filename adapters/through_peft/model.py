@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,7 +57,9 @@ def build_peft_model(
     config = peft_config(checkpoint)
     _demand_parameters(checkpoint, model)
     shared = memory_of(backbone)
-    with peft_errors(checkpoint):
+    with peft_errors(checkpoint), warnings.catch_warnings():
+        # Of what may go wrong in merging, where weights that are one here get memory of their own first.
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer", UserWarning)
         peft_model = _peft_class(config.task_type)(model, config, ADAPTER)
         wanted = _wanted(peft_model)
         own = dict(tensors)

@@ -414,22 +414,47 @@ def test_on_a_gpu(wide, tmp_path, quantization):
         ("LOKR", "bert", "text-classification"),
         ("LN_TUNING", "bert", "text-classification"),
         ("TRAINABLE_TOKENS", "tied", "text-generation"),
+        ("TINYLORA", "tied", "text-generation"),
+        ("LOKR", "tied", "text-generation"),
     ],
 )
-def test_methods_that_run_through_peft(bases, tmp_path, method, family, task):
+def test_methods_that_run_through_peft(bases, tmp_path, recwarn, method, family, task):
     from methods import make_method
 
-    targets = {"LN_TUNING": {"target_modules": ["LayerNorm"]}}.get(method, {})
+    targets = {
+        "LN_TUNING": {"target_modules": ["LayerNorm"]},
+        "TINYLORA": {"target_modules": ["embed_tokens", "q_proj"]},
+        "LOKR": {"modules_to_save": ["lm_head"]} if family == "tied" else {},
+    }.get(method, {})
     make_method(bases(family), tmp_path / "own", method, task=task, **targets)
     backbone = Backbone.from_pretrained(str(bases(family)))
     before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
+    recwarn.clear()
     backbone.load(tmp_path / "own")
     served = backbone.logits([[7, 8, 9]], "own")[0]
     assert backbone.merge("own", tmp_path / "merged").difference < 1e-4
+    assert not [str(warning.message) for warning in recwarn if "tie" in str(warning.message)]
     assert all(torch.equal(before[name], p) for name, p in backbone.model.named_parameters())
     model = task_class(task).from_pretrained(tmp_path / "merged")
     with torch.no_grad():
         torch.testing.assert_close(model(torch.tensor([[7, 8, 9]])).logits[0], served, atol=1e-4, rtol=1e-4)
+    tied = family == "tied" and method not in ("TINYLORA", "LOKR")  # those change one of the two layers
+    assert bool(getattr(model.config, "tie_word_embeddings", False)) is (tied or family == "bert")
+
+
+def test_what_peft_leaves_alone_isnt_copied(bases, tmp_path, monkeypatch):
+    from lorary.adapters.merging import through_peft
+    from methods import make_method
+
+    made = []
+    monkeypatch.setattr(through_peft, "write_checked", lambda *given: made.append(given[-1](torch.float32)))
+    make_method(bases("tied"), tmp_path / "own", "LOHA", task=LM, target_modules=["q_proj"])
+    backbone = Backbone.from_pretrained(str(bases("tied")))
+    backbone.load(tmp_path / "own")
+    backbone.merge("own", tmp_path / "merged")
+    shared = {tensor.data_ptr() for tensor in backbone.model.parameters()}
+    apart = {name for name, tensor in made[0].named_parameters() if tensor.data_ptr() not in shared}
+    assert apart == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2)}
 
 
 def test_virtual_tokens_are_in_no_weights(bases, tmp_path):

@@ -39,7 +39,8 @@ from lorary.training.working_folder import git_state
 class Finished:
     """A run after its last step: ``prepared`` holds the trained model, in the form that is saved.
 
-    ``expected`` are the trained model's metrics on the gate's rows, ``outcomes`` what it makes of each held-out row.
+    ``expected`` are the trained model's metrics on the gate's rows, ``outcomes`` what it makes of each held-out row;
+    ``seen`` of each validation row, where the task asked for that.
     """
 
     prepared: Prepared
@@ -50,6 +51,7 @@ class Finished:
     report: Report | None
     outcomes: Sequence[Any] = ()
     best_epoch: float | None = None
+    seen: Sequence[Any] = ()
 
 
 def run(
@@ -99,9 +101,10 @@ def run(
     reporter.phase("measuring")
     prepared = prepared.settled()
     model, validation = prepared.model, prepared.validation
+    seen: Sequence[Any] = ()
     if task.decides:
-        seen = answers(model, validation) if validation else []
-        task.decide(seen, validation.golds if validation else (), reporter.note)
+        before = answers(model, validation) if validation else []
+        seen = task.decide(before, validation.golds if validation else (), reporter.note)
     outcomes = answers(model)
     metrics["test"] = task.metrics(outcomes, test.golds)
     gap = None
@@ -124,7 +127,7 @@ def run(
     if recipe.report.write and prepared.data.held_out:
         report = build_report(prepared, fitted, metrics, outcomes, trained.provenance)
     expected = task.metrics(found, rows.golds)
-    return Finished(prepared, trained, metrics, rows, expected, report, outcomes, fitted.best_epoch)
+    return Finished(prepared, trained, metrics, rows, expected, report, outcomes, fitted.best_epoch, seen)
 
 
 def save_run(finished: Finished, files: Path) -> None:

@@ -28,10 +28,6 @@ EXAMPLES = (
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
 
-
-ABLATE = "train --ablate"
-"""What goes on with an ablation, as :data:`lorary.training.experiments.ablation.COMMAND`, without its imports."""
-
 _ASKED = {
     "text-generation": '"PROMPT"',
     "question-answering": '"QUESTION" --context "TEXT"',
@@ -110,12 +106,13 @@ def command(
     from lorary.training.recipe import Recipe
 
     if run:
+        from lorary.training.experiments import ablation
         from lorary.training.resume import recipe_of, registered_run
 
         if not ablate and (finished := registered_run(run, catalogue)):
             _print_version(finished, False, run, as_json)
             return
-        settings = recipe_of(run, Recipe, ABLATE if ablate else "train")
+        settings = recipe_of(run, Recipe, ablation.COMMAND if ablate else "train")
     else:
         settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
     if corpus is not None and not ablate:

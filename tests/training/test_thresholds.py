@@ -21,6 +21,8 @@ from lorary.training.data import load_data
 from lorary.training.one_run import check, run, save_run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
+from lorary.training.tasks import make_task
+from lorary.training.tasks.multi_label import MultiLabelClassification
 from lorary.training.tasks.thresholds import tune_thresholds
 from samples import WORDS, write_jsonl
 
@@ -180,6 +182,48 @@ def test_folds_give_the_last_run_their_median(rare, registry):
     recipe = version.manifest.provenance["recipe"]["training"]
     assert recipe["threshold"] == dict(zip(("debt", "profit"), version.manifest.thresholds, strict=True))
     assert recipe["early_stopping"] == 0
+
+
+def test_each_seeds_validation_rows_are_answered_once(rare, registry, monkeypatch):
+    asked, outcomes = [], MultiLabelClassification.outcomes
+
+    def count(task, model, rows, *arguments, **settings):
+        asked.append(len(rows.examples))
+        return outcomes(task, model, rows, *arguments, **settings)
+
+    monkeypatch.setattr(MultiLabelClassification, "outcomes", count)
+    monkeypatch.setattr(MultiLabelClassification, "scored_in_one_pass", False)  # nor while it trains
+    version = train(rare(**{"training.seeds": 2, "training.epochs": 2}), registry)
+    assert asked.count(80) == 2
+    told = version.manifest.provenance["seeds"]
+    best = told["validation"][told["seeds"].index(told["kept"])]
+    assert best == version.manifest.provenance["thresholds"]["tuned"] == max(told["validation"])
+
+
+@pytest.mark.parametrize(
+    ("stopping", "how"),
+    [
+        (3, "a data.validation_size that makes 8 rows takes them from the training rows"),
+        (0, "training.early_stopping: 0 leaves none"),
+    ],
+)
+def test_without_validation_rows_the_user_hears_how_to_have_some(stopping, how, make_recipe):
+    lines = []
+    task = make_task(make_recipe(**{"training.early_stopping": stopping}), ("a", "b"), MULTI)
+    assert task.decide([], (), lines.append) == []
+    assert lines == [f"a row has a label from 0.5 on: no validation rows to find better thresholds on; {how}"]
+
+
+def test_of_many_labels_a_few_thresholds_are_told(make_recipe):
+    lines = []
+    labels = tuple(f"label-{number}" for number in range(500))
+    task = make_task(make_recipe(), labels, MULTI)
+    scores = np.random.default_rng(0).random((20, 500))
+    settled = task.decide([task.decided(tuple(row)) for row in scores], [labels[:9]] * 20, lines.append)
+    assert settled == [task.decided(tuple(row)) for row in scores]
+    assert "label-11 0." in lines[0]
+    assert "and 488 more (f1 there" in lines[0]
+    assert "label-12" not in lines[0]
 
 
 def test_few_rows_leave_it_at_one_half(make_recipe, registry, tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
 from lorary.training.data.files import report
-from lorary.training.recipe.raw import nearest, shown
+from lorary.training.recipe.raw import nearest, shown, some
 
 
 def find_labels(
@@ -41,7 +41,7 @@ def find_labels(
     problems = [
         f"{example.place}, {columns[role]}: unknown label {shown(name)}; "
         + ("data.labels has" if given is not None else "the training rows have")
-        + f" {_some(labels)}{nearest(name, labels)}"
+        + f" {some(labels)}{nearest(name, labels)}"
         for examples in parts.values()
         for example in examples
         for name in dict.fromkeys(_names(example, role))
@@ -55,7 +55,7 @@ def find_labels(
     used = {name for example in parts["train"] for name in _names(example, role)}
     if len(used) < 2:
         raise DataError(
-            "labels", [f"{source}: every training row has the label {_some(sorted(used))}; expected at least two"]
+            "labels", [f"{source}: every training row has the label {some(sorted(used))}; expected at least two"]
         )
     return labels
 
@@ -84,7 +84,7 @@ def _order_sets(parts: dict[str, tuple[Example, ...]], labels: tuple[str, ...]) 
         )
     sets = {tuple(example.values["label"]) for example in parts["train"]}
     if len(sets) < 2:
-        found = _some(sets.pop()) or "no label at all"
+        found = some(sets.pop()) or "no label at all"
         raise DataError("labels", [f"every training row has the same labels ({found}); expected different ones"])
 
 
@@ -96,7 +96,3 @@ def _names(example: Example, role: str) -> Sequence[str]:
 def _order(name: str) -> tuple[int, int, str]:
     """Numbers by value, before names by alphabet: '10' follows '9'."""
     return (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name)
-
-
-def _some(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

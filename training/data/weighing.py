@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from lorary.hub.errors import DataError
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.raw import nearest
+from lorary.training.recipe.raw import nearest, some
 
 
 def check_weighing(recipe: Recipe, labels: Sequence[str] | None, problem: str | None) -> None:
@@ -34,7 +34,7 @@ def check_weighing(recipe: Recipe, labels: Sequence[str] | None, problem: str | 
 
 def _unknown(key: str, table: Mapping[str, float], labels: Sequence[str]) -> list[str]:
     return [
-        f"{key}: unknown label {label!r}; there are {', '.join(labels)}{nearest(label, labels)}"
+        f"{key}: unknown label {label!r}; there are {some(labels)}{nearest(label, labels)}"
         for label in table
         if label not in labels
     ]

@@ -96,5 +96,6 @@ def validation_metrics(finished: Finished) -> Metrics | None:
     rows = prepared.validation
     if rows is None:
         return None
-    found = prepared.task.outcomes(prepared.model, rows, prepared.base.tokenizer, prepared.recipe.training.batch_size)
+    size = prepared.recipe.training.batch_size
+    found = finished.seen or prepared.task.outcomes(prepared.model, rows, prepared.base.tokenizer, size)
     return prepared.task.metrics(found, rows.golds)

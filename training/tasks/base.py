@@ -234,14 +234,18 @@ class Task(ABC):
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
         """What one row's logits ([classes], [tokens, classes] or [tokens, vocabulary]) come to, for the metrics."""
 
-    def decide(self, outcomes: Sequence[Any], golds: Sequence[Any], note: Note) -> None:  # noqa: B027 - as above
+    def decide(self, outcomes: Sequence[Any], golds: Sequence[Any], note: Note) -> Sequence[Any]:
         """Called once after the last step, where ``decides``: settle how scores become answers.
 
         Args:
             outcomes: what the trained model makes of the validation rows; empty where there are none.
             golds: what these rows' answers should be.
             note: is told what was settled.
+
+        Returns:
+            The outcomes as they are from now on.
         """
+        return outcomes
 
     @abstractmethod
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:

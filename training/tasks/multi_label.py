@@ -14,6 +14,8 @@ from lorary.adapters import Backbone
 from lorary.adapters.predict.text_classification import OWN, THRESHOLD
 from lorary.hub.manifest import MULTI_LABEL
 from lorary.training.data import Example, Note
+from lorary.training.data.splits import FEWEST_VALIDATION_ROWS
+from lorary.training.recipe.raw import some
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics
 from lorary.training.tasks.scores import Scores, area_under_curves, stacked
@@ -62,29 +64,30 @@ class MultiLabelClassification(TextClassification):
 
         return BinaryCrossEntropy(weight)
 
-    def decide(self, outcomes: Sequence[Any], golds: Sequence[Any], note: Note) -> None:
+    def decide(self, outcomes: Sequence[Any], golds: Sequence[Any], note: Note) -> Sequence[Any]:
         """Find each label's threshold."""
         if not outcomes:
-            note(
-                f"a row has a label from {THRESHOLD} on: there are no validation rows to find better thresholds on; "
-                "data.validation_size takes some of the training rows for that"
+            how = (
+                f"a data.validation_size that makes {FEWEST_VALIDATION_ROWS} rows takes them from the training rows"
+                if self.recipe.training.early_stopping
+                else "training.early_stopping: 0 leaves none"
             )
-            return
-        before = self._main_at(outcomes, golds)
+            note(f"a row has a label from {THRESHOLD} on: no validation rows to find better thresholds on; {how}")
+            return outcomes
+        before = self.main_score(outcomes, golds)
         scores = stacked([outcome.scores for outcome in outcomes])
         self._thresholds = tune_thresholds(scores, np.asarray(self._truth(golds)))
-        after = self._main_at(outcomes, golds)
+        settled = [self.decided(outcome.scores) for outcome in outcomes]
+        after = self.main_score(settled, golds)
         self._tuned = {
             "thresholds": {"rows": len(golds), "metric": self.main_metric, "at_half": before, "tuned": after},
         }  # fmt: skip
-        shown = ", ".join(f"{label} {value:.2g}" for label, value in zip(self.labels, self._thresholds, strict=True))
+        shown = some([f"{label} {value:.2g}" for label, value in zip(self.labels, self._thresholds, strict=True)])
         note(
             f"a row has a label from these scores on, found on {len(golds)} validation rows: {shown} "
             f"({self.main_metric} there {after:.3g}, at {THRESHOLD} {before:.3g})"
         )
-
-    def _main_at(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
-        return self.main_score([self.decided(outcome.scores) for outcome in outcomes], golds)
+        return settled
 
     def _truth(self, golds: Sequence[Any]) -> list[list[bool]]:
         return [[label in gold for label in self.labels] for gold in golds]

@@ -14,7 +14,6 @@ import torch
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.backbone.sources import Source, find_checkpoint
 from lorary.adapters.base.identity import match_base
-from lorary.adapters.base.layout import rows_come_first
 from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.heads.masked import MaskedHead
 from lorary.adapters.layer.compiled import eagerly
@@ -25,6 +24,7 @@ from lorary.adapters.matching.fitting import Fitter
 from lorary.adapters.matching.support import check_supported
 from lorary.adapters.proving.proof import demand_effect, probe_row, settle_head
 from lorary.adapters.running.inference import Inference
+from lorary.adapters.running.layout import rows_come_first
 from lorary.adapters.running.tail import Tails
 from lorary.adapters.text.tokenizers import Tokenizers
 from lorary.adapters.through_peft.adapter import PeftAdapter, build_peft_adapter

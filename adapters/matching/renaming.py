@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.hub.checkpoint import Checkpoint
-
-_PREFIX = "base_model.model."
 
 
 def rename_tensors(
@@ -58,9 +57,9 @@ def renamed_keys(checkpoint: Checkpoint, model: Any) -> dict[str, str] | None:
 
 def _map(key: str, mapping: Mapping[str, str]) -> str:
     """The first of the model's patterns that matches decides, as in ``peft.utils.load_peft_weights``."""
-    name = key.removeprefix(_PREFIX)
+    name = key.removeprefix(PEFT_PREFIX)
     for pattern, replacement in mapping.items():
         changed, count = re.subn(pattern, replacement, name)
         if count:
-            return f"{_PREFIX}{changed}" if key != name else changed
+            return f"{PEFT_PREFIX}{changed}" if key != name else changed
     return key

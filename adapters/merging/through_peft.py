@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.adapters.merging.check import Answers
 from lorary.adapters.merging.merge import Target, merged_model, write_checked
 from lorary.adapters.merging.weights import Changes
@@ -81,7 +82,7 @@ def _untie(model: torch.nn.Module) -> list[list[_Place]]:
 
 
 def _plain_path(path: str) -> str:
-    parts = path.removeprefix("base_model.model.").split(".")
+    parts = path.removeprefix(PEFT_PREFIX).split(".")
     return ".".join(part for part in parts if part not in _PARTS)
 
 

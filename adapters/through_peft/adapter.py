@@ -19,6 +19,7 @@ from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import Arena
 from lorary.adapters.matching.fitting import task_model
+from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.adapters.matching.soundness import largest_values
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.predict.base import Row
@@ -33,12 +34,10 @@ from lorary.adapters.through_peft.mirror import memory_of, mirror
 from lorary.adapters.through_peft.model import build_peft_model, peft_errors, peft_state
 from lorary.adapters.through_peft.own_pass import OwnPass
 from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
-from lorary.adapters.through_peft.vocabulary import own_vocabulary, resize_vocabulary
+from lorary.adapters.through_peft.vocabulary import PREFIXES, own_vocabulary, resize_vocabulary
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.errors import NoEffectError, UsageError
 from lorary.hub.manifest import Manifest, Numerics
-
-_PREFIXES = ("base_model.model.", "base_model.")  # PEFT's for tuners, and for prompts, which wrap the model alone
 
 
 @dataclass
@@ -256,7 +255,7 @@ def _headed(
     in_head = [
         name for name, _ in empty.named_parameters() if name.removeprefix(f"{empty.base_model_prefix}.") not in in_body
     ]
-    own = {name: tensors[prefix + name] for name in in_head for prefix in _PREFIXES if prefix + name in tensors}
+    own = {name: tensors[prefix + name] for name in in_head for prefix in PREFIXES if prefix + name in tensors}
     return fill_head(empty, body, own, source=checkpoint.source, device=inference.device, dtype=dtype, shared=shared)
 
 
@@ -272,7 +271,7 @@ def _fits(tensors: Mapping[str, torch.Tensor], whole: Any, body: Any) -> bool:
     """Was the adapter trained in the whole model, by the names of its keys, rather than in its body alone?"""
     if whole is body:
         return True
-    first = {key.removeprefix(_PREFIXES[0]).split(".")[0] for key in tensors}
+    first = {key.removeprefix(PEFT_PREFIX).split(".")[0] for key in tensors}
     return not first & {name for name, _ in body.named_children()}
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from lorary.adapters.base.loading import quietly
+from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 
-_PREFIXES = ("base_model.model.", "base_model.")  # PEFT's for tuners, and for prompts, which wrap the model alone
+PREFIXES = (PEFT_PREFIX, "base_model.")
+"""PEFT's for tuners, and for prompts, which wrap the model alone."""
 _WRAPPERS = ("original_module.", "token_adapter.base_layer.", "base_layer.", "")
 """Where PEFT keeps a layer that it wrapped, the untrained one first."""
 TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
@@ -104,7 +106,7 @@ def _saved(
         KeyMismatchError: rows weren't saved, or are of another shape.
     """
     path, _, last = name.rpartition(".")
-    keys = [f"{prefix}{path}.{wrapper}{last}" for prefix in _PREFIXES for wrapper in _WRAPPERS]
+    keys = [f"{prefix}{path}.{wrapper}{last}" for prefix in PREFIXES for wrapper in _WRAPPERS]
     key = next((key for key in keys if key in tensors), None)
     size = shape[0]
     if key is None:
@@ -127,7 +129,7 @@ def _all_trained(
     path: str, before: int, size: int, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint
 ) -> bool:
     """Are these rows of a layer among those that were trained anew, so that they need no other values?"""
-    keys = [f"{prefix}{path}.{TRAINED_ROWS}" for prefix in _PREFIXES]
+    keys = [f"{prefix}{path}.{TRAINED_ROWS}" for prefix in PREFIXES]
     rows = next((tensors[key].shape[0] for key in keys if key in tensors and tensors[key].ndim == 2), None)
     trained = trained_tokens(checkpoint.config)
     named = [own for name, own in trained.items() if not name or f".{path}".endswith(f".{name}")]

@@ -6,14 +6,13 @@ from typing import Any
 
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.support import asks_for_peft
 from lorary.adapters.matching.wrappers import plain_checkpoint
 from lorary.adapters.through_peft.vocabulary import own_vocabulary
 from lorary.hub.checkpoint import Checkpoint
-
-_PREFIX = "base_model.model."
 
 
 def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) -> bool:
@@ -43,8 +42,8 @@ def _module_names(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     factors: dict[str, None] = {}
     whole: dict[str, None] = {}
     for key in checkpoint.tensors:
-        if key.startswith(_PREFIX):
-            name = key.removeprefix(_PREFIX)
+        if key.startswith(PEFT_PREFIX):
+            name = key.removeprefix(PEFT_PREFIX)
             head, found, _ = name.partition(".lora_")
             if found:
                 factors[head] = None

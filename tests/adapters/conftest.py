@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lorary.adapters import Backbone
 from tiny import make_adapter, make_base
 
 KINDS = {
@@ -49,6 +50,15 @@ def kinds(bases, tmp_path_factory):
         return folder / name
 
     return kind
+
+
+@pytest.fixture
+def backbone(bases, kinds):
+    """A tiny Llama with the adapters one and two."""
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.load(kinds("small"), "one")
+    backbone.load(kinds("other"), "two")
+    return backbone
 
 
 @pytest.fixture(scope="session")

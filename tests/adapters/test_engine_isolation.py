@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from lorary.adapters import Backbone
 from lorary.hub.errors import (
     EngineStoppedError,
     RequestCancelledError,
@@ -23,15 +22,6 @@ from tiny import VOCABULARY
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
 LONG = "profit sales rose fell bank the a report shares loss gain growth market price offer cash win free click patient"
-
-
-@pytest.fixture
-def backbone(bases, kinds):
-    """A tiny Llama with the adapters one and two."""
-    backbone = Backbone.from_pretrained(str(bases("llama")))
-    backbone.load(kinds("small"), "one")
-    backbone.load(kinds("other"), "two")
-    return backbone
 
 
 def answers_to_a_long_prompt(backbone):

@@ -14,15 +14,6 @@ START = "profit sales rose fell bank the a report shares loss"  # ten tokens: tw
 ENDS = ("gain", "growth market", "price offer cash win free", "story")
 
 
-@pytest.fixture
-def backbone(bases, kinds):
-    """A tiny Llama with the adapters one and two."""
-    backbone = Backbone.from_pretrained(str(bases("llama")))
-    backbone.load(kinds("small"), "one")
-    backbone.load(kinds("other"), "two")
-    return backbone
-
-
 def ask(engine, prompt, name, **settings):
     """The text, and how many of the prompt's tokens were found in the cache."""
     before = engine.stats().reused_tokens

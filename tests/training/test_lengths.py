@@ -9,7 +9,7 @@ from lorary.training import train
 from lorary.training.data import Example
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
-from lorary.training.tasks.base import Encoded
+from lorary.training.tasks.encoded import Encoded
 from lorary.training.tasks.lengths import Length, fit_lengths
 from samples import bpe_tokenizer, wordpiece_tokenizer, write_jsonl
 

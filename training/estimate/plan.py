@@ -22,7 +22,7 @@ from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.steps import with_enough_epochs
 from lorary.training.tasks import Task, make_task
-from lorary.training.tasks.base import Encoded
+from lorary.training.tasks.encoded import Encoded
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lorary.training.model import Base, adapter_config, chosen_targets, head_mod
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
-from lorary.training.tasks.base import Feature
+from lorary.training.tasks.encoded import Feature
 
 
 @dataclass(frozen=True)

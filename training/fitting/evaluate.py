@@ -17,7 +17,8 @@ from lorary.hub.errors import TrainingError
 from lorary.training.precision import precision
 
 if TYPE_CHECKING:
-    from lorary.training.tasks.base import Encoded, Feature, Task
+    from lorary.training.tasks.base import Task
+    from lorary.training.tasks.encoded import Encoded, Feature
 
 
 IGNORED = -100

@@ -18,7 +18,8 @@ from lorary.training.interrupt import Stops
 from lorary.training.model.adapter import in_float32
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
-from lorary.training.tasks.base import Encoded, Task
+from lorary.training.tasks.base import Task
+from lorary.training.tasks.encoded import Encoded
 
 ADVICE = (
     "lower training.max_length, set training.gradient_checkpointing: true, or use method: qlora; "

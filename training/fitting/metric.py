@@ -8,7 +8,8 @@ from transformers import TrainerCallback
 
 from lorary.training.data import Note
 from lorary.training.fitting.memory_fallback import in_smaller_batches
-from lorary.training.tasks.base import Encoded, Task
+from lorary.training.tasks.base import Task
+from lorary.training.tasks.encoded import Encoded
 
 ROWS = 256
 """The most validation rows that the metric is measured on."""

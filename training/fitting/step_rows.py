@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from lorary.training.distributed import ALONE, Group
 from lorary.training.fitting.normalise import IGNORED
-from lorary.training.tasks.base import Encoded, Feature
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.made_rows import MadeRows
 
 _ROW = "row_number"

@@ -16,8 +16,8 @@ from lorary.training.data.splits import FEWEST_VALIDATION_ROWS, note_overlap
 from lorary.training.data.text import read_text
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe.corpus import is_text
-from lorary.training.tasks.base import Encoded, Feature
 from lorary.training.tasks.causal_blocks import LearnedRows
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.made_rows import MadeRows
 from lorary.training.tasks.masking import MaskedRows, Masker
 from lorary.training.tasks.token_rows import Frame, blocks, frame_of, tokenize

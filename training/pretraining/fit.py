@@ -15,7 +15,8 @@ from lorary.training.interrupt import Stops
 from lorary.training.pretraining.corpus import Objective
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.progress import Reporter
-from lorary.training.tasks.base import Encoded, one_device
+from lorary.training.tasks.base import one_device
+from lorary.training.tasks.encoded import Encoded
 from lorary.training.tasks.masking import Epochs, MaskedRows
 from lorary.training.tasks.token_scores import TokenScore
 

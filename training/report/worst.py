@@ -10,7 +10,8 @@ import torch
 
 from lorary.training.precision import precision
 from lorary.training.report.content import WorstRow
-from lorary.training.tasks.base import Encoded, Task
+from lorary.training.tasks.base import Task
+from lorary.training.tasks.encoded import Encoded
 
 LONGEST_TEXT = 600  # characters of a row that are shown
 _RANKED = 256

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.answers import WrittenAnswers
-from lorary.training.tasks.base import Encoded, Task
+from lorary.training.tasks.base import Task
 from lorary.training.tasks.causal_blocks import CausalBlocks
+from lorary.training.tasks.encoded import Encoded
 from lorary.training.tasks.feature_extraction import FeatureExtraction
 from lorary.training.tasks.fill_mask import FillMask
 from lorary.training.tasks.multi_label import MultiLabelClassification

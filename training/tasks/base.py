@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,51 +18,13 @@ from lorary.training.fitting.evaluate import outcomes, token_logits
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.coding import Coded, code_rows, settings_of
-from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.made_rows import picked
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.token_cache import TokenCache
 
 if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss
 
-Feature = dict[str, Any]
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Rows as token ids: ``features`` are what the collator takes, ``golds`` what the metrics compare with.
-
-    ``lengths`` says of each row what was cut; a task that never cuts a row leaves it empty.
-    Features that aren't a tuple are made when they are asked for: a corpus is too long for lists.
-    A row has one feature, unless ``owners`` says for each feature which row it is of, in the rows' order.
-    """
-
-    examples: tuple[Example, ...]
-    features: Sequence[Feature]
-    golds: tuple[Any, ...]
-    lengths: tuple[Length, ...] = ()
-    owners: tuple[int, ...] | None = None
-
-    def head(self, count: int) -> Encoded:
-        """The first ``count`` rows."""
-        return self.pick(range(min(count, len(self.examples))))
-
-    def pick(self, places: Sequence[int]) -> Encoded:
-        """The rows at these places, in this order."""
-        return Encoded(
-            tuple(self.examples[place] for place in places),
-            picked(self.features, places) if self.owners is None else tuple(chain(*map(self.of, places))),
-            tuple(self.golds[place] for place in places),
-            tuple(self.lengths[place] for place in places) if self.lengths else (),
-            None if self.owners is None else tuple(row for row, place in enumerate(places) for _ in self.of(place)),
-        )
-
-    def of(self, row: int) -> list[Feature]:
-        """The features of a row."""
-        if self.owners is None:
-            return [self.features[row]]
-        return list(self.features[bisect_left(self.owners, row) : bisect_right(self.owners, row)])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Encoded, Feature, Metrics, Task
+from lorary.training.tasks.base import Metrics, Task
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.made_rows import MadeRows
 from lorary.training.tasks.text_generation import TextGeneration
 from lorary.training.tasks.token_cache import TokenCache

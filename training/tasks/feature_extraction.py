@@ -22,8 +22,9 @@ from lorary.training.data import Example
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import embeddings
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task, one_device
+from lorary.training.tasks.base import Answer, Metrics, Task, one_device
 from lorary.training.tasks.coding import Coded
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.padding import pad_right
 

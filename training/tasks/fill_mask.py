@@ -14,7 +14,8 @@ import torch
 
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.base import Answer, Metrics, Task
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.masking import Epochs, MaskedRows, Masker
 from lorary.training.tasks.token_cache import TokenCache

@@ -23,8 +23,9 @@ from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer as ShownAnswer
-from lorary.training.tasks.base import Encoded, Feature, Metrics, Task
+from lorary.training.tasks.base import Metrics, Task
 from lorary.training.tasks.coding import Coded
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.padding import pad_right
 from lorary.training.tasks.squad import best, exact, overlap
 

@@ -14,7 +14,8 @@ from lorary.hub.manifest import REGRESSION
 from lorary.training.data import Example
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics
+from lorary.training.tasks.base import Answer, Metrics
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.scale import Scale, last_layer
 from lorary.training.tasks.text_classification import TextClassification
 

@@ -21,8 +21,9 @@ from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 from lorary.training.data import Example, Note
-from lorary.training.tasks.base import Encoded, Feature, Metrics
+from lorary.training.tasks.base import Metrics
 from lorary.training.tasks.coding import Coded
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.forms import Causal, EncoderDecoder, Form
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.token_scores import TokenScore

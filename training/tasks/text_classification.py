@@ -16,8 +16,9 @@ from lorary.hub.manifest import SINGLE_LABEL
 from lorary.training.data import Example
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.coding import Coded
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.scores import Scores, area_under_curves, stacked
 from lorary.training.tasks.weights import weighed

@@ -17,9 +17,10 @@ from lorary.hub.errors import DataError, TrainingError
 from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
 from lorary.training.recipe import Recipe
-from lorary.training.tasks.base import Answer, Encoded, Feature, Metrics, Task
+from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.conversation import asked, check_chats, encode_chat, messages_of
+from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.packing import PackingCollator, keeps_rows_apart
 from lorary.training.tasks.token_scores import IGNORED, TokenScore, score_tokens, token_metrics

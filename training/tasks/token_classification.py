@@ -21,8 +21,9 @@ from lorary.training.data.tags import as_iobes, mark_entities
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
 from lorary.training.report.spans import count_spans
-from lorary.training.tasks.base import Answer, Feature, Metrics, Task
+from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.coding import Coded
+from lorary.training.tasks.encoded import Feature
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.weights import weighed
 

@@ -12,7 +12,8 @@ from lorary.adapters.text.generate import Manner, PromptRow, prompt_tokens
 from lorary.training.data import Example, Note
 from lorary.training.fitting.evaluate import outcomes as token_outcomes
 from lorary.training.fitting.writing import spread, write_texts
-from lorary.training.tasks.base import Answer, Encoded, Metrics, Task
+from lorary.training.tasks.base import Answer, Metrics, Task
+from lorary.training.tasks.encoded import Encoded
 from lorary.training.tasks.token_scores import TokenScore, token_metrics
 
 

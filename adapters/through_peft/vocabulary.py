@@ -20,6 +20,7 @@ PREFIXES = (PEFT_PREFIX, "base_model.")
 """PEFT's for tuners, and for prompts, which wrap the model alone."""
 _WRAPPERS = ("original_module.", "token_adapter.base_layer.", "base_layer.", "")
 """Where PEFT keeps a layer that it wrapped, the untrained one first."""
+_KEPT_IN = frozenset(("original_module", "token_adapter", "base_layer", "modules_to_save"))
 TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 """What PEFT calls the rows of a layer that were trained anew."""
 
@@ -37,7 +38,8 @@ def own_vocabulary(checkpoint: Checkpoint, body: Any) -> int | None:
     found: dict[int, str] = {}
     for key, info in checkpoint.tensors.items():
         _, here, part = f".{key}".rpartition(f".{path}.")
-        if here and part.endswith("weight") and len(info.shape) == 2 and "lora_" not in part:
+        *around, last = part.split(".")
+        if here and last == "weight" and len(info.shape) == 2 and _KEPT_IN.issuperset(around):
             found.setdefault(info.shape[0], key)
         elif here and part == "lora_embedding_A" and len(info.shape) == 2:
             found.setdefault(info.shape[1], key)

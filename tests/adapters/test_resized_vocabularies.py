@@ -17,7 +17,17 @@ from lorary.hub.errors import (
     UnsupportedAdapterError,
 )
 from lorary.hub.manifest import Manifest
-from tiny import PEFT_TASK, VOCABULARY, default_targets, make_adapter, make_base, make_tokenizer, task_class
+from methods import make_method
+from tiny import (
+    PEFT_TASK,
+    VOCABULARY,
+    default_targets,
+    make_adapter,
+    make_base,
+    make_tokenizer,
+    peft_reference,
+    task_class,
+)
 
 NEW = ("<sql>", "<end>", "<table>")
 LARGER = VOCABULARY + len(NEW)
@@ -167,6 +177,17 @@ def verifiable(backbone, folder, rows):
     ).write(folder)
     write_golden(folder, answers)
     return answers
+
+
+def test_another_methods_weights_at_the_embedding(bases, tmp_path):
+    """They aren't rows of tokens, whatever their size."""
+    make_method(bases("llama"), tmp_path / "own", "OFT", task="text-generation", target_modules=["embed_tokens"])
+    reference = peft_reference(bases("llama"), tmp_path / "own", task="text-generation")
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.load(tmp_path / "own")
+    with torch.no_grad():
+        want = reference(torch.tensor([[7, 8, 9]])).logits[0]
+    torch.testing.assert_close(backbone.logits([[7, 8, 9]], "own")[0], want, atol=1e-5, rtol=1e-5)
 
 
 def test_golden_logits_of_new_tokens(bases, tmp_path):

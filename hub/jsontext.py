@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 MAX_DEPTH = 64
@@ -31,16 +32,15 @@ def load_json(text: str | bytes) -> Any:
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    _check(value, MAX_DEPTH)
+    _check([value], MAX_DEPTH)
     return value
 
 
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key!r} occurs twice")
-        result[key] = value
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r} occurs twice")
     return result
 
 
@@ -62,14 +62,15 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _check(value: Any, depth: int) -> None:
-    if isinstance(value, str):
-        if not value.isascii():
-            value.encode("utf-8")  # raises UnicodeEncodeError, a ValueError, for a lone surrogate
-    elif isinstance(value, list | dict):
-        if depth == 0:
-            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-        for key in value if isinstance(value, dict) else ():
-            _check(key, depth)
-        for item in value.values() if isinstance(value, dict) else value:
-            _check(item, depth - 1)
+def _check(values: Iterable[Any], depth: int) -> None:
+    for value in values:
+        kind = type(value)
+        if kind is str:
+            if not value.isascii():
+                value.encode("utf-8")  # raises UnicodeEncodeError, a ValueError, for a lone surrogate
+        elif kind is list or kind is dict:
+            if depth == 0:
+                raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+            _check(value, depth - 1)  # of an object, the keys
+            if kind is dict:
+                _check(value.values(), depth - 1)

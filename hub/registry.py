@@ -16,7 +16,7 @@ from lorary.hub.files.store import Store
 from lorary.hub.finding.choice import Choice, choose_best
 from lorary.hub.finding.fulltext import catch_up
 from lorary.hub.finding.overview import Cell, overview
-from lorary.hub.finding.query import FoundVersions, find_versions, relatives
+from lorary.hub.finding.query import FoundVersions, find_versions, relatives, select_in_order
 from lorary.hub.finding.search import Filter, known_fingerprints, normalise_tags
 from lorary.hub.keeping.aliases import Naming, name_version, signature
 from lorary.hub.keeping.methods import Keeping
@@ -250,16 +250,21 @@ class Registry(Keeping):
             domain=domain, task=task, base=base, method=method, strategy=strategy, tag=tag, alias=alias, text=text,
             where=tuple(where), ancestor=ancestor,
         )  # fmt: skip
-        return list(self.search(wanted, sort=sort, reverse=reverse, limit=limit).versions)
+        if wanted.text:
+            catch_up(self.path)
+        with reading(self.path) as db:  # all of them as they are at one moment
+            page = find_versions(db, wanted, self.path, sort=sort, reverse=reverse, limit=limit)
+            return list(select_in_order(db, page.ids)) if db else []
 
     def search(
         self, wanted: Filter, *, sort: str = "name", reverse: bool = False, limit: int | None = None
     ) -> FoundVersions:
-        """As :meth:`find`, and how many there are without the limit."""
+        """As :meth:`find`, and how many there are without the limit; for as many versions as memory wouldn't hold."""
         if wanted.text:
             catch_up(self.path)
         with reading(self.path) as db:
-            return find_versions(db, wanted, self.path, sort=sort, reverse=reverse, limit=limit)
+            page = find_versions(db, wanted, self.path, sort=sort, reverse=reverse, limit=limit)
+        return FoundVersions(self.path, page)
 
     def fingerprints(self, base: str) -> list[str]:
         """The fingerprints that a base's id or folder stands for in the catalogue; of a fingerprint, itself."""

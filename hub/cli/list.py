@@ -9,7 +9,15 @@ import typer
 from lorary.hub.cli.base_option import base_to_find
 from lorary.hub.cli.list_remote import EverybodyOption, RemoteOption, print_remote
 from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, one_form, open_registry
-from lorary.hub.cli.output import print_csv, print_json, print_line, print_note, print_table, short_number, version_json
+from lorary.hub.cli.output import (
+    print_csv,
+    print_json_list,
+    print_line,
+    print_note,
+    print_table,
+    short_number,
+    version_json,
+)
 from lorary.hub.finding.search import NUMBERS, Filter, parse_comparison
 from lorary.hub.metrics import headline
 from lorary.hub.values import Version
@@ -77,18 +85,18 @@ def command(
     )  # fmt: skip
     found = catalogue.search(wanted, sort="name" if sort is None else sort, reverse=reverse, limit=limit or None)
     if as_json:
-        print_json([version_json(version) for version in found.versions])
+        print_json_list(map(version_json, found))
     elif as_csv:
-        print_csv([_csv_row(version) for version in found.versions], _CSV_COLUMNS)
-    elif found.versions:
+        print_csv(map(_csv_row, found), [*_CSV_COLUMNS, *sorted(map(_csv_metric, found.metrics()))])
+    elif found:
         columns = dict.fromkeys([sort or "name", *(parse_comparison(text).name for text in wanted.where)])
-        print_table([_row(version, list(columns)) for version in found.versions], expendable=_EXPENDABLE)
+        print_table([_row(version, list(columns)) for version in found], expendable=_EXPENDABLE)
     elif not catalogue.path.exists():
         print_line(f"There is no registry at {catalogue.path} yet; `lorary import` makes it.")
     else:
         filled = catalogue.search(Filter(), limit=1).total
         print_line(f"Nothing in {catalogue.path} fits." if filled else f"{catalogue.path} is empty.")
-    if more := found.total - len(found.versions):
+    if more := found.total - len(found):
         told = f"{more:,} more fit{'s' if more == 1 else ''}; narrow it down, or --limit 0 shows all"
         print_note(told, aside=as_json or as_csv)
 
@@ -126,6 +134,9 @@ def _csv_row(version: Version) -> dict[str, object]:
     renamed = {"version": version.number, "base": version.base_id}
     lists = {name: " ".join(getattr(version, name)) for name in ("aliases", "tags", "parents")}
     row = {name: renamed.get(name, lists.get(name, getattr(version, name, None))) for name in _CSV_COLUMNS}
+    return {**row, **{_csv_metric(name): value for name, value in version.metrics.get("test", {}).items()}}
+
+
+def _csv_metric(name: str) -> str:
     # Nobody keeps a trainer from calling a metric as a column is.
-    test = {f"test/{name}" if name in row else name: value for name, value in version.metrics.get("test", {}).items()}
-    return {**row, **test}
+    return f"test/{name}" if name in _CSV_COLUMNS else name

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from json.encoder import encode_basestring_ascii
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.markup import clean
@@ -19,6 +21,7 @@ __all__ = [
     "print_error",
     "print_fields",
     "print_json",
+    "print_json_list",
     "print_line",
     "print_matrix",
     "print_note",
@@ -53,14 +56,47 @@ def print_line(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON in ASCII, which no terminal acts upon. What JSON has no number for is null."""
-    try:
-        text = json.dumps(value, indent=2, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(value), indent=2, allow_nan=False)
-    print(text)
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def print_json_list(values: Iterable[Any]) -> None:
+    """Print what :func:`print_json` prints of a list, each value as soon as it is there; it is forgotten then."""
+    before = "["
+    for value in values:
+        print(before, _indented(value, "\n  "), sep="\n  ", end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")
+
+
+def _indented(value: Any, margin: str) -> str:
+    """The text of ``json.dumps(_finite(value), indent=2)`` at a margin, in a third of the time; all keys are texts."""
+    if text := _TEXTS.get(type(value)):
+        return text(value)
+    value, inner = _fields(value), f"{margin}  "
+    if not value or not isinstance(value, (dict, list, tuple)):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        lines = [f"{encode_basestring_ascii(name)}: {_indented(item, inner)}" for name, item in value.items()]
+        return f"{{{inner}{f',{inner}'.join(lines)}{margin}}}"
+    return f"[{inner}{f',{inner}'.join([_indented(item, inner) for item in value])}{margin}]"
+
+
+_TEXTS: Mapping[type, Callable[[Any], str]] = {
+    str: encode_basestring_ascii,
+    int: int.__repr__,
+    float: lambda value: float.__repr__(value) if math.isfinite(value) else "null",
+    bool: lambda value: "true" if value else "false",
+    NoneType: lambda _: "null",
+}
+
+
+def _fields(value: Any) -> Any:
+    """A dataclass's fields by name, as ``asdict`` but without copies of what is in them; others as they are."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__} if is_dataclass(value) else value
 
 
 def _finite(value: Any) -> Any:
+    value = _fields(value)
     if isinstance(value, Mapping):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -74,15 +110,13 @@ def print_note(text: str, *, aside: bool) -> None:
 
 
 def print_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Print rows as CSV: ``columns``, then whatever else the rows have, by name.
+    """Print rows as CSV, each as soon as it is there; of a row, what ``columns`` have.
 
     A text that a spreadsheet would take for a formula begins with a quotation mark.
     """
     import csv
 
-    rows = list(rows)
-    more = sorted({name for row in rows for name in row}.difference(columns))
-    writer = csv.DictWriter(sys.stdout, [*columns, *more], restval="", lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writerow({name: _csv_cell(name) for name in writer.fieldnames})
     writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
 
@@ -95,8 +129,8 @@ def _csv_cell(value: object) -> object:
 
 
 def version_json(version: Version) -> dict[str, Any]:
-    """A version as plain JSON values, its reference first."""
-    return {"reference": version.reference, **asdict(version)}
+    """A version's fields as :func:`print_json` takes them, its reference first."""
+    return {"reference": version.reference, **_fields(version)}
 
 
 def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[str] = ()) -> None:

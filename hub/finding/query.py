@@ -16,6 +16,7 @@ from lorary.hub.errors import UnknownReferenceError, UsageError
 from lorary.hub.finding.search import NUMBERS, Condition, Filter, check_metric, check_unmade, conditions_for
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.tables.catalogue import select
+from lorary.hub.tables.database import reading
 from lorary.hub.tables.lookup import locate_id
 from lorary.hub.values import Version
 
@@ -40,10 +41,38 @@ class Page:
 
 @dataclass(frozen=True)
 class FoundVersions:
-    """Versions in order, as many as were asked for, and how many fit in all."""
+    """Versions in order, as many as were asked for, and how many fit in all.
 
-    versions: tuple[Version, ...]
-    total: int
+    They are read some at a time as one goes through them, each time anew. Between, the registry isn't locked, however
+    long that takes; what was removed meanwhile is left out.
+    """
+
+    path: Path
+    page: Page
+
+    @property
+    def total(self) -> int:
+        """How many fit, also beyond the limit."""
+        return self.page.total
+
+    def metrics(self) -> set[str]:
+        """The names of the metrics on held-out rows that any of them has."""
+        names: set[str] = set()
+        for some in _portions(self.page.ids):
+            among = f"split = 'test' AND version_id IN ({', '.join(map(str, some))})"
+            with reading(self.path) as db:
+                found = db.execute(f"SELECT DISTINCT name FROM metrics WHERE {among}") if db else ()
+                names.update(str(name) for (name,) in found)
+        return names
+
+    def __len__(self) -> int:
+        return len(self.page.ids)
+
+    def __iter__(self) -> Iterator[Version]:
+        for some in _portions(self.page.ids):
+            with reading(self.path) as db:
+                versions = list(select_in_order(db, some)) if db else []
+            yield from versions
 
 
 @dataclass(frozen=True)
@@ -82,7 +111,7 @@ COLUMNS: Mapping[str, Order] = {
 
 def find_versions(
     db: Database | None, wanted: Filter, path: Path, *, sort: str, reverse: bool, limit: int | None
-) -> FoundVersions:
+) -> Page:
     """The versions that are wanted; ``db`` is None where no registry is at ``path`` yet.
 
     Raises:
@@ -93,18 +122,20 @@ def find_versions(
         raise UsageError(f"the limit is {limit}; expected at least 1, or none for all")
     if db is None:
         check_unmade(wanted, path)
-        return FoundVersions((), 0)
+        return Page((), 0)
     conditions = conditions_for(db, wanted, path)
-    page = find_page(db, conditions, order_by(db, sort), reverse=reverse, limit=limit)
-    return FoundVersions(tuple(select_in_order(db, page.ids)), page.total)
+    return find_page(db, conditions, order_by(db, sort), reverse=reverse, limit=limit)
 
 
 def select_in_order(db: Database, ids: Sequence[int]) -> Iterator[Version]:
-    """The versions of these row ids."""
-    for start in range(0, len(ids), _AT_ONCE):
-        some = ids[start : start + _AT_ONCE]
+    """The versions of these row ids, without those that aren't there any more."""
+    for some in _portions(ids):
         versions = select(db, f"v.id IN ({', '.join(map(str, some))})")
-        yield from (versions[row_id] for row_id in some)
+        yield from (versions[row_id] for row_id in some if row_id in versions)
+
+
+def _portions(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
 
 
 def relatives(db: Database, reference: str, path: Path) -> list[Version]:

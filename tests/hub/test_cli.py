@@ -13,7 +13,8 @@ from checkpoints import make_checkpoint, make_manifest
 from lorary.hub import Registry
 from lorary.hub.cli.main import COMMANDS
 from lorary.hub.cli.options import given_path
-from lorary.hub.cli.output import print_table
+from lorary.hub.cli.output import print_json_list, print_table
+from lorary.hub.values import FileEntry
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "pandas", "numpy", "huggingface_hub")
 
@@ -343,6 +344,23 @@ def test_ctrl_c_is_one_line(filled):
     environment = {**os.environ, "LORARY_REGISTRY": str(filled.path)}
     finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (finished.returncode, finished.stderr) == (130, "lorary: error: interrupted\n")
+
+
+def test_a_list_is_printed_as_json_writes_it(capsys):
+    values = [
+        {"text": 'a "quoted" \n line, größer', "numbers": [1, -2.5, 1e-9, 1e300, True, False, None], "none": {}},
+        [[], (), {"deep": [{"er": (1, ["x"])}]}, ""],
+        FileEntry("ab", 3),
+        "alone",
+        0,
+    ]
+    print_json_list(iter(values))
+    plain = [*values[:2], {"sha256": "ab", "size": 3}, *values[3:]]
+    assert capsys.readouterr().out == json.dumps(plain, indent=2) + "\n"
+    print_json_list([{"f1": float("nan")}, float("inf")])
+    assert json.loads(capsys.readouterr().out) == [{"f1": None}, None]
+    print_json_list([])
+    assert capsys.readouterr().out == "[]\n"
 
 
 @pytest.mark.parametrize("width", [50, 200])

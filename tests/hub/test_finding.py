@@ -85,7 +85,17 @@ def test_the_worst_first_leaves_what_has_no_value_last(filled):
 @pytest.mark.usefixtures("planned")
 def test_the_total_is_told_without_the_limit(filled):
     found = filled.search(Filter(domain="finance", base="org/tiny"), limit=2)
-    assert ([version.reference for version in found.versions], found.total) == (["tone@1", "tone@2"], 3)
+    assert ([version.reference for version in found], found.total) == (["tone@1", "tone@2"], 3)
+
+
+def test_a_search_locks_nothing_while_one_goes_through_it(filled, monkeypatch):
+    monkeypatch.setattr(query, "_AT_ONCE", 2)
+    found = filled.search(Filter(), sort="name", limit=4)
+    assert (len(found), found.total, found.metrics()) == (4, 5, {"f1", "loss"})
+    through = iter(found)
+    assert [next(through).reference, next(through).reference] == ["legal-ner@1", "llama-tone@1"]
+    filled.remove("tone@1", force=True)  # and nobody waits
+    assert [version.reference for version in through] == ["tone@2"]
 
 
 @pytest.mark.usefixtures("planned")

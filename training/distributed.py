@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 
 from lorary.hub.errors import TrainingError
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.methods import LORA_METHODS
 
 _Value = TypeVar("_Value")
+_FSDP = "ACCELERATE_USE_FSDP"
 
 PATIENCE = timedelta(hours=24)
 """How long the others wait while the first process measures or saves alone."""
@@ -22,10 +24,16 @@ PATIENCE = timedelta(hours=24)
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run: how many there are, and which one this is."""
+    """The processes of a run: how many there are, and which one this is.
+
+    ``device`` is what this one trains on, where there are several; ``sharded``: each keeps a part of the base
+    (:mod:`lorary.training.sharding`).
+    """
 
     count: int = 1
     rank: int = 0
+    device: str = "cpu"
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -81,16 +89,17 @@ def join(recipe: Recipe) -> Group:
         TrainingError: the recipe places the base itself, or the launcher asks for what can't be done.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    for name in ("DeepSpeed", "FSDP"):
-        if _on(f"ACCELERATE_USE_{name.upper()}"):
-            raise TrainingError(
-                f"{name} isn't supported: the first process measures, saves and checks the adapter alone, and a base "
-                "in shards answers only when all processes ask. Launch with examples/accelerate/ddp.yaml, where each "
-                "process holds a whole base; where that is too large, use method: qlora, or device_map: auto in one "
-                "process"
-            )
+    if _on(os.environ.get("ACCELERATE_USE_DEEPSPEED", "")):
+        raise TrainingError(
+            "DeepSpeed isn't supported; examples/accelerate/fsdp.yaml cuts up the base, and in ddp.yaml there each "
+            "process holds a whole one"
+        )
+    # Not left to accelerate: it would cut up the adapter too, which every process has to hold whole.
+    sharded = _on(os.environ.pop(_FSDP, ""))
     if count == 1:
         return ALONE
+    if sharded:
+        _check_sharded(recipe)
     if recipe.device_map is not None:
         raise TrainingError(
             f"device_map {recipe.device_map!r} spreads one base over all GPUs, and each of {count} processes has a "
@@ -102,10 +111,24 @@ def join(recipe: Recipe) -> Group:
         raise TrainingError(f"device {recipe.device!r} names one device for {count} processes; leave it out")
     from accelerate import PartialState
 
-    on_cpu = recipe.device == "cpu" or _on("ACCELERATE_USE_CPU")
+    from lorary.adapters.base.quantization import quieten
+
+    quieten()
+    on_cpu = recipe.device == "cpu" or _on(os.environ.get("ACCELERATE_USE_CPU", ""))
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)  # also makes "cuda" mean this process's GPU
-    return Group(state.num_processes, state.process_index)
+    return Group(state.num_processes, state.process_index, str(state.device), sharded)
 
 
-def _on(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+def _check_sharded(recipe: Recipe) -> None:
+    """Refuse what needs a layer's whole weight at other times than the layer itself."""
+    if recipe.method not in LORA_METHODS or recipe.method == "dora":
+        raise TrainingError(
+            f"method {recipe.method!r} isn't for a base that FSDP cuts up: lora, qlora and rslora alone are known to "
+            "leave its weights to its own layers; use one of them, or launch with examples/accelerate/ddp.yaml"
+        )
+    if recipe.base_quantization == "int8":
+        raise TrainingError("an 8-bit base can't be cut up by FSDP; use method: qlora, or quantization: none")
+
+
+def _on(value: str) -> bool:
+    return value.lower() in ("1", "true", "yes")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,6 +34,9 @@ from lorary.training.save import (
 from lorary.training.tasks import Encoded, Task
 from lorary.training.tasks.base import Metrics
 from lorary.training.working_folder import git_state
+
+if TYPE_CHECKING:
+    from lorary.training.fitting.loop import Fitted
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,6 @@ def run(
     # Only here, so that a run that ends with its data's mistakes doesn't wait for the trainers' imports.
     from lorary.training.estimate.plan import predict
     from lorary.training.fitting.fit import fit
-    from lorary.training.fitting.memory_fallback import in_smaller_batches
-    from lorary.training.report.build import build_report
 
     git = git_state()  # before the hours in which it may change
     recipe, task, model, test = prepared.recipe, prepared.task, prepared.model, prepared.test
@@ -76,19 +78,14 @@ def run(
     if device.type == "cuda":
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
-
-    def answers(model: Any, rows: Encoded = test) -> list[Any]:
-        def in_batches(size: int) -> list[Any]:
-            return task.outcomes(model, rows, prepared.base.tokenizer, size)
-
-        return in_smaller_batches(in_batches, recipe.training.batch_size, reporter.note)
-
     reporter.phase("measuring untrained")
-    metrics = {"untrained": task.metrics(answers(model), test.golds)}
-    metrics |= task.baselines(prepared.data.train, prepared.train, test, prepared.base.tokenizer)
+    with _alone(prepared):
+        metrics = {"untrained": task.metrics(_answers(prepared, test, reporter), test.golds)}
+        metrics |= task.baselines(prepared.data.train, prepared.train, test, prepared.base.tokenizer)
     for line in task.caveats(test.golds):
         reporter.note(line)
-    estimate = predict(prepared) if recipe.report.write else None
+    # What a base in shards takes can't be told from one that is whole.
+    estimate = predict(prepared) if recipe.report.write and prepared.shards is None else None
     hint = padding_hint([len(feature["input_ids"]) for feature in prepared.train.features], recipe)
     if hint:
         reporter.note(hint)
@@ -99,13 +96,24 @@ def run(
             folder=checkpoints, reporter=reporter, stops=stops or Stops(), group=group,
         )  # fmt: skip
     reporter.phase("measuring")
-    prepared = prepared.settled()
-    model, validation = prepared.model, prepared.validation
+    with _alone(prepared):
+        return _measure(prepared.settled(), fitted, metrics, estimate, git, reporter)
+
+
+def _measure(
+    prepared: Prepared, fitted: Fitted, metrics: dict[str, Metrics], estimate: dict[str, int] | None,
+    git: Mapping[str, Any] | None, reporter: Reporter,
+) -> Finished:  # fmt: skip
+    """What the trained model, in the form that is saved, makes of the held-out rows; added to ``metrics``."""
+    from lorary.training.report.build import build_report
+
+    recipe, task, model, test = prepared.recipe, prepared.task, prepared.model, prepared.test
     seen: Sequence[Any] = ()
     if task.decides:
-        before = answers(model, validation) if validation else []
+        validation = prepared.validation
+        before = _answers(prepared, validation, reporter) if validation else []
         seen = task.decide(before, validation.golds if validation else (), reporter.note)
-    outcomes = answers(model)
+    outcomes = _answers(prepared, test, reporter)
     metrics["test"] = task.metrics(outcomes, test.golds)
     gap = None
     if prepared.data.held_out:
@@ -130,6 +138,21 @@ def run(
     return Finished(prepared, trained, metrics, rows, expected, report, outcomes, fitted.best_epoch, seen)
 
 
+def _answers(prepared: Prepared, rows: Encoded, reporter: Reporter) -> list[Any]:
+    """What the model makes of each row now."""
+    from lorary.training.fitting.memory_fallback import in_smaller_batches
+
+    def in_batches(size: int) -> list[Any]:
+        return prepared.task.outcomes(prepared.model, rows, prepared.base.tokenizer, size)
+
+    return in_smaller_batches(in_batches, prepared.recipe.training.batch_size, reporter.note)
+
+
+def _alone(prepared: Prepared) -> AbstractContextManager[None]:
+    """For what the first process does with the model while the others wait, or lend it their parts of the base."""
+    return prepared.shards.borrowed() if prepared.shards else nullcontext()
+
+
 def save_run(finished: Finished, files: Path) -> None:
     """Write a finished run's adapter and report into ``files``."""
     save(finished.prepared, finished.trained, files)
@@ -145,11 +168,12 @@ def check(finished: Finished, files: Path, registry: Registry) -> None:
     """
     prepared = finished.prepared
     plain = take_off(prepared.model, prepared.base)
-    backbone = Backbone.from_model(
-        plain, prepared.base.bare.tokenizer, identity=prepared.base.identity, slots=1, registry=registry
-    )
-    gate(files, backbone, prepared.task, finished.trained, finished.rows, finished.expected)
-    backbone.release()
+    with _alone(prepared):
+        backbone = Backbone.from_model(
+            plain, prepared.base.bare.tokenizer, identity=prepared.base.identity, slots=1, registry=registry
+        )
+        gate(files, backbone, prepared.task, finished.trained, finished.rows, finished.expected)
+        backbone.release()
 
 
 def _note_no_gain(task: Task, metrics: Mapping[str, Metrics], reporter: Reporter) -> None:

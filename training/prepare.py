@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
+from lorary.adapters.base.device import dtype_name, pick_dtype
 from lorary.adapters.running.inference import longest_input
 from lorary.training.data import Example, Examples
 from lorary.training.distributed import ALONE, Group
@@ -14,6 +17,7 @@ from lorary.training.model import Base, add_tokens, check_settings, initialise, 
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.steps import with_enough_epochs
+from lorary.training.sharding import Shards, shard
 from lorary.training.strategies.beginning import begin
 from lorary.training.strategies.going_on import Stack
 from lorary.training.strategies.parent import Parent
@@ -27,7 +31,8 @@ class Prepared:
     """A run before its first step: data, base and adapter in memory, all seeded.
 
     ``lengths``: what became of rows that are too long, by part (:func:`lorary.training.tasks.lengths.fit_lengths`).
-    ``parent`` is the adapter that the run starts from, and ``stack`` what of it acts unseen in the base.
+    ``parent`` is the adapter that the run starts from, and ``stack`` what of it acts unseen in the base. ``shards``:
+    the base's, where other processes have parts of it.
     """
 
     recipe: Recipe
@@ -42,6 +47,7 @@ class Prepared:
     lengths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     parent: Parent | None = None
     stack: Stack | None = None
+    shards: Shards | None = None
 
     def settled(self) -> Prepared:
         """After the last step: the model is the one that is saved, as plain LoRA on the untouched base."""
@@ -65,7 +71,7 @@ def prepare(
     task.begin(data.train)
     if base is None:
         reporter.phase("loading the base")
-        base = load_for(task, recipe)
+        base = load_for(task, _on_the_cpu(recipe, group) if group.sharded else recipe)
     else:
         reseed(base, recipe.training.seed)
     base = add_tokens(base, recipe, reporter.note)
@@ -82,12 +88,24 @@ def prepare(
     begun = begin(recipe, base, task, parent, encoded["train"].features[0], reporter.note)
     if parent is None or recipe.start == "stack":
         initialise(begun.model, base, task, recipe, encoded["train"].features, reporter.note)
+    shards = shard(begun.model, group) if group.sharded else None
+    if shards:
+        reporter.note(
+            f"the base's layers are cut up among {group.count} processes, {shards.held / 2**20:.4g} MiB in each"
+        )
     size = recipe.training.batch_size
     encoded = {part: task.refer(begun.model, rows, base.tokenizer, size) for part, rows in encoded.items()}
     train, validation, test = encoded["train"], encoded.get("validation"), encoded["test"]
     return Prepared(
-        begun.recipe, task, base, begun.model, train, validation, test, max_length, data, lengths, parent, begun.stack
-    )
+        begun.recipe, task, base, begun.model, train, validation, test, max_length, data, lengths, parent, begun.stack,
+        shards,
+    )  # fmt: skip
+
+
+def _on_the_cpu(recipe: Recipe, group: Group) -> Recipe:
+    """For a base that may be too large for the device it is trained on before it is cut up; in that device's dtype."""
+    dtype = pick_dtype(torch.device(group.device), recipe.dtype)
+    return recipe.model_copy(update={"device": "cpu", "dtype": dtype_name(dtype)})
 
 
 def encode_parts(

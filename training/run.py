@@ -184,11 +184,15 @@ def take_part(recipe: Recipe, group: Group) -> None:
 
     with Stops() as stops, quiet_libraries():
         prepared = prepare(recipe, load_data(recipe), Reporter(), shared.parent, group=group)
+        lend = prepared.shards.lend if prepared.shards else lambda: None
+        lend()  # while the first measures the untrained model
         with prepared.task.scaled(prepared.model, prepared.train):
             fit(
                 prepared.model, prepared.base.tokenizer, prepared.task, prepared.train, prepared.validation,
                 prepared.recipe, folder=shared.checkpoints, reporter=Reporter(), stops=stops, group=group,
             )  # fmt: skip
+        lend()  # while it measures what was trained,
+        lend()  # and while it checks the files
 
 
 def _check_registry(recipe: Recipe, registry: Registry) -> None:

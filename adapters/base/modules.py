@@ -81,7 +81,8 @@ def linear_shape(module: torch.nn.Module) -> LinearShape | None:
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(inputs, int) and isinstance(outputs, int):
         return LinearShape(inputs, outputs, getattr(module, "bias", None) is not None)
-    if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nx", None), int):
+    # By all its classes' names: a module that is cut up among processes has one of its own.
+    if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__) and isinstance(getattr(module, "nx", None), int):
         return LinearShape(int(module.nx), int(module.nf), bias=True, transposed=True)  # type: ignore[arg-type]
     return None
 

@@ -82,9 +82,10 @@ def together():
     """``together(folder, *words)``: the exit codes of the two processes, whose output is in ``folder``."""
     process = subprocess.Popen([sys.executable, "-c", PROCESSES], stdin=PIPE, stdout=PIPE, text=True)
 
-    def run(folder: Path, *words: str) -> list[int]:
+    def run(folder: Path, *words: str, sharded: bool = False) -> list[int]:
         environment = {
             "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ACCELERATE_USE_CPU": "true",
+            "ACCELERATE_USE_FSDP": str(sharded).lower(),
         }  # fmt: skip
         order = {"folder": str(folder), "environment": environment}
         order["words"] = ["recipe.yaml", "--registry", "own.db", *words]
@@ -125,15 +126,17 @@ def recipe(make_recipe, bases, tmp_path):
     return write
 
 
-def test_two_processes_make_the_adapter_of_one(recipe, together, tmp_path, registry):
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_two_processes_make_the_adapter_of_one(sharded, recipe, together, tmp_path, registry):
     halves = recipe()
-    codes = together(tmp_path, "--set", "output=two")
+    codes = together(tmp_path, "--set", "output=two", sharded=sharded)
     out, err = ((tmp_path / f"0.{stream}").read_text() for stream in (1, 2))
     assert codes == [0, 0], err
     training = halves.training.model_copy(update={"batch_size": 8})
     one = train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
     assert out.startswith("tiny@1: ")
     assert "Traceback" not in err
+    assert ("the base's layers are cut up among 2 processes, " in err) == sharded
     assert (tmp_path / "1.1").read_text() == ""
     two = Registry(tmp_path / "own.db").resolve("tiny")
     assert two.manifest.provenance["steps"] == one.manifest.provenance["steps"] == 10
@@ -143,6 +146,22 @@ def test_two_processes_make_the_adapter_of_one(recipe, together, tmp_path, regis
     for key, tensor in load_file(tmp_path / "one" / "adapter_model.safetensors").items():
         torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=1e-4)
     assert len(Registry(tmp_path / "own.db").versions()) == 1
+
+
+def test_a_quantized_base_in_shards(make_recipe, together, tmp_path, registry):
+    settings = {
+        "lora.dropout": 0.0, "training.batch_size": 4, "training.learning_rate": 0.01, "lora.init": "pissa",
+        "method": "qlora", "quantization": "nf4", "training.gradient_checkpointing": True,
+    }  # fmt: skip
+    halves = make_recipe("text-generation", family="llama", rows=24, **settings)
+    (tmp_path / "recipe.yaml").write_text(halves.to_yaml())
+    codes = together(tmp_path, "--set", "output=two", sharded=True)
+    assert codes == [0, 0], (tmp_path / "0.2").read_text()
+    training = halves.training.model_copy(update={"batch_size": 8})
+    train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
+    tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    for key, tensor in load_file(tmp_path / "one" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(tensors[key], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
@@ -194,6 +213,25 @@ def test_what_a_launcher_may_ask_for_and_this_cannot_do(monkeypatch, make_recipe
         join(recipe.model_copy(update={"device": None, "device_map": "auto"}))
     with pytest.raises(TrainingError, match="device 'cuda:1' names one device for 2 processes"):
         join(recipe.model_copy(update={"device": "cuda:1"}))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(TrainingError, match=r"DeepSpeed isn't supported; .*fsdp.yaml cuts up the base"):
+        join(recipe)
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "dora"}, "'dora' isn't for a base that FSDP cuts up: lora, qlora and rslora alone"),
+        ({"method": "ia3"}, "'ia3' isn't for a base that FSDP cuts up"),
+        ({"quantization": "int8"}, "an 8-bit base can't be cut up by FSDP; use method: qlora"),
+    ],
+)
+def test_what_cannot_be_trained_on_shards(settings, message, monkeypatch, make_recipe):
+    recipe: Recipe = make_recipe(**settings)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(TrainingError, match=r"FSDP isn't supported: .*shards answers only when all"):
+    assert join(recipe) is ALONE  # one process has all of the base
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=message):
         join(recipe)

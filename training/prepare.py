@@ -13,7 +13,17 @@ from lorary.adapters.base.device import dtype_name, pick_dtype
 from lorary.adapters.running.inference import longest_input
 from lorary.training.data import Example, Examples
 from lorary.training.distributed import ALONE, Group
-from lorary.training.model import Base, add_tokens, check_settings, initialise, load_for, reseed, settle, virtual_tokens
+from lorary.training.model import (
+    Base,
+    add_tokens,
+    check_settings,
+    initialise,
+    load_for,
+    reseed,
+    settle,
+    take_tokens,
+    virtual_tokens,
+)
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.steps import with_enough_epochs
@@ -74,7 +84,10 @@ def prepare(
         base = load_for(task, _on_the_cpu(recipe, group) if group.sharded else recipe)
     else:
         reseed(base, recipe.training.seed)
-    base = add_tokens(base, recipe, reporter.note)
+    if parent is None:
+        base = add_tokens(base, recipe, reporter.note)
+    else:
+        base = take_tokens(base, parent.checkpoint, reporter.note)
     rows = {"train": data.train, "validation": data.validation, "test": data.test}
     encoded, lengths, max_length = encode_parts(recipe, rows, task, base, reporter)
     enough = with_enough_epochs(recipe, len(encoded["train"].features), group.count)

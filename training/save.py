@@ -131,7 +131,7 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         generation=task.generation(),
         answering=task.answering(),
         thresholds=task.thresholds(),
-        added_tokens=recipe.tokens.add if isinstance(recipe.tokens.add, tuple) else None,
+        added_tokens=base.before.added if base.before is not None else None,
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": public(recipe).settings("json")},

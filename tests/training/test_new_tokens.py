@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from lorary.adapters import Backbone
-from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.checkpoint import WEIGHTS_NAME, read_checkpoint
 from lorary.hub.errors import CheckpointError, InterruptedRunError, RecipeError, TrainingError
 from lorary.training import train
+from lorary.training.data import load_data
 from lorary.training.estimate.plan import estimate
+from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
+from lorary.training.strategies.parent import find_parent
 from runs import SHORT, golden, prepared
 from samples import WORDS, write_jsonl
 from stops import Signal
@@ -255,11 +258,73 @@ def test_fill_mask_is_refused(make_recipe):
         make_recipe("fill-mask", **{"tokens.add": ("<a>",)})
 
 
-def test_another_run_cant_start_from_it(with_tokens, make_recipe, registry):
+@pytest.fixture
+def child_of(with_tokens, registry, tmp_path):
+    """``child_of(reference)``: a recipe that goes on with an adapter, on rows with its tokens."""
+
+    def make(reference, family="llama", **settings):
+        own = {"from": reference, "name": "child", "output": str(tmp_path / "child"), "lora.rank": 4, **settings}
+        return with_tokens(family, **{**own, "tokens.add": None, "tokens.special": False})
+
+    return make
+
+
+@pytest.mark.parametrize(("family", "method"), [("llama", "dora"), ("llama", "qlora"), ("gpt2", "lora")])
+def test_another_run_begins_where_it_ended(with_tokens, child_of, registry, tmp_path, bases, family, method):
+    """Untied, quantized and tied: with its tokenizer and the rows of its tokens, which then train on."""
+    settings = {"quantization": "nf4"} if method == "qlora" else {}
+    parent = train(with_tokens(family, method=method, **{"training.max_steps": 6, "tokens.end": "<|over|>"}), registry)
+    recipe = child_of(parent.reference, family, **settings, **SHORT)
+    ready = prepare(recipe, load_data(recipe), Reporter(), find_parent(recipe, registry))
+    for row, logits in zip(parent.manifest.golden_rows, golden(tmp_path / "out"), strict=True):
+        with torch.no_grad():
+            found = ready.model.eval()(torch.tensor([list(row)])).logits[0, -1].float()
+        torch.testing.assert_close(found, logits, atol=1e-4, rtol=1e-4)
+    ids = ready.base.tokenizer.convert_tokens_to_ids(["<|say|>", "<|over|>"])
+    assert all({*ids} <= {*feature["input_ids"]} for feature in ready.train.features)
+    assert ready.base.tokenizer.eos_token == "<|over|>"
+    child = train(recipe, registry)
+    assert child.manifest.added_tokens == ADD
+    assert child.parents == (parent.reference,)
+    before, after = load_file(tmp_path / "out" / WEIGHTS_NAME), load_file(tmp_path / "child" / WEIGHTS_NAME)
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[key], after[key]) for key in before if key.endswith("_delta"))
+    backbone = Backbone.from_pretrained(bases(family), registry=registry, **(settings or {"quantization": "none"}))
+    backbone.load(child.reference, "own")
+    assert backbone.verify("own").matches
+
+
+def test_a_task_adapter_begins_from_a_domain_adapter_with_tokens(with_tokens, make_recipe, registry, tmp_path):
+    """Another class of the same base has the embedding alone; the rows of the output layer stay behind."""
+    parent = train(with_tokens(**{"training.max_steps": 6}), registry)
+    settings = {"strategy": "intermediate", "from": parent.reference, "output": str(tmp_path / "child")}
+    recipe = make_recipe("text-classification", "llama", rows=24, name="child", **settings, **SHORT)
+    ready = prepare(recipe, load_data(recipe), Reporter(), find_parent(recipe, registry))
+    (rows,) = (p for name, p in ready.model.named_parameters() if "trainable_tokens_delta" in name)
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    assert torch.equal(rows, load_file(tmp_path / "out" / WEIGHTS_NAME)[key])
+    version = train(recipe, registry)
+    assert version.manifest.added_tokens == ADD
+    assert [key for key in load_file(tmp_path / "child" / WEIGHTS_NAME) if key.endswith("_delta")] == [key]
+
+
+def test_a_run_that_goes_on_from_it_and_was_stopped(with_tokens, child_of, registry, tmp_path):
     parent = train(with_tokens(**SHORT), registry)
-    child = {"from": parent.reference, "output": None, "name": "child"}
-    with pytest.raises(RecipeError, match=r"PEFT's LORA, trainable_token_indices.*can be continued or stacked"):
-        train(make_recipe("text-generation", **child), registry)
+    settings = {"training.epochs": 1, "training.checkpoint_steps": 2, "training.batch_size": 8}
+    whole = train(child_of(parent.reference, output=str(tmp_path / "whole"), **settings), registry)
+    with pytest.raises(InterruptedRunError):
+        train(child_of(parent.reference, **settings), registry, Signal("step 4"))
+    assert train(child_of(parent.reference, **settings), registry, resume=True).digest == whole.digest
+
+
+def test_it_cant_be_stacked_on(with_tokens, child_of, make_recipe, registry, tmp_path):
+    parent = train(with_tokens(**SHORT), registry)
+    with pytest.raises(RecipeError, match=r"start: tiny@1 has tokens of its own, whose rows can't be stacked"):
+        train(child_of(parent.reference, start="stack"), registry)
+    (tmp_path / "out/tokenizer.json").unlink()
+    lacking = child_of(str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match="the tokenizer that has them isn't beside it"):
+        train(lacking, registry)
 
 
 def test_tokens_that_the_base_has(with_tokens, registry, tmp_path):

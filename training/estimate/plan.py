@@ -89,7 +89,7 @@ def estimate(
             meet(variant, task, base, Reporter())
             return step_cost(
                 variant, task, base.tokenizer, base.model.config, _cut(rows, variant),
-                dtype=pick_dtype(device, variant.dtype), device=device,
+                dtype=pick_dtype(device, variant.dtype), device=device, before=base.before,
             )  # fmt: skip
 
         def cost(variant: Recipe, step: StepCost, measure: bool) -> RunCost:
@@ -193,6 +193,7 @@ def predict(prepared: Prepared) -> dict[str, int] | None:
             prepared.train.features,
             dtype=dtype,
             device=device,
+            before=base.before,
         )
     except EstimateError:
         return None

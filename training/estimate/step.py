@@ -16,7 +16,7 @@ from lorary.hub.errors import EstimateError
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.quantized import stand_in
-from lorary.training.model import Base, adapter_config, chosen_targets, head_modules, wrap
+from lorary.training.model import Base, Before, adapter_config, chosen_targets, head_modules, wrap
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
@@ -46,7 +46,7 @@ class StepCost:
 
 def step_cost(
     recipe: Recipe, task: Task, tokenizer: Any, config: Any, features: Sequence[Feature], *, dtype: torch.dtype,
-    device: torch.device,
+    device: torch.device, before: Before | None = None,
 ) -> StepCost:  # fmt: skip
     """Run two steps on tensors without content and count.
 
@@ -58,6 +58,7 @@ def step_cost(
         features: encoded rows; the longest ones make the batch.
         dtype: of the base where it isn't quantized.
         device: where it will run; a CUDA device counts with its own kernels.
+        before: what the base was before it got new tokens, which ``tokenizer`` and ``config`` have.
 
     Raises:
         EstimateError: the model's own code needs real values, or the method changes layers in a way that can't be
@@ -70,7 +71,7 @@ def step_cost(
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             with torch.device("meta"):
-                model = _adapted(recipe, task, tokenizer, config, dtype)
+                model = _adapted(recipe, task, tokenizer, config, dtype, before)
             _materialise(model, device)
             fake = {name: torch.empty(value.shape, dtype=value.dtype, device=device) for name, value in batch.items()}
             return _count(model, task, fake, recipe)
@@ -81,7 +82,7 @@ def step_cost(
         raise EstimateError(f"{task.name} on {recipe.base!r} can't be estimated: {reason[:200]}") from error
 
 
-def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: torch.dtype) -> Any:
+def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: torch.dtype, before: Before | None) -> Any:
     """The model with its adapter, on the meta device."""
     config = copy.deepcopy(config)
     for name, value in task.model_kwargs().items():
@@ -92,7 +93,7 @@ def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: tor
         double = recipe.double_quantization is not False
         stand_in(model, dtype, recipe.quantization, double, (*HEAD_MODULES, *heads))
     model.requires_grad_(False)
-    base = Base(model, tokenizer, BaseIdentity(recipe.base), heads)
+    base = Base(model, tokenizer, BaseIdentity(recipe.base), heads, before=before)
     targets = chosen_targets(model, recipe, heads)
     # An initialisation reads weights, which aren't there, and leaves the layers what they are.
     plain = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"init": "default"})})

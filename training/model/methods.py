@@ -118,7 +118,7 @@ def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) 
         init_lora_weights=lora.init if lora.init in _BY_PEFT else True,
         eva_config=EvaConfig() if lora.init == "eva" else None,
         modules_to_save=list(base.saved) or None,
-        trainable_token_indices=token_rows(base, recipe),
+        trainable_token_indices=token_rows(base),
     )
 
 

@@ -7,6 +7,8 @@ rows stay as they are. Tokens that fit into rows that the embedding has to spare
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 
 from lorary.adapters.base.loading import quietly
+from lorary.adapters.text.tokenizers import Tokenizers
+from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
 from lorary.training.model.base import Base
@@ -22,10 +26,11 @@ from lorary.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Before:
-    """What a base was before it got new tokens: its tokenizer, and how many rows its embedding has."""
+    """What a base was before it got the tokens in ``added``: its tokenizer, and how many rows its embedding has."""
 
     tokenizer: Any
     rows: int
+    added: tuple[str, ...]
 
 
 def add_tokens(base: Base, recipe: Recipe, note: Note) -> Base:
@@ -49,13 +54,38 @@ def add_tokens(base: Base, recipe: Recipe, note: Note) -> Base:
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=special) for token in tokens], special)
     if recipe.tokens.end is not None:
         tokenizer.eos_token = recipe.tokens.end
-    before = base.model.get_input_embeddings().weight.shape[0]
-    spare = before - len(base.tokenizer)
-    if len(tokenizer) > before:
-        resize(base.model, len(tokenizer))
-    where = "which it has to spare" if len(tokenizer) <= before else f"beyond its {before}"
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    spare = rows - len(base.tokenizer)
+    where = "which it has to spare" if len(tokenizer) <= rows else f"beyond its {rows}"
     note(f"{len(tokens)} new tokens, trained in rows of the embedding {where}" + (f" ({spare})" if spare > 0 else ""))
-    return replace(base, tokenizer=tokenizer, before=Before(base.tokenizer, before))
+    return _with(base, tokenizer, tokens)
+
+
+def take_tokens(base: Base, parent: Checkpoint, note: Note) -> Base:
+    """The base with the tokens that an adapter added, read by that adapter's tokenizer; as it is where it added none.
+
+    Raises:
+        CheckpointError: the adapter's tokenizer isn't beside it, or has other tokens.
+        TrainingError: the rows that it trained are others', or the base's vocabulary can't grow.
+    """
+    added = parent.manifest.added_tokens if parent.manifest else None
+    if not added:
+        return base
+    own = Tokenizers(base.tokenizer, len(base.tokenizer)).of(parent, sys.maxsize)  # the embedding grows as it asks
+    tokenizer = own.tokenizer if own is not None else base.tokenizer
+    ids = tokenizer.convert_tokens_to_ids(list(added))
+    trained = parent.config["trainable_token_indices"]
+    if any(list(rows) != ids for rows in (trained.values() if isinstance(trained, Mapping) else [trained])):
+        raise TrainingError(f"{parent.source}: trained other rows than those of its new tokens; it can't be continued")
+    note(f"{len(added)} tokens that the base hasn't are those of the adapter that is continued, and train on")
+    return _with(base, tokenizer, added)
+
+
+def _with(base: Base, tokenizer: Any, added: tuple[str, ...]) -> Base:
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        resize(base.model, len(tokenizer))
+    return replace(base, tokenizer=tokenizer, before=Before(base.tokenizer, rows, added))
 
 
 def resize(model: Any, rows: int) -> None:
@@ -71,11 +101,11 @@ def resize(model: Any, rows: int) -> None:
         raise TrainingError(f"the vocabulary of a {type(model).__name__} can't grow: {error}") from error
 
 
-def token_rows(base: Base, recipe: Recipe) -> dict[str, list[int]] | None:
+def token_rows(base: Base) -> dict[str, list[int]] | None:
     """Which rows of which layers are trained for the new tokens, as PEFT's ``trainable_token_indices``."""
-    if not recipe.tokens.add:
+    if base.before is None:
         return None
-    ids = base.tokenizer.convert_tokens_to_ids(list(recipe.tokens.add))
+    ids = base.tokenizer.convert_tokens_to_ids(list(base.before.added))
     embedding, output = base.model.get_input_embeddings(), base.model.get_output_embeddings()
     tied = output is None or output.weight is embedding.weight
     layers = (embedding,) if tied else (embedding, output)

@@ -16,6 +16,7 @@ import torch
 from lorary.adapters.blending.combination import Combination, Combiner
 from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.keys import PEFT_PREFIX
+from lorary.adapters.through_peft.vocabulary import TRAINED_ROWS
 from lorary.hub.errors import TrainingError
 from lorary.training.model import Base, take_off, wrap
 from lorary.training.save import adapter_tensors
@@ -24,18 +25,23 @@ from lorary.training.tasks import Task
 
 
 def take_over(model: Any, given: Inheritance) -> None:
-    """Give a fresh ``PeftModel`` its parent's low-rank weights, and the head where it goes on.
+    """Give a fresh ``PeftModel`` its parent's low-rank weights and rows of tokens, and the head where it goes on.
 
     Raises:
         TrainingError: a tensor has no place, or one of another shape.
     """
-    alive = {key.partition(".lora_")[0] for key in _state(model)}
+    state = _state(model)
+    alive = {key.partition(".lora_")[0] for key in state}
     wanted = {
         key: tensor
         for key, tensor in given.state().items()
         # A module that the loss doesn't depend on carries no adapter; making it said so.
         if ".lora_" not in key or key.partition(".lora_")[0] in alive
     }
+    for key in state:
+        name = key.removesuffix(f".{TRAINED_ROWS}").rpartition(".")[2]
+        if key.endswith(TRAINED_ROWS) and name in given.rows:
+            wanted[key] = given.rows[name]
     _put(model, wanted, given)
 
 

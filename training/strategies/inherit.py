@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.modules import ModuleMap, map_modules
 from lorary.adapters.matching.keys import PEFT_PREFIX, KeyPlan, Site, plan_keys
 from lorary.adapters.proving.golden import load_tensors
+from lorary.adapters.through_peft.vocabulary import TRAINED_ROWS
 from lorary.hub.base import compare
 from lorary.hub.checkpoint import WEIGHTS_NAME
 from lorary.hub.errors import BaseMismatchError, RecipeError, TrainingError
@@ -36,12 +37,14 @@ class Inheritance:
     """A parent's weights, by their places in the child's task model.
 
     ``sites``: path of a linear module -> its update; ``whole``: parameter that was trained whole -> its values (the
-    head's, and those of parts that the base's files lack). ``tensors`` are the checkpoint's, by key.
+    head's, and those of parts that the base's files lack). ``rows``: an embedding's or output layer's own name -> the
+    rows of the tokens that the parent added. ``tensors`` are the checkpoint's, by key.
     """
 
     parent: Parent
     sites: Mapping[str, Site]
     whole: Mapping[str, torch.Tensor]
+    rows: Mapping[str, torch.Tensor]
     tensors: Mapping[str, torch.Tensor]
     prefix: str
 
@@ -71,8 +74,12 @@ def inherit(parent: Parent, base: Base, task: Task, note: Note) -> Inheritance:
     """
     _demand_same_base(parent, base, note)
     checkpoint = parent.checkpoint
-    plan = plan_keys(checkpoint, _whole_body(base))
     tensors = load_tensors(checkpoint.files[WEIGHTS_NAME])
+    # The rows have their place beside the body's modules: in the layers that the child has for the same tokens.
+    of_rows = {key for key in checkpoint.tensors if key.endswith(TRAINED_ROWS)}
+    others = {key: info for key, info in checkpoint.tensors.items() if key not in of_rows}
+    plan = plan_keys(replace(checkpoint, tensors=others), _whole_body(base))
+    rows = {key.removesuffix(f".{TRAINED_ROWS}").rpartition(".")[2]: tensors[key] for key in of_rows}
     ours = map_modules(base.model, body_of(base.model))
     prefix = ours.body_prefix
     sites = {f"{prefix}{site.path}": site for site in plan.sites}
@@ -83,7 +90,7 @@ def inherit(parent: Parent, base: Base, task: Task, note: Note) -> Inheritance:
     if left:
         note(f"of {parent.reference} left out, since {task.name} has no such part: {', '.join(left)}")
     whole = _whole(parent, plan, base, task, prefix, tensors, note)
-    return Inheritance(parent, placed, whole, tensors, prefix)
+    return Inheritance(parent, placed, whole, rows, tensors, prefix)
 
 
 def inherited_recipe(recipe: Recipe, base: Base, given: Inheritance) -> Recipe:

@@ -61,7 +61,8 @@ def find_parent(recipe: Recipe, registry: Registry) -> Parent | None:
 
 def _problems(recipe: Recipe, parent: Parent) -> Iterator[str]:
     config = parent.checkpoint.config
-    if asks_for_peft(parent.checkpoint):
+    adds = _adds_tokens(parent.checkpoint)
+    if asks_for_peft(parent.checkpoint) and not adds:
         what = ", ".join([parent.checkpoint.peft_type, *fields_for_peft(parent.checkpoint)])
         yield (
             f"from: {parent.reference} isn't low-rank weights alone (PEFT's {what}); "
@@ -73,7 +74,11 @@ def _problems(recipe: Recipe, parent: Parent) -> Iterator[str]:
             f"strategy: {recipe.strategy!r} goes on with an adapter of the same task; {parent.reference} was trained "
             f"for {parent.task}, the recipe says {recipe.task}; use strategy: intermediate"
         )
+    if adds and recipe.task == "fill-mask":
+        yield f"from: {parent.reference} has tokens of its own, for which the fill-mask head has no rows"
     if recipe.start == "stack":
+        if adds:
+            yield f"start: {parent.reference} has tokens of its own, whose rows can't be stacked; continue it"
         if config.get("use_dora"):
             yield "start: a DoRA adapter can't be stacked, since its magnitudes go with its own weights; continue it"
         return
@@ -93,6 +98,13 @@ def _problems(recipe: Recipe, parent: Parent) -> Iterator[str]:
             f"method: {recipe.method!r} in the recipe, {parent.reference} is {variant or 'plain lora'}; "
             "leave it out, or use start: stack"
         )
+
+
+def _adds_tokens(checkpoint: Checkpoint) -> bool:
+    """Is it low-rank weights beside rows for the tokens that it added, and nothing else?"""
+    added = checkpoint.manifest.added_tokens if checkpoint.manifest else None
+    rows = ["trainable_token_indices"]
+    return bool(added) and checkpoint.peft_type == "LORA" and fields_for_peft(checkpoint) == rows
 
 
 _VARIANTS = {"use_rslora": "rslora", "use_dora": "dora"}

@@ -21,6 +21,7 @@ from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 from lorary.training.data import Examples, load_data
 from lorary.training.distributed import ALONE, Group
+from lorary.training.fitting.trackers import demand_login
 from lorary.training.interrupt import Stops
 from lorary.training.model import Base, Shelf
 from lorary.training.one_run import Finished, check, run, save_run
@@ -112,6 +113,7 @@ def _train(
     parent: Parent | None, group: Group, shelf: Shelf, *, resumed: bool,
 ) -> Mapping[str, Metrics]:  # fmt: skip
     """From the rows to the checked files in their place; the metrics."""
+    demand_login(recipe)
     # Rows are checked before the seconds that the libraries and the base take.
     reporter.phase("reading the data")
     # Folds hold every row out once, so what the first split has to say of its sizes says nothing.

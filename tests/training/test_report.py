@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from lorary.hub.cli.main import main
-from lorary.hub.errors import CheckpointError, RecipeError
+from lorary.hub.errors import CheckpointError, RecipeError, TrainingError
 from lorary.training import train
 from lorary.training.report.confusion import MOST_LABELS, count_labels
 from lorary.training.report.content import Report, read_report
@@ -166,6 +167,31 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_run(make_recipe, mo
     monkeypatch.setattr("lorary.training.recipe.check.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"report.to: 'wandb' isn't installed"):
         make_recipe(**{"report.to": ["wandb"]})
+
+
+WANDB = """
+class errors:
+    class Error(Exception):
+        pass
+
+def login():
+    raise errors.Error("No API key configured. Use `wandb login` to log in.")
+"""
+
+
+def test_a_tracker_without_a_login_is_told_before_anything_is_trained(make_recipe, registry, tmp_path, monkeypatch):
+    """The library is no part of the tests' environment: this one fails as 0.31 does."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    recipe = make_recipe(rows=20, **{"report.to": ["wandb"]})
+    try:
+        with pytest.raises(TrainingError, match=r"report\.to: wandb .*No API key configured.*WANDB_MODE=offline"):
+            train(recipe, registry)
+    finally:
+        sys.modules.pop("wandb", None)
+    assert registry.versions() == []
+    assert not Path(recipe.output).exists()
 
 
 def test_a_report_needs_no_torch():

@@ -7,7 +7,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lorary.hub.errors import TrainingError
 from lorary.training.recipe import Recipe
+
+
+def demand_login(recipe: Recipe) -> None:
+    """Find out before a run whether Weights & Biases would follow it; in a terminal it may ask for the key.
+
+    Raises:
+        TrainingError: it has no login, or one that isn't taken.
+    """
+    if "wandb" not in recipe.report.to:
+        return
+    import wandb
+
+    try:
+        wandb.login()  # asks for nothing where WANDB_MODE is offline or disabled
+    except wandb.errors.Error as error:
+        why = str(error).rstrip(".")
+        raise TrainingError(
+            f"report.to: wandb can't follow the run ({why}); log in with `wandb login` or WANDB_API_KEY, set "
+            "WANDB_MODE=offline to keep its figures here, or leave wandb out"
+        ) from error
 
 
 def keep_tensorboard_logs(trainer: Any, recipe: Recipe) -> None:

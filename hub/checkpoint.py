@@ -17,7 +17,8 @@ from typing import Any
 
 from lorary.hub.errors import CheckpointError, UnsafeFileError
 from lorary.hub.jsontext import load_json
-from lorary.hub.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from lorary.hub.manifest import MANIFEST_NAME, Manifest
+from lorary.hub.manifest_reading import parse_manifest
 from lorary.hub.tensorfile import TensorInfo, read_header, tensor_hashes
 
 CONFIG_NAME = "adapter_config.json"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, RegistryConflictError, RegistryError, UsageError
-from lorary.hub.manifest import TASKS, Manifest, parse_manifest
+from lorary.hub.manifest import TASKS, Manifest
+from lorary.hub.manifest_reading import parse_manifest
 from lorary.hub.reference import normalise_domain
 from lorary.hub.values import FileEntry, Version
 

@@ -4,7 +4,8 @@ import pytest
 
 from checkpoints import make_manifest
 from lorary.hub.errors import CheckpointError
-from lorary.hub.manifest import Answering, Generation, Numerics, Pooling, Preprocessing, Prompt, parse_manifest
+from lorary.hub.manifest import Answering, Generation, Numerics, Pooling, Preprocessing, Prompt
+from lorary.hub.manifest_reading import parse_manifest
 
 
 def test_a_manifest_survives_its_file(tmp_path):

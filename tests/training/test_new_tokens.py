@@ -317,10 +317,13 @@ def test_a_run_that_goes_on_from_it_and_was_stopped(with_tokens, child_of, regis
     assert train(child_of(parent.reference, **settings), registry, resume=True).digest == whole.digest
 
 
-def test_it_cant_be_stacked_on(with_tokens, child_of, make_recipe, registry, tmp_path):
+def test_where_it_cant_be_gone_on_from(with_tokens, child_of, make_recipe, registry, tmp_path):
     parent = train(with_tokens(**SHORT), registry)
     with pytest.raises(RecipeError, match=r"start: tiny@1 has tokens of its own, whose rows can't be stacked"):
         train(child_of(parent.reference, start="stack"), registry)
+    child = {"name": "masks", "strategy": "intermediate", "from": parent.reference, "output": None}
+    with pytest.raises(RecipeError, match="from: tiny@1 has tokens of its own, for which the fill-mask head has no"):
+        train(make_recipe("fill-mask", **child), registry)
     (tmp_path / "out/tokenizer.json").unlink()
     lacking = child_of(str(tmp_path / "out"))
     with pytest.raises(CheckpointError, match="the tokenizer that has them isn't beside it"):

@@ -19,6 +19,7 @@ from lorary.training.model import (
     check_settings,
     initialise,
     load_for,
+    ranks_as_lora,
     reseed,
     settle,
     take_tokens,
@@ -60,7 +61,13 @@ class Prepared:
     shards: Shards | None = None
 
     def settled(self) -> Prepared:
-        """After the last step: the model is the one that is saved, as plain LoRA on the untouched base."""
+        """After the last step: the model is the one that is saved, as plain LoRA on the untouched base.
+
+        Raises:
+            TrainingError: nothing is left of it.
+        """
+        if self.recipe.method == "adalora":
+            return replace(self, model=ranks_as_lora(self.model, self.base, self.task))
         settle(self.model)
         if self.stack is None:
             return self

@@ -19,7 +19,9 @@ from lorary.hub.values import Version
 
 _FEW_ROWS = 1000  # below it, a share of right answers is known to no better than a few hundredths
 _LISTED = 50  # labels or tokens
-_METHODS: Mapping[str, str] = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA"}
+_METHODS: Mapping[str, str] = {
+    "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "adalora": "AdaLoRA",
+}  # fmt: skip
 _SETTINGS: Mapping[str, str] = {
     "strategy": "strategy",
     "method": "method",
@@ -68,13 +70,14 @@ def make_card(version: Version, checkpoint: Checkpoint, *, repo: str | None = No
 
 def _what(version: Version, origin: Origin) -> list[str]:
     method = _METHODS.get(version.method) or version.method
+    article = "An" if method[0].lower() in "aeiou" else "A"
     rank = f"rank {version.rank}, " if version.rank else ""
     base = markdown(version.base_id) if version.base_id else "a base model that its files don't name"
     on_hub = hub_base(version, origin)
     if on_hub:
         base = f"[{base}](https://huggingface.co/{on_hub})"
     lines = [
-        f"{'An' if method[0] in 'aeiou' else 'A'} {markdown(method)} adapter ({rank}{version.parameters:,} parameters, "
+        f"{article} {markdown(method)} adapter ({rank}{version.parameters:,} parameters, "
         f"{size(version.size_bytes)}) for {version.task.replace('-', ' ')}, domain {markdown(version.domain)}, "
         f"on {base}. It needs that base model to run.",
     ]

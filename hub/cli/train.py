@@ -56,7 +56,9 @@ def command(
     task: Annotated[str | None, typer.Option(help="text-classification, token-classification, ...")] = None,
     domain: Annotated[str | None, typer.Option(help="The subject matter, such as finance.")] = None,
     name: Annotated[str | None, typer.Option(help="The adapter's name.")] = None,
-    method: Annotated[str | None, typer.Option(help="lora, qlora, rslora, dora, or another PEFT method.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="lora, qlora, rslora, dora, adalora, or another PEFT method.")
+    ] = None,
     quantization: Annotated[str | None, typer.Option(help="Of the base: none, nf4, fp4 or int8.")] = None,
     strategy: Annotated[str | None, typer.Option(help="direct, fine-tune, continual or intermediate.")] = None,
     from_: Annotated[str | None, typer.Option("--from", metavar="REF", help="The adapter to start from.")] = None,

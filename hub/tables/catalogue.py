@@ -87,6 +87,9 @@ def _method(checkpoint: Checkpoint, quantization: str) -> str:
     for flag, method in (("use_dora", "dora"), ("use_rslora", "rslora")):
         if checkpoint.config.get(flag) is True:
             return method
+    recipe = checkpoint.told.get("recipe")
+    if isinstance(recipe, dict) and recipe.get("method") == "adalora":
+        return "adalora"  # saved as the plain LoRA that its ranks came to
     # QLoRA is LoRA on a 4-bit base; on an 8-bit one it has no name of its own.
     return "qlora" if quantization.startswith(("nf4", "fp4")) else "lora"
 

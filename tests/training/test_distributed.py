@@ -148,6 +148,20 @@ def test_two_processes_make_the_adapter_of_one(sharded, recipe, together, tmp_pa
     assert len(Registry(tmp_path / "own.db").versions()) == 1
 
 
+def test_two_processes_take_away_the_ranks_that_one_does(make_recipe, bases, together, tmp_path, registry):
+    halves = make_recipe(
+        rows=32, method="adalora", base=small(bases("bert"), tmp_path / "base"), output=None,
+        **{"training.batch_size": 4, "peft.init_r": 4, "peft.target_r": 2},
+    )  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(halves.to_yaml())
+    assert together(tmp_path, "--set", "output=two") == [0, 0], (tmp_path / "0.2").read_text()
+    training = halves.training.model_copy(update={"batch_size": 8})
+    train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
+    tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    for key, tensor in load_file(tmp_path / "one" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=1e-4)
+
+
 def test_a_quantized_base_in_shards(make_recipe, together, tmp_path, registry):
     settings = {
         "lora.dropout": 0.0, "training.batch_size": 4, "training.learning_rate": 0.01, "lora.init": "pissa",
@@ -223,6 +237,7 @@ def test_what_a_launcher_may_ask_for_and_this_cannot_do(monkeypatch, make_recipe
     ("settings", "message"),
     [
         ({"method": "dora"}, "'dora' isn't for a base that FSDP cuts up: lora, qlora and rslora alone"),
+        ({"method": "adalora"}, "'adalora' isn't for a base that FSDP cuts up"),
         ({"method": "ia3"}, "'ia3' isn't for a base that FSDP cuts up"),
         ({"quantization": "int8"}, "an 8-bit base can't be cut up by FSDP; use method: qlora"),
     ],

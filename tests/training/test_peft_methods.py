@@ -106,9 +106,12 @@ def test_all_norms_are_trained_unless_some_are_named(make_recipe):
     [
         ({"method": "ia33"}, "method: expected one of lora, qlora, .*, found 'ia33'; did you mean 'ia3'"),
         ({"method": "PREFIX_TUNING"}, "found 'PREFIX_TUNING'; did you mean 'prefix-tuning'"),
-        ({"method": "adalora"}, "method: adalora can't be trained: its ranks shrink while it trains"),
+        ({"method": "adalora", "peft.total_step": 9}, "peft.total_step: the run sets it, to the number of its steps"),
         ({"method": "ia3", "lora.rank": 4}, "lora: method 'ia3' isn't LoRA; its settings stand under peft"),
-        ({"method": "ia3", "training.lora_plus_ratio": 4.0}, r"LoRA\+ needs a B matrix, and ia3 has none"),
+        (
+            {"method": "ia3", "training.lora_plus_ratio": 4.0},
+            r"LoRA\+ needs a B matrix that begins at zero, and ia3 has none",
+        ),
         ({"method": "loha", "quantization": "nf4"}, "PEFT has no layers of loha for a base quantized to nf4"),
         ({"method": "loha", "peft.task_type": "X"}, "peft.task_type: the run sets it, from 'task'"),
         ({"method": "loha", "peft.target_modules": "atention"}, "peft.target_modules: .* did you mean 'attention'"),

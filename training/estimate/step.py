@@ -22,14 +22,17 @@ from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
 from lorary.training.tasks.encoded import Feature
 
+_AVERAGES_OF_ADALORA = 3
+"""What its allocator keeps of each low-rank weight: its importance in the last step, and two averages."""
+
 
 @dataclass(frozen=True)
 class StepCost:
     """Bytes and operations of a step on its largest batch.
 
-    ``weights`` are the base's; ``adapter`` is what is trained, with its gradients and the optimizer's two moments;
-    ``peak`` is the most that is alive at once, both of these included. ``flops`` counts products forwards and
-    backwards, per batch, and ``tokens`` what the batch holds, padding included.
+    ``weights`` are the base's; ``adapter`` is what is trained, with its gradients, the optimizer's two moments and what
+    AdaLoRA's allocator keeps of it; ``peak`` is the most that is alive at once, both of these included. ``flops``
+    counts products forwards and backwards, per batch, and ``tokens`` what the batch holds, padding included.
     """
 
     weights: int
@@ -120,6 +123,12 @@ def _materialise(model: nn.Module, device: torch.device) -> None:
                 module._buffers[name] = fresh(buffer, buffer.dtype)
 
 
+def _low_rank(model: Any) -> int:
+    """Bytes of the low-rank weights that are trained, without heads."""
+    low_rank = [p for name, p in model.named_parameters() if p.requires_grad and ".lora_" in name]
+    return sum(parameter.numel() * parameter.element_size() for parameter in low_rank)
+
+
 def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Recipe) -> StepCost:
     model.train()
     if recipe.training.gradient_checkpointing:
@@ -144,10 +153,11 @@ def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Re
     with live:
         step()
     own = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    averages = _AVERAGES_OF_ADALORA * _low_rank(model) if recipe.method == "adalora" else 0
     return StepCost(
         weights=weights - own,
-        adapter=4 * own,  # itself, its gradient, and AdamW's two moments
-        peak=live.peak,
+        adapter=4 * own + averages,  # itself, its gradient, and AdamW's two moments
+        peak=live.peak + averages,
         flops=counter.get_total_flops(),
         tokens=int(batch["input_ids"].numel()),
     )

@@ -13,6 +13,7 @@ from lorary.training.fitting.job import Job
 from lorary.training.fitting.loop import Fitted, carry_out
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.fitting.metric import ValidationMetric
+from lorary.training.fitting.rank_allocation import ORTHOGONALITY, RankAllocation, judge_final_ranks, keep_orthogonal
 from lorary.training.fitting.trainer import make_trainer
 from lorary.training.interrupt import Stops
 from lorary.training.model.adapter import in_float32
@@ -60,15 +61,20 @@ class AdapterJob(Job):
         return self.task.notices
 
     def callbacks(self, batching: Batching, note: Note) -> Sequence[Any]:
-        """The task's metric beside the validation loss, where it takes one pass over the rows."""
-        task = self.task
-        if not self.validation or not task.scored_in_one_pass or task.main_metric == "loss":
-            return ()
-        return (ValidationMetric(self.model, task, self.validation, self.tokenizer, batching.size, note),)
+        """The task's metric beside the validation loss, where it takes one pass over the rows; AdaLoRA's allocator."""
+        task, found = self.task, list[Any]()
+        if self.recipe.method == "adalora":
+            found.append(RankAllocation(self.model, self.recipe.peft, note))
+        if self.validation and task.scored_in_one_pass and task.main_metric != "loss":
+            found.append(ValidationMetric(self.model, task, self.validation, self.tokenizer, batching.size, note))
+        return found
 
     def prepare(self, trainer: Any) -> None:
         """TRL casts adapters on a quantized base to bfloat16, which swallows small updates."""
         in_float32(self.model)
+        if self.recipe.method == "adalora":
+            keep_orthogonal(trainer, self.model, self.recipe.peft.get("orth_reg_weight", ORTHOGONALITY))
+            judge_final_ranks(trainer, self.recipe.peft)
 
     def take(self, checkpoint: Path) -> None:
         """Read the adapter of a checkpoint."""

@@ -68,7 +68,8 @@ def _note_rise(fitted: Fitted, note: Note) -> None:
     looks = [entry for entry in fitted.history if "eval_loss" in entry]
     if len(looks) < 2:
         return
-    best = min(looks, key=lambda entry: entry["eval_loss"])
+    # The kept epoch's, which is the lowest one, but for AdaLoRA's while it has too many ranks.
+    best = next((entry for entry in looks if entry["epoch"] == fitted.best_epoch), looks[0])
     lowest, last = best["eval_loss"], looks[-1]["eval_loss"]
     before = [loss for step, loss in fitted.curve if step <= best["step"]]
     after = [loss for step, loss in fitted.curve if step > best["step"]]

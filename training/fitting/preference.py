@@ -29,13 +29,14 @@ def preference_trainer(
     config = one_device(DPOConfig(**settings, max_length=None, beta=beta, loss_type=[loss]))
     own = model.peft_config["default"]
     # The trainer makes a second adapter to refer to, which the rows' log-probabilities stand for; and some ways to
-    # begin one (PiSSA and its kin) would rewrite the base.
+    # begin one (PiSSA and its kin) would rewrite the base. Of AdaLoRA's PEFT has one at most that is trained.
     if hasattr(own, "init_lora_weights"):
-        model.peft_config["default"] = replace(own, init_lora_weights=True)
+        model.peft_config["default"] = replace(own, init_lora_weights=True, inference_mode=own.peft_type == "ADALORA")
     try:
         trainer = PreferenceTrainer(model=model, args=config, processing_class=tokenizer, **rows)
     finally:
         model.peft_config["default"] = own
     model.delete_adapter("ref")
+    model.set_adapter("default")
     trainer.precompute_ref_logps = True
     return trainer

@@ -32,6 +32,7 @@ def check_settings(recipe: Recipe) -> None:
     if recipe.method in LORA_METHODS:
         return
     config_class, known = _config_class(recipe)
+    known = set(PEFT_METHODS[recipe.method].settings) or known
     unknown = [key for key in recipe.peft if key not in known]
     allowed = ", ".join(sorted(known - RESERVED.keys()))
     problems = [
@@ -177,7 +178,8 @@ def _config_class(recipe: Recipe) -> tuple[Any, set[str]]:
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     given = {key: _listed(value) for key, value in recipe.peft.items()}
-    return {**PEFT_METHODS[recipe.method].defaults, **given}
+    facts = PEFT_METHODS[recipe.method]
+    return {**facts.defaults, **given, **facts.fixed}
 
 
 def _listed(value: Any) -> Any:

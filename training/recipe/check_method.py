@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lorary.training.recipe.adalora import adalora_problems
 from lorary.training.recipe.methods import (
     INITIALISATIONS,
     LORA_METHODS,
@@ -68,9 +69,11 @@ def _peft(values: Mapping[str, Any], method: str) -> Problems:
         if key in peft:
             yield f"peft.{key}", "the run sets it" + (f", from {instead!r}" if instead else "")
     if section(values, "training").get("lora_plus_ratio") is not None:
-        yield "training.lora_plus_ratio", f"LoRA+ needs a B matrix, and {method} has none"
+        yield "training.lora_plus_ratio", f"LoRA+ needs a B matrix that begins at zero, and {method} has none"
     if facts.targets == "linear":
         yield from _targets("peft.target_modules", peft.get("target_modules"))
+    if method == "adalora":
+        yield from adalora_problems(values)
 
 
 def _lora(values: Mapping[str, Any], method: str) -> Problems:

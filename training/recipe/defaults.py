@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lorary.training.recipe.adalora import with_ranks
 from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.recipe.tasks import TASK_FACTS
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put in what depends on other settings: the task's training settings and columns, alpha, QLoRA's nf4."""
+    """Put in what depends on other settings: training settings and columns by the task, alpha, QLoRA's nf4."""
     filled = dict(values)
     task = values.get("task")
     # A wrong task is reported as such; generation's defaults keep it from being reported as missing settings too.
@@ -35,6 +36,9 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         lora.setdefault("alpha", 2 * max(1, lora["rank"]))  # a wrong rank is one mistake, not two
     if values.get("method") == "qlora":
         filled.setdefault("quantization", "nf4")
+    peft = values.get("peft", {})
+    if values.get("method") == "adalora" and isinstance(peft, Mapping):
+        filled["peft"] = with_ranks(peft)
     if values.get("from") is not None:
         filled.setdefault("start", "continue")
     if isinstance(data, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,7 +33,8 @@ class MethodFacts:
 
     ``peft_type``: PEFT's name. ``targets``: the modules it acts on, None where PEFT knows them by the model's kind.
     ``defaults``: settings where PEFT has none that would do. ``tasks``: what PEFT supports it for; empty: all.
-    ``quantized``: has PEFT layers of it for quantized bases?
+    ``quantized``: has PEFT layers of it for quantized bases? ``settings``: those of PEFT's config that mean something
+    here; empty: all. ``fixed``: what PEFT is told whatever the recipe says.
     """
 
     peft_type: str
@@ -40,6 +42,8 @@ class MethodFacts:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     quantized: bool = False
+    settings: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 _VIRTUAL = {"num_virtual_tokens": 20}
@@ -47,7 +51,19 @@ _GENERATION = ("text-generation",)
 # PEFT puts virtual tokens before the text, and has labels for those in these tasks alone.
 _WITH_VIRTUAL = ("text-classification", "text-generation", "summarization", "translation")
 
+# The run adds what draws A and B to be orthogonal itself, and knows its steps only when its trainer does.
+_ADALORA = MethodFacts(
+    "ADALORA",
+    quantized=True,
+    settings=(
+        "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "lora_alpha",
+        "lora_dropout", "target_modules",
+    ),
+    fixed={"total_step": sys.maxsize, "orth_reg_weight": 0.0},
+)  # fmt: skip
+
 PEFT_METHODS: Mapping[str, MethodFacts] = {
+    "adalora": _ADALORA,
     "adamss": MethodFacts("ADAMSS"),
     "beft": MethodFacts("BEFT", None),
     "boft": MethodFacts("BOFT"),
@@ -87,8 +103,6 @@ PEFT_METHODS: Mapping[str, MethodFacts] = {
 """The methods that train as ``method: NAME``, by name."""
 
 NOT_TRAINED: Mapping[str, str] = {
-    "adalora": "its ranks shrink while it trains, so a run could neither be resumed nor go back to its best epoch; "
-    "lora.init: eva gives ranks out before the first step",
     "adaption-prompt": "PEFT can't take it off the base again, on which the saved files are checked",
     "cartridge": "its cache is distilled from a text, not trained on rows",
     "cpt": "it needs a loss of its own and context tokens for each row",

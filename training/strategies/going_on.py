@@ -5,8 +5,6 @@ Either way the backbone's weights are never touched, so the result is an adapter
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +13,9 @@ import torch
 
 from lorary.adapters.blending.combination import Combination, Combiner
 from lorary.adapters.layer.slots import LowRank
-from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.adapters.through_peft.vocabulary import TRAINED_ROWS
 from lorary.hub.errors import TrainingError
-from lorary.training.model import Base, take_off, wrap
-from lorary.training.save import adapter_tensors
+from lorary.training.model import Base, as_plain_lora
 from lorary.training.strategies.inherit import Inheritance
 from lorary.training.tasks import Task
 
@@ -87,41 +83,13 @@ class Stack:
 
         B A of a site is ``[B_parent, B_new] [s_parent A_parent; s_new A_new]``, at the scale 1.
         """
-        from peft import LoraConfig, set_peft_model_state_dict
-
-        new, whole = trained_updates(model), {k: t for k, t in adapter_tensors(model).items() if ".lora_" not in k}
+        new = trained_updates(model)
         self.remove()
-        plain = take_off(model, base)
         combiner = Combiner(Combination("cat"), 1)
         names = sorted({*new, *self.updates})
         parts = {name: [which[name] for which in (self.updates, new) if name in which] for name in names}
         joined = {name: combiner.combine(part, [1.0] * len(part), name) for name, part in parts.items()}
-        ranks = {name: update.rank for name, update in joined.items()}
-        rank = Counter(ranks.values()).most_common(1)[0][0]
-        others = {f"^{re.escape(name)}": own for name, own in ranks.items() if own != rank}
-        biased = any(update.bias is not None for update in joined.values())
-        config = LoraConfig(
-            task_type=task.peft_task_type,
-            r=rank,
-            lora_alpha=rank,
-            rank_pattern=dict(others),
-            alpha_pattern=dict(others),
-            target_modules=names,
-            lora_bias=biased,
-            modules_to_save=list(base.saved) or None,
-        )
-        stacked = wrap(plain, config)
-        state = dict(whole)
-        for name, update in joined.items():
-            key = f"{PEFT_PREFIX}{name}"
-            state |= {f"{key}.lora_A.weight": update.a, f"{key}.lora_B.weight": update.b}
-            if biased:
-                state[f"{key}.lora_B.bias"] = update.bias if update.bias is not None else torch.zeros(len(update.b))
-        for parameter in stacked.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        set_peft_model_state_dict(stacked, state)
-        return stacked.eval()
+        return as_plain_lora(model, base, task, joined)
 
 
 def stack_on(base: Base, given: Inheritance) -> Stack:

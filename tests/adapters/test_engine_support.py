@@ -4,8 +4,7 @@ import threading
 
 import pytest
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from lorary.adapters import Backbone
 from lorary.adapters.engine import compatibility
@@ -25,7 +24,8 @@ def test_the_installed_version_is_one_that_was_tested(bases, recwarn):
 @pytest.mark.parametrize("version", ["5.22.1", "5.24.0", "6.0.0.dev0"])
 def test_another_version_says_so(bases, monkeypatch, version):
     backbone = Backbone.from_pretrained(str(bases("llama")))
-    monkeypatch.setattr(transformers, "__version__", version)
+    # By way of the module that reads it: transformers puts another object in its own place while it is imported.
+    monkeypatch.setattr(compatibility.transformers, "__version__", version)
     with pytest.warns(compatibility.UntestedVersionWarning, match=f"5.23 up to but not.* 5.24, this is {version}"):
         backbone.engine(**SMALL).close()
 
@@ -66,8 +66,8 @@ def test_a_backbone_without_a_tokenizer(bases):
 
 def test_a_model_without_pages_for_its_layers():
     """Mamba keeps a state, not keys and values."""
-    config = transformers.MambaConfig(vocab_size=44, hidden_size=32, num_hidden_layers=2, state_size=4)
-    model = transformers.MambaForCausalLM(config)
+    config = MambaConfig(vocab_size=44, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model = MambaForCausalLM(config)
     before = set(threading.enumerate())
     with pytest.raises(EngineUnsupportedError, match=r"MambaForCausalLM computes its attention with 'eager'.*no other"):
         Backbone.from_model(model, make_tokenizer("llama")).engine(**SMALL)

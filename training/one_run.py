@@ -20,6 +20,7 @@ from lorary.training.fitting.padding import padding_hint
 from lorary.training.gate import gate
 from lorary.training.interrupt import Stops
 from lorary.training.model import take_off
+from lorary.training.precision import evaluating
 from lorary.training.prepare import Prepared
 from lorary.training.progress import Reporter
 from lorary.training.provenance import provenance
@@ -130,7 +131,7 @@ def _measure(
         | ({"gap": gap} if gap else {}),
     )
     # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
-    found = task.outcomes(model, rows, prepared.base.tokenizer, batch_size=1)
+    found = _answers(prepared, rows, reporter, size=1)
     report = None
     if recipe.report.write and prepared.data.held_out:
         report = build_report(prepared, fitted, metrics, outcomes, trained.provenance)
@@ -138,14 +139,15 @@ def _measure(
     return Finished(prepared, trained, metrics, rows, expected, report, outcomes, fitted.best_epoch, seen)
 
 
-def _answers(prepared: Prepared, rows: Encoded, reporter: Reporter) -> list[Any]:
-    """What the model makes of each row now."""
+def _answers(prepared: Prepared, rows: Encoded, reporter: Reporter, size: int | None = None) -> list[Any]:
+    """What the model makes of each row now, ``size`` rows at a time; by default as many as it is trained on."""
     from lorary.training.fitting.memory_fallback import in_smaller_batches
 
     def in_batches(size: int) -> list[Any]:
         return prepared.task.outcomes(prepared.model, rows, prepared.base.tokenizer, size)
 
-    return in_smaller_batches(in_batches, prepared.recipe.training.batch_size, reporter.note)
+    with evaluating(prepared.model):
+        return in_smaller_batches(in_batches, size or prepared.recipe.training.batch_size, reporter.note)
 
 
 def _alone(prepared: Prepared) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ import torch
 from lorary.adapters.running.forward import logits_of
 from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
 from lorary.hub.errors import TrainingError
-from lorary.training.precision import precision
+from lorary.training.precision import answering
 
 if TYPE_CHECKING:
     from lorary.training.tasks.base import Task
@@ -76,11 +76,8 @@ def row_logits(model: Any, collate: Any, features: list[Feature]) -> list[torch.
     labels = batch.pop("labels", None)
     for name in _SPAN_TARGETS:
         batch.pop(name, None)
-    training = model.training
-    model.eval()
-    with torch.no_grad(), precision(model):
+    with answering(model):
         logits = logits_of(_passes(model)(**batch))
-    model.train(training)
     if logits.dim() == 2:
         return list(logits)
     # A decoder of its own answers for the target's tokens, not for those of the text that the encoder reads.

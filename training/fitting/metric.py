@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 
 from lorary.training.data import Note
 from lorary.training.fitting.memory_fallback import in_smaller_batches
+from lorary.training.precision import evaluating
 from lorary.training.tasks.base import Task
 from lorary.training.tasks.encoded import Encoded
 
@@ -22,7 +23,11 @@ class ValidationMetric(TrainerCallback):
         def in_batches(size: int) -> list[Any]:
             return task.outcomes(model, rows.head(ROWS), tokenizer, size)
 
-        self._measure = lambda: in_smaller_batches(in_batches, batch_size, note)
+        def measure() -> list[Any]:
+            with evaluating(model):
+                return in_smaller_batches(in_batches, batch_size, note)
+
+        self._measure = measure
         self._task, self._golds = task, rows.head(ROWS).golds
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from lorary.adapters.running.inference import padding_token
 from lorary.adapters.text.generate import decode_new, pad_prompts
-from lorary.training.precision import precision
+from lorary.training.precision import answering
 
 
 def write_texts(
@@ -26,17 +24,14 @@ def write_texts(
     pad = padding_token(model.config, tokenizer)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     texts: dict[int, str] = {}
-    training = model.training
-    model.eval()
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = pad_prompts([prompts[place] for place in places], encoder_decoder=encoder_decoder, pad=pad)
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        with torch.no_grad(), precision(model):
+        with answering(model):
             made = model.generate(**inputs, pad_token_id=pad, **settings)
         new = decode_new(made, 0 if encoder_decoder else inputs["input_ids"].shape[1], [tokenizer] * len(made))
         texts |= zip(places, new, strict=True)
-    model.train(training)
     return [texts[place] for place in range(len(prompts))]
 
 

@@ -16,7 +16,7 @@ import torch
 from lorary.hub.errors import TrainingError
 from lorary.training.model.base import Base
 from lorary.training.model.eva import inputs_that_count, token_masks
-from lorary.training.precision import precision
+from lorary.training.precision import answering
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
 from lorary.training.tasks.encoded import Feature
@@ -113,10 +113,8 @@ def _covariances(
         return hook
 
     handles = [layer.register_forward_pre_hook(look(path)) for path, layer in layers]
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), precision(model):
+        with answering(model):
             for start in range(0, len(order), size):
                 batch = dict(collate([dict(rows[place]) for place in order[start : start + size]]))
                 masks[:] = token_masks(batch, model.peft_config["default"].task_type)
@@ -124,7 +122,6 @@ def _covariances(
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
     if unseen := [path for path, _ in layers if path not in sums]:
         raise TrainingError(f"lora.init: corda: {unseen[0]} sees nothing of the training rows; use another init")
     return {path: total / counts[path] for path, total in sums.items()}

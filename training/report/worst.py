@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from lorary.training.precision import precision
+from lorary.training.precision import answering
 from lorary.training.report.content import WorstRow
 from lorary.training.tasks.base import Task
 from lorary.training.tasks.encoded import Encoded
@@ -54,12 +52,8 @@ def worst_rows(
 def _loss(model: Any, collate: Any, features: Sequence[Any]) -> float:
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate([dict(feature) for feature in features]).items()}
-    training = model.training
-    model.eval()
-    with torch.no_grad(), precision(model):
-        loss = float(model(**batch).loss)
-    model.train(training)
-    return loss
+    with answering(model):
+        return float(model(**batch).loss)
 
 
 def _short(text: str) -> str:

@@ -95,13 +95,10 @@ class Causal:
 
 
 def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    from lorary.training.precision import precision
+    from lorary.training.precision import answering
 
-    training = model.training
-    model.eval()
-    with torch.no_grad(), precision(model):
+    with answering(model):
         logits: torch.Tensor = model(**inputs).logits[0]
-    model.train(training)
     return logits.float().cpu()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lorary.training.precision import base_dtype, precision
+from lorary.training.precision import answering, base_dtype
 from lorary.training.tasks.token_scores import IGNORED
 
 _TRIED = 16  # tokens of a row that a model is tried with
@@ -107,15 +107,12 @@ def keeps_rows_apart(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     other = next((row for row in others if row != first), None)
     if other is None:
         return False
-    training = model.training
-    model.eval()
     try:
-        alone = _logits(model, [second])
-        packed, repacked = _logits(model, [first, second]), _logits(model, [other, second])
+        with answering(model):
+            alone = _logits(model, [second])
+            packed, repacked = _logits(model, [first, second]), _logits(model, [other, second])
     except TypeError:
         return False  # its forward knows no positions
-    finally:
-        model.train(training)
     scale = alone.abs().max().clamp(min=1e-6)
     tolerance = 1e-3 if base_dtype(model) == torch.float32 else 0.05
     return all(bool((packed - reference).abs().max() <= tolerance * scale) for reference in (repacked, alone))
@@ -126,6 +123,5 @@ def _logits(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     device = next(model.parameters()).device
     ids = torch.tensor([[token for row in rows for token in row]], device=device)
     positions = torch.tensor([[place for row in rows for place in range(len(row))]], device=device)
-    with torch.no_grad(), precision(model):
-        logits: torch.Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    logits: torch.Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     return logits[0, -len(rows[-1]) :].float()

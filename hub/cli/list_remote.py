@@ -29,7 +29,9 @@ def print_remote(context: typer.Context) -> None:
         UsageError: both were asked for, or something that tags can't answer.
     """
     options, owner = context.params, context.params["remote"]
-    if owner is not None and options["everybody"]:
+    if owner == "--all":  # `list --remote --all`, whose second word the parser takes for a user's name
+        owner = None
+    elif owner is not None and options["everybody"]:
         raise UsageError("--remote USER and --all exclude each other; expected one of them")
     given = [
         option

@@ -112,6 +112,7 @@ def test_list_remote(ann, lorary, tmp_path):
     assert row.split()[:5] == ["ann/tone", "finance", "text-classification", "org/tiny", "private"]
     assert lorary("list", "--remote", "bob") == "No adapter of bob fits.\n"
     assert lorary("list", "--all", "--domain", "legal") == "No adapter on the Hub fits.\n"
+    assert lorary("list", "--remote", "--all") == lorary("list", "--all") != lorary("list")
     assert f"file://{tmp_path}/tone " in lorary("list", "--remote", f"file://{tmp_path}")
     assert json.loads(lorary("list", "--remote", "ann", "--json"))[0]["address"] == "ann/tone"
     assert "exclude each other" in lorary("list", "--remote", "ann", "--all", code=2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lorary.hub.cli.main import main
+from lorary.hub.errors import EstimateError
 from lorary.training import train
 from lorary.training.data import load_data
 from lorary.training.estimate.live import LiveBytes
@@ -196,6 +197,8 @@ def test_a_strangers_provenance_is_no_prediction(make_recipe, registry):
         {"method": "rslora", "lora.targets": "attention", "lora.layers": "last 1"},
         {"lora.init": "pissa"},
         {"quantization": "fp4", "double_quantization": False},
+        {"method": "loha"},
+        {"method": "prefix-tuning"},
     ],
     ids=str,
 )
@@ -203,6 +206,18 @@ def test_every_method_can_be_estimated(settings, make_recipe):
     found = estimate(make_recipe(**settings))
     assert found.cost.step.peak > found.cost.step.weights > 0
     assert found.cost.step.adapter > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "boft"}, "can't be estimated without its weights: "),
+        ({"method": "vblora"}, "can't be estimated: `in_features` 32 must be divisible by `vector_length` 256"),
+    ],
+)
+def test_a_method_that_reads_weights_or_does_not_fit_says_so(settings, message, make_recipe):
+    with pytest.raises(EstimateError, match=message):
+        estimate(make_recipe(**settings))
 
 
 def test_a_pair_counts_both_replies(make_recipe, tmp_path):

@@ -72,9 +72,9 @@ def step_cost(
     longest = sorted(features, key=lambda feature: -len(feature["input_ids"]))[: recipe.training.batch_size]
     batch = task.collator(tokenizer)([dict(feature) for feature in task.sequences(longest)])
     try:
+        with torch.device("meta"):
+            model = _adapted(recipe, task, tokenizer, config, dtype, before)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            with torch.device("meta"):
-                model = _adapted(recipe, task, tokenizer, config, dtype, before)
             _materialise(model, device)
             fake = {name: torch.empty(value.shape, dtype=value.dtype, device=device) for name, value in batch.items()}
             return _count(model, task, fake, recipe)
@@ -82,7 +82,8 @@ def step_cost(
         raise
     except Exception as error:  # a model's code may do anything with values that aren't there
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EstimateError(f"{task.name} on {recipe.base!r} can't be estimated: {reason[:200]}") from error
+        lacking = "" if isinstance(error, ValueError) else " without its weights"  # PEFT's own word on settings
+        raise EstimateError(f"{task.name} on {recipe.base!r} can't be estimated{lacking}: {reason[:200]}") from error
 
 
 def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: torch.dtype, before: Before | None) -> Any:
@@ -130,7 +131,12 @@ def _low_rank(model: Any) -> int:
 
 
 def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Recipe) -> StepCost:
+    from peft.tuners.lycoris_utils import LycorisLayer
+
     model.train()
+    for module in model.modules():
+        if isinstance(module, LycorisLayer):
+            module.training = False  # or LoHa and LoKr throw a die in each step: whether to leave the layer out
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()

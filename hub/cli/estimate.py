@@ -51,11 +51,12 @@ def command(
     from lorary.training.estimate.past import PastRuns
     from lorary.training.estimate.plan import estimate
     from lorary.training.progress import BarReporter
+    from lorary.training.strategies.parent import find_parent
 
     past = PastRuns(catalogue.find(sort="created", limit=_PAST))
     with BarReporter(settings.name) as reporter, bases_of(catalogue):
         reporter.phase("estimating")
-        found = estimate(settings, past, available, reporter)
+        found = estimate(settings, past, available, reporter, find_parent(settings, catalogue))
     if as_json:
         print_json(_plain(found, past))
     else:

@@ -12,6 +12,7 @@ from lorary.hub.errors import BaseMismatchError, RecipeError, UnknownReferenceEr
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
+from lorary.training.estimate.plan import estimate
 from lorary.training.fitting.fit import fit
 from lorary.training.interrupt import Stops
 from lorary.training.prepare import prepare
@@ -53,6 +54,16 @@ def inheriting(make_recipe, *arguments, **settings):
     """A recipe that leaves rank and alpha to its parent."""
     recipe = make_recipe(*arguments, **settings)
     return recipe.model_copy(update={"lora": type(recipe.lora).model_construct(_fields_set=set(), **dict(recipe.lora))})
+
+
+def test_an_estimate_is_of_the_parents_rank_and_targets(corpus, make_recipe, registry):
+    recipe = inheriting(
+        make_recipe, "text-classification", family="llama", **{"strategy": "intermediate", "from": "headlines@1"}
+    )
+    assert recipe.lora.rank != 6
+    trained = sum(p.numel() for p in ready(recipe, registry).model.parameters() if p.requires_grad)
+    assert estimate(recipe, parent=find_parent(recipe, registry)).cost.step.adapter == 4 * 4 * trained
+    assert estimate(recipe).cost.step.adapter != 4 * 4 * trained
 
 
 def test_continuing_begins_with_the_parents_weights_as_peft_loads_them(corpus, make_recipe, registry):

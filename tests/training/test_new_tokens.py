@@ -283,6 +283,9 @@ def test_another_run_begins_where_it_ended(with_tokens, child_of, registry, tmp_
     ids = ready.base.tokenizer.convert_tokens_to_ids(["<|say|>", "<|over|>"])
     assert all({*ids} <= {*feature["input_ids"]} for feature in ready.train.features)
     assert ready.base.tokenizer.eos_token == "<|over|>"
+    trained = sum(parameter.numel() for parameter in ready.model.parameters() if parameter.requires_grad)
+    planned = estimate(recipe, parent=find_parent(recipe, registry))
+    assert planned.cost.step.adapter == 4 * 4 * trained
     child = train(recipe, registry)
     assert child.manifest.added_tokens == ADD
     assert child.parents == (parent.reference,)

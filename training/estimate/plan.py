@@ -16,11 +16,13 @@ from lorary.training.data import Examples, load_data
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
-from lorary.training.model import Base, add_tokens
+from lorary.training.model import Base, add_tokens, take_tokens
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.steps import with_enough_epochs
+from lorary.training.strategies.inherit import inherit, inherited_recipe
+from lorary.training.strategies.parent import Parent
 from lorary.training.tasks import Task, make_task
 from lorary.training.tasks.encoded import Encoded
 
@@ -50,14 +52,17 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, past: PastRuns | None = None, memory: int | None = None, progress: Reporter | None = None
-) -> Estimate:
+    recipe: Recipe, past: PastRuns | None = None, memory: int | None = None, progress: Reporter | None = None,
+    parent: Parent | None = None,
+) -> Estimate:  # fmt: skip
     """What a recipe will need, without loading the base's weights.
 
     Args:
         past: earlier runs; they tell the device's speed.
         memory: bytes to fit into; by default those of the recipe's device.
         progress: is told of notices about the rows.
+        parent: the adapter that the recipe starts from; its rank and its targets are those of a run that continues it,
+            and its tokens are there. What a stacked one holds, frozen, isn't counted.
 
     Raises:
         DataError: as ``train``.
@@ -79,13 +84,15 @@ def estimate(
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
             config.pad_token_id = tokenizer.pad_token_id
-        task, base = _without_weights(recipe, data, tokenizer, config)
+        task, base = _without_weights(recipe, data, tokenizer, config, parent)
+        if parent is not None and recipe.start != "stack":
+            recipe = inherited_recipe(recipe, base, inherit(parent, base, task, lambda line: None))
         import_trainer(task)
         rows = encode_parts(recipe, {"train": data.train}, task, base, reporter)[0]["train"]
         recipe = with_enough_epochs(recipe, len(rows.features))
 
         def step_of(variant: Recipe) -> StepCost:
-            task, base = _without_weights(variant, data, tokenizer, config)
+            task, base = _without_weights(variant, data, tokenizer, config, parent)
             meet(variant, task, base, Reporter())
             return step_cost(
                 variant, task, base.tokenizer, base.model.config, _cut(rows, variant),
@@ -125,14 +132,19 @@ def memory_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _without_weights(recipe: Recipe, data: Examples, tokenizer: Any, config: Any) -> tuple[Task, Base]:
+def _without_weights(
+    recipe: Recipe, data: Examples, tokenizer: Any, config: Any, parent: Parent | None
+) -> tuple[Task, Base]:
     """The recipe's task, and its base on the meta device."""
     task = make_task(recipe, data.labels, data.problem_type)
     task.begin(data.train)
     with torch.device("meta"):
         model = task.auto_class().from_config(config)
     task.check_base(model)
-    return task, add_tokens(Base(model, tokenizer, BaseIdentity(recipe.base), ()), recipe, lambda line: None)
+    base = Base(model, tokenizer, BaseIdentity(recipe.base), ())
+    if parent is not None:
+        return task, take_tokens(base, parent.checkpoint, lambda line: None)
+    return task, add_tokens(base, recipe, lambda line: None)
 
 
 def _cut(rows: Encoded, recipe: Recipe) -> list[dict[str, Any]]:

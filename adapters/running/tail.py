@@ -189,7 +189,11 @@ class Tails:
         if tail is None:
             return None
         bare, again = (self._run(tail, _OneSite(recorded.sites, last, None)) for _ in range(2))
-        whole = {name: recorded.outputs[name][..., : tensor.shape[-1]] for name, tensor in bare.items()}
+        whole = {
+            # The first logits, where the output layer gives no more; a router's loss is one number.
+            name: recorded.outputs[name][..., : tensor.shape[-1]] if tensor.ndim else recorded.outputs[name]
+            for name, tensor in bare.items()
+        }
         replayed = bare.keys() == recorded.outputs.keys() and all(
             torch.equal(again[name], tensor) and torch.allclose(tensor, whole[name], rtol=_ROUNDING, atol=_ROUNDING)
             for name, tensor in bare.items()

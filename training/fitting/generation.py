@@ -35,9 +35,15 @@ def generation_trainer(
 ) -> GenerationTrainer:  # fmt: skip
     """The trainer, for rows of ``input_ids`` and ``labels`` that fit the model."""
     config = SFTConfig(**settings, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    # Of a mixture of experts TRL asks for the router's loss in each step, and has the base's own config ask for it too:
+    # then what the base answers later would have it beside the logits, and in its loss.
+    own = model.config.get_text_config()
+    asked = getattr(own, "output_router_logits", None)
     trainer = GenerationTrainer(
         model=model, args=one_device(config), data_collator=collator, processing_class=tokenizer, **rows
     )
+    if asked is not None:
+        own.output_router_logits = asked
     trainer.validation_collator = validation_collator
     return trainer
 

@@ -1,0 +1,38 @@
+"""Mixtures of experts: the router's loss is the trainer's affair, and the base answers as it did before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as t
+
+from lorary.training import train
+from runs import golden, peft_logits
+from samples import bpe_tokenizer, save_base
+
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "intermediate_size": 32, "max_position_embeddings": 256, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["silent", "asked"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, registry, tmp_path):
+    """Also where the base's own config asks for what its router gives."""
+    tokenizer = bpe_tokenizer()
+    common = {**SIZES, "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1}
+    config = {
+        "mixtral": lambda: t.MixtralConfig(**common, num_local_experts=4),
+        "qwen3_moe": lambda: t.Qwen3MoeConfig(**common, num_experts=4, moe_intermediate_size=16, head_dim=16),
+    }[family]()
+    config.output_router_logits = asked
+    torch.manual_seed(0)
+    base = save_base(t.AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "base")
+    recipe = make_recipe("text-generation", base=str(base), rows=32, **{"training.epochs": 3})
+    version = train(recipe, registry)
+    assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
+    for found, want in zip(
+        peft_logits(tmp_path / "out", str(base), "text-generation"), golden(tmp_path / "out"), strict=True
+    ):
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)

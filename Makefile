@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/lorary quickstart --output demo
 
 test: lint types floors
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

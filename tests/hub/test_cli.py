@@ -20,22 +20,16 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "pandas", "numpy", "huggin
 
 
 @pytest.fixture
-def lorary(tmp_path):
+def lorary(commands, tmp_path):
     """Run the command in a process of its own, in ``tmp_path``; expects the exit code and gives back its output."""
 
-    def run(*words, code=0, **settings):
-        finished = subprocess.run(
-            [sys.executable, "-m", "lorary.hub.cli", *map(str, words)],
-            cwd=tmp_path,
-            env={**os.environ, "LORARY_REGISTRY": str(tmp_path / "registry.db"), **settings},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert finished.returncode == code, (finished.stdout, finished.stderr)
+    def run(*words, code=0):
+        environment = {"LORARY_REGISTRY": str(tmp_path / "registry.db")}
+        finished = commands.run("lorary.hub.cli.main:main", list(map(str, words)), cwd=tmp_path, **environment)
+        assert finished.code == code, finished
         if code and "--debug" not in words:
-            assert "Traceback" not in finished.stderr
-        return finished.stdout if code == 0 else finished.stderr
+            assert "Traceback" not in finished.err
+        return finished.out if code == 0 else finished.err
 
     return run
 
@@ -317,9 +311,12 @@ def test_strangers_texts_are_escaped(lorary, registry, tmp_path):
     assert r"\x1b[31mred" in one_error_line(lorary("import", "\x1b[31mred\nline", "--name", "b", code=1))
 
 
-def test_a_terminal_without_the_signs(lorary, registry, tmp_path):
+def test_a_terminal_without_the_signs(registry, tmp_path):
     registry.add(make_checkpoint(tmp_path / "a", manifest=make_manifest(labels=("größer",))), name="a")
-    assert r"gr\xf6\xdfer" in lorary("show", "a", PYTHONIOENCODING="ascii")
+    command = [sys.executable, "-m", "lorary.hub.cli", "show", "a", "--registry", str(registry.path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert r"gr\xf6\xdfer" in shown.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(filled, tmp_path):

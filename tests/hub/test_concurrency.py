@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,7 +23,9 @@ def test_eight_processes_on_a_new_registry_lose_nothing(registry, tmp_path):
     sources = [
         [make_checkpoint(tmp_path / f"{p}-{n}", seed=ROUNDS * p + n) for n in range(ROUNDS)] for p in range(WRITERS)
     ]
-    with ProcessPoolExecutor(WRITERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["writers"])
+    with ProcessPoolExecutor(WRITERS, mp_context=context) as pool:
         writers = [pool.submit(write_a_lot, registry.path, number, sources[number]) for number in range(WRITERS)]
         assert [writer.result(timeout=120) for writer in writers] == [None] * WRITERS
     shared = registry.versions("shared")
@@ -73,13 +76,13 @@ def killed_at(step, action):
 
 @pytest.mark.parametrize("what", ["add", "remove"])
 def test_a_kill_at_any_moment_leaves_a_clean_registry(tmp_path, what):
-    source = make_checkpoint(tmp_path / "new", seed=1)
+    source, before = make_checkpoint(tmp_path / "new", seed=1), Registry(tmp_path / "before" / "registry.db")
+    before.add(make_checkpoint(tmp_path / "old"), name="a")
+    if what == "remove":
+        before.add(source, name="a")
     outcomes, step = set(), 1
     while True:
-        registry = Registry(tmp_path / str(step) / "registry.db")
-        registry.add(make_checkpoint(tmp_path / "old"), name="a")
-        if what == "remove":
-            registry.add(source, name="a")
+        registry = Registry(shutil.copytree(before.path.parent, tmp_path / str(step)) / "registry.db")
 
         def action(registry=registry):
             registry.add(source, name="a") if what == "add" else registry.remove("a@2")

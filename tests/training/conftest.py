@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lives import LIVES
 
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.methods import PEFT_METHODS
@@ -92,18 +86,12 @@ def make_recipe(tmp_path, bases) -> Callable[..., Recipe]:
     return make
 
 
-@pytest.fixture(scope="session")
-def live():
+@pytest.fixture
+def live(forks):
     """``live(recipe=..., registry=..., at=..., resume=...)``: a run's life in a process; its exit code and digest."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", LIVES]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
-    def send(**order):
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+    def send(recipe: str, registry: str, what: str = "train", at: str = "", resume: str | bool = False):
+        ended = forks.run("lives:live", what, recipe, registry, at, resume)
+        return [ended.code, ended.out or ended.err]
 
-    yield send
-    process.stdin.close()
-    process.wait(timeout=30)
+    return send

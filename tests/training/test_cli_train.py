@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -92,20 +91,19 @@ def test_wrong_input_is_one_error_with_its_exit_code(arguments, code, message, f
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
 
 
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(flags, tmp_path):
-    command = [sys.executable, "-m", "lorary.hub.cli", "train", *flags, "--epochs", "2000", "--output", "here"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(flags, forks, tmp_path):
+    words = ["train", *flags, "--epochs", "2000", "--output", "here"]
+    running = forks.start("lorary.hub.cli.main:main", words, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("here.incomplete/checkpoints/*/complete.json")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
-    assert "Traceback" not in err
-    last = err.strip().splitlines()[-1]
+    os.kill(running.pid, signal.SIGINT)
+    ended = running.wait()
+    assert ended.code == 130
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    last = ended.err.strip().splitlines()[-1]
     assert re.fullmatch(
         r"lorary: error: tone: stopped, nothing was registered; step \d+ of \d+ is kept in here.incomplete; "
         r"go on with: (lorary train here --resume --registry .*own\.db)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from forks import Ended
 from safetensors.torch import load_file
 
 from lorary.hub.errors import TrainingError
@@ -51,51 +51,25 @@ def launch(folder: Path, *words: str) -> subprocess.Popen:
     )
 
 
-# What a launcher starts, without the launcher: imports everything once, and forks the two processes of each run.
-PROCESSES = """
-import gc, json, os, sys, torch
-torch.set_num_threads(1)
-import datasets, peft, seqeval.metrics, sklearn.metrics, sqlite_utils, transformers.trainer, transformers.pipelines
-import lorary.training.fitting.fit, lorary.training.report.build, lorary.training.run
-from lorary.training.__main__ import main
-gc.freeze()
+@pytest.fixture
+def together(forks):
+    """``together(folder, *words)`` starts what a launcher would: the exit codes of two processes, and their output."""
 
-for line in sys.stdin:
-    order, children = json.loads(line), []
-    for rank in (0, 1):
-        children.append(os.fork())
-        if children[-1] == 0:
-            os.chdir(order["folder"])
-            os.environ.update(order["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
-            for stream in (1, 2):
-                os.dup2(os.open(f"{rank}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
-            code = main(order["words"])
-            sys.stdout.flush()
-            os._exit(code)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print(json.dumps(codes), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def together():
-    """``together(folder, *words)``: the exit codes of the two processes, whose output is in ``folder``."""
-    process = subprocess.Popen([sys.executable, "-c", PROCESSES], stdin=PIPE, stdout=PIPE, text=True)
-
-    def run(folder: Path, *words: str, sharded: bool = False) -> list[int]:
+    def run(folder: Path, *words: str, sharded: bool = False) -> list[Ended]:
         environment = {
             "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ACCELERATE_USE_CPU": "true",
             "ACCELERATE_USE_FSDP": str(sharded).lower(),
         }  # fmt: skip
-        order = {"folder": str(folder), "environment": environment}
-        order["words"] = ["recipe.yaml", "--registry", "own.db", *words]
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        arguments = ["recipe.yaml", "--registry", "own.db", *words]
+        both = [
+            forks.start(
+                "lorary.training.__main__:main", arguments, cwd=folder, RANK=rank, LOCAL_RANK=rank, **environment
+            )
+            for rank in ("0", "1")
+        ]
+        return [one.wait() for one in both]
 
-    yield run
-    process.stdin.close()
-    process.wait(timeout=30)
+    return run
 
 
 def small(base: str, folder: Path) -> str:
@@ -129,15 +103,14 @@ def recipe(make_recipe, bases, tmp_path):
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_two_processes_make_the_adapter_of_one(sharded, recipe, together, tmp_path, registry):
     halves = recipe()
-    codes = together(tmp_path, "--set", "output=two", sharded=sharded)
-    out, err = ((tmp_path / f"0.{stream}").read_text() for stream in (1, 2))
-    assert codes == [0, 0], err
+    first, second = together(tmp_path, "--set", "output=two", sharded=sharded)
+    assert (first.code, second.code) == (0, 0), first.err
     training = halves.training.model_copy(update={"batch_size": 8})
     one = train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
-    assert out.startswith("tiny@1: ")
-    assert "Traceback" not in err
-    assert ("the base's layers are cut up among 2 processes, " in err) == sharded
-    assert (tmp_path / "1.1").read_text() == ""
+    assert first.out.startswith("tiny@1: ")
+    assert "Traceback" not in first.err
+    assert ("the base's layers are cut up among 2 processes, " in first.err) == sharded
+    assert second.out == ""
     two = Registry(tmp_path / "own.db").resolve("tiny")
     assert two.manifest.provenance["steps"] == one.manifest.provenance["steps"] == 10
     for (_, mine), (_, theirs) in zip(two.manifest.provenance["curve"], one.manifest.provenance["curve"], strict=True):
@@ -154,7 +127,8 @@ def test_two_processes_take_away_the_ranks_that_one_does(make_recipe, bases, tog
         **{"training.batch_size": 4, "peft.init_r": 4, "peft.target_r": 2},
     )  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(halves.to_yaml())
-    assert together(tmp_path, "--set", "output=two") == [0, 0], (tmp_path / "0.2").read_text()
+    both = together(tmp_path, "--set", "output=two")
+    assert [one.code for one in both] == [0, 0], both[0].err
     training = halves.training.model_copy(update={"batch_size": 8})
     train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
     tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
@@ -169,8 +143,8 @@ def test_a_quantized_base_in_shards(make_recipe, together, tmp_path, registry):
     }  # fmt: skip
     halves = make_recipe("text-generation", family="llama", rows=24, **settings)
     (tmp_path / "recipe.yaml").write_text(halves.to_yaml())
-    codes = together(tmp_path, "--set", "output=two", sharded=True)
-    assert codes == [0, 0], (tmp_path / "0.2").read_text()
+    both = together(tmp_path, "--set", "output=two", sharded=True)
+    assert [one.code for one in both] == [0, 0], both[0].err
     training = halves.training.model_copy(update={"batch_size": 8})
     train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
     tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
@@ -195,8 +169,8 @@ def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
         "rng_state_0.pth"
     }
     assert state == "rng_state_1.pth"
-    codes = together(tmp_path, "--set", "output=two", "--resume")
-    assert codes == [0, 0], (tmp_path / "0.2").read_text()
+    both = together(tmp_path, "--set", "output=two", "--resume")
+    assert [one.code for one in both] == [0, 0], both[0].err
     version = Registry(tmp_path / "own.db").resolve("tiny")
     assert [step for step, _ in version.manifest.provenance["curve"]][-1] == version.manifest.provenance["steps"] == 70
 
@@ -205,9 +179,9 @@ def test_an_error_of_the_first_process_ends_all(recipe, together, tmp_path):
     recipe()
     rows = tmp_path / "train.jsonl"
     rows.write_text('{"tokens": ["a"], "tags": []}\n' + rows.read_text())
-    codes = together(tmp_path)
-    assert codes == [1, 1]  # the other one, which would wait for it, sees that it is gone
-    assert "train.jsonl, row 1" in (tmp_path / "0.2").read_text()
+    both = together(tmp_path)
+    assert [one.code for one in both] == [1, 1]  # the other one, which would wait for it, sees that it is gone
+    assert "train.jsonl, row 1" in both[0].err
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "own.db").exists()
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import re
+import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import torch
@@ -274,43 +271,20 @@ def with_checkpoints(make, **settings):
     )  # fmt: skip
 
 
-# Imports everything once, and makes each life of a run a forked process of its own.
-PRETRAIN = """
-import gc, sys, torch
-torch.set_num_threads(1)
-import datasets, sklearn.metrics, transformers.trainer, lorary.training.fitting.loop
-from lorary.hub.registry import Registry
-from lorary.training.pretraining import PretrainRecipe, run
-from lorary.training.pretraining.run import pretrain
-from stops import Signal
-recipe, registry, *moments = sys.argv[1:]
-gc.freeze()
-import os, signal
-for moment in moments:
-    child = os.fork()
-    if child == 0:
-        resume = moment != moments[0]
-        pretrain(PretrainRecipe.load(recipe), Registry(registry), Signal(moment, signal.SIGKILL), resume)
-        os._exit(0)
-    print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_killed_and_gone_on_with_it_is_the_base_of_an_unbroken_run(architecture, make, registry, tmp_path):
+def test_killed_and_gone_on_with_it_is_the_base_of_an_unbroken_run(architecture, live, make, registry, tmp_path):
     recipe = with_checkpoints(
         make, architecture=architecture, **{"tokenizer.kind": {"bert": "wordpiece", "llama": "bpe"}[architecture]}
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    moments = ("step 1", "step 5", "measuring", "registering", "never")
-    ran = subprocess.run(
-        [sys.executable, "-c", PRETRAIN, str(tmp_path / "recipe.yaml"), str(registry.path), *moments],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
-    assert ran.stdout.splitlines() == [*(f"{moment} -9" for moment in moments[:-1]), "never 0"], ran.stderr
+    order = {"what": "pretrain", "recipe": str(tmp_path / "recipe.yaml"), "registry": str(registry.path)}
+    for moment in ("step 1", "step 5", "measuring", "registering"):
+        assert live(**order, at=moment) == [-signal.SIGKILL, ""], moment
+        order["resume"] = True
+    code, digest = live(**order)
     broken = registry.bases.get("village")
     whole = pretrain(recipe.model_copy(update={"output": str(tmp_path / "other")}), Registry(tmp_path / "other.db"))
+    assert (code, digest) == (0, whole.digest)
     assert broken.digest == whole.digest
     assert broken.metrics == whole.metrics
     assert broken.provenance["steps"] == whole.provenance["steps"]

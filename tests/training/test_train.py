@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,7 +79,7 @@ def test_provenance_names_no_folder_of_the_machine(make_recipe, registry, tmp_pa
         assert str(Path.home()) not in text
 
 
-def test_the_same_recipe_gives_the_same_digest_in_one_process_and_in_another(make_recipe, registry, tmp_path):
+def test_the_same_recipe_gives_the_same_digest_in_one_process_and_in_another(forks, make_recipe, registry, tmp_path):
     recipe = make_recipe(**{"training.gradient_accumulation": 2, "lora.dropout": 0.2})
     first = train(recipe, registry)
     torch.rand(7)  # the state of the generator before a run must not matter
@@ -90,23 +87,11 @@ def test_the_same_recipe_gives_the_same_digest_in_one_process_and_in_another(mak
     assert second.digest == first.digest
     assert second.number == first.number  # the catalogue holds it once
 
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    script = (
-        "import sys, torch; torch.set_num_threads(1)\n"
-        "from lorary.training import Recipe, train\n"
-        "from lorary.hub.registry import Registry\n"
-        "recipe = Recipe.load(sys.argv[1], ['output=' + sys.argv[2]])\n"
-        "print(train(recipe, Registry(sys.argv[3])).digest)\n"
-    )
-    arguments = [str(tmp_path / name) for name in ("recipe.yaml", "third", "other.db")]
-    recipe_text = (tmp_path / "recipe.yaml").read_text().replace(str(tmp_path / "out"), str(tmp_path / "third"))
-    (tmp_path / "recipe.yaml").write_text(recipe_text)
-    environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout == f"{first.digest}\n"
-    assert done.stderr == ""  # no library says anything either
+    third = recipe.model_copy(update={"output": str(tmp_path / "third")})
+    (tmp_path / "recipe.yaml").write_text(third.to_yaml())
+    ended = forks.run("lives:live", "train", str(tmp_path / "recipe.yaml"), str(tmp_path / "other.db"), "", False)
+    assert (ended.code, ended.out) == (0, first.digest)
+    assert ended.err == forks.said() == ""  # no library says anything either
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""Processes of their own for the tests, none of which imports everything anew.
+
+A server imports once and forks a process for each call. A test that is about what is imported, or about what is read
+when it is imported (``HF_ENDPOINT``), needs a fresh interpreter instead.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code, -9 if it was killed, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that was started."""
+
+    forks: Forks
+    pid: int
+    folder: Path
+
+    def wait(self) -> Ended:
+        """Wait for its end."""
+        code = self.forks.ask({"wait": self.pid})
+        out, err = ((self.folder / name).read_text() for name in ("out", "err"))
+        return Ended(code, out, err)
+
+
+class Forks:
+    """A process that has imported ``modules`` and forks others.
+
+    Its hashes have a seed of their own, so what depends on the order of a set comes out otherwise than here.
+    """
+
+    def __init__(self, folder: Path, modules: Sequence[str]) -> None:
+        self._folder = folder
+        with (folder / "said").open("w") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                text=True, env={**os.environ, "PYTHONHASHSEED": "77"},
+            )  # fmt: skip
+
+    def start(self, function: str, *arguments: Any, cwd: Path | None = None, **environment: str) -> Running:
+        """Call ``module:function`` in a new process; a number that it returns is the exit code."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        order = {
+            "function": function, "arguments": arguments, "cwd": str(cwd or Path.cwd()), "folder": str(folder),
+            "environment": {**os.environ, **environment},
+        }  # fmt: skip
+        return Running(self, self.ask({"start": order}), folder)
+
+    def run(self, function: str, *arguments: Any, cwd: Path | None = None, **environment: str) -> Ended:
+        """Call ``module:function`` in a new process and wait for its end."""
+        return self.start(function, *arguments, cwd=cwd, **environment).wait()
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """Send the server a request, and give back its answer."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"the server has ended: {self.said()}"
+        return json.loads(answer)
+
+    def said(self) -> str:
+        """What the server itself wrote to stderr, such as warnings of libraries when they were imported."""
+        return (self._folder / "said").read_text()
+
+    def close(self) -> None:
+        """End the server."""
+        self._process.communicate(timeout=30)
+
+
+def _call(order: dict[str, Any]) -> int:
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{order['folder']}/{name}", os.O_WRONLY | os.O_CREAT), stream)
+    module, _, function = order["function"].partition(":")
+    try:
+        code = getattr(importlib.import_module(module), function)(*order["arguments"])
+        return code if isinstance(code, int) else 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def _serve(modules: Sequence[str]) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for module in modules:
+        importlib.import_module(module)
+    gc.freeze()  # a run's end looks for garbage: not among the libraries' own objects
+    for line in sys.stdin:
+        request = json.loads(line)
+        if pid := request.get("wait"):
+            answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        elif not (answer := os.fork()):
+            sys.exit(_call(request["start"]))  # as any interpreter ends
+        print(answer, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1:])

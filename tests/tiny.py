@@ -39,12 +39,13 @@ def make_tokenizer(family: str) -> Any:
 
 
 def make_config(family: str, **changes: Any) -> Any:
-    """A config of two layers and hidden size 32."""
+    """A config of hidden size 32, and of two layers where ``changes`` has no other number for Llama and BERT."""
     import transformers as t
 
     own = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
     tokens = dict(zip(own, (VOCABULARY, 0, 2, 3), strict=True)) | {n: changes.pop(n) for n in own if n in changes}
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    layers = changes.pop("num_hidden_layers", 2)
+    sizes = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 64}
     configs = {
         "bert": lambda: t.BertConfig(**tokens, **sizes, max_position_embeddings=64, **changes),
         "roberta": lambda: t.RobertaConfig(**tokens, **sizes, max_position_embeddings=66, **changes),

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from lorary.adapters import Backbone
-from tiny import make_adapter
+from tiny import make_adapter, make_base
 
 IDS = torch.tensor([[7, 8, 9, 10], [9, 8, 7, 6], [12, 13, 14, 15]])
 CHOICES = [["a"], ["b"], [None], ["a", "b", None], ["c", "a", "c"], ["dora", "a", "embedding"]]
@@ -15,6 +15,14 @@ LORA = {"dora": {"use_dora": True}, "embedding": {"target_modules": ["embed_toke
 @pytest.fixture(autouse=True)
 def fresh_dynamo():
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Bases of one layer: Dynamo's seconds are for tracing, and every layer is traced alike."""
+    root = tmp_path_factory.mktemp("bases")
+    made = {family: make_base(family, root / family, num_hidden_layers=1) for family in ("llama", "bert")}
+    return made.__getitem__
 
 
 @pytest.fixture

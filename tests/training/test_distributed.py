@@ -163,7 +163,7 @@ def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and all that it started
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "tiny: stopped, nothing was registered; step " in err
+    assert "tiny: stopped, nothing was registered; step " in err, err
     assert "go on with: lorary train two --resume" in err
     (state,) = {path.name for path in tmp_path.glob("two.incomplete/checkpoints/*/rng_state_*.pth")} - {
         "rng_state_0.pth"

@@ -219,6 +219,11 @@ def test_the_digest_knows_the_tokens(with_tokens, registry, tmp_path, monkeypatc
     assert first.digest == again.digest != third.digest
 
 
+def test_less_is_kept_for_the_backward_pass(with_tokens, registry):
+    """What the trainer puts into the base for that is gone when the saved files are loaded onto it."""
+    assert train(with_tokens(**SHORT, **{"training.gradient_checkpointing": True}), registry).digest
+
+
 def test_a_file_of_tokens(with_tokens, tmp_path):
     file = tmp_path / "tokens.txt"
     file.write_text("<|ask|>\n\n<|say|>\n", encoding="utf-8")

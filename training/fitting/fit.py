@@ -87,3 +87,4 @@ class AdapterJob(Job):
         base.__dict__.pop("forward", None)
         if trainer.args.gradient_checkpointing:
             base.gradient_checkpointing_disable()
+            base.disable_input_require_grads()  # TRL's trainers ask for them; what is left of one can't be copied

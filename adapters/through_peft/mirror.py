@@ -23,13 +23,16 @@ def mirror(model: Any) -> Any:
     """A copy of ``model``'s modules and configs whose tensors lie in the memory of the original's.
 
     Parameters are objects of their own, so that freezing or replacing one doesn't reach the original; quantized ones,
-    which carry more than numbers, are the original's. The loader's own layers and hooks are left out, and so is a
+    which carry more than numbers, are the original's, as are linears that torch has cut up among processes and can't
+    copy: PEFT's layers go around these. The loader's own layers and hooks are left out, and so is a
     forward that it put in the body's place (compiled, or under a lock for its rotary embedding; that is put in anew).
     """
     memo: dict[int, Any] = {}
     forwards = {}
     for path, module in model.named_modules():
         _share(module, memo)
+        if _in_shards(module):
+            memo[id(module)] = module
         forward = vars(module).get("forward")
         if (own := _without_wrappers(forward)) is not forward:
             forwards[path] = own
@@ -59,6 +62,10 @@ def _share(module: torch.nn.Module, memo: dict[int, Any]) -> None:
             continue
         plain = type(tensor) is torch.nn.Parameter
         memo[id(tensor)] = torch.nn.Parameter(tensor.detach(), requires_grad=False) if plain else tensor
+
+
+def _in_shards(module: torch.nn.Module) -> bool:
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
 
 
 def _without_wrappers(forward: Any) -> Any:

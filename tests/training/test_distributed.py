@@ -152,6 +152,19 @@ def test_a_quantized_base_in_shards(make_recipe, together, tmp_path, registry):
         torch.testing.assert_close(tensors[key], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_new_tokens_on_a_base_in_shards(make_recipe, together, tmp_path):
+    """The saved adapter runs through PEFT, which puts its layers into a copy of the model."""
+    settings = {"tokens.add": ("zzqx", "qqzx"), "lora.dropout": 0.0, "training.batch_size": 4, "output": None}
+    halves = make_recipe("text-generation", rows=16, **settings)
+    (tmp_path / "recipe.yaml").write_text(halves.to_yaml())
+    for name in ("whole", "parts"):
+        both = together(tmp_path, "--set", f"output={name}", sharded=name == "parts")
+        assert [one.code for one in both] == [0, 0], both[0].err
+    whole, parts = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
+    for key, tensor in whole.items():
+        torch.testing.assert_close(parts[key], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
     recipe(**{"training.epochs": 14, "training.checkpoint_steps": 3})
     process = launch(tmp_path, "--set", "output=two")

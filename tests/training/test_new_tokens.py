@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 
@@ -336,6 +337,28 @@ def test_where_it_cant_be_gone_on_from(with_tokens, child_of, make_recipe, regis
     lacking = child_of(str(tmp_path / "out"))
     with pytest.raises(CheckpointError, match="the tokenizer that has them isn't beside it"):
         train(lacking, registry)
+
+
+@pytest.mark.parametrize("more", [10**6, 2000], ids=["far", "many"])
+def test_a_tokenizer_that_isnt_the_adapters(more, with_tokens, child_of, registry, tmp_path):
+    """Told before anything is trained: its new tokens are far from all others, or others follow them."""
+    train(with_tokens(**SHORT), registry)
+    files = {name: tmp_path / "out" / name for name in ("tokenizer.json", "adapter_config.json")}
+    tokenizer, config = (json.loads(path.read_text(encoding="utf-8")) for path in files.values())
+    if more == 2000:
+        last = tokenizer["added_tokens"][-1]
+        others = [{**last, "id": last["id"] + n, "content": f"<{n}>"} for n in range(1, more)]
+        tokenizer["added_tokens"] += others
+    else:
+        tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] not in ADD]
+        ids = {token: more + n for n, token in enumerate(ADD)}
+        tokenizer["model"]["vocab"] |= ids
+        config["trainable_token_indices"] = {layer: [*ids.values()] for layer in ("embed_tokens", "lm_head")}
+    for path, content in zip(files.values(), (tokenizer, config), strict=True):
+        path.write_text(json.dumps(content), encoding="utf-8")
+    recipe = child_of(str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match=r"its tokenizer has \d+ tokens, of which the last new one has the id"):
+        prepare(recipe, load_data(recipe), Reporter(), find_parent(recipe, registry))
 
 
 def test_tokens_that_the_base_has(with_tokens, registry, tmp_path):

@@ -18,7 +18,7 @@ import torch
 from lorary.adapters.base.loading import quietly
 from lorary.adapters.text.tokenizers import Tokenizers
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.errors import TrainingError
+from lorary.hub.errors import CheckpointError, TrainingError
 from lorary.training.data import Note
 from lorary.training.model.base import Base
 from lorary.training.recipe import Recipe
@@ -75,7 +75,13 @@ def take_tokens(base: Base, parent: Checkpoint, note: Note) -> Base:
     tokenizer = own.tokenizer if own is not None else base.tokenizer
     ids = tokenizer.convert_tokens_to_ids(list(added))
     trained = parent.config["trainable_token_indices"]
-    if any(list(rows) != ids for rows in (trained.values() if isinstance(trained, Mapping) else [trained])):
+    rows = max(base.model.get_input_embeddings().weight.shape[0], ids[-1] + 1)
+    if not ids[-1] < len(tokenizer) <= rows:
+        raise CheckpointError(
+            f"{parent.source}: its tokenizer has {len(tokenizer)} tokens, of which the last new one has the id "
+            f"{ids[-1]}; its files are others than were saved"
+        )
+    if any(own != ids for own in (trained.values() if isinstance(trained, Mapping) else [trained])):
         raise TrainingError(f"{parent.source}: trained other rows than those of its new tokens; it can't be continued")
     note(f"{len(added)} tokens that the base hasn't are those of the adapter that is continued, and train on")
     return _with(base, tokenizer, added)

@@ -1,7 +1,8 @@
 """A base in shards: each process keeps a part of every frozen linear, and all lend theirs for the moment it is used.
 
 torch's ``fully_shard`` (FSDP2; Zhao et al. 2023) on each linear of the base's layers. What is trained, and embeddings,
-norms and heads, stay whole in each process, so that steps, checkpoints and files are those of a run with whole bases.
+norms, heads and fused experts, stay whole in each process, so that steps, checkpoints and files are those of a run with
+whole bases.
 """
 
 from __future__ import annotations

@@ -42,7 +42,11 @@ def _run(options: argparse.Namespace) -> None:
     from lorary.training.run import take_part, train
 
     if not group.first:
-        take_part(recipe, group)
+        try:
+            take_part(recipe, group)
+        except InterruptedRunError:  # all have agreed to stop, and the first says how to go on
+            group.until_first_ends()
+            raise
         return
     from lorary.hub.registry import Registry
     from lorary.training.progress import BarReporter

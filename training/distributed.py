@@ -7,6 +7,7 @@ the run's folder, measures, saves, checks and registers.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -70,6 +71,14 @@ class Group:
         value = torch.tensor(int(flag), device=device)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value)
+
+    def until_first_ends(self) -> None:
+        """Wait for the end of the first process, by which the connection to it breaks.
+
+        A launcher ends all processes as soon as one has ended, and the first has the last words to say.
+        """
+        with suppress(RuntimeError):
+            self.wait()
 
     def wait(self) -> None:
         """Go on when each process has come here."""

@@ -188,6 +188,13 @@ def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
     assert [step for step, _ in version.manifest.provenance["curve"]][-1] == version.manifest.provenance["steps"] == 70
 
 
+def test_the_first_process_has_the_last_words(forks, tmp_path):
+    """A launcher ends it as soon as another one has ended."""
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
+    both = [forks.start("stops:last_words", str(tmp_path), RANK=rank, **environment) for rank in ("0", "1")]
+    assert [one.wait().code for one in both] == [0, 0]
+
+
 def test_an_error_of_the_first_process_ends_all(recipe, together, tmp_path):
     recipe()
     rows = tmp_path / "train.jsonl"

@@ -11,6 +11,7 @@ import torch
 
 from lorary.adapters.base.device import dtype_name, pick_dtype
 from lorary.adapters.running.inference import longest_input
+from lorary.hub.errors import TrainingError
 from lorary.training.data import Example, Examples
 from lorary.training.distributed import ALONE, Group
 from lorary.training.model import (
@@ -151,6 +152,11 @@ def meet(recipe: Recipe, task: Task, base: Base, reporter: Reporter) -> int:
     Raises:
         TrainingError: the base can't be trained for this task, or not with these settings.
     """
+    if recipe.training.gradient_checkpointing and not base.model.supports_gradient_checkpointing:
+        raise TrainingError(
+            f"training.gradient_checkpointing: transformers can't do that for {type(base.model).__name__}; leave it "
+            "out, and lower training.batch_size where memory runs out"
+        )
     wanted = recipe.training.max_length
     most = min(base.tokenizer.model_max_length, longest_input(base.model) or sys.maxsize)
     longest = int(min(wanted, most - virtual_tokens(recipe)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import AlbertConfig, AlbertModel
 
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.training import train
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.progress import Reporter
 from memory import memory_for
+from samples import save_base, wordpiece_tokenizer
 from stops import Signal
 
 STEPS = {"training.batch_size": 12, "training.gradient_accumulation": 1, "lora.dropout": 0.2}
@@ -55,6 +57,16 @@ def test_one_row_that_does_not_fit_ends_the_run_with_advice(make_recipe, registr
         train(make_recipe(rows=40, **STEPS), registry)
     assert not registry.path.exists()
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_base_that_keeps_all_for_the_backward_pass(make_recipe, registry, tmp_path):
+    """Told before anything is measured or trained."""
+    tokenizer = wordpiece_tokenizer()
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "embedding_size": 16}
+    model = AlbertModel(AlbertConfig(vocab_size=len(tokenizer), num_hidden_layers=2, **sizes))
+    base = str(save_base(model, tokenizer, tmp_path / "base"))
+    with pytest.raises(TrainingError, match=r"gradient_checkpointing: transformers can't do that for AlbertFor"):
+        train(make_recipe(base=base, **{"training.gradient_checkpointing": True}), registry)
 
 
 def test_measuring_goes_on_in_smaller_batches_too(make_recipe, registry, tmp_path):

@@ -9,6 +9,7 @@ from transformers import AlbertConfig, AlbertModel
 
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.training import train
+from lorary.training.estimate.plan import estimate
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.progress import Reporter
 from memory import memory_for
@@ -67,6 +68,9 @@ def test_a_base_that_keeps_all_for_the_backward_pass(make_recipe, registry, tmp_
     base = str(save_base(model, tokenizer, tmp_path / "base"))
     with pytest.raises(TrainingError, match=r"gradient_checkpointing: transformers can't do that for AlbertFor"):
         train(make_recipe(base=base, **{"training.gradient_checkpointing": True}), registry)
+    instead = estimate(make_recipe(base=base), memory=2**20).alternatives
+    assert instead
+    assert not any("gradient_checkpointing" in setting for other in instead for setting in other.settings)
 
 
 def test_measuring_goes_on_in_smaller_batches_too(make_recipe, registry, tmp_path):

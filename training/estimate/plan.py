@@ -111,6 +111,7 @@ def estimate(
         alternatives = [
             Alternative(settings, cost(variant, step_of(variant), measure=False).peak)
             for settings, variant in (_variants(recipe) if whole.peak > available else ())
+            if base.model.supports_gradient_checkpointing or not variant.training.gradient_checkpointing
         ]
     return Estimate(recipe, device, whole, available, tuple(alternatives))
 

@@ -91,6 +91,14 @@ class Group:
 ALONE = Group()
 
 
+def lost_another(error: BaseException) -> bool:
+    """Did a step fail because another process isn't there any more?"""
+    import torch.distributed as dist
+
+    # Gloo has no class of its own for it.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def join(recipe: Recipe) -> Group:
     """Join the processes that were launched together; :data:`ALONE` where there is one.
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from forks import Ended
+from forks import Ended, Running
 from safetensors.torch import load_file
 
 from lorary.hub.errors import TrainingError
@@ -52,22 +52,31 @@ def launch(folder: Path, *words: str) -> subprocess.Popen:
 
 
 @pytest.fixture
-def together(forks):
-    """``together(folder, *words)`` starts what a launcher would: the exit codes of two processes, and their output."""
+def start_both(forks):
+    """``start_both(folder, *words)`` starts the two processes that a launcher would."""
 
-    def run(folder: Path, *words: str, sharded: bool = False) -> list[Ended]:
+    def start(folder: Path, *words: str, sharded: bool = False) -> list[Running]:
         environment = {
             "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ACCELERATE_USE_CPU": "true",
             "ACCELERATE_USE_FSDP": str(sharded).lower(),
         }  # fmt: skip
         arguments = ["recipe.yaml", "--registry", "own.db", *words]
-        both = [
+        return [
             forks.start(
                 "lorary.training.__main__:main", arguments, cwd=folder, RANK=rank, LOCAL_RANK=rank, **environment
             )
             for rank in ("0", "1")
         ]
-        return [one.wait() for one in both]
+
+    return start
+
+
+@pytest.fixture
+def together(start_both):
+    """``together(folder, *words)``: the same to their end, with their exit codes and what they wrote."""
+
+    def run(folder: Path, *words: str, sharded: bool = False) -> list[Ended]:
+        return [one.wait() for one in start_both(folder, *words, sharded=sharded)]
 
     return run
 
@@ -193,6 +202,22 @@ def test_the_first_process_has_the_last_words(forks, tmp_path):
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
     both = [forks.start("stops:last_words", str(tmp_path), RANK=rank, **environment) for rank in ("0", "1")]
     assert [one.wait().code for one in both] == [0, 0]
+
+
+def test_a_process_that_is_lost_is_told_and_the_run_goes_on(recipe, start_both, together, tmp_path):
+    recipe(**{"training.epochs": 30, "training.checkpoint_steps": 3})
+    first, second = start_both(tmp_path, "--set", "output=two")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("two.incomplete/checkpoints/*/complete.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(second.pid, signal.SIGKILL)
+    assert second.wait().code == -signal.SIGKILL
+    ended = first.wait()
+    assert ended.code == 1
+    assert "error: another of the 2 processes has ended, and a step needs them all" in ended.err
+    assert "go on with: lorary train two --resume" in ended.err
+    assert [one.code for one in together(tmp_path, "--set", "output=two", "--resume")] == [0, 0]
 
 
 def test_an_error_of_the_first_process_ends_all(recipe, together, tmp_path):

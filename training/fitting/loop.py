@@ -9,7 +9,7 @@ from typing import Any
 
 from lorary.hub.errors import TrainingError
 from lorary.training.checkpoints import latest, prune
-from lorary.training.distributed import ALONE, Group
+from lorary.training.distributed import ALONE, Group, lost_another
 from lorary.training.fitting.checkpointer import Checkpointer
 from lorary.training.fitting.job import Job
 from lorary.training.fitting.memory_fallback import (
@@ -65,6 +65,11 @@ def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group
         try:
             return _attempt(job, batching, folder, reporter, stops, group)
         except (RuntimeError, MemoryError) as error:
+            if lost_another(error) and group.count > 1:
+                raise TrainingError(
+                    f"another of the {group.count} processes has ended, and a step needs them all; its own words, or "
+                    "the launcher's, say why"
+                ) from error
             if not out_of_memory(error):
                 raise
             if group.count > 1:  # the others are in the middle of a step, and wait for this one

@@ -106,13 +106,14 @@ def join(recipe: Recipe) -> Group:
         TrainingError: the recipe places the base itself, or the launcher asks for what can't be done.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if _on(os.environ.get("ACCELERATE_USE_DEEPSPEED", "")):
+    if _on("ACCELERATE_USE_DEEPSPEED"):
         raise TrainingError(
             "DeepSpeed isn't supported; examples/accelerate/fsdp.yaml cuts up the base, and in ddp.yaml there each "
             "process holds a whole one"
         )
     # Not left to accelerate: it would cut up the adapter too, which every process has to hold whole.
-    sharded = _on(os.environ.pop(_FSDP, ""))
+    sharded = _on(_FSDP)
+    os.environ.pop(_FSDP, None)
     if count == 1:
         return ALONE
     if sharded:
@@ -131,7 +132,7 @@ def join(recipe: Recipe) -> Group:
     from lorary.adapters.base.quantization import quieten
 
     quieten()
-    on_cpu = recipe.device == "cpu" or _on(os.environ.get("ACCELERATE_USE_CPU", ""))
+    on_cpu = recipe.device == "cpu" or _on("ACCELERATE_USE_CPU")
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)  # also makes "cuda" mean this process's GPU
     return Group(state.num_processes, state.process_index, str(state.device), sharded)
 
@@ -147,5 +148,5 @@ def _check_sharded(recipe: Recipe) -> None:
         raise TrainingError("an 8-bit base can't be cut up by FSDP; use method: qlora, or quantization: none")
 
 
-def _on(value: str) -> bool:
-    return value.lower() in ("1", "true", "yes")
+def _on(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")

@@ -12,19 +12,19 @@ import torch
 from lorary.adapters.base.device import dtype_name, pick_dtype
 from lorary.adapters.running.inference import longest_input
 from lorary.hub.errors import TrainingError
+from lorary.hub.units import size
 from lorary.training.data import Example, Examples
 from lorary.training.distributed import ALONE, Group
 from lorary.training.model import (
     Base,
-    add_tokens,
     check_settings,
     initialise,
     load_for,
     ranks_as_lora,
     reseed,
     settle,
-    take_tokens,
     virtual_tokens,
+    with_tokens,
 )
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
@@ -92,10 +92,7 @@ def prepare(
         base = load_for(task, _on_the_cpu(recipe, group) if group.sharded else recipe)
     else:
         reseed(base, recipe.training.seed)
-    if parent is None:
-        base = add_tokens(base, recipe, reporter.note)
-    else:
-        base = take_tokens(base, parent.checkpoint, reporter.note)
+    base = with_tokens(base, recipe, parent.checkpoint if parent else None, reporter.note)
     rows = {"train": data.train, "validation": data.validation, "test": data.test}
     encoded, lengths, max_length = encode_parts(recipe, rows, task, base, reporter)
     enough = with_enough_epochs(recipe, len(encoded["train"].features), group.count)
@@ -111,11 +108,9 @@ def prepare(
         initialise(begun.model, base, task, recipe, encoded["train"].features, reporter.note)
     shards = shard(begun.model, group) if group.sharded else None
     if shards:
-        reporter.note(
-            f"the base's layers are cut up among {group.count} processes, {shards.held / 2**20:.4g} MiB in each"
-        )
-    size = recipe.training.batch_size
-    encoded = {part: task.refer(begun.model, rows, base.tokenizer, size) for part, rows in encoded.items()}
+        reporter.note(f"the base's layers are cut up among {group.count} processes, {size(shards.held)} in each")
+    at_once = recipe.training.batch_size
+    encoded = {part: task.refer(begun.model, rows, base.tokenizer, at_once) for part, rows in encoded.items()}
     train, validation, test = encoded["train"], encoded.get("validation"), encoded["test"]
     return Prepared(
         begun.recipe, task, base, begun.model, train, validation, test, max_length, data, lengths, parent, begun.stack,

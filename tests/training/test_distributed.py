@@ -109,13 +109,22 @@ def recipe(make_recipe, bases, tmp_path):
     return write
 
 
+def two_make_what_one_does(two, halves, registry, folder: Path, **tolerances: float):
+    """Of steps of the same rows, in one batch; the version that one process makes."""
+    assert [process.code for process in two] == [0, 0], two[0].err
+    training = halves.training.model_copy(update={"batch_size": 2 * halves.training.batch_size})
+    one = train(halves.model_copy(update={"training": training, "output": str(folder / "one")}), registry)
+    tensors = load_file(folder / "two" / "adapter_model.safetensors")
+    for key, tensor in load_file(folder / "one" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(tensors[key], tensor, **tolerances)
+    return one
+
+
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_two_processes_make_the_adapter_of_one(sharded, recipe, together, tmp_path, registry):
     halves = recipe()
     first, second = together(tmp_path, "--set", "output=two", sharded=sharded)
-    assert (first.code, second.code) == (0, 0), first.err
-    training = halves.training.model_copy(update={"batch_size": 8})
-    one = train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
+    one = two_make_what_one_does((first, second), halves, registry, tmp_path, rtol=1e-3, atol=1e-4)
     assert first.out.startswith("tiny@1: ")
     assert "Traceback" not in first.err
     assert ("the base's layers are cut up among 2 processes, " in first.err) == sharded
@@ -124,9 +133,6 @@ def test_two_processes_make_the_adapter_of_one(sharded, recipe, together, tmp_pa
     assert two.manifest.provenance["steps"] == one.manifest.provenance["steps"] == 10
     for (_, mine), (_, theirs) in zip(two.manifest.provenance["curve"], one.manifest.provenance["curve"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
-    tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
-    for key, tensor in load_file(tmp_path / "one" / "adapter_model.safetensors").items():
-        torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=1e-4)
     assert len(Registry(tmp_path / "own.db").versions()) == 1
 
 
@@ -136,13 +142,8 @@ def test_two_processes_take_away_the_ranks_that_one_does(make_recipe, bases, tog
         **{"training.batch_size": 4, "peft.init_r": 4, "peft.target_r": 2},
     )  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(halves.to_yaml())
-    both = together(tmp_path, "--set", "output=two")
-    assert [one.code for one in both] == [0, 0], both[0].err
-    training = halves.training.model_copy(update={"batch_size": 8})
-    train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
-    tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
-    for key, tensor in load_file(tmp_path / "one" / "adapter_model.safetensors").items():
-        torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=1e-4)
+    two = together(tmp_path, "--set", "output=two")
+    two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-3, atol=1e-4)
 
 
 def test_a_quantized_base_in_shards(make_recipe, together, tmp_path, registry):
@@ -152,13 +153,8 @@ def test_a_quantized_base_in_shards(make_recipe, together, tmp_path, registry):
     }  # fmt: skip
     halves = make_recipe("text-generation", family="llama", rows=24, **settings)
     (tmp_path / "recipe.yaml").write_text(halves.to_yaml())
-    both = together(tmp_path, "--set", "output=two", sharded=True)
-    assert [one.code for one in both] == [0, 0], both[0].err
-    training = halves.training.model_copy(update={"batch_size": 8})
-    train(halves.model_copy(update={"training": training, "output": str(tmp_path / "one")}), registry)
-    tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
-    for key, tensor in load_file(tmp_path / "one" / "adapter_model.safetensors").items():
-        torch.testing.assert_close(tensors[key], tensor, rtol=1e-4, atol=1e-5)
+    two = together(tmp_path, "--set", "output=two", sharded=True)
+    two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-4, atol=1e-5)
 
 
 def test_new_tokens_on_a_base_in_shards(make_recipe, together, tmp_path):

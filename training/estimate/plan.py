@@ -16,7 +16,7 @@ from lorary.training.data import Examples, load_data
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
-from lorary.training.model import Base, add_tokens, take_tokens
+from lorary.training.model import Base, with_tokens
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
@@ -143,9 +143,7 @@ def _without_weights(
         model = task.auto_class().from_config(config)
     task.check_base(model)
     base = Base(model, tokenizer, BaseIdentity(recipe.base), ())
-    if parent is not None:
-        return task, take_tokens(base, parent.checkpoint, lambda line: None)
-    return task, add_tokens(base, recipe, lambda line: None)
+    return task, with_tokens(base, recipe, parent.checkpoint if parent else None, lambda line: None)
 
 
 def _cut(rows: Encoded, recipe: Recipe) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group
             if lost_another(error) and group.count > 1:
                 raise TrainingError(
                     f"another of the {group.count} processes has ended, and a step needs them all; its own words, or "
-                    "the launcher's, say why"
+                    f"the launcher's, say why ({str(error).strip().partition(chr(10))[0][:200]})"
                 ) from error
             if not out_of_memory(error):
                 raise

@@ -101,9 +101,8 @@ class RankAllocation(TrainerCallback):
                 kept[name] = tensor.tolist()
             else:
                 getattr(allocator, what)[name] = tensor.to(parameters[name].device)
-                allocator.ipt[name] = torch.zeros_like(
-                    parameters[name]
-                )  # of one step alone; says that there are averages
+                # Of one step alone, and so anew in the next; that it is there says that there are averages.
+                allocator.ipt[name] = torch.zeros_like(parameters[name])
         self._kept = kept or None
 
     def _parameters(self) -> dict[str, torch.Tensor]:

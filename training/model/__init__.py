@@ -5,7 +5,7 @@ from lorary.training.model.adapter import add_adapter, take_off
 from lorary.training.model.base import Base, head_modules, load_for, reseed
 from lorary.training.model.initialisation import initialise, settle
 from lorary.training.model.methods import adapter_config, check_settings, chosen_targets, virtual_tokens, wrap
-from lorary.training.model.new_tokens import Before, add_tokens, take_tokens
+from lorary.training.model.new_tokens import Before, with_tokens
 from lorary.training.model.plain_lora import as_plain_lora
 from lorary.training.model.shelf import Shelf
 from lorary.training.model.targets import resolve_targets
@@ -16,7 +16,6 @@ __all__ = [
     "Shelf",
     "adapter_config",
     "add_adapter",
-    "add_tokens",
     "as_plain_lora",
     "check_settings",
     "chosen_targets",
@@ -28,7 +27,7 @@ __all__ = [
     "resolve_targets",
     "settle",
     "take_off",
-    "take_tokens",
     "virtual_tokens",
+    "with_tokens",
     "wrap",
 ]

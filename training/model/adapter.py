@@ -12,7 +12,7 @@ from lorary.training.data import Note
 from lorary.training.model.base import Base
 from lorary.training.model.methods import adapter_config, chosen_targets, make_peft_model
 from lorary.training.model.new_tokens import begin_rows, resize
-from lorary.training.precision import precision
+from lorary.training.precision import evaluating, precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
 from lorary.training.tasks.encoded import Feature
@@ -113,13 +113,10 @@ def _reached(model: Any, task: Task, batch: Mapping[str, torch.Tensor], targets:
         return lambda module, inputs, output: output + zero.to(output.device, output.dtype)
 
     hooks = [model.get_submodule(name).register_forward_hook(add(zero)) for name, zero in zeros.items()]
-    training = model.training
-    model.eval()  # no dropout, so that no random numbers are used up
     try:
-        with precision(model):
+        with evaluating(model), precision(model):  # without dropout no random numbers are used up
             task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()}).backward()
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(training)
     return {name for name, zero in zeros.items() if zero.grad is not None}

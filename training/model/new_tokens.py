@@ -33,12 +33,18 @@ class Before:
     added: tuple[str, ...]
 
 
-def add_tokens(base: Base, recipe: Recipe, note: Note) -> Base:
-    """The base with the recipe's new tokens; as it is where there are none.
+def with_tokens(base: Base, recipe: Recipe, parent: Checkpoint | None, note: Note) -> Base:
+    """The base with the recipe's new tokens, or with those that the adapter that it starts from has added.
 
     Raises:
-        TrainingError: the base has one of them already, or its vocabulary can't grow.
+        CheckpointError: the adapter's tokenizer isn't beside it, or has other tokens.
+        TrainingError: the base has one of the recipe's already, the rows that the adapter trained are others', or the
+            vocabulary can't grow.
     """
+    return _add(base, recipe, note) if parent is None else _take(base, parent, note)
+
+
+def _add(base: Base, recipe: Recipe, note: Note) -> Base:
     if not recipe.tokens.add:
         return base
     from tokenizers import AddedToken
@@ -61,13 +67,7 @@ def add_tokens(base: Base, recipe: Recipe, note: Note) -> Base:
     return _with(base, tokenizer, tokens)
 
 
-def take_tokens(base: Base, parent: Checkpoint, note: Note) -> Base:
-    """The base with the tokens that an adapter added, read by that adapter's tokenizer; as it is where it added none.
-
-    Raises:
-        CheckpointError: the adapter's tokenizer isn't beside it, or has other tokens.
-        TrainingError: the rows that it trained are others', or the base's vocabulary can't grow.
-    """
+def _take(base: Base, parent: Checkpoint, note: Note) -> Base:
     added = parent.manifest.added_tokens if parent.manifest else None
     if not added:
         return base
@@ -81,7 +81,7 @@ def take_tokens(base: Base, parent: Checkpoint, note: Note) -> Base:
             f"{parent.source}: its tokenizer has {len(tokenizer)} tokens, of which the last new one has the id "
             f"{ids[-1]}; its files are others than were saved"
         )
-    if any(own != ids for own in (trained.values() if isinstance(trained, Mapping) else [trained])):
+    if any(indices != ids for indices in (trained.values() if isinstance(trained, Mapping) else [trained])):
         raise TrainingError(f"{parent.source}: trained other rows than those of its new tokens; it can't be continued")
     note(f"{len(added)} tokens that the base hasn't are those of the adapter that is continued, and train on")
     return _with(base, tokenizer, added)

@@ -188,7 +188,14 @@ class Tails:
         tail = mirror_of(model, ended | self._output_layer())
         if tail is None:
             return None
-        bare, again = (self._run(tail, _OneSite(recorded.sites, last, None)) for _ in range(2))
+        silent = _OneSite(recorded.sites, last, None)
+        try:
+            bare = self._run(tail, silent)
+        except (RuntimeError, IndexError):  # the model adds to all of its logits, as BART does, or looks into them
+            tail = mirror_of(model, ended)
+            assert tail is not None
+            bare = self._run(tail, silent)
+        again = self._run(tail, silent)
         whole = {
             # The first logits, where the output layer gives no more; a router's loss is one number.
             name: recorded.outputs[name][..., : tensor.shape[-1]] if tensor.ndim else recorded.outputs[name]

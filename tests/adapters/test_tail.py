@@ -7,7 +7,7 @@ from lorary.adapters import Backbone
 from lorary.adapters.proving.proof import probe_row
 from lorary.adapters.running.tail import Tails
 from lorary.hub.errors import NoEffectError
-from tiny import make_adapter
+from tiny import make_adapter, make_base
 from variants import change, make_variants
 
 FAMILIES = {
@@ -59,6 +59,15 @@ def test_a_sound_adapter_is_shown_to_act_without_running_the_backbone(bases, tmp
     called = base_calls(backbone, lambda: backbone.load(variants["b"]))
     if not head_of:  # a head is settled by passes of its own
         assert not [path for path in called if path.removesuffix(".base_layer") in sites - {last}]
+
+
+def test_a_model_that_adds_a_bias_to_all_of_its_logits_is_probed_too(tmp_path):
+    """BART and its kin do so after the output layer, of which a large vocabulary's probe takes a part alone."""
+    base = make_base("bart", tmp_path / "bart", vocab_size=300)
+    first = make_adapter(base, tmp_path / "first", task="seq2seq")
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(first, "a")
+    assert differs(backbone, "a")
 
 
 def test_an_adapter_that_acts_elsewhere_alone_runs_whole(bases, tmp_path):

@@ -66,7 +66,12 @@ class AdapterJob(Job):
         if self.recipe.method == "adalora":
             found.append(RankAllocation(self.model, self.recipe.peft, note))
         if self.validation and task.scored_in_one_pass and task.main_metric != "loss":
-            found.append(ValidationMetric(self.model, task, self.validation, self.tokenizer, batching.size, note))
+            decides = self.recipe.training.best_by == "metric"
+            found.append(
+                ValidationMetric(
+                    self.model, task, self.validation, self.tokenizer, batching.size, note, decides=decides
+                )
+            )
         return found
 
     def prepare(self, trainer: Any) -> None:

@@ -25,7 +25,7 @@ class Job(ABC):
     Attributes:
         model: is trained in place.
         train: the rows to learn.
-        validation: the epoch with the lowest loss on them is kept; None keeps the last one.
+        validation: the epoch that is the best on them is kept; None keeps the last one.
         training: the run's settings.
         advice: what to change when one row at a time is too much for the memory.
     """

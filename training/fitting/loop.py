@@ -47,7 +47,7 @@ class Fitted:
 
 
 def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group: Group = ALONE) -> Fitted:
-    """Train the job's model in place; with validation rows, the epoch with the lowest loss on them is kept.
+    """Train the job's model in place; with validation rows, the epoch that is the best on them is kept.
 
     Args:
         folder: where the trainer's own checkpoints go for the time of the run; they hold pickles. Where it holds one,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lorary.hub.metrics import lower_is_better
 from lorary.training.fitting.job import RunSettings
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.fitting.trackers import keep_tensorboard_logs
@@ -32,6 +33,11 @@ def make_trainer(
         "report_to": list(recipe.report.to) or "none",
         "run_name": recipe.name,
     }
+    if validation is not None and training.best_by == "metric":
+        settings |= {
+            "metric_for_best_model": "eval_metric",
+            "greater_is_better": not lower_is_better(task.main_metric),
+        }
     sets = {
         "train_dataset": _dataset(train),
         "eval_dataset": _dataset(validation) if validation else None,

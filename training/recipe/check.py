@@ -238,6 +238,23 @@ def _run(values: Mapping[str, Any]) -> Problems:
             yield "output", f"{output!r} is there already; name a folder that isn't, or remove it"
 
 
+def _best_by(values: Mapping[str, Any]) -> Problems:
+    """What an epoch is the best one by."""
+    training, data, task = section(values, "training"), section(values, "data"), str(values.get("task"))
+    if training.get("best_by") != "metric" or task not in TASK_FACTS:
+        return
+    if not TASK_FACTS[task].scored and section(data, "columns").get("chosen") is None:
+        yield "training.best_by", f"epochs of {task} are judged by their loss alone; leave it out"
+    elif values.get("strategy") == "direct":
+        yield "training.best_by", "strategy 'direct' trains nothing, so no epoch is kept; leave it out"
+    for key, size in (
+        ("training.early_stopping", training.get("early_stopping")),
+        ("data.validation_size", data.get("validation_size")),
+    ):
+        if size == 0:
+            yield "training.best_by", f"'metric' needs validation rows, and {key}: 0 leaves none; leave one of them out"
+
+
 def _report(values: Mapping[str, Any]) -> Problems:
     trackers = section(values, "report").get("to")
     for name in trackers if isinstance(trackers, (list, tuple)) else ():
@@ -262,5 +279,6 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     _preference,
     rewriting,
     _run,
+    _best_by,
     _report,
 )

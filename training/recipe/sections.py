@@ -140,7 +140,8 @@ class Training(Section):
     target that all labels get. ``classifier_dropout`` is that of the head; None leaves the base's.
     ``threshold``, where rows may have several labels, is the score from which on a row has a label: a number, a table
     of some labels' numbers (0.5 for the others), or ``tuned``, each label's own, found on the validation rows.
-    ``early_stopping`` counts epochs without a better loss on the validation rows; 0 turns it off. ``packing`` puts rows
+    ``best_by`` is what the kept epoch is the best one by, on the validation rows: the ``loss``, or the task's main
+    ``metric``. ``early_stopping`` counts epochs without a better one; 0 turns it off. ``packing`` puts rows
     of text generation into shared sequences: ``batch`` (the default, where the model keeps them apart) within a batch,
     which changes nothing but the time; true up to ``max_length``, so that ``batch_size`` counts such sequences; false
     pads each row. ``group_by_length`` puts rows of like length into a batch: less padding, other batches.
@@ -171,6 +172,7 @@ class Training(Section):
     max_answer_length: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     early_stopping: Annotated[int, Field(ge=0)] = 3
+    best_by: Literal["loss", "metric"] = "loss"
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     folds: Annotated[int, Field(ge=2, le=100)] | None = None

@@ -16,6 +16,7 @@ class TaskFacts:
     ``prompts``: it has settings for how prompts are put. ``rewrites``: it makes one text of another.
     ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for;
     ``masks``: it hides tokens. ``strategy`` is the default one.
+    ``scored``: its main metric is another than the loss, and takes one pass over the rows.
     ``fewest_validation``: with fewer validation rows there are none, unless the recipe asks for them.
     ``weighted``: its loss takes class weights, and its head has a dropout; ``smoothed``: it takes label smoothing.
     """
@@ -29,6 +30,7 @@ class TaskFacts:
     masks: bool = False
     strategy: str = "fine-tune"
     rewrites: bool = False
+    scored: bool = False
     fewest_validation: int = 8
     weighted: bool = False
     smoothed: bool = False
@@ -79,6 +81,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             },
             "lora": {"rank": 8},
         },
+        scored=True,
         fewest_validation=30,
         weighted=True,
         smoothed=True,
@@ -96,6 +99,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             },
             "lora": {"rank": 8},
         },
+        scored=True,
         weighted=True,
         smoothed=True,
     ),
@@ -112,6 +116,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             },
             "lora": {"rank": 8},
         },
+        scored=True,
     ),
     "feature-extraction": TaskFacts(
         forms=(
@@ -125,6 +130,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             "lora": {"rank": 8},
             "embedding": {"normalize": True, "temperature": 0.05},
         },
+        scored=True,
     ),
     "text-generation": TaskFacts(
         forms=(

@@ -110,8 +110,6 @@ def save(prepared: Prepared, trained: Trained, folder: Path) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
     if base.before is not None:
         base.tokenizer.save_pretrained(str(folder))
-    # PEFT's card is an empty form.
-    (folder / "README.md").unlink(missing_ok=True)
     make_manifest(base, prepared.task, recipe, trained, prepared.max_length).write(folder)
     write_golden(folder, trained.golden)
     (folder / RECIPE_NAME).write_text(redact_text(public(recipe).to_yaml()), encoding="utf-8")

@@ -155,9 +155,11 @@ def wrap(model: Any, config: Any, *, on_meta: bool = False) -> Any:
     """
     from peft import PeftModel, TaskType, get_peft_model
 
-    if config.task_type == TaskType.QUESTION_ANS and not config.is_prompt_learning:
-        return PeftModel(model, config, low_cpu_mem_usage=on_meta)
-    return get_peft_model(model, config, low_cpu_mem_usage=on_meta)
+    plain = config.task_type == TaskType.QUESTION_ANS and not config.is_prompt_learning
+    wrapped = (PeftModel if plain else get_peft_model)(model, config, low_cpu_mem_usage=on_meta)
+    # PEFT's card is an empty form, and each checkpoint would get one.
+    wrapped.create_or_update_model_card = lambda output_dir: None
+    return wrapped
 
 
 @contextmanager

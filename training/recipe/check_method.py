@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -68,6 +69,9 @@ def _peft(values: Mapping[str, Any], method: str) -> Problems:
     for key, instead in RESERVED.items():
         if key in peft:
             yield f"peft.{key}", "the run sets it" + (f", from {instead!r}" if instead else "")
+    for key, value in peft.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"peft.{key}", f"expected a finite number, found {value}"
     if section(values, "training").get("lora_plus_ratio") is not None:
         yield "training.lora_plus_ratio", f"LoRA+ needs a B matrix that begins at zero, and {method} has none"
     if facts.targets == "linear":

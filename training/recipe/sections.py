@@ -23,7 +23,7 @@ class Section(BaseModel):
     """A part of a recipe: frozen, with the keys that it names and no others."""
 
     # Strict: a quoted number or a bare `yes` is a slip that should be named, not guessed at.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Columns(Section):

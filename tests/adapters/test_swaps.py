@@ -152,6 +152,11 @@ def test_a_pinned_adapter_can_be_swapped_when_every_slot_is_pinned(bases, adapte
     assert torch.equal(logits(backbone, "legal"), logits_of(bases, folders["v2"]))
 
 
+def scores(found):
+    """Of two labels, the probability of the first."""
+    return [one["score"] if one["label"] == "LABEL_0" else 1 - one["score"] for one in found]
+
+
 def test_a_call_in_several_passes_keeps_to_one_version(bases, adapters, tmp_path):
     folders = {
         name: make_adapter(bases("bert"), tmp_path / name, task="text-classification", seed=seed)
@@ -169,8 +174,9 @@ def test_a_call_in_several_passes_keeps_to_one_version(bases, adapters, tmp_path
             backbone.swap("tone", folders["v2"])
 
     handle = backbone.body.register_forward_hook(swap_after_the_first)
-    assert backbone.predict(["profit rose"] * 4, "tone", batch_size=1) == expected
-    assert backbone.predict(["profit rose"] * 4, "tone") != expected
+    # Batches of other sizes differ in their last digits; the two versions don't.
+    assert scores(backbone.predict(["profit rose"] * 4, "tone", batch_size=1)) == pytest.approx(scores(expected))
+    assert scores(backbone.predict(["profit rose"] * 4, "tone")) != pytest.approx(scores(expected), rel=1e-3)
 
 
 def test_swap_needs_a_name_that_is_loaded(bases, adapters):

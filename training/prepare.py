@@ -152,6 +152,11 @@ def meet(recipe: Recipe, task: Task, base: Base, reporter: Reporter) -> int:
             f"training.gradient_checkpointing: transformers can't do that for {type(base.model).__name__}; leave it "
             "out, and lower training.batch_size where memory runs out"
         )
+    if virtual_tokens(recipe) and task.new_head and base.model.config.is_encoder_decoder:
+        raise TrainingError(
+            f"method: {recipe.method} puts its virtual tokens before a text's embeddings, which "
+            f"{type(base.model).__name__} doesn't take; use method: lora, or ia3"
+        )
     wanted = recipe.training.max_length
     most = min(base.tokenizer.model_max_length, longest_input(base.model) or sys.maxsize)
     longest = int(min(wanted, most - virtual_tokens(recipe)))

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lorary.adapters.matching.methods import ROWS_ALONE
 from lorary.adapters.through_peft.mirror import mirror
 
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids")
 _PER_TOKEN = ("last_hidden_state", "logits", "start_logits", "end_logits")
 
 
@@ -65,15 +67,24 @@ class UnpaddedPasses:
         made: dict[int, dict[str, torch.Tensor]] = {}
         output: Any = None
         for (length, _), rows in groups.items():
-            cut = {name: _cut(tensor[rows], width, length) for name, tensor in inputs.items()}
+            cut = {
+                name: tensor[rows, :length] if self._as_long(name, tensor, width) else tensor[rows]
+                for name, tensor in inputs.items()
+            }
             output = self._model(**cut)
             tensors = {name: self._trim(name, tensor, length, width) for name, tensor in _tensors(output).items()}
             made |= {row: {name: tensor[place] for name, tensor in tensors.items()} for place, row in enumerate(rows)}
         ordered = [made[row] for row in range(len(made))]
-        return type(output)(**{name: torch.stack([row[name] for row in ordered]) for name in ordered[0]})
+        # Beside an encoder, what an output has for each token is as long as the row's own text or target.
+        return type(output)(**{name: pad_sequence([row[name] for row in ordered], True) for name in ordered[0]})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+    def _as_long(self, name: str, tensor: torch.Tensor, width: int) -> bool:
+        """Does an input have a place for each of the text's tokens? A decoder's may be as many by chance."""
+        of_decoder = self._model.config.is_encoder_decoder and name not in _OF_TEXT
+        return tensor.shape[1] == width and not of_decoder
 
     def _trim(self, name: str, tensor: torch.Tensor, length: int, width: int) -> torch.Tensor:
         """A part of the output without the virtual tokens, and padded to ``width`` where it is per token."""
@@ -82,10 +93,6 @@ class UnpaddedPasses:
             return tensor
         own = tensor[:, tensor.shape[1] - length :]
         return torch.nn.functional.pad(own, (0, 0) * (tensor.ndim - 2) + (0, width - length))
-
-
-def _cut(tensor: torch.Tensor, width: int, length: int) -> torch.Tensor:
-    return tensor[:, :length] if tensor.shape[1] == width else tensor
 
 
 def _tensors(output: Mapping[str, Any]) -> dict[str, torch.Tensor]:

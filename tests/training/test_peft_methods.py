@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lorary.adapters.matching.methods import REFUSED, THROUGH_PEFT
+from lorary.adapters.through_peft.view import UnpaddedPasses
 from lorary.hub.errors import RecipeError, TrainingError
 from lorary.training import train
 from lorary.training.data import load_data
@@ -15,7 +16,7 @@ from lorary.training.model import take_off
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.recipe.methods import LORA_METHODS, NOT_TRAINED, PEFT_METHODS
-from runs import SHORT, golden, peft_logits, prepared
+from runs import SHORT, batch_of, golden, peft_logits, prepared
 
 SETTINGS = {
     "c3a": {"block_size": 8},
@@ -64,6 +65,45 @@ def test_it_trains_passes_the_gate_and_is_the_same_for_peft(
     if quantization == "none":
         for found, want in zip(peft_logits(tmp_path / "out", recipe.base, task), golden(tmp_path / "out"), strict=True):
             torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+
+
+def test_ia3_comes_off_a_head_of_several_layers(make_recipe):
+    """PEFT's own way back looks for the weight of the head as a whole, which RoBERTa's, T5's and BART's don't have."""
+    ready = prepared(recipe_of(make_recipe, "ia3", "text-classification", family="roberta"))
+    plain = take_off(ready.model, ready.base)
+    assert type(plain.classifier).__name__ == "RobertaClassificationHead"
+    assert not any(hasattr(module, "base_layer") for module in plain.modules())
+
+
+FEW_WORDS = {"generation.rows": 1, "training.max_target_length": 4}
+
+
+def test_virtual_tokens_on_an_encoder_decoder_leave_rows_of_any_length_what_they_are_alone(make_recipe):
+    ready = prepared(recipe_of(make_recipe, "prompt-tuning", "summarization", **FEW_WORDS))
+    ready.model.eval()
+    ids = batch_of(ready)["input_ids"][:3]
+    width = ids.shape[1]
+    lengths = [width, width - 2, width - 1]
+    mask = torch.tensor([[1] * length + [0] * (width - length) for length in lengths])
+    start = torch.arange(width).repeat(3, 1)  # as many of the decoder's as of the text's, by chance
+    with torch.no_grad():
+        made = UnpaddedPasses(ready.model, each_row_alone=False)(
+            input_ids=ids, attention_mask=mask, decoder_input_ids=start
+        )
+        for row, length in enumerate(lengths):
+            text = {"input_ids": ids[row : row + 1, :length], "attention_mask": mask[row : row + 1, :length]}
+            alone = ready.model(**text, decoder_input_ids=start[:1]).logits[0]
+            torch.testing.assert_close(made.logits[row], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_prompt_tuning_trains_an_encoder_decoder_to_rewrite(make_recipe, registry):
+    version = train(recipe_of(make_recipe, "prompt-tuning", "summarization", **FEW_WORDS), registry)
+    assert version.method == "prompt-tuning"
+
+
+def test_virtual_tokens_before_a_classifier_on_an_encoder_decoder_are_refused(make_recipe):
+    with pytest.raises(TrainingError, match="which T5ForSequenceClassification doesn't take; use method: lora, or ia3"):
+        prepared(recipe_of(make_recipe, "prompt-tuning", "text-classification", family="t5"))
 
 
 @pytest.mark.parametrize("method", PEFT_METHODS)

@@ -78,7 +78,8 @@ def _unloaded(model: Any) -> Any:
 
     try:
         return model.unload()
-    except ValueError:  # IA3 takes it for a merge, and refuses it on 4- and 8-bit bases
+    except (ValueError, AttributeError):
+        # IA3 takes it for a merge, and refuses it on 4- and 8-bit bases; and it looks for a weight in a head of layers.
         base = model.get_base_model()
         for path, module in list(base.named_modules()):
             if isinstance(module, BaseTunerLayer):

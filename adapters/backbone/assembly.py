@@ -7,8 +7,8 @@ from typing import Any
 
 from lorary.adapters.backbone.calls import Calls
 from lorary.adapters.backbone.intake import Files, Intake
+from lorary.adapters.base.bodies import bare_body
 from lorary.adapters.base.device import dtype_name
-from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.loading import is_encoder
 from lorary.adapters.base.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.base.quantization import guard_cpu, quantization_of
@@ -46,7 +46,7 @@ class Assembly:
             raise UsageError(f"slots={slots}: expected at least 1")
         limits = Limits(slots, Budget.of(host_bytes, host_adapters), slot_wait)
         demand_bare(model)
-        self.body = body_of(model)
+        self.body = bare_body(model)
         # A classifier's own head isn't the backbone's: each adapter brings one. A language model's is everybody's.
         self.model: Any = model if can_generate(model) and not is_encoder(model.config) else self.body
         self.tokenizer = tokenizer

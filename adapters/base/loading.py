@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.base.device import pick_device, pick_dtype
-from lorary.adapters.base.identity import identify
+from lorary.adapters.base.identity import body_of, identify
 from lorary.adapters.base.quantization import guard_cpu, quantization_config
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError
@@ -95,10 +95,23 @@ def load_base(
         ) from error
     guard_cpu(model)
     model.eval()
-    identity = identify(model, tokenizer, resolved.id, resolved.commit)
+    whole = _whole(model, config, resolved.path) if auto_class is not natural_class(config) else model
+    identity = identify(whole, tokenizer, resolved.id, resolved.commit)
     if tokenizer is not None:
         _settle_padding(model, tokenizer)
     return LoadedBase(model, tokenizer, identity, resolved.path, tuple(sorted(info["missing_keys"])))
+
+
+def _whole(model: Any, config: Any, path: str) -> Any:
+    """The model by which its base is known: itself, or the whole base where its class has a part of it alone.
+
+    T5's class for token classification reads no decoder, and the base is the same one for all tasks. What of the base
+    makes its identity is compared in bfloat16 anyway.
+    """
+    if not getattr(config, "is_encoder_decoder", False) or hasattr(body_of(model), "decoder"):
+        return model
+    with quietly():
+        return natural_class(config).from_pretrained(path, dtype=torch.bfloat16, trust_remote_code=False)
 
 
 def _body_renamed(auto_class: Any, config: Any) -> dict[str, str] | None:

@@ -92,8 +92,9 @@ class SharedPart(torch.nn.Module):
 
 
 def in_parts(body: Any) -> bool:
-    """Is the body an encoder-decoder that is its own language model (T5's), which task models take apart?"""
-    return bool(body.config.is_encoder_decoder) and hasattr(body, "prepare_decoder_input_ids_from_labels")
+    """Is the body an encoder-decoder that task models take apart (T5's)? It may be its own language model too."""
+    starts_its_decoder = hasattr(body, "_shift_right")  # as T5's classes do where a call doesn't say what it reads
+    return bool(body.config.is_encoder_decoder) and starts_its_decoder and hasattr(body, DECODER)
 
 
 @contextmanager
@@ -205,12 +206,12 @@ def _share_body(model: Any, body: Any, shared: bool) -> bool:
     """Put the body into the task model; True where the model can read a pass that was made without it."""
     attribute = model.base_model_prefix
     own = getattr(model, attribute, None)
-    if own is not None and type(own) is type(body):
+    parted = shared and in_parts(body)
+    if own is not None and type(own) is type(body) and not parted:
         setattr(model, attribute, SharedBody(body) if shared else body)
         return shared
     # T5's heads keep parts of the body (an encoder, a decoder, an embedding) under the names that the body gives them.
     holder = model if own is None else own
-    parted = shared and in_parts(body)
     for name, child in list(holder.named_children()):
         part = getattr(body, name, None)
         if isinstance(part, torch.nn.Module) and type(part) is type(child):

@@ -79,7 +79,7 @@ def run_body(
         return PartedPass(encoded, None, {})
     chosen = take_rows(plain, decoding)
     arguments = {
-        "input_ids": body.prepare_decoder_input_ids_from_labels(labels=chosen["input_ids"]),
+        "input_ids": body._shift_right(chosen["input_ids"]),
         "encoder_hidden_states": encoded[0][list(decoding)],
         "encoder_attention_mask": chosen.get("attention_mask"),
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.adapters.base.bodies import parts_of_body
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.loading import is_encoder, load_base
 from lorary.adapters.base.modules import linear_shape, map_modules
@@ -54,7 +55,7 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     from transformers import set_seed
 
     auto_class = task.auto_class()
-    _refuse_other_kinds(task, recipe)
+    _refuse_other_kinds(task, recipe, auto_class)
     head = _head_names(recipe, auto_class) if task.new_head and recipe.quantization != "none" else ()
     set_seed(recipe.training.seed)
     loaded = load_base(
@@ -93,11 +94,15 @@ def reseed(base: Base, seed: int) -> None:
     base.model.initialize_weights()
 
 
-def _refuse_other_kinds(task: Task, recipe: Recipe) -> None:
-    """A base without the head that a task asks for is refused before its weights are read."""
-    from transformers import AutoConfig
+def _refuse_other_kinds(task: Task, recipe: Recipe, auto_class: Any) -> None:
+    """A base without the head that a task asks for, or without a class for it, is refused before its weights are read.
 
-    if task.new_head or task.bare:
+    Raises:
+        TrainingError: it is such a base.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if task.bare:
         return
     try:
         config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)
@@ -108,8 +113,18 @@ def _refuse_other_kinds(task: Task, recipe: Recipe) -> None:
             f"base {recipe.base!r} ({config.model_type}) can't fill masks; choose a masked language model (BERT and "
             "its kin), or task text-generation"
         )
-    if not task.masks and is_encoder(config):
+    if not task.new_head and not task.masks and is_encoder(config):
         raise TrainingError(f"base {recipe.base!r} is an encoder, which can't generate; choose a language model")
+    if auto_class is AutoModelForCausalLM and config.is_encoder_decoder:
+        raise TrainingError(
+            f"base {recipe.base!r} ({config.model_type}) is an encoder-decoder, which isn't trained for {task.name}; "
+            "use task summarization or translation, or choose a causal model (GPT-2, Llama and their kin)"
+        )
+    if type(config) not in auto_class._model_mapping:
+        raise TrainingError(
+            f"base {recipe.base!r} can't be trained for {task.name}: transformers has no such class for "
+            f"{config.model_type!r} models ({auto_class.__name__}); choose a base of another architecture"
+        )
 
 
 def _masked_class(config: Any) -> str | None:
@@ -154,8 +169,8 @@ def _set_head_dropout(model: Any, share: float) -> None:
     Raises:
         TrainingError: the head has none.
     """
-    body = body_of(model)
-    beside = [child for _, child in model.named_children() if child is not body]
+    body = parts_of_body(model)
+    beside = [child for name, child in model.named_children() if name not in body]
     dropouts = [part for child in beside for part in child.modules() if isinstance(part, torch.nn.Dropout)]
     if not dropouts:
         raise TrainingError(
@@ -168,9 +183,9 @@ def _set_head_dropout(model: Any, share: float) -> None:
 
 def head_modules(model: Any) -> tuple[str, ...]:
     """The children with parameters that stand beside the body: classifier, score, DistilBERT's pre_classifier."""
-    body = body_of(model)
+    body = parts_of_body(model)
     return tuple(
-        name for name, child in model.named_children() if child is not body and any(True for _ in child.parameters())
+        name for name, child in model.named_children() if name not in body and any(True for _ in child.parameters())
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.base.identity import body_of
 from lorary.adapters.predict.base import Setting
 from lorary.adapters.predict.question_answering import QuestionAnsweringRows, Window, windows
 from lorary.hub.errors import DataError, TrainingError, UsageError
@@ -56,14 +55,6 @@ class QuestionAnswering(Task):
         from transformers import AutoModelForQuestionAnswering
 
         return AutoModelForQuestionAnswering
-
-    def check_base(self, model: Any) -> None:
-        """Raises TrainingError for a base whose head can't be told from its body (T5's)."""
-        if body_of(model) is model:
-            raise TrainingError(
-                f"question-answering can't be trained on {type(model).__name__}, whose head isn't apart from its body; "
-                "choose an encoder such as BERT, or let this base write the answers (text-generation)"
-            )
 
     def look(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
         """Raises TrainingError where the tokenizer can't say where its pieces come from."""

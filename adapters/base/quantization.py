@@ -25,7 +25,7 @@ _SINGLE = "-single"
 
 HEAD_MODULES = (
     "lm_head", "embed_out", "score", "classifier", "pre_classifier", "classification_head", "qa_outputs", "qa_output",
-    "cls", "vocab_transform", "vocab_projector", "pooler.dense",
+    "cls", "vocab_transform", "vocab_projector", "pooler.dense", "pooler",
 )  # fmt: skip
 """Modules that stay in full precision: a head is trained or tied, and a quantized one can be neither.
 

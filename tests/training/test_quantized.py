@@ -6,13 +6,17 @@ import copy
 
 import pytest
 import torch
+import transformers
 
+from lorary.adapters import Backbone
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.training import train
 from lorary.training.data import load_data
-from lorary.training.model import head_modules
+from lorary.training.model import head_modules, load_for
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
+from lorary.training.tasks import make_task
+from samples import save_base, wordpiece_tokenizer
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -157,3 +161,30 @@ def test_an_8bit_run_whose_rows_depend_on_their_batch_passes_the_gate(make_recip
     settings = {"base": str(base), "quantization": "int8", "training.max_steps": 2}
     version = train(make_recipe("text-generation", **settings), registry)
     assert version.quantization == "int8"
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("Electra", {"generator_predictions", "generator_lm_head"}),
+        ("ModernBert", {"head", "decoder"}),
+        ("Albert", {"predictions"}),
+    ],
+)
+def test_a_masked_head_of_any_name_is_kept_from_quantization(family, head, make_recipe, registry, tmp_path):
+    """It is served from the base's files as they are; and a pooler that they lack has nothing to be quantized from."""
+    tokenizer = wordpiece_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), pad_token_id=0, **sizes)
+    model = getattr(transformers, f"{family}ForMaskedLM")(config)
+    recipe = make_recipe(
+        "fill-mask", base=str(save_base(model, tokenizer, tmp_path / "base")), rows=16, method="qlora",
+        **{"training.max_steps": 2},
+    )  # fmt: skip
+    version = train(recipe, registry)
+    base = load_for(make_task(recipe, None), recipe)
+    assert quantized_names(base.model)
+    assert not any(name.split(".")[0] in head for name in quantized_names(base.model))
+    backbone = Backbone.from_pretrained(recipe.base, quantization="nf4", device="cpu", registry=registry)
+    backbone.load(version.reference, "tiny")
+    assert backbone.verify("tiny").matches

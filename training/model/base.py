@@ -56,7 +56,9 @@ def load_for(task: Task, recipe: Recipe) -> Base:
 
     auto_class = task.auto_class()
     _refuse_other_kinds(task, recipe, auto_class)
-    head = _head_names(recipe, auto_class) if task.new_head and recipe.quantization != "none" else ()
+    # A masked language model's own head too: whatever the family calls it, it is served from the files as they are.
+    whole = (task.new_head or task.masks) and recipe.quantization != "none"
+    head = _head_names(recipe, auto_class) if whole else ()
     set_seed(recipe.training.seed)
     loaded = load_base(
         recipe.base,

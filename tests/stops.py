@@ -40,3 +40,17 @@ def last_words(folder: str) -> int:
     time.sleep(0.5)
     words.write_text("stopped")
     return 0
+
+
+def take_turns(folder: str) -> None:
+    """One of two processes, each of which writes when its turn begins and when it ends."""
+    import torch.distributed as dist
+
+    from lorary.training.distributed import Group
+
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    with Group(2, rank, place=rank).in_turn(), (Path(folder) / "turns").open("a") as turns:
+        print(f"{rank} begins", file=turns, flush=True)
+        time.sleep(0.2)
+        print(f"{rank} ends", file=turns, flush=True)

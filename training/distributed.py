@@ -7,7 +7,8 @@ the run's folder, measures, saves, checks and registers.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -28,11 +29,12 @@ class Group:
     """The processes of a run: how many there are, and which one this is.
 
     ``device`` is what this one trains on, where there are several; ``sharded``: each keeps a part of the base
-    (:mod:`lorary.training.sharding`).
+    (:mod:`lorary.training.sharding`). ``place`` is its number among those of its machine.
     """
 
     count: int = 1
     rank: int = 0
+    place: int = 0
     device: str = "cpu"
     sharded: bool = False
 
@@ -71,6 +73,14 @@ class Group:
         value = torch.tensor(int(flag), device=device)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Run the block in one process of a machine after the other: its memory has room for what one of them holds."""
+        for place in range(self.count):
+            if place == self.place:
+                yield
+            self.wait()
 
     def until_first_ends(self) -> None:
         """Wait for the end of the first process, by which the connection to it breaks.
@@ -134,7 +144,7 @@ def join(recipe: Recipe) -> Group:
     quieten()
     on_cpu = recipe.device == "cpu" or _on("ACCELERATE_USE_CPU")
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)  # also makes "cuda" mean this process's GPU
-    return Group(state.num_processes, state.process_index, str(state.device), sharded)
+    return Group(state.num_processes, state.process_index, state.local_process_index, str(state.device), sharded)
 
 
 def _check_sharded(recipe: Recipe) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from lorary.adapters.base.device import dtype_name, pick_dtype
 from lorary.adapters.running.inference import longest_input
 from lorary.hub.errors import TrainingError
@@ -29,7 +27,7 @@ from lorary.training.model import (
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.steps import with_enough_epochs
-from lorary.training.sharding import Shards, shard
+from lorary.training.sharding import Links, Shards, shard
 from lorary.training.strategies.beginning import begin
 from lorary.training.strategies.going_on import Stack
 from lorary.training.strategies.parent import Parent
@@ -85,11 +83,25 @@ def prepare(
     processes that train together.
     """
     check_settings(recipe)
+    if group.sharded:
+        links = Links.among(group)
+        with group.in_turn():  # each holds a whole base until that is cut up
+            prepared = _prepare(recipe, data, reporter, parent, base, group, links)
+    else:
+        prepared = _prepare(recipe, data, reporter, parent, base, group)
+    return _referred(prepared)
+
+
+def _prepare(
+    recipe: Recipe, data: Examples, reporter: Reporter, parent: Parent | None, base: Base | None, group: Group,
+    links: Links | None = None,
+) -> Prepared:  # fmt: skip
+    """All that each process does by itself."""
     task = make_task(recipe, data.labels, data.problem_type)
     task.begin(data.train)
     if base is None:
         reporter.phase("loading the base")
-        base = load_for(task, _on_the_cpu(recipe, group) if group.sharded else recipe)
+        base = load_for(task, _on_the_cpu(recipe, links) if links else recipe)
     else:
         reseed(base, recipe.training.seed)
     base = with_tokens(base, recipe, parent.checkpoint if parent else None, reporter.note)
@@ -106,11 +118,9 @@ def prepare(
     begun = begin(recipe, base, task, parent, encoded["train"].features[0], reporter.note)
     if parent is None or recipe.start == "stack":
         initialise(begun.model, base, task, recipe, encoded["train"].features, reporter.note)
-    shards = shard(begun.model, group) if group.sharded else None
+    shards = shard(begun.model, links) if links else None
     if shards:
         reporter.note(f"the base's layers are cut up among {group.count} processes, {size(shards.held)} in each")
-    at_once = recipe.training.batch_size
-    encoded = {part: task.refer(begun.model, rows, base.tokenizer, at_once) for part, rows in encoded.items()}
     train, validation, test = encoded["train"], encoded.get("validation"), encoded["test"]
     return Prepared(
         begun.recipe, task, base, begun.model, train, validation, test, max_length, data, lengths, parent, begun.stack,
@@ -118,9 +128,20 @@ def prepare(
     )  # fmt: skip
 
 
-def _on_the_cpu(recipe: Recipe, group: Group) -> Recipe:
+def _referred(prepared: Prepared) -> Prepared:
+    """With what the model makes of the rows before its first step, where the task asks for that."""
+    task, size = prepared.task, prepared.recipe.training.batch_size
+
+    def refer(rows: Encoded) -> Encoded:
+        return task.refer(prepared.model, rows, prepared.base.tokenizer, size)
+
+    validation = refer(prepared.validation) if prepared.validation else None
+    return replace(prepared, train=refer(prepared.train), validation=validation, test=refer(prepared.test))
+
+
+def _on_the_cpu(recipe: Recipe, links: Links) -> Recipe:
     """For a base that may be too large for the device it is trained on before it is cut up; in that device's dtype."""
-    dtype = pick_dtype(torch.device(group.device), recipe.dtype)
+    dtype = pick_dtype(links.device, recipe.dtype)
     return recipe.model_copy(update={"device": "cpu", "dtype": dtype_name(dtype)})
 
 

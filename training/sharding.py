@@ -66,13 +66,32 @@ class Shards:
         dist.broadcast(torch.tensor([index]), src=0, group=self.channel)
 
 
-def shard(model: Any, group: Group) -> Shards:
+@dataclass(frozen=True)
+class Links:
+    """What the processes of a group reach each other by: for parts of the base, and for being asked for them."""
+
+    device: torch.device
+    mesh: Any
+    channel: Any
+
+    @classmethod
+    def among(cls, group: Group) -> Links:
+        """All of the group's processes call this."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        device = torch.device(group.device)
+        mesh = init_device_mesh(device.type, (group.count,))
+        return cls(device, mesh, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def shard(model: Any, links: Links) -> Shards:
     """Cut up the base of a ``PeftModel`` that is on the CPU, and move it to this process's device.
+
+    Each process does so by itself, so that they may do it one after the other.
 
     Raises:
         TrainingError: the base has no linears in a list of layers.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
@@ -81,13 +100,12 @@ def shard(model: Any, group: Group) -> Shards:
         raise TrainingError(
             f"{type(model.get_base_model()).__name__} has no layers that could be cut up; leave FSDP out"
         )
-    device = torch.device(group.device)
-    mesh = init_device_mesh(device.type, (group.count,))
+    device = links.device
     for linear in linears:
         if (state := getattr(linear.weight, "quant_state", None)) is not None:
             state.to(device)
             linear.quant_state = state  # bitsandbytes takes it from there where the weight has been put together anew
-        fully_shard(linear, mesh=mesh, reshard_after_forward=True)
+        fully_shard(linear, mesh=links.mesh, reshard_after_forward=True)
         linear.register_forward_hook(_no_view, prepend=True)
     cut = {id(parameter) for linear in linears for parameter in linear.parameters()}
     for tensor in (*model.parameters(), *model.buffers()):
@@ -96,7 +114,7 @@ def shard(model: Any, group: Group) -> Shards:
     # The gradients' averaging has nothing to do with what is frozen, and couldn't compare parts.
     names = [name for name, parameter in model.named_parameters() if id(parameter) in cut]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-    return Shards(linears, dist.new_group(backend="gloo", timeout=PATIENCE))
+    return Shards(linears, links.channel)
 
 
 def _no_view(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:

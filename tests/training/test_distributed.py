@@ -193,11 +193,27 @@ def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
     assert [step for step, _ in version.manifest.provenance["curve"]][-1] == version.manifest.provenance["steps"] == 70
 
 
-def test_the_first_process_has_the_last_words(forks, tmp_path):
+@pytest.fixture
+def each(forks, tmp_path):
+    """``each(function)`` runs a function in two processes that find each other, and gives their exit codes."""
+
+    def run(function: str) -> list[int]:
+        environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
+        both = [forks.start(function, str(tmp_path), RANK=rank, **environment) for rank in ("0", "1")]
+        return [one.wait().code for one in both]
+
+    return run
+
+
+def test_the_first_process_has_the_last_words(each):
     """A launcher ends it as soon as another one has ended."""
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
-    both = [forks.start("stops:last_words", str(tmp_path), RANK=rank, **environment) for rank in ("0", "1")]
-    assert [one.wait().code for one in both] == [0, 0]
+    assert each("stops:last_words") == [0, 0]
+
+
+def test_processes_take_turns(each, tmp_path):
+    """Of a machine whose memory has room for one whole base."""
+    assert each("stops:take_turns") == [0, 0]
+    assert (tmp_path / "turns").read_text().splitlines() == ["0 begins", "0 ends", "1 begins", "1 ends"]
 
 
 def test_a_process_that_is_lost_is_told_and_the_run_goes_on(recipe, start_both, together, tmp_path):

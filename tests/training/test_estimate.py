@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorary.hub.cli.main import main
-from lorary.hub.errors import EstimateError
+from lorary.hub.errors import EstimateError, TrainingError
 from lorary.training import train
 from lorary.training.data import load_data
 from lorary.training.estimate.live import LiveBytes
@@ -218,6 +218,18 @@ def test_every_method_can_be_estimated(settings, make_recipe):
 def test_a_method_that_reads_weights_or_does_not_fit_says_so(settings, message, make_recipe):
     with pytest.raises(EstimateError, match=message):
         estimate(make_recipe(**settings))
+
+
+@pytest.mark.parametrize(
+    ("task", "family", "message"),
+    [
+        ("token-classification", "bart", "transformers has no such class for 'bart' models"),
+        ("text-generation", "bert", "is an encoder, which can't generate"),
+    ],
+)
+def test_a_base_that_cannot_be_trained_for_the_task_is_no_estimate(task, family, message, make_recipe):
+    with pytest.raises(TrainingError, match=message):
+        estimate(make_recipe(task, family))
 
 
 def test_a_pair_counts_both_replies(make_recipe, tmp_path):

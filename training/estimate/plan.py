@@ -16,7 +16,7 @@ from lorary.training.data import Examples, load_data
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
-from lorary.training.model import Base, with_tokens
+from lorary.training.model import Base, refuse_other_kinds, with_tokens
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
@@ -139,6 +139,7 @@ def _without_weights(
     """The recipe's task, and its base on the meta device."""
     task = make_task(recipe, data.labels, data.problem_type)
     task.begin(data.train)
+    refuse_other_kinds(task, recipe, config)
     with torch.device("meta"):
         model = task.auto_class().from_config(config)
     task.check_base(model)

@@ -2,7 +2,7 @@
 
 from lorary.training.model.adalora import ranks_as_lora
 from lorary.training.model.adapter import add_adapter, take_off
-from lorary.training.model.base import Base, head_modules, load_for, reseed
+from lorary.training.model.base import Base, head_modules, load_for, refuse_other_kinds, reseed
 from lorary.training.model.initialisation import initialise, settle
 from lorary.training.model.methods import adapter_config, check_settings, chosen_targets, virtual_tokens, wrap
 from lorary.training.model.new_tokens import Before, with_tokens
@@ -23,6 +23,7 @@ __all__ = [
     "initialise",
     "load_for",
     "ranks_as_lora",
+    "refuse_other_kinds",
     "reseed",
     "resolve_targets",
     "settle",

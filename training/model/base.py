@@ -55,7 +55,7 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     from transformers import set_seed
 
     auto_class = task.auto_class()
-    _refuse_other_kinds(task, recipe, auto_class)
+    _look_at_config(task, recipe)
     # A masked language model's own head too: whatever the family calls it, it is served from the files as they are.
     whole = (task.new_head or task.masks) and recipe.quantization != "none"
     head = _head_names(recipe, auto_class) if whole else ()
@@ -96,20 +96,28 @@ def reseed(base: Base, seed: int) -> None:
     base.model.initialize_weights()
 
 
-def _refuse_other_kinds(task: Task, recipe: Recipe, auto_class: Any) -> None:
-    """A base without the head that a task asks for, or without a class for it, is refused before its weights are read.
+def _look_at_config(task: Task, recipe: Recipe) -> None:
+    """Refuse a base of the wrong kind before its weights are read. Raises as :func:`refuse_other_kinds`."""
+    from transformers import AutoConfig
 
-    Raises:
-        TrainingError: it is such a base.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if task.bare:
-        return
     try:
         config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)
     except (OSError, ValueError):
         return  # what is wrong with it is said where it is loaded
+    refuse_other_kinds(task, recipe, config)
+
+
+def refuse_other_kinds(task: Task, recipe: Recipe, config: Any) -> None:
+    """Is a base of this transformers ``config`` one that the task can be trained on?
+
+    Raises:
+        TrainingError: it has no head of the task's kind, or transformers has no class for it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if task.bare:
+        return
+    auto_class = task.auto_class()
     if task.masks and (not is_encoder(config) or _masked_class(config) is None):
         raise TrainingError(
             f"base {recipe.base!r} ({config.model_type}) can't fill masks; choose a masked language model (BERT and "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST_NAME = "lorary.json"
-FORMAT = 4
+FORMAT = 5
 """The newest format."""
 
 _SINCE: Mapping[str, int] = {
@@ -25,15 +25,19 @@ _SINCE: Mapping[str, int] = {
     "answering": 3,
     "thresholds": 4,
     "added_tokens": 4,
+    "filling": 5,
 }
 """Fields that a reader of format 1 can't know, and the format that each came with.
 
 They are left out of the file and of the digest where they are off: what was written before stays what it was.
 """
 
-_USED_IN_DIGEST = ("preprocessing", "pooling", "generation", "answering", "thresholds", "added_tokens")
+_USED_IN_DIGEST = ("preprocessing", "pooling", "generation", "answering", "thresholds", "added_tokens", "filling")
 
 POOLINGS = ("mean", "cls", "last")
+
+GAPS = ("sentinels", "mask")
+"""What stands in a gap that an encoder-decoder fills: a sentinel of its own, or the mask token."""
 
 TASKS = (
     "text-classification",
@@ -110,6 +114,22 @@ class Answering:
 
 
 @dataclass(frozen=True)
+class Filling:
+    """How an encoder-decoder fills the gaps of a text.
+
+    ``gaps`` is one of :data:`GAPS`: ``sentinels`` (T5: what fills a gap is written behind its sentinel) or ``mask``
+    (BART: the whole text is written anew). ``longest``: the most tokens that fill a gap.
+    """
+
+    gaps: str
+    longest: int
+
+    def __post_init__(self) -> None:
+        if self.gaps not in GAPS or self.longest < 1:
+            raise ValueError(f"filling: expected gaps {' or '.join(GAPS)} and at least one token, found {self}")
+
+
+@dataclass(frozen=True)
 class Prompt:
     """How a prompt is put before a generating model.
 
@@ -168,6 +188,7 @@ class Manifest:
     answering: Answering | None = None
     thresholds: tuple[float, ...] | None = None
     added_tokens: tuple[str, ...] | None = None
+    filling: Filling | None = None
     numerics: Numerics = field(default_factory=Numerics)
     golden_rows: tuple[tuple[int, ...], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from lorary.hub.manifest import (
     FORMAT,
     Answering,
     BaseIdentity,
+    Filling,
     Generation,
     Manifest,
     Numerics,
@@ -21,7 +22,7 @@ from lorary.hub.manifest import (
     Prompt,
 )
 
-_R = TypeVar("_R", BaseIdentity, Preprocessing, Pooling, Answering, Prompt, Generation, Numerics)
+_R = TypeVar("_R", BaseIdentity, Preprocessing, Pooling, Answering, Filling, Prompt, Generation, Numerics)
 
 # What each annotation of a manifest's records admits in JSON; bool is an int to Python, so types are compared exactly.
 _JSON_TYPES: Mapping[Any, tuple[type, ...]] = {
@@ -94,6 +95,7 @@ def _build(raw: Mapping[str, Any]) -> Manifest:
         answering=_record(Answering, raw["answering"]) if raw.get("answering") else None,
         thresholds=_shares(raw["thresholds"], labels) if raw.get("thresholds") is not None else None,
         added_tokens=tuple(_text(token) for token in added) if added is not None else None,
+        filling=_record(Filling, raw["filling"]) if raw.get("filling") else None,
         numerics=_record(Numerics, raw.get("numerics") or {}),
         golden_rows=tuple(_token_ids(row) for row in raw.get("golden_rows") or ()),
         provenance=dict(raw.get("provenance") or {}),

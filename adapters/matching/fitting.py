@@ -52,7 +52,7 @@ class Fitter:
         golden logits that don't fit the manifest.
         """
         task = task_of(checkpoint)
-        of_base = self._head_of_base(checkpoint.source, task)
+        of_base = self._head_of_base(checkpoint, task)
         offered = of_base.offered if of_base else self._offered(checkpoint, task)
         head = of_base.linears if of_base else None
         plan = _plan(checkpoint, self.inference.model, self.modules, offered, head)
@@ -97,7 +97,7 @@ class Fitter:
         """An adapter's head and the modules it trained whole, in memory of their own. Raises as :func:`fill_head`."""
         plan, head = adapter.plan, None
         empty = self._empty_head(weights.checkpoint, adapter.task)
-        of_base = self._head_of_base(adapter.source, adapter.task)
+        of_base = self._head_of_base(weights.checkpoint, adapter.task)
         own = {name: weights.tensors[key].clone() for name, key in plan.head.items()}
         if of_base is not None:
             updates = {
@@ -113,8 +113,9 @@ class Fitter:
             )
         return Parts(_overrides(plan, weights.tensors, self.inference.model, self.modules, self.dtype), head)
 
-    def _head_of_base(self, source: str, task: str) -> MaskedModel | None:
-        return self.masked.get(source) if task == "fill-mask" else None
+    def _head_of_base(self, checkpoint: Checkpoint, task: str) -> MaskedModel | None:
+        writes = checkpoint.manifest is not None and checkpoint.manifest.filling is not None
+        return self.masked.get(checkpoint.source) if task == "fill-mask" and not writes else None
 
     def _offered(self, checkpoint: Checkpoint, task: str) -> frozenset[str] | None:
         """The modules of the task model that an adapter was trained in, None where that is the backbone's own.

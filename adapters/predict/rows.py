@@ -12,6 +12,7 @@ import torch
 
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.predict.base import Row
+from lorary.adapters.predict.filling import fill_rows, fills
 from lorary.adapters.predict.generation import GENERATED, ROLES, generated
 from lorary.adapters.predict.table import Parameters, row_predictor, task_of_row
 from lorary.adapters.running.forward import forward_rows
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 def predict_rows(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
     """One prediction per row, in the shape that the row's task gives it."""
     tasks = [task_of_row(adapter) for adapter in routing.adapters]
+    filling = [index for index, adapter in enumerate(routing.adapters) if fills(adapter)]
     generating = [index for index, task in enumerate(tasks) if task in GENERATED]
-    scoring = [index for index, task in enumerate(tasks) if task not in GENERATED]
+    scoring = sorted(set(range(len(rows))).difference(filling, generating))
     found: dict[int, Any] = {}
-    for indexes, predict in ((scoring, _score), (generating, _generate)):
+    for indexes, predict in ((scoring, _score), (filling, _fill), (generating, _generate)):
         if indexes:
             chosen = [rows[index] for index in indexes]
             found |= zip(indexes, predict(inference, chosen, routing.subset(indexes), params), strict=True)
@@ -62,6 +64,10 @@ def _unpad(logits: torch.Tensor, piece: dict[str, Any], padded: int) -> torch.Te
     """Per-token logits without their padding (a classifier's have none), float32 on the CPU."""
     per_token = logits.ndim == 2 and logits.shape[0] == padded
     return (logits[: piece["input_ids"].shape[1]] if per_token else logits).float().cpu()
+
+
+def _fill(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
+    return fill_rows(inference, rows, routing, params["fill-mask"])
 
 
 def _generate(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:

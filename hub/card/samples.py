@@ -118,7 +118,7 @@ def _row(version: Version, checkpoint: Checkpoint) -> str:
     if version.task == "question-answering":
         return '{"question": "Who is the tenant?", "context": "The tenant is Ann Smith."}'
     if version.task == "fill-mask":
-        return _masked(version, "backbone.tokenizer.mask_token")
+        return _masked(version, checkpoint, "backbone.tokenizer.mask_token")
     if version.task == "text-classification" and "text_pair" in _preprocessing(checkpoint).columns:
         texts = _texts(version)
         return f'{{"text": "{texts.text}", "text_pair": "{texts.pair}"}}'
@@ -129,11 +129,16 @@ def _prompt_text(version: Version) -> str:
     return "What is a lease?" if version.task == "text-generation" else _texts(version).text
 
 
-def _masked(version: Version, token: str) -> str:
+def _masked(version: Version, checkpoint: Checkpoint, token: str) -> str:
+    filling = checkpoint.manifest.filling if checkpoint.manifest else None
+    if filling is not None and filling.gaps == "sentinels":
+        return f'"{_texts(version).masked.format("<extra_id_0>")}"'
     return f'f"{_texts(version).masked.format("{" + token + "}")}"'
 
 
 def _auto_class(task: str, checkpoint: Checkpoint) -> str:
+    if task == "fill-mask" and checkpoint.manifest is not None and checkpoint.manifest.filling is not None:
+        return "AutoModelForSeq2SeqLM"
     if task in ("summarization", "translation"):
         causal = checkpoint.config.get("task_type") == "CAUSAL_LM"
         return "AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM"
@@ -214,8 +219,20 @@ def _question_answering(_version: Version, _checkpoint: Checkpoint) -> list[str]
 
 
 def _fill_mask(version: Version, checkpoint: Checkpoint) -> list[str]:
+    asked = _tokenize(checkpoint, _masked(version, checkpoint, "tokenizer.mask_token"))
+    filling = checkpoint.manifest.filling if checkpoint.manifest else None
+    if filling is not None:
+        language = _preprocessing(checkpoint).source_lang
+        behind = filling.gaps == "sentinels"  # what fills the gap, else the whole text
+        most = f"{filling.longest + 3}" if behind else f'inputs["input_ids"].shape[1] + {filling.longest}'
+        return [
+            *([f"tokenizer.src_lang = {python_literal(language)}"] if language else []),
+            asked,
+            f"output = model.generate(**inputs, max_new_tokens={most}, do_sample=False)[0]",
+            f"print(tokenizer.decode(output, skip_special_tokens={not behind}))",
+        ]
     return [
-        _tokenize(checkpoint, _masked(version, "tokenizer.mask_token")),
+        asked,
         *_LOGITS,
         'masked = inputs["input_ids"][0] == tokenizer.mask_token_id',
         "print(tokenizer.decode(logits[masked].argmax(-1)))",

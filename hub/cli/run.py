@@ -25,6 +25,7 @@ EXAMPLES = (
     'lorary run story-teller@prod "Once upon a time" --max-new-tokens 80',
     'lorary run contracts-qa "Who is the tenant?" --context-file lease.txt',
     'lorary run legal-words "The [MASK] shall pay the rent."',
+    'lorary run legal-t5 "The <extra_id_0> shall pay <extra_id_1>."',
 )
 
 _BATCH = 16  # prompts generated for at once: stdin may bring thousands

@@ -14,6 +14,7 @@ from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
 from lorary.hub.errors import LoraryError, UsageError
+from lorary.hub.manifest import Filling
 from lorary.hub.metrics import SPLITS
 from lorary.hub.registry import Registry
 from lorary.hub.tables.links import links
@@ -144,6 +145,7 @@ def _details(version: Version, siblings: list[int], children: list[str]) -> dict
         "task": version.task,
         "labels": ", ".join(manifest.labels) if manifest and manifest.labels else None,
         "new tokens": ", ".join(manifest.added_tokens) if manifest and manifest.added_tokens else None,
+        "gaps": _gaps(manifest.filling) if manifest and manifest.filling else None,
         "tags": ", ".join(version.tags),
         "base": version.base_id,
         "fingerprint": version.base_fingerprint or "unknown (the adapter doesn't carry its base's)",
@@ -159,6 +161,12 @@ def _details(version: Version, siblings: list[int], children: list[str]) -> dict
         "created": version.created_at,
         "digest": version.digest,
     }
+
+
+def _gaps(filling: Filling) -> str:
+    """How an encoder-decoder's gaps are written in a text."""
+    mark = {"sentinels": "<extra_id_0>, <extra_id_1>, ...", "mask": "the mask token"}[filling.gaps]
+    return f"{mark}, each for up to {filling.longest} tokens"
 
 
 def _blend(told: Any) -> str | None:

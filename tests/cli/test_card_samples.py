@@ -11,13 +11,14 @@ from lorary.hub.manifest import (
     MULTI_LABEL,
     REGRESSION,
     BaseIdentity,
+    Filling,
     Generation,
     Manifest,
     Pooling,
     Preprocessing,
     Prompt,
 )
-from tiny import make_adapter, make_base, make_config
+from tiny import VOCABULARY, make_adapter, make_base, make_config, make_tokenizer
 
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 BASE = BaseIdentity("tiny-base")
@@ -42,6 +43,8 @@ CASES = {
     "tags": ("bert", "token-classification", {"labels": ("O", "B-x", "I-x"), "preprocessing": Preprocessing({}, 8)}),
     "question": ("bert", "question-answering", {}),
     "mask": ("bert", "fill-mask", {}),
+    "gaps": ("t5", "fill-mask", {"filling": Filling("sentinels", 4)}),
+    "infilled": ("bart", "fill-mask", {"filling": Filling("mask", 4)}),
     "states": ("bert", "feature-extraction", {}),
     "vectors": ("bert", "feature-extraction", {"pooling": Pooling("mean", normalize=True)}),
     "plain": ("llama", "text-generation", {"generation": Generation(4)}),
@@ -56,15 +59,24 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("own", [True, False], ids=["lorary", "foreign"])
+# Only a manifest tells how gaps are filled.
+KINDS = [
+    (case, own) for case, (_, _, fields) in CASES.items() for own in (True, False) if own or "filling" not in fields
+]
+
+
+@pytest.mark.parametrize(("case", "own"), KINDS)
 def test_samples_run(case, own, tmp_path, registry, monkeypatch, capsys):
     family, task, fields = CASES[case]
     monkeypatch.chdir(tmp_path)
-    base = make_base(family, tmp_path / "tiny-base")
+    base = make_base(family, tmp_path / "tiny-base", **({"vocab_size": VOCABULARY + 4} if case == "gaps" else {}))
     if case == "mask":
         transformers.AutoModelForMaskedLM.from_config(make_config(family)).save_pretrained(base)
-    made = "seq2seq" if task == "summarization" else task
+    if case == "gaps":
+        tokenizer = make_tokenizer(family)
+        tokenizer.add_special_tokens({"extra_special_tokens": [f"<extra_id_{number}>" for number in range(4)]})
+        tokenizer.save_pretrained(base)
+    made = "seq2seq" if family in ("t5", "bart") else task
     folder = make_adapter(base, tmp_path / "tone", task=made, labels=len(fields.get("labels", "123")))
     if own:
         replace(manifest(task), **fields).write(folder)
@@ -72,7 +84,7 @@ def test_samples_run(case, own, tmp_path, registry, monkeypatch, capsys):
     version = replace(version, base_id="tiny-base")  # a foreign adapter's config has the whole path
     card = make_card(version, registry.checkpoint(version))
     samples = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
-    assert len(samples) == (1 if case == "mask" and not own else 2)  # only a manifest tells the loader of masks
+    assert len(samples) == (1 if task == "fill-mask" and not own else 2)  # only a manifest tells the loader of masks
     for sample in samples:
         exec(compile(sample, case, "exec"), {})
         assert capsys.readouterr().out.strip(), sample

@@ -4,7 +4,7 @@ import pytest
 
 from checkpoints import make_manifest
 from lorary.hub.errors import CheckpointError
-from lorary.hub.manifest import Answering, Generation, Numerics, Pooling, Preprocessing, Prompt
+from lorary.hub.manifest import Answering, Filling, Generation, Numerics, Pooling, Preprocessing, Prompt
 from lorary.hub.manifest_reading import parse_manifest
 
 
@@ -29,6 +29,7 @@ def test_a_manifest_survives_its_file(tmp_path):
         ({"generation": Generation(64, num_beams=4), "pooling": Pooling()}, 3),
         ({"thresholds": (0.25, 0.5)}, 4),
         ({"added_tokens": ("<kbd>", "größer")}, 4),
+        ({"filling": Filling("mask", 16)}, 5),
     ],
     ids=str,
 )
@@ -40,7 +41,7 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
     old = json.loads(plain.to_json())
     assert old["format"] == 1
     assert "pooling" not in old
-    assert not {"generation", "answering", "thresholds", "added_tokens"} & old.keys()
+    assert not {"generation", "answering", "thresholds", "added_tokens", "filling"} & old.keys()
     assert old["preprocessing"].keys() == {"columns", "max_length", "prefix"}
     assert plain.semantic().keys() == {
         "task", "labels", "problem_type", "preprocessing", "prompt", "base_fingerprint",
@@ -51,7 +52,7 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 5}, "upgrade lorary"),
+        ({"format": 6}, "upgrade lorary"),
         ({"format": "1"}, "integer 'format'"),
         ({"format": True}, "integer 'format'"),
         ({"task": None}, "expected a text"),
@@ -76,6 +77,9 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
         ({"thresholds": [0.5]}, "a number for each of 2 labels"),
         ({"thresholds": [0.5, 1]}, "numbers between 0 and 1, found 1"),
         ({"thresholds": {"a": 0.5}}, "a number for each of 2 labels"),
+        ({"filling": {"gaps": "holes", "longest": 3}}, "expected gaps sentinels or mask"),
+        ({"filling": {"gaps": "mask", "longest": 0}}, "at least one token"),
+        ({"filling": {"gaps": "mask", "longest": True}}, "longest: expected int"),
         ({"added_tokens": "<kbd>"}, "added_tokens: expected list"),
         ({"added_tokens": ["<kbd>", ""]}, "expected a text, found ''"),
         ({"answering": {"impossible": True}}, "max_tokens"),

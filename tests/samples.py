@@ -62,7 +62,10 @@ def bpe_tokenizer() -> Any:
 
 
 def encoder_decoder(family: str) -> tuple[Any, Any]:
-    """A tiny ``t5``, ``bart``, ``mbart`` (a target ends with its language) or ``nllb`` (it begins with it)."""
+    """A tiny ``t5``, ``bart``, ``mbart`` (a target ends with its language) or ``nllb`` (it begins with it).
+
+    ``t5-spans`` has a tokenizer with sentinels, as T5's own.
+    """
     import transformers as t
 
     if family in ("mbart", "nllb"):
@@ -81,11 +84,14 @@ def encoder_decoder(family: str) -> tuple[Any, Any]:
     else:
         tokenizer = wordpiece_tokenizer(segments=False)
         tokenizer.eos_token = "[SEP]"
+    if family == "t5-spans":
+        sentinels = [f"<extra_id_{number}>" for number in reversed(range(32))]
+        tokenizer.add_special_tokens({"extra_special_tokens": sentinels})
     common = {
         "vocab_size": len(tokenizer), "d_model": 32, "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
-    if family == "t5":
+    if family.startswith("t5"):
         config = t.T5Config(
             **common, d_ff=64, d_kv=16, num_layers=2, num_heads=2, decoder_start_token_id=0, tie_word_embeddings=False
         )

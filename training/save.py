@@ -130,6 +130,7 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         answering=task.answering(),
         thresholds=task.thresholds(),
         added_tokens=base.before.added if base.before is not None else None,
+        filling=task.filling(base.tokenizer),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": public(recipe).settings("json")},

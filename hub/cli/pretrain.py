@@ -37,7 +37,9 @@ def command(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The base's name; recipes take it as their base.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="llama (generates text) or bert (all other tasks).")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="llama (generates text), bert (reads it) or t5 (rewrites it).")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Sizes: tiny, small or base.")] = None,
     data: Annotated[
         str | None, typer.Option(help="The corpus: a text file, a folder of them, or rows of text.")
@@ -105,6 +107,6 @@ def _print_result(base: PretrainedBase) -> None:
     print_line("")
     print_metrics(base)
     print_line("")
-    task = "text-generation" if base.architecture == "llama" else "text-classification"
+    task = {"llama": "text-generation", "t5": "summarization"}.get(base.architecture, "text-classification")
     print_line(f"Files: {base.folder}")
     print_line(f"Next:  lorary train --base {base.name} --task {task} --name NAME --domain DOMAIN --data FILE")

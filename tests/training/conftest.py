@@ -40,7 +40,7 @@ def bases(tmp_path_factory) -> Callable[..., str]:
                     bos_token_id=0, eos_token_id=1,
                 )
             )  # fmt: skip
-        elif family in ("t5", "bart", "mbart", "nllb"):
+        elif family in ("t5", "t5-spans", "bart", "mbart", "nllb"):
             model, tokenizer = encoder_decoder(family)
         else:
             tokenizer = wordpiece_tokenizer(segments=family.startswith("bert"))

@@ -91,6 +91,7 @@ def test_the_step_without_weights_is_the_real_step(task, family, checkpointing, 
         ("translation", {}),
         ("feature-extraction", {}),
         ("fill-mask", {}),
+        ("fill-mask", {"family": "t5-spans"}),
     ],
 )
 def test_the_estimate_is_of_the_run_that_follows(task, settings, make_recipe, tmp_path):

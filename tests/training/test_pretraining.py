@@ -12,9 +12,10 @@ from contextlib import closing
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lorary.adapters import Backbone
+from lorary.adapters.text.gaps import sentinel_ids
 from lorary.hub.cli.main import main
 from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import (
@@ -25,6 +26,7 @@ from lorary.hub.errors import (
     TrainingError,
     UnknownReferenceError,
 )
+from lorary.hub.manifest import Filling
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.pretraining import PretrainRecipe, run
@@ -32,7 +34,7 @@ from lorary.training.pretraining.run import pretrain
 from lorary.training.pretraining.tokenizer import train_tokenizer
 from lorary.training.progress import Reporter
 from memory import memory_for
-from samples import tone_rows, write_jsonl
+from samples import summary_rows, tone_rows, write_jsonl
 from stops import Signal
 
 WHO = ("the miller", "the smith", "a weaver", "the old widow", "a sailor", "the mayor")
@@ -56,7 +58,8 @@ def make(tmp_path):
     def make(architecture="bert", **settings):
         flags = {
             "name": "village", "architecture": architecture, "data.train": corpus(tmp_path / "train.txt"),
-            "data.test": corpus(tmp_path / "test.txt", 24, seed=1), "tokenizer.vocab_size": 320,
+            "data.test": corpus(tmp_path / "test.txt", 24, seed=1),
+            "tokenizer.vocab_size": 420 if architecture == "t5" else 320,
             "model.hidden_size": 32, "model.layers": 2, "model.heads": 2, "model.context": 32, "training.epochs": 8,
             "training.batch_size": 8, "training.learning_rate": 0.01, "device": "cpu",
             "output": str(tmp_path / "run"),
@@ -66,16 +69,17 @@ def make(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
 def test_a_base_learns_is_catalogued_and_loads_like_any_other(architecture, make, registry):
     # A masked model learns from a few tokens of each block only, and stays at their frequencies for long.
+    few = {"training.epochs": 8, "training.mlm_probability": 0.3, "training.learning_rate": 0.005}
     slow = {"training.epochs": 20, "training.mlm_probability": 0.3, "training.learning_rate": 0.005, "training.seed": 1}
-    base = pretrain(make(architecture, **(slow if architecture == "bert" else {})), registry)
+    base = pretrain(make(architecture, **{"bert": slow, "llama": {}, "t5": few}[architecture]), registry)
     test, unigram = base.metrics["test"], base.metrics["unigram"]
-    assert test["loss"] < {"bert": 0.97, "llama": 0.7}[architecture] * unigram["loss"]
+    assert test["loss"] < {"bert": 0.97, "llama": 0.7, "t5": 0.8}[architecture] * unigram["loss"]
     assert registry.bases.find("village") == base
-    auto = {"bert": AutoModelForMaskedLM, "llama": AutoModelForCausalLM}[architecture]
-    model = auto.from_pretrained(base.folder)
+    autos = {"bert": AutoModelForMaskedLM, "llama": AutoModelForCausalLM, "t5": AutoModelForSeq2SeqLM}
+    model = autos[architecture].from_pretrained(base.folder)
     assert model.num_parameters() == base.parameters
     assert AutoModel.from_pretrained(base.folder).config.model_type == base.architecture == architecture
     assert Backbone.from_pretrained("village", registry=registry).identity.fingerprint == base.fingerprint
@@ -145,6 +149,47 @@ def test_a_task_adapter_and_a_domain_adapter_on_a_base_by_its_name(make, registr
     assert [found.reference for found in registry.find(base="village")] == ["tone@1", "words@1"]
 
 
+def test_a_t5_has_the_layers_of_version_1_1_and_its_vocabulary_t5s_own(make):
+    recipe = make("t5")
+    assert (recipe.tokenizer.kind, recipe.training.mlm_probability, recipe.training.mean_span) == ("unigram", 0.15, 3.0)
+    for kind in ("unigram", "bpe"):
+        recipe = make("t5", **{"tokenizer.kind": kind})
+        tokenizer = train_tokenizer(recipe, ["Die Mühle läuft. " * 3, "Der Müller mahlt das Korn."] * 4)
+        assert len(tokenizer) <= 420
+        assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+        assert sentinel_ids(tokenizer) == tuple(range(len(tokenizer) - 1, len(tokenizer) - 101, -1))
+        ids = tokenizer("Die <extra_id_0> läuft")["input_ids"]
+        assert ids.count(sentinel_ids(tokenizer)[0]) == 1
+        assert ids[-1] == 1
+        assert tokenizer.decode(ids, skip_special_tokens=True).split() == ["Die", "läuft"]
+        assert tokenizer("Die", "Mühle")["input_ids"].count(1) == 2
+    config = run.make_model(recipe, tokenizer).config
+    assert (config.feed_forward_proj, config.scale_decoder_outputs, config.d_ff) == ("gated-gelu", True, 96)
+    assert (config.decoder_start_token_id, config.eos_token_id, config.num_decoder_layers) == (0, 1, 2)
+
+
+def test_a_domain_adapter_and_a_summarizer_on_a_t5_by_its_name(make, registry, tmp_path):
+    pretrain(make("t5", **{"training.max_steps": 3}), registry)
+    flags = {
+        "name": "words", "domain": "village", "task": "fill-mask", "base": "village", "device": "cpu",
+        "data.train": corpus(tmp_path / "more.txt"), "output": str(tmp_path / "words"), "training.max_steps": 3,
+    }  # fmt: skip
+    domain = train(Recipe.from_flags(flags), registry)
+    assert (domain.strategy, domain.manifest.filling) == ("continual", Filling("sentinels", 16))
+    backbone = Backbone.from_pretrained("village", registry=registry)
+    assert backbone.load("words").notes == ()
+    assert len(backbone.predict("the miller <extra_id_0> the grain.", "words")) == 5
+    summaries = {
+        **flags, "name": "short", "task": "summarization", "strategy": "intermediate", "from": "words@1",
+        "generation.rows": 2, "output": str(tmp_path / "short"),
+        "data.train": write_jsonl(tmp_path / "rows.jsonl", summary_rows(30)),
+    }  # fmt: skip
+    version = train(Recipe.from_flags(summaries), registry)
+    backbone.load("short")
+    assert version.parents == ("words@1",)
+    assert set(backbone.predict("profit rose", "short")[0]) == {"summary_text"}
+
+
 def test_names(make, registry):
     with pytest.raises(UnknownReferenceError, match=r"no base named 'village' .*`lorary pretrain` makes one"):
         registry.bases.get("village")
@@ -190,11 +235,18 @@ def test_a_corpus_without_words_is_an_error(make):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "gpt"}, "architecture: expected one of llama, bert, found 'gpt'"),
+        ({"architecture": "gpt"}, "architecture: expected one of llama, bert, t5, found 'gpt'"),
         ({"preset": "huge"}, "preset: expected one of tiny, small, base"),
         ({"model.heads": 3}, "model.hidden_size: expected a multiple of model.heads, which is 3, found 32"),
         ({"architecture": "llama", "tokenizer.kind": "wordpiece"}, "tokenizer.kind: llama gets bpe"),
         ({"architecture": "llama", "training.mlm_probability": 0.2}, "a causal model hides no tokens"),
+        ({"architecture": "t5", "tokenizer.vocab_size": 320}, "t5's sentinels are 100 of them; expected at least 400"),
+        ({"architecture": "t5", "tokenizer.kind": "wordpiece"}, "tokenizer.kind: t5 gets unigram or bpe"),
+        (
+            {"architecture": "t5", "training.whole_word_mask": True},
+            "training.whole_word_mask: T5 hides spans of tokens",
+        ),
+        ({"training.mean_span": 2.0}, "training.mean_span: BERT hides single tokens or words"),
         ({"tokenizer.vocab_size": 10}, "tokenizer.vocab_size: expected a number of at least 300"),
         ({"data.train": "gone.txt"}, "data.train: no such file 'gone.txt'"),
         ({"data.test_size": 0.1}, "data.test already names the held-out text"),
@@ -272,13 +324,14 @@ def with_checkpoints(make, **settings):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "moments"), [("bert", ("step 1", "measuring")), ("llama", ("step 5", "registering"))]
+    ("architecture", "moments"),
+    [("bert", ("step 1", "measuring")), ("llama", ("step 5", "registering")), ("t5", ("step 3", "measuring"))],
 )
 def test_killed_and_gone_on_with_it_is_the_base_of_an_unbroken_run(
     architecture, moments, live, make, registry, tmp_path
 ):
     recipe = with_checkpoints(
-        make, architecture=architecture, **{"tokenizer.kind": {"bert": "wordpiece", "llama": "bpe"}[architecture]}
+        make, architecture=architecture, **{"tokenizer.kind": "wordpiece" if architecture == "bert" else "bpe"}
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     order = {"what": "pretrain", "recipe": str(tmp_path / "recipe.yaml"), "registry": str(registry.path)}

@@ -98,6 +98,8 @@ def test_killed_while_its_folder_is_removed_a_run_is_finished(make_recipe, regis
         ("text-generation", {"training.packing": True}),
         ("token-classification", {"dtype": "bfloat16"}),
         ("fill-mask", {"training.max_length": 32}),
+        ("fill-mask", {"training.max_length": 32, "family": "t5-spans"}),
+        ("fill-mask", {"training.max_length": 32, "family": "bart"}),
     ],
 )
 def test_every_kind_of_run_goes_on_exactly(task, settings, make_recipe, registry, tmp_path):

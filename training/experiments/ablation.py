@@ -179,11 +179,14 @@ def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:
 
     from lorary.adapters.base.loading import is_encoder
     from lorary.hub.embedded import resolve_base
+    from lorary.training.tasks.forms import T5_KIN
 
     config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)
+    writes = bool(getattr(config, "is_encoder_decoder", False))
     settings = {
         "name": f"{recipe.name}-domain", "domain": recipe.domain, "base": recipe.base, "revision": recipe.revision,
-        "task": "fill-mask" if is_encoder(config) else "text-generation", "strategy": "continual",
+        "task": "fill-mask" if writes or is_encoder(config) else "text-generation", "strategy": "continual",
+        "data.source_lang": recipe.data.source_lang if writes and config.model_type not in T5_KIN else None,
         "data.train": corpus, "method": recipe.method, "quantization": recipe.quantization,
         "training.seed": recipe.training.seed, "device": recipe.device, "device_map": recipe.device_map,
         "dtype": recipe.dtype,

@@ -121,14 +121,14 @@ def refuse_other_kinds(task: Task, recipe: Recipe, config: Any) -> None:
     if task.masks and (not is_encoder(config) or _masked_class(config) is None):
         raise TrainingError(
             f"base {recipe.base!r} ({config.model_type}) can't fill masks; choose a masked language model (BERT and "
-            "its kin), or task text-generation"
+            "its kin) or an encoder-decoder (T5, BART), or task text-generation"
         )
     if not task.new_head and not task.masks and is_encoder(config):
         raise TrainingError(f"base {recipe.base!r} is an encoder, which can't generate; choose a language model")
     if auto_class is AutoModelForCausalLM and config.is_encoder_decoder:
         raise TrainingError(
             f"base {recipe.base!r} ({config.model_type}) is an encoder-decoder, which isn't trained for {task.name}; "
-            "use task summarization or translation, or choose a causal model (GPT-2, Llama and their kin)"
+            "use task summarization or translation (fill-mask for running text), or choose a causal model (GPT-2, Llama and their kin)"
         )
     if type(config) not in auto_class._model_mapping:
         raise TrainingError(

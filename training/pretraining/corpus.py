@@ -14,12 +14,16 @@ from lorary.training.data.files import Source, read_source
 from lorary.training.data.rows import check_rows
 from lorary.training.data.splits import FEWEST_VALIDATION_ROWS, note_overlap
 from lorary.training.data.text import read_text
+from lorary.training.fitting.evaluate import token_logits
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe.corpus import is_text
 from lorary.training.tasks.causal_blocks import LearnedRows
 from lorary.training.tasks.encoded import Encoded, Feature
+from lorary.training.tasks.forms import EncoderDecoder
+from lorary.training.tasks.hiding import Hider
 from lorary.training.tasks.made_rows import MadeRows
-from lorary.training.tasks.masking import MaskedRows, Masker
+from lorary.training.tasks.masking import HiddenRows, Masker
+from lorary.training.tasks.spans import measured_labels, span_collator, span_hider
 from lorary.training.tasks.token_rows import Frame, blocks, frame_of, tokenize
 from lorary.training.tasks.token_scores import TokenScore, score_tokens, unigram
 
@@ -66,56 +70,85 @@ def load_corpus(recipe: PretrainRecipe, note: Note) -> Corpus:
 
 
 class Objective:
-    """What a model of the recipe's architecture learns: the next token (``llama``) or the hidden ones (``bert``)."""
+    """What a model learns: the next token (``llama``), hidden tokens (``bert``) or hidden spans (``t5``).
 
-    def __init__(self, recipe: PretrainRecipe, tokenizer: Any) -> None:
+    Args:
+        recipe: how much is hidden, and how long rows are.
+        tokenizer: the model's.
+        model: makes a decoder's inputs, where it has an encoder too.
+    """
+
+    def __init__(self, recipe: PretrainRecipe, tokenizer: Any, model: Any) -> None:
         training = recipe.training
         self._context, self._tokenizer, self._seed = recipe.model.context, tokenizer, training.seed
         self.causal = recipe.architecture == "llama"
+        self._form = EncoderDecoder(model) if recipe.architecture == "t5" else None
         self._masker = (
-            None if self.causal else Masker(tokenizer, training.mlm_probability or 0.15, training.whole_word_mask)
+            Masker(tokenizer, training.mlm_probability or 0.15, training.whole_word_mask)
+            if recipe.architecture == "bert"
+            else None
         )
+        self._hider: Hider | None = self._masker
+        if self._form is not None:
+            self._hider = span_hider(tokenizer, training.mlm_probability, training.mean_span)
 
     def encode(self, documents: Sequence[Example]) -> Encoded:
         """Documents in blocks as long as the model's context, each named by the document that it begins in.
 
         Raises:
             DataError: the text is too short.
+            TrainingError: the blocks have more spans than the tokenizer has sentinels.
         """
         tokenizer = self._tokenizer
-        if self._masker is None:
+        if self._hider is None:
             frame = frame_of(tokenizer)
             ends = Frame(frame.before, (*frame.after, tokenizer.eos_token_id))
             made: MadeRows = LearnedRows(blocks(tokenize(documents, tokenizer), self._context, ends, Frame((), ())))
         else:
-            stream = tokenize(documents, tokenizer, words=self._masker.whole_words)
-            between = Frame((), (tokenizer.sep_token_id,))
-            made = MaskedRows(blocks(stream, self._context, between, frame_of(tokenizer)), self._masker)
+            stream = self._hider.tokenize(documents, tokenizer)
+            made = HiddenRows(self._hider.joined(stream, self._context), self._hider)
         return Encoded(tuple(documents[index] for index in made.rows.first), made, (None,) * len(made))
 
     def training_rows(self, rows: Sequence[Feature]) -> Sequence[Feature]:
-        """Rows as the trainer takes them: of a masked model, with other tokens hidden in each epoch."""
-        return rows.anew(self._seed) if isinstance(rows, MaskedRows) else rows
+        """Rows as the trainer takes them: with other parts hidden in each epoch, where any are."""
+        return rows.anew(self._seed) if isinstance(rows, HiddenRows) else rows
 
     def collator(self) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """Pads."""
         if self._masker is not None:
             return self._masker.collate
+        if self._form is not None:
+            return span_collator(self._form, self._tokenizer)
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
         return DataCollatorForLanguageModeling(pad_token_id=self._tokenizer.pad_token_id)
 
     def score(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
         """A row's logits [tokens, vocabulary] against what was to be predicted."""
-        labels = torch.tensor(feature["labels"], device=logits.device)
-        return score_tokens(logits[:-1], labels[1:]) if self.causal else score_tokens(logits, labels)
+        labels = torch.tensor(self._asked(feature), device=logits.device)
+        return score_tokens(logits[:-1] if self.causal else logits, labels)
+
+    def golden(self, model: Any, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """A model's logits for bare token rows."""
+        return (
+            token_logits(model, [list(row) for row in rows]) if self._form is None else self._form.golden(model, rows)
+        )
 
     def unigram(self, train: Encoded, test: Encoded) -> dict[str, float]:
         """What the frequencies of the training tokens alone give on the held-out ones."""
-        without = () if self.causal else tuple(self._tokenizer.all_special_ids)
-        first = 1 if self.causal else 0  # a block's first token is never predicted
-        asked = ({"labels": feature["labels"][first:]} for feature in test.features)
-        return unigram([ids_of(train)], asked, len(self._tokenizer), without)
+        asked = ({"labels": self._asked(feature)} for feature in test.features)
+        if self._hider is None:
+            return unigram([ids_of(train)], asked, len(self._tokenizer))
+        assert isinstance(train.features, HiddenRows)
+        counted = self._hider.counted(train.features.rows)
+        return unigram(counted, asked, len(self._tokenizer), sorted(self._hider.untold))
+
+    def _asked(self, feature: Feature) -> list[int]:
+        """A row's labels as they are measured."""
+        if self._form is not None:
+            return measured_labels(feature)
+        labels: list[int] = feature["labels"]
+        return labels[1:] if self.causal else labels  # a block's first token is never predicted
 
 
 def ids_of(rows: Encoded) -> array[int]:

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.base.loading import is_encoder
+from lorary.adapters.base.loading import is_encoder, natural_class
 from lorary.hub.errors import GateError
 from lorary.hub.provenance.private import bare_name, redact_text
 from lorary.training.data import Example
-from lorary.training.fitting.evaluate import token_logits
 from lorary.training.fitting.loop import Fitted
-from lorary.training.pretraining.corpus import Corpus, ids_of
+from lorary.training.pretraining.corpus import Corpus, Objective, ids_of
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.progress import Reporter
 from lorary.training.provenance import environment, peak_memory
@@ -32,15 +31,17 @@ def save_base(model: Any, tokenizer: Any, recipe: PretrainRecipe, folder: Path) 
     (folder / "pretrain.yaml").write_text(_public(recipe).to_yaml(), encoding="utf-8")
 
 
-def reload_base(folder: Path, model: Any, tokenizer: Any, documents: Sequence[Example], rows: Encoded) -> Any:
+def reload_base(
+    folder: Path, model: Any, tokenizer: Any, objective: Objective, documents: Sequence[Example], rows: Encoded
+) -> Any:
     """The model as anybody will load it; it has to be the one that was trained.
 
     Raises:
         GateError: a tensor, the tokenizer or the logits of held-out rows differ.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    auto = AutoModelForMaskedLM if is_encoder(model.config) else AutoModelForCausalLM
+    auto = AutoModelForMaskedLM if is_encoder(model.config) else natural_class(model.config)
     loaded, info = auto.from_pretrained(str(folder), dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
         raise GateError(f"the saved model lacks or adds tensors: {sorted(info['missing_keys'])[:3]}")
@@ -50,7 +51,7 @@ def reload_base(folder: Path, model: Any, tokenizer: Any, documents: Sequence[Ex
             raise GateError(f"{name!r}: the saved tensor differs from the trained one")
     loaded.eval()
     probes = [feature["input_ids"] for feature in rows.features[:_GOLDEN]]
-    for row, want, got in zip(probes, token_logits(model, probes), token_logits(loaded, probes), strict=True):
+    for row, want, got in zip(probes, objective.golden(model, probes), objective.golden(loaded, probes), strict=True):
         difference = float((want - got).abs().max() / (1 + want.abs().max()))
         if not difference <= _TOLERANCE:
             raise GateError(

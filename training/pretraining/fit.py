@@ -17,7 +17,7 @@ from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.progress import Reporter
 from lorary.training.tasks.base import one_device
 from lorary.training.tasks.encoded import Encoded
-from lorary.training.tasks.masking import Epochs, MaskedRows
+from lorary.training.tasks.masking import Epochs, HiddenRows
 from lorary.training.tasks.token_scores import TokenScore
 
 ADVICE = "lower model.context, or choose a smaller preset"
@@ -52,7 +52,7 @@ class BaseJob(Job):
             eval_dataset=self.validation.features if self.validation else None,
         )
         settle_warmup(trainer, self.training, batching, len(self.train.features))
-        if isinstance(trainer.train_dataset, MaskedRows):
+        if isinstance(trainer.train_dataset, HiddenRows):
             trainer.add_callback(Epochs(trainer.train_dataset))
         return trainer
 

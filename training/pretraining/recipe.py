@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lorary.hub.errors import InvalidReferenceError, RecipeError
 from lorary.hub.reference import check_name
 from lorary.training.recipe.check import DATA_SUFFIXES, is_data_file
-from lorary.training.recipe.corpus import is_text
+from lorary.training.recipe.corpus import MEAN_SPAN, is_text
 from lorary.training.recipe.explain import explain, where
 from lorary.training.recipe.raw import RawRecipe, in_order, near_file, read_recipe, section
 from lorary.training.recipe.schema import FLAG_OF
@@ -22,7 +22,11 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 
-_TOKENIZERS: Mapping[str, tuple[str, ...]] = {"llama": ("bpe",), "bert": ("wordpiece", "unigram", "bpe")}
+_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
+    "llama": ("bpe",),
+    "bert": ("wordpiece", "unigram", "bpe"),
+    "t5": ("unigram", "bpe"),
+}
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -77,7 +81,10 @@ class TokenizerSettings(_Section):
 
 
 class ModelSizes(_Section):
-    """The model's sizes; ``context`` is the most tokens that it takes. ``intermediate_size`` is the feed-forward's."""
+    """The model's sizes; ``context`` is the most tokens that it takes. ``intermediate_size`` is the feed-forward's.
+
+    ``layers`` are those of the encoder, and of the decoder, where a model has both.
+    """
 
     hidden_size: Annotated[int, Field(ge=8)]
     layers: Positive
@@ -107,18 +114,20 @@ class Pretraining(_Section):
     checkpoint_steps: Positive | None = None
     mlm_probability: Share | None = None
     whole_word_mask: bool = False
+    mean_span: Annotated[float, Field(ge=1, le=100)] | None = None
 
 
 class PretrainRecipe(_Section):
     """Every setting of a pretraining run. Made by :meth:`load` or :meth:`from_flags`, as a training's recipe is.
 
-    ``architecture`` is ``llama`` (a causal model: text generation) or ``bert`` (an encoder: all other tasks).
+    ``architecture`` is ``llama`` (a causal model: text generation), ``bert`` (an encoder: tasks that read) or ``t5``
+    (an encoder-decoder: tasks that make one text of another, and classification).
     ``output`` is the run's folder for as long as it isn't finished; the base itself is kept with the catalogue.
     """
 
     name: Text
     strategy: Literal["pretrain"] = "pretrain"
-    architecture: Literal["llama", "bert"]
+    architecture: Literal["llama", "bert", "t5"]
     preset: Literal["tiny", "small", "base"] = "tiny"
     data: CorpusData
     tokenizer: TokenizerSettings
@@ -184,8 +193,10 @@ def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     kinds = _TOKENIZERS.get(str(values.get("architecture")), ("bpe",))
     if isinstance(filled["tokenizer"], dict):
         filled["tokenizer"].setdefault("kind", kinds[0])
-    if isinstance(filled["training"], dict) and values.get("architecture") == "bert":
+    if isinstance(filled["training"], dict) and values.get("architecture") in ("bert", "t5"):
         filled["training"].setdefault("mlm_probability", 0.15)
+        if values["architecture"] == "t5":
+            filled["training"].setdefault("mean_span", MEAN_SPAN)
     data = values.get("data")
     if isinstance(data, Mapping) and data.get("test") is None:
         filled["data"] = {"test_size": 0.1, **data}
@@ -215,10 +226,17 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if architecture in _TOKENIZERS and kind not in _TOKENIZERS[str(architecture)]:
         able = " or ".join(_TOKENIZERS[str(architecture)])
         yield "tokenizer.kind", f"{architecture} gets {able}, found {kind!r}"
-    if architecture == "llama":
-        for key in ("mlm_probability", "whole_word_mask"):
-            if training.get(key):
-                yield f"training.{key}", "a causal model hides no tokens; the architecture is llama"
+    size = section(values, "tokenizer").get("vocab_size")
+    if architecture == "t5" and isinstance(size, int) and 300 <= size < 400:
+        yield "tokenizer.vocab_size", f"t5's sentinels are 100 of them; expected at least 400, found {size}"
+    hides = {"bert": ("mlm_probability", "whole_word_mask"), "t5": ("mlm_probability", "mean_span")}
+    what = {"bert": "BERT hides single tokens or words", "t5": "T5 hides spans of tokens"}
+    for key in ("mlm_probability", "whole_word_mask", "mean_span"):
+        if architecture in _TOKENIZERS and training.get(key) and key not in hides.get(str(architecture), ()):
+            yield (
+                f"training.{key}",
+                f"{what.get(str(architecture), 'a causal model hides no tokens')}; the architecture is {architecture}",
+            )
 
 
 def _corpus(key: str, text: Any) -> Iterator[tuple[str, str]]:

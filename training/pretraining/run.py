@@ -107,13 +107,14 @@ def _run(
     from lorary.training.pretraining.fit import fit, scores
 
     tokenizer = _tokenizer(recipe, corpus, unfinished.folder / "tokenizer", reporter)
-    objective = Objective(recipe, tokenizer)
+    model = make_model(recipe, tokenizer)
+    objective = Objective(recipe, tokenizer, model)
     rows = {
         part: objective.encode(documents)
         for part, documents in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
         if documents
     }
-    model = make_model(recipe, tokenizer).to(pick_device(recipe.device))
+    model = model.to(pick_device(recipe.device))
     device = next(model.parameters()).device
     reporter.phase("training")
     fitted = fit(
@@ -134,7 +135,7 @@ def _run(
     save_base(model, tokenizer, recipe, folder)
     sync_files(folder)
     told = base_provenance(recipe, corpus, rows, fitted, len(tokenizer), device, reporter)
-    loaded = reload_base(folder, model, tokenizer, corpus.test, rows["test"])
+    loaded = reload_base(folder, model, tokenizer, objective, corpus.test, rows["test"])
     return {
         "fingerprint": str(fingerprint_model(loaded)),
         "architecture": str(loaded.config.model_type),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lorary.hub.errors import TrainingError
@@ -11,6 +11,9 @@ from lorary.training.pretraining.recipe import PretrainRecipe
 
 _ENCODER = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CAUSAL = ("<pad>", "<s>", "</s>")
+_T5 = ("<pad>", "</s>", "<unk>")
+_SPECIAL: Mapping[str, tuple[str, ...]] = {"bert": _ENCODER, "llama": _CAUSAL, "t5": _T5}
+_SENTINELS = 100
 _LETTERS = 1000  # the most that have pieces of their own; the others become [UNK]
 _CHARACTERS = 10_000  # of a document that are handed over at once
 
@@ -19,8 +22,9 @@ def train_tokenizer(recipe: PretrainRecipe, texts: Sequence[str]) -> Any:
     """A fast tokenizer with the special tokens of the recipe's architecture.
 
     A causal model's texts begin with ``<s>``, and ``</s>`` ends a document; an encoder's stand in ``[CLS]`` and
-    ``[SEP]``. ``unigram``'s training adds floats in varying order, so its pieces may differ from run to run; the
-    others' don't. Letters that no document holds still have tokens with ``bpe``, and are ``[UNK]`` with the others.
+    ``[SEP]``; T5's end with ``</s>``, and a hundred sentinels end its vocabulary, the first one last, as
+    T5's own do. ``unigram``'s training adds floats in varying order, so its pieces may differ from run to run; the
+    others' don't. Letters that no document holds still have tokens with ``bpe``, and are unknown with the others.
 
     Raises:
         TrainingError: the corpus has next to no words.
@@ -28,8 +32,7 @@ def train_tokenizer(recipe: PretrainRecipe, texts: Sequence[str]) -> Any:
     from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast
 
-    causal = recipe.architecture == "llama"
-    special = _CAUSAL if causal else _ENCODER
+    special = _SPECIAL[recipe.architecture]
     backend: Any = Tokenizer(_model(recipe))
     _set_up(backend, recipe)
     if recipe.tokenizer.kind == "wordpiece":
@@ -41,7 +44,15 @@ def train_tokenizer(recipe: PretrainRecipe, texts: Sequence[str]) -> Any:
     ids = {token: backend.token_to_id(token) for token in special}
     if backend.get_vocab_size() <= len(special) + 1:
         raise TrainingError("the corpus has next to no words, so there is no vocabulary; give it more text")
-    if causal:
+    more: dict[str, Any] = {}
+    if recipe.architecture == "t5":
+        backend.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", ids["</s>"])]
+        )
+        names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        inputs = ["input_ids", "attention_mask"]
+        more["extra_special_tokens"] = [f"<extra_id_{number}>" for number in reversed(range(_SENTINELS))]
+    elif recipe.architecture == "llama":
         backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
         names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
         inputs = ["input_ids", "attention_mask"]
@@ -54,7 +65,7 @@ def train_tokenizer(recipe: PretrainRecipe, texts: Sequence[str]) -> Any:
         names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), _ENCODER, strict=True))
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_max_length=recipe.model.context, model_input_names=inputs, **names
+        tokenizer_object=backend, model_max_length=recipe.model.context, model_input_names=inputs, **names, **more
     )
 
 
@@ -91,14 +102,15 @@ def _set_up(backend: Any, recipe: PretrainRecipe) -> None:
 def _trainer(recipe: PretrainRecipe, special: tuple[str, ...]) -> Any:
     from tokenizers import pre_tokenizers, trainers
 
+    sentinels = _SENTINELS if recipe.architecture == "t5" else 0
     settings: dict[str, Any] = {
-        "vocab_size": recipe.tokenizer.vocab_size,
+        "vocab_size": recipe.tokenizer.vocab_size - sentinels,
         "special_tokens": list(special),
         "show_progress": False,
     }
     kind = recipe.tokenizer.kind
     if kind == "unigram":
-        return trainers.UnigramTrainer(unk_token="[UNK]", **settings)
+        return trainers.UnigramTrainer(unk_token="<unk>" if "<unk>" in special else "[UNK]", **settings)
     return trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **settings)
 
 

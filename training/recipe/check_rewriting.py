@@ -24,7 +24,7 @@ def rewriting(values: Mapping[str, Any]) -> Problems:
     if not facts.rewrites:
         able = " and ".join(able for able, other in TASK_FACTS.items() if other.rewrites)
         for name, given, keys in (
-            ("data", data, ("source_lang", "target_lang")),
+            ("data", data, ("target_lang",) if facts.masks else ("source_lang", "target_lang")),
             ("training", training, ("max_target_length",)),
         ):
             for key in keys:

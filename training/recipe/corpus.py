@@ -12,6 +12,9 @@ from lorary.training.recipe.tasks import TASK_FACTS
 TEXT_SUFFIXES = (".txt", ".md")
 """The files that are read as running text."""
 
+MEAN_SPAN = 3.0
+"""The mean length of a hidden span in tokens, T5's and BART's."""
+
 _ROWS = frozenset({".jsonl", ".json", ".csv", ".parquet", ".arrow"})
 _ABOUT = frozenset({"readme", "license", "licence", "copying", "notice"})
 
@@ -51,7 +54,7 @@ def corpus_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if data.get("sample_by") is not None and not (facts.corpus and any(is_text(source) for source in sources)):
         yield "data.sample_by", f"says how text files fall into documents, and there are none; {TEXT_SUFFIXES} are read"
     if not facts.masks:
-        for key in ("mlm_probability", "whole_word_mask"):
+        for key in ("mlm_probability", "whole_word_mask", "mean_span"):
             if training.get(key):
                 yield f"training.{key}", f"only fill-mask masks tokens; the task is {task}"
     if values.get("strategy") == "continual":

@@ -149,7 +149,8 @@ class Training(Section):
     minutes without one, in any case.
     ``lora_plus_ratio`` is how many times larger B's learning rate is than A's (LoRA+, Hayou et al. 2024).
     ``mlm_probability`` is the share of tokens that fill-mask hides; with ``whole_word_mask`` it is the share of words,
-    of which all pieces are hidden together.
+    of which all pieces are hidden together. On an encoder-decoder (T5, BART) spans are hidden, ``mean_span`` tokens
+    long on average.
     """
 
     epochs: Annotated[float, Field(gt=0)]
@@ -182,6 +183,7 @@ class Training(Section):
     checkpoint_steps: Positive | None = None
     mlm_probability: Share | None = None
     whole_word_mask: bool = False
+    mean_span: Annotated[float, Field(ge=1, le=100)] | None = None
 
 
 class EmbeddingSettings(Section):

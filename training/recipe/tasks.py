@@ -157,7 +157,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
         prompts=True,
         corpus=True,
     ),
-    # A masked share of 15 %, and blocks rather than rows, as in BERT's and RoBERTa's own pretraining.
+    # Blocks rather than rows, as in BERT's, RoBERTa's and T5's own pretraining. The base says how much is hidden.
     "fill-mask": TaskFacts(
         forms=(_form("text"),),
         columns={"text": "text"},
@@ -167,7 +167,6 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
                 "batch_size": 16,
                 "learning_rate": 5e-4,
                 "max_length": 256,
-                "mlm_probability": 0.15,
             },
             "lora": {"rank": 16},
         },

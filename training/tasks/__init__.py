@@ -11,6 +11,7 @@ from lorary.training.tasks.base import Task
 from lorary.training.tasks.causal_blocks import CausalBlocks
 from lorary.training.tasks.encoded import Encoded
 from lorary.training.tasks.feature_extraction import FeatureExtraction
+from lorary.training.tasks.fill_gaps import FillGaps, writes_what_it_reads
 from lorary.training.tasks.fill_mask import FillMask
 from lorary.training.tasks.multi_label import MultiLabelClassification
 from lorary.training.tasks.preference import PreferencePairs
@@ -45,6 +46,8 @@ def make_task(recipe: Recipe, labels: tuple[str, ...] | None, problem_type: str 
     """The task of a recipe, for these labels; ``problem_type`` is what text classification's are."""
     if recipe.data.columns.chosen is not None:
         return PreferencePairs(recipe, labels)
+    if recipe.task == "fill-mask" and writes_what_it_reads(recipe):
+        return FillGaps(recipe, labels)
     if recipe.strategy == "continual" and recipe.task == "text-generation":
         return CausalBlocks(recipe, labels)
     if recipe.generation.rows and recipe.task == "text-generation":

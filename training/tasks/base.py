@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from lorary.adapters import Backbone
-from lorary.hub.manifest import Answering, Generation, Pooling, Preprocessing, Prompt
+from lorary.hub.manifest import Answering, Filling, Generation, Pooling, Preprocessing, Prompt
 from lorary.training.data import Example, Note
 from lorary.training.data.roles import TARGET_ROLES
 from lorary.training.fitting.evaluate import outcomes, token_logits
@@ -273,6 +273,10 @@ class Task(ABC):
 
     def answering(self) -> Answering | None:
         """How spans are read as answers, for the manifest; None where the task has none."""
+        return None
+
+    def filling(self, tokenizer: Any) -> Filling | None:
+        """How gaps are filled, for the manifest; None where the task has none."""
         return None
 
     def thresholds(self) -> tuple[float, ...] | None:

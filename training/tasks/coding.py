@@ -66,7 +66,7 @@ _ELSEWHERE: dict[str, Any] = {
         "epochs", "min_steps", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "warmup",
         "weight_decay", "class_weights", "label_smoothing", "classifier_dropout", "threshold", "max_grad_norm",
         "scheduler", "seed", "early_stopping", "best_by", "lora_plus_ratio", "seeds", "folds", "packing",
-        "gradient_checkpointing", "group_by_length", "checkpoint_steps", "max_answer_length",
+        "gradient_checkpointing", "group_by_length", "checkpoint_steps", "max_answer_length", "mean_span",
     },
 }  # fmt: skip
 

@@ -16,10 +16,10 @@ from lorary.hub.errors import TrainingError
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.encoded import Encoded, Feature
+from lorary.training.tasks.hiding import Hider
 from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.masking import Epochs, MaskedRows, Masker
+from lorary.training.tasks.masking import Epochs, HiddenRows, Masker
 from lorary.training.tasks.token_cache import TokenCache
-from lorary.training.tasks.token_rows import Frame, blocks, frame_of, separate, tokenize
 from lorary.training.tasks.token_scores import TokenScore, score_tokens, token_metrics, unigram
 
 
@@ -27,7 +27,7 @@ class FillMask(Task):
     """Masked language modelling (Devlin et al. 2019)."""
 
     name = "fill-mask"
-    peft_task_type = None  # PEFT has none for it; the manifest says what it is
+    peft_task_type: str | None = None  # PEFT has none for it; the manifest says what it is
     main_metric = "loss"
     new_head = False
     masks = True
@@ -38,13 +38,22 @@ class FillMask(Task):
 
         return AutoModelForMaskedLM
 
-    def masker(self, tokenizer: Any) -> Masker:
-        """What hides tokens, as the recipe says.
+    def hider(self, tokenizer: Any) -> Hider:
+        """What hides parts of a text, as the recipe says.
 
         Raises:
-            TrainingError: the tokenizer has no mask token, or can't tell words.
+            TrainingError: the tokenizer lacks what that needs.
         """
+        return self._masker(tokenizer)
+
+    def _masker(self, tokenizer: Any) -> Masker:
         training = self.recipe.training
+        for key, value in (
+            ("training.mean_span", training.mean_span),
+            ("data.source_lang", self.recipe.data.source_lang),
+        ):
+            if value is not None:
+                raise TrainingError(f"{key}: only encoder-decoders have it (T5, BART and their kin); leave it out")
         if tokenizer.mask_token_id is None:
             raise TrainingError("the base's tokenizer has no mask token; choose a masked language model as base")
         if training.whole_word_mask and not getattr(tokenizer, "is_fast", False):
@@ -54,34 +63,33 @@ class FillMask(Task):
     def encode(
         self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note, cache: TokenCache | None = None
     ) -> Encoded:
-        """Documents to blocks or rows of token ids, each with its fixed masks.
+        """Documents to blocks or rows of token ids, each with the parts hidden that are always hidden in it.
 
         Raises:
             DataError: there isn't enough text.
-            TrainingError: as :meth:`masker`.
+            TrainingError: as :meth:`hider`.
         """
-        masker, frame = self.masker(tokenizer), frame_of(tokenizer)
-        stream = tokenize(examples, tokenizer, words=masker.whole_words)
+        hider = self.hider(tokenizer)
+        stream = hider.tokenize(examples, tokenizer)
         if self.recipe.strategy == "continual":
-            separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-            rows = blocks(stream, max_length, Frame((), () if separator is None else (separator,)), frame)
+            rows = hider.joined(stream, max_length)
             full = [len(rows.row(place)) for place in range(len(rows))]
         else:
-            rows = separate(stream, max_length, frame)
-            full = [length + frame.size for length in stream.lengths]
+            rows = hider.apart(stream, max_length)
+            full = [length + hider.around.size for length in stream.lengths]
+        room = hider.room(max_length)
         lengths = tuple(
-            Length(tokens, min(tokens, max_length), masker.can_hide(rows.row(place)))
-            for place, tokens in enumerate(full)
+            Length(tokens, min(tokens, room), hider.can_hide(rows.row(place))) for place, tokens in enumerate(full)
         )
         owners = tuple(examples[index] for index in rows.first)
-        return Encoded(owners, MaskedRows(rows, masker), (None,) * len(rows), lengths)
+        return Encoded(owners, HiddenRows(rows, hider), (None,) * len(rows), lengths)
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """Pads."""
-        return self.masker(tokenizer).collate
+        return self._masker(tokenizer).collate
 
     def trainer(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
-        """transformers' ``Trainer``, over training rows of which other tokens are hidden in each epoch."""
+        """transformers' ``Trainer``, over training rows of which other parts are hidden in each epoch."""
         train = rows["train_dataset"].anew(self.recipe.training.seed)
         trainer = super().trainer(model, tokenizer, settings, {**rows, "train_dataset": train})
         trainer.add_callback(Epochs(train))
@@ -89,7 +97,12 @@ class FillMask(Task):
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
         """Loss and hits over the row's hidden tokens."""
-        return score_tokens(logits, torch.tensor(feature["labels"], device=logits.device))
+        return score_tokens(logits, torch.tensor(self.asked(feature), device=logits.device))
+
+    def asked(self, feature: Feature) -> list[int]:
+        """A row's labels as they are measured: :data:`IGNORED` but for the hidden tokens."""
+        labels: list[int] = feature["labels"]
+        return labels
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Of the hidden tokens: mean loss (nats), its exponential (pseudo-perplexity), and the share of top-1 hits."""
@@ -101,9 +114,8 @@ class FillMask(Task):
 
     def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:
         """``unigram``: what the frequencies of the training rows' tokens alone give."""
-        return {"unigram": _unigram(train, test, tokenizer)}
-
-
-def _unigram(train: Encoded, test: Encoded, tokenizer: Any) -> Metrics:
-    assert isinstance(train.features, MaskedRows)
-    return unigram([train.features.rows.ids], test.features, len(tokenizer), without=tokenizer.all_special_ids)
+        assert isinstance(train.features, HiddenRows)
+        hider = self.hider(tokenizer)
+        asked = ({"labels": self.asked(feature)} for feature in test.features)
+        counted = hider.counted(train.features.rows)
+        return {"unigram": unigram(counted, asked, len(tokenizer), without=sorted(hider.untold))}

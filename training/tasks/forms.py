@@ -8,8 +8,12 @@ from typing import Any, Protocol
 import torch
 
 from lorary.adapters.running.inference import decoder_start
+from lorary.hub.errors import TrainingError
 from lorary.training.fitting.evaluate import IGNORED, token_logits
 from lorary.training.tasks.token_scores import TokenScore, score_tokens
+
+T5_KIN = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+"""The ``model_type`` of T5 and what was made after it."""
 
 Feature = dict[str, Any]
 Collator = Callable[[list[Feature]], dict[str, torch.Tensor]]
@@ -66,6 +70,24 @@ class EncoderDecoder:
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **decoder_start(model.config, ids)}
             found.append(_logits(model, inputs))
         return found
+
+
+def demand_decoder(config: Any, dtype: torch.dtype) -> None:
+    """Refuse an encoder-decoder that can't be trained as it is.
+
+    Raises:
+        TrainingError: its activations overflow in ``dtype``, or nobody knows what its decoder starts from.
+    """
+    if config.model_type in T5_KIN and dtype == torch.float16:
+        raise TrainingError(
+            f"dtype float16: the activations of {config.model_type!r} overflow in it (NaN); "
+            "use dtype: bfloat16 or float32"
+        )
+    if config.decoder_start_token_id is None:
+        raise TrainingError(
+            f"the base's config has no decoder_start_token_id, so nobody knows what the decoder of "
+            f"{config.model_type!r} starts from; set it in the base's config.json"
+        )
 
 
 class Causal:

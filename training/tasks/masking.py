@@ -6,8 +6,6 @@ transformers' ``DataCollatorForLanguageModeling`` hides them: 80 % become the ma
 
 from __future__ import annotations
 
-import zlib
-from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +13,15 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from lorary.training.tasks.hiding import Hider
 from lorary.training.tasks.made_rows import MadeRows
-from lorary.training.tasks.token_rows import TokenRows
+from lorary.training.tasks.token_rows import Frame, TokenRows, frame_of
 from lorary.training.tasks.token_scores import IGNORED
 
 Feature = dict[str, Any]
 
 
-class Masker:
+class Masker(Hider):
     """Hides a share of tokens, or of words; special tokens are never hidden.
 
     Args:
@@ -39,25 +38,16 @@ class Masker:
             settings |= {"mask_replace_prob": 1.0, "random_replace_prob": 0.0}
         self.whole_words = whole_words
         self._pad, self._mask = tokenizer.pad_token_id, tokenizer.mask_token_id
-        self._special = frozenset(tokenizer.all_special_ids)
+        self.never = frozenset(tokenizer.all_special_ids)
+        separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+        self.between = Frame((), () if separator is None else (separator,))
+        self.around = frame_of(tokenizer)
         self._theirs = DataCollatorForLanguageModeling(tokenizer, **settings, return_tensors="np")
-
-    def can_hide(self, ids: Sequence[int]) -> bool:
-        """Is any of the tokens not a special one?"""
-        return any(token not in self._special for token in ids)
-
-    def fixed(self, ids: Sequence[int], words: Sequence[int] | None) -> Feature:
-        """A row with the tokens hidden that are always hidden in this row.
-
-        They depend on nothing but the row, so that figures before and after training, of several seeds and of a
-        reloaded adapter are about the same tokens.
-        """
-        return self.hide(ids, words, np.random.default_rng(zlib.crc32(array("i", ids).tobytes())))
 
     def hide(self, ids: Sequence[int], words: Sequence[int] | None, random: np.random.Generator) -> Feature:
         """A row with tokens hidden by ``random``, at least one of them: a mean over nothing would be no number."""
         inputs = np.array([ids])
-        special = np.isin(inputs, sorted(self._special))
+        special = np.isin(inputs, sorted(self.never))
         self._theirs.generator = random
         offsets = None if words is None else _offsets(np.array([words]))
         inputs, labels = self._theirs.numpy_mask_tokens(inputs, special, offsets)
@@ -87,42 +77,42 @@ def _offsets(begins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.stack([starts, starts + 1], axis=2)
 
 
-class MaskedRows(MadeRows):
-    """Rows with tokens hidden: always the same ones, or others in each epoch.
+class HiddenRows(MadeRows):
+    """Rows with parts hidden: always the same ones, or others in each epoch.
 
     Args:
-        seed: with one, tokens are hidden anew for each :attr:`epoch`. Nothing but the seed, the epoch and the row
+        seed: with one, they are hidden anew for each :attr:`epoch`. Nothing but the seed, the epoch and the row
             decides which: not the batch that a row is in, nor the process, nor where a run was stopped.
     """
 
     def __init__(
-        self, rows: TokenRows, masker: Masker, places: Sequence[int] | None = None, seed: int | None = None
+        self, rows: TokenRows, hider: Hider, places: Sequence[int] | None = None, seed: int | None = None
     ) -> None:
         super().__init__(rows, places)
         self.epoch = 0
-        self._masker, self._seed = masker, seed
+        self._hider, self._seed = hider, seed
 
     def make(self, place: int) -> Feature:
-        """A row's ids, and its labels where tokens are hidden."""
+        """What is read of a row, and what is to be told of it."""
         ids = self.rows.row(place)
         words = self.rows.words(place) if self.rows.begins is not None else None
         if self._seed is None:
-            return self._masker.fixed(ids, words)
-        return self._masker.hide(ids, words, np.random.default_rng([self._seed, self.epoch, place]))
+            return self._hider.fixed(ids, words)
+        return self._hider.hide(ids, words, np.random.default_rng([self._seed, self.epoch, place]))
 
-    def pick(self, places: Sequence[int]) -> MaskedRows:
+    def pick(self, places: Sequence[int]) -> HiddenRows:
         """Some of the rows."""
-        return MaskedRows(self.rows, self._masker, [self.places[place] for place in places], self._seed)
+        return HiddenRows(self.rows, self._hider, [self.places[place] for place in places], self._seed)
 
-    def anew(self, seed: int) -> MaskedRows:
+    def anew(self, seed: int) -> HiddenRows:
         """The same rows for training."""
-        return MaskedRows(self.rows, self._masker, self.places, seed)
+        return HiddenRows(self.rows, self._hider, self.places, seed)
 
 
 class Epochs(TrainerCallback):
     """Tells rows which epoch a trainer is in."""
 
-    def __init__(self, rows: MaskedRows) -> None:
+    def __init__(self, rows: HiddenRows) -> None:
         self._rows = rows
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

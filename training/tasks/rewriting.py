@@ -24,13 +24,12 @@ from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Metrics
 from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.forms import Causal, EncoderDecoder, Form
+from lorary.training.tasks.forms import T5_KIN, Causal, EncoderDecoder, Form, demand_decoder
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.token_scores import TokenScore
 from lorary.training.tasks.writing import WritesTexts
 
 _FEWEST_SOURCE_TOKENS = 16
-_T5 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
 
 class Rewriting(WritesTexts):
@@ -105,16 +104,7 @@ class Rewriting(WritesTexts):
                     f"prompt.{key}: {config.model_type!r} is an encoder-decoder, which takes a prefix only; "
                     "use prompt.prefix, or a causal base"
                 )
-        if config.model_type in _T5 and dtype == torch.float16:
-            raise TrainingError(
-                f"dtype float16: the activations of {config.model_type!r} overflow in it (NaN); "
-                "use dtype: bfloat16 or float32"
-            )
-        if config.decoder_start_token_id is None:
-            raise TrainingError(
-                f"the base's config has no decoder_start_token_id, so nobody knows what the decoder of "
-                f"{config.model_type!r} starts from; set it in the base's config.json"
-            )
+        demand_decoder(config, dtype)
 
     def _settle_lengths(self, model: Any, max_length: int, note: Note) -> int:
         """Room for text and target, within what the base takes."""
@@ -153,7 +143,7 @@ class Rewriting(WritesTexts):
                 except UsageError as error:
                     raise TrainingError(f"data.{key}: {error}") from error
             return data.source_lang, data.target_lang
-        if data.source_lang is not None and self.form.encoder_decoder and model_type not in _T5:
+        if data.source_lang is not None and self.form.encoder_decoder and model_type not in T5_KIN:
             raise TrainingError(
                 f"data.source_lang: the tokenizer of {model_type!r} marks no languages, and no prompt names them; "
                 "leave the languages out"
@@ -166,7 +156,7 @@ class Rewriting(WritesTexts):
             return given
         if not self.form.encoder_decoder:
             return f"{self.instruction()}\n\n" if self.recipe.prompt.format == "chat" else ""
-        if config.model_type in _T5:
+        if config.model_type in T5_KIN:
             prefix = self.t5_prefix()
             if prefix is None:
                 note(

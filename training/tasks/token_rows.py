@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from lorary.hub.errors import DataError
 from lorary.training.data import Example
@@ -120,6 +122,19 @@ def blocks(stream: Stream, length: int, document: Frame, block: Frame) -> TokenR
         _append(rows, joined[start : start + room], block, begins[start : start + room] if begins else None)
         rows.first.append(bisect_right(owners, start))
     return rows
+
+
+def leave_out(stream: Stream, tokens: Collection[int]) -> Stream:
+    """A stream without certain tokens."""
+    ids = np.frombuffer(stream.ids, dtype=np.intc)
+    kept = ~np.isin(ids, sorted(tokens))
+    if kept.all():
+        return stream
+    before = np.concatenate([[0], np.cumsum(kept)])
+    begins = (
+        stream.begins if stream.begins is None else array("b", np.frombuffer(stream.begins, np.int8)[kept].tobytes())
+    )
+    return Stream(array("i", ids[kept].tobytes()), array("q", before[list(stream.ends)].tolist()), begins)
 
 
 def separate(stream: Stream, length: int, frame: Frame) -> TokenRows:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,11 +63,17 @@ def bases(tmp_path_factory) -> Callable[..., str]:
 
 
 @pytest.fixture
-def make_recipe(tmp_path, bases) -> Callable[..., Recipe]:
+def make_recipe(tmp_path, recipe_in) -> Callable[..., Recipe]:
     """``make_recipe(task, family, **{"training.epochs": 1})``: a recipe with files of learnable rows."""
+    return partial(recipe_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def recipe_in(bases) -> Callable[..., Recipe]:
+    """``recipe_in(folder, ...)``: as ``make_recipe``, for what outlives a test."""
 
     def make(
-        task: str = "text-classification", family: str | None = None, *, rows: int = 64, **settings: Any
+        folder: Path, task: str = "text-classification", family: str | None = None, *, rows: int = 64, **settings: Any
     ) -> Recipe:
         usual = {
             "text-generation": "llama", "fill-mask": "bert-mlm", "summarization": "t5", "translation": "bart",
@@ -73,9 +81,9 @@ def make_recipe(tmp_path, bases) -> Callable[..., Recipe]:
         family = family or usual.get(task, "bert")
         flags = {
             "name": "tiny", "domain": "Finance", "task": task, "base": bases(family),
-            "data.train": write_jsonl(tmp_path / "train.jsonl", ROWS[task](rows)),
-            "data.test": write_jsonl(tmp_path / "test.jsonl", ROWS[task](20, seed=9)),
-            "output": str(tmp_path / "out"), "training.epochs": 2, "training.learning_rate": 0.01,
+            "data.train": write_jsonl(folder / "train.jsonl", ROWS[task](rows)),
+            "data.test": write_jsonl(folder / "test.jsonl", ROWS[task](20, seed=9)),
+            "output": str(folder / "out"), "training.epochs": 2, "training.learning_rate": 0.01,
             "training.max_length": 64, "training.early_stopping": 0, "device": "cpu",
             "report.write": False,
         }  # fmt: skip

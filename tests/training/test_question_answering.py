@@ -343,7 +343,7 @@ def test_train_learns_and_peft_gives_the_same_logits(family, make_recipe, regist
 def test_unanswerable_questions_are_learned_and_predict_says_so_by_itself(make_recipe, registry, tmp_path):
     rows, held = question_rows(240, unanswerable=80), question_rows(30, seed=9, unanswerable=10)
     recipe = make_recipe(
-        QA, **{"data.train": write_jsonl(tmp_path / "a.jsonl", rows), "training.epochs": 8,
+        QA, **{"data.train": write_jsonl(tmp_path / "a.jsonl", rows), "training.epochs": 5,
                "data.test": write_jsonl(tmp_path / "b.jsonl", held)}
     )  # fmt: skip
     version = train(recipe, registry)
@@ -361,7 +361,7 @@ def test_unanswerable_questions_are_learned_and_predict_says_so_by_itself(make_r
 
 
 def test_long_contexts_are_trained_measured_and_served_in_the_same_windows(make_recipe, registry, tmp_path):
-    rows, held = question_rows(120, words=40), question_rows(20, seed=9, words=40)
+    rows, held = question_rows(80, words=40), question_rows(20, seed=9, words=40)
     recipe = make_recipe(
         QA, **{"data.train": write_jsonl(tmp_path / "a.jsonl", rows), "training.epochs": 4, "training.max_length": 24,
                "training.stride": 6, "data.test": write_jsonl(tmp_path / "b.jsonl", held)}

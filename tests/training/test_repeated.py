@@ -220,8 +220,8 @@ def test_a_base_is_measured_as_training_measures_it_untrained(task, make_recipe,
 def test_learning_by_heart_is_warned_of(make_recipe, registry, tmp_path):
     rows = [{**row, "label": ("bad", "good")[index * 7 % 11 % 2]} for index, row in enumerate(tone_rows(16))]
     recipe = make_recipe(**{
-        "data.train": write_jsonl(tmp_path / "noise.jsonl", rows), "training.epochs": 30, "training.batch_size": 4,
-        "lora.dropout": 0.0,
+        "data.train": write_jsonl(tmp_path / "noise.jsonl", rows), "training.epochs": 40, "training.batch_size": 16,
+        "lora.dropout": 0.0, "training.learning_rate": 0.02,
     })  # fmt: skip
     reporter = Reporter()
     version = train(recipe, registry, reporter)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ import torch
 
 from lorary.hub.cli.main import main
 from lorary.hub.errors import CheckpointError, RecipeError, TrainingError
-from lorary.training import train
+from lorary.hub.registry import Registry
+from lorary.hub.values import Version
+from lorary.training import Recipe, train
 from lorary.training.report.confusion import MOST_LABELS, count_labels
 from lorary.training.report.content import Report, read_report
 from lorary.training.report.page import page
@@ -22,18 +26,33 @@ from samples import tone_rows, write_jsonl
 FILES = {"report.json", "report.html", "curves.png", "mistakes.png"}
 
 
-@pytest.fixture
-def reported(make_recipe, registry, tmp_path):
+@dataclass(frozen=True)
+class Reported:
+    """A run, which no test changes."""
+
+    version: Version
+    recipe: Recipe
+    registry: Registry
+    folder: Path
+
+    @property
+    def report(self) -> Report:
+        return read_report(self.folder / "report.json", "out")
+
+
+@pytest.fixture(scope="module")
+def reported(recipe_in, tmp_path_factory):
+    root = tmp_path_factory.mktemp("reported")
     settings = {"report.write": True, "training.early_stopping": 2, "report.rows": 5, "data.validation_size": 0.1}
-    recipe = make_recipe(rows=100, **settings)
-    return train(recipe, registry), recipe, read_report(tmp_path / "out" / "report.json", "out")
+    recipe, registry = recipe_in(root, rows=100, **settings), Registry(root / "registry.db")
+    return Reported(train(recipe, registry), recipe, registry, root / "out")
 
 
-def test_a_run_leaves_its_report_and_the_catalogue_keeps_it(reported, registry, tmp_path):
-    version, _, report = reported
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= FILES
+def test_a_run_leaves_its_report_and_the_catalogue_keeps_it(reported):
+    version, report = reported.version, reported.report
+    assert {path.name for path in reported.folder.iterdir()} >= FILES
     assert set(version.files) >= FILES
-    assert registry.verify() == []
+    assert reported.registry.verify() == []
     assert report.metrics == version.metrics
     assert [point.step for point in report.points] == list(range(1, version.manifest.provenance["steps"] + 1))
     assert report.points[0].loss == version.manifest.provenance["curve"][0][1]
@@ -41,16 +60,16 @@ def test_a_run_leaves_its_report_and_the_catalogue_keeps_it(reported, registry, 
     assert len(report.validations) == 2
     assert all(0 <= point.metric <= 1 for point in report.validations)
     for name in ("curves.png", "mistakes.png"):
-        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+        assert (reported.folder / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_worst_rows_are_those_with_the_highest_loss_by_peft(reported, tmp_path):
-    version, recipe, report = reported
+def test_the_worst_rows_are_those_with_the_highest_loss_by_peft(reported):
+    version, recipe, report = reported.version, reported.recipe, reported.report
     import transformers
     from peft import PeftModel
 
     base = transformers.AutoModelForSequenceClassification.from_pretrained(recipe.base, num_labels=2)
-    model = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    model = PeftModel.from_pretrained(base, reported.folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.base)
     labels = list(version.manifest.labels)
     losses = {}
@@ -130,7 +149,7 @@ def test_nothing_of_a_row_or_a_name_acts_in_the_page(make_recipe, registry, tmp_
 
 
 def test_show_makes_the_page_from_the_data_not_from_the_page(reported, registry, tmp_path, capsys):
-    folder = tmp_path / "out"
+    folder = shutil.copytree(reported.folder, tmp_path / "out")
     (folder / "report.html").write_text("<script>bad()</script>")
     other = registry.add(folder, name="other", domain="finance", task="text-classification")
     assert (
@@ -202,8 +221,8 @@ def test_a_report_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_the_report_is_the_same_read_back(reported, tmp_path):
-    *_, report = reported
+def test_the_report_is_the_same_read_back(reported):
+    report = reported.report
     assert Report.model_validate(json.loads(json.dumps(report.model_dump(mode="json")))) == report
 
 

@@ -28,7 +28,7 @@ def _three_labels(tmp_path):
     return write_jsonl(tmp_path / "three.jsonl", rows)
 
 
-@pytest.mark.parametrize(("family", "quantization"), [("bert", "none"), ("roberta", "nf4"), ("distilbert", "none")])
+@pytest.mark.parametrize(("family", "quantization"), [("roberta", "nf4"), ("distilbert", "none")])
 def test_a_shared_base_gives_the_adapters_of_single_runs(family, quantization, make_recipe, registry, tmp_path):
     shelf = Shelf()
     common = {"training.max_steps": 4, "quantization": quantization}

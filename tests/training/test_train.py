@@ -34,7 +34,7 @@ def check_golden(folder, base, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_train_learns_and_peft_gives_the_same_logits(task, make_recipe, registry, tmp_path):
-    recipe = make_recipe(task, rows=128, **{"training.epochs": 6})
+    recipe = make_recipe(task, rows=96, **{"training.epochs": 4, "training.learning_rate": 0.02})
     version = train(recipe, registry)
 
     assert version.reference == "tiny@1"
@@ -284,7 +284,9 @@ def test_bad_rows_stop_the_run_before_the_base_is_looked_for(make_recipe, regist
 @pytest.mark.parametrize("task", TASKS)
 def test_a_bfloat16_base_trains_in_float32_and_passes_the_gate(task, make_recipe, registry, tmp_path):
     """What a GPU does by default."""
-    version = train(make_recipe(task, rows=128, dtype="bfloat16", **{"training.epochs": 6}), registry)
+    version = train(
+        make_recipe(task, rows=96, dtype="bfloat16", **{"training.epochs": 3, "training.learning_rate": 0.02}), registry
+    )
     assert version.manifest.numerics.dtype == "bfloat16"
     assert {info.dtype for info in read_checkpoint(tmp_path / "out").tensors.values()} == {"F32"}
     metric = "loss" if task == "text-generation" else "f1"

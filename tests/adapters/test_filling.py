@@ -74,7 +74,12 @@ def test_more_beams_than_words_find_what_an_exhaustive_search_finds(opened):
     answer = backbone.predict(ONE["t5"], "it", top_k=len(words))
     ids = backbone.tokenizer(ONE["t5"])["input_ids"]
     first, second = sentinel_ids(backbone.tokenizer)[:2]
-    scores = {word: likelihood(reference, ids, 0, [first, word, second], 2) for word in words}
+    written = torch.tensor([[first, word, second] for word in words])
+    read = torch.tensor([ids]).expand(len(words), -1)
+    with torch.no_grad():
+        made = reference(input_ids=read, decoder_input_ids=torch.tensor([[0, first, word] for word in words])).logits
+    found = made.log_softmax(-1).gather(2, written.unsqueeze(-1))[:, 1:, 0].sum(dim=1)
+    scores = dict(zip(words, found.tolist(), strict=True))
     best = sorted(words, key=lambda word: -scores[word])
     assert [one["token"] for one in answer] == [[word] for word in best]
     want = torch.tensor([scores[word] for word in best]).exp().tolist()

@@ -263,15 +263,15 @@ def test_a_run_learns_and_is_served(family, settings, make_recipe, registry, bas
     assert all(one["sequence"].startswith("profit") and one["sequence"].endswith("the") for one in answer)
 
 
-def test_the_same_recipe_gives_the_same_digest(make_recipe, registry, tmp_path):
-    recipe = make_recipe("fill-mask", "t5-spans", rows=40, **{"training.epochs": 2, "training.early_stopping": 1})
-    first = train(recipe, registry)
-    torch.rand(5)
-    assert train(recipe.model_copy(update={"output": str(tmp_path / "second")}), registry).digest == first.digest
-
-
-@pytest.mark.parametrize("family", ["t5-spans", "bart"])
-@pytest.mark.parametrize("task", ["summarization", "translation", "text-classification"])
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        ("t5-spans", "summarization"),
+        ("t5-spans", "text-classification"),
+        ("bart", "translation"),
+        ("bart", "text-classification"),
+    ],
+)
 def test_a_task_starts_from_the_domain_adapter(family, task, make_recipe, registry, tmp_path):
     domain = train(make_recipe("fill-mask", family, rows=24, **{"training.max_steps": 3}), registry)
     settings = {"generation.rows": 2, "training.max_target_length": 8} if task != "text-classification" else {}

@@ -128,7 +128,8 @@ def refuse_other_kinds(task: Task, recipe: Recipe, config: Any) -> None:
     if auto_class is AutoModelForCausalLM and config.is_encoder_decoder:
         raise TrainingError(
             f"base {recipe.base!r} ({config.model_type}) is an encoder-decoder, which isn't trained for {task.name}; "
-            "use task summarization or translation (fill-mask for running text), or choose a causal model (GPT-2, Llama and their kin)"
+            "use task summarization or translation (fill-mask for running text), or choose a causal model (GPT-2, "
+            "Llama and their kin)"
         )
     if type(config) not in auto_class._model_mapping:
         raise TrainingError(

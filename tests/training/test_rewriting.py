@@ -253,7 +253,7 @@ def test_texts_are_generated_for_some_rows_and_the_loss_is_that_of_all(make_reci
         ("translation", "mbart", {**MBART, "data.target_lang": "German"}, "knows no language 'German'"),
         ("translation", "bart", {"data.source_lang": "en", "data.target_lang": "de"}, "marks no languages"),
         ("summarization", "llama", {"training.max_target_length": 250}, "leaves 6 of the base's 256 tokens"),
-        ("summarization", "llama", {"prompt.template": "word " * 90 + "{prompt}"}, "leaves no room for a text"),
+        ("summarization", "llama", {"prompt.template": "word " * 90 + "{prompt}"}, "raise training.max_length"),
     ],
 )
 def test_what_a_base_cannot_do_is_refused(task, family, settings, message, make_recipe, registry, tmp_path):

@@ -201,7 +201,8 @@ class Rewriting(WritesTexts):
                 self.asked(example), self.manner, tokenizer, encoder_decoder=self.form.encoder_decoder
             )
         except UsageError as error:
-            raise TrainingError(str(error)) from error
+            text = str(error).replace("shorten it", "shorten prompt.template, or raise training.max_length")
+            raise TrainingError(text) from error
         target, target_full = self._target(example.values[self.target_role], tokenizer)
         length = Length(source_full + target_full, len(source) + len(target), bool(target))
         return Coded((self.form.feature(source, target),), length, (target_full - len(target),))

@@ -60,13 +60,25 @@ def body_of(model: Any) -> Any:
 def fingerprint_model(model: Any) -> str | None:
     """The base fingerprint of a loaded model, whatever its quantization (:func:`lorary.hub.base.fingerprint`).
 
-    None for a model in float16: it rounds what bfloat16 keeps, so the canonical tensors can't be had from it.
+    None for a model in float16: it rounds what bfloat16 keeps, so the canonical tensors can't be had from it. None too
+    for one half of an encoder-decoder, as some of T5's and BART's classes are: it doesn't tell which base it is of.
     """
+    if _is_half(model):
+        return None
     if any(tensor.dtype == torch.float16 for _, tensor in _plain_parameters(body_of(model))):
         return None
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     architecture = {name: getattr(config, name, None) for name in ARCHITECTURE_FIELDS}
     return fingerprint(architecture, _plain_tensors(body_of(model)))
+
+
+def _is_half(model: Any) -> bool:
+    """Has a model an encoder or a decoder alone where its architecture has both? Its own config may deny that."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+    body = body_of(model)
+    both = model.config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    return both and hasattr(body, "encoder") != hasattr(body, "decoder")
 
 
 def _plain_parameters(body: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -4,9 +4,11 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from lorary.adapters.base.identity import fingerprint_model, identify
 from lorary.adapters.base.loading import load_base
+from lorary.hub.manifest import Manifest
 from tiny import make_base, task_class
 
 
@@ -33,6 +35,20 @@ def test_another_for_other_weights_and_another_shape(bases, tmp_path):
 
 def test_float16_gives_none(bases):
     assert load_base(str(bases("bert")), dtype="float16", device="cpu").identity.fingerprint is None
+
+
+@pytest.mark.parametrize("name", ["T5ForTokenClassification", "T5EncoderModel"])
+def test_a_part_of_a_base_gives_none(bases, tmp_path, name):
+    """Its encoder alone doesn't tell which base it is, and mustn't pass for another one's."""
+    from lorary.adapters import Backbone
+    from tiny import make_adapter, make_tokenizer
+
+    whole = load_base(str(bases("t5")), device="cpu").identity
+    folder = make_adapter(bases("t5"), tmp_path / "a", task="token-classification")
+    Manifest("token-classification", whole, labels=("A", "B", "C")).write(folder)
+    part = Backbone.from_model(getattr(transformers, name).from_pretrained(bases("t5")), make_tokenizer("t5"))
+    assert part.identity.fingerprint is None
+    assert "unverified" in " ".join(part.load(folder).notes)
 
 
 def test_the_tokenizers_hash_ignores_how_it_was_called_last(bases):

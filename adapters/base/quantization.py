@@ -33,6 +33,9 @@ transformers' own list takes the last parameter's name only, which leaves the he
 quantized. The list is the same for training and serving, so that both quantize the same modules.
 """
 
+READ_BY_MODELS = ("dt_proj",)
+"""Modules that stay in full precision too: Mamba, Falcon Mamba and Jamba multiply with their weights by themselves."""
+
 
 def quantization_config(
     kind: str, compute_dtype: torch.dtype, skip_modules: Sequence[str] = ()
@@ -42,7 +45,7 @@ def quantization_config(
     Args:
         kind: one of :data:`QUANTIZATIONS`.
         compute_dtype: the dtype that 4-bit weights are dequantized to for each product.
-        skip_modules: names to leave in full precision besides :data:`HEAD_MODULES`; passing any replaces the
+        skip_modules: names to leave in full precision besides the above; passing any replaces the
             library's defaults, which is why the heads are always listed.
 
     Raises:
@@ -60,7 +63,7 @@ def quantization_config(
     from transformers import BitsAndBytesConfig
 
     quieten()
-    skip = sorted({*HEAD_MODULES, *skip_modules})
+    skip = sorted({*HEAD_MODULES, *READ_BY_MODELS, *skip_modules})
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from lorary.adapters.base.loading import load_base
 from lorary.adapters.base.quantization import QUANTIZATIONS, guard_cpu, quantization_config, quantization_of
@@ -57,6 +58,17 @@ def test_body_and_task_model_quantize_the_same_modules(bases):
     assert {name: kind for name, kind in body.items() if name} == {
         name.removeprefix("bert."): kind for name, kind in task.items() if name.startswith("bert.")
     }
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_weights_that_a_model_reads_by_itself_stay_in_full_precision(tmp_path, quantization):
+    """Mamba's mixer multiplies with the weight of its ``dt_proj``, and never calls it."""
+    config = transformers.MambaConfig(vocab_size=44, hidden_size=32, num_hidden_layers=1, state_size=4)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
+    model = load_base(str(tmp_path), quantization=quantization, device="cpu").model
+    assert type(model.backbone.layers[0].mixer.x_proj) is not torch.nn.Linear
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=torch.tensor([[5, 6, 7]])).logits).all()
 
 
 def test_every_4bit_layer_is_guarded(bases):

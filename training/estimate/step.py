@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorary.adapters.base.quantization import HEAD_MODULES
+from lorary.adapters.base.quantization import HEAD_MODULES, READ_BY_MODELS
 from lorary.hub.errors import EstimateError
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.estimate.live import LiveBytes
@@ -95,7 +95,7 @@ def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: tor
     heads = head_modules(model) if task.new_head else ()
     if recipe.quantization != "none":
         double = recipe.double_quantization is not False
-        stand_in(model, dtype, recipe.quantization, double, (*HEAD_MODULES, *heads))
+        stand_in(model, dtype, recipe.quantization, double, (*HEAD_MODULES, *READ_BY_MODELS, *heads))
     model.requires_grad_(False)
     base = Base(model, tokenizer, BaseIdentity(recipe.base), heads, before=before)
     targets = chosen_targets(model, recipe, heads)

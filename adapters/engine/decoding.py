@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.text.generate import demand_room
 from lorary.hub.errors import UsageError
 
 SETTINGS = (
@@ -74,8 +75,9 @@ def plan_decoding(
     ``tokenizer`` is that of its adapter, by which stop strings are found.
 
     Raises:
-        UsageError: a setting that an engine doesn't serve, or one that has no meaning.
+        UsageError: a setting that an engine doesn't serve, one that has no meaning, or no room for a new token.
     """
+    demand_room(model, prompt_tokens, {**own, **settings})
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:
         raise UsageError(

@@ -48,7 +48,9 @@ class Engine:
         try:
             self._loop = Loop(inference.model, self._step, self._admission, self._chooser, settings)
         except (MemoryError, ValueError, AttributeError, RuntimeError) as error:
-            raise EngineUnsupportedError(f"transformers can't serve {name} with {settings}: {error}") from error
+            raise EngineUnsupportedError(
+                f"transformers can't serve {name} with {settings}: {error}; use Backbone.generate"
+            ) from error
         self._admission.connect(self._loop)
         self._loop.start()
         # The loop's thread knows nothing of the engine, so that an engine that is simply dropped ends it.
@@ -57,7 +59,9 @@ class Engine:
             self._compare()
         except EngineStoppedError as error:
             self.close()
-            raise EngineUnsupportedError(f"{name} fails in continuous batching: {error.__cause__ or error}") from error
+            raise EngineUnsupportedError(
+                f"{name} fails in continuous batching: {error.__cause__ or error}; use Backbone.generate"
+            ) from error
         except BaseException:
             self.close()
             raise

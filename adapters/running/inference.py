@@ -12,7 +12,14 @@ import torch
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.layer.routing import Routing, routed
 from lorary.adapters.running.forward import forward_rows, group_rows
-from lorary.adapters.text.generate import PromptRow, decode_new, encode_prompts, generation_settings, manner_of
+from lorary.adapters.text.generate import (
+    PromptRow,
+    decode_new,
+    demand_room,
+    encode_prompts,
+    generation_settings,
+    manner_of,
+)
 from lorary.hub.errors import RoutingError, UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +73,8 @@ class Inference:
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
         settings = {"pad_token_id": self.pad_id} | self.own_settings(routing.adapters[0], kwargs)
         settings |= {"tokenizer": tokenizers[0]} if "stop_strings" in kwargs else {}
+        if not encoder_decoder:
+            demand_room(self.model, inputs["input_ids"].shape[1], settings | kwargs)
         with torch.no_grad(), routed(routing):
             sequences = self.model.generate(**inputs, **settings | kwargs)
         return decode_new(sequences, 0 if encoder_decoder else inputs["input_ids"].shape[1], tokenizers)

@@ -73,6 +73,31 @@ def generation_settings(manner: Manner, model: Any, tokenizer: Any) -> dict[str,
     }
 
 
+def demand_room(model: Any, prompt_tokens: int, settings: Mapping[str, Any]) -> None:
+    """Refuse a decoder's prompt that leaves no room for a new token; ``settings`` are those of ``generate``.
+
+    ``max_new_tokens`` counts new tokens alone. Without it transformers goes by a ``max_length`` that counts the prompt
+    too, the call's or the base's own, and else by the model's positions.
+
+    Raises:
+        UsageError: there is none.
+    """
+    base = model.generation_config
+    config = settings.get("generation_config") or base
+    if any(new is not None for new in (settings.get("max_new_tokens"), config.max_new_tokens, base.max_new_tokens)):
+        return
+    called = settings.get("max_length", config.max_length if config is not base else None)
+    length, whose = (called, "this call") if called is not None else (base.max_length, "the base's generation_config")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if length is not None and prompt_tokens >= length:
+        raise UsageError(
+            f"the prompt, with what is put around it, has {prompt_tokens} tokens, and the max_length of {whose} is "
+            f"{length} with the prompt; pass max_new_tokens, which counts new tokens alone"
+        )
+    if length is None and positions and prompt_tokens >= positions:
+        raise UsageError(f"the prompt has {prompt_tokens} tokens, and the model has {positions} positions; shorten it")
+
+
 def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool]:
     """The text before the model for one prompt, and whether special tokens still have to be added to it.
 

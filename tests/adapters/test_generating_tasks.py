@@ -85,3 +85,26 @@ def test_the_new_text_alone(bases, tmp_path):
     )
     assert full == TEXTS[0] + new
     assert new == backbone.generate(TEXTS[:1], "it", **SETTINGS)[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_length": 4}])
+def test_a_length_that_the_prompt_alone_fills(bases, tmp_path, settings):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.load(make_adapter(bases("llama"), tmp_path / "a", task="text-generation"))
+    if not settings:
+        backbone.model.generation_config.max_length = 4  # as some bases' own files have it
+    whose = "max_length of this call" if settings else "max_length of the base's generation_config"
+    for answer in (backbone.predict, backbone.generate):
+        with pytest.raises(UsageError, match=f"5 tokens.*the {whose} is 4.*max_new_tokens"):
+            answer(["profit", TEXTS[0]], "a", **settings)
+        assert answer(["profit rose"], "a", **settings)
+        assert answer(TEXTS[:1], "a", max_new_tokens=2)
+    if not settings:
+        with backbone.engine(cache_tokens=64, page_tokens=8) as engine, pytest.raises(UsageError, match="is 4"):
+            engine.submit(TEXTS[0], "a")
+
+
+def test_a_prompt_that_fills_all_positions(bases):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    with pytest.raises(UsageError, match=r"70 tokens.*the model has 64 positions"):
+        backbone.generate(" ".join(["profit"] * 70))

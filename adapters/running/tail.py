@@ -62,15 +62,13 @@ def _own_or(module: torch.nn.Module, name: str, stood_there: str) -> Any:
         return getattr(module.__dict__[stood_there][0], name)
 
 
-class _FirstRows(torch.nn.Module):
-    """An output layer's first logits."""
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        self._weight = (linear.weight[:_VOCABULARY], None if linear.bias is None else linear.bias[:_VOCABULARY])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, *self._weight)
+def _first_rows(linear: torch.nn.Linear) -> torch.nn.Linear:
+    """An output layer of the first logits alone, in the same memory."""
+    with torch.device("meta"):
+        first = torch.nn.Linear(linear.in_features, _VOCABULARY, bias=linear.bias is not None)
+    for name, parameter in linear.named_parameters(recurse=False):
+        setattr(first, name, torch.nn.Parameter(parameter[:_VOCABULARY], requires_grad=False))
+    return first
 
 
 class _SiteRecorder:
@@ -212,7 +210,7 @@ class Tails:
         if type(layer) is not torch.nn.Linear or layer.out_features <= _VOCABULARY:
             return {}
         path = next(path for path, module in self._inference.model.named_modules() if module is layer)
-        return {path: _FirstRows(layer)}
+        return {path: _first_rows(layer)}
 
 
 def _blocks(model: torch.nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from lorary.adapters import Backbone
 from lorary.adapters.proving.proof import probe_row
@@ -67,6 +68,19 @@ def test_a_model_that_adds_a_bias_to_all_of_its_logits_is_probed_too(tmp_path):
     first = make_adapter(base, tmp_path / "first", task="seq2seq")
     backbone = Backbone.from_pretrained(str(base))
     backbone.load(first, "a")
+    assert differs(backbone, "a")
+
+
+def test_a_model_that_looks_into_its_output_layer_is_probed_too(tmp_path):
+    """Mamba 2, Falcon Mamba and xLSTM turn their states into the dtype of the output layer's weight."""
+    config = transformers.Mamba2Config(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4, num_heads=8, head_dim=8, n_groups=1,
+        chunk_size=4,
+    )  # fmt: skip
+    transformers.Mamba2ForCausalLM(config).save_pretrained(tmp_path / "base")
+    folder = make_adapter(tmp_path / "base", tmp_path / "a", task="text-generation", target_modules=["in_proj"])
+    backbone = Backbone.from_pretrained(str(tmp_path / "base"))
+    backbone.load(folder, "a")
     assert differs(backbone, "a")
 
 

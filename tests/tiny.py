@@ -182,6 +182,7 @@ def default_targets(model: Any) -> list[str]:
         "t5": ["q", "v", "wi", "wo"],
         "bart": ["q_proj", "v_proj", "fc1", "fc2"],
         "mixtral": ["q_proj", "v_proj", "o_proj"],
+        "mamba2": ["in_proj"],
         "qwen3_moe": ["q_proj", "v_proj", "o_proj"],
         "xlnet": ["layer_1", "layer_2"],
         "deberta-v2": ["query_proj", "key_proj", "value_proj"],

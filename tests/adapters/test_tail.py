@@ -78,7 +78,7 @@ def test_a_model_that_looks_into_its_output_layer_is_probed_too(tmp_path):
         chunk_size=4,
     )  # fmt: skip
     transformers.Mamba2ForCausalLM(config).save_pretrained(tmp_path / "base")
-    folder = make_adapter(tmp_path / "base", tmp_path / "a", task="text-generation", target_modules=["in_proj"])
+    folder = make_adapter(tmp_path / "base", tmp_path / "a", task="text-generation")
     backbone = Backbone.from_pretrained(str(tmp_path / "base"))
     backbone.load(folder, "a")
     assert differs(backbone, "a")

@@ -94,7 +94,7 @@ class Unfinished:
             else:
                 path.unlink()
         # Without the folder, which will be there when the files are in place but not registered yet.
-        text = recipe.model_copy(update={"output": None}).to_yaml()
+        text = recipe.model_copy(update={"output": None}).given()
         (self.folder / _RECIPE).write_text(text, encoding="utf-8")
         write_json(self.folder / _FACTS, facts)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorary.hub.checkpoint import read_checkpoint
-from lorary.hub.errors import BaseMismatchError, RecipeError, UnknownReferenceError
+from lorary.hub.errors import BaseMismatchError, InterruptedRunError, RecipeError, UnknownReferenceError
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
@@ -17,9 +18,11 @@ from lorary.training.fitting.fit import fit
 from lorary.training.interrupt import Stops
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
+from lorary.training.resume import recipe_of
 from lorary.training.strategies.going_on import trained_updates
 from lorary.training.strategies.parent import find_parent
 from samples import tone_rows, write_jsonl
+from stops import Signal
 from tiny import make_adapter
 
 IDS = torch.tensor([[2, 11, 12, 13, 14, 3]])
@@ -81,6 +84,17 @@ def test_continuing_begins_with_the_parents_weights_as_peft_loads_them(corpus, m
     assert trained == {name for name, p in theirs.named_parameters() if p.requires_grad}
     assert (begun.recipe.lora.rank, begun.recipe.lora.alpha) == (6, 9.0)
     assert begun.recipe.lora.targets == ("down_proj", "q_proj")
+
+
+def test_a_run_that_inherits_goes_on_by_its_folder(corpus, make_recipe, registry, tmp_path):
+    """The recipe that it was started with says nothing of rank and alpha, and nor does the one in its folder."""
+    settings = make_recipe("text-generation", **{"strategy": "intermediate", "from": "headlines"}).settings()
+    path = tmp_path / "child.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in settings.items() if key != "lora"}))
+    with pytest.raises(InterruptedRunError):
+        train(Recipe.load(path, ["output=" + str(tmp_path / "child")]), registry, Signal("step 1"))
+    begun = recipe_of(tmp_path / "child", Recipe)
+    assert train(begun, registry, resume=tmp_path / "child").manifest.provenance["recipe"]["lora"]["rank"] == 6
 
 
 @pytest.mark.parametrize("start", ["continue", "stack"])

@@ -174,6 +174,10 @@ class PretrainRecipe(_Section):
         """The whole recipe, defaults included."""
         return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
+    def given(self) -> str:
+        """What goes on with the run: all of it, since nothing here is inherited."""
+        return self.to_yaml()
+
 
 def _put(raw: RawRecipe, flags: Mapping[str, Any]) -> RawRecipe:
     problems = [raw.put(dotted, value, FLAG_OF.get(dotted, f"--{dotted}")) for dotted, value in flags.items()]

@@ -124,6 +124,12 @@ class Recipe(Section):
         """The whole recipe, defaults included, as YAML that :meth:`load` reads back to an equal one."""
         return yaml.safe_dump(_lists(self.settings()), sort_keys=False, allow_unicode=True)
 
+    def given(self) -> str:
+        """What was given, and what followed from it, as YAML: read back, defaults can still be told from settings."""
+        unused = {"peft"} if self.method in LORA_METHODS else {"lora"}
+        told = self.model_dump(exclude_unset=True, exclude_none=True, by_alias=True, exclude=unused)
+        return yaml.safe_dump(_lists(told), sort_keys=False, allow_unicode=True)
+
     def settings(self, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
         """The whole recipe as plain values, without what its method doesn't use; :meth:`load` reads it back."""
         unused = {"peft"} if self.method in LORA_METHODS else {"lora"}

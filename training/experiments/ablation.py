@@ -27,6 +27,7 @@ SEEDS = 3
 COMMAND = "train --ablate"
 
 _STAGE = "domain stage"
+_SHAPE = {"rank", "alpha", "targets", "rank_pattern", "alpha_pattern"}
 
 
 @dataclass(frozen=True)
@@ -191,4 +192,6 @@ def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:
         "training.seed": recipe.training.seed, "device": recipe.device, "device_map": recipe.device_map,
         "dtype": recipe.dtype,
     }  # fmt: skip
+    if recipe.start != "stack":  # the task's adapter goes on with these weights, so they are as it wants them
+        settings |= {f"lora.{key}": getattr(recipe.lora, key) for key in _SHAPE & recipe.lora.model_fields_set}
     return Recipe.from_flags({key: value for key, value in settings.items() if value is not None})

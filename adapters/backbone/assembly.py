@@ -13,6 +13,7 @@ from lorary.adapters.base.loading import is_encoder
 from lorary.adapters.base.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.base.quantization import guard_cpu, quantization_of
 from lorary.adapters.heads.masked import MaskedHead
+from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.layer.lora import SiteOpener, unwrap
 from lorary.adapters.proving.proof import probe_row
 from lorary.adapters.running.inference import Inference, can_generate
@@ -60,10 +61,9 @@ class Assembly:
         self.device, self.dtype = embedding.device, embedding.dtype
         self._inference = Inference(self.model, self.body, tokenizer, self.device)
         self._modules = map_modules(self.model, self.body, random_parameters)
-        masked = MaskedHead(
-            model, self.model, self.body, base=base_files or identity.id, fingerprint=identity.fingerprint
-        )
-        files = Files(self._inference, self._modules, self.dtype, masked)
+        files_of: dict[str, Any] = {"base": base_files or identity.id, "fingerprint": identity.fingerprint}
+        masked = MaskedHead(model, self.model, self.body, **files_of)
+        files = Files(self._inference, self._modules, self.dtype, masked, HeadsOfBase(model, **files_of))
         self._residency = Residency(limits, self.dtype, SiteOpener(self.model, self._modules, self.device), files)
         self._peft = PeftBook(self.body)
         self._calls = Calls(self._inference, self._residency, self._peft, self._modules)

@@ -16,6 +16,7 @@ from lorary.adapters.backbone.sources import Source, find_checkpoint
 from lorary.adapters.base.identity import match_base
 from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.heads.masked import MaskedHead
+from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.layer.compiled import eagerly
 from lorary.adapters.layer.lora import wrap
 from lorary.adapters.layer.routing import Routing
@@ -43,9 +44,11 @@ from lorary.hub.registry import Registry
 class Files:
     """The :class:`~lorary.adapters.tiers.arrivals.Origin` of a backbone's adapters: their checkpoints' files."""
 
-    def __init__(self, inference: Inference, modules: ModuleMap, dtype: torch.dtype, masked: MaskedHead) -> None:
+    def __init__(
+        self, inference: Inference, modules: ModuleMap, dtype: torch.dtype, masked: MaskedHead, of_base: HeadsOfBase
+    ) -> None:
         self.reader = WeightsReader()
-        self.fitter = Fitter(inference, modules, dtype, masked)
+        self.fitter = Fitter(inference, modules, dtype, masked, of_base)
         self.inference = inference
         vocabulary = inference.body.get_input_embeddings().weight.shape[0]
         self.tokenizers = Tokenizers(inference.tokenizer, vocabulary)
@@ -184,6 +187,7 @@ class Intake:
             name=name,
             inference=self._files.inference,
             dtype=self._files.fitter.dtype,
+            of_base=self._files.fitter.of_base,
             tokenizers=self._files.tokenizers,
         )
         with eagerly():

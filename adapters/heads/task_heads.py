@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 
 TASK_CLASSES: Mapping[str, str] = {
@@ -174,16 +175,21 @@ def fill_head(
     source: str,
     device: torch.device,
     dtype: torch.dtype,
+    of_base: HeadsOfBase,
     shared: bool = True,
 ) -> TaskHead:
     """Put the body into an empty task model, and an adapter's ``tensors`` (by name there) into its head.
 
-    Where the body isn't ``shared``, the task model holds it as its own, under its name.
+    What the adapter's file has no part of may be the base's own, ``of_base``. Where the body isn't ``shared``, the task
+    model holds it as its own, under its name.
 
     Raises:
         KeyMismatchError: the head needs a tensor that the checkpoint lacks, or has one that it doesn't need.
     """
     reads_body_output = _share_body(model, body, shared)
+    lacking = {name for name, parameter in model.named_parameters() if parameter.is_meta} - tensors.keys()
+    if lacking:
+        tensors = {**tensors, **of_base.tensors(type(model), lacking)}
     _fill(model, {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}, source)
     model.eval()
     model.requires_grad_(False)
@@ -232,6 +238,7 @@ def _fill(model: Any, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     if problems:
         raise KeyMismatchError(
             f"{source}: its head doesn't fit {type(model).__name__}. {'; '.join(problems)}. "
-            "A head layer that wasn't in modules_to_save was random in training and is lost; train again with it there"
+            "A head layer that was neither in modules_to_save nor in the base's files was random in training and is "
+            "lost; train again with it in modules_to_save"
         )
     model.load_state_dict(dict(tensors), strict=False, assign=True)

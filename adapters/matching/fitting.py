@@ -11,6 +11,7 @@ import torch
 from lorary.adapters.adapter import Adapter, Fit, task_of
 from lorary.adapters.base.modules import LinearShape, ModuleMap, output_scale
 from lorary.adapters.heads.masked import MaskedHead, MaskedModel, adapt_head
+from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.heads.task_heads import (
     DECODER,
     LABELLED,
@@ -43,6 +44,7 @@ class Fitter:
     modules: ModuleMap
     dtype: torch.dtype
     masked: MaskedHead
+    of_base: HeadsOfBase
     _modules_of: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)  # by task
 
     def fit(self, checkpoint: Checkpoint) -> Fit:
@@ -109,7 +111,13 @@ class Fitter:
             head = adapt_head(of_base, updates, own, adapter.source)
         elif empty is not None:
             head = fill_head(
-                empty, self.inference.body, own, source=adapter.source, device=self.inference.device, dtype=self.dtype
+                empty,
+                self.inference.body,
+                own,
+                source=adapter.source,
+                device=self.inference.device,
+                dtype=self.dtype,
+                of_base=self.of_base,
             )
         return Parts(_overrides(plan, weights.tensors, self.inference.model, self.modules, self.dtype), head)
 

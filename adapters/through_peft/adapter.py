@@ -14,6 +14,7 @@ import torch
 
 from lorary.adapters.adapter import Adapter, task_of
 from lorary.adapters.base.identity import body_of
+from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.heads.task_heads import TASK_CLASSES, TaskHead, fill_head
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
@@ -181,7 +182,13 @@ class _Headed:
 
 
 def build_peft_adapter(
-    checkpoint: Checkpoint, *, name: str, inference: Inference, dtype: torch.dtype, tokenizers: Tokenizers
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    inference: Inference,
+    dtype: torch.dtype,
+    of_base: HeadsOfBase,
+    tokenizers: Tokenizers,
 ) -> PeftAdapter:
     """Fit a checkpoint to a backbone through PEFT: every key placed, every shape checked, the head built.
 
@@ -198,7 +205,7 @@ def build_peft_adapter(
     plain_head = None
     if task in TASK_CLASSES:
         plain_head, model = (
-            _headed(checkpoint, task, tensors, part, inference, dtype, shared)
+            _headed(checkpoint, task, tensors, part, inference, dtype, of_base, shared)
             for part, shared in ((body, True), (mirror(body), False))
         )
         bare, root = plain_head.model, model.model
@@ -247,6 +254,7 @@ def _headed(
     body: Any,
     inference: Inference,
     dtype: torch.dtype,
+    of_base: HeadsOfBase,
     shared: bool,
 ) -> TaskHead:
     """The adapter's task model around a body, its head filled from the file."""
@@ -256,7 +264,8 @@ def _headed(
         name for name, _ in empty.named_parameters() if name.removeprefix(f"{empty.base_model_prefix}.") not in in_body
     ]
     own = {name: tensors[prefix + name] for name in in_head for prefix in PREFIXES if prefix + name in tensors}
-    return fill_head(empty, body, own, source=checkpoint.source, device=inference.device, dtype=dtype, shared=shared)
+    source, device = checkpoint.source, inference.device
+    return fill_head(empty, body, own, source=source, device=device, dtype=dtype, of_base=of_base, shared=shared)
 
 
 def _bare(model: Any) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""Head layers that a task class shares with what its base was pretrained with: PEFT saves the last layer alone."""
+
+import pytest
+import torch
+import transformers
+from peft import LoHaConfig, LoraConfig, PeftModel, TaskType, get_peft_model
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import KeyMismatchError
+from tiny import VOCABULARY, make_tokenizer
+
+ROW = [2, 9, 12, 15, 3]
+CONFIGS = {
+    "lora": LoraConfig(r=4, target_modules=["Wqkv"], task_type=TaskType.SEQ_CLS),
+    "loha": LoHaConfig(r=4, target_modules=["Wqkv"], task_type=TaskType.SEQ_CLS),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny ModernBERT as it is published: with its masked-language-modelling head."""
+    folder = tmp_path_factory.mktemp("modernbert")
+    torch.manual_seed(0)
+    config = transformers.ModernBertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, local_attention=16, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2,
+        sep_token_id=3,
+    )  # fmt: skip
+    model = transformers.ModernBertForMaskedLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    make_tokenizer("bert").save_pretrained(folder)
+    return folder
+
+
+def adapter(base, folder, config, model_class=transformers.ModernBertForSequenceClassification):
+    torch.manual_seed(1)
+    peft_model = get_peft_model(model_class.from_pretrained(base, num_labels=3), config)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", list(CONFIGS))
+@pytest.mark.parametrize("opened", ["files", "memory"])
+def test_the_base_brings_the_layers_that_the_adapter_doesnt(base, tmp_path, method, opened):
+    folder = adapter(base, tmp_path / "a", CONFIGS[method])
+    if opened == "files":
+        backbone = Backbone.from_pretrained(str(base))
+    else:
+        model = transformers.ModernBertForMaskedLM.from_pretrained(base)
+        model.config._name_or_path = "nowhere"
+        backbone = Backbone.from_model(model, make_tokenizer("bert"))
+    backbone.load(folder, "a")
+    plain = transformers.ModernBertForSequenceClassification.from_pretrained(base, num_labels=3)
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(plain, folder).eval()(input_ids=torch.tensor([ROW])).logits
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected[0], atol=1e-5)
+
+
+def test_what_neither_has_is_lost(base, tmp_path):
+    """PEFT keeps `qa_outputs` for question answering, and ModernBERT's last layer is a `classifier`."""
+    config = LoraConfig(r=4, target_modules=["Wqkv"], task_type=TaskType.QUESTION_ANS)
+    folder = adapter(base, tmp_path / "a", config, transformers.ModernBertForQuestionAnswering)
+    with pytest.raises(
+        KeyMismatchError, match=r"Answering\. missing: classifier\.bias; missing: classifier\.weight\. "
+    ):
+        Backbone.from_pretrained(str(base)).load(folder)
+    bare = tmp_path / "bare"
+    transformers.ModernBertModel.from_pretrained(base).save_pretrained(bare)
+    with pytest.raises(KeyMismatchError, match=r"missing: head\.dense\.weight; missing: head\.norm\.weight\. "):
+        Backbone.from_pretrained(str(bare)).load(adapter(base, tmp_path / "b", CONFIGS["lora"]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
+
 from lorary.adapters.backbone.calls import Calls
 from lorary.adapters.backbone.intake import Files, Intake
 from lorary.adapters.base.bodies import bare_body
@@ -70,8 +72,24 @@ class Assembly:
         self._intake = Intake(files, self._residency, self._peft, identity, self.quantization, registry)
         self._following = Following(self._intake.load)
         if self.quantization != "none":
-            # bitsandbytes sets up a layer's state in its first forward, and several threads at once get it wrong.
-            self._inference.run(probe_row((), embedding.shape[0]), None)
+            self._warm_up(probe_row((), embedding.shape[0]))
+
+    def _warm_up(self, row: list[int]) -> None:
+        """Run a row: bitsandbytes sets up a layer's state in its first pass, and several threads at once get it wrong.
+
+        Raises:
+            UsageError: the model's own code doesn't get along with quantized layers.
+        """
+        try:
+            self._inference.run(row, None)
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise UsageError(
+                f"{type(self.model).__name__} doesn't run on {self.quantization} ({reason}); "
+                "open the base with quantization='none'"
+            ) from error
 
     @property
     def adapters(self) -> list[str]:

@@ -78,6 +78,8 @@ def map_modules(model: Any, body: Any, random_parameters: Collection[str] = ()) 
 
 def linear_shape(module: torch.nn.Module) -> LinearShape | None:
     """The sizes of a linear-like module (``nn.Linear``, GPT-2's ``Conv1D``, quantized kinds), None for any other."""
+    if type(module).__name__.endswith("Router"):  # Phi-MoE's and Llama 4's answer with scores and a choice of experts
+        return None
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(inputs, int) and isinstance(outputs, int):
         return LinearShape(inputs, outputs, getattr(module, "bias", None) is not None)

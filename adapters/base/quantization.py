@@ -24,8 +24,9 @@ QUANTIZATIONS = ("none", "nf4", "fp4", "nf4-single", "fp4-single", "int8")
 _SINGLE = "-single"
 
 HEAD_MODULES = (
-    "lm_head", "embed_out", "score", "classifier", "pre_classifier", "classification_head", "qa_outputs", "qa_output",
-    "cls", "vocab_transform", "vocab_projector", "pooler.dense", "pooler",
+    "lm_head", "embed_out", "output_projection", "lm_loss", "score", "classifier", "pre_classifier",
+    "classification_head", "qa_outputs", "qa_output", "cls", "vocab_transform", "vocab_projector", "pooler.dense",
+    "pooler",
 )  # fmt: skip
 """Modules that stay in full precision: a head is trained or tied, and a quantized one can be neither.
 

@@ -185,6 +185,21 @@ class HeadLora(torch.nn.Module):
             out = out + out * self.gain
         return out + torch.nn.functional.linear(torch.nn.functional.linear(x, self.a), self.b, self.bias)
 
+    def merged(self, name: str) -> torch.Tensor:
+        """The module's own ``weight`` or ``bias`` with the update in it, float32."""
+        own: torch.Tensor = getattr(self.base_layer, name).detach().float()
+        gain = torch.ones(()) if self.gain is None else 1 + self.gain.float()
+        if name == "weight":
+            return own * gain.unsqueeze(-1) + self.b.float() @ self.a.float()
+        return own * gain if self.bias is None else own * gain + self.bias.float()
+
+
+def update_head(model: torch.nn.Module, updates: Mapping[str, LowRank]) -> None:
+    """Put an adapter's ``updates`` of a head's linear modules beside these, by path."""
+    for path, weights in updates.items():
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, HeadLora(model.get_submodule(path), weights))
+
 
 def adapt_head(
     base: MaskedModel, updates: Mapping[str, LowRank], whole: Mapping[str, torch.Tensor], source: str
@@ -209,9 +224,7 @@ def adapt_head(
             )
         path, _, last = name.rpartition(".")
         setattr(model.get_submodule(path), last, torch.nn.Parameter(tensor.to(own), requires_grad=False))
-    for path, weights in updates.items():
-        parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, HeadLora(model.get_submodule(path), weights))
+    update_head(model, updates)
     shared = {id(tensor) for tensor in base.model.parameters()}
     own = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in shared]
     return TaskHead(model, reads_body_output=True, tokenwise=True, own=own)

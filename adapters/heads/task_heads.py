@@ -146,7 +146,8 @@ def empty_head(
     """transformers' task model for a body of this architecture, without memory: all of it on the meta device.
 
     Raises:
-        UnsupportedAdapterError: transformers has no such head for the architecture.
+        UnsupportedAdapterError: transformers has no such head for the architecture, or one that reads what the
+            backbone's body doesn't have.
     """
     import transformers
 
@@ -160,11 +161,23 @@ def empty_head(
     auto_class = getattr(transformers, TASK_CLASSES[task])
     try:
         with torch.device("meta"):
-            return auto_class.from_config(config)
+            model = auto_class.from_config(config)
     except ValueError as error:
         raise UnsupportedAdapterError(
             f"{source}: transformers has no {task} head for the architecture {config.model_type!r}"
         ) from error
+    own = getattr(model, model.base_model_prefix, None)
+    if type(own) is type(body) and (lacking := _only_in(own, body)):
+        raise UnsupportedAdapterError(
+            f"{source}: {type(model).__name__} reads the {', '.join(sorted(lacking))} of its body, and "
+            f"{type(body).__name__} is served without; train on this base for another task"
+        )
+    return model
+
+
+def _only_in(own: Any, body: Any) -> set[str]:
+    """The children that a task model's own body has and the backbone's body lacks."""
+    return {name for name, _ in own.named_children() if getattr(body, name, None) is None}
 
 
 def fill_head(
@@ -201,9 +214,9 @@ def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
     Two, transformers' own default, where no last layer is known by name; the head's shapes are checked in any case.
     """
-    for ending in ("out_proj.weight", "classifier.weight", "score.weight", "logits_proj.weight", "qa_outputs.weight"):
+    for layer in ("out_proj", "classifier", "score", "logits_proj", "linear_out", "qa_outputs"):
         for name, shape in shapes.items():
-            if name.endswith(f".{ending}") and len(shape) == 2:
+            if name.endswith(f".{layer}.weight") and len(shape) == 2:
                 return shape[0]
     return 2
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from lorary.adapters.adapter import Adapter, Fit, task_of
-from lorary.adapters.base.modules import LinearShape, ModuleMap, output_scale
-from lorary.adapters.heads.masked import MaskedHead, MaskedModel, adapt_head
+from lorary.adapters.base.modules import LinearShape, ModuleMap, linear_shape, output_scale
+from lorary.adapters.heads.masked import MaskedHead, MaskedModel, adapt_head, update_head
 from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.heads.task_heads import (
     DECODER,
@@ -24,7 +24,7 @@ from lorary.adapters.heads.task_heads import (
 from lorary.adapters.layer.dora import fold_magnitude
 from lorary.adapters.layer.override import TrainedLinear
 from lorary.adapters.layer.slots import LowRank
-from lorary.adapters.matching.keys import KeyPlan, Site, plan_keys
+from lorary.adapters.matching.keys import PEFT_PREFIX, KeyPlan, Site, plan_keys
 from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.soundness import are_tame, check_copies, largest_values
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
@@ -56,7 +56,7 @@ class Fitter:
         task = task_of(checkpoint)
         of_base = self._head_of_base(checkpoint, task)
         offered = of_base.offered if of_base else self._offered(checkpoint, task)
-        head = of_base.linears if of_base else None
+        head = of_base.linears if of_base else self._updated_head(checkpoint, task)
         plan = _plan(checkpoint, self.inference.model, self.modules, offered, head)
         if not plan.sites:
             raise UnsupportedAdapterError(
@@ -102,13 +102,7 @@ class Fitter:
         of_base = self._head_of_base(weights.checkpoint, adapter.task)
         own = {name: weights.tensors[key].clone() for name, key in plan.head.items()}
         if of_base is not None:
-            updates = {
-                site.path: _low_rank(
-                    site, weights.tensors, of_base.model.get_submodule(site.path), of_base.linears[site.path]
-                )
-                for site in plan.head_sites
-            }
-            head = adapt_head(of_base, updates, own, adapter.source)
+            head = adapt_head(of_base, self._head_updates(adapter, weights, of_base.model), own, adapter.source)
         elif empty is not None:
             head = fill_head(
                 empty,
@@ -119,7 +113,30 @@ class Fitter:
                 dtype=self.dtype,
                 of_base=self.of_base,
             )
+            update_head(head.model, self._head_updates(adapter, weights, head.model))
         return Parts(_overrides(plan, weights.tensors, self.inference.model, self.modules, self.dtype), head)
+
+    def _head_updates(self, adapter: Adapter, weights: Weights, model: Any) -> dict[str, LowRank]:
+        """The factors that an adapter has in its head, by path in the task model."""
+        updates = {}
+        for site in adapter.plan.head_sites:
+            module = model.get_submodule(site.path)
+            updates[site.path] = _low_rank(site, weights.tensors, module, linear_shape(module))
+        return updates
+
+    def _updated_head(self, checkpoint: Checkpoint, task: str) -> dict[str, LinearShape]:
+        """The linear modules of a task's head that a checkpoint has factors for, as PEFT's ``all-linear`` makes them.
+
+        Their own weights are the base's; where it has none (DistilBERT's), filling the head says so.
+        """
+        if task not in TASK_CLASSES:
+            return {}
+        empty = self._empty_head(checkpoint, task)
+        body = f"{empty.base_model_prefix}."
+        named = {name.partition(".lora_")[0] for name in plain_names(checkpoint.tensors).values() if ".lora_" in name}
+        beside = {name: module for name, module in empty.named_modules() if not name.startswith(body)}
+        shapes = {name: linear_shape(module) for name, module in beside.items() if f"{PEFT_PREFIX}{name}" in named}
+        return {name: shape for name, shape in shapes.items() if shape is not None and name not in self.modules}
 
     def _head_of_base(self, checkpoint: Checkpoint, task: str) -> MaskedModel | None:
         writes = checkpoint.manifest is not None and checkpoint.manifest.filling is not None

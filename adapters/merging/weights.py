@@ -10,6 +10,7 @@ import torch
 
 from lorary.adapters.base.modules import ModuleMap, output_scale
 from lorary.adapters.base.quantization import dense_weight
+from lorary.adapters.heads.masked import HeadLora
 from lorary.adapters.heads.task_heads import SharedBody, SharedPart
 from lorary.adapters.layer.lora import LoraLayer
 from lorary.adapters.layer.override import TrainedLinear
@@ -32,8 +33,9 @@ class Place:
     @property
     def source(self) -> torch.Tensor:
         """The tensor as it lies there, quantized or not."""
-        found = self.module._parameters.get(self.name)
-        tensor = found if found is not None else self.module._buffers[self.name]
+        module: Any = self.module.base_layer if isinstance(self.module, HeadLora) else self.module
+        found = module._parameters.get(self.name)
+        tensor = found if found is not None else module._buffers[self.name]
         assert tensor is not None
         return tensor
 
@@ -119,6 +121,8 @@ def _plain(place: Place) -> torch.Tensor:
     """A tensor of the backbone as numbers."""
     if place.source.is_meta:
         raise MergeError(f"{place.key!r} is offloaded, so it can't be read here; open the base without device_map")
+    if isinstance(place.module, HeadLora):
+        return place.module.merged(place.name)
     return dense_weight(place.module) if place.name == "weight" else place.source.detach()
 
 

@@ -90,6 +90,10 @@ def settle_head(inference: Inference, routing: Routing, adapter: Adapter) -> Non
     row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
     if hasattr(adapter.head.model, "classification_head"):
         row.append(adapter.head.model.config.eos_token_id)  # where the classifiers of encoder-decoders read
+    separator = getattr(adapter.head.model.config, "sep_token_id", None)
+    if adapter.task == "question-answering" and separator is not None:
+        row = [*(token for token in row if token != separator), separator]
+        row[2:2] = [separator, separator]  # Longformer's tells the question by them
     shared = inference.logits(row, routing)
     adapter.head.reads_body_output = False
     own = inference.logits(row, routing)

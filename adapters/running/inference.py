@@ -206,7 +206,8 @@ def decoder_start(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """
     if not config.is_encoder_decoder:
         return {}
-    start = torch.full((ids.shape[0], 1), config.decoder_start_token_id or 0, device=ids.device)
+    first = getattr(config, "decoder_start_token_id", None) or 0  # T5Gemma's config has none
+    start = torch.full((ids.shape[0], 1), first, device=ids.device)
     return {"decoder_input_ids": torch.cat([start, ids[:, :3]], dim=1)}
 
 

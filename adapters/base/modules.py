@@ -110,16 +110,24 @@ def demand_bare(model: torch.nn.Module) -> None:
 
 
 def serialise_changing_rope(body: Any) -> None:
-    """Let one thread at a time run the forward of a body whose rotary embedding rewrites its buffers by length."""
+    """Let one thread at a time run the forward of a body whose rotary embedding rewrites its buffers by length.
+
+    Each begins from the first length's frequencies: those of dynamic scaling stay as long as the longest row before.
+    """
     config = body.config.get_text_config() if hasattr(body.config, "get_text_config") else body.config
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if "dynamic" not in str(settings) and "longrope" not in str(settings):
         return
     lock, forward = threading.RLock(), body.forward
+    growing: list[Any] = [module for module in body.modules() if hasattr(module, "max_seq_len_cached")]
 
     @functools.wraps(forward)
     def locked(*args: Any, **kwargs: Any) -> Any:
         with lock:
+            for rotary in growing:
+                if rotary.max_seq_len_cached > rotary.original_max_seq_len:
+                    rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device)
+                    rotary.max_seq_len_cached = rotary.original_max_seq_len
             return forward(*args, **kwargs)
 
     setattr(locked, "eager", forward)  # noqa: B010 - as a compiled forward has it; a function's type knows no attributes

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.text.generate import demand_room
+from lorary.adapters.text.generate import DEFAULT_NEW_TOKENS, room_for
 from lorary.hub.errors import UsageError
 
 SETTINGS = (
@@ -17,8 +17,6 @@ SETTINGS = (
     "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "renormalize_logits", "stop_strings", "num_beams",
 )  # fmt: skip
 """The arguments of transformers' ``generate`` that a request may have; of ``num_beams``, 1 alone is served."""
-
-_DEFAULT_NEW_TOKENS = 20  # what generate goes on for when neither the caller nor the base says
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def plan_decoding(
     Raises:
         UsageError: a setting that an engine doesn't serve, one that has no meaning, or no room for a new token.
     """
-    demand_room(model, prompt_tokens, {**own, **settings})
+    room_for(model, prompt_tokens, {**own, **settings})
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:
         raise UsageError(
@@ -133,7 +131,7 @@ def _new_tokens(model: Any, config: Any, prompt_tokens: int) -> int:
     length = model.generation_config.max_length
     most = config.max_new_tokens
     if most is None:
-        most = length - prompt_tokens if length is not None else _DEFAULT_NEW_TOKENS
+        most = length - prompt_tokens if length is not None else DEFAULT_NEW_TOKENS
     if not isinstance(most, int) or most < 1:
         raise UsageError(f"max_new_tokens={most}: expected at least 1")
     return most

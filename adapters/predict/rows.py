@@ -49,15 +49,27 @@ def _score(inference: Inference, rows: Sequence[Row], routing: Routing, params: 
     # A row that is too long comes as several pieces; each is a row of the batch, with its row's adapter.
     owners = [index for index, pieces in enumerate(encoded) for _ in pieces]
     flat = [piece for pieces in encoded for piece in pieces]
-    batch = inference.pad(flat)
-    asked = {index: piece["asked"] for index, piece in enumerate(flat) if "asked" in piece}
-    made = forward_rows(inference.body, batch, routing.subset(owners), rows_first=inference.rows_first, asked=asked)
-    outputs = iter(made)
-    padded = batch["input_ids"].shape[1]
+    made: dict[int, torch.Tensor] = {}
+    for part in inference.company.groups([piece["input_ids"].shape[1] for piece in flat], generating=False):
+        made |= zip(
+            part, _pass(inference, [flat[index] for index in part], [owners[i] for i in part], routing), strict=True
+        )
+    outputs = iter(made[index] for index in range(len(flat)))
     return [
-        predictor.decode(pieces, [_unpad(next(outputs), piece, padded) for piece in pieces])
+        predictor.decode(pieces, [next(outputs) for _ in pieces])
         for predictor, pieces in zip(own, encoded, strict=True)
     ]
+
+
+def _pass(
+    inference: Inference, pieces: Sequence[dict[str, Any]], owners: Sequence[int], routing: Routing
+) -> list[torch.Tensor]:
+    """Each piece's logits from one padded batch, without the padding; ``owners`` are the rows that they are of."""
+    batch = inference.pad(pieces)
+    asked = {index: piece["asked"] for index, piece in enumerate(pieces) if "asked" in piece}
+    made = forward_rows(inference.body, batch, routing.subset(owners), rows_first=inference.rows_first, asked=asked)
+    padded = batch["input_ids"].shape[1]
+    return [_unpad(logits, piece, padded) for logits, piece in zip(made, pieces, strict=True)]
 
 
 def _unpad(logits: torch.Tensor, piece: dict[str, Any], padded: int) -> torch.Tensor:

@@ -12,13 +12,14 @@ import torch
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.layer.routing import Routing, routed
 from lorary.adapters.running.forward import forward_rows, group_rows
+from lorary.adapters.running.padding import Company
 from lorary.adapters.text.generate import (
     PromptRow,
     decode_new,
-    demand_room,
     encode_prompts,
     generation_settings,
     manner_of,
+    room_for,
 )
 from lorary.hub.errors import RoutingError, UsageError
 
@@ -43,6 +44,7 @@ class Inference:
     body: Any
     tokenizer: Any
     device: torch.device
+    company: Company
     rows_first: bool = True  # False: the model's layers don't keep a batch's rows apart, so adapters take turns
     _bare: tuple[tuple[int, ...], dict[str, torch.Tensor]] | None = field(default=None, repr=False)
     # A fast tokenizer keeps truncation and padding as state, so threads that share one would cut each other's rows.
@@ -73,8 +75,10 @@ class Inference:
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
         settings = {"pad_token_id": self.pad_id} | self.own_settings(routing.adapters[0], kwargs)
         settings |= {"tokenizer": tokenizers[0]} if "stop_strings" in kwargs else {}
-        if not encoder_decoder:
-            demand_room(self.model, inputs["input_ids"].shape[1], settings | kwargs)
+        growing = 0 if encoder_decoder else room_for(self.model, inputs["input_ids"].shape[1], settings | kwargs)
+        alike = self.company.groups(batch["attention_mask"].sum(dim=1).tolist(), generating=True, growing=growing)
+        if len(alike) > 1:
+            return self._generate_in_turn(prompts, routing, kwargs, alike)
         with torch.no_grad(), routed(routing):
             sequences = self.model.generate(**inputs, **settings | kwargs)
         return decode_new(sequences, 0 if encoder_decoder else inputs["input_ids"].shape[1], tokenizers)

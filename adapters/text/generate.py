@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PromptRow = str | Sequence[Mapping[str, str]]
 
+DEFAULT_NEW_TOKENS = 20
+"""What transformers' ``generate`` goes on for when neither the caller nor the base says."""
+
 
 @dataclass(frozen=True)
 class Manner:
@@ -73,8 +76,8 @@ def generation_settings(manner: Manner, model: Any, tokenizer: Any) -> dict[str,
     }
 
 
-def demand_room(model: Any, prompt_tokens: int, settings: Mapping[str, Any]) -> None:
-    """Refuse a decoder's prompt that leaves no room for a new token; ``settings`` are those of ``generate``.
+def room_for(model: Any, prompt_tokens: int, settings: Mapping[str, Any]) -> int:
+    """How many new tokens may follow a decoder's prompt; ``settings`` are those of ``generate``.
 
     ``max_new_tokens`` counts new tokens alone. Without it transformers goes by a ``max_length`` that counts the prompt
     too, the call's or the base's own, and else by the model's positions.
@@ -84,8 +87,9 @@ def demand_room(model: Any, prompt_tokens: int, settings: Mapping[str, Any]) -> 
     """
     base = model.generation_config
     config = settings.get("generation_config") or base
-    if any(new is not None for new in (settings.get("max_new_tokens"), config.max_new_tokens, base.max_new_tokens)):
-        return
+    stated = (settings.get("max_new_tokens"), config.max_new_tokens, base.max_new_tokens)
+    if (most := next((new for new in stated if new is not None), None)) is not None:
+        return int(most)
     called = settings.get("max_length", config.max_length if config is not base else None)
     length, whose = (called, "this call") if called is not None else (base.max_length, "the base's generation_config")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -96,6 +100,7 @@ def demand_room(model: Any, prompt_tokens: int, settings: Mapping[str, Any]) -> 
         )
     if length is None and positions and prompt_tokens >= positions:
         raise UsageError(f"the prompt has {prompt_tokens} tokens, and the model has {positions} positions; shorten it")
+    return length - prompt_tokens if length is not None else DEFAULT_NEW_TOKENS
 
 
 def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool]:

@@ -161,13 +161,15 @@ def quietly() -> Iterator[None]:
 def natural_class(config: Any) -> Any:
     """The transformers class under which a base serves every task of its kind.
 
-    A sequence-to-sequence or causal language model keeps its language-modelling head; everything else is a bare body,
-    to which each adapter brings its own head.
+    A sequence-to-sequence or causal language model keeps its language-modelling head, one that reads images too (Llava,
+    Qwen2-VL), which is served texts; everything else is a bare body, to which each adapter brings its own head.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
     if is_encoder(config):
         return AutoModel
+    if _reads_images(config):
+        return AutoModelForImageTextToText
     return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
 
 
@@ -180,4 +182,13 @@ def is_encoder(config: Any) -> bool:
         return kind not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     # BERT and its kin are in the causal mapping too; only a config that says decoder means it.
     masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    return masked or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return masked or not (kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or _reads_images(config))
+
+
+def _reads_images(config: Any) -> bool:
+    """Is a base of this config a language model that transformers has for images and texts alone?"""
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = config.model_type
+    known = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return known and kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder

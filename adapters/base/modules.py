@@ -78,7 +78,7 @@ def map_modules(model: Any, body: Any, random_parameters: Collection[str] = ()) 
 
 def linear_shape(module: torch.nn.Module) -> LinearShape | None:
     """The sizes of a linear-like module (``nn.Linear``, GPT-2's ``Conv1D``, quantized kinds), None for any other."""
-    if type(module).__name__.endswith("Router"):  # Phi-MoE's and Llama 4's answer with scores and a choice of experts
+    if is_router(module):
         return None
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(inputs, int) and isinstance(outputs, int):
@@ -87,6 +87,11 @@ def linear_shape(module: torch.nn.Module) -> LinearShape | None:
     if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__) and isinstance(getattr(module, "nx", None), int):
         return LinearShape(int(module.nx), int(module.nf), bias=True, transposed=True)  # type: ignore[arg-type]
     return None
+
+
+def is_router(module: torch.nn.Module) -> bool:
+    """Is a module linear by its class alone? Phi-MoE's and Llama 4's routers are, and return a choice of experts."""
+    return isinstance(module, torch.nn.Linear) and type(module).__name__.endswith("Router")
 
 
 def output_scale(module: Any, shape: LinearShape) -> float:

@@ -46,9 +46,9 @@ def check_rows(adapter: Merged, inference: Inference) -> list[list[int]]:
     probe = probe_row((), inference.body.get_input_embeddings().weight.shape[0])
     rows = [list(row) for row in golden[:_ROWS]] or [probe, probe[::-1]]
     config = inference.model.config
-    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-    if not config.is_encoder_decoder or end is None:
+    if not config.is_encoder_decoder or config.eos_token_id is None:
         return rows
+    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     # Heads on encoder-decoders read the state at the end of the sequence, and want one.
     return [row if row[-1] == end else [*row, end] for row in rows]
 

@@ -222,13 +222,14 @@ def tensors_of(output: Any) -> dict[str, torch.Tensor]:
 
 def padding_token(config: Any, tokenizer: Any) -> int:
     """The id to pad with: the model's own, else the tokenizer's, else one that rarely ends a text."""
-    tokens = (config.pad_token_id, *(getattr(tokenizer, f"{kind}_token_id", None) for kind in ("pad", "unk", "eos")))
+    own = (getattr(part, "pad_token_id", None) for part in (config, config.get_text_config()))
+    tokens = (*own, *(getattr(tokenizer, f"{kind}_token_id", None) for kind in ("pad", "unk", "eos")))
     return next((int(token) for token in tokens if token is not None), 0)
 
 
 def longest_input(model: Any) -> int | None:
     """The most tokens that a model has positions for, None where it has no limit."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not positions or positions < 0:
         return None
     # RoBERTa and its kin begin counting positions after the padding's index.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorary.adapters.base.identity import body_of
-from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.base.modules import ModuleMap, is_router
 from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.renaming import renamed_keys
@@ -13,6 +13,7 @@ from lorary.adapters.matching.support import asks_for_peft
 from lorary.adapters.matching.wrappers import plain_checkpoint
 from lorary.adapters.through_peft.vocabulary import own_vocabulary
 from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import UnsupportedAdapterError
 
 
 def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) -> bool:
@@ -21,6 +22,9 @@ def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) ->
     A vocabulary of another size than the backbone's does. Of keys these do: low-rank factors at a module that is
     neither linear nor an embedding; a module of the body that was trained whole and isn't linear; and factors of single
     experts, which transformers has fused since.
+
+    Raises:
+        UnsupportedAdapterError: its factors are those of a router, on which PEFT can't run them either.
     """
     checkpoint = plain_checkpoint(checkpoint)
     if asks_for_peft(checkpoint) or own_vocabulary(checkpoint, body_of(model)) is not None:
@@ -28,7 +32,13 @@ def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) ->
     factors, whole = _module_names(checkpoint)
     naming = Naming.guess([*factors, *whole], modules)
     places = {name: naming.locate(name, modules) for name in (*factors, *whole)}
-    if any(places[name] in modules.others for name in factors):
+    others = [place for name in factors if (place := places[name]) in modules.others]
+    if routers := [place for place in others if place and is_router(model.get_submodule(place))]:
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: updates the router {routers[0]!r}, which answers with scores and a choice of "
+            "experts; LoRA acts on linear maps, and PEFT's own fails there too. Train with exclude_modules=['router']"
+        )
+    if others:
         return True
     saved = tuple(checkpoint.config.get("modules_to_save") or ())
     inside = [name for name in whole if name.endswith(saved)] if saved else []

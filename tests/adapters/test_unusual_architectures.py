@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from lorary.adapters import Backbone
 from lorary.adapters.base.loading import natural_class
-from lorary.hub.errors import CheckpointError, UnsupportedAdapterError, UsageError
+from lorary.hub.errors import UnsupportedAdapterError, UsageError
 from tiny import VOCABULARY, make_adapter, make_base, make_tokenizer
 
 TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -46,7 +46,7 @@ def test_a_router_that_answers_with_several_tensors_takes_no_adapter(tmp_path):
     routed = save_adapter(base, tmp_path / "routed", t.AutoModelForCausalLM, target_modules="all-linear", **lora)
     fine = save_adapter(base, tmp_path / "fine", t.AutoModelForCausalLM, target_modules=["q_proj"], **lora)
     backbone = Backbone.from_pretrained(str(base))
-    with pytest.raises(CheckpointError, match="router"):
+    with pytest.raises(UnsupportedAdapterError, match=r"updates the router '.*layers\.0\.mlp\.router'"):
         backbone.load(routed)
     backbone.load(fine)
     plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), fine).eval()
@@ -146,4 +146,29 @@ def test_lora_in_a_head_layer_of_the_base(tmp_path):
     held = backbone.state("a")
     assert held.keys() == saved.keys()
     assert not [key for key in saved if not torch.allclose(held[key], saved[key], atol=1e-3)]
+    backbone.merge("a", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("opened", ["files", "memory"])
+def test_a_model_that_reads_images_too_is_served_texts(tmp_path, opened):
+    vision = t.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    text = t.LlamaConfig(**TOKENS, **SIZES, max_position_embeddings=64)
+    config = t.LlavaConfig(text_config=text, vision_config=vision, image_token_index=5)
+    base = save_base(config, tmp_path / "base", t.AutoModelForImageTextToText)
+    lora = {"target_modules": r".*language_model.*\.(q_proj|v_proj)", "task_type": TaskType.CAUSAL_LM}
+    folder = save_adapter(base, tmp_path / "a", t.AutoModelForImageTextToText, **lora)
+    plain = PeftModel.from_pretrained(t.AutoModelForImageTextToText.from_pretrained(base), folder).eval()
+    if opened == "files":
+        backbone = Backbone.from_pretrained(str(base))
+    else:
+        backbone = Backbone.from_model(t.AutoModelForImageTextToText.from_pretrained(base), make_tokenizer("llama"))
+    backbone.load(folder, "a")
+    with torch.no_grad():
+        assert torch.allclose(backbone.logits([ROW], "a")[0], plain(input_ids=torch.tensor([ROW])).logits[0], atol=1e-5)
+        ids = backbone._inference.prompt_ids("profit rose the bank", None)
+        made = plain.generate(input_ids=torch.tensor([ids]), max_new_tokens=5, do_sample=False)[0, len(ids) :]
+    texts = backbone.generate(["profit rose the bank", "cash"], ["a", None], max_new_tokens=5, do_sample=False)
+    assert texts[0] == backbone.tokenizer.decode(made, skip_special_tokens=True)
     backbone.merge("a", tmp_path / "merged")

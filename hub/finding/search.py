@@ -93,14 +93,16 @@ def conditions_for(db: Database, wanted: Filter, path: Path) -> list[Condition]:
     """The conditions for what is wanted.
 
     Raises:
-        UsageError: a domain, task, tag, alias or comparison that can't be one.
+        UsageError: a domain, task, method, strategy, tag, alias or comparison that can't be one.
         UnknownReferenceError: the ancestor isn't there, or nothing has a metric that is compared.
     """
     conditions: list[Condition] = []
     if wanted.domain is not None or wanted.task is not None:
         conditions.append(_in_cell(wanted.domain, wanted.task))
-    for column, value in (("method", wanted.method), ("strategy", wanted.strategy)):
+    for column, value, such in (("method", wanted.method, "lora"), ("strategy", wanted.strategy, "fine-tune")):
         if value is not None:
+            if not value.strip():
+                raise UsageError(f"{column} {value!r}: expected a word such as {such!r}")
             source = f"SELECT id FROM versions WHERE {column} = ?"
             conditions.append(Condition(source, f"+v.{column} = ?", (value.lower(),)))
     if wanted.tag is not None:

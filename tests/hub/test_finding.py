@@ -186,6 +186,8 @@ def test_what_another_program_changes_is_found(filled):
         ({"sort": "bleu"}, UsageError, "there are f1, loss; the columns are name, "),
         ({"sort": "name; DROP TABLE tags"}, UsageError, "the columns are"),
         ({"task": "sorting"}, UsageError, "isn't a task"),
+        ({"method": ""}, UsageError, "method '': expected a word such as 'lora'"),
+        ({"strategy": " "}, UsageError, "strategy ' ': expected a word such as 'fine-tune'"),
         ({"alias": "A B"}, InvalidReferenceError, "can't be an alias"),
         ({"ancestor": "nobody@1"}, UnknownReferenceError, "no adapter named"),
         ({"limit": 0}, UsageError, "at least 1"),

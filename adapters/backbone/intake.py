@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from lorary.adapters.adapter import Adapter
+from lorary.adapters.adapter import Adapter, Fit
 from lorary.adapters.backbone.sources import Source, find_checkpoint
 from lorary.adapters.base.identity import match_base
 from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.base.quantization import READ_BY_MODELS
 from lorary.adapters.heads.masked import MaskedHead
 from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.layer.compiled import eagerly
@@ -157,6 +158,7 @@ class Intake:
         if runs_through_peft(checkpoint, inference.model, self._files.fitter.modules):
             return _loaded(self._through_peft(checkpoint, name or source.name), reference, notes, started)
         fit = self._files.fitter.fit(checkpoint)
+        notes += _idle(fit)
         tokenizer = self._files.tokenizers.of(checkpoint, inference.body.get_input_embeddings().weight.shape[0])
         for path in fit.plan.overrides:
             wrap(self._files.inference.model, path)
@@ -235,6 +237,16 @@ def _loaded(adapter: Adapter | PeftAdapter, reference: str, notes: tuple[str, ..
         rank=adapter.rank,
         notes=notes,
         seconds=time.perf_counter() - started,
+    )
+
+
+def _idle(fit: Fit) -> tuple[str, ...]:
+    """A line on what an adapter learned for weights that its model reads without calling their modules, if any."""
+    names = {site.path.rpartition(".")[2] for site in fit.plan.sites}
+    return tuple(
+        f"what it learned for {name!r} has no effect: the model multiplies with that weight by itself, under PEFT too"
+        for name in READ_BY_MODELS
+        if name in names
     )
 
 

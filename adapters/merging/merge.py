@@ -18,7 +18,7 @@ import torch
 from lorary.adapters.base.device import dtype_name, pick_dtype
 from lorary.adapters.base.loading import quietly
 from lorary.adapters.base.modules import ModuleMap
-from lorary.adapters.base.quantization import QUANTIZATIONS
+from lorary.adapters.base.quantization import QUANTIZATIONS, READ_BY_MODELS
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.merging.card import write_card
@@ -53,7 +53,8 @@ def write_merged(
     adapter = routing.adapters[0]
     assert adapter is not None
     root = adapter.head.model if adapter.head else inference.model
-    changes = Changes(factors, adapter.overrides, modules)
+    acting = {path: weights for path, weights in factors.items() if path.rpartition(".")[2] not in READ_BY_MODELS}
+    changes = Changes(acting, adapter.overrides, modules)
     without = routing.without_updates()
     answers = Answers(lambda row: inference.logits(row, routing), lambda row: inference.logits(row, without))
     return write_checked(adapter, inference, answers, into, lambda dtype: merged_model(root, changes, dtype))

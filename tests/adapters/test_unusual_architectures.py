@@ -172,3 +172,17 @@ def test_a_model_that_reads_images_too_is_served_texts(tmp_path, opened):
     texts = backbone.generate(["profit rose the bank", "cash"], ["a", None], max_new_tokens=5, do_sample=False)
     assert texts[0] == backbone.tokenizer.decode(made, skip_special_tokens=True)
     backbone.merge("a", tmp_path / "merged")
+
+
+def test_a_weight_that_the_model_reads_by_itself(tmp_path):
+    """Mamba never calls its `dt_proj`, so an adapter does nothing there, in PEFT's hands too."""
+    base = save_base(t.MambaConfig(**TOKENS, hidden_size=32, num_hidden_layers=2, state_size=4), tmp_path / "base")
+    lora = {"target_modules": ["x_proj", "dt_proj"], "task_type": TaskType.CAUSAL_LM}
+    folder = save_adapter(base, tmp_path / "a", t.AutoModelForCausalLM, **lora)
+    backbone = Backbone.from_pretrained(str(base))
+    assert any("'dt_proj' has no effect" in note for note in backbone.load(folder, "a").notes)
+    plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    with torch.no_grad():
+        expected = plain(input_ids=torch.tensor([ROW])).logits[0]
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
+    backbone.merge("a", tmp_path / "merged")

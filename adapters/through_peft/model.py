@@ -60,7 +60,7 @@ def build_peft_model(
     with peft_errors(checkpoint), warnings.catch_warnings():
         # Of what may go wrong in merging, where weights that are one here get memory of their own first.
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer", UserWarning)
-        peft_model = _peft_class(config.task_type)(model, config, ADAPTER)
+        peft_model = _peft_class(config)(model, config, ADAPTER)
         wanted = _wanted(peft_model)
         own = dict(tensors)
         if not own.keys() >= wanted.keys():
@@ -104,10 +104,16 @@ def peft_state(peft_model: Any) -> dict[str, torch.Tensor]:
     return {key: tensor.detach().float().cpu() for key, tensor in _wanted(peft_model).items()}
 
 
-def _peft_class(task_type: str | None) -> Any:
-    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
+def _peft_class(config: Any) -> Any:
+    """PEFT's class for the config's task.
 
-    return MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(task_type, PeftModel)
+    That of question answering (0.21) drops ``token_type_ids``, by which a BERT tells question and context apart, so it
+    serves only where its virtual tokens are needed; its plain class hands everything on.
+    """
+    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, TaskType
+
+    plain = config.task_type == TaskType.QUESTION_ANS and not config.is_prompt_learning
+    return PeftModel if plain else MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
 
 
 def _wanted(peft_model: Any) -> dict[str, torch.Tensor]:

@@ -184,3 +184,10 @@ def test_settings_that_the_method_does_not_have_are_named_before_the_base_is_loo
 def test_what_peft_refuses_on_the_base_is_an_error_of_the_run(make_recipe):
     with pytest.raises(TrainingError, match="PEFT can't put c3a on a BertForSequenceClassification: "):
         prepared(make_recipe(method="c3a", **{"peft.block_size": 7}))
+
+
+def test_the_loader_tells_question_and_context_apart_as_training_did(make_recipe, registry):
+    """PEFT's own class for question answering drops ``token_type_ids``, and the gate would find other answers."""
+    recipe = recipe_of(make_recipe, "ia3", "question-answering", **{"training.learning_rate": 0.3})
+    version = train(recipe, registry)
+    assert version.metrics["test"]["f1"] > 0

@@ -152,6 +152,19 @@ def test_eva_gives_out_the_ranks_anew_and_repeats_itself(make_recipe, registry, 
     assert read_checkpoint(tmp_path / "out").config["rank_pattern"]
 
 
+@pytest.mark.parametrize("init", ["eva", "corda"])
+def test_what_looks_at_the_rows_sees_each_text_of_a_pair(init, make_recipe):
+    """A batch of embeddings' rows is [rows, texts, tokens], which only the task's loss knows to take apart."""
+    model = prepared(make_recipe("feature-extraction", rows=40, **{"lora.init": init})).model
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    for layer in layers:
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        if init == "eva":  # directions of a principal component analysis
+            torch.testing.assert_close(a @ a.T, torch.eye(len(a)), atol=1e-4, rtol=0)
+        else:
+            assert (b @ a).norm() > 0
+
+
 def test_eva_passes_over_padding(make_recipe):
     """A row's directions are those of its tokens, however long its batch mates are."""
     config = EvaConfig()

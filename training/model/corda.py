@@ -116,7 +116,7 @@ def _covariances(
     try:
         with answering(model):
             for start in range(0, len(order), size):
-                batch = dict(collate([dict(rows[place]) for place in order[start : start + size]]))
+                batch = task.inputs(collate([dict(rows[place]) for place in order[start : start + size]]))
                 masks[:] = token_masks(batch, model.peft_config["default"].task_type)
                 model(**{name: tensor.to(device) for name, tensor in batch.items()})
     finally:

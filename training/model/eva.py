@@ -46,7 +46,7 @@ def initialise_eva(model: Any, base: Base, task: Task, recipe: Recipe, rows: Seq
     size = max(recipe.training.batch_size, components)
     if len(rows) < size:
         raise TrainingError(f"lora.init: eva needs at least {size} training rows, found {len(rows)}; use another init")
-    batches = _Batches(task.collator(base.tokenizer), rows, size, recipe.training.seed)
+    batches = _Batches(task, base.tokenizer, rows, size, recipe.training.seed)
     with precision(model):
         initialize_lora_eva_weights(
             model,
@@ -60,10 +60,10 @@ def initialise_eva(model: Any, base: Base, task: Task, recipe: Recipe, rows: Seq
 class _Batches:
     """Batches of one size, as often as they are asked for, within reason."""
 
-    def __init__(self, collate: Any, rows: Sequence[Feature], size: int, seed: int) -> None:
+    def __init__(self, task: Task, tokenizer: Any, rows: Sequence[Feature], size: int, seed: int) -> None:
         order = list(range(len(rows)))
         random.Random(seed).shuffle(order)
-        self._collate, self._rows = collate, rows
+        self._task, self._collate, self._rows = task, task.collator(tokenizer), rows
         self._batches = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
         self._given = 0
 
@@ -78,7 +78,7 @@ class _Batches:
                     f"lora.init: eva found no steady directions in {MOST_BATCHES} batches; raise "
                     "training.batch_size, lower lora.rank, or use another init"
                 )
-            yield dict(self._collate([dict(self._rows[index]) for index in batch]))
+            yield dict(self._task.inputs(self._collate([dict(self._rows[index]) for index in batch])))
 
 
 def _masks(batch: dict[str, torch.Tensor], config: Any) -> list[torch.Tensor]:

@@ -181,6 +181,10 @@ class Task(ABC):
         """What the trainer counted, for the provenance."""
         return {}
 
+    def inputs(self, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What of a batch is put before the model: all of it, unless the task's loss takes it apart."""
+        return batch
+
     def loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A batch's loss: the model's own unless the task has another."""
         loss: torch.Tensor = model(**batch).loss

@@ -124,10 +124,13 @@ class FeatureExtraction(Task):
 
         return collate
 
+    def inputs(self, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Each text as a row of its own, [rows * texts, tokens]."""
+        return {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name not in ("labels", "texts")}
+
     def loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch, in float32."""
-        labels, texts = batch["labels"], batch["texts"]
-        inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name not in ("labels", "texts")}
+        labels, texts, inputs = batch["labels"], batch["texts"], self.inputs(batch)
         states = logits_of(model(**inputs)).float()
         vectors = embeddings.pool_batch(states, inputs["attention_mask"], self._mode)
         # Columns in turn: the texts that rows begin with, their positives, their negatives.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.base.quantization import guard_cpu
+from lorary.adapters.proving.golden import condense
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.training.data import load_data
 from lorary.training.prepare import prepare
@@ -43,6 +44,7 @@ def peft_logits(folder: Any, base: str, task: str, **kwargs: Any) -> list[torch.
         "text-classification": transformers.AutoModelForSequenceClassification,
         "token-classification": transformers.AutoModelForTokenClassification,
         "text-generation": transformers.AutoModelForCausalLM,
+        "fill-mask": transformers.AutoModelForMaskedLM,
     }[task]
     labels = {"num_labels": len(manifest.labels)} if manifest.labels else {}
     model = PeftModel.from_pretrained(auto.from_pretrained(base, **labels, **kwargs), folder).eval()
@@ -51,7 +53,7 @@ def peft_logits(folder: Any, base: str, task: str, **kwargs: Any) -> list[torch.
     for row in manifest.golden_rows:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row])).logits[0]
-        found.append(logits[-1] if task == "text-generation" else logits)
+        found.append(condense(task, logits))
     return found
 
 

@@ -191,6 +191,7 @@ class Intake:
             dtype=self._files.fitter.dtype,
             of_base=self._files.fitter.of_base,
             tokenizers=self._files.tokenizers,
+            masked=self._files.fitter.masked,
         )
         with eagerly():
             adapter.demand_effect()

@@ -53,6 +53,18 @@ class MaskedModel:
                 f"({', '.join(lacking)}), or one that was trained with the adapter; {_INSTEAD}"
             )
 
+    def around(self, body: Any) -> Any:
+        """The model once more over the same memory, with ``body``, the shared one or a mirror of it, as its own."""
+        memo: dict[int, Any] = {}
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            plain = type(tensor) is torch.nn.Parameter
+            memo[id(tensor)] = torch.nn.Parameter(tensor.detach(), requires_grad=False) if plain else tensor
+        for module in self.model.modules():
+            if isinstance(module, SharedBody):
+                memo[id(module)] = body
+                memo[id(module.shared.get_input_embeddings().weight)] = body.get_input_embeddings().weight
+        return copy.deepcopy(self.model, memo)
+
 
 class MaskedHead:
     """Where a backbone has its masked-language-modelling head from: the model it was given, else the base's files.

@@ -14,6 +14,8 @@ import torch
 
 from lorary.adapters.adapter import Adapter, task_of
 from lorary.adapters.base.identity import body_of
+from lorary.adapters.base.loading import is_encoder
+from lorary.adapters.heads.masked import MaskedHead
 from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.heads.task_heads import TASK_CLASSES, TaskHead, fill_head
 from lorary.adapters.layer.packing import Packing
@@ -94,7 +96,8 @@ class PeftAdapter:
     @property
     def labels(self) -> list[str] | None:
         """The names of the head's classes, in order."""
-        return list(self.head.model.config.id2label.values()) if self.head else None
+        labelled = self.head is not None and self.task != "fill-mask"
+        return list(self.head.model.config.id2label.values()) if labelled and self.head else None
 
     @property
     def overrides(self) -> Mapping[str, Any]:
@@ -189,11 +192,12 @@ def build_peft_adapter(
     dtype: torch.dtype,
     of_base: HeadsOfBase,
     tokenizers: Tokenizers,
+    masked: MaskedHead,
 ) -> PeftAdapter:
     """Fit a checkpoint to a backbone through PEFT: every key placed, every shape checked, the head built.
 
-    Nothing of the backbone changes. Raises what :func:`build_peft_model` and :func:`fill_head` do, and NoEffectError
-    for tensors that hold NaN or infinity.
+    Nothing of the backbone changes. Raises what :func:`build_peft_model`, :func:`fill_head` and
+    :meth:`MaskedHead.get` do, and NoEffectError for tensors that hold NaN or infinity.
     """
     task, digest = task_of(checkpoint), checkpoint.digest
     names = plain_names(checkpoint.tensors)
@@ -202,13 +206,18 @@ def build_peft_adapter(
     # Some methods keep indices beside their weights.
     largest_values({key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}, checkpoint.source)
     whole, body = inference.model, inference.body
-    plain_head = None
+    plain_head, lender = None, whole
     if task in TASK_CLASSES:
         plain_head, model = (
             _headed(checkpoint, task, tensors, part, inference, dtype, of_base, shared)
             for part, shared in ((body, True), (mirror(body), False))
         )
         bare, root = plain_head.model, model.model
+    elif task == "fill-mask" and is_encoder(body.config):
+        known = masked.get(checkpoint.source)
+        known.demand([name.removeprefix(prefix) for name in tensors for prefix in PREFIXES], checkpoint.source)
+        lender, root = known.around(body), known.around(mirror(body))
+        bare, plain_head = lender, TaskHead(lender, reads_body_output=False)
     else:
         bare = whole if _fits(tensors, whole, body) else body
         root = mirror(bare)
@@ -219,7 +228,7 @@ def build_peft_adapter(
         if plain_head is not None:
             plain_head = TaskHead(bare, reads_body_output=False)
     rows = root.get_input_embeddings().weight.shape[0]
-    view = PeftView(build_peft_model(checkpoint, tensors, root, inference.model))
+    view = PeftView(build_peft_model(checkpoint, tensors, root, lender))
     virtual = view.virtual_tokens
     passes = _passes(view, view)
     # A language model that was adapted for its hidden states gives them from its body, into which PEFT's layers went.
@@ -241,7 +250,7 @@ def build_peft_adapter(
         head=TaskHead(passes, reads_body_output=False) if plain_head is not None else None,
         plain_head=plain_head,
         golden=read_golden(checkpoint),
-        nbytes=_own_bytes(view.peft_model, inference.model),
+        nbytes=_own_bytes(view.peft_model, lender),
         bare=bare,
         own_tokenizer=tokenizers.of(checkpoint, rows),
     )

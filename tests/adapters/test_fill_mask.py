@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from peft import LoHaConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, pipeline
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError, UsageError
 from lorary.hub.manifest import BaseIdentity, Manifest
-from tiny import make_adapter, make_config, make_tokenizer, peft_reference
+from tiny import default_targets, make_adapter, make_config, make_tokenizer, peft_reference
 
 TEXTS = ["profit [MASK] the bank", "patient [MASK] asthma and cancer"]
 HEADS = {"bert": "cls", "roberta": "lm_head", "distilbert": "vocab_transform"}
@@ -63,6 +64,30 @@ def test_equals_the_pipeline(masked_bases, tmp_path, family, params):
     assert_same_fillings(backbone.predict(TEXTS[0], "it", **params), reference(TEXTS[0], **params))
     two = "profit [MASK] the [MASK]"
     assert_same_fillings(backbone.predict(two, "it", **params), reference(two, **params))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("targets", ["body", "head"])
+def test_an_adapter_of_another_method_fills_through_peft(masked_bases, tmp_path, family, targets):
+    """In a masked language model of its own, which leaves the backbone and the head of the others as they are."""
+    base, folder = masked_bases(family), tmp_path / "it"
+    torch.manual_seed(3)
+    model = AutoModelForMaskedLM.from_pretrained(base)
+    reached = {"body": [default_targets(model)[0]], "head": [DENSE[family]]}[targets]
+    peft_model = get_peft_model(model, LoHaConfig(r=4, alpha=8, target_modules=reached, init_weights=False))
+    peft_model.save_pretrained(folder)
+    Manifest("fill-mask", BaseIdentity("x")).write(folder)
+
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(fill_mask_adapter(base, tmp_path / "slot"))
+    others = backbone.predict(TEXTS, "slot")
+    loaded = backbone.load(folder)
+    assert loaded.labels is None
+    reference = pipeline("fill-mask", model=peft_model.eval().base_model.model, tokenizer=backbone.tokenizer)
+    assert_same_fillings(backbone.predict(TEXTS, "it"), reference(TEXTS))
+    assert_same_fillings(backbone.predict(TEXTS, ["slot", "it"])[0], others[0])
+    backbone.unload("it")
+    assert_same_fillings(backbone.predict(TEXTS, "slot"), others)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])

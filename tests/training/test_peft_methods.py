@@ -12,6 +12,7 @@ from lorary.adapters.through_peft.view import UnpaddedPasses
 from lorary.hub.errors import RecipeError, TrainingError
 from lorary.training import train
 from lorary.training.data import load_data
+from lorary.training.estimate.plan import estimate
 from lorary.training.model import take_off
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
@@ -48,6 +49,8 @@ def recipe_of(make_recipe, method, task, **more):
         ("text-classification", "prompt-tuning", "none"),
         ("token-classification", "loha", "none"),
         ("token-classification", "prefix-tuning", "none"),
+        ("fill-mask", "loha", "none"),
+        ("fill-mask", "ia3", "int8"),
         ("text-generation", "ia3", "nf4"),
         ("text-generation", "oft", "nf4"),
         ("text-generation", "p-tuning", "none"),
@@ -73,6 +76,7 @@ def test_ia3_comes_off_a_head_of_several_layers(make_recipe):
     plain = take_off(ready.model, ready.base)
     assert type(plain.classifier).__name__ == "RobertaClassificationHead"
     assert not any(hasattr(module, "base_layer") for module in plain.modules())
+    assert not hasattr(plain, "peft_config")
 
 
 FEW_WORDS = {"generation.rows": 1, "training.max_target_length": 4}
@@ -161,6 +165,7 @@ def test_all_norms_are_trained_unless_some_are_named(make_recipe):
             {"method": "prompt-tuning", "task": "token-classification"},
             "PEFT has prompt-tuning for text-classification, text-generation, .* only",
         ),
+        ({"method": "prefix-tuning", "task": "fill-mask"}, "PEFT has prefix-tuning for text-classification, .* only"),
         ({"method": "trainable-tokens"}, "PEFT has trainable-tokens for text-generation only"),
     ],
 )
@@ -179,6 +184,20 @@ def test_settings_that_the_method_does_not_have_are_named_before_the_base_is_loo
     recipe = make_recipe(method="boft", base="no/such-base", **{"peft.boft_block_size": 4, "peft.boft_block_num": 4})
     with pytest.raises(RecipeError, match="peft: boft refuses its settings: "):
         train(recipe, registry)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "float16"}, "dtype: float16 isn't trained in on a CPU; use bfloat16 or float32"),
+        ({"dtype": "bfloat16", "quantization": "int8", "method": "ia3"}, "PEFT can't train ia3 on an 8-bit base in"),
+    ],
+)
+def test_what_a_cpu_cannot_train_in_is_refused_before_the_base_is_looked_for(settings, message, make_recipe, registry):
+    recipe = make_recipe(base="no/such-base", **settings)
+    for attempt in (lambda: train(recipe, registry), lambda: estimate(recipe)):
+        with pytest.raises(RecipeError, match=message):
+            attempt()
 
 
 def test_what_peft_refuses_on_the_base_is_an_error_of_the_run(make_recipe):

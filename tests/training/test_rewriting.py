@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import DataError, RecipeError, TrainingError
@@ -14,6 +15,7 @@ from lorary.training.data import Example
 from lorary.training.fitting.evaluate import IGNORED
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
+from lorary.training.tasks.forms import demand_decoder
 from samples import ENDINGS, encoder_decoder, summary_rows, write_jsonl
 
 SHORT = {"training.max_target_length": 12}
@@ -226,6 +228,9 @@ def test_a_long_target_is_cut_before_its_end_and_counted(make_recipe, bases):
         learned = [label for label in feature["labels"] if label != IGNORED]
         assert (len(learned), learned[-1]) == (12, tokenizer.eos_token_id)
         assert notes[-1] == "1 of 1 targets are longer than 12 tokens and were cut (training.max_target_length)"
+        room = task.room(64)
+        assert room.most == "64 tokens of text or 12 of target"
+        assert room.settings == "training.max_length or training.max_target_length"
 
 
 # Measuring
@@ -247,7 +252,6 @@ def test_texts_are_generated_for_some_rows_and_the_loss_is_that_of_all(make_reci
     ("task", "family", "settings", "message"),
     [
         ("summarization", "t5", {"prompt.template": "{prompt} TL;DR:"}, "encoder-decoder, which takes a prefix only"),
-        ("summarization", "t5", {"dtype": "float16"}, "overflow in it"),
         ("summarization", "bert", {}, "is an encoder, which can't generate"),
         ("translation", "mbart", {}, "marks each text with its language; name both"),
         ("translation", "mbart", {**MBART, "data.target_lang": "German"}, "knows no language 'German'"),
@@ -260,6 +264,14 @@ def test_what_a_base_cannot_do_is_refused(task, family, settings, message, make_
     with pytest.raises(TrainingError, match=message):
         train(make_recipe(task, family, **{**SHORT, **settings}), registry)
     assert not (tmp_path / "out").exists()
+
+
+def test_t5_is_refused_in_float16(bases):
+    """Of a GPU's dtypes; on a CPU no base is trained in it."""
+    config = AutoConfig.from_pretrained(bases("t5"))
+    with pytest.raises(TrainingError, match="the activations of 't5' overflow in it"):
+        demand_decoder(config, torch.float16)
+    demand_decoder(config, torch.bfloat16)
 
 
 @pytest.mark.parametrize(

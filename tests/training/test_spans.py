@@ -306,7 +306,6 @@ def place(key):
     ("family", "settings", "message"),
     [
         ("t5-spans", {"training.whole_word_mask": True}, "training.whole_word_mask: an encoder-decoder hides spans"),
-        ("t5-spans", {"dtype": "float16"}, "dtype float16: the activations of 't5' overflow"),
         ("t5-spans", {"data.source_lang": "en"}, "data.source_lang: the tokenizer of 't5' marks no languages"),
         ("mbart", {}, "name it with data.source_lang, in a code such as 'en_XX'"),
         ("mbart", {"data.source_lang": "english"}, "data.source_lang: .* knows no language 'english'"),

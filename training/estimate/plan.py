@@ -16,7 +16,7 @@ from lorary.training.data import Examples, load_data
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
-from lorary.training.model import Base, refuse_other_kinds, with_tokens
+from lorary.training.model import Base, check_settings, refuse_other_kinds, with_tokens
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
@@ -65,6 +65,7 @@ def estimate(
             and its tokens are there. What a stacked one holds, frozen, isn't counted.
 
     Raises:
+        RecipeError: settings that the method or the device doesn't take.
         DataError: as ``train``.
         BaseNotFoundError: no config or tokenizer of the base.
         TrainingError: the base can't be trained for the task, or not with these settings.
@@ -74,6 +75,7 @@ def estimate(
 
     reporter = progress or Reporter()
     device = pick_device(recipe.device)
+    check_settings(recipe)
     with quiet_libraries():
         data = load_data(recipe, reporter.note)
         path = resolve_base(recipe.base, revision=recipe.revision, weights=False).path
@@ -83,6 +85,7 @@ def estimate(
             raise BaseNotFoundError(f"base {recipe.base!r}: {str(error).strip().splitlines()[0]}") from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
         task, base = _without_weights(recipe, data, tokenizer, config, parent)
         if parent is not None and recipe.start != "stack":

@@ -85,6 +85,7 @@ def _unloaded(model: Any) -> Any:
             if isinstance(module, BaseTunerLayer):
                 parent, _, last = path.rpartition(".")
                 setattr(base.get_submodule(parent), last, module.get_base_layer())
+        vars(base).pop("peft_config", None)  # PEFT would warn of it when the next adapter goes on
         return base
 
 

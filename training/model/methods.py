@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from lorary.adapters.base.device import pick_device
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.modules import map_modules
 from lorary.hub.errors import RecipeError, TrainingError
@@ -24,11 +25,14 @@ _BY_PEFT = ("gaussian", "orthogonal", "eva")
 
 
 def check_settings(recipe: Recipe) -> None:
-    """Hold ``peft`` against the method's config, which takes PEFT's import: before anything else is loaded.
+    """Hold ``dtype`` against the device, and ``peft`` against the method's config: before anything else is loaded.
 
     Raises:
-        RecipeError: keys that the method doesn't have, or values that it refuses.
+        RecipeError: arithmetic that can't be trained in on a CPU; keys that the method doesn't have, or values that it
+            refuses.
     """
+    if pick_device(recipe.device).type == "cpu":
+        _demand_trainable_on_cpu(recipe)
     if recipe.method in LORA_METHODS:
         return
     config_class, known = _config_class(recipe)
@@ -47,6 +51,16 @@ def check_settings(recipe: Recipe) -> None:
             problems.append(f"peft: {recipe.method} refuses its settings: {_first_line(error)}")
     if problems:
         raise RecipeError("recipe", problems)
+
+
+def _demand_trainable_on_cpu(recipe: Recipe) -> None:
+    """Neither torch nor accelerate scales losses on CPUs, so that small gradients would be zeros in float16."""
+    instead = "use bfloat16 or float32, or train on a GPU"
+    if recipe.dtype == "float16":
+        raise RecipeError("recipe", [f"dtype: float16 isn't trained in on a CPU; {instead}"])
+    if (recipe.method, recipe.quantization, recipe.dtype) == ("ia3", "int8", "bfloat16"):
+        # PEFT (0.21) asks whether CUDA's autocast is on, and gives a norm in bfloat16 what is float32.
+        raise RecipeError("recipe", ["dtype: PEFT can't train ia3 on an 8-bit base in bfloat16 on a CPU; use float32"])
 
 
 def virtual_tokens(recipe: Recipe) -> int:

@@ -50,6 +50,8 @@ _VIRTUAL = {"num_virtual_tokens": 20}
 _GENERATION = ("text-generation",)
 # PEFT puts virtual tokens before the text, and has labels for those in these tasks alone.
 _WITH_VIRTUAL = ("text-classification", "text-generation", "summarization", "translation")
+# Of prefixes it has no class for fill-mask, which is no task of its own.
+_WITH_PREFIX = (*_WITH_VIRTUAL, "token-classification", "question-answering", "feature-extraction")
 
 # The run adds what draws A and B to be orthogonal itself, and knows its steps only when its trainer does.
 _ADALORA = MethodFacts(
@@ -85,7 +87,7 @@ PEFT_METHODS: Mapping[str, MethodFacts] = {
     "oft": MethodFacts("OFT", quantized=True),
     "p-tuning": MethodFacts("P_TUNING", None, {**_VIRTUAL, "encoder_hidden_size": 128}, _WITH_VIRTUAL, quantized=True),
     "peanut": MethodFacts("PEANUT"),
-    "prefix-tuning": MethodFacts("PREFIX_TUNING", None, _VIRTUAL, quantized=True),
+    "prefix-tuning": MethodFacts("PREFIX_TUNING", None, _VIRTUAL, _WITH_PREFIX, quantized=True),
     "prompt-tuning": MethodFacts("PROMPT_TUNING", None, _VIRTUAL, _WITH_VIRTUAL, quantized=True),
     "psoft": MethodFacts("PSOFT"),
     "pvera": MethodFacts("PVERA"),

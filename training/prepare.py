@@ -158,7 +158,7 @@ def encode_parts(
         for part, examples in parts.items()
         if examples
     }
-    encoded, lengths = fit_lengths(encoded, recipe.data.too_long, max_length, reporter.note)
+    encoded, lengths = fit_lengths(encoded, recipe.data.too_long, task.room(max_length), reporter.note)
     return encoded, lengths, max_length
 
 

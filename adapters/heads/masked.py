@@ -61,8 +61,9 @@ class MaskedModel:
             memo[id(tensor)] = torch.nn.Parameter(tensor.detach(), requires_grad=False) if plain else tensor
         for module in self.model.modules():
             if isinstance(module, SharedBody):
+                shared: Any = module.shared
                 memo[id(module)] = body
-                memo[id(module.shared.get_input_embeddings().weight)] = body.get_input_embeddings().weight
+                memo[id(shared.get_input_embeddings().weight)] = body.get_input_embeddings().weight
         return copy.deepcopy(self.model, memo)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lorary.hub.cli.main import main
 from lorary.hub.errors import EstimateError, TrainingError
@@ -200,6 +202,7 @@ def test_a_strangers_provenance_is_no_prediction(make_recipe, registry):
         {"quantization": "fp4", "double_quantization": False},
         {"method": "loha"},
         {"method": "prefix-tuning"},
+        {"method": "adalora", "quantization": "nf4"},
     ],
     ids=str,
 )
@@ -231,6 +234,15 @@ def test_a_method_that_reads_weights_or_does_not_fit_says_so(settings, message, 
 def test_a_base_that_cannot_be_trained_for_the_task_is_no_estimate(task, family, message, make_recipe):
     with pytest.raises(TrainingError, match=message):
         estimate(make_recipe(task, family))
+
+
+def test_a_decoder_whose_tokenizer_alone_knows_its_padding_can_be_estimated(make_recipe, bases, tmp_path):
+    """Its classifier looks for the last token that isn't padding, and asks the config which that is."""
+    folder = shutil.copytree(bases("llama"), tmp_path / "padded")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = "</s>"
+    tokenizer.save_pretrained(folder)
+    assert estimate(make_recipe("text-classification", base=str(folder))).cost.step.peak > 0
 
 
 def test_a_pair_counts_both_replies(make_recipe, tmp_path):

@@ -10,10 +10,11 @@ from lorary.training.data import Example
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
 from lorary.training.tasks.encoded import Encoded
-from lorary.training.tasks.lengths import Length, fit_lengths
+from lorary.training.tasks.lengths import Length, Room, fit_lengths
 from samples import bpe_tokenizer, wordpiece_tokenizer, write_jsonl
 
 LIMIT = 16
+ROOM = Room(f"{LIMIT} tokens", "training.max_length")
 
 
 def classify(make_recipe, *word_counts):
@@ -75,7 +76,7 @@ FITS, CUT, LONGEST, BARE = Length(8, 8), Length(20, 16), Length(30, 16), Length(
 
 def test_truncated_rows_are_counted_with_their_tokens():
     notes: list[str] = []
-    parts, figures = fit_lengths({"train": made(FITS, CUT, LONGEST, FITS)}, "truncate", LIMIT, notes.append)
+    parts, figures = fit_lengths({"train": made(FITS, CUT, LONGEST, FITS)}, "truncate", ROOM, notes.append)
     assert len(parts["train"].features) == 4
     assert notes == [
         "2 of 4 training rows are longer than 16 tokens (the longest: 30) and were cut: 18 tokens lost "
@@ -89,7 +90,7 @@ def test_truncated_rows_are_counted_with_their_tokens():
 def test_drop_leaves_long_rows_out_of_the_training_rows_alone():
     notes: list[str] = []
     rows = made(FITS, CUT, LONGEST, FITS)
-    parts, figures = fit_lengths({"train": rows, "validation": rows, "test": rows}, "drop", LIMIT, notes.append)
+    parts, figures = fit_lengths({"train": rows, "validation": rows, "test": rows}, "drop", ROOM, notes.append)
     assert parts["train"].golds == (0, 3)
     assert [example.place for example in parts["train"].examples] == ["rows.jsonl, row 1", "rows.jsonl, row 4"]
     assert parts["train"].lengths == (FITS, FITS)
@@ -103,7 +104,7 @@ def test_drop_leaves_long_rows_out_of_the_training_rows_alone():
 def test_rows_with_nothing_to_learn_are_not_trained_on_and_stay_among_the_held_out():
     notes: list[str] = []
     rows = made(FITS, BARE, CUT)
-    parts, figures = fit_lengths({"train": rows, "test": rows}, "truncate", LIMIT, notes.append)
+    parts, figures = fit_lengths({"train": rows, "test": rows}, "truncate", ROOM, notes.append)
     assert parts["train"].golds == (0, 2)
     assert parts["test"].golds == (0, 1, 2)
     assert "1 of 3 training rows were dropped: nothing to learn within 16 tokens (first: rows.jsonl, row 2)" in notes
@@ -115,26 +116,28 @@ def test_rows_with_nothing_to_learn_are_not_trained_on_and_stay_among_the_held_o
 @pytest.mark.parametrize(("part", "kind"), [("train", "training"), ("test", "held-out")])
 def test_a_part_without_anything_to_learn_is_an_error(part, kind):
     with pytest.raises(DataError, match=f"no {kind} row has a token to learn within 16 tokens .the longest has 40"):
-        fit_lengths({part: made(BARE, BARE)}, "truncate", LIMIT, lambda line: None)
+        fit_lengths({part: made(BARE, BARE)}, "truncate", ROOM, lambda line: None)
 
 
 def test_longer_rows_are_not_asked_for_where_none_is_too_long():
     with pytest.raises(DataError) as caught:
-        fit_lengths({"train": made(Length(8, 8, learned=False))}, "truncate", LIMIT, lambda line: None)
+        fit_lengths({"train": made(Length(8, 8, learned=False))}, "truncate", ROOM, lambda line: None)
     assert "max_length" not in str(caught.value)
 
 
 def test_error_lists_the_long_rows_of_all_parts_with_their_lengths():
     with pytest.raises(DataError) as caught:
-        fit_lengths({"train": made(FITS, CUT), "test": made(LONGEST)}, "error", LIMIT, lambda line: None)
+        fit_lengths({"train": made(FITS, CUT), "test": made(LONGEST)}, "error", ROOM, lambda line: None)
     assert caught.value.problems == ("rows.jsonl, row 2: 20 tokens, 16 fit", "rows.jsonl, row 1: 30 tokens, 16 fit")
-    assert "raise it, or set data.too_long to truncate or drop" in str(caught.value)
-    fit_lengths({"train": made(FITS)}, "error", LIMIT, lambda line: None)
+    assert "rows of more than 16 tokens; raise training.max_length, or set data.too_long to truncate or drop" in str(
+        caught.value
+    )
+    fit_lengths({"train": made(FITS)}, "error", ROOM, lambda line: None)
 
 
 def test_a_task_that_never_cuts_has_no_figures():
     whole = Encoded((Example({}, ""),), ({"input_ids": [1]},), (None,))
-    assert fit_lengths({"train": whole}, "error", LIMIT, lambda line: None) == ({"train": whole}, {})
+    assert fit_lengths({"train": whole}, "error", ROOM, lambda line: None) == ({"train": whole}, {})
 
 
 def long_rows(tmp_path):

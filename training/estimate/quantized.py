@@ -43,8 +43,10 @@ class QuantizedLinear(nn.Linear):
         """[..., in] to [..., out], in the compute dtype."""
         shape = (self.out_features, self.in_features)
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        product: torch.Tensor = _Unpack.apply(input.to(self.compute_dtype), self.weight, shape, bias)
-        return product
+        # Flat within: what adds to an output in place (AdaLoRA) may not do so to a view that was made in there.
+        rows = input.to(self.compute_dtype).flatten(0, -2)
+        product: torch.Tensor = _Unpack.apply(rows, self.weight, shape, bias)
+        return product.view(*input.shape[:-1], self.out_features)
 
 
 class _Unpack(torch.autograd.Function):

@@ -19,6 +19,7 @@ from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.coding import Coded, code_rows, settings_of
 from lorary.training.tasks.encoded import Encoded, Feature
+from lorary.training.tasks.lengths import Room
 from lorary.training.tasks.token_cache import TokenCache
 
 if TYPE_CHECKING:
@@ -266,6 +267,10 @@ class Task(ABC):
     def gated(self, metrics: Metrics, dtype: str) -> Metrics:
         """Of the metrics, those that the gate may compare: that come out the same in arithmetic of ``dtype``."""
         return metrics
+
+    def room(self, max_length: int) -> Room:
+        """How long a row may be, and which settings say so."""
+        return Room(f"{max_length} tokens", "training.max_length")
 
     def preprocessing(self, max_length: int) -> Preprocessing:
         """How rows become token ids, for the manifest."""

@@ -35,8 +35,16 @@ class Length:
         return self.full - self.kept
 
 
+@dataclass(frozen=True)
+class Room:
+    """How long a row may be, in words, and the settings that say so."""
+
+    most: str
+    settings: str
+
+
 def fit_lengths(
-    parts: Mapping[str, Encoded], too_long: TooLong, max_length: int, note: Note
+    parts: Mapping[str, Encoded], too_long: TooLong, room: Room, note: Note
 ) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
     """Deal with the rows that were cut, and count them.
 
@@ -46,6 +54,7 @@ def fit_lengths(
 
     Args:
         parts: encoded rows by part (``train``, ``validation``, ``test``).
+        room: what they were cut to.
         note: is told of rows that were cut or dropped, part by part.
 
     Returns:
@@ -58,25 +67,23 @@ def fit_lengths(
             part is left.
     """
     if too_long == "error":
-        _refuse(parts, max_length)
+        _refuse(parts, room)
     fitted, figures = {}, {}
     for part, encoded in parts.items():
         fitted[part] = encoded
         if encoded.lengths:
-            fitted[part], figures[part] = _fit(encoded, part, too_long, max_length, note)
+            fitted[part], figures[part] = _fit(encoded, part, too_long, room, note)
     return fitted, figures
 
 
-def _refuse(parts: Mapping[str, Encoded], max_length: int) -> None:
+def _refuse(parts: Mapping[str, Encoded], room: Room) -> None:
     problems = [
         f"{example.place}: {length.full} tokens, {length.kept} fit"
         for encoded in parts.values()
         for example, length in _cut(encoded)
     ]
     if problems:
-        subject = (
-            f"rows too long for training.max_length {max_length}; raise it, or set data.too_long to truncate or drop"
-        )
+        subject = f"rows of more than {room.most}; raise {room.settings}, or set data.too_long to truncate or drop"
         raise report(subject, problems)
 
 
@@ -85,7 +92,7 @@ def _cut(encoded: Encoded) -> list[tuple[Example, Length]]:
     return [(example, length) for example, length in pairs if length.cut]
 
 
-def _fit(encoded: Encoded, part: str, too_long: TooLong, max_length: int, note: Note) -> tuple[Encoded, dict[str, int]]:
+def _fit(encoded: Encoded, part: str, too_long: TooLong, room: Room, note: Note) -> tuple[Encoded, dict[str, int]]:
     kind, rows, cut = _PARTS[part], len(encoded.lengths), _cut(encoded)
     dropping = too_long == "drop" and part == "train"
     bare = [example for example, length in zip(encoded.examples, encoded.lengths, strict=True) if not length.learned]
@@ -102,20 +109,20 @@ def _fit(encoded: Encoded, part: str, too_long: TooLong, max_length: int, note: 
         raise DataError(
             "rows",
             [
-                f"no {kind} row has a token to learn within {max_length} tokens (the longest has {longest})"
-                + ("; raise training.max_length" if longest > max_length else "")
+                f"no {kind} row has a token to learn within {room.most} (the longest has {longest})"
+                + (f"; raise {room.settings}" if cut else "")
             ],
         )
     if cut:
-        told = f"{len(cut)} of {rows} {kind} rows are longer than {max_length} tokens (the longest: {longest})"
+        told = f"{len(cut)} of {rows} {kind} rows are longer than {room.most} (the longest: {longest})"
         if dropping:
             note(f"{told} and were dropped (data.too_long)")
         else:
             reason = "; only training rows are dropped, or the metrics would flatter" if too_long == "drop" else ""
-            note(f"{told} and were cut: {lost} tokens lost (training.max_length, data.too_long){reason}")
+            note(f"{told} and were cut: {lost} tokens lost ({room.settings}, data.too_long){reason}")
     if bare:
         what = "have nothing to score" if part == "test" else "were dropped: nothing to learn"
-        note(f"{len(bare)} of {rows} {kind} rows {what} within {max_length} tokens (first: {bare[0].place})")
+        note(f"{len(bare)} of {rows} {kind} rows {what} within {room.most} (first: {bare[0].place})")
     return fitted, {
         "rows": rows,
         "longest": longest,

@@ -25,7 +25,7 @@ from lorary.training.tasks.base import Metrics
 from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.forms import T5_KIN, Causal, EncoderDecoder, Form, demand_decoder
-from lorary.training.tasks.lengths import Length
+from lorary.training.tasks.lengths import Length, Room
 from lorary.training.tasks.token_scores import TokenScore
 from lorary.training.tasks.writing import WritesTexts
 
@@ -219,6 +219,11 @@ class Rewriting(WritesTexts):
                 f"{cut} of {len(rows)} targets are longer than {self.target_length} tokens and were cut "
                 "(training.max_target_length)"
             )
+
+    def room(self, max_length: int) -> Room:
+        """Texts and targets have lengths of their own."""
+        most = f"{max_length} tokens of text or {self.target_length} of target"
+        return Room(most, "training.max_length or training.max_target_length")
 
     def _target(self, text: str, tokenizer: Any) -> tuple[list[int], int]:
         """A target's ids, which end with end-of-text however long it is, and how many there would be."""

@@ -178,9 +178,19 @@ def meet(recipe: Recipe, task: Task, base: Base, reporter: Reporter) -> int:
             f"method: {recipe.method} puts its virtual tokens before a text's embeddings, which "
             f"{type(base.model).__name__} doesn't take; use method: lora, or ia3"
         )
+    if recipe.method == "prefix-tuning" and task.name == "text-generation" and _has_router(base.model.config):
+        raise TrainingError(
+            f"method: prefix-tuning doesn't train {type(base.model).__name__}: its router's loss is taken over the "
+            "text's tokens, which the prefix is none of; use method: prompt-tuning, or lora"
+        )
     wanted = recipe.training.max_length
     most = min(base.tokenizer.model_max_length, longest_input(base.model) or sys.maxsize)
     longest = int(min(wanted, most - virtual_tokens(recipe)))
     if longest < wanted:
         reporter.note(f"the base takes {longest} tokens, training.max_length asks for {wanted}: {longest} are used")
     return task.meet(base.model, base.tokenizer, longest, reporter.note)
+
+
+def _has_router(config: Any) -> bool:
+    """Is it a mixture of experts, of which TRL's trainers ask for the router's loss?"""
+    return hasattr(config.get_text_config(), "output_router_logits")

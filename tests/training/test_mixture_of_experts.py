@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers as t
 
+from lorary.hub.errors import TrainingError
 from lorary.training import train
-from runs import golden, peft_logits
+from runs import golden, peft_logits, prepared
 from samples import bpe_tokenizer, save_base
 
 SIZES = {
@@ -16,10 +17,7 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("asked", [False, True], ids=["silent", "asked"])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, registry, tmp_path):
-    """Also where the base's own config asks for what its router gives."""
+def base_of(family, folder, asked=False):
     tokenizer = bpe_tokenizer()
     common = {**SIZES, "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1}
     config = {
@@ -28,11 +26,24 @@ def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, regi
     }[family]()
     config.output_router_logits = asked
     torch.manual_seed(0)
-    base = save_base(t.AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "base")
-    recipe = make_recipe("text-generation", base=str(base), rows=32, **{"training.epochs": 3})
+    return str(save_base(t.AutoModelForCausalLM.from_config(config), tokenizer, folder))
+
+
+def test_a_prefix_that_the_routers_loss_does_not_know_is_refused(make_recipe, tmp_path):
+    recipe = make_recipe("text-generation", base=base_of("mixtral", tmp_path / "base"), method="prefix-tuning")
+    with pytest.raises(TrainingError, match="prefix-tuning doesn't train MixtralForCausalLM: its router's loss"):
+        prepared(recipe)
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["silent", "asked"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, registry, tmp_path):
+    """Also where the base's own config asks for what its router gives."""
+    base = base_of(family, tmp_path / "base", asked)
+    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 3})
     version = train(recipe, registry)
     assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
     for found, want in zip(
-        peft_logits(tmp_path / "out", str(base), "text-generation"), golden(tmp_path / "out"), strict=True
+        peft_logits(tmp_path / "out", base, "text-generation"), golden(tmp_path / "out"), strict=True
     ):
         torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)

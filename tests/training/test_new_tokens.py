@@ -249,6 +249,7 @@ def test_an_estimate(with_tokens):
         ({"tokens.end": "</x>"}, r"tokens\.end: '</x>' isn't among tokens\.add"),
         ({"tokens.add": None}, r"tokens\.special: says something of new tokens"),
         ({"method": "ia3"}, "new tokens are trained beside LoRA"),
+        ({"lora.init": "eva"}, "PEFT's eva also looks at what an embedding with new tokens is given"),
         ({"strategy": "direct"}, "trains nothing"),
         ({"from": "other@1"}, "keeps its vocabulary"),
     ],

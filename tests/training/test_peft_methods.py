@@ -137,6 +137,14 @@ def test_virtual_tokens_take_some_of_the_bases_positions(make_recipe):
     assert "the base takes 60 tokens, training.max_length asks for 64: 60 are used" in reporter.notices
 
 
+@pytest.mark.parametrize(("task", "family", "left"), [("translation", "bart", 60), ("summarization", "gpt2", 200)])
+def test_virtual_tokens_take_some_of_a_targets_positions(task, family, left, make_recipe):
+    """A prefix stands before the target of an encoder-decoder, and before the text that a target follows."""
+    settings = {"training.max_target_length": 64 if family == "bart" else 52, "training.max_length": 256}
+    ready = prepared(recipe_of(make_recipe, "prefix-tuning", task, family=family, **settings))
+    assert (ready.task.target_length if family == "bart" else ready.max_length) == left
+
+
 def test_all_norms_are_trained_unless_some_are_named(make_recipe):
     ready = prepared(recipe_of(make_recipe, "ln-tuning", "text-generation"))
     assert len(ready.model.peft_config["default"].target_modules) == 5
@@ -164,6 +172,10 @@ def test_all_norms_are_trained_unless_some_are_named(make_recipe):
         (
             {"method": "prompt-tuning", "task": "token-classification"},
             "PEFT has prompt-tuning for text-classification, text-generation, .* only",
+        ),
+        (
+            {"method": "prefix-tuning", "training.gradient_checkpointing": True},
+            "training.gradient_checkpointing: the prefix stands where transformers keeps past keys",
         ),
         ({"method": "prefix-tuning", "task": "fill-mask"}, "PEFT has prefix-tuning for text-classification, .* only"),
         ({"method": "trainable-tokens"}, "PEFT has trainable-tokens for text-generation only"),

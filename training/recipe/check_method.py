@@ -74,6 +74,12 @@ def _peft(values: Mapping[str, Any], method: str) -> Problems:
             yield f"peft.{key}", f"expected a finite number, found {value}"
     if section(values, "training").get("lora_plus_ratio") is not None:
         yield "training.lora_plus_ratio", f"LoRA+ needs a B matrix that begins at zero, and {method} has none"
+    if method == "prefix-tuning" and section(values, "training").get("gradient_checkpointing"):
+        yield (
+            "training.gradient_checkpointing",
+            "the prefix stands where transformers keeps past keys and values, which it leaves out where activations "
+            "are computed again; leave it out",
+        )
     if facts.targets == "linear":
         yield from _targets("peft.target_modules", peft.get("target_modules"))
     if method == "adalora":

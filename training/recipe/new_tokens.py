@@ -29,6 +29,12 @@ def token_problems(values: Mapping[str, Any]) -> Problems:
     method = values.get("method", "lora")
     if method not in LORA_METHODS:
         yield "tokens.add", f"new tokens are trained beside LoRA and its kin ({', '.join(LORA_METHODS)}), not {method}"
+    if section(values, "lora").get("init") == "eva":
+        yield (
+            "lora.init",
+            "PEFT's eva also looks at what an embedding with new tokens is given, which are ids and have no "
+            "directions; use another init",
+        )
     if values.get("strategy") == "direct":
         yield "tokens.add", "strategy 'direct' trains nothing, and new tokens mean nothing untrained; leave it out"
     if values.get("from") is not None:

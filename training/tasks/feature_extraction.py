@@ -74,8 +74,9 @@ class FeatureExtraction(Task):
         """
         if model.config.is_encoder_decoder:
             raise TrainingError(
-                f"feature-extraction can't be trained on {type(model).__name__}: an encoder-decoder's embedding would "
-                "need its decoder too; choose an encoder or a causal model"
+                f"feature-extraction can't be trained on {type(model).__name__}: its passes run the decoder too, of "
+                "which an embedding has none (an adapter that was trained on the encoder elsewhere is served); choose "
+                "an encoder or a causal model"
             )
         causal = not is_encoder(model.config)
         if causal and self._mode == "cls":

@@ -108,11 +108,14 @@ class Rewriting(WritesTexts):
 
     def _settle_lengths(self, model: Any, max_length: int, note: Note) -> int:
         """Room for text and target, within what the base takes."""
+        from lorary.training.model import virtual_tokens  # which needs the tasks
+
         wanted = self.recipe.training.max_target_length or 128
         longest = longest_input(model)
         self.target_length = wanted
         if longest is None:
             return max_length
+        longest -= virtual_tokens(self.recipe)  # a decoder has them before its target too
         if self.form.encoder_decoder:
             self.target_length = min(wanted, longest)
             if self.target_length < wanted:

@@ -67,7 +67,9 @@ class Assembly:
         self._modules = map_modules(self.model, self.body, random_parameters)
         files_of: dict[str, Any] = {"base": base_files or identity.id, "fingerprint": identity.fingerprint}
         masked = MaskedHead(model, self.model, self.body, **files_of)
-        files = Files(self._inference, self._modules, self.dtype, masked, HeadsOfBase(model, **files_of))
+        files = Files(
+            self._inference, self._modules, self.dtype, masked, HeadsOfBase(model, **files_of, random=random_parameters)
+        )
         self._residency = Residency(limits, self.dtype, SiteOpener(self.model, self._modules, self.device), files)
         self._peft = PeftBook(self.body)
         self._calls = Calls(self._inference, self._residency, self._peft, self._modules)

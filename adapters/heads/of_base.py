@@ -22,13 +22,16 @@ class HeadsOfBase:
     """The head layers of one backbone's base: those of the model it was given, else those in the base's files.
 
     Args:
-        given: the model that the backbone was made around.
+        given: the model that the backbone was made around. Of a language model its head is known to be trained; that of
+            a classifier may be a random one.
         base: the base's folder or id.
         fingerprint: the backbone's, which the files' must equal; None where it has none.
+        random: the given model's parameters that its files lack.
     """
 
-    def __init__(self, given: Any, *, base: str, fingerprint: str | None) -> None:
-        self._given = _beside_body(given)
+    def __init__(self, given: Any, *, base: str, fingerprint: str | None, random: Collection[str] = ()) -> None:
+        of_given = _beside_body(given) if given.get_output_embeddings() is not None else {}
+        self._given = {name: tensor for name, tensor in of_given.items() if name not in random}
         self._base, self._fingerprint = base, fingerprint
         self._read: dict[type, Mapping[str, torch.Tensor]] = {}
         self._lock = threading.Lock()

@@ -61,6 +61,20 @@ def test_the_base_brings_the_layers_that_the_adapter_doesnt(base, tmp_path, meth
     assert torch.allclose(backbone.logits([ROW], "a")[0], expected[0], atol=1e-5)
 
 
+def test_the_random_head_of_a_model_in_memory_is_nobodys(base, tmp_path):
+    """transformers makes one for a task that the files are not of."""
+    from safetensors.torch import load_file, save_file
+
+    folder = adapter(base, tmp_path / "a", CONFIGS["lora"])
+    tensors = load_file(folder / "adapter_model.safetensors")
+    kept = {key: tensor for key, tensor in tensors.items() if not key.endswith("classifier.bias")}
+    save_file(kept, folder / "adapter_model.safetensors")
+    model = transformers.ModernBertForSequenceClassification.from_pretrained(base, num_labels=3)
+    backbone = Backbone.from_model(model, make_tokenizer("bert"))
+    with pytest.raises(KeyMismatchError, match=r"missing: classifier\.bias"):
+        backbone.load(folder, "a")
+
+
 def test_what_neither_has_is_lost(base, tmp_path):
     """PEFT keeps `qa_outputs` for question answering, and ModernBERT's last layer is a `classifier`."""
     config = LoraConfig(r=4, target_modules=["Wqkv"], task_type=TaskType.QUESTION_ANS)

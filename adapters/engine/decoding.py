@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.text.generate import DEFAULT_NEW_TOKENS, room_for
+from lorary.adapters.text.generate import room_for
 from lorary.hub.errors import UsageError
 
 SETTINGS = (
@@ -75,7 +75,6 @@ def plan_decoding(
     Raises:
         UsageError: a setting that an engine doesn't serve, one that has no meaning, or no room for a new token.
     """
-    room_for(model, prompt_tokens, {**own, **settings})
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:
         raise UsageError(
@@ -128,10 +127,9 @@ def _stop_strings(texts: Any, tokenizer: Any) -> Any:
 
 
 def _new_tokens(model: Any, config: Any, prompt_tokens: int) -> int:
-    length = model.generation_config.max_length
     most = config.max_new_tokens
     if most is None:
-        most = length - prompt_tokens if length is not None else DEFAULT_NEW_TOKENS
+        return room_for(model, prompt_tokens, {})
     if not isinstance(most, int) or most < 1:
         raise UsageError(f"max_new_tokens={most}: expected at least 1")
     return most

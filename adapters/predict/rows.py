@@ -50,7 +50,7 @@ def _score(inference: Inference, rows: Sequence[Row], routing: Routing, params: 
     owners = [index for index, pieces in enumerate(encoded) for _ in pieces]
     flat = [piece for pieces in encoded for piece in pieces]
     made: dict[int, torch.Tensor] = {}
-    for part in inference.company.groups([piece["input_ids"].shape[1] for piece in flat], generating=False):
+    for part in inference.padding.groups([piece["input_ids"].shape[1] for piece in flat], generating=False):
         made |= zip(
             part, _pass(inference, [flat[index] for index in part], [owners[i] for i in part], routing), strict=True
         )

@@ -12,7 +12,7 @@ import torch
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.layer.routing import Routing, routed
 from lorary.adapters.running.forward import forward_rows, group_rows
-from lorary.adapters.running.padding import Company
+from lorary.adapters.running.padding import PaddingProbe
 from lorary.adapters.text.generate import (
     PromptRow,
     decode_new,
@@ -44,7 +44,7 @@ class Inference:
     body: Any
     tokenizer: Any
     device: torch.device
-    company: Company
+    padding: PaddingProbe
     rows_first: bool = True  # False: the model's layers don't keep a batch's rows apart, so adapters take turns
     _bare: tuple[tuple[int, ...], dict[str, torch.Tensor]] | None = field(default=None, repr=False)
     # A fast tokenizer keeps truncation and padding as state, so threads that share one would cut each other's rows.
@@ -76,7 +76,7 @@ class Inference:
         settings = {"pad_token_id": self.pad_id} | self.own_settings(routing.adapters[0], kwargs)
         settings |= {"tokenizer": tokenizers[0]} if "stop_strings" in kwargs else {}
         growing = 0 if encoder_decoder else room_for(self.model, inputs["input_ids"].shape[1], settings | kwargs)
-        alike = self.company.groups(batch["attention_mask"].sum(dim=1).tolist(), generating=True, growing=growing)
+        alike = self.padding.groups(batch["attention_mask"].sum(dim=1).tolist(), generating=True, growing=growing)
         if len(alike) > 1:
             return self._generate_in_turn(prompts, routing, kwargs, alike)
         with torch.no_grad(), routed(routing):

@@ -22,7 +22,7 @@ _COARSE = 5e-2  # in narrower dtypes and on quantized weights, whose rounding de
 _ONE_BY_ONE = ("rwkv",)  # transformers carries the state of several rows on wrongly, whatever their lengths
 
 
-class Company:
+class PaddingProbe:
     """Asks of one backbone's model, once and only when rows of several lengths meet, whether padding shows in it.
 
     Args:

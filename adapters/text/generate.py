@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 PromptRow = str | Sequence[Mapping[str, str]]
 
-DEFAULT_NEW_TOKENS = 20
-"""What transformers' ``generate`` goes on for when neither the caller nor the base says."""
+_NEW_TOKENS = 20  # what generate goes on for when neither the caller nor the base says
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def room_for(model: Any, prompt_tokens: int, settings: Mapping[str, Any]) -> int
     config = settings.get("generation_config") or base
     stated = (settings.get("max_new_tokens"), config.max_new_tokens, base.max_new_tokens)
     if (most := next((new for new in stated if new is not None), None)) is not None:
-        return int(most)
+        return most if isinstance(most, int) else 0  # which generate refuses itself
     called = settings.get("max_length", config.max_length if config is not base else None)
     length, whose = (called, "this call") if called is not None else (base.max_length, "the base's generation_config")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -100,7 +99,7 @@ def room_for(model: Any, prompt_tokens: int, settings: Mapping[str, Any]) -> int
         )
     if length is None and positions and prompt_tokens >= positions:
         raise UsageError(f"the prompt has {prompt_tokens} tokens, and the model has {positions} positions; shorten it")
-    return length - prompt_tokens if length is not None else DEFAULT_NEW_TOKENS
+    return length - prompt_tokens if length is not None else _NEW_TOKENS
 
 
 def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool]:

@@ -28,6 +28,14 @@ _TOKENIZERS: Mapping[str, tuple[str, ...]] = {
     "t5": ("unigram", "bpe"),
 }
 
+_HIDING = ("mlm_probability", "whole_word_mask", "mean_span")
+_HIDES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "llama": ("a causal model hides no tokens", ()),
+    "bert": ("BERT hides single tokens or words", ("mlm_probability", "whole_word_mask")),
+    "t5": ("T5 hides spans of tokens", ("mlm_probability", "mean_span")),
+}
+"""By architecture what is hidden, and which of the settings of hiding it has."""
+
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "tiny": {
@@ -233,14 +241,10 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     size = section(values, "tokenizer").get("vocab_size")
     if architecture == "t5" and isinstance(size, int) and 300 <= size < 400:
         yield "tokenizer.vocab_size", f"t5's sentinels are 100 of them; expected at least 400, found {size}"
-    hides = {"bert": ("mlm_probability", "whole_word_mask"), "t5": ("mlm_probability", "mean_span")}
-    what = {"bert": "BERT hides single tokens or words", "t5": "T5 hides spans of tokens"}
-    for key in ("mlm_probability", "whole_word_mask", "mean_span"):
-        if architecture in _TOKENIZERS and training.get(key) and key not in hides.get(str(architecture), ()):
-            yield (
-                f"training.{key}",
-                f"{what.get(str(architecture), 'a causal model hides no tokens')}; the architecture is {architecture}",
-            )
+    what, own = _HIDES.get(str(architecture), ("", _HIDING))
+    for key in _HIDING:
+        if training.get(key) and key not in own:
+            yield f"training.{key}", f"{what}; the architecture is {architecture}"
 
 
 def _corpus(key: str, text: Any) -> Iterator[tuple[str, str]]:

@@ -126,14 +126,17 @@ class Recipe(Section):
 
     def given(self) -> str:
         """What was given, and what followed from it, as YAML: read back, defaults can still be told from settings."""
-        unused = {"peft"} if self.method in LORA_METHODS else {"lora"}
-        told = self.model_dump(exclude_unset=True, exclude_none=True, by_alias=True, exclude=unused)
+        told = self.model_dump(exclude_unset=True, exclude_none=True, by_alias=True, exclude=self._unused)
         return yaml.safe_dump(_lists(told), sort_keys=False, allow_unicode=True)
 
     def settings(self, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
         """The whole recipe as plain values, without what its method doesn't use; :meth:`load` reads it back."""
-        unused = {"peft"} if self.method in LORA_METHODS else {"lora"}
-        return self.model_dump(mode=mode, exclude_none=True, by_alias=True, exclude=unused)
+        return self.model_dump(mode=mode, exclude_none=True, by_alias=True, exclude=self._unused)
+
+    @property
+    def _unused(self) -> set[str]:
+        """The section that the method has no use for."""
+        return {"peft"} if self.method in LORA_METHODS else {"lora"}
 
     @property
     def base_quantization(self) -> str:

@@ -59,6 +59,6 @@ def test_texts_are_those_of_each_row_alone(backbone):
 
 def test_where_length_doesnt_show_rows_share_a_batch(bases):
     for family in ("bert", "gpt2", "llama", "t5", "bart"):
-        company = Backbone.from_pretrained(str(bases(family)))._inference.company
+        probe = Backbone.from_pretrained(str(bases(family)))._inference.padding
         for generating in (False, True)[: 1 if family == "bert" else 2]:
-            assert company.groups([3, 9, 3], generating=generating) == [[0, 1, 2]]
+            assert probe.groups([3, 9, 3], generating=generating) == [[0, 1, 2]]

@@ -21,6 +21,9 @@ SPLITS: Mapping[str, str] = {
 }
 """The splits of a version's metrics by their names for people: the trained adapter, then what it is compared with."""
 
+OWN_SPLITS = frozenset({"test", "validation", "train"})
+"""The splits with figures of the version itself; those of any other are what it is compared with."""
+
 
 def lower_is_better(metric: str) -> bool:
     """True for losses, perplexities and error rates, also as the last word of a name such as ``eval_loss``."""

@@ -11,7 +11,7 @@ from lorary.hub.card.metadata import front_matter, hub_base, hub_license
 from lorary.hub.card.samples import lorary_sample, peft_sample
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.markup import markdown
-from lorary.hub.metrics import SPLITS, headline, lower_is_better
+from lorary.hub.metrics import OWN_SPLITS, SPLITS, headline, lower_is_better
 from lorary.hub.provenance.origin import DataPart, Origin, git_state, packages, read_origin
 from lorary.hub.provenance.private import public_base
 from lorary.hub.units import memory, short_number, size
@@ -182,7 +182,7 @@ def _no_gain(version: Version) -> Iterator[str]:
     name, value = main
     sign = -1 if lower_is_better(name) else 1
     for split, others in version.metrics.items():
-        if split not in ("test", "train") and name in others and sign * value <= sign * others[name]:
+        if split not in OWN_SPLITS and name in others and sign * value <= sign * others[name]:
             yield f"On {markdown(name)} it is no better than {markdown(SPLITS.get(split, split))}."
 
 

@@ -225,3 +225,10 @@ def test_the_samples_text_of_a_foreign_adapter_is_of_its_domain_here(registry, a
     lorary_code, peft_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert "The tenant shall pay" in lorary_code
     assert "The tenant shall pay" in peft_code
+
+
+def test_an_imported_adapter_isn_t_compared_with_its_own_validation_rows(make):
+    metrics = {"validation": {"accuracy": 0.9}, "test": {"accuracy": 0.85}, "untrained": {"accuracy": 0.9}}
+    text, _ = make(metrics=metrics)
+    assert "no better than untrained" in text
+    assert "no better than on validation rows" not in text

@@ -155,9 +155,9 @@ def test_one_class_is_not_enough(make_recipe, tmp_path):
 
 
 def test_label_ids_are_stable_and_numbers_are_ordered_by_value(make_recipe, tmp_path):
-    rows = [{"text": f"t{n}", "label": n} for n in (10, 9, 2, 2, 9, 10, 10, 2, 9, 2)]
+    rows = [{"text": f"t{n}", "label": n} for n in (10, 9, 2, 2, 9, 10, 10, 2, 9, 2, "--5", "--5")]
     data, _ = load(make_recipe, tmp_path, CLASSIFY, rows)
-    assert data.labels == ("2", "9", "10")
+    assert data.labels == ("2", "9", "10", "--5")
     data, _ = load(make_recipe, tmp_path, CLASSIFY, tone_rows(20)[::-1])
     assert data.labels == ("bad", "good")
 
@@ -173,6 +173,20 @@ def test_listed_labels_name_the_numbers_and_set_the_order(make_recipe, tmp_path)
     assert "unknown label '7'; data.labels has a, b" in found
     (found,) = bad(make_recipe, tmp_path, CLASSIFY, rows, **{"data.labels": ("a", "a")})
     assert found == "'a' is listed twice"
+
+
+def test_listed_labels_that_are_numbers_are_names(make_recipe, tmp_path):
+    rows = [{"text": f"t{n}", "label": 1 + n % 3} for n in range(12)]
+    data, _ = load(make_recipe, tmp_path, CLASSIFY, rows, **{"data.labels": ("1", "2", "3", "4")})
+    assert {example.place: example.values["label"] for example in (*data.train, *data.test)} == {
+        f"{tmp_path / 'rows.jsonl'}, row {1 + n}": str(1 + n % 3) for n in range(12)
+    }
+
+
+def test_listed_labels_name_the_numbers_of_a_csv_file_too(make_recipe, tmp_path):
+    rows = "text,label\n" + "".join(f"t{n},{n % 2}\n" for n in range(10))
+    data, _ = load(make_recipe, tmp_path, CLASSIFY, rows, "rows.csv", **{"data.labels": ("negative", "positive")})
+    assert {example.values["label"] for example in data.train} == {"negative", "positive"}
 
 
 def test_all_formats_give_the_same_rows(make_recipe, tmp_path):

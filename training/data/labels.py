@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,8 @@ from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
 from lorary.training.data.files import report
 from lorary.training.recipe.raw import nearest, shown, some
+
+_NUMBER = re.compile(r"-?\d+")
 
 
 def find_labels(
@@ -28,8 +31,10 @@ def find_labels(
         DataError: unknown labels by row, a label listed twice, or nothing to tell apart.
     """
     role = "label" if "label" in columns else "tags"
+    # Labels that are numbers themselves (one to five stars) are names, which no number counts.
+    counted = () if given is None or any(_NUMBER.fullmatch(label) for label in given) else given
     for part, examples in parts.items():
-        parts[part] = tuple(_with_names(example, role, given) for example in examples)
+        parts[part] = tuple(_with_names(example, role, counted) for example in examples)
     if given is not None:
         repeated = sorted(name for name, count in Counter(given).items() if count > 1)
         if repeated:
@@ -60,13 +65,12 @@ def find_labels(
     return labels
 
 
-def _with_names(example: Example, role: str, given: tuple[str, ...] | None) -> Example:
+def _with_names(example: Example, role: str, counted: Sequence[str]) -> Example:
+    """An example with names in place of numbers, which count the labels in ``counted`` from 0 (a CSV file's are texts)."""
+
     def name(value: str | int | float) -> str:
-        if isinstance(value, float):
-            value = int(value)
-        if isinstance(value, int) and given is not None and 0 <= value < len(given):
-            return given[value]
-        return str(value)
+        text = str(int(value) if isinstance(value, float) else value)
+        return counted[int(text)] if text.isdecimal() and int(text) < len(counted) else text
 
     value = example.values[role]
     named = [name(item) for item in value] if isinstance(value, list) else name(value)
@@ -95,4 +99,4 @@ def _names(example: Example, role: str) -> Sequence[str]:
 
 def _order(name: str) -> tuple[int, int, str]:
     """Numbers by value, before names by alphabet: '10' follows '9'."""
-    return (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name)
+    return (0, int(name), name) if _NUMBER.fullmatch(name) else (1, 0, name)

@@ -272,6 +272,14 @@ def test_more_labels_than_held_out_rows_are_split_with_a_notice(make_recipe, tmp
     assert "3 rows can't hold each of 8 labels in proportion: split without regard to labels" in notes
 
 
+@pytest.mark.parametrize("shared", [0, 2])
+def test_labels_that_hardly_recur_are_split_with_a_notice(shared, make_recipe, tmp_path):
+    rows = [{"text": f"t{n}", "label": "same" if n < shared else f"l{n}"} for n in range(20)]
+    data, notes = load(make_recipe, tmp_path, CLASSIFY, rows)
+    assert (len(data.train), len(data.test)) == (16, 4)
+    assert any("labels in proportion: split without regard to labels" in line for line in notes)
+
+
 def test_one_row_cannot_be_split(make_recipe, tmp_path):
     (found,) = bad(make_recipe, tmp_path, GENERATE, [{"prompt": "a", "completion": "b"}])
     assert found == "1 rows are too few to split 0.2 of them off"

@@ -191,6 +191,7 @@ def test_columns_of_0_and_1_are_labels(make_recipe, tmp_path):
         ([[1, 0], [1, 1], [1]], {}, r"row 3, label: expected a list of 0 and 1 for 2 labels, found \[1\]"),
         ([0.5, 1.5, "much"], {}, r"row 3, label: expected a number \(regression\), found 'much'"),
         ([0.5, float("nan"), 1.5], {}, "row 2, label: expected a finite number, found nan"),
+        ([0.5, 10**400, 1.5], {}, "row 2, label: expected a finite number, found 1000"),
         ([2.5] * 5, {}, "every training row has the number 2.5"),
         (["a", "b", "c"], {"problem_type": REGRESSION}, "row 1, label: expected a number"),
         ([True, 2.0, 1.0], {"problem_type": REGRESSION}, "row 1, label: expected a number"),

@@ -66,7 +66,7 @@ def find_labels(
 
 
 def _with_names(example: Example, role: str, counted: Sequence[str]) -> Example:
-    """An example with names in place of numbers, which count the labels in ``counted`` from 0 (a CSV file's are texts)."""
+    """An example with names in place of numbers (texts, in CSV), which count the labels in ``counted`` from 0."""
 
     def name(value: str | int | float) -> str:
         text = str(int(value) if isinstance(value, float) else value)

@@ -47,11 +47,10 @@ def _labels(value: Any) -> str | None:
 
 
 def _number(value: Any) -> str | None:
-    if not isinstance(value, bool) and isinstance(value, (int, float)):
-        return None if math.isfinite(value) else f"expected a finite number, found {value}"
-    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
-        return None if math.isfinite(float(value)) else f"expected a finite number, found {shown(value)}"
-    return f"expected a number ({REGRESSION}), found {shown(value)}"
+    written = isinstance(value, str) and NUMBER.fullmatch(value.strip())
+    if not written and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        return f"expected a number ({REGRESSION}), found {shown(value)}"
+    return None if _is_finite(value) else f"expected a finite number, found {shown(value)}"
 
 
 def _tokens(value: Any) -> str | None:
@@ -88,11 +87,16 @@ def _maybe_empty(value: Any) -> str | None:
 
 
 def _score(value: Any) -> str | None:
+    finite = not isinstance(value, bool) and _is_finite(value)
+    return None if finite else f"expected a number, found {shown(value)}"
+
+
+def _is_finite(value: Any) -> bool:
+    """Is it a finite number, or one as a text (a CSV file's)? A whole number may be too large for a float."""
     try:
-        number = math.nan if isinstance(value, bool) else float(value)  # a CSV file's is a text
+        return math.isfinite(float(value))
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    return None if math.isfinite(number) else f"expected a number, found {shown(value)}"
+        return False
 
 
 CHECKS: Mapping[str, Callable[[Any], str | None]] = {

@@ -42,8 +42,8 @@ def split_rows(
     indices = [index for index, label in enumerate(labels) if label is None or counts[label] > 1]
     classes = {labels[index] for index in indices}
     stratify = [labels[index] for index in indices] if len(classes) > 1 else None
-    if stratify and not len(classes) <= count <= len(indices) - len(classes):
-        note(f"{count} rows can't hold each of {len(classes)} labels in proportion: split without regard to labels")
+    if count > len(indices) - len(classes) or (stratify and count < len(classes)):
+        note(f"{count} rows can't hold each of {len(counts)} labels in proportion: split without regard to labels")
         stratify, indices = None, list(range(len(examples)))
     _, chosen = train_test_split(indices, test_size=count, random_state=seed, stratify=stratify)
     return _parted(examples, set(chosen))

@@ -80,6 +80,8 @@ FILES = {
     "a list as a row": ("a.jsonl", lines(["a", "b"]), "row 13: expected an object with columns, found list"),
     "an object in place of rows": ("a.json", json.dumps({"rows": []}), "expected a list of rows, found dict"),
     "ragged CSV": ("a.csv", "text,label\nx,y\na,b,c\nd\n", "row 3: 3 cells, the header has 2; quote commas - row 4: 1"),
+    "semicolons": ("a.csv", 'text;label\n"a";b\n', "expected commas between columns, found semicolons ('text;label')"),
+    "tabs": ("a.csv", "text\tlabel\na\tb, c\n", "expected commas between columns, found tabs ('text"),
     "duplicated columns": ("a.csv", "text,label,text\na,b,c\n", "row 1: the header names 'text' twice"),
     "duplicated Parquet columns": ("a.parquet", parquet([("text", ["a"]), ("text", ["b"])]), "two columns 'text'"),
     "missing column": ("a.jsonl", table([{"txt": "a", "label": "b"}] * 3), "a.jsonl: no column 'text' (for text)"),
@@ -117,6 +119,7 @@ FILES = {
         "data.broken_tags=error",
     ),
     "answers that aren't there": ("a.jsonl", table(misplaced()), "a.jsonl, row 7", ANSWER),
+    "capitals": ("A.CSV", "text,label\nx,y\na,b,c\n", "A.CSV: 1 problem - row 3: 3 cells, the header has 2"),
     "an unknown kind of file": ("a.tsv", "text\tlabel\n", "'a.tsv' isn't one of .jsonl, .json, .csv"),
 }  # fmt: skip
 

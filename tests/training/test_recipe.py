@@ -147,6 +147,10 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         (["training.class_weights=2"], "class_weights: expected balanced or keys and values below it, found 2"),
         (["training.class_weights={a: -1}"], "class_weights: expected a number above 0.*, found -1"),
         (["data.subset=en"], "data.subset: only a dataset has one; data.train is the file"),
+        (
+            ["data.train=https://example.com/rows.csv"],
+            "'https://example.com/rows.csv' is an address, expected a file or",
+        ),
         (["data.train=rows.txt"], "'rows.txt' isn't one of .jsonl, .json, .csv, .parquet, .conll; convert it"),
         (["data.train=some words"], "is neither a file nor a dataset id"),
         (["data.train=nowhere/rows.jsonl"], "there is no folder 'nowhere'"),

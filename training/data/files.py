@@ -1,26 +1,19 @@
-"""Reading rows from JSONL, JSON, CSV, Parquet and CoNLL files, dataset folders and the Hub, each with its place.
-
-The files are read here rather than by ``datasets`` because a row that can't be read has to be named by its line.
-"""
+"""Reading rows from files, dataset folders and the Hub, each with its place."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError, LoraryError
 from lorary.hub.files.store import hash_file
-from lorary.training.data.contents import decode, read_content
+from lorary.training.data.contents import read_content
+from lorary.training.data.readers import READERS
 from lorary.training.recipe.check import is_data_file
-from lorary.training.recipe.raw import shown as raw_value
 
 SHOWN_PROBLEMS = 20
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -76,129 +69,13 @@ def report(subject: str, problems: list[str]) -> DataError:
 def _read_file(path: Path, shown: str) -> Source:
     content = read_content(path, shown)
     problems: list[str] = []
-    rows = tuple(
-        Row(values, f"{shown}, row {number}") for number, values in _READERS[path.suffix](content, shown, problems)
-    )
+    found = READERS[path.suffix.lower()](content, problems)
+    rows = tuple(Row(values, f"{shown}, row {number}") for number, values in found)
     if problems:
         raise report(shown, problems)
     if not rows:
         raise DataError(shown, ["holds no rows; expected at least a few"])
     return Source(shown, rows, hashlib.sha256(content).hexdigest())
-
-
-Rows = Iterator[tuple[int, dict[str, Any]]]
-
-
-def _jsonl(content: bytes, shown: str, problems: list[str]) -> Rows:
-    # Not splitlines(): U+2028 and its kind are allowed inside a JSON text.
-    for number, line in enumerate(decode(content, problems).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"row {number}: not valid JSON ({error})")
-            continue
-        yield from _object(number, row, problems)
-
-
-def _json(content: bytes, shown: str, problems: list[str]) -> Rows:
-    text = decode(content, problems)
-    if problems or not text.strip():
-        return
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        problems.append(f"not valid JSON ({error}); if each line is a row of its own, name the file .jsonl")
-        return
-    if not isinstance(values, list):
-        problems.append(f"expected a list of rows, found {type(values).__name__}")
-        return
-    for number, row in enumerate(values, start=1):
-        yield from _object(number, row, problems)
-
-
-def _object(number: int, row: Any, problems: list[str]) -> Rows:
-    """The row, where it has columns."""
-    if isinstance(row, dict):
-        yield number, row
-    else:
-        problems.append(f"row {number}: expected an object with columns, found {type(row).__name__}")
-
-
-def _csv(content: bytes, shown: str, problems: list[str]) -> Rows:
-    # The library's own limit is shorter than many a document.
-    csv.field_size_limit(max(csv.field_size_limit(), len(content)))
-    reader = csv.reader(io.StringIO(decode(content, problems), newline=""), strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                if twice := _twice(header):
-                    problems.append(f"row {reader.line_num}: the header names {twice} twice")
-                    return
-            elif len(cells) != len(header):
-                problems.append(
-                    f"row {reader.line_num}: {len(cells)} cells, the header has {len(header)}; quote commas"
-                )
-            else:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        problems.append(f"row {reader.line_num}: not valid CSV ({error})")
-
-
-def _twice(names: list[str]) -> str:
-    """The names that stand more than once, for a message."""
-    return ", ".join(repr(name) for name, count in sorted(Counter(names).items()) if count > 1)
-
-
-def _parquet(content: bytes, shown: str, problems: list[str]) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
-        if twice := _twice(file.schema_arrow.names):
-            problems.append(f"there are two columns {twice}")
-            return
-        table = file.read()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        problems.append(f"not a readable Parquet file ({reason})")
-        return
-    yield from enumerate(table.to_pylist(), start=1)
-
-
-def _conll(content: bytes, shown: str, problems: list[str]) -> Rows:
-    """A line for each word, its tag in the last column, a blank line after each sentence; a row is its first line."""
-    first = 0
-    words: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate([*decode(content, problems).split("\n"), ""], start=1):
-        cells = line.split("\t") if "\t" in line else line.split()
-        cells = [cell.strip() for cell in cells]
-        if not any(cells) or cells[0] == "-DOCSTART-":
-            if words:
-                yield first, {"tokens": words, "tags": tags}
-            first, words, tags = 0, [], []
-        elif len(cells) < 2 or not cells[0] or not cells[-1]:
-            problems.append(f"row {number}: expected a word and its tag, found {raw_value(line.strip())}")
-        else:
-            first = first or number
-            words.append(cells[0])
-            tags.append(cells[-1])
-
-
-_READERS: Mapping[str, Callable[[bytes, str, list[str]], Rows]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-    ".conll": _conll,
-}
 
 
 def _read_dataset(location: str, shown: str, split: str, subset: str | None, revision: str | None) -> Source:

@@ -25,7 +25,7 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     if data.label_columns is not None:
         return MULTI_LABEL
     values = [row.values.get(data.columns.label or "label") for row in train.rows]
-    written = train.shown.endswith(".csv")
+    written = train.shown.lower().endswith(".csv")
     kinds = Counter(_kind(value, written) for value in values)
     numbers = kinds["number"] + kinds["whole"]
     if kinds["list"] > max(kinds["name"], numbers):

@@ -15,7 +15,7 @@ from lorary.hub.reference import check_name
 from lorary.training.recipe.check import DATA_SUFFIXES, is_data_file
 from lorary.training.recipe.corpus import MEAN_SPAN, is_text
 from lorary.training.recipe.explain import explain, where
-from lorary.training.recipe.raw import RawRecipe, in_order, near_file, read_recipe, section
+from lorary.training.recipe.raw import RawRecipe, in_order, no_such_file, read_recipe, section
 from lorary.training.recipe.schema import FLAG_OF
 
 Positive = Annotated[int, Field(gt=0)]
@@ -253,6 +253,6 @@ def _corpus(key: str, text: Any) -> Iterator[tuple[str, str]]:
     path = Path(text).expanduser()
     if not path.exists():
         if is_data_file(text):
-            yield f"data.{key}", f"no such file {text!r}{near_file(path)}"
-    elif not is_text(text) and path.is_file() and path.suffix not in DATA_SUFFIXES:
+            yield f"data.{key}", no_such_file(text)
+    elif not is_text(text) and path.is_file() and path.suffix.lower() not in DATA_SUFFIXES:
         yield f"data.{key}", f"{text!r} is neither a text file (.txt, .md) nor one of {', '.join(DATA_SUFFIXES)}"

@@ -18,7 +18,7 @@ from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
 from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.recipe.new_tokens import token_problems
-from lorary.training.recipe.raw import RawRecipe, near_file, section
+from lorary.training.recipe.raw import RawRecipe, no_such_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
 from lorary.training.recipe.windows import window_problems
 
@@ -42,7 +42,7 @@ def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[
 def is_data_file(text: str) -> bool:
     """Is ``text`` meant as a file or folder, rather than as a dataset id on the Hub?"""
     suffixes = (*DATA_SUFFIXES, *TEXT_SUFFIXES)
-    return text.endswith(suffixes) or text.startswith(("./", "../", "/", "~")) or Path(text).exists()
+    return text.lower().endswith(suffixes) or text.startswith(("./", "../", "/", "~")) or Path(text).exists()
 
 
 Problems = Iterator[tuple[str, str]]
@@ -137,10 +137,10 @@ def _files(values: Mapping[str, Any]) -> Problems:
                 able = ", ".join(DATA_SUFFIXES)
                 yield f"data.{key}", f"{text!r} isn't one of {able}; convert it to one of them: its rows need columns"
             elif not path.exists():
-                yield f"data.{key}", f"no such file {text!r}{near_file(path)}"
+                yield f"data.{key}", no_such_file(text)
         elif is_data_file(text) and not path.exists():
-            yield f"data.{key}", f"no such file {text!r}{near_file(path)}"
-        elif path.suffix in _OTHER_SUFFIXES or (path.is_file() and path.suffix not in DATA_SUFFIXES):
+            yield f"data.{key}", no_such_file(text)
+        elif (kind := path.suffix.lower()) in _OTHER_SUFFIXES or (path.is_file() and kind not in DATA_SUFFIXES):
             yield f"data.{key}", f"{text!r} isn't one of {', '.join(DATA_SUFFIXES)}; convert it to one of them"
         elif path.is_dir() and takes_text(values) and not any(path.iterdir()):
             yield f"data.{key}", f"{text!r} is an empty folder; expected text files or rows in it"
@@ -157,7 +157,7 @@ def _splits(values: Mapping[str, Any]) -> Problems:
     if data.get("validation") is not None and data.get("validation_size") is not None:
         yield "data.validation_size", "data.validation already names the rows; leave one of them out"
     train = data.get("train")
-    if isinstance(train, str) and (train.endswith(DATA_SUFFIXES) or (train and is_text(train))):
+    if isinstance(train, str) and (train.lower().endswith(DATA_SUFFIXES) or (train and is_text(train))):
         for key in ("subset", "test_split", "revision"):
             if data.get(key) is not None:
                 yield f"data.{key}", f"only a dataset has one; data.train is the file {train!r}"

@@ -34,7 +34,9 @@ def is_text(text: str) -> bool:
     path = Path(text).expanduser()
     if not path.is_dir():
         return path.suffix.lower() in TEXT_SUFFIXES
-    return not any(file.suffix in _ROWS for file in path.rglob("*")) and next(text_files(path), None) is not None
+    return (
+        not any(file.suffix.lower() in _ROWS for file in path.rglob("*")) and next(text_files(path), None) is not None
+    )
 
 
 def takes_text(values: Mapping[str, Any]) -> bool:

@@ -188,6 +188,13 @@ def some(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def no_such_file(text: str) -> str:
+    """What to say of a path that leads to no file; an address is none."""
+    if "://" in text:
+        return f"{text!r} is an address, expected a file or a dataset id; download it and name the file"
+    return f"no such file {text!r}{near_file(Path(text).expanduser())}"
+
+
 def near_file(path: Path) -> str:
     """A hint for a file that isn't there: the nearest name in its folder, or that the folder isn't there either."""
     if not path.parent.is_dir():

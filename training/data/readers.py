@@ -1,0 +1,143 @@
+"""What JSONL, JSON, CSV, Parquet and CoNLL files hold, row by row.
+
+They are read here rather than by ``datasets`` because a row that can't be read has to be named by its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lorary.training.data.contents import decode
+from lorary.training.recipe.raw import shown
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+_OTHER_SEPARATORS: Mapping[str, str] = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def _jsonl(content: bytes, problems: list[str]) -> Rows:
+    # Not splitlines(): U+2028 and its kind are allowed inside a JSON text.
+    for number, line in enumerate(decode(content, problems).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"row {number}: not valid JSON ({error})")
+            continue
+        yield from _object(number, row, problems)
+
+
+def _json(content: bytes, problems: list[str]) -> Rows:
+    text = decode(content, problems)
+    if problems or not text.strip():
+        return
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problems.append(f"not valid JSON ({error}); if each line is a row of its own, name the file .jsonl")
+        return
+    if not isinstance(values, list):
+        problems.append(f"expected a list of rows, found {type(values).__name__}")
+        return
+    for number, row in enumerate(values, start=1):
+        yield from _object(number, row, problems)
+
+
+def _object(number: int, row: Any, problems: list[str]) -> Rows:
+    """The row, where it has columns."""
+    if isinstance(row, dict):
+        yield number, row
+    else:
+        problems.append(f"row {number}: expected an object with columns, found {type(row).__name__}")
+
+
+def _csv(content: bytes, problems: list[str]) -> Rows:
+    # The library's own limit is shorter than many a document.
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))
+    reader = csv.reader(io.StringIO(decode(content, problems), newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                if problem := _header_problem(header):
+                    problems.append(f"row {reader.line_num}: {problem}")
+                    return
+            elif len(cells) != len(header):
+                problems.append(
+                    f"row {reader.line_num}: {len(cells)} cells, the header has {len(header)}; quote commas"
+                )
+            else:
+                yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        problems.append(f"row {reader.line_num}: not valid CSV ({error})")
+
+
+def _header_problem(header: list[str]) -> str | None:
+    """What is wrong with the names of a CSV file's columns, or None."""
+    if twice := _twice(header):
+        return f"the header names {twice} twice"
+    found = next((name for sign, name in _OTHER_SEPARATORS.items() if sign in header[0]), None)
+    if len(header) == 1 and found:
+        return f"expected commas between columns, found {found} ({shown(header[0])}); save the file with commas"
+    return None
+
+
+def _twice(names: list[str]) -> str:
+    """The names that stand more than once, for a message."""
+    return ", ".join(repr(name) for name, count in sorted(Counter(names).items()) if count > 1)
+
+
+def _parquet(content: bytes, problems: list[str]) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        if twice := _twice(file.schema_arrow.names):
+            problems.append(f"there are two columns {twice}")
+            return
+        table = file.read()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        problems.append(f"not a readable Parquet file ({reason})")
+        return
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+def _conll(content: bytes, problems: list[str]) -> Rows:
+    """A line for each word, its tag in the last column, a blank line after each sentence; a row is its first line."""
+    first = 0
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate([*decode(content, problems).split("\n"), ""], start=1):
+        cells = line.split("\t") if "\t" in line else line.split()
+        cells = [cell.strip() for cell in cells]
+        if not any(cells) or cells[0] == "-DOCSTART-":
+            if words:
+                yield first, {"tokens": words, "tags": tags}
+            first, words, tags = 0, [], []
+        elif len(cells) < 2 or not cells[0] or not cells[-1]:
+            problems.append(f"row {number}: expected a word and its tag, found {shown(line.strip())}")
+        else:
+            first = first or number
+            words.append(cells[0])
+            tags.append(cells[-1])
+
+
+READERS: Mapping[str, Callable[[bytes, list[str]], Rows]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".conll": _conll,
+}
+"""A file's suffix -> its reader, which is given the content, and a list for what can't be read."""

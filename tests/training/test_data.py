@@ -240,6 +240,39 @@ def test_class_labels_of_a_dataset_become_names(tmp_path):
     assert (row.values["label"], row.values["tags"]) == ("pos", ["O", "B-X"])
 
 
+def test_a_saved_dataset_and_its_parquet_file_keep_the_names_of_its_labels(tmp_path, make_recipe):
+    import datasets
+
+    features = datasets.Features({
+        "text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"]),
+    })  # fmt: skip
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    table.to_parquet(tmp_path / "named.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    for name in ("named.parquet", "saved"):
+        assert [row.values["label"] for row in read_source(str(tmp_path / name)).rows] == ["pos", "neg"]
+    with pytest.raises(DataError, match="was saved as one table, without splits; found 'test'"):
+        read_source(str(tmp_path / "saved"), split="test")
+
+
+def test_parquet_values_that_json_lacks_are_rows_like_others(make_recipe, tmp_path):
+    from datetime import datetime
+    from decimal import Decimal
+
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    numbers = [{"text": f"t{n}", "label": Decimal(n) / 4} for n in range(10)]
+    chats = [{"messages": [{**USER, "timestamp": datetime(2026, 1, 1 + n)}, ANSWER]} for n in range(10)]
+    for rows, task, settings in (
+        (numbers, CLASSIFY, {}), (chats, GENERATE, {"data.columns": {"messages": "messages"}}),
+    ):  # fmt: skip
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+        recipe = make_recipe(task, **{"data.train": str(tmp_path / "a.parquet"), "data.test": None, **settings})
+        data = load_data(recipe)
+        assert len({example.digest for example in (*data.train, *data.test)}) == 10
+
+
 def test_files_are_named_by_hash_and_count(make_recipe, tmp_path):
     data, _ = load(make_recipe, tmp_path, CLASSIFY, tone_rows(30))
     content = (tmp_path / "rows.jsonl").read_bytes()

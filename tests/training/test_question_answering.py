@@ -96,7 +96,7 @@ def test_all_wrong_answers_are_named_at_once(make_recipe, tmp_path):
 
 def test_rows_of_a_csv_file_say_the_same_as_nested_ones(make_recipe, tmp_path, wordpiece):
     path = tmp_path / "flat.csv"
-    path.write_text('question,context,answer,answer_start\nbank said,the profit rose,rose,11\nbank said,"a, b",,\n')
+    path.write_text('question,context,answer,answer_start\nbank said,the profit rose,rose,11.0\nbank said,"a, b",,\n')
     columns = {role: role for role in ("question", "context", "answer", "answer_start")}
     recipe = make_recipe(
         QA, **{"data.train": str(path), "data.test": None, "data.test_size": 0.5, "data.columns": columns}

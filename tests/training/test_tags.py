@@ -12,6 +12,7 @@ from lorary.hub.errors import DataError, RecipeError
 from lorary.hub.metrics import headline, lower_is_better
 from lorary.training import train
 from lorary.training.data import Example, load_data
+from lorary.training.data.files import read_source
 from lorary.training.data.tags import as_iobes, find_scheme, is_broken, mark_entities
 from lorary.training.tasks import make_task
 from lorary.training.tasks.token_classification import IGNORED, Gold
@@ -104,6 +105,12 @@ def test_a_conll_file_is_read_by_sentences(make_recipe, tmp_path):
     path.write_text("EU B-ORG\nalone\n")
     with pytest.raises(DataError, match=r"row 2: expected a word and its tag, found 'alone'"):
         load_data(make_recipe(TAG, **settings))
+
+
+def test_comments_of_a_conll_file_are_no_words(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("# id 7\n# text = Peter sang\nPeter B-PER\nsang O\n\n# O\n1 O\n# O\n", "utf-8")
+    assert [row.values["tokens"] for row in read_source(str(path)).rows] == [["Peter", "sang"], ["#", "1", "#"]]
 
 
 def test_a_types_name_says_nothing_about_which_way_is_better():

@@ -167,7 +167,7 @@ def test_lists_of_numbers_are_named_by_the_listed_labels(of_rows):
 
 
 def test_columns_of_0_and_1_are_labels(make_recipe, tmp_path):
-    (tmp_path / "marks.csv").write_text("body,rude,loud\na,1,0\nb,0,0\nc,1,1\nd,0,TRUE\ne,0,1\n")
+    (tmp_path / "marks.csv").write_text("body,rude,loud\na,1,0\nb,0,0\nc,1,1.0\nd,0.0,TRUE\ne,0,1\n")
     settings = {
         "data.train": str(tmp_path / "marks.csv"), "data.test": None, "data.columns": {"text": "body"},
         "data.label_columns": ("rude", "loud"),

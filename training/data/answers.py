@@ -35,7 +35,11 @@ def answers_of(values: Mapping[str, Any]) -> tuple[Answer, ...]:
     else:
         texts, starts = [values["answer"] or ""], [values["answer_start"]]
     pairs = zip(texts, starts, strict=True)
-    return tuple(_trimmed(text, int(start)) for text, start in pairs if text.strip())
+    return tuple(_trimmed(text, _place(start)) for text, start in pairs if text.strip())
+
+
+def _place(start: int | float | str) -> int:
+    return start if isinstance(start, int) else int(float(start))
 
 
 def _trimmed(text: str, start: int) -> Answer:
@@ -64,7 +68,7 @@ def answers_problem(value: Any) -> str | None:
     for place, (text, start) in enumerate(zip(texts, starts, strict=True), start=1):
         if not isinstance(text, str) or not text.strip():
             return f"answer {place} is {shown(text)}; a question without an answer has empty lists"
-        if type(start) is not int:
+        if not _is_whole(start):
             return f"answer {place} starts at {shown(start)}, expected the place of its first character"
     return None
 
@@ -75,9 +79,16 @@ def answer_problem(value: Any) -> str | None:
 
 
 def start_problem(value: Any) -> str | None:
-    """What is wrong with an ``answer_start``, or None; a CSV file's is a text."""
-    number = isinstance(value, str) and re.fullmatch(r"\s*(-?\d+\s*)?", value)
-    return None if value is None or type(value) is int or number else f"expected a whole number, found {shown(value)}"
+    """What is wrong with an ``answer_start``, or None; a CSV file's is a text.
+
+    Data frames write place 7 as 7.0 where a column has gaps.
+    """
+    number = re.fullmatch(r"\s*(-?\d{1,15}(\.0)?\s*)?", value) if isinstance(value, str) else _is_whole(value)
+    return None if value is None or number else f"expected a whole number, found {shown(value)}"
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, float) and value.is_integer())
 
 
 def misplaced(values: Mapping[str, Any]) -> str | None:

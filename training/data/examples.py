@@ -24,13 +24,18 @@ class Example:
     @cached_property
     def digest(self) -> bytes:
         """A hash of all that the row holds: 32 bytes, equal for equal rows wherever they stand."""
-        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).digest()
+        return _hash(self.values)
 
     @property
     def inputs(self) -> bytes:
         """What the model is given, as a hash that is equal for equal inputs: a corpus isn't held twice for it."""
         given = {role: value for role, value in self.values.items() if role not in TARGET_ROLES}
-        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).digest()
+        return _hash(given)
+
+
+def _hash(values: Mapping[str, Any]) -> bytes:
+    # Parquet also holds what JSON doesn't: a message's timestamp, a decimal number.
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=repr).encode()).digest()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from lorary.hub.errors import DataError, LoraryError
 from lorary.hub.files.store import hash_file
 from lorary.training.data.contents import read_content
+from lorary.training.data.label_names import with_label_names
 from lorary.training.data.readers import READERS
 from lorary.training.recipe.check import is_data_file
 
@@ -83,7 +84,12 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
 
     datasets.disable_progress_bars()
     try:
-        table = datasets.load_dataset(location, name=subset, split=split, revision=revision)
+        if (Path(location) / "state.json").is_file():  # what Dataset.save_to_disk leaves: one table
+            if (split, subset) != ("train", None):
+                raise DataError(shown, [f"was saved as one table, without splits; found {subset or split!r}"])
+            table = datasets.load_from_disk(location)
+        else:
+            table = datasets.load_dataset(location, name=subset, split=split, revision=revision)
     except LoraryError:
         raise
     except Exception as error:  # the library raises a dozen kinds of its own and its file systems'
@@ -91,14 +97,8 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
         raise DataError(shown, [f"can't be loaded as a dataset (split {split!r}): {reason}"]) from error
     finally:
         datasets.enable_progress_bars()
-    names = {column: _label_names(feature) for column, feature in table.features.items()}
-    rows = tuple(
-        Row(
-            {column: _named(value, names[column]) for column, value in values.items()},
-            f"{shown} ({split}), row {number}",
-        )
-        for number, values in enumerate(table, start=1)
-    )
+    named = with_label_names(table, table.features)
+    rows = tuple(Row(values, f"{shown} ({split}), row {number}") for number, values in enumerate(named, start=1))
     if not rows:
         raise DataError(shown, [f"split {split!r} holds no rows"])
     folder = Path(location)
@@ -137,19 +137,3 @@ def _commit(table: Any, dataset: str, revision: str | None) -> str | None:
     except HFValidationError:
         return None
     return Path(readme).parent.name if isinstance(readme, str) else None
-
-
-def _label_names(feature: Any) -> list[str] | None:
-    """The names behind a column of label ids, or of lists of them."""
-    inner = getattr(feature, "feature", feature)
-    names = getattr(inner, "names", None)
-    return list(names) if names else None
-
-
-def _named(value: Any, names: list[str] | None) -> Any:
-    if names is None or value is None:
-        return value
-    if isinstance(value, list):
-        return [_named(item, names) for item in value]
-    # -1 is the library's mark for "no label"; it is left for the row check to report.
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value

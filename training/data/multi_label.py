@@ -13,7 +13,9 @@ from lorary.hub.errors import DataError
 from lorary.training.data.files import Row, Source, report
 from lorary.training.recipe.raw import nearest, shown
 
-_YES_OR_NO: Mapping[Any, bool] = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
+_YES_OR_NO: Mapping[Any, bool] = {
+    0: False, 1: True, "0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True,
+}  # fmt: skip
 
 
 def join_columns(source: Source, columns: Sequence[str], into: str) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -43,7 +44,7 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
 def _kind(value: Any, written: bool) -> str:
     if isinstance(value, (list, tuple)):
         return "list"
-    if isinstance(value, float):
+    if isinstance(value, (float, Decimal)):
         return "number"
     if isinstance(value, int) and not isinstance(value, bool):
         return "whole"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lorary.training.data.contents import decode
+from lorary.training.data.label_names import with_label_names
 from lorary.training.recipe.raw import shown
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -106,25 +107,42 @@ def _parquet(content: bytes, problems: list[str]) -> Rows:
             problems.append(f"there are two columns {twice}")
             return
         table = file.read()
-    except (pyarrow.ArrowException, OSError) as error:
+        features = _features(table.schema)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         problems.append(f"not a readable Parquet file ({reason})")
         return
-    yield from enumerate(table.to_pylist(), start=1)
+    yield from enumerate(with_label_names(table.to_pylist(), features), start=1)
+
+
+def _features(schema: Any) -> Mapping[str, Any]:
+    """What the ``datasets`` library noted of the columns of a file that it wrote: labels' names, for instance."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    import datasets
+
+    features: Mapping[str, Any] = datasets.Features.from_arrow_schema(schema)
+    return features
 
 
 def _conll(content: bytes, problems: list[str]) -> Rows:
-    """A line for each word, its tag in the last column, a blank line after each sentence; a row is its first line."""
+    """A line for each word, its tag in the last column, a blank line after each sentence; a row is its first line.
+
+    Lines before a sentence that begin with ``#`` are comments, unless they end in a tag that other words have.
+    """
+    lines = [*decode(content, problems).split("\n"), ""]
+    table = [[cell.strip() for cell in (line.split("\t") if "\t" in line else line.split())] for line in lines]
+    known = {cells[-1] for cells in table if len(cells) > 1 and cells[0] != "#"}
     first = 0
     words: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate([*decode(content, problems).split("\n"), ""], start=1):
-        cells = line.split("\t") if "\t" in line else line.split()
-        cells = [cell.strip() for cell in cells]
+    for number, (line, cells) in enumerate(zip(lines, table, strict=True), start=1):
         if not any(cells) or cells[0] == "-DOCSTART-":
             if words:
                 yield first, {"tokens": words, "tags": tags}
             first, words, tags = 0, [], []
+        elif cells[0] == "#" and not words and cells[-1] not in known:
+            continue
         elif len(cells) < 2 or not cells[0] or not cells[-1]:
             problems.append(f"row {number}: expected a word and its tag, found {shown(line.strip())}")
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -48,7 +49,7 @@ def _labels(value: Any) -> str | None:
 
 def _number(value: Any) -> str | None:
     written = isinstance(value, str) and NUMBER.fullmatch(value.strip())
-    if not written and (isinstance(value, bool) or not isinstance(value, (int, float))):
+    if not written and (isinstance(value, bool) or not isinstance(value, (int, float, Decimal))):
         return f"expected a number ({REGRESSION}), found {shown(value)}"
     return None if _is_finite(value) else f"expected a finite number, found {shown(value)}"
 

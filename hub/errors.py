@@ -1,4 +1,4 @@
-"""Every error that lorary raises on purpose, by name.
+"""Every error that lorary raises on purpose, by name, and how another library's is quoted in one.
 
 One base class, so that a caller can catch all of them; the command line prints the message on one line and exits with
 ``exit_code``. A message says what was expected, what was found and how to mend it.
@@ -13,6 +13,11 @@ class LoraryError(Exception):
     """Base class of all of the project's errors; ``exit_code`` is what the command line exits with."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message that names it as its reason; its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class UsageError(LoraryError):

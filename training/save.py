@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from lorary.adapters.base.device import dtype_name
 from lorary.adapters.proving.golden import write_golden
 from lorary.hub.checkpoint import RECIPE_NAME
-from lorary.hub.errors import TrainingError
+from lorary.hub.errors import TrainingError, first_line
 from lorary.hub.manifest import Manifest, Numerics
 from lorary.hub.provenance.cleaning import clean_manifest
 from lorary.hub.provenance.private import bare_name, public_base, redact_text
@@ -97,7 +97,7 @@ def writing(final: Path) -> Iterator[None]:
         # torch.save has no error of its own for a disk that is full.
         if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise TrainingError(f"{final}: can't be written ({reason}); free the disk or name another output") from error
 
 

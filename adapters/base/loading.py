@@ -13,7 +13,7 @@ from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.adapters.base.identity import body_of, identify
 from lorary.adapters.base.quantization import guard_cpu, quantization_config
 from lorary.hub.embedded import resolve_base
-from lorary.hub.errors import BaseNotFoundError
+from lorary.hub.errors import BaseNotFoundError, first_line
 from lorary.hub.manifest import BaseIdentity
 
 
@@ -82,16 +82,14 @@ def load_base(
                 **model_kwargs,
             )
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseNotFoundError(f"base {base!r} can't be loaded as a model: {first}") from error
+        raise BaseNotFoundError(f"base {base!r} can't be loaded as a model: {first_line(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, **trusted)
     except (OSError, ValueError):
         tokenizer = None  # a base without one still serves token ids
     except Exception as error:  # the reader in Rust raises no class of its own, and transformers whatever it met
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BaseNotFoundError(
-            f"base {base!r}: its tokenizer's files can't be read as one ({first}); save the tokenizer again"
+            f"base {base!r}: its tokenizer's files can't be read as one ({first_line(error)}); save the tokenizer again"
         ) from error
     guard_cpu(model)
     model.eval()

@@ -16,7 +16,7 @@ from lorary.adapters.proving.golden import TOLERANCE
 from lorary.adapters.proving.proof import probe_row
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.through_peft.adapter import PeftAdapter
-from lorary.hub.errors import MergeError
+from lorary.hub.errors import MergeError, first_line
 
 _ROWS = 4
 _INT8_TOLERANCE = 0.1
@@ -135,7 +135,7 @@ def _load(folder: Path, kind: Any) -> Any:
         with quietly():
             model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise MergeError(f"transformers can't load the merged {kind.__name__}: {str(error).splitlines()[0]}") from error
+        raise MergeError(f"transformers can't load the merged {kind.__name__}: {first_line(error)}") from error
     lacking = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if lacking:
         raise MergeError(f"the merged {kind.__name__} doesn't load whole: {lacking[0]} has no place or no value")

@@ -14,7 +14,7 @@ from lorary.adapters.merging.weights import Changes
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.through_peft.model import build_peft_model
 from lorary.adapters.values import MergedModel
-from lorary.hub.errors import MergeError, UnsupportedAdapterError
+from lorary.hub.errors import MergeError, UnsupportedAdapterError, first_line
 
 _PARTS = ("base_layer", "original_module", "token_adapter")  # what PEFT puts between a module's name and its weights
 
@@ -43,7 +43,7 @@ def _merge(adapter: PeftAdapter, modules: ModuleMap, dtype: torch.dtype) -> Any:
         dense.config.tie_word_embeddings = False  # PEFT would warn of what was untied; that is settled below
         merged = _unwrapped(peft_model.merge_and_unload())
     except (UnsupportedAdapterError, NotImplementedError, ValueError, TypeError, RuntimeError) as error:
-        raise MergeError(f"{adapter.source}: PEFT can't merge it: {str(error).splitlines()[0]}") from error
+        raise MergeError(f"{adapter.source}: PEFT can't merge it: {first_line(error)}") from error
     merged.config.tie_word_embeddings = said and _tie_again(merged, ties)
     return merged.to(dtype)
 

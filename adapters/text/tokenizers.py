@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from lorary.adapters.base.identity import tokenizer_hash
 from lorary.adapters.base.loading import quietly
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.errors import CheckpointError
+from lorary.hub.errors import CheckpointError, first_line
 
 _TEMPLATE = "chat_template.jinja"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", _TEMPLATE)
@@ -149,9 +149,8 @@ def _reading(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the reader in Rust raises no class of its own
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{source}: its tokenizer's files can't be read as one ({first}); save the tokenizer again, "
+            f"{source}: its tokenizer's files can't be read as one ({first_line(error)}); save the tokenizer again, "
             "or take the files out of the folder to use the base's"
         ) from error
 

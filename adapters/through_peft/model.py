@@ -23,7 +23,7 @@ from lorary.adapters.matching.targets import is_target
 from lorary.adapters.through_peft.mirror import memory_of
 from lorary.adapters.through_peft.vocabulary import TRAINED_ROWS
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
+from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError, first_line
 
 ADAPTER = "default"  # PEFT's own name for an only adapter
 _PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")
@@ -250,7 +250,7 @@ def peft_errors(checkpoint: Checkpoint) -> Iterator[None]:
         with torch.sparse.check_sparse_tensor_invariants():
             yield
     except (ValueError, TypeError, LookupError, OverflowError, AttributeError, RuntimeError, ImportError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnsupportedAdapterError(
-            f"{checkpoint.source}: PEFT can't put this {checkpoint.peft_type} adapter into the backbone: {first}"
+            f"{checkpoint.source}: PEFT can't put this {checkpoint.peft_type} adapter into the backbone: "
+            f"{first_line(error)}"
         ) from error

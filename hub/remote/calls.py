@@ -15,9 +15,10 @@ from lorary.hub.errors import (
     RemoteConflictError,
     RemoteError,
     UnknownReferenceError,
+    first_line,
 )
 from lorary.hub.remote.session import asking, prepare
-from lorary.hub.remote.wording import causes, cut, line, status_of, why
+from lorary.hub.remote.wording import causes, cut, status_of, why
 
 T = TypeVar("T")
 
@@ -133,7 +134,7 @@ def translated(error: BaseException, repo: str, revision: str | None, verb: str,
     )
 
     if isinstance(error, HFValidationError):
-        return InvalidReferenceError(f"{repo!r} can't be a repository on the Hub: {line(error)}")
+        return InvalidReferenceError(f"{repo!r} can't be a repository on the Hub: {first_line(error)}")
     shown = repo if revision is None else f"{repo}@{revision}"
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         aside = f" ({hint})" if hint else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lorary.hub.errors import first_line
+
 _LONGEST = 300  # characters of an error that is quoted
 # By name, since the client has moved from one HTTP library to another and may again.
 _STUCK = frozenset({"ReadTimeout", "WriteTimeout"})
@@ -60,7 +62,7 @@ def why(
     if isinstance(last, TimeoutError):
         return f"{constants.ENDPOINT} doesn't answer{aside}"
     if unreachable(error):
-        return f"{constants.ENDPOINT} can't be reached ({line(last)}){aside}"
+        return f"{constants.ENDPOINT} can't be reached ({first_line(last)}){aside}"
     return f"{_brief(last)}{aside}"
 
 
@@ -110,8 +112,3 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -457,6 +457,21 @@ def test_what_peft_leaves_alone_isnt_copied(bases, tmp_path, monkeypatch):
     assert apart == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2)}
 
 
+def test_a_method_that_peft_cant_merge_is_told_also_where_its_error_has_no_text(bases, tmp_path, monkeypatch):
+    from peft.tuners.loha.layer import LoHaLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from methods import make_method
+
+    monkeypatch.setattr(LoHaLayer, "merge", BaseTunerLayer.merge)
+    make_method(bases("llama"), tmp_path / "own", "LOHA", task=LM)
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.load(tmp_path / "own")
+    with pytest.raises(MergeError, match="PEFT can't merge it: NotImplementedError"):
+        backbone.merge("own", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_virtual_tokens_are_in_no_weights(bases, tmp_path):
     from methods import make_method
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.errors import DataError, LoraryError
+from lorary.hub.errors import DataError, LoraryError, first_line
 from lorary.hub.files.store import hash_file
 from lorary.training.data.contents import read_content
 from lorary.training.data.label_names import with_label_names
@@ -93,8 +93,7 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
     except LoraryError:
         raise
     except Exception as error:  # the library raises a dozen kinds of its own and its file systems'
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(shown, [f"can't be loaded as a dataset (split {split!r}): {reason}"]) from error
+        raise DataError(shown, [f"can't be loaded as a dataset (split {split!r}): {first_line(error)}"]) from error
     finally:
         datasets.enable_progress_bars()
     named = with_label_names(table, table.features)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lorary.hub.errors import first_line
 from lorary.training.data.contents import decode
 from lorary.training.data.label_names import with_label_names
 from lorary.training.recipe.raw import shown
@@ -109,8 +110,7 @@ def _parquet(content: bytes, problems: list[str]) -> Rows:
         table = file.read()
         features = _features(table.schema)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        problems.append(f"not a readable Parquet file ({reason})")
+        problems.append(f"not a readable Parquet file ({first_line(error)})")
         return
     yield from enumerate(with_label_names(table.to_pylist(), features), start=1)
 

@@ -10,7 +10,7 @@ import torch
 
 from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.hub.embedded import resolve_base
-from lorary.hub.errors import BaseNotFoundError, EstimateError
+from lorary.hub.errors import BaseNotFoundError, EstimateError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.data import Examples, load_data
 from lorary.training.estimate.past import PastRuns
@@ -82,7 +82,7 @@ def estimate(
         try:
             config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError) as error:
-            raise BaseNotFoundError(f"base {recipe.base!r}: {str(error).strip().splitlines()[0]}") from error
+            raise BaseNotFoundError(f"base {recipe.base!r}: {first_line(error)}") from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         if getattr(config, "pad_token_id", None) is None:

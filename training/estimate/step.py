@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorary.adapters.base.quantization import HEAD_MODULES, READ_BY_MODELS
-from lorary.hub.errors import EstimateError
+from lorary.hub.errors import EstimateError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.quantized import stand_in
@@ -81,9 +81,10 @@ def step_cost(
     except EstimateError:
         raise
     except Exception as error:  # a model's code may do anything with values that aren't there
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         lacking = "" if isinstance(error, ValueError) else " without its weights"  # PEFT's own word on settings
-        raise EstimateError(f"{task.name} on {recipe.base!r} can't be estimated{lacking}: {reason[:200]}") from error
+        raise EstimateError(
+            f"{task.name} on {recipe.base!r} can't be estimated{lacking}: {first_line(error)[:200]}"
+        ) from error
 
 
 def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: torch.dtype, before: Before | None) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.errors import TrainingError
+from lorary.hub.errors import TrainingError, first_line
 from lorary.training.checkpoints import latest, prune
 from lorary.training.distributed import ALONE, Group, lost_another
 from lorary.training.fitting.checkpointer import Checkpointer
@@ -68,7 +68,7 @@ def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group
             if lost_another(error) and group.count > 1:
                 raise TrainingError(
                     f"another of the {group.count} processes has ended, and a step needs them all; its own words, or "
-                    f"the launcher's, say why ({str(error).strip().partition(chr(10))[0][:200]})"
+                    f"the launcher's, say why ({first_line(error)[:200]})"
                 ) from error
             if not out_of_memory(error):
                 raise

@@ -14,7 +14,7 @@ from lorary.adapters.base.loading import is_encoder, load_base
 from lorary.adapters.base.modules import linear_shape, map_modules
 from lorary.adapters.heads.masked import lacking_in_head
 from lorary.hub.embedded import resolve_base
-from lorary.hub.errors import BaseNotFoundError, TrainingError
+from lorary.hub.errors import BaseNotFoundError, TrainingError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
@@ -209,8 +209,7 @@ def _head_names(recipe: Recipe, auto_class: Any) -> tuple[str, ...]:
         with torch.device("meta"):
             return head_modules(auto_class.from_config(config))
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise BaseNotFoundError(f"base {recipe.base!r} can't be loaded as a model: {first}") from error
+        raise BaseNotFoundError(f"base {recipe.base!r} can't be loaded as a model: {first_line(error)}") from error
 
 
 def _new_in_body(model: Any, new_parameters: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from lorary.adapters.base.device import pick_device
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.modules import map_modules
-from lorary.hub.errors import RecipeError, TrainingError
+from lorary.hub.errors import RecipeError, TrainingError, first_line
 from lorary.training.model.base import Base
 from lorary.training.model.new_tokens import token_rows
 from lorary.training.model.targets import resolve_targets
@@ -48,7 +48,7 @@ def check_settings(recipe: Recipe) -> None:
             with _without_advice():
                 config_class(**_settings(recipe))
         except (TypeError, ValueError, ImportError) as error:
-            problems.append(f"peft: {recipe.method} refuses its settings: {_first_line(error)}")
+            problems.append(f"peft: {recipe.method} refuses its settings: {first_line(error)}")
     if problems:
         raise RecipeError("recipe", problems)
 
@@ -156,7 +156,7 @@ def make_peft_model(model: Any, config: Any, method: str) -> Any:
         AssertionError,
     ) as error:
         raise TrainingError(
-            f"PEFT can't put {method} on a {type(model).__name__}: {_first_line(error)}; see the settings of peft, or "
+            f"PEFT can't put {method} on a {type(model).__name__}: {first_line(error)}; see the settings of peft, or "
             "use another method"
         ) from error
 
@@ -203,7 +203,3 @@ def _listed(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

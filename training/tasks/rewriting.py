@@ -18,7 +18,7 @@ from lorary.adapters.running.inference import longest_input
 from lorary.adapters.text.generate import Manner, generation_settings, prompt_tokens
 from lorary.adapters.text.languages import has_languages, language_id, speaking
 from lorary.hub.embedded import resolve_base
-from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError
+from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError, first_line
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Metrics
@@ -62,8 +62,9 @@ class Rewriting(WritesTexts):
         try:
             return natural_class(AutoConfig.from_pretrained(path))
         except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise BaseNotFoundError(f"base {self.recipe.base!r} can't be loaded as a model: {first}") from error
+            raise BaseNotFoundError(
+                f"base {self.recipe.base!r} can't be loaded as a model: {first_line(error)}"
+            ) from error
 
     # The base
 

@@ -54,6 +54,15 @@ TASKS = (
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 """What a classifier's labels are, by transformers' names: one of several, any number of them, or a number."""
 
+FORMATS = ("plain", "instruction", "chat")
+"""How a prompt is put."""
+
+MOST_TOKENS, MOST_FILLING, MOST_BEAMS, MOST_PENALTY = 1_000_000, 1000, 100, 100
+"""Of a length in tokens, of what fills one gap, of beams, and of a length penalty in either direction.
+
+A manifest may be a stranger's, and what asks for more would take all memory, or go on for days.
+"""
+
 
 @dataclass(frozen=True)
 class BaseIdentity:
@@ -84,6 +93,10 @@ class Preprocessing:
     source_lang: str | None = None
     target_lang: str | None = None
 
+    def __post_init__(self) -> None:
+        _demand_within("max_length", self.max_length, 1, MOST_TOKENS)
+        _demand_within("stride", self.stride, 0, MOST_TOKENS)
+
 
 @dataclass(frozen=True)
 class Pooling:
@@ -97,8 +110,7 @@ class Pooling:
     normalize: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in POOLINGS:
-            raise ValueError(f"pooling mode: expected {', '.join(POOLINGS)}, found {self.mode!r}")
+        _demand_one_of("mode", self.mode, POOLINGS)
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,9 @@ class Answering:
 
     max_tokens: int
     impossible: bool = False
+
+    def __post_init__(self) -> None:
+        _demand_within("max_tokens", self.max_tokens, 1, MOST_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -125,21 +140,26 @@ class Filling:
     longest: int
 
     def __post_init__(self) -> None:
-        if self.gaps not in GAPS or self.longest < 1:
-            raise ValueError(f"filling: expected gaps {' or '.join(GAPS)} and at least one token, found {self}")
+        _demand_one_of("gaps", self.gaps, GAPS)
+        _demand_within("longest", self.longest, 1, MOST_FILLING)
 
 
 @dataclass(frozen=True)
 class Prompt:
     """How a prompt is put before a generating model.
 
-    ``format`` is ``instruction``, ``chat`` or ``plain``; ``template`` holds ``{prompt}`` once; ``chat_template`` is the
+    ``format`` is one of :data:`FORMATS`; ``template`` holds ``{prompt}`` once; ``chat_template`` is the
     Jinja template that was trained with, when it isn't the tokenizer's own.
     """
 
     format: str = "plain"
     template: str | None = None
     chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        _demand_one_of("format", self.format, FORMATS)
+        if self.template is not None and self.template.count("{prompt}") != 1:
+            raise ValueError(f"template: expected a text with {{prompt}} in it once, found {self.template!r:.200}")
 
 
 @dataclass(frozen=True)
@@ -155,8 +175,10 @@ class Generation:
     no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.num_beams < 1:
-            raise ValueError(f"generation: expected at least one token and one beam, found {self}")
+        _demand_within("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
+        _demand_within("num_beams", self.num_beams, 1, MOST_BEAMS)
+        _demand_within("length_penalty", self.length_penalty, -MOST_PENALTY, MOST_PENALTY)
+        _demand_within("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, MOST_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -193,6 +215,11 @@ class Manifest:
     golden_rows: tuple[tuple[int, ...], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _demand_one_of("task", self.task, TASKS)
+        if self.problem_type is not None:
+            _demand_one_of("problem_type", self.problem_type, (SINGLE_LABEL, MULTI_LABEL, REGRESSION))
+
     def semantic(self) -> dict[str, Any]:
         """The part that belongs to the digest, as plain JSON values."""
         values = asdict(self)
@@ -216,6 +243,16 @@ class Manifest:
         path = folder / MANIFEST_NAME
         path.write_text(self.to_json(), encoding="utf-8")
         return path
+
+
+def _demand_within(name: str, value: float | None, least: float, most: float) -> None:
+    if value is not None and not least <= value <= most:
+        raise ValueError(f"{name}: expected a number from {least} to {most}, found {value}")
+
+
+def _demand_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: expected {', '.join(known)}, found {value!r}")
 
 
 def _used(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,10 +63,10 @@ def parse_manifest(text: str, source: str) -> Manifest:
 def _record(kind: type[_R], raw: Any) -> _R:
     if not isinstance(raw, dict):
         raise ValueError(f"expected an object for {kind.__name__.lower()}, found {raw!r}")
-    record = kind(**raw)
-    for part in fields(record):
-        _demand(part.name, getattr(record, part.name), *_JSON_TYPES[part.type])
-    return record
+    for part in fields(kind):
+        if part.name in raw:
+            _demand(part.name, raw[part.name], *_JSON_TYPES[part.type])
+    return kind(**raw)
 
 
 def _build(raw: Mapping[str, Any]) -> Manifest:

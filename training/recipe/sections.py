@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorary.hub.manifest import Generation
+from lorary.hub.manifest import MOST_BEAMS, MOST_PENALTY, MOST_TOKENS, Generation
 
 Task = Literal[
     "text-classification", "token-classification", "question-answering", "text-generation", "fill-mask",
@@ -15,6 +15,7 @@ Task = Literal[
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Strategy = Literal["direct", "fine-tune", "continual", "intermediate"]
 Positive = Annotated[int, Field(gt=0)]
+Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -167,10 +168,10 @@ class Training(Section):
     threshold: Literal["tuned"] | Share | dict[str, Share] | None = None
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    max_length: Annotated[int, Field(ge=8)]
-    max_target_length: Annotated[int, Field(ge=2)] | None = None
+    max_length: Annotated[int, Field(ge=8, le=MOST_TOKENS)]
+    max_target_length: Annotated[int, Field(ge=2, le=MOST_TOKENS)] | None = None
     stride: Annotated[int, Field(ge=0)] | None = None
-    max_answer_length: Positive | None = None
+    max_answer_length: Tokens | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     early_stopping: Annotated[int, Field(ge=0)] = 3
     best_by: Literal["loss", "metric"] = "loss"
@@ -234,10 +235,10 @@ class GenerationSettings(Section):
     """
 
     rows: Annotated[int, Field(ge=0)] | None = None
-    max_new_tokens: Positive | None = None
-    num_beams: Positive | None = None
-    length_penalty: float | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    max_new_tokens: Tokens | None = None
+    num_beams: Annotated[int, Field(gt=0, le=MOST_BEAMS)] | None = None
+    length_penalty: Annotated[float, Field(ge=-MOST_PENALTY, le=MOST_PENALTY)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
 
     def settled(self, max_new_tokens: int) -> Generation:
         """As the manifest holds it, with so many tokens unless the recipe says how many."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,8 +150,9 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
     for name in KEPT_FILES:
         path = folder / name
         # The Hub's own cache consists of links into its blobs; any other target could be anybody's file.
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve().parent.parent / "blobs"):
-            raise UnsafeFileError(f"{path}: is a link to {path.resolve()}; copy the file itself into the folder")
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and not target.is_relative_to(folder.resolve().parent.parent / "blobs"):
+            raise UnsafeFileError(f"{path}: is a link to {target}; copy the file itself into the folder")
         if path.is_file():
             files[name] = path
     _demand(files, folder)

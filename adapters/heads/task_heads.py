@@ -248,6 +248,7 @@ def _fill(model: Any, tensors: Mapping[str, torch.Tensor], source: str) -> None:
         for name in sorted(wanted.keys() & tensors.keys())
         if tensors[name].shape != wanted[name].shape
     ]
+    problems += [f"{name} is empty" for name in sorted(tensors.keys() & wanted) if not tensors[name].numel()]
     if problems:
         raise KeyMismatchError(
             f"{source}: its head doesn't fit {type(model).__name__}. {'; '.join(problems)}. "

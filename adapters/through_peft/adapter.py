@@ -39,7 +39,7 @@ from lorary.adapters.through_peft.own_pass import OwnPass
 from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
 from lorary.adapters.through_peft.vocabulary import PREFIXES, own_vocabulary, resize_vocabulary
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
-from lorary.hub.errors import NoEffectError, UsageError
+from lorary.hub.errors import NoEffectError, UnsupportedAdapterError, UsageError
 from lorary.hub.manifest import Manifest, Numerics
 
 
@@ -148,12 +148,18 @@ class PeftAdapter:
 
         Raises:
             NoEffectError: the two answers are the same, bit for bit, or the adapter's aren't numbers.
+            UnsupportedAdapterError: it acts after tokens that the vocabulary doesn't have.
         """
         golden_rows = self.manifest.golden_rows if self.manifest else ()
         vocabulary = self.backbone.body.get_input_embeddings().weight.shape[0]
+        invocation = self.checkpoint.config.get("alora_invocation_tokens") or []
+        if not isinstance(invocation, list) or not all(token in range(vocabulary) for token in invocation):
+            raise UnsupportedAdapterError(
+                f"{self.source}: alora_invocation_tokens={invocation!r:.200}: expected tokens below {vocabulary}"
+            )
         for rows in dict.fromkeys(((), golden_rows)):
             row = probe_row(rows, vocabulary)
-            row[1:1] = self.checkpoint.config.get("alora_invocation_tokens") or ()  # before them, aLoRA does nothing
+            row[1:1] = invocation  # before them, aLoRA does nothing
             if self.head is not None and self.head.model.config.is_encoder_decoder:
                 row.append(self.head.model.config.eos_token_id)  # where the classifiers of these read
             bare = self.bare_logits(row)

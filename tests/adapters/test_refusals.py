@@ -175,6 +175,13 @@ def test_a_head_that_was_never_saved(bases, tmp_path):
         backbone.load(adapter)
 
 
+def test_a_head_without_classes(bases, tmp_path):
+    adapter = make_adapter(bases("bert"), tmp_path / "adapter", task="text-classification")
+    change_tensors(adapter, lambda tensors: tensors.update({k: v[:0] for k, v in tensors.items() if "classifier" in k}))
+    with pytest.raises(KeyMismatchError, match=r"classifier\.bias is empty; classifier\.weight is empty"):
+        Backbone.from_pretrained(str(bases("bert"))).load(adapter)
+
+
 def test_pickles(backbone, adapter):
     weights = load_file(adapter / "adapter_model.safetensors")
     (adapter / "adapter_model.safetensors").unlink()
@@ -218,6 +225,7 @@ def test_what_modules_to_save_and_lora_bias_promise(backbone, adapter, config, c
         {"rank_pattern": ["q_proj"]}, {"rank_pattern": {"q_proj": "2"}}, {"rank_pattern": {"q_proj(": 2}},
         {"target_modules": "q{1000000000}"}, {"rank_pattern": {"(?:" * 6000 + "q" + ")*" * 6000: 2}},
         {"target_modules": 7}, {"target_modules": None}, {"target_modules": []}, {"target_modules": "(a+)+$("},
+        {"alora_invocation_tokens": [10**12]}, {"alora_invocation_tokens": "go"},
         {"task_type": ["CAUSAL_LM"]}, {"modules_to_save": "lm_head"}, {"layers_to_transform": "1"},
     ],
     ids=lambda fields: str(fields)[:60],

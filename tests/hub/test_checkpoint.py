@@ -123,6 +123,14 @@ def test_links_out_of_the_folder_are_refused(tmp_path, name):
         read_checkpoint(tmp_path / "a")
 
 
+def test_a_link_to_itself_is_refused(tmp_path):
+    path = make_checkpoint(tmp_path) / "lorary.json"
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(UnsafeFileError, match="is a link to"):
+        read_checkpoint(tmp_path)
+
+
 def test_the_hub_caches_own_links_are_fine(tmp_path):
     snapshot = make_checkpoint(tmp_path / "models--a--b/snapshots/abc")
     (tmp_path / "models--a--b/blobs").mkdir()

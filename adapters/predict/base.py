@@ -18,7 +18,7 @@ Row = str | Mapping[str, Any] | Sequence[str]
 class Setting:
     """What an adapter's rows are read with: its task model (None for the bare body), tokenizer and preprocessing.
 
-    ``longest`` is the most tokens that the backbone takes; ``limit`` is that, or the adapter's own limit.
+    ``longest`` is the most tokens that the backbone takes; ``limit`` is that, or the adapter's own where it is less.
     """
 
     model: Any
@@ -32,7 +32,7 @@ class Setting:
     @property
     def limit(self) -> int | None:
         """The most tokens of a row."""
-        return self.preprocessing.max_length or self.longest
+        return min((limit for limit in (self.preprocessing.max_length, self.longest) if limit), default=None)
 
 
 class RowPredictor(Protocol):

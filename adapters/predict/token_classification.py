@@ -41,9 +41,15 @@ class TokenClassificationRows:
     def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
         preprocessing = setting.preprocessing
         self._pipeline = open_pipeline(_pipeline_class(), setting)
-        self._column, self._limit, self._stride = (
-            preprocessing.columns.get("tokens", "tokens"), setting.limit, preprocessing.stride,
-        )  # fmt: skip
+        self._column, self._limit = preprocessing.columns.get("tokens", "tokens"), setting.limit
+        if self._limit is not None:
+            self._stride = self._limit // 4 if preprocessing.stride is None else preprocessing.stride
+            room = self._limit - setting.tokenizer.num_special_tokens_to_add()
+            if self._stride >= room:
+                raise UsageError(
+                    f"windows of {self._limit} tokens have room for {room} of a text, and can't overlap by "
+                    f"{self._stride}; raise the manifest's preprocessing.max_length, or lower its stride"
+                )
         self._post = post_parameters(self._pipeline, params)
 
     def encode(self, row: Row) -> list[dict[str, Any]]:
@@ -55,8 +61,7 @@ class TokenClassificationRows:
             raise UsageError(f"expected a text or a list of words, found {type(row).__name__}")
         settings: dict[str, Any] = {"max_length": self._limit}
         if self._limit is not None:
-            stride = self._limit // 4 if self._stride is None else self._stride
-            settings |= {"return_overflowing_tokens": True, "stride": stride, "padding": True}
+            settings |= {"return_overflowing_tokens": True, "stride": self._stride, "padding": True}
         windows = self._pipeline.preprocess(
             list(row) if words else row, is_split_into_words=words, delimiter=" ", tokenizer_params=settings
         )

@@ -5,6 +5,7 @@ import transformers
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
+from lorary.hub.manifest import Manifest, Preprocessing
 from tiny import make_adapter, peft_reference
 
 TEXTS = ["profit rose the bank", "patient with asthma and cancer"]
@@ -92,9 +93,34 @@ def test_rows_that_no_tagger_reads(loaded):
     assert backbone.predict([], "adapter", top_k=3) == []
 
 
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "feature-extraction"])
+def test_a_limit_beyond_the_backbones_own(bases, tmp_path, task):
+    """A manifest may name more tokens than the backbone has positions for."""
+    adapter = make_adapter(bases("bert"), tmp_path / "adapter", task=task)
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    backbone.load(adapter, "as-it-is")
+    Manifest(task, backbone.identity, preprocessing=Preprocessing(max_length=1000)).write(adapter)
+    backbone.load(adapter, "limited")
+    long = " ".join(TEXTS * 40)
+    assert backbone.predict(long, "limited") == backbone.predict(long, "as-it-is")
+
+
+@pytest.mark.parametrize("preprocessing", [Preprocessing(stride=62), Preprocessing(max_length=2)], ids=str)
+def test_windows_without_room_for_a_text(bases, tmp_path, preprocessing):
+    adapter = make_adapter(bases("bert"), tmp_path / "adapter", task="token-classification")
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    Manifest("token-classification", backbone.identity, preprocessing=preprocessing).write(adapter)
+    backbone.load(adapter)
+    with pytest.raises(UsageError, match=r"windows of \d+ tokens have room for \d+ of a text, and can't overlap by"):
+        backbone.predict(TEXTS, "adapter")
+
+
 def test_bad_rows_and_parameters(loaded):
     backbone, _ = loaded("bert", "text-classification")
     with pytest.raises(UsageError, match="expected a column 'text', found body"):
         backbone.predict([{"body": "profit"}], "adapter")
     with pytest.raises(UsageError, match="doesn't take"):
         backbone.predict(TEXTS, "adapter", function_to_apply="softmin")
+    for size in (0, 1.5, "many"):
+        with pytest.raises(UsageError, match=r"batch_size=.*: expected a whole number of at least 1"):
+            backbone.predict(TEXTS, "adapter", batch_size=size)

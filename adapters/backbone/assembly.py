@@ -46,8 +46,12 @@ class Assembly:
         random_parameters: Collection[str] = (),
         base_files: str | None = None,
     ) -> None:
-        if slots < 1:
-            raise UsageError(f"slots={slots}: expected at least 1")
+        if type(slots) is not int or slots < 1:
+            raise UsageError(f"slots={slots!r}: expected a whole number of at least 1")
+        if not isinstance(slot_wait, (int, float)) or not slot_wait >= 0:
+            raise UsageError(f"slot_wait={slot_wait!r}: expected a number of seconds")
+        if registry is not None and not isinstance(registry, Registry):
+            raise UsageError(f"registry={registry!r}: expected a Registry, such as Registry({str(registry)!r})")
         limits = Limits(slots, Budget.of(host_bytes, host_adapters), slot_wait)
         demand_bare(model)
         self.body = bare_body(model)

@@ -12,12 +12,12 @@ from lorary.adapters.adapter import Adapter
 from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import RoutedModel, routed
-from lorary.adapters.predict.base import Row
+from lorary.adapters.predict.base import Row, whole_number
 from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import answer_alone, share_parameters, task_of_row
 from lorary.adapters.proving.proof import GoldenReport, check_golden, resident_tensors
 from lorary.adapters.running.inference import Inference
-from lorary.adapters.text.generate import PromptRow
+from lorary.adapters.text.generate import PromptRow, demand_prompt
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.through_peft.book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.tiers.residency import Residency
@@ -70,8 +70,7 @@ class Calls:
 
     def predict(self, inputs: Row | Sequence[Row], adapter: Names, batch_size: int, params: dict[str, Any]) -> Any:
         """See :meth:`lorary.adapters.Backbone.predict`."""
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: expected at least 1")
+        whole_number("batch_size", batch_size)
         single = isinstance(inputs, (str, Mapping))
         rows: list[Row] = [cast(Row, inputs)] if single else cast(list[Row], list(inputs))
         if not rows:
@@ -94,8 +93,9 @@ class Calls:
 
     def generate(self, prompts: PromptRow | Sequence[PromptRow], adapter: Names, kwargs: dict[str, Any]) -> Any:
         """See :meth:`lorary.adapters.Backbone.generate`."""
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
-        rows: list[PromptRow] = [cast(PromptRow, prompts)] if single else cast(list[PromptRow], list(prompts))
+        given: Any = prompts if isinstance(prompts, (str, Mapping)) else list(prompts)
+        single = isinstance(given, (str, Mapping)) or (len(given) > 0 and isinstance(given[0], Mapping))
+        rows = [demand_prompt(row) for row in ([given] if single else given)]
         if not rows:
             return []
 

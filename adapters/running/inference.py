@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +76,35 @@ class Inference:
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
         settings = {"pad_token_id": self.pad_id} | self.own_settings(routing.adapters[0], kwargs)
         settings |= {"tokenizer": tokenizers[0]} if "stop_strings" in kwargs else {}
-        growing = 0 if encoder_decoder else room_for(self.model, inputs["input_ids"].shape[1], settings | kwargs)
+        longest = inputs["input_ids"].shape[1]
+        with self._refusals(longest, kwargs):
+            growing = 0 if encoder_decoder else room_for(self.model, longest, settings | kwargs)
         alike = self.padding.groups(batch["attention_mask"].sum(dim=1).tolist(), generating=True, growing=growing)
         if len(alike) > 1:
             return self._generate_in_turn(prompts, routing, kwargs, alike)
-        with torch.no_grad(), routed(routing):
+        with self._refusals(longest, kwargs), torch.no_grad(), routed(routing):
             sequences = self.model.generate(**inputs, **settings | kwargs)
-        return decode_new(sequences, 0 if encoder_decoder else inputs["input_ids"].shape[1], tokenizers)
+        return decode_new(sequences, 0 if encoder_decoder else longest, tokenizers)
+
+    @contextmanager
+    def _refusals(self, prompt_tokens: int, kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """What transformers says of arguments that it can't take, and of a text that outgrows a table of positions.
+
+        Raises:
+            UsageError: one of these.
+        """
+        try:
+            yield
+        except IndexError as error:
+            positions = longest_input(self.model)
+            if positions is None:
+                raise
+            raise UsageError(
+                f"{type(self.model).__name__} has {positions} positions, and a prompt of {prompt_tokens} tokens with "
+                "what follows it needs more; shorten the prompt, or lower max_new_tokens"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"can't generate with {', '.join(kwargs) or 'these settings'}: {error}") from error
 
     def tokenizer_of(self, adapter: Adapter | PeftAdapter | None) -> Any:
         """The tokenizer of an adapter's rows: its own where it brought one."""

@@ -138,9 +138,18 @@ def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str]) -> Prompt
                 f"a row has no prompt: expected one of {', '.join(roles)}, found {', '.join(map(str, row))}"
             )
         row = found[0]
-    if isinstance(row, str) or (isinstance(row, Sequence) and all(isinstance(turn, Mapping) for turn in row)):
-        return row
-    raise UsageError(f"expected a prompt (a text, or a list of {{role, content}}), found {type(row).__name__}")
+    return demand_prompt(row)
+
+
+def demand_prompt(prompt: Any) -> PromptRow:
+    """A prompt as it is, a text or a conversation.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(prompt, str) or (isinstance(prompt, Sequence) and all(isinstance(turn, Mapping) for turn in prompt)):
+        return prompt
+    raise UsageError(f"expected a prompt (a text, or a list of {{role, content}}), found {type(prompt).__name__}")
 
 
 def prompt_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any, *, encoder_decoder: bool) -> tuple[list[int], int]:

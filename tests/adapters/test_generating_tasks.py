@@ -104,6 +104,31 @@ def test_a_length_that_the_prompt_alone_fills(bases, tmp_path, settings):
             engine.submit(TEXTS[0], "a")
 
 
+@pytest.mark.parametrize(("family", "prompt"), [("gpt2", 60), ("bart", 2), ("bart", 70)])
+def test_a_text_that_outgrows_the_table_of_positions(bases, family, prompt):
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    with pytest.raises(UsageError, match=r"has 64 positions.* shorten the prompt, or lower max_new_tokens"):
+        backbone.generate(" ".join(["profit"] * prompt), max_new_tokens=70, eos_token_id=None)
+
+
+@pytest.mark.parametrize("settings", [
+    {"max_new_tokens": "many"}, {"max_new_tokens": 0}, {"max_length": "long"}, {"num_return_sequences": 2},
+    {"temperature": 0.0, "do_sample": True}, {"max_new_tokenz": 3},
+], ids=str)  # fmt: skip
+def test_arguments_that_transformers_refuses(bases, settings):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    with pytest.raises(UsageError, match=f"can't generate with {', '.join(settings)}: ."):
+        backbone.generate("profit", **settings)
+
+
+def test_what_is_no_prompt(bases):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for prompts in (["profit", 5], [None], {"prompt": "profit"}, [["profit"]], b"profit"):
+        with pytest.raises(UsageError, match=r"expected a prompt \(a text, or a list of .*found"):
+            backbone.generate(prompts)
+    assert backbone.generate(iter(["profit"]), max_new_tokens=2) == backbone.generate(["profit"], max_new_tokens=2)
+
+
 def test_a_prompt_that_fills_all_positions(bases):
     backbone = Backbone.from_pretrained(str(bases("llama")))
     with pytest.raises(UsageError, match=r"70 tokens.*the model has 64 positions"):

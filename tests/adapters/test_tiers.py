@@ -313,7 +313,10 @@ def test_sizes(text, size):
     assert parse_size(text, "host_bytes") == size
 
 
-@pytest.mark.parametrize("wrong", [{"host_bytes": "many"}, {"host_bytes": -1}, {"host_adapters": -1}, {"slots": 0}])
+@pytest.mark.parametrize("wrong", [
+    {"host_bytes": "many"}, {"host_bytes": -1}, {"host_adapters": -1}, {"slots": 0}, {"slots": 1.5},
+    {"slot_wait": "long"}, {"slot_wait": float("nan")}, {"registry": "registry.db"},
+], ids=str)  # fmt: skip
 def test_wrong_limits(bases, wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         llama(bases, **wrong)

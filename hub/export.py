@@ -142,7 +142,7 @@ def _vllm_lacks(checkpoint: Checkpoint, base: str | None) -> Iterator[str]:
     found = next((match[1] for name in checkpoint.tensors if (match := _ENCODER_BODY.match(name))), None)
     kind = found or _model_type(base)
     if kind in _VLLM_ENCODERS:
-        yield f"its base is an encoder ({kind}), for which vLLM has no LoRA; `lorary serve` serves it"
+        yield f"its base is an encoder ({kind}), for which vLLM has no LoRA; lorary itself serves it"
 
 
 def _model_type(base: str | None) -> str | None:

@@ -41,9 +41,7 @@ def command(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(parser=given_path, metavar="FILE.png", help="Draw it too; needs matplotlib.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(parser=given_path, metavar="FILE.png", help="Draw it too.")] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:

@@ -133,7 +133,8 @@ def test_an_encoder_is_refused_for_vllm_by_the_names_of_its_tensors(registry, tm
                for name, value in lora_tensors().items()}  # fmt: skip
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     version = registry.add(folder, name="a", domain="x")
-    with pytest.raises(UnsupportedAdapterError, match=rf"an encoder \({prefix}\), for which vLLM has no LoRA"):
+    told = rf"an encoder \({prefix}\), for which vLLM has no LoRA; lorary itself serves it"
+    with pytest.raises(UnsupportedAdapterError, match=told):
         vllm_command(version, registry.checkpoint(version), tmp_path)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.errors import DataError, MissingDependencyError, OutputError, RecipeError
+from lorary.hub.errors import DataError, OutputError, RecipeError
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.registry import Registry
 from lorary.training.data import Example, load_data
@@ -212,15 +212,10 @@ def plot(curve: Curve, path: Path) -> None:
     """Draw the curve, with the seeds' spread and the untrained model's level.
 
     Raises:
-        MissingDependencyError: matplotlib isn't installed.
         OutputError: the file can't be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "drawing a curve needs matplotlib; pip install 'lorary[bench]', or leave --plot out"
-        ) from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     spreads = [float(point.metrics[curve.metric]["std"]) for point in curve.points]

@@ -6,7 +6,6 @@ are read again when it is used next.
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,23 +13,7 @@ from dataclasses import dataclass
 from lorary.adapters.tiers.blocks import Block
 from lorary.adapters.tiers.content import Content
 from lorary.hub.errors import UsageError
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
-
-
-def parse_size(size: int | str | None, what: str) -> int | None:
-    """A number of bytes from ``512_000_000``, ``"512MB"`` (powers of ten) or ``"2GiB"`` (of two); None is no limit.
-
-    Raises:
-        UsageError: it is none of these, or negative.
-    """
-    if size is None or (type(size) is int and size >= 0):
-        return size
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if match is None:
-        raise UsageError(f"{what}={size!r}: expected a number of bytes such as 2_000_000_000, '2GB' or '512MiB'")
-    return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
+from lorary.hub.units import parse_size
 
 
 @dataclass(frozen=True)
@@ -42,14 +25,19 @@ class Budget:
 
     @classmethod
     def of(cls, host_bytes: int | str | None, host_adapters: int | None) -> Budget:
-        """A budget as users write it.
+        """A budget as users write it; ``host_bytes`` also as ``"512MB"`` (powers of ten) or ``"2GiB"`` (of two).
 
         Raises:
             UsageError: a size or a number that can't be one.
         """
         if host_adapters is not None and (type(host_adapters) is not int or host_adapters < 0):
             raise UsageError(f"host_adapters={host_adapters!r}: expected a whole number of adapters, 0 or more")
-        return cls(parse_size(host_bytes, "host_bytes"), host_adapters)
+        nbytes = parse_size(host_bytes) if isinstance(host_bytes, str) else host_bytes
+        if not (nbytes is host_bytes is None or (type(nbytes) is int and nbytes >= 0)):
+            raise UsageError(
+                f"host_bytes={host_bytes!r}: expected a number of bytes such as 2_000_000_000, '2GB' or '512MiB'"
+            )
+        return cls(nbytes, host_adapters)
 
 
 class HostTier:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from lorary.hub.bases import bases_of
 from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
+from lorary.hub.units import parse_size
 
 if TYPE_CHECKING:
     from lorary.training.estimate.past import PastRuns
@@ -24,7 +24,6 @@ EXAMPLES = (
 )
 
 _PAST = 1_000  # the newest versions: reading a hundred thousand would take longer than all the rest
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def command(
@@ -43,7 +42,7 @@ def command(
     The base's weights are neither loaded nor downloaded. Speed comes from earlier runs on the same device, where the
     catalogue has any. Exit code 1 when it doesn't fit.
     """
-    available = _bytes(memory) if memory is not None else None
+    available = _given_memory(memory) if memory is not None else None
     from lorary.training.recipe import Recipe
 
     settings = Recipe.load(recipe, set_ or ())
@@ -65,12 +64,11 @@ def command(
         raise typer.Exit(1)
 
 
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
-    if not found or float(found[1]) == 0:
+def _given_memory(text: str) -> int:
+    count = parse_size(text)
+    if not count:
         raise UsageError(f"--memory {text!r}: expected a size such as 24GB or 80GiB")
-    power = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}[found[2].lower()]
-    return int(float(found[1]) * (1024**power if found[3] else _UNITS[found[2].lower()]))
+    return count
 
 
 def _print(found: Estimate, past: PastRuns) -> None:

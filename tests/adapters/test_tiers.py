@@ -9,7 +9,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.tiers import weights
-from lorary.adapters.tiers.host import parse_size
+from lorary.adapters.tiers.host import Budget
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,
@@ -310,11 +310,12 @@ def test_a_grown_arena_takes_what_waited_on_the_host(bases, folders, tmp_path):
     ("text", "size"), [(7, 7), ("7", 7), ("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("10mb", 10**7), (None, None)]
 )
 def test_sizes(text, size):
-    assert parse_size(text, "host_bytes") == size
+    assert Budget.of(text, None).nbytes == size
 
 
 @pytest.mark.parametrize("wrong", [
-    {"host_bytes": "many"}, {"host_bytes": -1}, {"host_adapters": -1}, {"slots": 0}, {"slots": 1.5},
+    {"host_bytes": "many"}, {"host_bytes": -1}, {"host_bytes": 1.5}, {"host_bytes": "9" * 40},
+    {"host_adapters": -1}, {"slots": 0}, {"slots": 1.5},
     {"slot_wait": "long"}, {"slot_wait": float("nan")}, {"registry": "registry.db"},
 ], ids=str)  # fmt: skip
 def test_wrong_limits(bases, wrong):

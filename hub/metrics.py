@@ -25,6 +25,11 @@ OWN_SPLITS = frozenset({"test", "validation", "train"})
 """The splits with figures of the version itself; those of any other are what it is compared with."""
 
 
+def splits_of(metrics: Collection[str]) -> list[str]:
+    """The splits that there are, in the order in which they are told: those with a name for people, then the others."""
+    return [split for split in dict.fromkeys((*SPLITS, *metrics)) if split in metrics]
+
+
 def lower_is_better(metric: str) -> bool:
     """True for losses, perplexities and error rates, also as the last word of a name such as ``eval_loss``."""
     if metric.startswith("f1"):

@@ -11,7 +11,7 @@ from lorary.hub.card.metadata import front_matter, hub_base, hub_license
 from lorary.hub.card.samples import lorary_sample, peft_sample
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.markup import markdown
-from lorary.hub.metrics import OWN_SPLITS, SPLITS, headline, lower_is_better
+from lorary.hub.metrics import OWN_SPLITS, SPLITS, headline, lower_is_better, splits_of
 from lorary.hub.provenance.origin import DataPart, Origin, git_state, packages, read_origin
 from lorary.hub.provenance.private import public_base
 from lorary.hub.units import memory, short_number, size
@@ -103,10 +103,9 @@ def _first(texts: Sequence[str]) -> str:
 
 
 def _results(version: Version, origin: Origin) -> list[str]:
-    splits = [split for split in (*SPLITS, *version.metrics) if split in version.metrics]
+    splits = splits_of(version.metrics)
     if not splits:
         return ["It hasn't been measured."]
-    splits = list(dict.fromkeys(splits))
     names = dict.fromkeys(name for split in splits for name in version.metrics[split])
     rows = [[markdown(name), *(_value(version.metrics[split].get(name)) for split in splits)] for name in names]
     lines = _table(["metric", *(markdown(SPLITS.get(split, split)) for split in splits)], rows)

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
-from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size
+from lorary.hub.cli.output import print_fields, print_json, print_line, print_metrics, print_table, short_number, size
 from lorary.hub.errors import UsageError
+from lorary.hub.metrics import SPLITS
 from lorary.hub.values import PretrainedBase
 
 EXAMPLES = ("lorary bases", "lorary bases herbal-bert", "lorary bases --remove herbal-bert")
@@ -96,25 +97,11 @@ def _show(base: PretrainedBase) -> None:
         }
     )
     print_line("")
-    print_metrics(base)
+    print_base_metrics(base)
     print_line("")
     print_table([{"file": n, "size": size(entry.size), "sha256": entry.sha256} for n, entry in base.files.items()])
 
 
-def print_metrics(base: PretrainedBase) -> None:
+def print_base_metrics(base: PretrainedBase) -> None:
     """Print a base's figures beside the unigram baseline's."""
-    names = {"test": "pretrained", "unigram": "unigrams"}
-    print_table(
-        [
-            {
-                "metric": metric,
-                **{names[split]: _number(base, split, metric) for split in names if split in base.metrics},
-            }
-            for metric in base.metrics.get("test", {})
-        ]
-    )
-
-
-def _number(base: PretrainedBase, split: str, metric: str) -> str:
-    values = base.metrics[split]
-    return short_number(values[metric]) if metric in values else ""
+    print_metrics(base.metrics, {**SPLITS, "test": "pretrained"})

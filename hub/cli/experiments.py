@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.bases import bases_of
-from lorary.hub.cli.output import print_json, print_line, print_table, short_number
+from lorary.hub.cli.output import print_json, print_line, print_metrics, print_table, short_number
+from lorary.hub.metrics import SPLITS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,19 +32,7 @@ def measure_base(recipe: Recipe, registry: Registry, as_json: bool) -> None:
             "metrics": metrics, "notices": reporter.notices,
         })  # fmt: skip
         return
-    titles = {"untrained": "the base as it is", "majority": "majority class"}
-    print_table(
-        [
-            {
-                "metric": name,
-                **{
-                    titles.get(split, split): short_number(values[name]) if name in values else ""
-                    for split, values in metrics.items()
-                },
-            }
-            for name in metrics["untrained"]
-        ]
-    )
+    print_metrics(metrics, {**SPLITS, "untrained": "the base as it is"})
     print_line("")
     print_line(f"Measured on {rows} held-out rows; nothing was trained or registered.")
 

@@ -12,6 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.markup import clean
+from lorary.hub.metrics import SPLITS, splits_of
 from lorary.hub.units import short_number, size
 from lorary.hub.values import Version
 
@@ -24,6 +25,7 @@ __all__ = [
     "print_json_list",
     "print_line",
     "print_matrix",
+    "print_metrics",
     "print_note",
     "print_table",
     "short_number",
@@ -157,6 +159,19 @@ def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[
     for cells in zip(*(columns[name] for name in widths), strict=True):
         table.add_row(*map(Text, cells))
     _print(console, table, _total(widths) + _GAP)
+
+
+def print_metrics(metrics: Mapping[str, Mapping[str, float]], titles: Mapping[str, str] = SPLITS) -> None:
+    """Print a row for each metric, with a column for each split under its title."""
+    splits = splits_of(metrics)
+
+    def cell(split: str, name: str) -> str:
+        return short_number(metrics[split][name]) if name in metrics[split] else ""
+
+    names = dict.fromkeys(name for split in splits for name in metrics[split])
+    print_table(
+        [{"metric": name, **{titles.get(split, split): cell(split, name) for split in splits}} for name in names]
+    )
 
 
 def print_matrix(rows: Sequence[Mapping[str, object]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.hub.cli.bases import base_json, print_metrics
+from lorary.hub.cli.bases import base_json, print_base_metrics
 from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
@@ -105,7 +105,7 @@ def _print_result(base: PretrainedBase) -> None:
         ]
     )
     print_line("")
-    print_metrics(base)
+    print_base_metrics(base)
     print_line("")
     task = {"llama": "text-generation", "t5": "summarization"}.get(base.architecture, "text-classification")
     print_line(f"Files: {base.folder}")

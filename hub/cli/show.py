@@ -12,10 +12,9 @@ from lorary.hub.checkpoint import ORIGIN_NAME, REPORT_DATA, Checkpoint
 from lorary.hub.cli.came_to_be import came_to_be
 from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, given_path, open_registry
-from lorary.hub.cli.output import print_fields, print_json, print_line, print_table, short_number, size, version_json
+from lorary.hub.cli.output import print_fields, print_json, print_line, print_metrics, print_table, size, version_json
 from lorary.hub.errors import LoraryError, UsageError
 from lorary.hub.manifest import Filling
-from lorary.hub.metrics import SPLITS
 from lorary.hub.registry import Registry
 from lorary.hub.tables.links import links
 from lorary.hub.values import Version
@@ -75,7 +74,7 @@ def command(
     )
     if version.metrics:
         print_line("")
-        print_table(_metrics(version))
+        print_metrics(version.metrics)
     if story := came_to_be(version, _told(catalogue, version)):
         print_line("")
         print_line("how it came to be")
@@ -176,21 +175,3 @@ def _blend(told: Any) -> str | None:
         return None
     terms = (f"{part.get('weight')} {part.get('reference') or part.get('name')}" for part in parts)
     return f"{told.get('combination')} of {' + '.join(terms)}"
-
-
-def _metrics(version: Version) -> list[dict[str, object]]:
-    splits = [*SPLITS, *(split for split in version.metrics if split not in SPLITS)]
-    present = [split for split in splits if split in version.metrics]
-    names = dict.fromkeys(name for split in present for name in version.metrics[split])
-    return [
-        {
-            "metric": name,
-            **{
-                SPLITS.get(split, split): short_number(value)
-                if (value := version.metrics[split].get(name)) is not None
-                else ""
-                for split in present
-            },
-        }
-        for name in names
-    ]

@@ -9,10 +9,9 @@ import typer
 
 from lorary.hub.cli.experiments import ablate_recipe, measure_base, print_repeated
 from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
-from lorary.hub.cli.output import print_json, print_line, print_table, short_number, size, version_json
+from lorary.hub.cli.output import print_json, print_line, print_metrics, print_table, size, version_json
 from lorary.hub.cli.several import train_each
 from lorary.hub.errors import UsageError
-from lorary.hub.metrics import SPLITS
 from lorary.hub.values import Version
 
 EXAMPLES = (
@@ -156,13 +155,7 @@ def _print_version(version: Version, new: bool, folder: Path | None, as_json: bo
         ]
     )
     print_line("")
-    splits = [split for split in dict.fromkeys([*SPLITS, *version.metrics]) if split in version.metrics]
-    print_table(
-        [
-            {"metric": metric, **{SPLITS.get(split, split): _number(version, split, metric) for split in splits}}
-            for metric in version.metrics["test"]
-        ]
-    )
+    print_metrics(version.metrics)
     print_line("")
     for kind in ("seeds", "folds"):
         if kind in provenance:
@@ -173,8 +166,3 @@ def _print_version(version: Version, new: bool, folder: Path | None, as_json: bo
     asked = _ASKED.get(version.task, '"TEXT"')
     print_line(f"Next:  lorary show {version.reference}")
     print_line(f"       lorary run {version.reference} {asked}")
-
-
-def _number(version: Version, split: str, metric: str) -> str:
-    values = version.metrics[split]
-    return short_number(values[metric]) if metric in values else ""

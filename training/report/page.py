@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from lorary.hub.metrics import SPLITS
+from lorary.hub.metrics import SPLITS, splits_of
 from lorary.training.report.content import Report
 from lorary.training.report.figures import curves, mistakes
 
@@ -16,7 +16,7 @@ def page(report: Report) -> str:
 
     template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    splits = [*(split for split in SPLITS if split in report.metrics), *sorted(report.metrics.keys() - SPLITS.keys())]
+    splits = splits_of(report.metrics)
     return environment.from_string(template).render(
         report=report,
         splits=splits,

@@ -143,6 +143,13 @@ def test_a_label_of_the_held_out_rows_must_be_known(make_recipe, tmp_path):
     )
 
 
+def test_many_unknown_labels_are_counted(make_recipe, tmp_path):
+    test = write_jsonl(tmp_path / "held.jsonl", [{"text": "a", "label": f"l{n}"} for n in range(500)])
+    found = bad(make_recipe, tmp_path, CLASSIFY, [GOOD, OTHER], **{"data.test": test})
+    assert found[0].endswith("row 1, label: unknown label 'l0'; the training rows have bad, good")
+    assert found[20:] == ["and 480 more"]
+
+
 def test_a_tag_of_the_held_out_rows_must_be_known(make_recipe, tmp_path):
     test = write_jsonl(tmp_path / "held.jsonl", [{"tokens": ["a"], "tags": ["B-PER"]}])
     (found,) = bad(make_recipe, tmp_path, TAG, tag_rows(5), **{"data.test": test})

@@ -60,11 +60,15 @@ def read_source(text: str, *, split: str = "train", subset: str | None = None, r
     return _read_dataset(str(path) if path.is_dir() else text, text, split, subset, revision)
 
 
-def report(subject: str, problems: list[str]) -> DataError:
-    """The error for bad rows: the first twenty, and how many more there are."""
-    more = len(problems) - SHOWN_PROBLEMS
+def report(subject: str, problems: list[str], count: int | None = None) -> DataError:
+    """The error for bad rows: the first twenty, and how many more there are.
+
+    ``count`` is how many there are in all, where not each has a text in ``problems``.
+    """
+    count = len(problems) if count is None else count
+    more = count - SHOWN_PROBLEMS
     listed = problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-    return DataError(f"{subject} ({len(problems)} in all)" if more > 0 else subject, listed)
+    return DataError(f"{subject} ({count} in all)" if more > 0 else subject, listed)
 
 
 def _read_file(path: Path, shown: str) -> Source:

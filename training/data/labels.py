@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
-from lorary.training.data.files import report
+from lorary.training.data.files import SHOWN_PROBLEMS, report
 from lorary.training.recipe.raw import nearest, shown, some
 
 _NUMBER = re.compile(r"-?\d+")
@@ -43,17 +43,21 @@ def find_labels(
     else:
         labels = tuple(sorted({name for example in parts["train"] for name in _names(example, role)}, key=_order))
     known = set(labels)
-    problems = [
-        f"{example.place}, {columns[role]}: unknown label {shown(name)}; "
-        + ("data.labels has" if given is not None else "the training rows have")
-        + f" {some(labels)}{nearest(name, labels)}"
+    unknown = [
+        (example, name)
         for examples in parts.values()
         for example in examples
         for name in dict.fromkeys(_names(example, role))
         if name not in known
     ]
-    if problems:
-        raise report("labels", problems)
+    if unknown:
+        problems = [
+            f"{example.place}, {columns[role]}: unknown label {shown(name)}; "
+            + ("data.labels has" if given is not None else "the training rows have")
+            + f" {some(labels)}{nearest(name, labels)}"
+            for example, name in unknown[:SHOWN_PROBLEMS]  # looking for the nearest of many labels takes its time
+        ]
+        raise report("labels", problems, len(unknown))
     if several:
         _order_sets(parts, labels)
         return labels

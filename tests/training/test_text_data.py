@@ -65,6 +65,22 @@ def test_files_of_a_folder_are_its_documents(tmp_path):
     assert [text for text, _ in read(folder, "paragraph")[0]] == ["B", "c", "A"]
 
 
+def test_a_folder_of_notes_is_text_whatever_is_hidden_in_it(make_recipe, tmp_path):
+    folder = tmp_path / "notes"
+    (folder / ".obsidian").mkdir(parents=True)
+    (folder / ".obsidian" / "app.json").write_text("{}")
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.md").write_text(f"note {name}\n\nits second paragraph")
+    settings = {"data.train": str(folder), "data.test": None}
+    data = load_data(make_recipe("fill-mask", **settings))
+    assert (len(data.train), len(data.test)) == (2, 1)
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.md").rename(folder / f"{name}.txt")
+    (folder / "index.json").write_text('[{"file": "a.txt"}]')
+    with pytest.raises(DataError, match="text files would be rows, line by line; name a file of rows, or a folder"):
+        load_data(make_recipe("fill-mask", **settings))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -106,6 +106,11 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
         raise DataError(shown, [f"split {split!r} holds no rows"])
     folder = Path(location)
     if folder.is_dir():
+        if table.info.builder_name == "text":
+            raise DataError(
+                shown,
+                ["its text files would be rows, line by line; name a file of rows, or a folder of text files alone"],
+            )
         hashes = _hash_folder(folder)
         return Source(shown, rows, hash_of_all(hashes), files=hashes if len(hashes) <= MOST_HASHES else None)
     return Source(shown, rows, revision=_commit(table, location, revision) or revision)

@@ -21,11 +21,9 @@ _ABOUT = frozenset({"readme", "license", "licence", "copying", "notice"})
 
 def text_files(folder: Path) -> Iterator[Path]:
     """The text files below a folder, by path; hidden ones, and the README and licence at its top, aren't its text."""
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        about = len(inside.parts) == 1 and path.stem.lower() in _ABOUT
-        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file() and not hidden and not about:
+    for path in _visible(folder):
+        about = path.parent == folder and path.stem.lower() in _ABOUT
+        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file() and not about:
             yield path
 
 
@@ -34,9 +32,14 @@ def is_text(text: str) -> bool:
     path = Path(text).expanduser()
     if not path.is_dir():
         return path.suffix.lower() in TEXT_SUFFIXES
-    return (
-        not any(file.suffix.lower() in _ROWS for file in path.rglob("*")) and next(text_files(path), None) is not None
-    )
+    return not any(file.suffix.lower() in _ROWS for file in _visible(path)) and next(text_files(path), None) is not None
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """All that is below a folder, by path, but for hidden files and folders."""
+    for path in sorted(folder.rglob("*")):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def takes_text(values: Mapping[str, Any]) -> bool:

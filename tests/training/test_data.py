@@ -87,7 +87,12 @@ USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content
             [USER, {"role": "bot", "content": "x"}],
             "message 2: role 'bot', expected one of system, user,",
         ),
-        ([USER, {"role": "assistant"}], "message 2: expected {role, content} with a text as content"),
+        (["hi", ANSWER], "message 1: expected {role, content} with a text as content, found 'hi'"),
+        ([USER, {"role": "assistant"}], "message 2: expected {role, content} with a text as content, found nothing as"),
+        (
+            [{**USER, "content": [{"type": "image_url", "image_url": {}}, {"type": "text", "text": "?"}]}, ANSWER],
+            "message 1: expected {role, content} with a text as content, found a part 'image_url'",
+        ),
         ([USER, {**ANSWER, "content": " "}], "message 2: the assistant's content is empty"),
     ],
 )

@@ -44,12 +44,22 @@ def messages_problem(value: Any) -> str | None:
         return f"expected a list of messages, found {shown(value)}"
     for place, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            return f"message {place}: expected {{role, content}} with a text as content, found {shown(message)}"
+            return f"message {place}: expected {{role, content}} with a text as content, {_instead(message)}"
         if message.get("role") not in CHAT_ROLES:
             return f"message {place}: role {shown(message.get('role'))}, expected one of {', '.join(CHAT_ROLES)}"
         if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
             return f"message {place}: the assistant's content is empty"
     return None
+
+
+def _instead(message: Any) -> str:
+    """What a message is that has no text as content; of parts the first that isn't a text."""
+    if not isinstance(message, dict):
+        return f"found {shown(message)}"
+    parts = message.get("content")
+    kinds = [part.get("type") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    other = next((kind for kind in kinds if kind != "text"), None)
+    return f"found a part {shown(other)}" if other else f"found {shown(parts)} as content"
 
 
 def chat_problem(value: Any) -> str | None:

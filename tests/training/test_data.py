@@ -103,6 +103,16 @@ def test_bad_messages_are_named(messages, message, make_recipe, tmp_path):
     assert found.startswith(f"{tmp_path / 'rows.jsonl'}, row 2, messages: {message}")
 
 
+def test_what_stands_beside_the_messages_of_a_chat_is_told(make_recipe, tmp_path):
+    rows = [{"messages": [USER, {**ANSWER, "content": f"yes {n}"}], "tools": [{"name": "f"}] * n} for n in range(5)]
+    _, notes = load(make_recipe, tmp_path, GENERATE, rows, **{"data.columns": {"messages": "messages"}})
+    place = f"{tmp_path / 'rows.jsonl'}, row 2"
+    assert notes[0] == (
+        f"4 of 5 chats have 'tools' beside their messages (first: {place}), which isn't read; put it into a system "
+        "message"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

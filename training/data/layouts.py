@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from lorary.training.data.examples import Note
+from lorary.training.data.files import Source
+
 # What a layout is called, the columns that it shows by, and what a recipe has to say for it.
 _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
     (
@@ -37,3 +40,18 @@ def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
         return []
     known = next(((name, setting) for name, shows, setting in _LAYOUTS if shows <= set(seen)), None)
     return [f"the rows look like {known[0]}; set data.columns to {{{known[1]}}}"] if known else []
+
+
+_BESIDE_MESSAGES = ("system", "tools")
+"""Columns that some files of chats have for the template, beside the messages."""
+
+
+def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:
+    """Tell ``note`` of columns that belong to a chat and aren't read."""
+    for column in _BESIDE_MESSAGES if "messages" in columns else ():
+        filled = [row for row in source.rows if row.values.get(column)]
+        if filled:
+            note(
+                f"{len(filled)} of {len(source.rows)} chats have {column!r} beside their messages (first: "
+                f"{filled[0].place}), which isn't read; put it into a system message"
+            )

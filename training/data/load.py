@@ -11,6 +11,7 @@ from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.data.examples import Examples, Note
 from lorary.training.data.files import Source, read_source
 from lorary.training.data.labels import find_labels
+from lorary.training.data.layouts import note_beside
 from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places
 from lorary.training.data.numbers import find_numbers
 from lorary.training.data.problem import find_problem
@@ -44,6 +45,7 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
         given["test"] = read(data.test or data.train, split, data.subset)
     if data.validation is not None:
         given["validation"] = read(data.validation, data.train_split, None)
+    note_beside(given["train"], columns, note)
     problem = find_problem(recipe, given["train"], note)
     if data.label_columns is not None:
         columns["label"] = "label"

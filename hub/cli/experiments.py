@@ -94,4 +94,6 @@ def print_repeated(kind: str, told: Mapping[str, Any]) -> None:
     if kind == "seeds":
         print_line(f"Kept: seed {told['kept']}, {told['because']}.")
     else:
-        print_line(f"Kept: an adapter trained on all rows for {told['epochs']:g} epochs.")
+        epochs = told["epochs"]
+        how_long = f"{told['steps']} steps" if epochs is None else f"{epochs:g} epochs"
+        print_line(f"Kept: an adapter trained on all rows for {how_long}.")

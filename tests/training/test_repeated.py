@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.model_selection import StratifiedKFold
 
 from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.cli.experiments import print_repeated
 from lorary.hub.errors import DataError, InterruptedRunError, RecipeError, UsageError
 from lorary.training import measure, train
 from lorary.training.data import load_data
@@ -16,7 +19,7 @@ from lorary.training.experiments.summary import spread
 from lorary.training.model import load_for, reseed
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
-from samples import tone_rows, write_jsonl
+from samples import question_rows, tone_rows, write_jsonl
 
 
 def seeded(recipe, seed):
@@ -129,6 +132,36 @@ def test_folds_hold_every_row_out_once_in_proportion(make_recipe):
         assert fold.test == tuple(rows[index] for index in out)
 
 
+@pytest.mark.parametrize(("rare", "held", "notes"), [(8, [2, 2, 2, 2], 0), (3, [0, 1, 1, 1], 1)])
+def test_folds_of_several_labels_a_row_have_the_rarest_in_proportion(rare, held, notes, make_recipe, tmp_path):
+    rows = [
+        {"text": row["text"], "label": [row["label"], *(["debt"] if place < rare else [])]}
+        for place, row in enumerate(tone_rows(64))
+    ]
+    recipe = make_recipe(**{"data.train": write_jsonl(tmp_path / "several.jsonl", rows), "training.folds": 4})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": None})})
+    data, said = load_data(recipe), list[str]()
+    folds = list(fold_data(recipe, data, data.train + data.test, said.append))
+    assert sorted(sum("debt" in row.values["label"] for row in fold.test) for fold in folds) == held
+    assert said == ["'debt' has 3 rows, fewer than 4 folds: not every fold holds one of them out"] * notes
+
+
+def test_folds_keep_questions_about_one_context_together(make_recipe, tmp_path):
+    rows = [{**row, "id": f"{row['id']}-{copy}"} for row in question_rows(20) for copy in range(3)]
+    recipe = make_recipe(
+        "question-answering", **{"data.train": write_jsonl(tmp_path / "q.jsonl", rows), "training.folds": 4}
+    )
+    data = load_data(recipe)
+    folds = list(fold_data(recipe, data, data.train, lambda line: None))
+    assert sorted(row.place for fold in folds for row in fold.test) == sorted(row.place for row in data.train)
+    for fold in folds:
+        assert not {row.values["context"] for row in fold.test} & {row.values["context"] for row in fold.train}
+        assert len(fold.test) == 15
+    short = replace(data, train=data.train[:9])
+    with pytest.raises(DataError, match="3 contexts are too few for 4 folds"):
+        list(fold_data(recipe, short, short.train, lambda line: None))
+
+
 def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, registry, tmp_path):
     recipe = make_recipe(
         rows=60, **{"data.test": None, "training.folds": 3, "training.early_stopping": 2, "data.validation_size": 0.25}
@@ -140,24 +173,27 @@ def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, regi
     assert "gap" not in version.manifest.provenance
     again = read_checkpoint(tmp_path / "out").manifest.provenance["recipe"]["training"]
     assert (again["early_stopping"], again["epochs"]) == (0, told["epochs"])
+    assert told["steps"] == version.manifest.provenance["steps"]
     assert "folds" not in again
     assert registry.verify() == []
 
 
 @pytest.mark.parametrize(
-    ("best", "epochs", "least"),
+    ("best", "epochs", "counted"),
     [
-        ([2.0, 9.0, 4.0], 4.0, None),
-        ([3.0, 4.0, 5.0, 6.0], 4.0, None),  # to the even one
-        ([2.0, None, 4.0], 3.0, None),
-        ([None, 0.25], 1.0, None),
-        ([None, None], 8.0, 160),
+        ([2.0, 9.0, 4.0], 4.0, False),
+        ([3.0, 4.0, 5.0, 6.0], 4.0, False),  # to the even one
+        ([2.0, None, 4.0], 3.0, False),
+        ([None, 0.25], 0.25, False),
+        ([None, None], 8.0, True),
     ],
 )
-def test_the_run_on_all_rows_has_the_median_of_the_folds_epochs(best, epochs, least, make_recipe):
-    recipe = make_recipe(**{"training.epochs": 8, "training.min_steps": 160, "training.early_stopping": 2})
+@pytest.mark.parametrize("steps", ["min_steps", "max_steps"])
+def test_the_run_on_all_rows_has_the_median_of_the_folds_epochs(best, epochs, counted, steps, make_recipe):
+    recipe = make_recipe(**{"training.epochs": 8, f"training.{steps}": 160, "training.early_stopping": 2})
     training = final_recipe(recipe, best, (), [None] * len(best)).training
-    assert (training.epochs, training.min_steps, training.early_stopping) == (epochs, least, 0)
+    assert (training.epochs, training.early_stopping) == (epochs, 0)
+    assert getattr(training, steps) == (160 if counted else None)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +210,22 @@ def test_the_run_on_all_rows_has_the_median_of_the_folds_thresholds(asked, found
     recipe = make_recipe()
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"threshold": asked})})
     assert final_recipe(recipe, [1.0], ("debt", "profit"), found).training.threshold == kept
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "words"),
+    [("min_steps", 5.0, "for 5 epochs"), ("max_steps", None, "for 10 steps")],
+)
+def test_without_validation_rows_all_rows_have_the_steps_that_are_told(
+    steps, epochs, words, make_recipe, registry, capsys
+):
+    version = train(
+        make_recipe(rows=32, **{"training.folds": 2, "training.batch_size": 16, f"training.{steps}": 10}), registry
+    )
+    told = version.manifest.provenance["folds"]
+    assert (told["epochs"], told["steps"], version.manifest.provenance["steps"]) == (epochs, 10, 10)
+    print_repeated("folds", told)
+    assert f"Kept: an adapter trained on all rows {words}." in capsys.readouterr().out
 
 
 def test_folds_beside_test_rows_leave_these_alone(make_recipe, registry):

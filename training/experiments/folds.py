@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data import Example, Examples, Note
-from lorary.training.data.splits import split_validation
+from lorary.training.data.splits import split_validation, strata
 from lorary.training.recipe import Recipe
 
 
@@ -24,27 +25,12 @@ def all_rows(recipe: Recipe, data: Examples) -> tuple[tuple[Example, ...], bool]
 
 
 def fold_data(recipe: Recipe, data: Examples, rows: Sequence[Example], note: Note) -> Iterator[Examples]:
-    """The data of each fold's run, by label in equal parts where rows have one label each.
+    """The data of each fold's run, in parts as :func:`split_rows` makes them: by label, and with contexts whole.
 
     Raises:
-        DataError: there are fewer rows than folds.
+        DataError: there are fewer rows than folds ask for, or fewer contexts than folds.
     """
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    count, seed = recipe.training.folds or 2, recipe.training.seed
-    if len(rows) < 2 * count:
-        raise DataError("data", [f"{len(rows)} rows are too few for {count} folds; expected at least {2 * count}"])
-    labels = [example.values.get("label") for example in rows]
-    named = all(isinstance(label, str) for label in labels)
-    counts = Counter(str(label) for label in labels)
-    if named and min(counts.values()) >= count:
-        parts = StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels)
-    else:
-        if named:
-            rarest = min(counts, key=lambda label: (counts[label], label))
-            note(f"{rarest!r} has {counts[rarest]} rows, fewer than {count} folds: split without regard to labels")
-        parts = KFold(count, shuffle=True, random_state=seed).split(labels)
-    for kept, held in parts:
+    for kept, held in _parts(recipe, rows, note):
         inside = {"train": tuple(rows[index] for index in kept)}
         if recipe.data.validation is not None:
             inside["validation"] = data.validation
@@ -53,13 +39,45 @@ def fold_data(recipe: Recipe, data: Examples, rows: Sequence[Example], note: Not
         yield replace(data, train=train, validation=validation, test=test)
 
 
+def _parts(recipe: Recipe, rows: Sequence[Example], note: Note) -> Iterator[tuple[Any, Any]]:
+    """Each fold's training rows and held-out rows, by number."""
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
+
+    count, seed = recipe.training.folds or 2, recipe.training.seed
+    if len(rows) < 2 * count:
+        raise DataError("data", [f"{len(rows)} rows are too few for {count} folds; expected at least {2 * count}"])
+    contexts = [example.values.get("context") for example in rows]
+    different = len(set(contexts))
+    if different > 1:
+        if different < count:
+            raise DataError("data", [f"{different} contexts are too few for {count} folds, which keep each one whole"])
+        return GroupKFold(count).split(rows, groups=contexts)
+    labels = strata(rows)
+    if None in labels or max(Counter(labels).values()) < count:
+        return KFold(count, shuffle=True, random_state=seed).split(labels)
+    _note_rare(rows, count, note)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # as noted
+        return iter(list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels)))
+
+
+def _note_rare(rows: Sequence[Example], count: int, note: Note) -> None:
+    """Tell ``note`` of the rarest label, where there are fewer rows of it than folds."""
+    found = [example.values["label"] for example in rows]
+    counts = Counter(name for label in found for name in (label if isinstance(label, list) else [label]))
+    rarest = min(counts, key=lambda label: (counts[label], label))
+    if counts[rarest] < count:
+        note(f"{rarest!r} has {counts[rarest]} rows, fewer than {count} folds: not every fold holds one of them out")
+
+
 def final_recipe(
     recipe: Recipe, best_epochs: Sequence[float | None], labels: Sequence[str],
     thresholds: Sequence[Sequence[float] | None],
 ) -> Recipe:  # fmt: skip
     """The recipe of the run on all rows: as many epochs as the folds' best took, since no rows are left to stop by.
 
-    Nor are any left to find thresholds on: where the folds found theirs, each of ``labels`` has their median.
+    Part of an epoch stays one, and more are whole ones. Nor are any rows left to find thresholds on: where the folds
+    found theirs, each of ``labels`` has their median.
     """
     known = [epoch for epoch in best_epochs if epoch is not None]
     changes: dict[str, Any] = {"early_stopping": 0}
@@ -68,5 +86,6 @@ def final_recipe(
         columns = zip(labels, zip(*found, strict=True), strict=True) if found else ()
         changes["threshold"] = {label: statistics.median(values) for label, values in columns} or None
     if known:
-        changes |= {"epochs": max(1.0, float(round(statistics.median(known)))), "min_steps": None}
+        middle = statistics.median(known)
+        changes |= {"epochs": float(round(middle)) if middle >= 1 else middle, "max_steps": None, "min_steps": None}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})

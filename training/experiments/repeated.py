@@ -81,9 +81,11 @@ def run_folds(recipe: Recipe, data: Examples, parent: Parent | None, session: Se
     whole = replace(data, train=rows, validation=(), held_out=given)
     whole = whole if given else replace(whole, test=runs[-1].prepared.data.test)
     finished = session.run(last, whole, "all rows", parent)
+    settled = finished.prepared.recipe.training
     told = {
         "count": count, "metric": name, "metrics": figures, "rows": [len(run.prepared.data.test) for run in runs],
-        "epochs": last.training.epochs, "best_epochs": epochs,
+        "epochs": settled.epochs if settled.max_steps is None else None,
+        "steps": finished.trained.provenance["steps"], "best_epochs": epochs,
     }  # fmt: skip
     what = "all of them" if given else "all rows, so its held-out metrics are the folds' means"
     session.reporter.note(

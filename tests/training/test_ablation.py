@@ -14,6 +14,8 @@ from lorary.training import train
 from lorary.training.experiments.ablation import ARMS, ablate
 from lorary.training.experiments.bootstrap import paired_bootstrap
 from lorary.training.tasks import make_task
+from lorary.training.tasks.token_scores import TokenScore
+from lorary.training.tasks.writing import Written
 from samples import tone_rows, write_jsonl
 
 
@@ -80,6 +82,9 @@ def test_a_corpus_trains_and_registers_the_domain_stage(corpus, make_recipe, reg
         ({}, None, "from: missing; an ablation needs a domain adapter"),
         ({"from": "legal@1"}, "text.jsonl", "leave one of them out"),
         ({"from": "legal@1", "training.folds": 3}, None, "training.folds: an ablation compares seeds"),
+        ({"method": "adalora"}, "text.jsonl", "method: 'adalora' can't go on with a domain adapter"),
+        ({"lora.layers": "first 1"}, "text.jsonl", "lora.layers: the domain adapter of --corpus has it settled"),
+        ({"lora.init": "pissa"}, "text.jsonl", "lora.init: the domain adapter of --corpus has it settled"),
     ],
 )
 def test_what_can_not_be_compared_is_refused(settings, corpus, words, make_recipe, registry):
@@ -144,3 +149,19 @@ def test_the_bootstraps_interval_is_that_of_drawing_rows_by_hand(task):
         scores = [f1_score(drawn[0], values, average="macro", zero_division=0.0) for values in drawn[1:]]
         differences.append(scores[0] - scores[1])
     assert (found.low, found.high) == pytest.approx(tuple(numpy.quantile(differences, (0.025, 0.975))))
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [("translation", {}), ("text-generation", {"generation.rows": 2, "generation.max_new_tokens": 4})],
+)
+def test_the_bootstrap_draws_the_rows_that_the_main_metric_reads(task, settings, make_recipe):
+    task = make_task(make_recipe(task, **settings), None)
+    golds = ["the firm said sales grew", "the bank report said loss"] * 10
+    score = TokenScore(loss=2.0, correct=1, tokens=4)
+
+    def written(texts):
+        return [Written(score, texts[place] if place < 2 else None) for place in range(len(golds))]
+
+    found = paired_bootstrap(task, golds, [written(golds)], [written(["the firm", "the bank"])], resamples=100)
+    assert found.verdict == ("better" if task.main_metric == "bleu" else "no difference")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lorary.training.experiments.summary import summarise
 from lorary.training.one_run import Finished
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.run import train
 from lorary.training.save import output_folder, writing
 from lorary.training.strategies.parent import Parent, find_parent
@@ -138,7 +139,7 @@ def _check(recipe: Recipe, corpus: str | None) -> None:
     """Is there one domain stage, and nothing that contradicts it?
 
     Raises:
-        RecipeError: the recipe has no domain stage, has two, or asks for folds.
+        RecipeError: the recipe has no domain stage, has two, or asks for folds or for what can't go on with one.
     """
     problems = []
     if recipe.training.folds:
@@ -147,8 +148,23 @@ def _check(recipe: Recipe, corpus: str | None) -> None:
         problems.append("from: missing; an ablation needs a domain adapter (from), or --corpus with the domain's text")
     if corpus is not None and recipe.from_ is not None:
         problems.append("from: names a domain adapter, and --corpus trains one; leave one of them out")
+    elif corpus is not None:
+        problems += _not_continued(recipe)
     if problems:
         raise RecipeError(recipe.name, problems)
+
+
+def _not_continued(recipe: Recipe) -> Iterator[str]:
+    """Settings of a fresh adapter, which the domain stage's wouldn't have when the task goes on with it."""
+    if recipe.method in PEFT_METHODS:
+        yield f"method: {recipe.method!r} can't go on with a domain adapter; only low-rank weights are continued"
+        return
+    for key in ("init", "exclude", "layers"):
+        if getattr(recipe.lora, key) not in (None, "default"):
+            yield (
+                f"lora.{key}: the domain adapter of --corpus has it settled when it is continued; leave it out, or "
+                "train that adapter first and name it in from, with start: stack"
+            )
 
 
 def _with_parent(comparison: Comparison, registry: Registry, corpus: str | None) -> Recipe:

@@ -13,6 +13,7 @@ from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.conversation import asked, messages_of
 from lorary.training.tasks.text_generation import TextGeneration
 from lorary.training.tasks.text_metrics import exact_match, rouge
+from lorary.training.tasks.token_scores import token_metrics
 from lorary.training.tasks.writing import WritesTexts
 
 
@@ -44,6 +45,10 @@ class WrittenAnswers(WritesTexts, TextGeneration):
     def text_metrics(self, found: Sequence[str], golds: Sequence[str]) -> Metrics:
         """Exact match but for white space, and ROUGE."""
         return {"exact_match": exact_match(found, golds), **rouge(found, golds)}
+
+    def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
+        """The loss, which all rows have, whether or not texts were generated for them."""
+        return token_metrics([row.score for row in outcomes])[self.main_metric]
 
     def generation(self) -> Generation:
         """As the recipe says, which has to say how long."""

@@ -220,6 +220,10 @@ class Task(ABC):
         """The main metric alone; it is asked for thousands of times when two runs are compared."""
         return self.metrics(outcomes, golds)[self.main_metric]
 
+    def counted(self, outcome: Any) -> bool:
+        """Does the main metric read what a model made of a row?"""
+        return True
+
     def majority(self, train: Sequence[Example], golds: Sequence[Any]) -> Metrics | None:
         """The metrics of always answering the most frequent label of the training rows; None without labels."""
         return None

@@ -258,6 +258,10 @@ class Rewriting(WritesTexts):
         """The text."""
         return str(example.values[self.source_role])
 
+    def counted(self, outcome: Any) -> bool:
+        """Those that a text was generated for."""
+        return outcome.text is not None
+
     def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:
         """An answer without a model, on the rows that texts are generated for."""
         rows = [test.examples[place].values for place in self.generated(test)]

@@ -35,7 +35,8 @@ def command(
         typer.Option(min=2, max=50, help="How many sizes, evenly spaced in their logarithm.", show_default="5"),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=100, help="How many runs at each size.", show_default="2")
+        int | None,
+        typer.Option(min=1, max=100, help="How many runs at each size.", show_default="training.seeds, or 2"),
     ] = None,
     smallest: Annotated[int | None, typer.Option(min=2, help="The smallest number of rows.", show_default="8")] = None,
     set_: Annotated[

@@ -66,8 +66,10 @@ def test_the_power_law_is_that_of_exact_points():
 
 
 def test_the_last_point_is_the_recipes_own_run_and_nothing_is_registered(make_recipe, registry):
-    recipe = make_recipe(rows=64, **{"training.epochs": 1})
-    curve = learning_curve(recipe, points=3, seeds=2, progress=Reporter())
+    recipe = make_recipe(rows=64, **{"training.epochs": 1, "training.seeds": 3})
+    curve = learning_curve(recipe, points=3, progress=Reporter())
+    assert [len(point.metrics["f1"]["values"]) for point in curve.points] == [3, 3, 3]
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seeds": 1})})
     assert [point.rows for point in curve.points] == [8, 23, 64]
     assert registry.versions() == []
     ordered = in_proportion(load_data(recipe).train, 42)

@@ -62,7 +62,7 @@ def learning_curve(
         recipe: the settings of each run.
         registry: the catalogue, which messages name.
         points: how many sizes; 5 unless given.
-        seeds: how many runs at each size; 2 unless given.
+        seeds: how many runs at each size; the recipe's ``training.seeds`` unless given, and 2 where that has one.
         smallest: the smallest number of rows; 8 unless given.
         progress: is told of phases, steps and notices.
         resume: go on with a curve that was stopped: the newest of this recipe (True), or that of a folder. It keeps its
@@ -76,7 +76,8 @@ def learning_curve(
     """
     _check(recipe)
     reporter, registry = progress or Reporter(), registry or Registry()
-    asked = {"points": Option(points, POINTS), "seeds": Option(seeds, SEEDS), "smallest": Option(smallest, SMALLEST)}
+    several = recipe.training.seeds if recipe.training.seeds > 1 else SEEDS
+    asked = {"points": Option(points, POINTS), "seeds": Option(seeds, several), "smallest": Option(smallest, SMALLEST)}
     with comparing(recipe, registry, reporter, "curve", resume, asked) as comparison, quiet_libraries():
         return _draw(comparison)
 

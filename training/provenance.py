@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorary.hub.provenance.base_files import base_files
+from lorary.hub.provenance.curve import thinned
 from lorary.hub.provenance.front_matter import read_terms
 from lorary.hub.provenance.private import redact_text
 from lorary.training.data.terms import data_terms
 from lorary.training.prepare import Prepared
 from lorary.training.progress import Reporter
-from lorary.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from lorary.training.fitting.loop import Fitted
@@ -45,7 +45,7 @@ def provenance(
         git: the state of the working folder when the run began.
     """
     device = next(prepared.model.parameters()).device
-    parent = prepared.parent
+    parent, data = prepared.parent, prepared.recipe.data
     return {
         **({"from": parent.provenance(prepared.recipe.start)} if parent else {}),
         "data": dict(prepared.data.provenance),
@@ -58,13 +58,15 @@ def provenance(
         "steps": fitted.steps,
         "best_epoch": fitted.best_epoch,
         "loss": fitted.loss,
-        "curve": [list(point) for point in _thinned(fitted.curve)],
+        "curve": [list(point) for point in thinned(fitted.curve)],
         "seconds": round(seconds, 3),
         "durations": reporter.durations(),
         "tokens_per_second": _speed(prepared, fitted),
         "peak_memory_bytes": peak_memory(device),
         **({"estimate": dict(estimate)} if estimate else {}),
-        "notices": [redact_text(without_folders(line, prepared.recipe)) for line in reporter.notices],
+        "notices": [
+            redact_text(without_folders(line, data.train, data.test, data.validation)) for line in reporter.notices
+        ],
     }
 
 
@@ -111,18 +113,12 @@ def _installed(names: Sequence[str]) -> list[str]:
     return [name for name in names if any(True for _ in importlib.metadata.distributions(name=name))]
 
 
-def without_folders(line: str, recipe: Recipe) -> str:
+def without_folders(line: str, *files: str | None) -> str:
     """A notice with the data files' names in place of their paths."""
-    for path in (recipe.data.train, recipe.data.test, recipe.data.validation):
+    for path in files:
         if path and Path(path).expanduser().is_absolute():
             line = line.replace(path, Path(path).name)
     return line
-
-
-def _thinned(curve: Sequence[tuple[int, float]], most: int = 200) -> Sequence[tuple[int, float]]:
-    """At most ``most`` points of a curve, evenly, with the last."""
-    every = -(-len(curve) // most) if curve else 1
-    return [point for place, point in enumerate(curve, start=1) if place % every == 0 or place == len(curve)]
 
 
 def peak_memory(device: torch.device) -> int:

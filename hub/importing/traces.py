@@ -18,12 +18,12 @@ from lorary.hub.checkpoint import KEPT_FILES, Checkpoint
 from lorary.hub.importing.discover import Found
 from lorary.hub.importing.plain_yaml import load_plain_yaml
 from lorary.hub.jsontext import load_json
+from lorary.hub.provenance.curve import thinned
 from lorary.hub.provenance.front_matter import read_front_matter, terms_in
 from lorary.hub.provenance.private import bare_name
 from lorary.hub.tables.insertion import Metrics
 
 _LARGEST = 50_000_000  # bytes
-_MOST_POINTS = 200
 _SHOWN = 6
 _READ = frozenset({"trainer_state.json", "training_args.yaml", "all_results.json", "eval_results.json"})
 _NOT_METRICS = re.compile(
@@ -154,9 +154,7 @@ def _packages(config: Mapping[str, Any], text: str) -> dict[str, str]:
 
 
 def _curve(state: Mapping[str, Any]) -> list[list[float]]:
-    points = [[entry["step"], entry["loss"]] for entry in _log(state) if _finite(entry.get("loss"))]
-    every = -(-len(points) // _MOST_POINTS) or 1
-    return points[::every]
+    return thinned([[entry["step"], entry["loss"]] for entry in _log(state) if _finite(entry.get("loss"))])
 
 
 def _metrics(

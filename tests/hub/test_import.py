@@ -144,6 +144,18 @@ def test_a_checkpoint_has_the_metrics_of_its_own_step(registry, tmp_path):
     assert version.metrics["validation"] == {"loss": 1.8, "accuracy": 0.6}
 
 
+def test_of_a_long_run_s_losses_two_hundred_are_kept_with_the_last(registry, tmp_path):
+    run = make_run(tmp_path / "tone", steps=(500,), final=False)
+    state = json.loads((run / "checkpoint-500" / "trainer_state.json").read_text())
+    state["log_history"] = [{"step": step, "loss": 1 / step} for step in range(1, 501)]
+    (run / "checkpoint-500" / "trainer_state.json").write_text(json.dumps(state))
+    assert run_command(registry, run, "--domain", "finance") == 0
+    [version] = registry.versions()
+    curve = registry.checkpoint(version).told["curve"]
+    assert len(curve) <= 200
+    assert curve[-1] == [500, 1 / 500]
+
+
 def test_all_takes_every_checkpoint_oldest_first(registry, tmp_path):
     run = make_run(tmp_path / "tone", steps=(10, 20, 30))
     (run / "adapter_model.safetensors").write_bytes((run / "checkpoint-20" / "adapter_model.safetensors").read_bytes())

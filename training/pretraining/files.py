@@ -10,13 +10,14 @@ import torch
 
 from lorary.adapters.base.loading import is_encoder, natural_class
 from lorary.hub.errors import GateError
+from lorary.hub.provenance.curve import thinned
 from lorary.hub.provenance.private import bare_name, redact_text
 from lorary.training.data import Example
 from lorary.training.fitting.loop import Fitted
 from lorary.training.pretraining.corpus import Corpus, Objective, ids_of
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.progress import Reporter
-from lorary.training.provenance import environment, peak_memory
+from lorary.training.provenance import environment, peak_memory, without_folders
 from lorary.training.tasks.encoded import Encoded
 
 _GOLDEN = 4  # rows whose logits the saved files have to give back
@@ -68,7 +69,6 @@ def base_provenance(
     device: torch.device, reporter: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     """How the base came to be; nothing names a user, a host or a folder."""
-    every = -(-len(fitted.curve) // 200) or 1
     return {
         "data": corpus.provenance,
         "tokens": {part: len(ids_of(made)) for part, made in rows.items()},
@@ -78,10 +78,12 @@ def base_provenance(
         "steps": fitted.steps,
         "best_epoch": fitted.best_epoch,
         "loss": fitted.loss,
-        "curve": [list(point) for point in fitted.curve[::every]],
+        "curve": [list(point) for point in thinned(fitted.curve)],
         "seconds": round(fitted.seconds, 3),
         "peak_memory_bytes": peak_memory(device),
-        "notices": [redact_text(_without_folders(line, recipe)) for line in reporter.notices],
+        "notices": [
+            redact_text(without_folders(line, recipe.data.train, recipe.data.test)) for line in reporter.notices
+        ],
     }
 
 
@@ -93,10 +95,3 @@ def _public(recipe: PretrainRecipe) -> PretrainRecipe:
 
     data = recipe.data.model_copy(update={key: last(getattr(recipe.data, key)) for key in ("train", "test")})
     return recipe.model_copy(update={"data": data, "output": None})
-
-
-def _without_folders(line: str, recipe: PretrainRecipe) -> str:
-    for path in (recipe.data.train, recipe.data.test):
-        if path and Path(path).expanduser().is_absolute():
-            line = line.replace(path, Path(path).name)
-    return line

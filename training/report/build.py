@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorary.hub.provenance.curve import thinned
 from lorary.hub.provenance.private import public_base, redact_text
 from lorary.hub.reference import normalise_domain
 from lorary.training.fitting.loop import Fitted
@@ -30,6 +31,7 @@ def build_report(
         provenance: as the manifest holds it.
     """
     recipe, task = prepared.recipe, prepared.task
+    files = (recipe.data.train, recipe.data.test, recipe.data.validation)
     worst, ranked = worst_rows(
         prepared.model, task, prepared.test, outcomes, prepared.base.tokenizer, recipe.report.rows
     )
@@ -44,7 +46,7 @@ def build_report(
         points=_points(fitted.history),
         validations=_validations(fitted.history),
         mistakes=task.mistakes(outcomes, prepared.test.golds),
-        worst=tuple(row.model_copy(update={"place": without_folders(row.place, recipe)}) for row in worst),
+        worst=tuple(row.model_copy(update={"place": without_folders(row.place, *files)}) for row in worst),
         ranked=ranked,
         notices=tuple(provenance["notices"]),
         facts=_facts(prepared, fitted, provenance),
@@ -54,7 +56,6 @@ def build_report(
 
 def _points(history: Sequence[Mapping[str, float]]) -> tuple[Point, ...]:
     steps = [entry for entry in history if "loss" in entry]
-    every = -(-len(steps) // _MOST_POINTS) or 1
     return tuple(
         Point(
             step=int(entry["step"]),
@@ -62,8 +63,7 @@ def _points(history: Sequence[Mapping[str, float]]) -> tuple[Point, ...]:
             learning_rate=entry.get("learning_rate"),
             gradient=entry.get("grad_norm"),
         )
-        for place, entry in enumerate(steps, start=1)
-        if place % every == 0 or place == len(steps)
+        for entry in thinned(steps, _MOST_POINTS)
     )
 
 

@@ -98,9 +98,8 @@ def plan_decoding(
             f"seed={seed} without do_sample=True: greedy decoding draws nothing; pass one or drop the other"
         )
     stop_tokens = _stop_tokens(config)
-    if stop_tokens:
-        # generate sets this up on its way; the processor behind min_new_tokens reads it.
-        config._eos_token_tensor = torch.tensor(stop_tokens, device=model.device)
+    # generate sets this up on its way; the processors behind min_new_tokens and bad_words_ids read it.
+    config._eos_token_tensor = torch.tensor(stop_tokens, device=model.device) if stop_tokens else None
     try:
         processors = model._get_logits_processor(
             generation_config=config, input_ids_seq_length=prompt_tokens, device=model.device
@@ -147,7 +146,7 @@ def _generator(seed: int | None, device: torch.device) -> torch.Generator:
     generator = torch.Generator(device=device)
     if seed is None:
         generator.seed()
-    elif isinstance(seed, int) and 0 <= seed < 2**64:
+    elif type(seed) is int and 0 <= seed < 2**64:
         generator.manual_seed(seed)
     else:
         raise UsageError(f"seed={seed!r}: expected a whole number from 0 to 2**64 - 1")

@@ -14,7 +14,7 @@ from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings, EngineStats
 from lorary.adapters.running.inference import Inference
-from lorary.adapters.text.generate import PromptRow
+from lorary.adapters.text.generate import PromptRow, demand_prompt
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError, UsageError
@@ -96,7 +96,7 @@ class Engine:
                 f"the layers of {type(self._inference.model).__name__} don't keep the tokens of a step apart, so its "
                 "requests can't have adapters; use Backbone.generate"
             )
-        ids = self._inference.prompt_ids(prompt, loaded)
+        ids = self._inference.prompt_ids(demand_prompt(prompt), loaded)
         own = self._inference.own_settings(loaded, generate_kwargs)
         with self._inference.tokenizing:
             tokenizer = self._inference.tokenizer_of(loaded)

@@ -92,6 +92,7 @@ def test_processors_of_greedy_requests(backbone, engine):
         {"repetition_penalty": 1.5},
         {"no_repeat_ngram_size": 2},
         {"min_new_tokens": 9, "eos_token_id": 5},
+        {"bad_words_ids": [[6], [7, 8]], "eos_token_id": None},
     ):
         wanted = {"max_new_tokens": 10} | settings
         assert engine.submit("profit", "small", **wanted).result(20).text == backbone.generate(
@@ -244,6 +245,7 @@ def test_many_threads_submit_and_read(backbone, engine):
     ({"max_new_tokens": 0}, "must be greater than 0"),
     ({"seed": 3}, "without do_sample"),
     ({"seed": -1, "do_sample": True}, "seed=-1: expected a whole number"),
+    ({"seed": True, "do_sample": True}, "seed=True: expected a whole number"),
     ({"seed": "x", "do_sample": True}, "seed='x': expected a whole number"),
     ({"eos_token_id": "stop"}, "eos_token_id='stop': expected the id of a token"),
     ({"top_k": "many", "do_sample": True}, "top_k"),
@@ -251,3 +253,9 @@ def test_many_threads_submit_and_read(backbone, engine):
 def test_settings_that_cant_be_meant_are_refused(engine, settings, message):
     with pytest.raises(UsageError, match=message):
         engine.submit("profit", **settings)
+
+
+@pytest.mark.parametrize("prompt", [["profit"], b"profit", 5], ids=str)
+def test_what_is_no_prompt(engine, prompt):
+    with pytest.raises(UsageError, match=r"expected a prompt \(a text, or a list of .*found"):
+        engine.submit(prompt)

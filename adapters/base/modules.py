@@ -17,8 +17,8 @@ from lorary.hub.errors import UsageError
 class LinearShape:
     """The sizes of a module that maps ``[..., inputs]`` to ``[..., outputs]``, and how its parameters are laid out.
 
-    ``transposed``: the weight is [inputs, outputs], as in GPT-2's ``Conv1D`` and in an embedding. ``embedding``: the
-    module looks its ``inputs`` up by their ids, [...] to [..., outputs].
+    ``transposed``: unquantized, the weight is [inputs, outputs], as in GPT-2's ``Conv1D`` and in an embedding.
+    ``embedding``: the module looks its ``inputs`` up by their ids, [...] to [..., outputs].
     """
 
     inputs: int
@@ -82,11 +82,17 @@ def linear_shape(module: torch.nn.Module) -> LinearShape | None:
         return None
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(inputs, int) and isinstance(outputs, int):
-        return LinearShape(inputs, outputs, getattr(module, "bias", None) is not None)
-    # By all its classes' names: a module that is cut up among processes has one of its own.
-    if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__) and isinstance(getattr(module, "nx", None), int):
+        # transformers notes the class that a quantized module took the place of.
+        transposed = _is_conv1d(getattr(module, "source_cls", type(module)))
+        return LinearShape(inputs, outputs, getattr(module, "bias", None) is not None, transposed)
+    if _is_conv1d(type(module)) and isinstance(getattr(module, "nx", None), int):
         return LinearShape(int(module.nx), int(module.nf), bias=True, transposed=True)  # type: ignore[arg-type]
     return None
+
+
+def _is_conv1d(kind: type) -> bool:
+    """By all its classes' names: a module that is cut up among processes has one of its own."""
+    return any(base.__name__ == "Conv1D" for base in kind.__mro__)
 
 
 def is_router(module: torch.nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.adapters.base.modules import linear_shape
 from lorary.hub.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -91,12 +92,14 @@ def guard_cpu(model: torch.nn.Module) -> int:
 
 
 def dense_weight(module: torch.nn.Module) -> torch.Tensor:
-    """A module's weight as numbers, laid out as the module has it: dequantized where bitsandbytes holds it."""
+    """A module's weight as numbers, dequantized where bitsandbytes holds it, and laid out as it is unquantized."""
     weight: Any = module.weight
     if type(weight).__name__ in ("Params4bit", "Int8Params"):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         weight = dequantize_bnb_weight(weight, state=getattr(module, "state", None))
+        shape = linear_shape(module)
+        weight = weight.T if shape is not None and shape.transposed else weight
     dense: torch.Tensor = weight.detach()
     return dense
 

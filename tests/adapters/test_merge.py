@@ -161,6 +161,21 @@ def test_into_the_dequantized_weights(wide, tmp_path, quantization, tolerance):
     assert float((want - delta - own).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize(("quantization", "tolerance"), [("nf4", 1e-5), ("int8", 0.05)])
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"target_modules": ["c_fc"], "modules_to_save": ["attn.c_proj"]}])
+def test_weights_that_quantization_turns_over(bases, tmp_path, lora, quantization, tolerance):
+    """GPT-2's are [inputs, outputs], but not while they are quantized; some are square, so that no shape tells."""
+    adapter = make_adapter(bases("gpt2"), tmp_path / "adapter", task=LM, **lora)
+    backbone, plain = (Backbone.from_pretrained(str(bases("gpt2")), quantization=q) for q in (quantization, "none"))
+    for one in (backbone, plain):
+        one.load(adapter)
+    effects = [(one.logits([ROW], "adapter")[0] - one.logits([ROW], None)[0]).flatten() for one in (backbone, plain)]
+    assert float(torch.nn.functional.cosine_similarity(*effects, dim=0)) > 0.85
+    backbone.merge("adapter", tmp_path / "merged")
+    served = backbone.logits([ROW], "adapter")[0]
+    torch.testing.assert_close(logits_of(reload(tmp_path / "merged", LM)), served, atol=tolerance * 10, rtol=tolerance)
+
+
 def test_what_it_was_trained_on_is_said(wide, tmp_path):
     base, adapter = wide
     copied = shutil.copytree(adapter, tmp_path / "adapter")

@@ -10,9 +10,10 @@ from lorary.adapters import Backbone
 from lorary.hub.errors import DataError, RecipeError
 from lorary.training import train
 from lorary.training.data import Example, load_data
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
-from lorary.training.tasks.text_generation import DEFAULT_TEMPLATE, IGNORED
+from lorary.training.tasks.text_generation import DEFAULT_TEMPLATE
 from samples import WORDS, bpe_tokenizer, write_jsonl
 
 ALPACA = {"prompt": "instruction", "input": "input", "completion": "output"}

@@ -12,7 +12,7 @@ from lorary.hub.errors import DataError, RecipeError, TrainingError
 from lorary.hub.manifest import Generation
 from lorary.training import Recipe, train
 from lorary.training.data import Example
-from lorary.training.fitting.evaluate import IGNORED
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
 from lorary.training.tasks.forms import demand_decoder

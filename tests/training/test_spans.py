@@ -17,11 +17,11 @@ from lorary.training import train
 from lorary.training.data import Example
 from lorary.training.experiments.ablation import _domain_recipe
 from lorary.training.fitting.evaluate import outcomes
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import make_task
 from lorary.training.tasks.spans import SpanCorruption, TextInfilling
 from lorary.training.tasks.token_rows import Frame, Stream, leave_out, tokenize
-from lorary.training.tasks.token_scores import IGNORED
 from samples import encoder_decoder, text_rows
 
 LENGTHS = (*range(1, 40), 128, 256)

@@ -14,8 +14,9 @@ from lorary.training import train
 from lorary.training.data import Example, load_data
 from lorary.training.data.files import read_source
 from lorary.training.data.tags import as_iobes, find_scheme, is_broken, mark_entities
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks import make_task
-from lorary.training.tasks.token_classification import IGNORED, Gold
+from lorary.training.tasks.token_classification import Gold
 from samples import WORDS, tag_rows, write_jsonl
 
 TAG = "token-classification"

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from lorary.hub.errors import DataError, TrainingError
 from lorary.training.data import Example
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks import make_task
-from lorary.training.tasks.text_generation import DEFAULT_TEMPLATE, IGNORED
+from lorary.training.tasks.text_generation import DEFAULT_TEMPLATE
 from lorary.training.tasks.token_classification import Gold
 from samples import bpe_tokenizer, wordpiece_tokenizer
 

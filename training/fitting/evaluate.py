@@ -14,15 +14,13 @@ import torch
 from lorary.adapters.running.forward import logits_of
 from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
 from lorary.hub.errors import TrainingError
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.precision import answering
 
 if TYPE_CHECKING:
     from lorary.training.tasks.base import Task
     from lorary.training.tasks.encoded import Encoded, Feature
 
-
-IGNORED = -100
-"""The label of a token that nothing is learned from, as torch's ``cross_entropy`` has it."""
 
 # What a batch of questions says of its answers: a model that is given them computes a loss too.
 _SPAN_TARGETS = ("start_positions", "end_positions")

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
-IGNORED = -100  # the label of positions that are no target
+IGNORED = -100
+"""The label of a token that nothing is learned from, as torch's ``cross_entropy`` has it."""
 
 
 class Loss(Protocol):

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-IGNORED = -100  # torch's cross_entropy leaves positions with this label out
+from lorary.training.fitting.losses import IGNORED
+
 _ITEMS = "items_of_batch"
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from lorary.training.distributed import ALONE, Group
-from lorary.training.fitting.normalise import IGNORED
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.made_rows import MadeRows
 

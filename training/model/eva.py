@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lorary.hub.errors import TrainingError
-from lorary.training.fitting.evaluate import IGNORED
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.model.base import Base
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe

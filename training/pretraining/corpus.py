@@ -19,7 +19,7 @@ from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe.corpus import is_text
 from lorary.training.tasks.causal_blocks import LearnedRows
 from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.forms import EncoderDecoder
+from lorary.training.tasks.forms import Causal, EncoderDecoder
 from lorary.training.tasks.hiding import Hider
 from lorary.training.tasks.made_rows import MadeRows
 from lorary.training.tasks.masking import HiddenRows, Masker
@@ -119,9 +119,7 @@ class Objective:
             return self._masker.collate
         if self._form is not None:
             return span_collator(self._form, self._tokenizer)
-        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-        return DataCollatorForLanguageModeling(pad_token_id=self._tokenizer.pad_token_id)
+        return Causal().collator(self._tokenizer)
 
     def score(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
         """A row's logits [tokens, vocabulary] against what was to be predicted."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from lorary.hub.errors import DataError, TrainingError
-from lorary.training.tasks.packing import IGNORED
+from lorary.training.fitting.losses import IGNORED
 
 Message = Mapping[str, Any]
 Learn = Literal["replies", "last", "all"]

@@ -9,7 +9,8 @@ import torch
 
 from lorary.adapters.running.inference import decoder_start
 from lorary.hub.errors import TrainingError
-from lorary.training.fitting.evaluate import IGNORED, token_logits
+from lorary.training.fitting.evaluate import token_logits
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks.token_scores import TokenScore, score_tokens
 
 T5_KIN = ("t5", "mt5", "umt5", "longt5", "switch_transformers")

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks.hiding import Hider
 from lorary.training.tasks.made_rows import MadeRows
 from lorary.training.tasks.token_rows import Frame, TokenRows, frame_of
-from lorary.training.tasks.token_scores import IGNORED
 
 Feature = dict[str, Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.precision import answering, base_dtype
-from lorary.training.tasks.token_scores import IGNORED
 
 _TRIED = 16  # tokens of a row that a model is tried with
 

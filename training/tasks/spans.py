@@ -15,7 +15,7 @@ import numpy as np
 
 from lorary.adapters.text.gaps import sentinel_ids
 from lorary.hub.errors import TrainingError
-from lorary.training.fitting.evaluate import IGNORED
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe.corpus import MEAN_SPAN
 from lorary.training.tasks.forms import Collator, EncoderDecoder
 from lorary.training.tasks.hiding import Hider

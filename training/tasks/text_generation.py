@@ -16,14 +16,16 @@ from lorary.adapters.text.generate import open_tokens
 from lorary.hub.errors import DataError, TrainingError
 from lorary.hub.manifest import Prompt
 from lorary.training.data import Example, Note
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.coding import Coded
 from lorary.training.tasks.conversation import asked, check_chats, encode_chat, messages_of
 from lorary.training.tasks.encoded import Encoded, Feature
+from lorary.training.tasks.forms import Causal
 from lorary.training.tasks.lengths import Length
 from lorary.training.tasks.packing import PackingCollator, keeps_rows_apart
-from lorary.training.tasks.token_scores import IGNORED, TokenScore, score_tokens, token_metrics
+from lorary.training.tasks.token_scores import TokenScore, token_metrics
 
 DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 
@@ -174,14 +176,12 @@ class TextGeneration(Task):
         return prompt + reply, (list(prompt) if learn == "all" else [IGNORED] * len(prompt)) + reply
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
-        """TRL's, which masks by length: a padding token that is also the end of text stays learned where it is real."""
-        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-        return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+        """Pads."""
+        return Causal().collator(tokenizer)
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> TokenScore:
         """Loss and hits over the row's trained tokens; position i predicts token i + 1."""
-        return score_tokens(logits[:-1], torch.tensor(feature["labels"][1:], device=logits.device))
+        return Causal().score(logits, feature)
 
     def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
         """The prompt and what was to follow; of the answer, how many tokens would have come first."""

@@ -18,6 +18,7 @@ import torch
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Example
 from lorary.training.data.tags import as_iobes, mark_entities
+from lorary.training.fitting.losses import IGNORED
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
 from lorary.training.report.spans import count_spans
@@ -29,8 +30,6 @@ from lorary.training.tasks.weights import weighed
 
 if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss
-
-IGNORED = -100  # torch's cross_entropy leaves positions with this label out
 
 
 @dataclass(frozen=True)

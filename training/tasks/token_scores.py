@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorary.training.fitting.evaluate import IGNORED
+from lorary.training.fitting.losses import IGNORED
 
 
 @dataclass(frozen=True)

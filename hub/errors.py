@@ -191,5 +191,9 @@ class FollowWarning(RuntimeWarning):
     """A followed alias has moved to a version that can't be loaded; the one before goes on serving."""
 
 
+class UntestedVersionWarning(UserWarning):
+    """The installed transformers is another than the engine was tested with."""
+
+
 class NetworkFileSystemWarning(RuntimeWarning):
     """A registry on a network file system, whose locks may not hold between machines."""

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from lorary.adapters.engine.request import Request
 from lorary.adapters.running.inference import Inference, can_generate, longest_input
-from lorary.hub.errors import EngineUnsupportedError
+from lorary.hub.errors import EngineUnsupportedError, UntestedVersionWarning
 
 TESTED = ("5.23", "5.24")
 """From which version of transformers the engine was tested with, and below which."""
@@ -36,10 +36,6 @@ _METHODS = {
 }
 _TOLERANCE = 0.05  # of the largest logit; an attention that misses the cache, or sees neighbours, is far beyond it
 """Rounding, that of 8-bit weights included, stays below it."""
-
-
-class UntestedVersionWarning(UserWarning):
-    """The installed transformers is another than the engine was tested with."""
 
 
 def check_version() -> None:

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from lorary.adapters import Backbone
 from lorary.adapters.engine import compatibility
-from lorary.hub.errors import EngineUnsupportedError, RequestTooLongError, UsageError
+from lorary.hub.errors import EngineUnsupportedError, RequestTooLongError, UntestedVersionWarning, UsageError
 from tiny import make_base, make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
@@ -18,7 +18,7 @@ SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running
 def test_the_installed_version_is_one_that_was_tested(bases, recwarn):
     with Backbone.from_pretrained(str(bases("llama"))).engine(**SMALL):
         pass
-    assert not [warning for warning in recwarn if warning.category is compatibility.UntestedVersionWarning]
+    assert not [warning for warning in recwarn if warning.category is UntestedVersionWarning]
 
 
 @pytest.mark.parametrize("version", ["5.22.1", "5.24.0", "6.0.0.dev0"])
@@ -26,7 +26,7 @@ def test_another_version_says_so(bases, monkeypatch, version):
     backbone = Backbone.from_pretrained(str(bases("llama")))
     # By way of the module that reads it: transformers puts another object in its own place while it is imported.
     monkeypatch.setattr(compatibility.transformers, "__version__", version)
-    with pytest.warns(compatibility.UntestedVersionWarning, match=f"5.23 up to but not.* 5.24, this is {version}"):
+    with pytest.warns(UntestedVersionWarning, match=f"5.23 up to but not.* 5.24, this is {version}"):
         backbone.engine(**SMALL).close()
 
 

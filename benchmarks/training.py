@@ -32,22 +32,22 @@ from lorary.training.interrupt import Stops
 from lorary.training.prepare import Prepared, prepare
 from lorary.training.progress import Reporter, quiet_libraries
 
-BATCH, RANK, LENGTH = 16, 8, 128
+ROWS, BATCH, RANK, LENGTH = 1000, 16, 8, 128
 
 
-def classification_rows(folder: Path, data: Path | None, count: int) -> None:
+def classification_rows(folder: Path, data: Path | None) -> None:
     """``rows.jsonl`` of texts with a label: those of a folder of data, or made-up words."""
     if data is not None:
-        lines = (data / "sms_spam" / "train.jsonl").read_text(encoding="utf-8").split("\n")[:count]
+        lines = (data / "sms_spam" / "train.jsonl").read_text(encoding="utf-8").split("\n")[:ROWS]
         (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return
-    rows = [{"text": text, "label": str(index % 2)} for index, text in enumerate(_texts(count))]
+    rows = [{"text": text, "label": str(index % 2)} for index, text in enumerate(_texts(ROWS))]
     _write(folder, rows)
 
 
-def generation_rows(folder: Path, count: int) -> None:
+def generation_rows(folder: Path) -> None:
     """``rows.jsonl`` of prompts and completions of made-up words that the made-up base's tokenizer knows."""
-    texts = _texts(2 * count)
+    texts = _texts(2 * ROWS)
     _write(folder, [{"prompt": a, "completion": b} for a, b in zip(texts[::2], texts[1::2], strict=True)])
 
 
@@ -163,7 +163,7 @@ def main() -> None:
     print(environment())
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
         folder, base = Path(scratch), Path(scratch) / "base"
-        classification_rows(folder, options.data, 1000)
+        classification_rows(folder, options.data)
 
         def encoder(**settings: Any) -> Recipe:
             name = "sentence-transformers/all-MiniLM-L6-v2"
@@ -178,7 +178,7 @@ def main() -> None:
             },
             options.repetitions,
         )
-        generation_rows(folder, 1000)
+        generation_rows(folder)
         make_base(base, "10M")
 
         def llama(**settings: Any) -> Recipe:

@@ -66,7 +66,7 @@ def numerics_of(model: Any, recipe: Recipe) -> Numerics:
     return Numerics(recipe.base_quantization, dtype_name(base_dtype(model)), device)
 
 
-def output_folder(recipe: Recipe | PretrainRecipe, now: datetime | None = None) -> Path:
+def output_folder(recipe: Recipe | PretrainRecipe) -> Path:
     """Where the run's files will stand: the recipe's ``output``, else ``runs/<name>-<time>``, one that isn't there.
 
     Raises:
@@ -77,7 +77,7 @@ def output_folder(recipe: Recipe | PretrainRecipe, now: datetime | None = None) 
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise TrainingError(f"{folder} is there already; name another folder with output, or remove it")
         return folder
-    stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     first = RUNS / f"{recipe.name}-{stamp}"
     candidates = [first, *(first.with_name(f"{first.name}-{count}") for count in range(2, 1000))]
     taken = {path.name.removesuffix(INCOMPLETE) for path in first.parent.glob(f"{first.name}*")}

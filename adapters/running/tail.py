@@ -37,7 +37,7 @@ class _Recording(torch.nn.Module):
         return output
 
     def __getattr__(self, name: str) -> Any:
-        return _own_or(self, name, "_block")
+        return _own_or(self, name)
 
 
 class _Replaying(torch.nn.Module):
@@ -51,15 +51,15 @@ class _Replaying(torch.nn.Module):
         return self._output
 
     def __getattr__(self, name: str) -> Any:
-        return _own_or(self, name, "_block")
+        return _own_or(self, name)
 
 
-def _own_or(module: torch.nn.Module, name: str, stood_there: str) -> Any:
+def _own_or(module: torch.nn.Module, name: str) -> Any:
     """An attribute of a stand-in, or of the module in whose place it is: models look into their blocks."""
     try:
         return torch.nn.Module.__getattr__(module, name)
     except AttributeError:
-        return getattr(module.__dict__[stood_there][0], name)
+        return getattr(module.__dict__["_block"][0], name)
 
 
 def _first_rows(linear: torch.nn.Linear) -> torch.nn.Linear:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from lorary.hub.cli.opening import open_backbone
 from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
-from lorary.hub.cli.output import clean, print_json, print_line, version_json
+from lorary.hub.cli.output import print_json, print_line, print_note, version_json
 from lorary.hub.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def command(
         if base is not None:
             backbone = open_backbone(source.checkpoint, base, catalogue, quantization=quantization)
             for note in backbone.load(source.checkpoint, name).notes:
-                print(f"note: {clean(note)}", file=sys.stderr)
+                print_note(f"note: {note}", aside=True)
         version = register_blend(source.checkpoint, read, catalogue, name) if output is None else None
         sum_of = " + ".join(f"{part.weight:g} {part.reference or part.name}" for part in read)
         if as_json:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, given_path, open_registry
-from lorary.hub.cli.output import clean, print_json, print_line
+from lorary.hub.cli.output import print_json, print_line, print_note
 from lorary.hub.errors import UsageError
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
@@ -83,5 +82,5 @@ def _known_folder(catalogue: Registry, version: Version) -> str | None:
         return str(pretrained.folder)
     known = catalogue.bases.folders_of(named)
     if not known and not (version.manifest and version.manifest.base.commit):
-        print(f"note: {clean(named)} may be a folder's name; --base says where it is", file=sys.stderr)
+        print_note(f"note: {named} may be a folder's name; --base says where it is", aside=True)
     return str(known[0]) if len(known) == 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from lorary.hub.cli.opening import open_backbone
 from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
-from lorary.hub.cli.output import clean, print_json, print_line
+from lorary.hub.cli.output import print_json, print_line, print_note
 
 EXAMPLES = (
     "lorary merge legal-qa@prod ./legal-model",
@@ -68,7 +67,7 @@ def command(
     loaded = backbone.load(source.checkpoint, source.name)
     merged = backbone.merge(source.name, folder, dtype=dtype)
     for note in dict.fromkeys((*loaded.notes, *merged.notes)):
-        print(f"note: {clean(note)}", file=sys.stderr)
+        print_note(f"note: {note}", aside=True)
     if as_json:
         print_json(asdict(merged))
         return

@@ -12,7 +12,7 @@ from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.cli.answers import GENERATING, Rows, show_answers
 from lorary.hub.cli.opening import open_backbone
 from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
-from lorary.hub.cli.output import clean, print_json
+from lorary.hub.cli.output import print_json, print_note
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import MULTI_LABEL
 
@@ -80,7 +80,7 @@ def command(
         source.checkpoint, base, catalogue, quantization=quantization, device=device, device_map=device_map
     )
     for note in backbone.load(source.checkpoint, source.name).notes:
-        print(f"note: {clean(note)}", file=sys.stderr)
+        print_note(f"note: {note}", aside=True)
     if task in GENERATING:
         manifest = source.checkpoint.manifest
         own = manifest.generation.max_new_tokens if manifest and manifest.generation else 64

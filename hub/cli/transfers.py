@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from lorary.hub.cli.output import clean
+from lorary.hub.cli.output import print_note
 
 
 def tell(line: str) -> None:
     """Say in a terminal what is under way."""
     if sys.stderr.isatty():
-        print(clean(line), file=sys.stderr)
+        print_note(line, aside=True)
 
 
 def version_list(numbers: tuple[int, ...], prefix: str = "") -> str:

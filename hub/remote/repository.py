@@ -189,12 +189,11 @@ class Repository:
         self,
         call: Callable[[], T],
         *,
-        revision: str | None = None,
         verb: str = "write to",
         again: Callable[[BaseException], bool] | None = None,
         patience: float | None = PATIENCE,
     ) -> T:
-        return ask(call, self.repo, revision=revision, verb=verb, again=again, patience=patience)
+        return ask(call, self.repo, verb=verb, again=again, patience=patience)
 
 
 def user_name() -> str:

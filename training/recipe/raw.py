@@ -45,7 +45,7 @@ class RawRecipe:
             dotted = dotted.rpartition(".")[0]
         return None
 
-    def with_overrides(self, overrides: Iterable[str], origin: str = "--set") -> RawRecipe:
+    def with_overrides(self, overrides: Iterable[str]) -> RawRecipe:
         """A copy with ``key=value`` settings put in; values are read as YAML.
 
         Raises:
@@ -57,14 +57,14 @@ class RawRecipe:
             dotted, equals, text = override.partition("=")
             dotted = dotted.strip()
             if not equals or not all(dotted.split(".")):
-                problems.append(f"{origin} {override!r}: expected key=value, such as training.epochs=3")
+                problems.append(f"--set {override!r}: expected key=value, such as training.epochs=3")
                 continue
             try:
                 value = yaml.load(text, _Loader)
             except yaml.YAMLError as error:
-                problems.append(f"{origin} {override!r}: the value isn't YAML ({_reason(error)}); quote it")
+                problems.append(f"--set {override!r}: the value isn't YAML ({_reason(error)}); quote it")
                 continue
-            problem = changed.put(dotted, value, origin)
+            problem = changed.put(dotted, value, "--set")
             if problem:
                 problems.append(problem)
         if problems:

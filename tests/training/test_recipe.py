@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -139,6 +141,7 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         (["task=token-classification", "data.columns={text: t}"], "data.columns.text: token-classification has no"),
         (["task=text-generation", "data.columns={messages: m, prompt: p}"], "data.columns: text-generation takes"),
         (["data.test={train}"], "data.test: the same rows as data.train"),
+        (["data.validation={train}"], "data.validation: the same rows as data.train"),
         (["data.test={other}", "data.test_size=0.2"], "data.test_size: data.test already names the held-out rows"),
         (["data.test_size=1.0"], "data.test_size: expected a number below 1"),
         (["training.threshold=2"], "training.threshold: expected a number below 1"),
@@ -276,3 +279,15 @@ def test_a_recipe_is_checked_without_anything_heavy(write):
     )
     done = subprocess.run([sys.executable, "-c", script, str(write())], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_docs_have_every_setting():
+    docs = "".join(path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("*.md"))
+    told = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`\n]+`", docs))))
+
+    def settings(model):
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            yield from settings(inner) if hasattr(inner, "model_fields") else [field.alias or name]
+
+    assert not set(settings(Recipe)) - told

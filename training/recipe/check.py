@@ -154,6 +154,11 @@ def _splits(values: Mapping[str, Any]) -> Problems:
         yield "data.test_size", "data.test already names the held-out rows; leave one of them out"
     if data.get("test") is not None and data.get("test") == data.get("train") and data.get("test_split") is None:
         yield "data.test", "the same rows as data.train; held-out rows must not be trained on"
+    if data.get("validation") is not None and data.get("validation") == data.get("train"):
+        yield (
+            "data.validation",
+            "the same rows as data.train, which can't say when to stop; leave it out: some are split off",
+        )
     if data.get("validation") is not None and data.get("validation_size") is not None:
         yield "data.validation_size", "data.validation already names the rows; leave one of them out"
     train = data.get("train")

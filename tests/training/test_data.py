@@ -322,9 +322,13 @@ def test_a_label_with_one_row_stays_with_the_training_rows(make_recipe, tmp_path
 
 def test_more_labels_than_held_out_rows_are_split_with_a_notice(make_recipe, tmp_path):
     rows = [{"text": f"t{n}", "label": f"l{n % 8}"} for n in range(16)]
-    data, notes = load(make_recipe, tmp_path, CLASSIFY, rows)
-    assert len(data.test) == 3
-    assert "3 rows can't hold each of 8 labels in proportion: split without regard to labels" in notes
+    data, notes = load(make_recipe, tmp_path, CLASSIFY, rows, **{"data.test_size": 0.4})
+    assert len(data.test) == 6
+    assert {example.values["label"] for example in data.train} == set(data.labels)
+    assert (
+        "6 rows can't hold each of 8 labels in proportion: split at random, but for one row of each label, which is "
+        "trained on"
+    ) in notes
 
 
 @pytest.mark.parametrize("shared", [0, 2])

@@ -42,9 +42,14 @@ def split_rows(
     indices = [index for index, label in enumerate(labels) if label is None or counts[label] > 1]
     classes = {labels[index] for index in indices}
     stratify = [labels[index] for index in indices] if len(classes) > 1 else None
-    if count > len(indices) - len(classes) or (stratify and count < len(classes)):
-        note(f"{count} rows can't hold each of {len(counts)} labels in proportion: split without regard to labels")
+    scarce = f"{count} rows can't hold each of {len(counts)} labels in proportion: "
+    if count > len(indices) - len(classes):
+        note(scarce + "split without regard to labels")
         stratify, indices = None, list(range(len(examples)))
+    elif stratify and count < len(classes):
+        note(scarce + "split at random, but for one row of each label, which is trained on")
+        first = {label: index for index, label in reversed(list(enumerate(labels)))}
+        stratify, indices = None, sorted(set(indices) - set(first.values()))
     _, chosen = train_test_split(indices, test_size=count, random_state=seed, stratify=stratify)
     return _parted(examples, set(chosen))
 

@@ -121,7 +121,7 @@ def test_what_stands_beside_the_messages_of_a_chat_is_told(make_recipe, tmp_path
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "row 2: not UTF-8 text"),
         ("a.jsonl", "", "holds no rows"),
         ("a.jsonl", "\n \n", "holds no rows"),
-        ("a.json", '{"text": "a"}', "expected a list of rows, found dict"),
+        ("a.json", '{"text": "a"}', "expected a list of rows, found dict with the keys ['text']"),
         ("a.json", '{"text": "a"}\n{"text": "b"}', "if each line is a row of its own, name the file .jsonl"),
         ("a.json", '[{"text": "a"}, 3]', "row 2: expected an object with columns, found int"),
         ("a.csv", "text,label\na,b\nc\n", "row 3: 1 cells, the header has 2"),
@@ -148,6 +148,12 @@ def test_a_column_that_no_row_has_is_one_problem_with_the_nearest_name(make_reci
     assert found.endswith("no column 'text' (for text); there are label, txt; did you mean 'txt'?")
     (found,) = bad(make_recipe, tmp_path, CLASSIFY, [{"sentence": "a", "label": "b"}])
     assert found.endswith("there are label, sentence; name it with data.columns.text")
+
+
+def test_columns_within_a_column_are_told(make_recipe, tmp_path):
+    rows = [{"translation": {"en": "profit rose", "de": "der Gewinn stieg"}}] * 5
+    found = bad(make_recipe, tmp_path, "translation", rows)
+    assert found[2:] == ["translation has columns of its own (en, de), which can't be named; write them beside it"]
 
 
 def test_a_label_of_the_held_out_rows_must_be_known(make_recipe, tmp_path):

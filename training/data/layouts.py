@@ -34,6 +34,10 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
 )
 
 
+_BESIDE_MESSAGES = ("system", "tools")
+"""Columns that some files of chats have for the template, beside the messages."""
+
+
 def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
     """A line on what ``data.columns`` has to say for rows of a known layout; none for tasks without prompts."""
     if not columns.keys() & {"prompt", "messages", "chosen"}:
@@ -42,8 +46,13 @@ def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
     return [f"the rows look like {known[0]}; set data.columns to {{{known[1]}}}"] if known else []
 
 
-_BESIDE_MESSAGES = ("system", "tools")
-"""Columns that some files of chats have for the template, beside the messages."""
+def nested(source: Source) -> list[str]:
+    """A line for each column whose values have columns of their own, as the first row has them."""
+    return [
+        f"{column} has columns of its own ({', '.join(map(str, value))}), which can't be named; write them beside it"
+        for column, value in source.rows[0].values.items()
+        if isinstance(value, Mapping)
+    ]
 
 
 def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:

@@ -45,7 +45,8 @@ def _json(content: bytes, problems: list[str]) -> Rows:
         problems.append(f"not valid JSON ({error}); if each line is a row of its own, name the file .jsonl")
         return
     if not isinstance(values, list):
-        problems.append(f"expected a list of rows, found {type(values).__name__}")
+        keys = f" with the keys {shown(list(values))}; save the list alone" if isinstance(values, dict) else ""
+        problems.append(f"expected a list of rows, found {type(values).__name__}{keys}")
         return
     for number, row in enumerate(values, start=1):
         yield from _object(number, row, problems)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from decimal import Decimal
 from typing import Any
 
+from lorary.hub.errors import DataError
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.training.data.examples import Note
 from lorary.training.data.files import Source
 from lorary.training.data.roles import NUMBER
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.raw import shown
+
+_LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
+"""A list as data frames write one into a CSV file."""
 
 
 def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
@@ -19,6 +25,9 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     The recipe's own, else what most of the training rows' labels are: lists make it multi-label, numbers with a decimal
     point regression (in CSV files, which hold nothing but texts, numbers so written), names and whole numbers
     single-label.
+
+    Raises:
+        DataError: the labels of a CSV file are lists as text.
     """
     data = recipe.data
     if recipe.task != "text-classification" or recipe.problem_type is not None:
@@ -29,6 +38,15 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     written = train.shown.lower().endswith(".csv")
     kinds = Counter(_kind(value, written) for value in values)
     numbers = kinds["number"] + kinds["whole"]
+    if kinds["written list"] > kinds["name"] + numbers:
+        raise DataError(
+            "labels",
+            [
+                f"{train.shown}: the labels look like lists ({shown(values[0])}), and a CSV file has only texts; save "
+                "the rows as JSONL or Parquet, or name columns of 0 and 1 with data.label_columns (if they are names, "
+                f"set problem_type to {SINGLE_LABEL})"
+            ],
+        )
     if kinds["list"] > max(kinds["name"], numbers):
         note("the labels are lists of names: multi-label classification (problem_type)")
         return MULTI_LABEL
@@ -50,4 +68,6 @@ def _kind(value: Any, written: bool) -> str:
         return "whole"
     if written and isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         return "whole" if value.strip().lstrip("+-").isdecimal() else "number"
+    if written and isinstance(value, str) and _LIST.fullmatch(value):
+        return "written list"
     return "other" if value is None else "name"

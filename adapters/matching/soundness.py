@@ -66,9 +66,18 @@ def check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any,
                 f"{source}: carries {key!r} of shape {list(saved.shape)}, the backbone's is {list(own.shape)}; "
                 "of a resized vocabulary the embedding is needed too: save_pretrained(save_embedding_layers=True)"
             )
-        # The file and the backbone may each have been rounded; both are held to the coarser of the two.
-        coarser = max((own.dtype, saved.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-        if not torch.allclose(own.cpu().to(coarser).float(), saved.to(coarser).float(), rtol=1e-6, atol=1e-6):
+        if not is_copy(saved, own):
             raise UnsupportedAdapterError(
                 f"{source}: carries {key!r} with other values than the backbone's; trained embeddings can't share it"
             )
+
+
+def is_copy(saved: torch.Tensor, own: torch.Tensor) -> bool:
+    """Does a saved tensor hold the values of the backbone's own, of the same shape?
+
+    The file and the backbone may each have been rounded; both are held to the coarser of the two.
+    """
+    if not (saved.is_floating_point() and own.is_floating_point()):
+        return saved.dtype == own.dtype and torch.equal(saved, own.cpu())
+    coarser = max((own.dtype, saved.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.allclose(own.cpu().to(coarser).float(), saved.to(coarser).float(), rtol=1e-6, atol=1e-6)

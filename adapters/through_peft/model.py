@@ -18,6 +18,7 @@ import torch
 
 from lorary.adapters.matching.problems import KeyProblems
 from lorary.adapters.matching.renaming import rename_tensors
+from lorary.adapters.matching.soundness import is_copy
 from lorary.adapters.matching.support import is_off
 from lorary.adapters.matching.targets import is_target
 from lorary.adapters.through_peft.mirror import memory_of
@@ -142,8 +143,7 @@ def _without_copies(
             raise KeyMismatchError(
                 f"{source}: carries {key!r} of shape {list(saved.shape)}, the backbone's is {list(own.shape)}"
             )
-        coarser = max((own.dtype, saved.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-        if not torch.allclose(own.cpu().to(coarser).float(), saved.to(coarser).float(), rtol=1e-6, atol=1e-6):
+        if not is_copy(saved, own):
             raise UnsupportedAdapterError(
                 f"{source}: carries {key!r} with other values than the backbone's, and its config doesn't say that it "
                 "was trained; name it in modules_to_save and save the adapter again"

@@ -23,8 +23,9 @@ class Version:
     """One immutable trained state of a named adapter, as the catalogue knows it.
 
     ``metrics`` maps a split to its metrics: ``test`` is the trained adapter on held-out rows, ``untrained`` the same
-    rows before training, ``majority`` what always answering the commonest class scores. ``parents`` and the
-    :attr:`reference` have the form ``name@3``; ``size_bytes`` is the weights'; ``created_at`` is ISO 8601 in UTC.
+    rows before training, ``majority``, ``mean``, ``unigram``, ``lead-3`` and ``copy`` what they score without a model,
+    ``train`` and ``validation`` the trained adapter on rows of these splits. ``parents`` and the :attr:`reference` have
+    the form ``name@3``; ``size_bytes`` is the weights'; ``created_at`` is ISO 8601 in UTC.
     """
 
     name: str

@@ -135,8 +135,9 @@ class PeftAdapter:
         return self.inference.logits(row, self.routing(1))
 
     def bare_logits(self, row: Sequence[int]) -> torch.Tensor:
-        """The same from the bare backbone, through this adapter's head where it has one."""
-        plain = None if self.plain_head is None else cast(Adapter, _Headed(self, self.plain_head))
+        """The same from the bare backbone, read as this adapter's: through its head, or before the vocabulary."""
+        read_as_it_is = self.plain_head is None and self.task != "feature-extraction"
+        plain = None if read_as_it_is else cast(Adapter, _Headed(self, self.plain_head))
         return self.backbone.logits(row, Routing(_empty_arena(), [plain], [0]))
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -184,7 +185,7 @@ class _Headed:
     """Another head in an adapter's place."""
 
     adapter: PeftAdapter
-    head: TaskHead
+    head: TaskHead | None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.adapter, name)

@@ -92,8 +92,10 @@ def test_nan(backbone, method, name):
     refuse(backbone, adapter, NoEffectError, "NaN")
 
 
-def test_factors_that_change_nothing(backbone, method):
-    adapter = method("IA3", lambda tensors: [tensor.fill_(1) for tensor in tensors.values()])
+@pytest.mark.parametrize("config", [{}, {"task_type": "FEATURE_EXTRACTION"}], ids=str)
+def test_factors_that_change_nothing(backbone, method, config):
+    """Of a language model's embeddings too, whose states are read, and never its vocabulary."""
+    adapter = method("IA3", lambda tensors: [tensor.fill_(1) for tensor in tensors.values()], **config)
     refuse(backbone, adapter, NoEffectError, "the same with it as without")
 
 

@@ -11,9 +11,12 @@ import torch
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.base.device import dtype_name
+from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.loading import quietly
+from lorary.adapters.heads.task_heads import in_parts
 from lorary.adapters.proving.golden import TOLERANCE
 from lorary.adapters.proving.proof import probe_row
+from lorary.adapters.running.forward import logits_of
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.hub.errors import MergeError, first_line
@@ -91,7 +94,8 @@ def check_merged(
     served = [answers.served(row) for row in rows]
     bare = [answers.bare(row) for row in rows]
     model = _load(folder, kind)
-    merged = [_logits(model, _inputs(row, adapter, inference)) for row in rows]
+    read = _states if adapter.task == "feature-extraction" else _logits
+    merged = [read(model, _inputs(row, adapter, inference)) for row in rows]
     worst = max(
         float((ours - theirs).abs().max() / (1 + theirs.abs().max()))
         for ours, theirs in zip(merged, served, strict=True)
@@ -152,8 +156,12 @@ def _inputs(row: Sequence[int], adapter: Merged, inference: Inference) -> dict[s
 def _logits(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The row's logits, or its hidden states from a model without a head, as :meth:`Backbone.logits` gives them."""
     with torch.no_grad():
-        output = model(**inputs)
-    if hasattr(output, "start_logits"):
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)[0].float()
-    logits: torch.Tensor = output.logits if hasattr(output, "logits") else output[0]
-    return logits[0].float()
+        return logits_of(model(**inputs))[0].float()
+
+
+def _states(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The row's hidden states, as an embedding adapter's are read: the encoder's where the body is kept in parts."""
+    body = body_of(model)
+    if in_parts(body):
+        body, inputs = body.get_encoder(), {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    return _logits(body, inputs)

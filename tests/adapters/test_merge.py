@@ -161,6 +161,20 @@ def test_into_the_dequantized_weights(wide, tmp_path, quantization, tolerance):
     assert float((want - delta - own).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("family", ["llama", "t5", "bart"])
+@pytest.mark.parametrize("bias", ["none", "lora_only"])
+def test_embeddings_of_a_base_that_generates(bases, tmp_path, family, bias):
+    """The merged model may be the whole language model; what is compared are the states before its vocabulary."""
+    adapter = make_adapter(bases(family), tmp_path / "adapter", task="feature-extraction", bias=bias)
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    backbone.load(adapter)
+    backbone.merge("adapter", tmp_path / "merged")
+    alone = Backbone.from_pretrained(str(tmp_path / "merged"))
+    torch.testing.assert_close(*(one.predict("profit rose", name, pooling="mean") for one, name in (
+        (backbone, "adapter"), (alone, None),
+    )), atol=1e-5, rtol=1e-5)  # fmt: skip
+
+
 @pytest.mark.parametrize(("quantization", "tolerance"), [("nf4", 1e-5), ("int8", 0.05)])
 @pytest.mark.parametrize("lora", [{"use_dora": True}, {"target_modules": ["c_fc"], "modules_to_save": ["attn.c_proj"]}])
 def test_weights_that_quantization_turns_over(bases, tmp_path, lora, quantization, tolerance):

@@ -196,7 +196,8 @@ def test_lists_written_into_a_csv_file_are_no_names(make_recipe, tmp_path):
     ("rows", "settings", "message"),
     [
         ([["a"], "b", ["c"], ["a", 0.5]], {}, r"row 2, label: expected a list of labels .*row 4, label: label 2: exp"),
-        ([["a"]] * 5, {}, r"every training row has the same labels \(a\)"),
+        ([["a", "b"]] * 5, {}, r"every training row has the same labels \(a, b\)"),
+        ([["a"], [], ["a"]], {}, "a is the only label of multi_label_classification, expected at least two"),
         ([[1, 0], [1, 1], [1]], {}, r"row 3, label: expected a list of 0 and 1 for 2 labels, found \[1\]"),
         ([0.5, 1.5, "much"], {}, r"row 3, label: expected a number \(regression\), found 'much'"),
         ([0.5, float("nan"), 1.5], {}, "row 2, label: expected a finite number, found nan"),

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from lorary.hub.errors import DataError
+from lorary.hub.manifest import MULTI_LABEL
 from lorary.training.data.examples import Example
 from lorary.training.data.files import SHOWN_PROBLEMS, report
 from lorary.training.recipe.raw import nearest, shown, some
@@ -59,6 +60,14 @@ def find_labels(
         ]
         raise report("labels", problems, len(unknown))
     if several:
+        if len(labels) == 1:
+            raise DataError(
+                "labels",
+                [
+                    f"{source}: {labels[0]} is the only label of {MULTI_LABEL}, expected at least two; a label that a "
+                    "row has or hasn't makes two classes, whose column is named with data.columns.label"
+                ],
+            )
         _order_sets(parts, labels)
         return labels
     used = {name for example in parts["train"] for name in _names(example, role)}

@@ -101,6 +101,22 @@ def test_drop_leaves_long_rows_out_of_the_training_rows_alone():
     assert (figures["train"]["dropped"], figures["train"]["cut"], figures["test"]["dropped"]) == (2, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("too_long", "told"),
+    [
+        (
+            "truncate",
+            ["1 of 2 training rows were dropped: nothing to learn within 16 tokens (first: rows.jsonl, row 2)"],
+        ),
+        ("drop", ["1 of 2 training rows are longer than 16 tokens (the longest: 40) and were dropped (data.too_long)"]),
+    ],
+)
+def test_a_row_that_is_left_out_is_told_of_once(too_long, told):
+    notes: list[str] = []
+    fit_lengths({"train": made(FITS, BARE)}, too_long, ROOM, notes.append)
+    assert notes == told
+
+
 def test_rows_with_nothing_to_learn_are_not_trained_on_and_stay_among_the_held_out():
     notes: list[str] = []
     rows = made(FITS, BARE, CUT)

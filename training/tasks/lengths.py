@@ -95,7 +95,11 @@ def _cut(encoded: Encoded) -> list[tuple[Example, Length]]:
 def _fit(encoded: Encoded, part: str, too_long: TooLong, room: Room, note: Note) -> tuple[Encoded, dict[str, int]]:
     kind, rows, cut = _PARTS[part], len(encoded.lengths), _cut(encoded)
     dropping = too_long == "drop" and part == "train"
-    bare = [example for example, length in zip(encoded.examples, encoded.lengths, strict=True) if not length.learned]
+    bare = [
+        example
+        for example, length in zip(encoded.examples, encoded.lengths, strict=True)
+        if not length.learned and not (dropping and length.cut)
+    ]
     kept = [
         place
         for place, length in enumerate(encoded.lengths)
@@ -113,8 +117,8 @@ def _fit(encoded: Encoded, part: str, too_long: TooLong, room: Room, note: Note)
                 + (f"; raise {room.settings}" if cut else "")
             ],
         )
-    if cut:
-        told = f"{len(cut)} of {rows} {kind} rows are longer than {room.most} (the longest: {longest})"
+    if long := cut if dropping else still_cut:
+        told = f"{len(long)} of {rows} {kind} rows are longer than {room.most} (the longest: {longest})"
         if dropping:
             note(f"{told} and were dropped (data.too_long)")
         else:

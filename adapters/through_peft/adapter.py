@@ -213,6 +213,56 @@ def build_peft_adapter(
     # Some methods keep indices beside their weights.
     largest_values({key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}, checkpoint.source)
     whole, body = inference.model, inference.body
+    made = _models(checkpoint, task, tensors, inference, dtype, of_base, masked)
+    root, bare, plain_head = made.root, made.bare, made.plain_head
+    rows = root.get_input_embeddings().weight.shape[0]
+    view = PeftView(build_peft_model(checkpoint, tensors, root, made.lender))
+    virtual = view.virtual_tokens
+    passes = _passes(view, view)
+    # A language model that was adapted for its hidden states gives them from its body, into which PEFT's layers went.
+    from_body = task == "feature-extraction" and not virtual and body_of(root) is not root
+    hidden = _passes(body_of(root), view) if from_body else passes
+    on_body = plain_head is None and type(root) is type(body) and whole is not body
+    # Its new tokens are no effect of an adapter's, so what it is held against has them as well.
+    plain = bare if made.resized else body if on_body else None
+    settings = {field.name: getattr(inference, field.name) for field in fields(Inference)}
+    own = {"model": passes, "body": hidden, "rows_first": True, "_bare": None, "virtual_tokens": virtual}
+    return PeftAdapter(
+        name=name,
+        checkpoint=checkpoint,
+        digest=digest,
+        task=task,
+        view=view,
+        inference=OwnInference(**(settings | own)),
+        backbone=inference if plain is None else Inference(**(settings | _bare(plain))),
+        head=TaskHead(passes, reads_body_output=False) if plain_head is not None else None,
+        plain_head=plain_head,
+        golden=read_golden(checkpoint),
+        nbytes=_own_bytes(view.peft_model, made.lender),
+        bare=bare,
+        own_tokenizer=tokenizers.of(checkpoint, rows),
+    )
+
+
+@dataclass(frozen=True)
+class _Models:
+    """``root``, which PEFT's layers go into, and ``bare``, the same without them; both share ``lender``'s tensors.
+
+    ``plain_head`` is the task's head around ``bare``; ``resized`` is true of a vocabulary that is the adapter's own.
+    """
+
+    root: Any
+    bare: Any
+    lender: Any
+    plain_head: TaskHead | None
+    resized: bool
+
+
+def _models(
+    checkpoint: Checkpoint, task: str, tensors: Mapping[str, torch.Tensor], inference: Inference, dtype: torch.dtype,
+    of_base: HeadsOfBase, masked: MaskedHead,
+) -> _Models:  # fmt: skip
+    whole, body = inference.model, inference.body
     plain_head, lender = None, whole
     if task in TASK_CLASSES:
         plain_head, model = (
@@ -228,39 +278,13 @@ def build_peft_adapter(
     else:
         bare = whole if _fits(tensors, whole, body) else body
         root = mirror(bare)
-    own_size = own_vocabulary(checkpoint, body)
-    if own_size is not None:
-        resize_vocabulary(root, own_size, tensors, checkpoint)
+    size = own_vocabulary(checkpoint, body)
+    if size is not None:
+        resize_vocabulary(root, size, tensors, checkpoint)
         bare = mirror(root)
         if plain_head is not None:
             plain_head = TaskHead(bare, reads_body_output=False)
-    rows = root.get_input_embeddings().weight.shape[0]
-    view = PeftView(build_peft_model(checkpoint, tensors, root, lender))
-    virtual = view.virtual_tokens
-    passes = _passes(view, view)
-    # A language model that was adapted for its hidden states gives them from its body, into which PEFT's layers went.
-    from_body = task == "feature-extraction" and not virtual and body_of(root) is not root
-    hidden = _passes(body_of(root), view) if from_body else passes
-    on_body = plain_head is None and type(root) is type(body) and whole is not body
-    # Its new tokens are no effect of an adapter's, so what it is held against has them as well.
-    plain = bare if own_size is not None else body if on_body else None
-    settings = {field.name: getattr(inference, field.name) for field in fields(Inference)}
-    own = {"model": passes, "body": hidden, "rows_first": True, "_bare": None, "virtual_tokens": virtual}
-    return PeftAdapter(
-        name=name,
-        checkpoint=checkpoint,
-        digest=digest,
-        task=task,
-        view=view,
-        inference=OwnInference(**(settings | own)),
-        backbone=inference if plain is None else Inference(**(settings | _bare(plain))),
-        head=TaskHead(passes, reads_body_output=False) if plain_head is not None else None,
-        plain_head=plain_head,
-        golden=read_golden(checkpoint),
-        nbytes=_own_bytes(view.peft_model, lender),
-        bare=bare,
-        own_tokenizer=tokenizers.of(checkpoint, rows),
-    )
+    return _Models(root, bare, lender, plain_head, resized=size is not None)
 
 
 def _headed(

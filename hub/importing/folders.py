@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lorary.hub.checkpoint import ORIGIN_NAME, Checkpoint, read_checkpoint
 from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, RegistryError, UsageError
-from lorary.hub.importing.discover import Found, find_runs
+from lorary.hub.importing.discover import Found, Run, find_runs
 from lorary.hub.importing.outcome import Outcome, Watch, unwatched
 from lorary.hub.importing.traces import Traces, read_traces
 from lorary.hub.provenance.base_name import demand_base, on_base, unknown_base
@@ -55,19 +55,7 @@ def import_folders(
         LoraryError: there is one adapter alone, and it can't be taken; of several this is an outcome.
     """
     root = root.expanduser()
-    if not root.is_dir():
-        raise CheckpointError(f"{root}: no such folder, and no registry; name a folder that holds adapters")
-    runs, links = find_runs(root)
-    if not runs and not links:
-        raise CheckpointError(
-            f"{root}: no adapter in it or below it; expected adapter_config.json and adapter_model.safetensors, as "
-            "PEFT's save_pretrained writes them"
-        )
-    for what, given in (("name", name), ("alias", alias)):
-        if given is not None and len(runs) > 1:
-            raise UsageError(
-                f"{root}: holds {len(runs)} adapters, which can't all have the {what} {given!r}; leave it out"
-            )
+    runs, links = _runs(root, name, alias)
     alone = len(runs) == 1 and len(runs[0].adapters) == 1 and not links
     tags = tuple(tags)
     seen, total = 0, sum(len(run.adapters) for run in runs)
@@ -100,6 +88,24 @@ def import_folders(
             registry.alias(version.name, alias, version.number)
     for link in links:
         yield Outcome(_shown(link, root), "refused", note="is a link; name the folder itself")
+
+
+def _runs(root: Path, name: str | None, alias: str | None) -> tuple[list[Run], list[Path]]:
+    """What :func:`find_runs` finds in a folder. Raises as :func:`import_folders`."""
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such folder, and no registry; name a folder that holds adapters")
+    runs, links = find_runs(root)
+    if not runs and not links:
+        raise CheckpointError(
+            f"{root}: no adapter in it or below it; expected adapter_config.json and adapter_model.safetensors, as "
+            "PEFT's save_pretrained writes them"
+        )
+    for what, given in (("name", name), ("alias", alias)):
+        if given is not None and len(runs) > 1:
+            raise UsageError(
+                f"{root}: holds {len(runs)} adapters, which can't all have the {what} {given!r}; leave it out"
+            )
+    return runs, links
 
 
 def _take(

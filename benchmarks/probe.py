@@ -19,9 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from models import make_adapters, make_base
-from timing import environment, table
+from timing import environment, synchronise, table
 
 WARMUP = 3
 
@@ -133,11 +132,6 @@ def drop_from_cache(folder: Path) -> None:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from contenders import Contenders
 from decode import STEPS, steps
 from models import make_adapters, make_base
 from plots import plot_curves
-from timing import compare, environment, table
+from timing import compare, environment, synchronise, table
 
 SWAPS = 7
 
@@ -106,8 +106,7 @@ def swaps(both: Contenders, base: Path, work: Path, resident: int) -> list[dict[
 def _seconds(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronise()
     return time.perf_counter() - started
 
 

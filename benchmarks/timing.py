@@ -40,17 +40,18 @@ def compare(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repetition in range(warmup + repetitions):
         for name, run in contenders.items():
-            _synchronise()
+            synchronise()
             started = time.perf_counter()
             run()
-            _synchronise()
+            synchronise()
             if repetition >= warmup:
                 seconds[name].append(time.perf_counter() - started)
     first = seconds[next(iter(contenders))]
     return {name: Timing(own, [a / b for a, b in zip(own, first, strict=True)]) for name, own in seconds.items()}
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait for what a GPU still has to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

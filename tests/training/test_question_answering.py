@@ -169,9 +169,7 @@ def test_an_answer_that_no_window_shows_whole_is_learned_in_parts(make_recipe, w
     context = "profit " * 6 + "rose " * 14 + "profit " * 6
     task = make_task(make_recipe(QA, **{"training.stride": 2, "training.max_answer_length": 3}), None)
     encoded, notes = encode(task, wordpiece, row(context, (("rose " * 14).strip(), 42)), max_length=16)
-    assert set("".join(learned(encoded, wordpiece)).replace("[CLS]", "").split()) == {"rose"} or all(
-        set(text.split()) <= {"rose", "[CLS]"} for text in learned(encoded, wordpiece)
-    )
+    assert all(set(text.split()) <= {"rose", "[CLS]"} for text in learned(encoded, wordpiece))
     assert sum(text.count("rose") for text in learned(encoded, wordpiece)) >= 14
     assert any("1 of 1 answers are longer than 3 tokens" in note for note in notes)
 

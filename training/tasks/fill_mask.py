@@ -100,7 +100,7 @@ class FillMask(Task):
         return score_tokens(logits, torch.tensor(self.asked(feature), device=logits.device))
 
     def asked(self, feature: Feature) -> list[int]:
-        """A row's labels as they are measured: :data:`IGNORED` but for the hidden tokens."""
+        """A row's labels as they are measured: ignored but for the hidden tokens."""
         labels: list[int] = feature["labels"]
         return labels
 

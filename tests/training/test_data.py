@@ -119,6 +119,7 @@ def test_what_stands_beside_the_messages_of_a_chat_is_told(make_recipe, tmp_path
         ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', "row 2: not valid JSON (Expecting value"),
         ("a.jsonl", '["a"]\n', "row 1: expected an object with columns, found list"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "row 2: not UTF-8 text"),
+        ("a.jsonl", json.dumps([GOOD] * 30, indent=2), "row 1: [ goes on in the next line, and a row is a line of its"),
         ("a.jsonl", "", "holds no rows"),
         ("a.jsonl", "\n \n", "holds no rows"),
         ("a.json", '{"text": "a"}', "expected a list of rows, found dict with the keys ['text']"),

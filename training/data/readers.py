@@ -27,6 +27,12 @@ def _jsonl(content: bytes, problems: list[str]) -> Rows:
     for number, line in enumerate(decode(content, problems).split("\n"), start=1):
         if not line.strip():
             continue
+        if line.strip() in ("[", "{"):
+            problems.append(
+                f"row {number}: {line.strip()} goes on in the next line, and a row is a line of its own; if the file "
+                "is one list of rows, name it .json"
+            )
+            return
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 
 import pytest
 
@@ -79,6 +81,27 @@ def test_a_folder_of_notes_is_text_whatever_is_hidden_in_it(make_recipe, tmp_pat
     (folder / "index.json").write_text('[{"file": "a.txt"}]')
     with pytest.raises(DataError, match="text files would be rows, line by line; name a file of rows, or a folder"):
         load_data(make_recipe("fill-mask", **settings))
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(make_recipe, tmp_path, monkeypatch):
+    (tmp_path / "notes" / "closed").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        (tmp_path / "notes" / f"{name}.txt").write_text(f"note {name}")
+    listed = os.scandir
+
+    def scandir(path):  # the tests may run as root, to whom nothing is closed
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"notes/closed: 1 problem\n.*can't be read: Permission denied"):
+        make_recipe("fill-mask", **{"data.train": str(tmp_path / "notes"), "data.test": None})
+
+
+def test_a_path_that_cannot_be_followed_is_told(make_recipe):
+    with pytest.raises(DataError, match="can't be read: File name too long"):
+        make_recipe("fill-mask", **{"data.train": "text " * 2000})
 
 
 @pytest.mark.parametrize(

@@ -250,9 +250,9 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _corpus(key: str, text: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(text, str) or not text:
         return
-    path = Path(text).expanduser()
+    path, running = Path(text).expanduser(), is_text(text)
     if not path.exists():
         if is_data_file(text):
             yield f"data.{key}", no_such_file(text)
-    elif not is_text(text) and path.is_file() and path.suffix.lower() not in DATA_SUFFIXES:
+    elif not running and path.is_file() and path.suffix.lower() not in DATA_SUFFIXES:
         yield f"data.{key}", f"{text!r} is neither a text file (.txt, .md) nor one of {', '.join(DATA_SUFFIXES)}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorary.training.recipe.raw import section
+from lorary.hub.errors import DataError
+from lorary.training.recipe.raw import section, shown
 from lorary.training.recipe.tasks import TASK_FACTS
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -28,18 +30,36 @@ def text_files(folder: Path) -> Iterator[Path]:
 
 
 def is_text(text: str) -> bool:
-    """Is this data setting a text file, or a folder that holds text files and no files of rows?"""
+    """Is this data setting a text file, or a folder that holds text files and no files of rows?
+
+    Raises:
+        DataError: the path can't be followed, or a folder below it can't be read.
+    """
     path = Path(text).expanduser()
-    if not path.is_dir():
+    try:
+        folder = path.is_dir()
+    except OSError as error:
+        raise DataError(shown(text), [f"can't be read: {error.strerror}"]) from error
+    if not folder:
         return path.suffix.lower() in TEXT_SUFFIXES
     return not any(file.suffix.lower() in _ROWS for file in _visible(path)) and next(text_files(path), None) is not None
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    """All that is below a folder, by path, but for hidden files and folders."""
-    for path in sorted(folder.rglob("*")):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
+    """All files below a folder, by path, but for hidden ones and those in hidden folders.
+
+    Raises:
+        DataError: a folder can't be read; what it holds must not be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(str(error.filename), [f"can't be read: {error.strerror}"]) from error
+
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    yield from sorted(found)
 
 
 def takes_text(values: Mapping[str, Any]) -> bool:

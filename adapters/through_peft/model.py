@@ -249,7 +249,7 @@ def peft_errors(checkpoint: Checkpoint) -> Iterator[None]:
     try:
         with torch.sparse.check_sparse_tensor_invariants():
             yield
-    except (ValueError, TypeError, LookupError, OverflowError, AttributeError, RuntimeError, ImportError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, ImportError) as error:
         raise UnsupportedAdapterError(
             f"{checkpoint.source}: PEFT can't put this {checkpoint.peft_type} adapter into the backbone: "
             f"{first_line(error)}"

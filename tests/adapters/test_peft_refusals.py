@@ -122,6 +122,11 @@ def test_another_methods_config(backbone, method):
     refuse(backbone, adapter, KeyMismatchError, r"missing: .*hada_w1_a.*unexpected: .*ia3_l")
 
 
+@pytest.mark.parametrize(("kind", "config"), [("VERA", {"r": 0}), ("VBLORA", {"vector_length": 0})])
+def test_sizes_of_nothing(backbone, method, kind, config):
+    refuse(backbone, method(kind, **config), UnsupportedAdapterError, "PEFT can't put this .*zero")
+
+
 def test_a_field_of_tomorrow(backbone, method):
     refuse(backbone, method("IA3", a_field_of_tomorrow=7), UnsupportedAdapterError, "a_field_of_tomorrow")
 

@@ -102,7 +102,8 @@ class Assembly:
     @property
     def adapters(self) -> list[str]:
         """The names of the loaded adapters."""
-        return [*self._residency.names(), *self._peft.names()]
+        with self._residency.lock:
+            return [*self._residency.names(), *self._peft.names()]
 
     @property
     def numerics(self) -> Numerics:
@@ -122,5 +123,6 @@ class Assembly:
     def _withdraw(self, name: str) -> None:
         """Forget an adapter, and what its name follows; calls in flight finish on it."""
         self._following.forget(name)
-        if not self._peft.withdraw(name):
-            self._residency.withdraw(name)
+        with self._residency.lock:
+            if not self._peft.withdraw(name):
+                self._residency.withdraw(name)

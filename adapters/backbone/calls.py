@@ -43,10 +43,16 @@ class Calls:
 
     def resolve(self, names: Sequence[str | None]) -> list[Adapter | PeftAdapter | None]:
         """The adapters that these names stand for."""
-        own = {name: found for name in set(names) if (found := self._peft.find(name)) is not None}
-        others = [name for name in names if name not in own]
-        slotted = dict(zip(others, self._residency.resolve(others), strict=True))
+        with self._residency.lock:  # a swap may take a name from the slots to PEFT, or back
+            own = {name: found for name in set(names) if (found := self._peft.find(name)) is not None}
+            others = [name for name in names if name not in own]
+            slotted = dict(zip(others, self._residency.resolve(others), strict=True))
         return [own[name] if name in own else slotted[name] for name in names]
+
+    def find(self, name: str) -> Adapter | PeftAdapter:
+        """The adapter that this name stands for."""
+        with self._residency.lock:
+            return self._peft.find(name) or self._residency.get(name)
 
     @contextmanager
     def using(self, adapter: Names, lengths: Sequence[int] | None) -> Iterator[Any]:
@@ -113,27 +119,25 @@ class Calls:
 
     def logits(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[torch.Tensor]:
         """See :meth:`lorary.adapters.Backbone.logits`."""
-        own = self._peft.find(adapter)
-        if own is not None:
-            return [own.logits(row) for row in rows]
-        with self._residency.lease(self._residency.resolve([adapter])) as routing:
+        (found,) = self.resolve([adapter])
+        if isinstance(found, PeftAdapter):
+            return [found.logits(row) for row in rows]
+        with self._residency.lease([found]) as routing:
             return [self._inference.logits(row, routing) for row in rows]
 
     def verify(self, name: str, numerics: Numerics) -> GoldenReport:
         """See :meth:`lorary.adapters.Backbone.verify`."""
-        own = self._peft.find(name)
-        if own is not None:
-            return own.verify(numerics)
-        adapter = self._residency.get(name)
+        adapter = self.find(name)
+        if isinstance(adapter, PeftAdapter):
+            return adapter.verify(numerics)
         with self._residency.lease([adapter]) as routing:
             return check_golden(self._inference, routing, adapter, numerics)
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """See :meth:`lorary.adapters.Backbone.state`."""
-        own = self._peft.find(name)
-        if own is not None:
-            return own.state()
-        adapter = self._residency.get(name)
+        adapter = self.find(name)
+        if isinstance(adapter, PeftAdapter):
+            return adapter.state()
         with self._residency.lease([adapter]) as routing:
             return resident_tensors(self._inference.model, self._modules, routing, adapter)
 

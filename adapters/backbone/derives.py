@@ -15,6 +15,7 @@ from lorary.adapters.blending.parts import read_loaded
 from lorary.adapters.layer.compiled import eagerly
 from lorary.adapters.merging.merge import Target, write_merged
 from lorary.adapters.merging.through_peft import write_merged_by_peft
+from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.values import LoadedAdapter, MergedModel
 
 
@@ -60,9 +61,11 @@ class Derives(Assembly):
         """
         how = Combination(combination, density, rank, majority_sign, seed)
         registry = self._intake.registry
-        for of in weights:
-            self._peft.refuse(of, "blend")
-        parts = read_loaded({of: self._residency.get(of) for of in weights}, weights, registry)
+        with self._residency.lock:
+            for of in weights:
+                self._peft.refuse(of, "blend")
+            loaded = {of: self._residency.get(of) for of in weights}
+        parts = read_loaded(loaded, weights, registry)
         with kept_blend(parts, how, name, output, head=head, domain=domain) as blend:
             into = registry if register else None
             settle = partial(settle_blend, blend, parts, into, self._inference, self.numerics)
@@ -85,10 +88,9 @@ class Derives(Assembly):
             OutputError: the folder holds something, or can't be written.
         """
         into = Target(Path(folder).expanduser().absolute(), self.identity, self.numerics, dtype)
-        own = self._peft.find(name)
-        if own is not None:
+        adapter = self._calls.find(name)
+        if isinstance(adapter, PeftAdapter):
             with eagerly():
-                return write_merged_by_peft(own, self._modules, into)
-        adapter = self._residency.get(name)
+                return write_merged_by_peft(adapter, self._modules, into)
         with self._residency.lease([adapter]) as routing, self._intake.factors(adapter) as factors, eagerly():
             return write_merged(self._inference, routing, factors, self._modules, into)

@@ -168,18 +168,17 @@ class Intake:
 
         if lazy and source.digest is not None:
             adapter = adapter_of(source.digest)
-            self._residency.publish(adapter)
+            self._publish(adapter)
         else:
             with self._files.reader.read(checkpoint) as weights:
                 _demand_stated(source.digest, weights.digest, checkpoint.source)
                 adapter = adapter_of(weights.digest)
                 if lazy:
-                    self._residency.publish(adapter)
+                    self._publish(adapter)
                 else:
                     with self._residency.lease([adapter], replacing=adapter.name, weights=weights) as routing:
                         reference = settle(adapter, routing) if settle else reference
-                        self._residency.publish(adapter)
-        self._peft.withdraw(adapter.name)
+                        self._publish(adapter)
         return _loaded(adapter, reference, notes, started)
 
     def _through_peft(self, checkpoint: Checkpoint, name: str) -> PeftAdapter:
@@ -195,10 +194,17 @@ class Intake:
         )
         with eagerly():
             adapter.demand_effect()
-        self._peft.publish(adapter)
-        if name in self._residency.names():
-            self._residency.withdraw(name)
+        with self._residency.lock:
+            self._peft.publish(adapter)
+            if name in self._residency.names():
+                self._residency.withdraw(name)
         return adapter
+
+    def _publish(self, adapter: Adapter) -> None:
+        """Let an adapter in the slots be what its name stands for; at no moment does the name stand for nothing."""
+        with self._residency.lock:
+            self._residency.publish(adapter)
+            self._peft.withdraw(adapter.name)
 
     @contextmanager
     def factors(self, adapter: Adapter) -> Iterator[Mapping[str, LowRank]]:

@@ -89,8 +89,9 @@ class Engine:
             CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
         """
-        self._peft.refuse(adapter, "the engine")
-        (loaded,) = self._residency.resolve([adapter])
+        with self._residency.lock:
+            self._peft.refuse(adapter, "the engine")
+            (loaded,) = self._residency.resolve([adapter])
         if loaded is not None and not self._inference.rows_first:
             raise EngineUnsupportedError(
                 f"the layers of {type(self._inference.model).__name__} don't keep the tokens of a step apart, so its "

@@ -75,6 +75,11 @@ class Residency:
         """The stacked weights that new calls read."""
         return self._placing.arena
 
+    @property
+    def lock(self) -> threading.RLock:
+        """Held for a moment, by who reads or changes these books together with others."""
+        return self._lock
+
     def names(self) -> list[str]:
         """The names of the loaded adapters, in the order they were loaded."""
         with self._lock:

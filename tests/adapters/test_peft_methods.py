@@ -1,6 +1,7 @@
 """Every PEFT method against PEFT itself on the same checkpoint, on a backbone that serves slots beside it."""
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -184,6 +185,40 @@ def test_threads_dont_disturb_one_another(bases, tmp_path):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_name_stands_for_something_throughout_such_a_swap(bases, tmp_path):
+    """Callers look it up as often as they can."""
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    slot = make_adapter(bases("llama"), tmp_path / "slot", task="text-generation")
+    own = make_method(bases("llama"), tmp_path / "own", "IA3", task="text-generation")
+    backbone.load(slot, "a")
+    done, found = threading.Event(), []
+
+    def look_up():
+        try:
+            while not done.is_set():
+                with backbone.using("a"):
+                    pass
+        except BaseException as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=look_up) for _ in range(3)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(8):
+            backbone.swap("a", own)
+            backbone.swap("a", slot)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(before)
+    assert not found
+    assert backbone.adapters == ["a"]
 
 
 def test_a_swap_between_methods_and_slots(bases, tmp_path):

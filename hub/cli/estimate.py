@@ -86,6 +86,8 @@ def _print(found: Estimate, past: PastRuns) -> None:
     print_line("")
     print_line(f"Steps: {cost.steps:,}")
     print_line(f"Time:  {_duration(cost.seconds)} ({cost.basis})")
+    if found.runs > 1:
+        print_line(f"Runs:  {found.runs}, each of about these steps and this time")
     errors = past.errors()
     if errors:
         print_line(
@@ -126,6 +128,7 @@ def _plain(found: Estimate, past: PastRuns) -> dict[str, Any]:
         "steps": found.cost.steps,
         "seconds": found.cost.seconds,
         "basis": found.cost.basis,
+        "runs": found.runs,
         "parts": {**asdict(found.cost.step), "libraries": found.cost.libraries},
         "alternatives": [asdict(other) for other in found.alternatives],
         "past_errors": past.errors(),

@@ -169,18 +169,24 @@ def test_steps_are_the_trainers(make_recipe, registry):
 
 
 def test_what_does_not_fit_is_told_with_what_would(make_recipe, tmp_path, capsys):
-    recipe = make_recipe(**{"training.batch_size": 8})
+    recipe = make_recipe(**{"training.batch_size": 8, "training.seeds": 3})
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
     assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
-    assert whole["fits"]
+    assert (whole["fits"], whole["runs"]) == (True, 3)
     assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--memory", "1MB", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert not told["fits"]
     assert any(other["peak"] < told["peak_bytes"] for other in told["alternatives"])
     assert not (tmp_path / "r.db").exists()
     assert main(["estimate", str(file), "--memory", "lots"]) == 2
+
+
+def test_the_runs_of_folds_are_told(make_recipe, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(make_recipe(**{"training.folds": 3}).to_yaml())
+    assert main(["estimate", str(tmp_path / "recipe.yaml")]) == 0
+    assert "Runs:  4, each of about these steps" in capsys.readouterr().out
 
 
 def test_a_strangers_provenance_is_no_prediction(make_recipe, registry):

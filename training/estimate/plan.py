@@ -37,7 +37,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A recipe's cost, the device's memory in bytes, and what less would cost where that is too much."""
+    """What a run of a recipe costs, the device's memory in bytes, and what less would cost where that is too much."""
 
     recipe: Recipe
     device: torch.device
@@ -49,6 +49,12 @@ class Estimate:
     def fits(self) -> bool:
         """Does the peak stay within the device's memory?"""
         return self.cost.peak <= self.available
+
+    @property
+    def runs(self) -> int:
+        """How many such runs the recipe asks for, one after the other: of its seeds, or its folds and all rows."""
+        training = self.recipe.training
+        return training.folds + 1 if training.folds else training.seeds
 
 
 def estimate(

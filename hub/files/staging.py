@@ -24,6 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = "lock"
+_OFTEN = 1000  # times that a folder was gone again, after which it isn't other processes that tidy it away
 _DAY = 86400.0  # seconds after which a copy without a lock counts as given up
 
 
@@ -76,6 +77,7 @@ def staging_folder(incoming: Path) -> Iterator[Path]:
 
 
 def _claim(incoming: Path) -> tuple[Path, BinaryIO | None]:
+    tidied = 0
     while True:
         folder = incoming / secrets.token_hex(16)
         try:
@@ -83,7 +85,10 @@ def _claim(incoming: Path) -> tuple[Path, BinaryIO | None]:
             folder.mkdir()
             lock = (folder / _LOCK).open("wb")
         except FileNotFoundError:
-            continue  # another process has just tidied an empty folder away
+            tidied += 1  # another process has just tidied an empty folder away
+            if tidied == _OFTEN:
+                raise
+            continue
         if fcntl is None or not _locked(lock, wait=True):
             return folder, lock
         try:

@@ -1,12 +1,14 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.errors import CheckpointError, RegistryConflictError, UnknownReferenceError
+from lorary.hub.files.staging import staging_folder
 from lorary.hub.values import Collected
 
 DAY = 86400
@@ -152,3 +154,13 @@ def test_two_bases_of_the_same_content_share_a_folder_until_both_are_gone(regist
     assert first.folder.is_dir()
     registry.bases.remove("other")
     assert not first.folder.exists()
+
+
+def test_a_place_that_is_gone_is_an_error(tmp_path, monkeypatch):
+    """A folder that was removed while a shell stood in it takes no other."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError), staging_folder(Path("incoming")):
+        pass

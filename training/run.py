@@ -199,8 +199,8 @@ def take_part(recipe: Recipe, group: Group) -> None:
 
 def _check_registry(recipe: Recipe, registry: Registry) -> None:
     """What the catalogue would refuse after the run is refused before it."""
-    folder = registry.path if registry.path.exists() else registry.path.parent
-    if folder.exists() and not os.access(folder, os.W_OK):
+    place = next(path for path in (registry.path, *registry.path.parents) if path.exists())
+    if not os.access(place, os.W_OK) or (place != registry.path and not place.is_dir()):
         raise RegistryError(f"{registry.path}: can't be written; name another registry, or make it writable")
     for version in registry.versions(recipe.name):
         for what, theirs, ours in (

@@ -13,8 +13,10 @@ from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import (
     DataError,
     RegistryConflictError,
+    RegistryError,
     TrainingError,
 )
+from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
 from lorary.training.one_run import run
@@ -230,6 +232,13 @@ def test_a_folder_that_cannot_be_written_is_named(make_recipe, registry, tmp_pat
     with pytest.raises(TrainingError, match=r"file/out: can't be written \(.+\); free the disk or name another output"):
         train(make_recipe(output=str(tmp_path / "file" / "out")), registry)
     assert not registry.path.exists()
+
+
+def test_a_registry_that_cannot_be_made_is_named_before_the_run(make_recipe, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RegistryError, match=r"below/r.db: can't be written; name another registry"):
+        train(make_recipe(), Registry(tmp_path / "file" / "below" / "r.db"))
+    assert not (tmp_path / "out.incomplete").exists()
 
 
 def test_rslora_and_patterns_reach_the_config(make_recipe, registry, tmp_path):

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorary.hub.errors import InterruptedRunError, LoraryError
+from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
 from lorary.training.recipe import Recipe
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     recipe = Recipe.load(options.recipe, options.set)
-    from lorary.training.distributed import join
+    from lorary.training.distributed import join, lost_another
 
     group = join(recipe)
     from lorary.training.run import take_part, train
@@ -47,6 +47,10 @@ def _run(options: argparse.Namespace) -> None:
         except InterruptedRunError:  # all have agreed to stop, and the first says how to go on
             group.until_first_ends()
             raise
+        except RuntimeError as error:
+            if not lost_another(error):
+                raise
+            raise TrainingError("another process has ended; its own words, or the launcher's, say why") from error
         return
     from lorary.hub.registry import Registry
     from lorary.training.progress import BarReporter

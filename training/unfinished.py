@@ -198,6 +198,9 @@ class Unfinished:
         if self.parts.is_dir():
             return f"what is done is kept in {self.folder}; go on with: {command}"
         if checkpoint := self.checkpoint:
+            processes = self.facts().get("processes", 1) if self.resumable else 1
+            if processes > 1:
+                command = f"the same launch of {processes} processes, and --resume"
             return f"step {checkpoint.step} of {checkpoint.total} is kept in {self.folder}; go on with: {command}"
         return None
 

@@ -182,7 +182,7 @@ def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "tiny: stopped, nothing was registered; step " in err, err
-    assert "go on with: lorary train two --resume" in err
+    assert "go on with: the same launch of 2 processes, and --resume" in err
     (state,) = {path.name for path in tmp_path.glob("two.incomplete/checkpoints/*/rng_state_*.pth")} - {
         "rng_state_0.pth"
     }
@@ -228,7 +228,7 @@ def test_a_process_that_is_lost_is_told_and_the_run_goes_on(recipe, start_both, 
     ended = first.wait()
     assert ended.code == 1
     assert "error: another of the 2 processes has ended, and a step needs them all" in ended.err
-    assert "go on with: lorary train two --resume" in ended.err
+    assert "go on with: the same launch of 2 processes, and --resume" in ended.err
     assert [one.code for one in together(tmp_path, "--set", "output=two", "--resume")] == [0, 0]
 
 
@@ -239,6 +239,7 @@ def test_an_error_of_the_first_process_ends_all(recipe, together, tmp_path):
     both = together(tmp_path)
     assert [one.code for one in both] == [1, 1]  # the other one, which would wait for it, sees that it is gone
     assert "train.jsonl, row 1" in both[0].err
+    assert "process 1: another process has ended; its own words" in both[1].err
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "own.db").exists()
 

@@ -294,7 +294,7 @@ def test_bad_rows_stop_the_run_before_the_base_is_looked_for(make_recipe, regist
 def test_a_bfloat16_base_trains_in_float32_and_passes_the_gate(task, make_recipe, registry, tmp_path):
     """What a GPU does by default."""
     version = train(
-        make_recipe(task, rows=96, dtype="bfloat16", **{"training.epochs": 3, "training.learning_rate": 0.02}), registry
+        make_recipe(task, rows=96, dtype="bfloat16", **{"training.epochs": 6, "training.learning_rate": 0.02}), registry
     )
     assert version.manifest.numerics.dtype == "bfloat16"
     assert {info.dtype for info in read_checkpoint(tmp_path / "out").tensors.values()} == {"F32"}

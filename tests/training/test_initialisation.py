@@ -157,6 +157,7 @@ def test_what_looks_at_the_rows_sees_each_text_of_a_pair(init, make_recipe):
     """A batch of embeddings' rows is [rows, texts, tokens], which only the task's loss knows to take apart."""
     model = prepared(make_recipe("feature-extraction", rows=40, **{"lora.init": init})).model
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert layers
     for layer in layers:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         if init == "eva":  # directions of a principal component analysis

@@ -71,7 +71,8 @@ def run_cost(
     share = steps / per_epoch * padded_tokens(lengths, training.batch_size, training.seed) / step.tokens
     flops = int(step.flops * share)
     rate = past.rate(recipe, device)
-    basis = f"from {past.count(recipe, device)} past runs on this device"
+    count = past.count(recipe, device)
+    basis = f"from {count} past run{'s' if count != 1 else ''} on this device"
     if rate is None and measure:
         rate, basis = _REACHED * product_rate(device, step), "from a product timed on this device; rough"
     seconds = flops / rate if rate else None

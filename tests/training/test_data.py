@@ -204,6 +204,17 @@ def test_listed_labels_name_the_numbers_and_set_the_order(make_recipe, tmp_path)
     assert found == "'a' is listed twice"
 
 
+def test_labels_that_look_alike_are_told(make_recipe, tmp_path):
+    names = ("spam", "Spam ", "ham", "caf\u00e9", "cafe\u0301")
+    rows = [{"text": f"t{n}", "label": names[n % 5]} for n in range(25)]
+    data, notes = load(make_recipe, tmp_path, CLASSIFY, rows)
+    assert len(data.labels) == 5
+    assert notes[0] == (
+        "labels that look alike are kept apart: 'Spam ' and 'spam', 'cafe\u0301' and 'caf\u00e9'; if they are one, "
+        "mend the rows"
+    )
+
+
 def test_listed_labels_that_are_numbers_are_names(make_recipe, tmp_path):
     rows = [{"text": f"t{n}", "label": 1 + n % 3} for n in range(12)]
     data, _ = load(make_recipe, tmp_path, CLASSIFY, rows, **{"data.labels": ("1", "2", "3", "4")})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from lorary.hub.errors import DataError
 from lorary.hub.manifest import MULTI_LABEL
-from lorary.training.data.examples import Example
+from lorary.training.data.examples import Example, Note
 from lorary.training.data.files import SHOWN_PROBLEMS, report
 from lorary.training.recipe.raw import nearest, shown, some
 
@@ -76,6 +77,17 @@ def find_labels(
             "labels", [f"{source}: every training row has the label {some(sorted(used))}; expected at least two"]
         )
     return labels
+
+
+def note_alike(labels: Sequence[str], note: Note) -> None:
+    """Tell ``note`` of labels that differ in nothing but case, blanks or how a letter is encoded."""
+    written: dict[str, list[str]] = {}
+    for label in labels:
+        key = "".join(unicodedata.normalize("NFKC", label).casefold().split())
+        written.setdefault(key, []).append(label)
+    alike = [" and ".join(map(repr, names)) for names in written.values() if len(names) > 1]
+    if alike:
+        note(f"labels that look alike are kept apart: {some(alike, 3)}; if they are one, mend the rows")
 
 
 def _with_names(example: Example, role: str, counted: Sequence[str]) -> Example:

@@ -10,7 +10,7 @@ from typing import Any
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.data.examples import Examples, Note
 from lorary.training.data.files import Source, read_source
-from lorary.training.data.labels import find_labels
+from lorary.training.data.labels import find_labels, note_alike
 from lorary.training.data.layouts import note_beside
 from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places
 from lorary.training.data.numbers import find_numbers
@@ -60,6 +60,7 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
         names = data.labels or data.label_columns
         several = problem == MULTI_LABEL
         labels = find_labels(parts, columns, names, source=given["train"].shown, several=several)
+        note_alike(labels, note)
     scheme = check_tags(recipe, parts, labels or (), note) if "tags" in columns else None
     check_weighing(recipe, labels, problem)
     if "test" not in parts:

@@ -50,8 +50,8 @@ class Fitter:
     def fit(self, checkpoint: Checkpoint) -> Fit:
         """Place every key and check every shape, by the files' headers alone.
 
-        Raises what :func:`plan_keys` and :meth:`MaskedHead.get` do, and CheckpointError for
-        golden logits that don't fit the manifest.
+        Raises what :func:`plan_keys` and :meth:`MaskedHead.get` do, CheckpointError for golden logits that don't fit
+        the manifest, and NoEffectError for an adapter of embeddings that acts after them.
         """
         task = task_of(checkpoint)
         of_base = self._head_of_base(checkpoint, task)
@@ -61,6 +61,12 @@ class Fitter:
         if not plan.sites:
             raise UnsupportedAdapterError(
                 f"{checkpoint.source}: updates nothing but the head; an adapter of the shared body was expected"
+            )
+        in_body = (site.path.startswith(self.modules.body_prefix) for site in plan.sites)
+        if task == "feature-extraction" and not any(in_body):
+            raise NoEffectError(
+                f"{checkpoint.source}: acts on {plan.sites[0].path!r} alone, after the states that an adapter for "
+                f"{task} is read from; was it trained for another task?"
             )
         if task not in TASK_CLASSES and plan.head and (of_base is None or of_base.offered is None):
             raise UnsupportedAdapterError(

@@ -104,6 +104,14 @@ def test_an_effect_too_small_to_see(backbone, adapter):
     refuse(backbone, adapter, NoEffectError, "answers the same with it as without")
 
 
+def test_embeddings_are_read_before_the_output_layer(backbone, bases, tmp_path):
+    adapter = make_adapter(bases("llama"), tmp_path / "output", task="text-generation", target_modules=["lm_head"])
+    backbone.load(adapter)
+    backbone.unload("output")
+    change_config(adapter, task_type="FEATURE_EXTRACTION")
+    refuse(backbone, adapter, NoEffectError, "acts on 'lm_head' alone, after the states")
+
+
 def test_nan(backbone, adapter):
     change_tensors(adapter, lambda tensors: tensors[KEY].fill_(float("nan")))
     refuse(backbone, adapter, NoEffectError, "NaN")

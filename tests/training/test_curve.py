@@ -9,6 +9,7 @@ import pytest
 
 from lorary.hub.cli.main import main
 from lorary.hub.errors import DataError, RecipeError
+from lorary.training import measure
 from lorary.training.data import load_data
 from lorary.training.experiments.curve import Point, advise, curve_sizes, in_proportion, learning_curve
 from lorary.training.experiments.summary import summarise
@@ -65,6 +66,12 @@ def test_the_power_law_is_that_of_exact_points():
     assert f"expects {1 - 0.8 * 160**-0.5:.4g} at 160 rows" in advice
 
 
+def direct(recipe, seed):
+    """The base as it is, with the head of a seed."""
+    training = recipe.training.model_copy(update={"seed": seed})
+    return measure(recipe.model_copy(update={"strategy": "direct", "training": training}))
+
+
 def test_the_last_point_is_the_recipes_own_run_and_nothing_is_registered(make_recipe, registry):
     recipe = make_recipe(rows=64, **{"training.epochs": 1, "training.seeds": 3})
     curve = learning_curve(recipe, points=3, progress=Reporter())
@@ -78,7 +85,9 @@ def test_the_last_point_is_the_recipes_own_run_and_nothing_is_registered(make_re
     write_jsonl(type(registry.path)(recipe.data.train), [dict(row.values) for row in ordered])
     version = train(recipe, registry)
     assert curve.points[-1].metrics["f1"]["values"][0] == version.metrics["test"]["f1"]
-    assert curve.baselines["majority"] == version.metrics["majority"]
+    assert curve.baselines["majority"] == pytest.approx(version.metrics["majority"])
+    heads = [direct(recipe, seed).metrics["untrained"]["f1"] for seed in (42, 43, 44)]
+    assert curve.baselines["untrained"]["f1"] == pytest.approx(sum(heads) / 3)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lorary.hub.registry import Registry
 from lorary.training.data import Example, load_data
 from lorary.training.data.splits import fewest_validation
 from lorary.training.experiments.comparison import Comparison, Option, comparing
-from lorary.training.experiments.summary import summarise
+from lorary.training.experiments.summary import means, summarise
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
 from lorary.training.save import writing
@@ -35,7 +35,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """``metric`` is the one that the advice looks at; ``baselines`` are the untrained model's and the majority's."""
+    """``metric`` is the one that the advice looks at.
+
+    ``baselines`` are the untrained model's and the majority's, with all rows: the means over the seeds.
+    """
 
     metric: str
     points: tuple[Point, ...]
@@ -89,7 +92,7 @@ def _draw(comparison: Comparison) -> Curve:
     data = load_data(recipe, reporter.note)
     sizes = curve_sizes(len(data.train), points, smallest)
     comparison.begin(data)
-    found: dict[int, list[Metrics]] = {size: [] for size in sizes}
+    found: dict[int, list[Mapping[str, Metrics]]] = {size: [] for size in sizes}
     part: dict[str, Any] = {}
     with writing(run.final):
         session = comparison.session()
@@ -103,7 +106,7 @@ def _draw(comparison: Comparison) -> Curve:
                 title = f"{size} rows, seed {seed}"
                 if kept := run.part(title):
                     part = kept
-                    found[size].append(part["metrics"]["test"])
+                    found[size].append(part["metrics"])
                     continue
                 count = round(len(watched) * size / len(data.train))
                 rows = replace(
@@ -116,9 +119,10 @@ def _draw(comparison: Comparison) -> Curve:
                 part = {"metric": finished.prepared.task.main_metric, "metrics": dict(finished.metrics)}
                 run.keep_part(title, part)
                 session.forget(title)
-                found[size].append(part["metrics"]["test"])
-    metric, baselines = part["metric"], {split: m for split, m in part["metrics"].items() if split != "test"}
-    drawn = tuple(Point(size, summarise(found[size])) for size in sizes)
+                found[size].append(part["metrics"])
+    metric, whole = part["metric"], found[sizes[-1]]
+    baselines = {split: means([run[split] for run in whole]) for split in part["metrics"] if split != "test"}
+    drawn = tuple(Point(size, summarise([run["test"] for run in found[size]])) for size in sizes)
     reporter.phase("done")
     return Curve(metric, drawn, len(data.test), baselines, advise(metric, drawn))
 

@@ -258,8 +258,10 @@ def test_a_folder_is_read_as_a_dataset(make_recipe, tmp_path):
     folder.mkdir()
     write_jsonl(folder / "train.jsonl", tone_rows(20))
     write_jsonl(folder / "test.jsonl", tone_rows(6, seed=3))
-    data = load_data(make_recipe(**{"data.train": str(folder), "data.test": None, "data.test_split": "test"}))
-    assert (len(data.train), len(data.test)) == (20, 6)
+    write_jsonl(folder / "validation.jsonl", tone_rows(10, seed=4))
+    splits = {"data.test_split": "test", "data.validation_split": "validation", "training.early_stopping": 2}
+    data = load_data(make_recipe(**{"data.train": str(folder), "data.test": None, **splits}))
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 10, 6)
     with pytest.raises(DataError, match="can't be loaded as a dataset"):
         load_data(make_recipe(**{"data.train": str(folder), "data.test": None, "data.test_split": "dev"}))
 

@@ -142,7 +142,16 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         (["task=text-generation", "data.columns={messages: m, prompt: p}"], "data.columns: text-generation takes"),
         (["data.test={train}"], "data.test: the same rows as data.train"),
         (["data.validation={train}"], "data.validation: the same rows as data.train"),
-        (["data.test={other}", "data.test_size=0.2"], "data.test_size: data.test already names the held-out rows"),
+        (["data.test={other}", "data.test_size=0.2"], "data.test_size: data.test already names the rows"),
+        (
+            ["data.train=org/rows", "data.test_split=train", "data.validation_split=train"],
+            "(?s)data.test_split: the same rows as data.train.*data.validation_split: the same rows as data.train",
+        ),
+        (
+            ["data.train=org/rows", "data.validation_split=dev", "data.validation_size=0.1"],
+            "data.validation_size: data.validation_split already names the rows",
+        ),
+        (["data.validation_split=dev"], "data.validation_split: only a dataset has one; data.train is the file"),
         (["data.test_size=1.0"], "data.test_size: expected a number below 1"),
         (["training.threshold=2"], "training.threshold: expected a number below 1"),
         (["training.threshold={a: 2}"], "training.threshold: expected a number below 1"),

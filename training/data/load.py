@@ -40,11 +40,12 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
         return read_source(text, split=split, subset=subset, revision=data.revision)
 
     given = {"train": read(data.train, data.train_split, data.subset)}
-    if data.test is not None or data.test_split is not None:
+    if data.names_test:
         split = data.test_split or ("test" if data.test is None else data.train_split)
         given["test"] = read(data.test or data.train, split, data.subset)
-    if data.validation is not None:
-        given["validation"] = read(data.validation, data.train_split, None)
+    if data.names_validation:
+        subset = data.subset if data.validation is None else None
+        given["validation"] = read(data.validation or data.train, data.validation_split or data.train_split, subset)
     note_beside(given["train"], columns, note)
     problem = find_problem(recipe, given["train"], note)
     if data.label_columns is not None:

@@ -110,7 +110,7 @@ def split_validation(
 
 def fewest_validation(recipe: Recipe) -> int:
     """With fewer validation rows there are none: what the task can judge by, or less where the recipe asks for them."""
-    asked = recipe.data.validation is not None or recipe.data.validation_size is not None
+    asked = recipe.data.names_validation or recipe.data.validation_size is not None
     return FEWEST_VALIDATION_ROWS if asked else TASK_FACTS[recipe.task].fewest_validation
 
 

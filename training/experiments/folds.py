@@ -17,11 +17,10 @@ from lorary.training.recipe import Recipe
 
 def all_rows(recipe: Recipe, data: Examples) -> tuple[tuple[Example, ...], bool]:
     """The rows that the folds are made of, and whether the recipe names held-out rows, which then aren't among them."""
-    given = recipe.data.test is not None or recipe.data.test_split is not None
     rows = data.train
-    if recipe.data.validation is None:
+    if not recipe.data.names_validation:
         rows += data.validation
-    return (rows, True) if given else (rows + data.test, False)
+    return (rows, True) if recipe.data.names_test else (rows + data.test, False)
 
 
 def fold_data(recipe: Recipe, data: Examples, rows: Sequence[Example], note: Note) -> Iterator[Examples]:
@@ -32,7 +31,7 @@ def fold_data(recipe: Recipe, data: Examples, rows: Sequence[Example], note: Not
     """
     for kept, held in _parts(recipe, rows, note):
         inside = {"train": tuple(rows[index] for index in kept)}
-        if recipe.data.validation is not None:
+        if recipe.data.names_validation:
             inside["validation"] = data.validation
         train, validation = split_validation(inside, recipe, lambda line: None)
         test = tuple(rows[index] for index in held)

@@ -150,20 +150,22 @@ def _files(values: Mapping[str, Any]) -> Problems:
 
 def _splits(values: Mapping[str, Any]) -> Problems:
     data = section(values, "data")
-    if data.get("test") is not None and data.get("test_size") is not None:
-        yield "data.test_size", "data.test already names the held-out rows; leave one of them out"
-    if data.get("test") is not None and data.get("test") == data.get("train") and data.get("test_split") is None:
-        yield "data.test", "the same rows as data.train; held-out rows must not be trained on"
-    if data.get("validation") is not None and data.get("validation") == data.get("train"):
-        yield (
-            "data.validation",
-            "the same rows as data.train, which can't say when to stop; leave it out: some are split off",
-        )
-    if data.get("validation") is not None and data.get("validation_size") is not None:
-        yield "data.validation_size", "data.validation already names the rows; leave one of them out"
+    trained = data.get("train"), data.get("train_split") or "train"
+    for part, why in (
+        ("test", "held-out rows must not be trained on"),
+        ("validation", "leave it out: rows to stop early by are split off"),
+    ):
+        named, split = data.get(part), data.get(f"{part}_split")
+        if named is None and split is None:
+            continue
+        key = f"data.{part}_split" if named is None else f"data.{part}"
+        if data.get(f"{part}_size") is not None:
+            yield f"data.{part}_size", f"{key} already names the rows; leave one of them out"
+        if (named or trained[0], split or trained[1]) == trained:
+            yield key, f"the same rows as data.train; {why}"
     train = data.get("train")
     if isinstance(train, str) and (train.lower().endswith(DATA_SUFFIXES) or (train and is_text(train))):
-        for key in ("subset", "test_split", "revision"):
+        for key in ("subset", "test_split", "validation_split", "revision"):
             if data.get(key) is not None:
                 yield f"data.{key}", f"only a dataset has one; data.train is the file {train!r}"
 

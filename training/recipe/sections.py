@@ -66,7 +66,7 @@ class Data(Section):
 
     ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
     or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen; by default
-    a tenth, where that is enough rows to judge by.
+    a tenth, where that is enough rows to judge by. Of a dataset, ``test_split`` and ``validation_split`` name them too.
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
     ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
     ``broken_tags``: sentences whose tags break their scheme (an I- without its B-) are counted and kept, or an error.
@@ -90,10 +90,21 @@ class Data(Section):
     subset: Text | None = None
     train_split: Text = "train"
     test_split: Text | None = None
+    validation_split: Text | None = None
     revision: Text | None = None
     sample_by: Literal["document", "paragraph", "line"] | None = None
     license: Text | None = None
     language: Text | tuple[Text, ...] | None = None
+
+    @property
+    def names_test(self) -> bool:
+        """Are the held-out rows named, rather than split off?"""
+        return self.test is not None or self.test_split is not None
+
+    @property
+    def names_validation(self) -> bool:
+        """Are the rows that early stopping looks at named, rather than split off?"""
+        return self.validation is not None or self.validation_split is not None
 
 
 class Lora(Section):

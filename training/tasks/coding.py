@@ -60,7 +60,7 @@ _ELSEWHERE: dict[str, Any] = {
     ),
     "data": {
         "train", "test", "validation", "test_size", "validation_size", "subset", "train_split", "test_split",
-        "revision", "license", "language", "too_long", "broken_tags", "sample_by",
+        "validation_split", "revision", "license", "language", "too_long", "broken_tags", "sample_by",
     },
     "training": {
         "epochs", "min_steps", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "warmup",

@@ -1,10 +1,11 @@
-"""Ends of runs: a reporter that stops or kills its own process at a chosen moment, and who of two goes last."""
+"""Ends of runs: a reporter that stops or kills its own process at a chosen moment, and how two end together."""
 
 from __future__ import annotations
 
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from lorary.training.progress import Reporter
 
@@ -54,3 +55,30 @@ def take_turns(folder: str) -> None:
         print(f"{rank} begins", file=turns, flush=True)
         time.sleep(0.2)
         print(f"{rank} ends", file=turns, flush=True)
+
+
+def asked_while_saving(folder: str) -> int:
+    """One of two processes, of which the second alone gets a signal while both save; 0 if both stop after that."""
+    import torch.distributed as dist
+
+    from lorary.hub.errors import InterruptedRunError
+    from lorary.training.distributed import Group
+    from lorary.training.fitting.checkpointer import Checkpointer
+    from lorary.training.interrupt import Stops
+
+    dist.init_process_group("gloo")
+    group, stops, steps = Group(2, dist.get_rank()), Stops(), Path(folder)
+    (steps / "checkpoint-3").mkdir(exist_ok=True)
+    state = SimpleNamespace(global_step=3, max_steps=9, epoch=0.5, best_global_step=None)
+    args, control = SimpleNamespace(device="cpu"), SimpleNamespace(should_save=False)
+    saves = Checkpointer(steps, 3, stops, 0.0, group)
+    with stops, stops.after_the_step(lambda line: None):
+        saves.on_step_end(args, state, control)
+        if not group.first:
+            signal.raise_signal(signal.SIGINT)
+        try:
+            saves.on_save(args, state, control)
+        except InterruptedRunError:
+            signal.raise_signal(signal.SIGINT)  # the first one's own comes late, the second one's is sent on
+            return 0
+    return 1

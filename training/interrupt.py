@@ -43,6 +43,11 @@ class Stops:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def request(self) -> None:
+        """Stop; a signal that comes shortly after is the one that was asked with."""
+        if not self.requested:
+            self.requested, self._when = True, time.monotonic()
+
     @contextmanager
     def after_the_step(self, note: Callable[[str], None]) -> Iterator[None]:
         """While steps are taken: the first signal only sets :attr:`requested`, and ``note`` is told."""
@@ -58,6 +63,6 @@ class Stops:
             return
         if self._note is None or self.requested:
             raise KeyboardInterrupt
-        self.requested, self._when = True, time.monotonic()
+        self.request()
         with suppress(RuntimeError):  # the signal came while something else was being printed
             self._note("stopping after this step; once more stops at once, without a checkpoint")

@@ -210,6 +210,11 @@ def test_the_first_process_has_the_last_words(each):
     assert each("stops:last_words") == [0, 0]
 
 
+def test_a_signal_that_only_one_has_seen_stops_both(each):
+    """While both save: else the one would go on to a step that the other never takes."""
+    assert each("stops:asked_while_saving") == [0, 0]
+
+
 def test_processes_take_turns(each, tmp_path):
     """Of a machine whose memory has room for one whole base."""
     assert each("stops:take_turns") == [0, 0]

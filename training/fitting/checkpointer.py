@@ -49,13 +49,12 @@ class Checkpointer(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint, but not at an epoch's last step: the one after the epoch's evaluation holds more."""
-        if self.group.any(self.stops.requested, args.device):
-            self.stops.requested = True
+        stopping = self._stopping(args)
         if state.epoch.is_integer() or state.global_step >= state.max_steps:
             return
         due = self.group.any(time.monotonic() - self._saved > 60 * MINUTES, args.device)
         due |= self.every is not None and state.global_step % self.every == 0
-        control.should_save = due or self.stops.requested
+        control.should_save = due or stopping
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Make the new checkpoint count, and end the run here if that was asked for.
@@ -70,5 +69,12 @@ class Checkpointer(TrainerCallback):
             prune(self.folder, {folder, self.folder / f"checkpoint-{state.best_global_step}"})
         self.group.wait()
         self._saved = time.monotonic()
-        if self.stops.requested:
+        if self._stopping(args):
             raise InterruptedRunError(f"stopped after step {state.global_step} of {state.max_steps}")
+
+    def _stopping(self, args: Any) -> bool:
+        """Was any process asked to stop? Signals don't reach all of them at one moment, and all have to stop at one."""
+        if not self.group.any(self.stops.requested, args.device):
+            return False
+        self.stops.request()
+        return True

@@ -20,7 +20,7 @@ from typing import Any
 from models import make_base, words
 
 from lorary.hub import Registry
-from lorary.hub.embedded import EMBEDDED_BASE
+from lorary.hub.base_files import EMBEDDED_BASE
 from lorary.training.recipe import Recipe
 
 CASES = [

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.embedded import EMBEDDED_BASE
+from lorary.hub.base_files import EMBEDDED_BASE
 from lorary.training.data import Example, load_data
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import make_task
@@ -42,7 +42,7 @@ def main() -> None:
 def measure(folder: Path, name: str, times: int) -> None:
     from transformers import AutoTokenizer
 
-    from lorary.hub.embedded import resolve_base
+    from lorary.hub.base_files import resolve_base
 
     flags = {"data.train": str(folder / "train.jsonl"), "data.test": str(folder / "test.jsonl")}
     recipe = Recipe.from_flags({"name": "x", "domain": "any", "task": name, "base": EMBEDDED_BASE, **flags})

@@ -12,7 +12,7 @@ import torch
 from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.adapters.base.identity import body_of, identify
 from lorary.adapters.base.quantization import guard_cpu, quantization_config
-from lorary.hub.embedded import resolve_base
+from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError, first_line
 from lorary.hub.manifest import BaseIdentity
 

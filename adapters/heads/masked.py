@@ -21,7 +21,7 @@ from lorary.adapters.base.loading import quietly
 from lorary.adapters.base.modules import LinearShape, linear_shape
 from lorary.adapters.heads.task_heads import SharedBody, TaskHead
 from lorary.adapters.layer.slots import LowRank
-from lorary.hub.embedded import resolve_base
+from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 
 _INSTEAD = "open a base that was published as a masked language model"

@@ -14,7 +14,7 @@ import torch
 
 from lorary.adapters.base.identity import body_of, fingerprint_model
 from lorary.adapters.base.loading import quietly
-from lorary.hub.embedded import resolve_base
+from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError
 
 

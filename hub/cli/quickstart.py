@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorary.hub.base_files import EMBEDDED_BASE
 from lorary.hub.cli.options import given_path, open_registry
 from lorary.hub.cli.output import print_line, print_table, short_number, size
-from lorary.hub.embedded import EMBEDDED_BASE
 
 if TYPE_CHECKING:
     from lorary.hub.registry import Registry

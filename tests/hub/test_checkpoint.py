@@ -4,8 +4,8 @@ import os
 import pytest
 
 from checkpoints import lora_tensors, make_checkpoint, make_manifest, write_safetensors
+from lorary.hub.base_files import resolve_base
 from lorary.hub.checkpoint import canonical_config, read_checkpoint
-from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import BaseNotFoundError, CheckpointError, UnsafeFileError
 from lorary.hub.manifest import FORMAT, BaseIdentity, Numerics, Prompt
 

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from checkpoints import BASE_FINGERPRINT, make_checkpoint, make_manifest
+from lorary.hub.base_files import resolve_base
 from lorary.hub.bases import bases_of
 from lorary.hub.checkpoint import read_checkpoint
-from lorary.hub.embedded import resolve_base
 from lorary.hub.manifest import BaseIdentity, Prompt
 from lorary.hub.provenance.private import own_folder, public_base, redact, redact_text
 

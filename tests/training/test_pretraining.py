@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from lorary.adapters import Backbone
 from lorary.adapters.text.gaps import sentinel_ids
+from lorary.hub.base_files import resolve_base
 from lorary.hub.cli.main import main
-from lorary.hub.embedded import resolve_base
 from lorary.hub.errors import (
     DataError,
     InterruptedRunError,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.base.device import pick_device, pick_dtype
-from lorary.hub.embedded import resolve_base
+from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError, EstimateError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.data import Examples, load_data

@@ -195,7 +195,7 @@ def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:
     from transformers import AutoConfig
 
     from lorary.adapters.base.loading import is_encoder
-    from lorary.hub.embedded import resolve_base
+    from lorary.hub.base_files import resolve_base
     from lorary.training.tasks.forms import T5_KIN
 
     config = AutoConfig.from_pretrained(resolve_base(recipe.base, revision=recipe.revision).path)

@@ -13,7 +13,7 @@ from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.loading import is_encoder, load_base
 from lorary.adapters.base.modules import linear_shape, map_modules
 from lorary.adapters.heads.masked import lacking_in_head
-from lorary.hub.embedded import resolve_base
+from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError, TrainingError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.recipe import Recipe

@@ -11,7 +11,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.text.languages import has_languages, language_id, speaking
-from lorary.hub.embedded import resolve_base
+from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import TrainingError, UsageError
 from lorary.hub.manifest import Filling, Preprocessing
 from lorary.training.data import Note

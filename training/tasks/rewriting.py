@@ -17,7 +17,7 @@ from lorary.adapters.base.loading import natural_class
 from lorary.adapters.running.inference import longest_input
 from lorary.adapters.text.generate import Manner, generation_settings, prompt_tokens
 from lorary.adapters.text.languages import has_languages, language_id, speaking
-from lorary.hub.embedded import resolve_base
+from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError, first_line
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 from lorary.training.data import Example, Note

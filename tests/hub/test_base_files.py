@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from lorary.hub.embedded import EMBEDDED_BASE, resolve_base
+from lorary.hub.base_files import EMBEDDED_BASE, resolve_base
 from lorary.hub.errors import BaseNotFoundError
 
 COMMIT = "a" * 40
 RESOLVE = """
 import json, sys
 from dataclasses import asdict
-from lorary.hub.embedded import resolve_base
+from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError
 try:
     print(json.dumps(asdict(resolve_base(sys.argv[1], revision=sys.argv[2] or None))))

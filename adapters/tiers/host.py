@@ -33,7 +33,7 @@ class Budget:
         if host_adapters is not None and (type(host_adapters) is not int or host_adapters < 0):
             raise UsageError(f"host_adapters={host_adapters!r}: expected a whole number of adapters, 0 or more")
         nbytes = parse_size(host_bytes) if isinstance(host_bytes, str) else host_bytes
-        if not (nbytes is host_bytes is None or (type(nbytes) is int and nbytes >= 0)):
+        if host_bytes is not None and (type(nbytes) is not int or nbytes < 0):
             raise UsageError(
                 f"host_bytes={host_bytes!r}: expected a number of bytes such as 2_000_000_000, '2GB' or '512MiB'"
             )

@@ -45,7 +45,7 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Draw the held-out rows that it reads again, the same for both sides, and compare the main metric (Koehn 2004).
+    """Compare the main metric on the rows that it reads, drawn again, the same for both sides (Koehn 2004).
 
     Args:
         task: whose main metric it is.
@@ -61,13 +61,13 @@ def paired_bootstrap(
         drawn = [golds[place] for place in places]
         return float(numpy.mean([task.main_score([run[place] for place in places], drawn) for run in runs]))
 
-    counted = [place for place in range(len(golds)) if task.counted(ours[0][place])]
+    scored = [place for place in range(len(golds)) if task.is_scored(ours[0][place])]
     random = numpy.random.default_rng(seed)
     differences = []
     for _ in range(resamples):
-        places = [counted[drawn] for drawn in random.integers(0, len(counted), len(counted))]
+        places = [scored[drawn] for drawn in random.integers(0, len(scored), len(scored))]
         differences.append(mean(ours, places) - mean(theirs, places))
     sign = -1 if lower_is_better(name) else 1
     low, high = numpy.quantile(differences, (0.025, 0.975))
     better = float(numpy.mean([sign * difference > 0 for difference in differences]))
-    return Difference(name, mean(ours, counted) - mean(theirs, counted), float(low), float(high), better)
+    return Difference(name, mean(ours, scored) - mean(theirs, scored), float(low), float(high), better)

@@ -220,7 +220,7 @@ class Task(ABC):
         """The main metric alone; it is asked for thousands of times when two runs are compared."""
         return self.metrics(outcomes, golds)[self.main_metric]
 
-    def counted(self, outcome: Any) -> bool:
+    def is_scored(self, outcome: Any) -> bool:
         """Does the main metric read what a model made of a row?"""
         return True
 

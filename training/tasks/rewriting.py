@@ -258,8 +258,8 @@ class Rewriting(WritesTexts):
         """The text."""
         return str(example.values[self.source_role])
 
-    def counted(self, outcome: Any) -> bool:
-        """Those that a text was generated for."""
+    def is_scored(self, outcome: Any) -> bool:
+        """Was a text generated for it?"""
         return outcome.text is not None
 
     def baselines(self, data: Sequence[Example], train: Encoded, test: Encoded, tokenizer: Any) -> dict[str, Metrics]:

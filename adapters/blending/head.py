@@ -9,6 +9,7 @@ import torch
 from lorary.adapters.adapter import task_of
 from lorary.adapters.blending.parts import Part
 from lorary.hub.errors import BlendError, UsageError
+from lorary.hub.manifest import SINGLE_LABEL
 
 AVERAGE = "average"
 """What ``head`` says for the weighted mean of heads with the same labels."""
@@ -72,16 +73,21 @@ def _demand_averageable(parts: Sequence[Part]) -> None:
             raise BlendError(f"head={AVERAGE!r} needs weights above 0, and that of {part.name} is {part.weight:g}")
         if (_answers(part), _shapes(part)) != (_answers(first), _shapes(first)):
             raise BlendError(
-                f"head={AVERAGE!r} needs the same task and labels everywhere; {first.name} has {_answers(first)}, "
-                f"{part.name} has {_answers(part)}. Name the adapter whose head to take"
+                f"head={AVERAGE!r} needs the same task, and labels that are read alike, everywhere; {first.name} has "
+                f"{_answers(first)}, {part.name} has {_answers(part)}. Name the adapter whose head to take"
             )
 
 
 def _answers(part: Part) -> str:
-    """The task and the labels, for comparing and for showing."""
+    """The task, the labels and how a head's numbers are read, for comparing and for showing."""
     manifest = part.checkpoint.manifest
     labels = manifest.labels if manifest else None
-    return f"{task_of(part.checkpoint)} ({', '.join(labels) if labels else 'labels without names'})"
+    read = [", ".join(labels) if labels else "labels without names"]
+    if manifest is not None and (manifest.problem_type or len(labels or ()) > 1):
+        read.append(manifest.problem_type or SINGLE_LABEL)  # as transformers takes a head that doesn't say
+    if manifest is not None and manifest.answering is not None:
+        read.append("'no answer' competes" if manifest.answering.impossible else "every question answered")
+    return f"{task_of(part.checkpoint)} ({'; '.join(read)})"
 
 
 def _shapes(part: Part) -> dict[str, torch.Size]:
@@ -93,7 +99,7 @@ def _differences(one: Part, other: Part) -> list[str]:
     differing = [] if task_of(one.checkpoint) == task_of(other.checkpoint) else ["task"]
     ours, theirs = one.checkpoint.manifest, other.checkpoint.manifest
     if ours is not None and theirs is not None:
-        fields = ("labels", "problem_type", "preprocessing", "prompt")
+        fields = ("labels", "problem_type", "preprocessing", "prompt", "pooling", "answering")
         differing += [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
     if one.tokenizer != other.tokenizer:
         differing.append("tokenizer")

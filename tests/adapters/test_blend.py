@@ -26,7 +26,7 @@ from lorary.hub.errors import (
     UnknownReferenceError,
     UsageError,
 )
-from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing
+from lorary.hub.manifest import Answering, BaseIdentity, Manifest, Pooling, Preprocessing
 from tiny import VOCABULARY, make_adapter, make_base, make_tokenizer, peft_reference, task_class
 
 ROW = [7, 8, 9, 10, 11]
@@ -227,8 +227,35 @@ def test_the_mean_of_heads(bases, tmp_path):
 
 def test_no_mean_of_heads_with_other_labels(bases, tmp_path):
     backbone, _, _ = classifiers(bases, tmp_path, labels=("x", "y", "z"))
-    with pytest.raises(BlendError, match=r"legal has .*\(a, b, c\), tone has .*\(x, y, z\)"):
+    with pytest.raises(BlendError, match=r"legal has .*\(a, b, c; .*\), tone has .*\(x, y, z; .*\)"):
         backbone.blend({"legal": 1, "tone": 1}, "both", head="average")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"problem_type": "multi_label_classification"}, r"tone has .*\(a, b, c; multi_label_classification\)"),
+        ({"labels": ("a", "c", "b")}, r"tone has .*\(a, c, b; single_label_classification\)"),
+    ],
+)
+def test_no_mean_of_heads_that_are_read_differently(bases, tmp_path, fields, said):
+    backbone, _, _ = classifiers(bases, tmp_path, **fields)
+    with pytest.raises(BlendError, match=said):
+        backbone.blend({"legal": 1, "tone": 1}, "both", head="average")
+
+
+def test_no_mean_of_a_head_that_knows_no_answer_and_one_that_does_not(bases, tmp_path):
+    backbone, legal, tone = pair(bases, tmp_path, "bert", "question-answering")
+    for folder, impossible in ((legal, False), (tone, True)):
+        with_manifest(folder, task="question-answering", answering=Answering(8, impossible))
+        backbone.load(folder)
+    with pytest.raises(BlendError, match=r"legal has .*every question answered.*tone has .*'no answer' competes"):
+        backbone.blend({"legal": 1, "tone": 1}, "both", head="average")
+
+
+def test_a_plain_manifest_is_one_of_single_labels(bases, tmp_path):
+    backbone, _, _ = classifiers(bases, tmp_path, problem_type="single_label_classification")
+    backbone.blend({"legal": 1, "tone": 1}, "both", head="average")
 
 
 def test_equal_heads_are_kept(bases, tmp_path):
@@ -272,6 +299,15 @@ def test_prompts_that_differ_want_a_decision(bases, tmp_path):
         backbone.blend({"legal": 1, "tone": 1}, "both")
     backbone.blend({"legal": 1, "tone": 1}, "both", head="tone", output=tmp_path / "both")
     assert read_checkpoint(tmp_path / "both").manifest.preprocessing.prefix == "tone: "
+
+
+def test_embeddings_pooled_in_two_ways_want_a_decision(bases, tmp_path):
+    backbone, legal, tone = pair(bases, tmp_path, "bert", "feature-extraction")
+    for folder, mode in ((legal, "mean"), (tone, "cls")):
+        with_manifest(folder, task="feature-extraction", pooling=Pooling(mode))
+        backbone.load(folder)
+    with pytest.raises(BlendError, match="differ in pooling"):
+        backbone.blend({"legal": 1, "tone": 1}, "both")
 
 
 def test_a_tokenizer_of_their_own_comes_along(tmp_path):

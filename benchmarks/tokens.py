@@ -16,7 +16,7 @@ from lorary.hub.base_files import EMBEDDED_BASE
 from lorary.training.data import Example, load_data
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import make_task
-from lorary.training.tasks.token_cache import TokenCache
+from lorary.training.tasks.rows.token_cache import TokenCache
 
 FOLDERS = {
     "sms_spam": "text-classification",

@@ -78,7 +78,7 @@ def commands(tmp_path_factory):
 
     from lorary.hub.cli.main import COMMANDS
 
-    modules = ["lorary.hub.registry", *(f"lorary.hub.cli.{name}" for name in COMMANDS)]
+    modules = ["lorary.hub.registry", *(f"lorary.hub.cli.commands.{name}" for name in COMMANDS)]
     forks = Forks(tmp_path_factory.mktemp("commands"), modules)
     yield forks
     forks.close()

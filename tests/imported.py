@@ -5,7 +5,7 @@ import importlib
 from lorary.training import train  # noqa: F401
 
 for _name in (
-    "lorary.hub.cli.train",
+    "lorary.hub.cli.commands.train",
     "lorary.training.run",
     "lorary.training.fitting.fit",
     "lorary.training.pretraining.run",

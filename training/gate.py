@@ -16,7 +16,7 @@ from lorary.adapters.proving.golden import compare_golden, condense
 from lorary.hub.errors import GateError, LoraryError
 from lorary.training.save import Trained
 from lorary.training.tasks.base import Metrics, Task
-from lorary.training.tasks.encoded import Encoded
+from lorary.training.tasks.rows.encoded import Encoded
 
 TENSOR_TOLERANCE: Mapping[str, float] = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
 """How far a tensor may be from the trained one, relative to its largest value: what the loader's dtype rounds off."""

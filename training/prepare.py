@@ -32,17 +32,17 @@ from lorary.training.strategies.beginning import begin
 from lorary.training.strategies.going_on import Stack
 from lorary.training.strategies.parent import Parent
 from lorary.training.tasks import Encoded, Task, make_task
-from lorary.training.tasks.lengths import fit_lengths
-from lorary.training.tasks.token_cache import TokenCache
+from lorary.training.tasks.rows.lengths import fit_lengths
+from lorary.training.tasks.rows.token_cache import TokenCache
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A run before its first step: data, base and adapter in memory, all seeded.
 
-    ``lengths``: what became of rows that are too long, by part (:func:`lorary.training.tasks.lengths.fit_lengths`).
-    ``parent`` is the adapter that the run starts from, and ``stack`` what of it acts unseen in the base. ``shards``:
-    the base's, where other processes have parts of it.
+    ``lengths``: what became of rows that are too long, by part
+    (:func:`lorary.training.tasks.rows.lengths.fit_lengths`). ``parent`` is the adapter that the run starts from, and
+    ``stack`` what of it acts unseen in the base. ``shards``: the base's, where other processes have parts of it.
     """
 
     recipe: Recipe

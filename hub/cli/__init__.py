@@ -1,1 +1,1 @@
-"""The ``lorary`` command: a file per subcommand, each with a ``command`` function and its ``EXAMPLES``."""
+"""The ``lorary`` command: its frame, what its subcommands share, and the subcommands themselves in ``commands``."""

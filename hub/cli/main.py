@@ -20,7 +20,7 @@ from lorary.hub.cli.output import print_error, print_warning
 from lorary.hub.cli.waits import tell_waits_once
 from lorary.hub.errors import LoraryError, ProblemsError
 
-# One line per subcommand: the module beside this one, a trailing underscore standing for Python's keywords' sake.
+# One line per subcommand: the module in `commands/`, a trailing underscore standing for Python's keywords' sake.
 COMMANDS = (
     "quickstart",
     "train",
@@ -167,7 +167,7 @@ def _app(words: Sequence[str]) -> typer.Typer:
     # Where the first word is a command, the others aren't imported: they'd take longer than most answers.
     asked = [name for name in COMMANDS if words and name.rstrip("_") == words[0]]
     for name in asked or COMMANDS:
-        module = importlib.import_module(f"lorary.hub.cli.{name}")
+        module = importlib.import_module(f"lorary.hub.cli.commands.{name}")
         examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
         help_text = f"{getdoc(module.command)}\n\n\b\nExamples:\n{examples}"
         app.command(name.rstrip("_"), help=help_text)(module.command)

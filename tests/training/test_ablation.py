@@ -14,7 +14,7 @@ from lorary.training import train
 from lorary.training.experiments.ablation import ARMS, ablate
 from lorary.training.experiments.bootstrap import paired_bootstrap
 from lorary.training.tasks import make_task
-from lorary.training.tasks.token_scores import TokenScore
+from lorary.training.tasks.metrics.tokens import TokenScore
 from lorary.training.tasks.writing import Written
 from samples import tone_rows, write_jsonl
 

@@ -20,7 +20,7 @@ from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.report.content import read_report
 from lorary.training.tasks import embeddings, make_task
-from lorary.training.tasks.embeddings import LEFT_OUT, OTHER, OWN
+from lorary.training.tasks.heads.embeddings import LEFT_OUT, OTHER, OWN
 from memory import memory_for
 from samples import bpe_tokenizer, pair_rows, save_base, scored_rows, wordpiece_tokenizer, write_jsonl
 from tiny import make_tokenizer

@@ -18,8 +18,8 @@ from lorary.training.data import Example
 from lorary.training.fitting.evaluate import outcomes
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks import make_task
-from lorary.training.tasks.token_rows import Frame, blocks, frame_of, tokenize
-from lorary.training.tasks.token_scores import unigram
+from lorary.training.tasks.metrics.tokens import unigram
+from lorary.training.tasks.rows.token_rows import Frame, blocks, frame_of, tokenize
 from samples import WORDS, bpe_tokenizer, text_rows, wordpiece_tokenizer
 
 CONTINUAL = {"strategy": "continual", "training.max_length": 32}

@@ -9,8 +9,8 @@ from lorary.training import train
 from lorary.training.data import Example
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
-from lorary.training.tasks.encoded import Encoded
-from lorary.training.tasks.lengths import Length, Room, fit_lengths
+from lorary.training.tasks.rows.encoded import Encoded
+from lorary.training.tasks.rows.lengths import Length, Room, fit_lengths
 from samples import bpe_tokenizer, wordpiece_tokenizer, write_jsonl
 
 LIMIT = 16

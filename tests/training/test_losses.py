@@ -19,7 +19,7 @@ from lorary.training.model import load_for
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
-from lorary.training.tasks.weights import class_weights, positive_weights
+from lorary.training.tasks.heads.weights import class_weights, positive_weights
 from samples import tone_rows, write_jsonl
 
 CLASSIFY, TAG = "text-classification", "token-classification"

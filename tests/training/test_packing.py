@@ -14,7 +14,7 @@ from lorary.training.data import load_data
 from lorary.training.fitting.trainer import make_trainer
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
-from lorary.training.tasks.packing import PackingCollator, first_fit, keeps_rows_apart
+from lorary.training.tasks.rows.packing import PackingCollator, first_fit, keeps_rows_apart
 from samples import WORDS, bpe_tokenizer, save_base, write_jsonl
 from tiny import make_config
 

@@ -14,8 +14,8 @@ from lorary.training.data import Example, load_data
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
-from lorary.training.tasks.encoded import Encoded
 from lorary.training.tasks.preference import PairScore, PreferencePairs
+from lorary.training.tasks.rows.encoded import Encoded
 from lorary.training.tasks.text_generation import DEFAULT_TEMPLATE, TokenScore
 from samples import WORDS, bpe_tokenizer, write_jsonl
 

@@ -22,7 +22,7 @@ from lorary.training.model import load_for
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
-from lorary.training.tasks.squad import best, exact, overlap
+from lorary.training.tasks.metrics.squad import best, exact, overlap
 from samples import bpe_tokenizer, question_rows, wordpiece_tokenizer, write_jsonl
 
 QA = "question-answering"

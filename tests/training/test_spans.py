@@ -20,8 +20,8 @@ from lorary.training.fitting.evaluate import outcomes
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import make_task
-from lorary.training.tasks.spans import SpanCorruption, TextInfilling
-from lorary.training.tasks.token_rows import Frame, Stream, leave_out, tokenize
+from lorary.training.tasks.hiding.spans import SpanCorruption, TextInfilling
+from lorary.training.tasks.rows.token_rows import Frame, Stream, leave_out, tokenize
 from samples import encoder_decoder, text_rows
 
 LENGTHS = (*range(1, 40), 128, 256)

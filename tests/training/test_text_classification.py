@@ -334,7 +334,7 @@ def test_numbers_of_any_size_are_learned(family, shift, times, make_recipe, regi
 
 
 def test_a_head_is_folded_and_unfolded_to_what_it_was():
-    from lorary.training.tasks.scale import Scale, last_layer
+    from lorary.training.tasks.heads.scale import Scale, last_layer
 
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 1)

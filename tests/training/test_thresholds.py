@@ -22,8 +22,8 @@ from lorary.training.one_run import check, run, save_run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
+from lorary.training.tasks.heads.thresholds import tune_thresholds
 from lorary.training.tasks.multi_label import MultiLabelClassification
-from lorary.training.tasks.thresholds import tune_thresholds
 from samples import WORDS, write_jsonl
 
 MULTI = "multi_label_classification"

@@ -12,8 +12,9 @@ from lorary.training import train
 from lorary.training.data import Example
 from lorary.training.experiments.folds import final_recipe
 from lorary.training.model import load_for
-from lorary.training.tasks import make_task, token_cache
-from lorary.training.tasks.token_cache import TokenCache
+from lorary.training.tasks import make_task
+from lorary.training.tasks.rows import token_cache
+from lorary.training.tasks.rows.token_cache import TokenCache
 from runs import SHORT, prepared
 from samples import ROWS, bpe_tokenizer, pair_rows, question_rows, scored_rows, wordpiece_tokenizer
 

@@ -9,7 +9,7 @@ from sacrebleu import corpus_bleu, corpus_chrf
 from lorary.adapters import Backbone
 from lorary.hub.errors import RecipeError
 from lorary.training import train
-from lorary.training.tasks.text_metrics import corpus_scores, exact_match, rouge, sentences
+from lorary.training.tasks.metrics.texts import corpus_scores, exact_match, rouge, sentences
 from samples import prompt_rows, write_jsonl
 
 ASKED = {"generation.rows": 12, "generation.max_new_tokens": 8, "report.write": False}

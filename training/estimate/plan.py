@@ -24,7 +24,7 @@ from lorary.training.recipe.steps import with_enough_epochs
 from lorary.training.strategies.inherit import inherit, inherited_recipe
 from lorary.training.strategies.parent import Parent
 from lorary.training.tasks import Task, make_task
-from lorary.training.tasks.encoded import Encoded
+from lorary.training.tasks.rows.encoded import Encoded
 
 
 @dataclass(frozen=True)

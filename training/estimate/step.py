@@ -20,7 +20,7 @@ from lorary.training.model import Base, Before, adapter_config, chosen_targets, 
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
-from lorary.training.tasks.encoded import Feature
+from lorary.training.tasks.rows.encoded import Feature
 
 _AVERAGES_OF_ADALORA = 3
 """What its allocator keeps of each low-rank weight: its importance in the last step, and two averages."""

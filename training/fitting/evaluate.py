@@ -19,7 +19,7 @@ from lorary.training.precision import answering
 
 if TYPE_CHECKING:
     from lorary.training.tasks.base import Task
-    from lorary.training.tasks.encoded import Encoded, Feature
+    from lorary.training.tasks.rows.encoded import Encoded, Feature
 
 
 # What a batch of questions says of its answers: a model that is given them computes a loss too.

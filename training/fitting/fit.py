@@ -20,7 +20,7 @@ from lorary.training.model.adapter import in_float32
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Task
-from lorary.training.tasks.encoded import Encoded
+from lorary.training.tasks.rows.encoded import Encoded
 
 ADVICE = (
     "lower training.max_length, set training.gradient_checkpointing: true, or use method: qlora; "

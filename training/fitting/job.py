@@ -12,7 +12,7 @@ from lorary.training.data import Note
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.pretraining.recipe import Pretraining
 from lorary.training.recipe.sections import Training
-from lorary.training.tasks.encoded import Encoded
+from lorary.training.tasks.rows.encoded import Encoded
 
 RunSettings = Training | Pretraining
 """The section ``training`` of a recipe of either kind."""

@@ -11,7 +11,7 @@ from lorary.training.data import Note
 from lorary.training.fitting.memory_fallback import in_smaller_batches
 from lorary.training.precision import evaluating
 from lorary.training.tasks.base import Task
-from lorary.training.tasks.encoded import Encoded
+from lorary.training.tasks.rows.encoded import Encoded
 
 ROWS = 256
 """The most validation rows that the metric is measured on, where it decides nothing."""

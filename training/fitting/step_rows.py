@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from lorary.training.distributed import ALONE, Group
 from lorary.training.fitting.losses import IGNORED
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.made_rows import MadeRows
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.made_rows import MadeRows
 
 _ROW = "row_number"
 SHOWN = 8

@@ -16,8 +16,8 @@ from lorary.training.precision import base_dtype
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.steps import steps_per_epoch
 from lorary.training.tasks.base import Task
-from lorary.training.tasks.encoded import Encoded
-from lorary.training.tasks.made_rows import MadeRows
+from lorary.training.tasks.rows.encoded import Encoded
+from lorary.training.tasks.rows.made_rows import MadeRows
 
 
 def make_trainer(

@@ -15,7 +15,7 @@ from lorary.training.model.new_tokens import begin_rows, resize
 from lorary.training.precision import evaluating, precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
-from lorary.training.tasks.encoded import Feature
+from lorary.training.tasks.rows.encoded import Feature
 
 
 def add_adapter(

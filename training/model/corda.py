@@ -19,7 +19,7 @@ from lorary.training.model.eva import inputs_that_count, token_masks
 from lorary.training.precision import answering
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
-from lorary.training.tasks.encoded import Feature
+from lorary.training.tasks.rows.encoded import Feature
 
 MOST_ROWS = 256
 """As many as PEFT's documentation finds enough."""

@@ -18,7 +18,7 @@ from lorary.training.model.base import Base
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
-from lorary.training.tasks.encoded import Feature
+from lorary.training.tasks.rows.encoded import Feature
 
 MOST_BATCHES = 1000
 """Passes after which an initialisation that hasn't converged is given up; PEFT itself would go on forever."""

@@ -26,7 +26,7 @@ from lorary.training.model.eva import initialise_eva
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.methods import LORA_METHODS, TAKEN_FROM_WEIGHTS
 from lorary.training.tasks import Task
-from lorary.training.tasks.encoded import Feature
+from lorary.training.tasks.rows.encoded import Feature
 
 _ADAPTER = "default"
 _Factors = tuple[torch.Tensor, torch.Tensor]

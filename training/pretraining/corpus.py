@@ -18,14 +18,14 @@ from lorary.training.fitting.evaluate import token_logits
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe.corpus import is_text
 from lorary.training.tasks.causal_blocks import LearnedRows
-from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.forms import Causal, EncoderDecoder
-from lorary.training.tasks.hiding import Hider
-from lorary.training.tasks.made_rows import MadeRows
-from lorary.training.tasks.masking import HiddenRows, Masker
-from lorary.training.tasks.spans import measured_labels, span_collator, span_hider
-from lorary.training.tasks.token_rows import Frame, blocks, frame_of, tokenize
-from lorary.training.tasks.token_scores import TokenScore, score_tokens, unigram
+from lorary.training.tasks.hiding.hider import Hider
+from lorary.training.tasks.hiding.masking import HiddenRows, Masker
+from lorary.training.tasks.hiding.spans import measured_labels, span_collator, span_hider
+from lorary.training.tasks.metrics.tokens import TokenScore, score_tokens, unigram
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.made_rows import MadeRows
+from lorary.training.tasks.rows.token_rows import Frame, blocks, frame_of, tokenize
 
 
 @dataclass(frozen=True)

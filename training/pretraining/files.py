@@ -18,7 +18,7 @@ from lorary.training.pretraining.corpus import Corpus, Objective, ids_of
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.progress import Reporter
 from lorary.training.provenance import environment, peak_memory, without_folders
-from lorary.training.tasks.encoded import Encoded
+from lorary.training.tasks.rows.encoded import Encoded
 
 _GOLDEN = 4  # rows whose logits the saved files have to give back
 _TEXTS = 16  # of which the saved tokenizer has to make the same tokens

@@ -16,9 +16,9 @@ from lorary.training.pretraining.corpus import Objective
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.progress import Reporter
 from lorary.training.tasks.base import one_device
-from lorary.training.tasks.encoded import Encoded
-from lorary.training.tasks.masking import Epochs, HiddenRows
-from lorary.training.tasks.token_scores import TokenScore
+from lorary.training.tasks.hiding.masking import Epochs, HiddenRows
+from lorary.training.tasks.metrics.tokens import TokenScore
+from lorary.training.tasks.rows.encoded import Encoded
 
 ADVICE = "lower model.context, or choose a smaller preset"
 

@@ -25,8 +25,8 @@ from lorary.training.pretraining.tokenizer import train_tokenizer
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.resume import begin, check_same, choose_run
 from lorary.training.save import writing
-from lorary.training.tasks.encoded import Encoded
-from lorary.training.tasks.token_scores import token_metrics
+from lorary.training.tasks.metrics.tokens import token_metrics
+from lorary.training.tasks.rows.encoded import Encoded
 from lorary.training.unfinished import Unfinished, claimed, sync_files
 
 _RESULT = "base.json"  # what the catalogue is told of the base; written when its files are complete

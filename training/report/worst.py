@@ -9,7 +9,7 @@ from typing import Any
 from lorary.training.precision import answering
 from lorary.training.report.content import WorstRow
 from lorary.training.tasks.base import Task
-from lorary.training.tasks.encoded import Encoded
+from lorary.training.tasks.rows.encoded import Encoded
 
 LONGEST_TEXT = 600  # characters of a row that are shown
 _RANKED = 256

@@ -12,7 +12,7 @@ from lorary.training.strategies.going_on import Stack, stack_on, take_over, take
 from lorary.training.strategies.inherit import inherit, inherited_recipe
 from lorary.training.strategies.parent import Parent
 from lorary.training.tasks import Task
-from lorary.training.tasks.encoded import Feature
+from lorary.training.tasks.rows.encoded import Feature
 
 
 @dataclass(frozen=True)

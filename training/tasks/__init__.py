@@ -9,7 +9,6 @@ from lorary.training.recipe import Recipe
 from lorary.training.tasks.answers import WrittenAnswers
 from lorary.training.tasks.base import Task
 from lorary.training.tasks.causal_blocks import CausalBlocks
-from lorary.training.tasks.encoded import Encoded
 from lorary.training.tasks.feature_extraction import FeatureExtraction
 from lorary.training.tasks.fill_gaps import FillGaps, writes_what_it_reads
 from lorary.training.tasks.fill_mask import FillMask
@@ -17,6 +16,7 @@ from lorary.training.tasks.multi_label import MultiLabelClassification
 from lorary.training.tasks.preference import PreferencePairs
 from lorary.training.tasks.question_answering import QuestionAnswering
 from lorary.training.tasks.regression import TextRegression
+from lorary.training.tasks.rows.encoded import Encoded
 from lorary.training.tasks.summarization import Summarization
 from lorary.training.tasks.text_classification import TextClassification
 from lorary.training.tasks.text_generation import TextGeneration

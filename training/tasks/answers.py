@@ -9,11 +9,11 @@ from lorary.adapters.text.generate import Manner, PromptRow, generation_settings
 from lorary.hub.manifest import Generation
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Metrics
-from lorary.training.tasks.coding import Coded
-from lorary.training.tasks.conversation import asked, messages_of
+from lorary.training.tasks.metrics.texts import exact_match, rouge
+from lorary.training.tasks.metrics.tokens import token_metrics
+from lorary.training.tasks.rows.coding import Coded
+from lorary.training.tasks.rows.conversation import asked, messages_of
 from lorary.training.tasks.text_generation import TextGeneration
-from lorary.training.tasks.text_metrics import exact_match, rouge
-from lorary.training.tasks.token_scores import token_metrics
 from lorary.training.tasks.writing import WritesTexts
 
 

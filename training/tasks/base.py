@@ -17,10 +17,10 @@ from lorary.training.data.roles import TARGET_ROLES
 from lorary.training.fitting.evaluate import outcomes, token_logits
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
-from lorary.training.tasks.coding import Coded, code_rows, settings_of
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.lengths import Room
-from lorary.training.tasks.token_cache import TokenCache
+from lorary.training.tasks.rows.coding import Coded, code_rows, settings_of
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.lengths import Room
+from lorary.training.tasks.rows.token_cache import TokenCache
 
 if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss
@@ -103,8 +103,8 @@ class Task(ABC):
     ) -> Encoded:
         """Token ids of all rows, each cut to ``max_length`` with its :class:`Length` told.
 
-        No row is left out: :func:`lorary.training.tasks.lengths.fit_lengths` decides that. ``note`` is told of what
-        else the user should know of the rows. Rows that ``cache`` has aren't tokenized again.
+        No row is left out: :func:`lorary.training.tasks.rows.lengths.fit_lengths` decides that. ``note`` is told of
+        what else the user should know of the rows. Rows that ``cache`` has aren't tokenized again.
 
         Raises:
             DataError: rows that can't be turned into token ids, each by its file and number.

@@ -7,12 +7,12 @@ from typing import Any
 
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Metrics, Task
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.made_rows import MadeRows
+from lorary.training.tasks.metrics.tokens import unigram
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.made_rows import MadeRows
+from lorary.training.tasks.rows.token_cache import TokenCache
+from lorary.training.tasks.rows.token_rows import Frame, blocks, frame_of, tokenize
 from lorary.training.tasks.text_generation import TextGeneration
-from lorary.training.tasks.token_cache import TokenCache
-from lorary.training.tasks.token_rows import Frame, blocks, frame_of, tokenize
-from lorary.training.tasks.token_scores import unigram
 
 
 class CausalBlocks(TextGeneration):

@@ -21,12 +21,12 @@ from lorary.hub.manifest import Pooling
 from lorary.training.data import Example
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
-from lorary.training.tasks import embeddings
 from lorary.training.tasks.base import Answer, Metrics, Task, one_device
-from lorary.training.tasks.coding import Coded
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.padding import pad_right
+from lorary.training.tasks.heads import embeddings
+from lorary.training.tasks.rows.coding import Coded
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.lengths import Length
+from lorary.training.tasks.rows.padding import pad_right
 
 _CLOSE = 1e-3  # the least cosine distance that says that an embedding is another one
 

@@ -18,12 +18,12 @@ from lorary.training.data import Note
 from lorary.training.fitting.evaluate import outcomes as token_outcomes
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import MEAN_SPAN
-from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.fill_mask import FillMask
 from lorary.training.tasks.forms import EncoderDecoder, demand_decoder
-from lorary.training.tasks.spans import SpanCorruption, SpanHider, measured_labels, span_collator, span_hider
-from lorary.training.tasks.token_rows import frame_of
-from lorary.training.tasks.token_scores import TokenScore
+from lorary.training.tasks.hiding.spans import SpanCorruption, SpanHider, measured_labels, span_collator, span_hider
+from lorary.training.tasks.metrics.tokens import TokenScore
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.token_rows import frame_of
 
 
 class FillGaps(FillMask):

@@ -15,12 +15,12 @@ import torch
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Answer, Metrics, Task
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.hiding import Hider
-from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.masking import Epochs, HiddenRows, Masker
-from lorary.training.tasks.token_cache import TokenCache
-from lorary.training.tasks.token_scores import TokenScore, score_tokens, token_metrics, unigram
+from lorary.training.tasks.hiding.hider import Hider
+from lorary.training.tasks.hiding.masking import Epochs, HiddenRows, Masker
+from lorary.training.tasks.metrics.tokens import TokenScore, score_tokens, token_metrics, unigram
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.lengths import Length
+from lorary.training.tasks.rows.token_cache import TokenCache
 
 
 class FillMask(Task):

@@ -11,7 +11,7 @@ from lorary.adapters.running.inference import decoder_start
 from lorary.hub.errors import TrainingError
 from lorary.training.fitting.evaluate import token_logits
 from lorary.training.fitting.losses import IGNORED
-from lorary.training.tasks.token_scores import TokenScore, score_tokens
+from lorary.training.tasks.metrics.tokens import TokenScore, score_tokens
 
 T5_KIN = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 """The ``model_type`` of T5 and what was made after it."""

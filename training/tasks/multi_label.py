@@ -18,11 +18,11 @@ from lorary.training.data.splits import FEWEST_VALIDATION_ROWS
 from lorary.training.recipe.raw import some
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Metrics
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.scores import Scores, area_under_curves, stacked
+from lorary.training.tasks.heads.thresholds import table_of, tune_thresholds
+from lorary.training.tasks.heads.weights import positive_weights
+from lorary.training.tasks.metrics.scores import Scores, area_under_curves, stacked
+from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.text_classification import TextClassification
-from lorary.training.tasks.thresholds import table_of, tune_thresholds
-from lorary.training.tasks.weights import positive_weights
 
 if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss

@@ -17,10 +17,10 @@ from lorary.hub.errors import DataError
 from lorary.training.data import Example, Note
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks.base import Answer, Metrics
-from lorary.training.tasks.coding import Coded
-from lorary.training.tasks.conversation import messages_of
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.lengths import Length
+from lorary.training.tasks.rows.coding import Coded
+from lorary.training.tasks.rows.conversation import messages_of
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.lengths import Length
 from lorary.training.tasks.text_generation import TextGeneration, TokenScore
 
 Scores = tuple[TokenScore, TokenScore]

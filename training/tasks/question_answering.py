@@ -23,10 +23,10 @@ from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer as ShownAnswer
 from lorary.training.tasks.base import Metrics, Task
-from lorary.training.tasks.coding import Coded
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.padding import pad_right
-from lorary.training.tasks.squad import best, exact, overlap
+from lorary.training.tasks.metrics.squad import best, exact, overlap
+from lorary.training.tasks.rows.coding import Coded
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.padding import pad_right
 
 _SILENCE = "(no answer)"
 _FATES = ("right", "partly right", "wrong", "not answered")

@@ -15,8 +15,8 @@ from lorary.training.data import Example
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Metrics
-from lorary.training.tasks.encoded import Encoded, Feature
-from lorary.training.tasks.scale import Scale, last_layer
+from lorary.training.tasks.heads.scale import Scale, last_layer
+from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class TextRegression(TextClassification):
 
     @contextmanager
     def scaled(self, model: Any, train: Encoded) -> Iterator[None]:
-        """Within the block, the head answers with standardised numbers (:mod:`lorary.training.tasks.scale`)."""
+        """Within the block, the head answers with standardised numbers (:mod:`lorary.training.tasks.heads.scale`)."""
         layer = last_layer(model)
         if layer is None:
             yield

@@ -22,11 +22,11 @@ from lorary.hub.errors import BaseNotFoundError, TrainingError, UsageError, firs
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Metrics
-from lorary.training.tasks.coding import Coded
-from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.forms import T5_KIN, Causal, EncoderDecoder, Form, demand_decoder
-from lorary.training.tasks.lengths import Length, Room
-from lorary.training.tasks.token_scores import TokenScore
+from lorary.training.tasks.metrics.tokens import TokenScore
+from lorary.training.tasks.rows.coding import Coded
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.lengths import Length, Room
 from lorary.training.tasks.writing import WritesTexts
 
 _FEWEST_SOURCE_TOKENS = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorary.training.tasks.base import Metrics
+from lorary.training.tasks.metrics.texts import is_foreign, rouge, sentences
 from lorary.training.tasks.rewriting import Rewriting
-from lorary.training.tasks.text_metrics import is_foreign, rouge, sentences
 
 
 class Summarization(Rewriting):

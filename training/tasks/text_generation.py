@@ -19,13 +19,13 @@ from lorary.training.data import Example, Note
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.base import Answer, Metrics, Task
-from lorary.training.tasks.coding import Coded
-from lorary.training.tasks.conversation import asked, check_chats, encode_chat, messages_of
-from lorary.training.tasks.encoded import Encoded, Feature
 from lorary.training.tasks.forms import Causal
-from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.packing import PackingCollator, keeps_rows_apart
-from lorary.training.tasks.token_scores import TokenScore, token_metrics
+from lorary.training.tasks.metrics.tokens import TokenScore, token_metrics
+from lorary.training.tasks.rows.coding import Coded
+from lorary.training.tasks.rows.conversation import asked, check_chats, encode_chat, messages_of
+from lorary.training.tasks.rows.encoded import Encoded, Feature
+from lorary.training.tasks.rows.lengths import Length
+from lorary.training.tasks.rows.packing import PackingCollator, keeps_rows_apart
 
 DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 

@@ -23,10 +23,10 @@ from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
 from lorary.training.report.spans import count_spans
 from lorary.training.tasks.base import Answer, Metrics, Task
-from lorary.training.tasks.coding import Coded
-from lorary.training.tasks.encoded import Feature
-from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.weights import weighed
+from lorary.training.tasks.heads.weights import weighed
+from lorary.training.tasks.rows.coding import Coded
+from lorary.training.tasks.rows.encoded import Feature
+from lorary.training.tasks.rows.lengths import Length
 
 if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss

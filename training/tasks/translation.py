@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorary.training.tasks.base import Metrics
+from lorary.training.tasks.metrics.texts import corpus_scores, signatures
 from lorary.training.tasks.rewriting import Rewriting
-from lorary.training.tasks.text_metrics import corpus_scores, signatures
 
 
 class Translation(Rewriting):

@@ -13,8 +13,8 @@ from lorary.training.data import Example, Note
 from lorary.training.fitting.evaluate import outcomes as token_outcomes
 from lorary.training.fitting.writing import spread, write_texts
 from lorary.training.tasks.base import Answer, Metrics, Task
-from lorary.training.tasks.encoded import Encoded
-from lorary.training.tasks.token_scores import TokenScore, token_metrics
+from lorary.training.tasks.metrics.tokens import TokenScore, token_metrics
+from lorary.training.tasks.rows.encoded import Encoded
 
 
 @dataclass(frozen=True)

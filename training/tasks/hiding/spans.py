@@ -18,8 +18,8 @@ from lorary.hub.errors import TrainingError
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe.corpus import MEAN_SPAN
 from lorary.training.tasks.forms import Collator, EncoderDecoder
-from lorary.training.tasks.hiding import Hider
-from lorary.training.tasks.token_rows import Frame, Stream, TokenRows, frame_of, leave_out
+from lorary.training.tasks.hiding.hider import Hider
+from lorary.training.tasks.rows.token_rows import Frame, Stream, TokenRows, frame_of, leave_out
 
 _NOTHING = Frame((), ())
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lorary.training.data import Example
-from lorary.training.tasks.token_rows import Frame, Stream, TokenRows, blocks, separate, tokenize
+from lorary.training.tasks.rows.token_rows import Frame, Stream, TokenRows, blocks, separate, tokenize
 
 Feature = dict[str, Any]
 

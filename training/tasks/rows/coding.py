@@ -12,8 +12,8 @@ from lorary.hub.errors import DataError
 from lorary.training.data import Example
 from lorary.training.data.files import report
 from lorary.training.recipe import Recipe
-from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.token_cache import TokenCache
+from lorary.training.tasks.rows.lengths import Length
+from lorary.training.tasks.rows.token_cache import TokenCache
 
 if TYPE_CHECKING:
     from lorary.training.tasks.base import Task

@@ -9,8 +9,8 @@ from itertools import chain
 from typing import Any
 
 from lorary.training.data import Example
-from lorary.training.tasks.lengths import Length
-from lorary.training.tasks.made_rows import picked
+from lorary.training.tasks.rows.lengths import Length
+from lorary.training.tasks.rows.made_rows import picked
 
 Feature = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lorary.training.tasks.encoded import Feature
+from lorary.training.tasks.rows.encoded import Feature
 
 
 def pad_right(tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:

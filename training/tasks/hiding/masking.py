@@ -14,9 +14,9 @@ import torch
 from transformers import TrainerCallback
 
 from lorary.training.fitting.losses import IGNORED
-from lorary.training.tasks.hiding import Hider
-from lorary.training.tasks.made_rows import MadeRows
-from lorary.training.tasks.token_rows import Frame, TokenRows, frame_of
+from lorary.training.tasks.hiding.hider import Hider
+from lorary.training.tasks.rows.made_rows import MadeRows
+from lorary.training.tasks.rows.token_rows import Frame, TokenRows, frame_of
 
 Feature = dict[str, Any]
 

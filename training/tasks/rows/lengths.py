@@ -15,7 +15,7 @@ from lorary.training.data import Example, Note
 from lorary.training.data.files import report
 
 if TYPE_CHECKING:
-    from lorary.training.tasks.encoded import Encoded
+    from lorary.training.tasks.rows.encoded import Encoded
 
 TooLong = Literal["truncate", "drop", "error"]
 _PARTS = {"train": "training", "validation": "validation", "test": "held-out"}

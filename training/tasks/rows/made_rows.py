@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Self, overload
 
-from lorary.training.tasks.token_rows import TokenRows
+from lorary.training.tasks.rows.token_rows import TokenRows
 
 
 class MadeRows(Sequence[dict[str, Any]]):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.hub.cli.bases import base_json, print_base_metrics
+from lorary.hub.cli.commands.bases import base_json, print_base_metrics
 from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError

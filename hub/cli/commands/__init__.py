@@ -1,0 +1,1 @@
+"""A file per subcommand, each with a ``command`` function and its ``EXAMPLES``."""

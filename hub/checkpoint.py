@@ -29,7 +29,7 @@ RECIPE_NAME = "recipe.yaml"
 ORIGIN_NAME = "lorary-origin.json"
 """Of an adapter without a manifest: what is known of its making, in the form of a manifest's provenance."""
 REPORT_DATA = "report.json"
-REPORT_FILES = (REPORT_DATA, "report.html", "curves.png", "mistakes.png")
+REPORT_FILES = (REPORT_DATA, "report.html", "curves.png", "folds.png", "mistakes.png")
 
 KEPT_FILES = (
     CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, GOLDEN_NAME, RECIPE_NAME, ORIGIN_NAME, "README.md", *REPORT_FILES,

@@ -133,7 +133,7 @@ def _measure(
     # One row at a time, as the gate asks for them: on an 8-bit base a row's logits depend on its batch mates.
     found = _answers(prepared, rows, reporter, size=1)
     report = None
-    if recipe.report.write and prepared.data.held_out:
+    if recipe.report.write:
         report = build_report(prepared, fitted, metrics, outcomes, trained.provenance)
     expected = task.metrics(found, rows.golds)
     return Finished(prepared, trained, metrics, rows, expected, report, outcomes, fitted.best_epoch, seen)

@@ -18,6 +18,8 @@ from lorary.training.experiments.session import Session
 from lorary.training.experiments.summary import spread
 from lorary.training.model import load_for, reseed
 from lorary.training.progress import Reporter
+from lorary.training.report.content import read_report
+from lorary.training.report.page import page
 from lorary.training.tasks import make_task
 from samples import question_rows, tone_rows, write_jsonl
 
@@ -163,9 +165,8 @@ def test_folds_keep_questions_about_one_context_together(make_recipe, tmp_path):
 
 
 def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, registry, tmp_path):
-    recipe = make_recipe(
-        rows=60, **{"data.test": None, "training.folds": 3, "training.early_stopping": 2, "data.validation_size": 0.25}
-    )
+    settings = {"training.early_stopping": 2, "data.validation_size": 0.25, "report.write": True, "report.rows": 7}
+    recipe = make_recipe(rows=60, **{"data.test": None, "training.folds": 3, **settings})
     version = train(recipe, registry)
     told = version.manifest.provenance["folds"]
     assert (told["count"], sum(told["rows"])) == (3, 60)
@@ -176,6 +177,21 @@ def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, regi
     assert told["steps"] == version.manifest.provenance["steps"]
     assert "folds" not in again
     assert registry.verify() == []
+    assert version.manifest.provenance["data"]["rows"] == {"train": 60, "validation": 0, "test": 0}
+    # The report has what each row came to in the run that hadn't seen it.
+    report = read_report(tmp_path / "out" / "report.json", "out")
+    assert report.metrics == version.metrics
+    assert report.facts["rows"] == "60 train"
+    assert [curve.name for curve in report.folds] == ["fold 1", "fold 2", "fold 3"]
+    assert all(curve.points and curve.validations for curve in report.folds)
+    assert sum(map(sum, report.mistakes.counts)) == report.ranked == 60
+    right = sum(row[place] for place, row in enumerate(report.mistakes.counts))
+    accuracies = told["metrics"]["accuracy"]["values"]
+    assert right == pytest.approx(sum(rows * one for rows, one in zip(told["rows"], accuracies, strict=True)))
+    assert len(report.worst) == 7
+    assert [row.loss for row in report.worst] == sorted((row.loss for row in report.worst), reverse=True)
+    assert "each by the fold" in page(report)
+    assert {"report.html", "folds.png"} <= set(version.files)
 
 
 @pytest.mark.parametrize(
@@ -229,9 +245,13 @@ def test_without_validation_rows_all_rows_have_the_steps_that_are_told(
 
 
 def test_folds_beside_test_rows_leave_these_alone(make_recipe, registry):
-    version = train(make_recipe(rows=40, **{"training.folds": 2, "training.epochs": 1}), registry)
+    settings = {"training.folds": 2, "training.epochs": 1, "report.write": True}
+    version = train(make_recipe(rows=40, **settings), registry)
     told = version.manifest.provenance["folds"]
     assert sum(told["rows"]) == 40
+    report = read_report(registry.checkpoint(version).files["report.json"], "out")
+    assert (report.ranked, len(report.folds), report.metrics) == (20, 2, version.metrics)
+    assert "each by the fold" not in page(report)
     assert version.manifest.provenance["gap"]["metric"] == "f1"
 
 

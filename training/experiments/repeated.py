@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from lorary.training.experiments.session import Session, validation_metrics
 from lorary.training.experiments.summary import means, shown, summarise
 from lorary.training.one_run import Finished, save_run
 from lorary.training.recipe import Recipe
+from lorary.training.report.content import Report
+from lorary.training.report.folds import crossed, with_curves
 from lorary.training.save import make_manifest
 from lorary.training.strategies.parent import Parent
 
@@ -78,8 +80,11 @@ def run_folds(recipe: Recipe, data: Examples, parent: Parent | None, session: Se
     tasks = [finished.prepared.task for finished in runs]
     last = final_recipe(one, epochs, tasks[0].labels, [task.thresholds() for task in tasks])
     # Without held-out rows of their own, the last fold's stand in for golden logits and the gate, not for a figure.
-    whole = replace(data, train=rows, validation=(), held_out=given)
-    whole = whole if given else replace(whole, test=runs[-1].prepared.data.test)
+    counts = {"train": len(rows), "validation": 0, "test": len(data.test) if given else 0}
+    whole = replace(
+        data, train=rows, validation=(), held_out=given, provenance={**data.provenance, "rows": counts},
+        test=data.test if given else runs[-1].prepared.data.test,
+    )  # fmt: skip
     finished = session.run(last, whole, "all rows", parent)
     settled = finished.prepared.recipe.training
     told = {
@@ -93,8 +98,23 @@ def run_folds(recipe: Recipe, data: Examples, parent: Parent | None, session: Se
     )
     if not given:
         finished = replace(finished, metrics={split: means(values) for split, values in by_split.items()})
+    finished = replace(finished, report=_report_of_folds(finished, runs, given))
     save_run(finished, files)
     return _tell(finished, {"folds": told}, files)
+
+
+def _report_of_folds(finished: Finished, runs: Sequence[Finished], given: bool) -> Report | None:
+    """The report of the run on all rows with what the folds' runs say; ``given``: it has held-out rows of its own."""
+    folds = [run.report for run in runs if run.report]
+    if finished.report is None or not folds:
+        return None
+    if given:
+        return with_curves(finished.report, folds)
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
+    golds = [gold for run in runs for gold in run.prepared.test.golds]
+    ready = finished.prepared
+    mistakes = ready.task.mistakes(outcomes, golds)
+    return crossed(finished.report, folds, finished.metrics, mistakes, ready.recipe.report.rows)
 
 
 def _beside(files: Path, seed: int) -> Path:

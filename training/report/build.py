@@ -23,7 +23,7 @@ def build_report(
     prepared: Prepared, fitted: Fitted, metrics: Mapping[str, Metrics], outcomes: Sequence[Any],
     provenance: Mapping[str, Any],
 ) -> Report:  # fmt: skip
-    """The report of a run.
+    """The report of a run; where no rows were held out, without a word of any.
 
     Args:
         metrics: by split, as they are registered.
@@ -32,8 +32,9 @@ def build_report(
     """
     recipe, task = prepared.recipe, prepared.task
     files = (recipe.data.train, recipe.data.test, recipe.data.validation)
+    held_out = prepared.data.held_out
     worst, ranked = worst_rows(
-        prepared.model, task, prepared.test, outcomes, prepared.base.tokenizer, recipe.report.rows
+        prepared.model, task, prepared.test, outcomes, prepared.base.tokenizer, recipe.report.rows if held_out else 0
     )
     return Report(
         name=recipe.name,
@@ -42,10 +43,10 @@ def build_report(
         base=public_base(prepared.base.identity.id),
         method=recipe.method,
         main_metric=task.main_metric,
-        metrics={split: dict(values) for split, values in metrics.items()},
+        metrics={split: dict(values) for split, values in metrics.items()} if held_out else {},
         points=_points(fitted.history),
         validations=_validations(fitted.history),
-        mistakes=task.mistakes(outcomes, prepared.test.golds),
+        mistakes=task.mistakes(outcomes, prepared.test.golds) if held_out else None,
         worst=tuple(row.model_copy(update={"place": without_folders(row.place, *files)}) for row in worst),
         ranked=ranked,
         notices=tuple(provenance["notices"]),

@@ -41,6 +41,14 @@ class Validation(_Part):
     metric: float | None = None
 
 
+class Curve(_Part):
+    """One of several runs: its ``name``, and its curves."""
+
+    name: str
+    points: tuple[Point, ...] = ()
+    validations: tuple[Validation, ...] = ()
+
+
 class Mistakes(_Part):
     """Answers counted: ``counts[i][j]`` rows (or spans) of ``rows[i]`` fell under ``columns[j]``.
 
@@ -66,7 +74,11 @@ class WorstRow(_Part):
 
 
 class Report(_Part):
-    """All of a report; ``ranked`` is how many held-out rows the worst ones were chosen from."""
+    """All of a report; ``ranked`` is how many held-out rows the worst ones were chosen from.
+
+    ``folds`` has the curves of a cross-validation's runs. ``crossed``: its runs held every row out once, and metrics,
+    mistakes and worst rows are theirs; the curves of the report itself are those of the run on all rows.
+    """
 
     format: int = FORMAT
     name: str
@@ -81,6 +93,8 @@ class Report(_Part):
     mistakes: Mistakes | None = None
     worst: tuple[WorstRow, ...] = ()
     ranked: int = 0
+    folds: tuple[Curve, ...] = ()
+    crossed: bool = False
     notices: tuple[str, ...] = ()
     facts: dict[str, str] = {}
     recipe: str = ""
@@ -120,10 +134,15 @@ def _demand_drawable(report: Report) -> None:
     Raises:
         ValueError: it can't be.
     """
-    parts: list[Point | Validation] = [*report.points, *report.validations]
+    runs: list[Report | Curve] = [report, *report.folds]
+    points = [point for run in runs for point in run.points]
+    validations = [part for run in runs for part in run.validations]
+    parts: list[Point | Validation] = [*points, *validations]
     steps, values = [part.step for part in parts], [part.loss for part in parts]
-    values += [value for point in report.points for value in (point.learning_rate, point.gradient) if value is not None]
-    values += [part.metric for part in report.validations if part.metric is not None]
+    values += [value for point in points for value in (point.learning_rate, point.gradient) if value is not None]
+    values += [part.metric for part in validations if part.metric is not None]
+    if len(report.folds) > _MOST_NAMES:
+        raise ValueError(f"it has more than {_MOST_NAMES} folds")
     if any(not 0 <= step < 10**12 for step in steps) or any(abs(value) > 1e30 for value in values):
         raise ValueError("a step or a value of a curve is out of all bounds")
     found = report.mistakes

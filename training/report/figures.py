@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorary.hub.markup import clean
-from lorary.training.report.content import Mistakes, Report
+from lorary.training.report.content import Curve, Mistakes, Report
 
 _BLUE, _ORANGE = "#1f5fa8", "#d9722b"
+_MOST_NAMED = 10  # runs that a legend can name: there are as many colours
 
 
 def curves(report: Report) -> bytes:
@@ -44,6 +45,32 @@ def _loss(ax: Any, report: Report) -> None:
         )  # fmt: skip
     ax.legend(frameon=False)
     ax.set_title("loss (nats)")
+
+
+def folds(runs: Sequence[Curve], metric: str) -> bytes:
+    """Each fold's training loss, and its validation loss and metric where these were measured; PNG."""
+    with_metric = any(part.metric is not None for run in runs for part in run.validations)
+    with_loss = any(run.validations for run in runs)
+    figure, axes = _figure(1 + with_loss + with_metric, width=10.5, height=3.2)
+    for run in runs:
+        steps = [point.step for point in run.points]
+        axes[0].plot(steps, _smoothed([point.loss for point in run.points]), label=_brief(run.name))
+        measured = [part.step for part in run.validations]
+        if with_loss:
+            axes[1].plot(measured, [part.loss for part in run.validations], marker="o", markersize=3)
+        if with_metric:
+            axes[2].plot(measured, [part.metric for part in run.validations], marker="o", markersize=3)
+    axes[0].set_title("training loss (nats)")
+    for ax, title in zip(
+        axes[1:], ("validation loss (nats)", f"{_brief(metric)} on the validation rows"), strict=False
+    ):
+        ax.set_title(title)
+    if len(runs) <= _MOST_NAMED:
+        axes[0].legend(frameon=False, fontsize=8)
+    for ax in axes:
+        ax.set_xlabel("step")
+        ax.grid(alpha=0.25)
+    return _png(figure)
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:

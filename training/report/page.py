@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorary.hub.metrics import SPLITS, splits_of
 from lorary.training.report.content import Report
-from lorary.training.report.figures import curves, mistakes
+from lorary.training.report.figures import curves, folds, mistakes
 
 
 def page(report: Report) -> str:
@@ -23,6 +23,7 @@ def page(report: Report) -> str:
         split_names={split: SPLITS.get(split, "") for split in splits},
         metric_names=list(dict.fromkeys(name for split in splits for name in report.metrics[split])),
         curves=_inline(curves(report)) if report.points else "",
+        folds=_inline(folds(report.folds, report.main_metric)) if report.folds else "",
         mistakes=_inline(mistakes(report.mistakes)) if report.mistakes else "",
     )
 
@@ -37,5 +38,7 @@ def write_pages(report: Report, folder: Path) -> None:
     (folder / "report.html").write_text(page(report), encoding="utf-8")
     if report.points:
         (folder / "curves.png").write_bytes(curves(report))
+    if report.folds:
+        (folder / "folds.png").write_bytes(folds(report.folds, report.main_metric))
     if report.mistakes:
         (folder / "mistakes.png").write_bytes(mistakes(report.mistakes))

@@ -68,6 +68,8 @@ def parse_reference(text: str) -> Reference:
     Raises:
         InvalidReferenceError: the text has none of the forms.
     """
+    if not isinstance(text, str):
+        raise InvalidReferenceError(f"{_quoted(text)} isn't a reference; expected one of: {_FORMS}")
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
         return FolderReference(Path(text).expanduser())
     body, at, suffix = text.removeprefix("hf://").partition("@")
@@ -92,7 +94,7 @@ def check_name(text: str, what: str = "name") -> str:
     Raises:
         InvalidReferenceError: it can't; the message says what can.
     """
-    if not _NAME.fullmatch(text) or (what == "alias" and text.isdecimal()):
+    if not isinstance(text, str) or not _NAME.fullmatch(text) or (what == "alias" and text.isdecimal()):
         raise InvalidReferenceError(
             f"{_quoted(text)} can't be {'an' if what == 'alias' else 'a'} {what}: use lower-case letters, digits, "
             f"'.', '_' and '-', at most 96 characters{', and not a number alone' if what == 'alias' else ''}"
@@ -114,5 +116,7 @@ def normalise_domain(text: str, what: str = "domain") -> str:
     return kebab
 
 
-def _quoted(text: str) -> str:
+def _quoted(text: object) -> str:
+    if not isinstance(text, str):
+        return f"{text!r:.{_SHOWN}}"
     return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}... ({len(text):,} characters)"

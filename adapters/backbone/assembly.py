@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.arguments import is_number, whole_number
 from lorary.adapters.backbone.calls import Calls
 from lorary.adapters.backbone.intake import Files, Intake
 from lorary.adapters.base.bodies import bare_body
@@ -46,9 +47,8 @@ class Assembly:
         random_parameters: Collection[str] = (),
         base_files: str | None = None,
     ) -> None:
-        if type(slots) is not int or slots < 1:
-            raise UsageError(f"slots={slots!r}: expected a whole number of at least 1")
-        if not isinstance(slot_wait, (int, float)) or not slot_wait >= 0:
+        whole_number("slots", slots)
+        if not is_number(slot_wait) or slot_wait < 0:
             raise UsageError(f"slot_wait={slot_wait!r}: expected a number of seconds")
         if registry is not None and not isinstance(registry, Registry):
             raise UsageError(f"registry={registry!r}: expected a Registry, such as Registry({str(registry)!r})")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.arguments import shown
 from lorary.adapters.backbone.derives import Derives
 from lorary.adapters.backbone.loads import Loads
 from lorary.adapters.backbone.serves import Serves
@@ -14,6 +15,7 @@ from lorary.adapters.base.identity import identify
 from lorary.adapters.base.loading import load_base
 from lorary.adapters.values import Stats
 from lorary.hub.bases import bases_of
+from lorary.hub.errors import UsageError
 from lorary.hub.manifest import BaseIdentity
 from lorary.hub.registry import Registry
 
@@ -86,7 +88,12 @@ class Backbone(Loads, Derives, Serves):
 
         ``settings`` are ``slots``, ``host_bytes``, ``host_adapters``, ``slot_wait`` and ``registry``, as for
         :meth:`from_pretrained`.
+
+        Raises:
+            UsageError: it isn't a transformers model.
         """
+        if not hasattr(model, "get_input_embeddings"):
+            raise UsageError(f"expected a transformers model, found {type(model).__name__}: {shown(model)}")
         base_id = str(getattr(model.config, "_name_or_path", "") or "in-memory")
         return cls(model, tokenizer, identity=identity or identify(model, tokenizer, base_id), **settings)
 

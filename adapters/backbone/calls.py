@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.arguments import adapter_name, adapter_names, read_rows, token_rows, whole_number
 from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import RoutedModel, routed
-from lorary.adapters.predict.base import Row, whole_number
+from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import answer_alone, share_parameters, task_of_row
 from lorary.adapters.proving.proof import GoldenReport, check_golden, resident_tensors
@@ -21,11 +22,13 @@ from lorary.adapters.text.generate import PromptRow, demand_prompt
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.through_peft.book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.tiers.residency import Residency
-from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Numerics
 
 Names = str | Sequence[str | None] | None
 """One adapter's name for all rows, or one for each; None is the bare backbone."""
+
+_ROWS = "a text, a mapping such as {'text': ...}, or a list of them"
+_PROMPTS = "a prompt (a text, or a list of {role, content}), or a list of them"
 
 
 class Calls:
@@ -51,13 +54,14 @@ class Calls:
 
     def find(self, name: str) -> Adapter | PeftAdapter:
         """The adapter that this name stands for."""
+        adapter_name(name)
         with self._residency.lock:
             return self._peft.find(name) or self._residency.get(name)
 
     @contextmanager
     def using(self, adapter: Names, lengths: Sequence[int] | None) -> Iterator[Any]:
         """See :meth:`lorary.adapters.Backbone.using`."""
-        names = [adapter] if adapter is None or isinstance(adapter, str) else list(adapter)
+        names = adapter_names(adapter)
         packing = None if lengths is None else Packing(lengths)
         if packing is not None:
             names = names * len(packing.lengths) if len(names) == 1 else names
@@ -77,11 +81,10 @@ class Calls:
     def predict(self, inputs: Row | Sequence[Row], adapter: Names, batch_size: int, params: dict[str, Any]) -> Any:
         """See :meth:`lorary.adapters.Backbone.predict`."""
         whole_number("batch_size", batch_size)
-        single = isinstance(inputs, (str, Mapping))
-        rows: list[Row] = [cast(Row, inputs)] if single else cast(list[Row], list(inputs))
+        rows, single = read_rows(inputs, _ROWS)
         if not rows:
             return []
-        adapters = self.resolve(_per_row(adapter, len(rows)))
+        adapters = self.resolve(adapter_names(adapter, len(rows)))
         shares = share_parameters({task_of_row(found) for found in adapters}, params)
         predictions: list[Any] = []
         for start in range(0, len(rows), batch_size):
@@ -99,11 +102,12 @@ class Calls:
 
     def generate(self, prompts: PromptRow | Sequence[PromptRow], adapter: Names, kwargs: dict[str, Any]) -> Any:
         """See :meth:`lorary.adapters.Backbone.generate`."""
-        given: Any = prompts if isinstance(prompts, (str, Mapping)) else list(prompts)
-        single = isinstance(given, (str, Mapping)) or (len(given) > 0 and isinstance(given[0], Mapping))
-        rows = [demand_prompt(row) for row in ([given] if single else given)]
-        if not rows:
+        given, single = read_rows(prompts, _PROMPTS)
+        if not given:
             return []
+        if not single and isinstance(given[0], Mapping):
+            given, single = [given], True  # one conversation
+        rows = [demand_prompt(row) for row in given]
 
         def slotted(places: list[int], own: list[Adapter | None]) -> list[str]:
             with self._residency.lease(own) as routing:
@@ -112,14 +116,16 @@ class Calls:
         def through_peft(places: list[int], own: PeftAdapter) -> list[str]:
             return own.generate([rows[place] for place in places], kwargs)
 
-        texts = share_out(self.resolve(_per_row(adapter, len(rows))), slotted, through_peft)
+        texts = share_out(self.resolve(adapter_names(adapter, len(rows))), slotted, through_peft)
         per_prompt = len(texts) // len(rows)
         grouped = texts if per_prompt == 1 else [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]
         return grouped[0] if single else grouped
 
     def logits(self, rows: Sequence[Sequence[int]], adapter: str | None) -> list[torch.Tensor]:
         """See :meth:`lorary.adapters.Backbone.logits`."""
-        (found,) = self.resolve([adapter])
+        (found,) = self.resolve([None if adapter is None else adapter_name(adapter)])
+        inference = found.inference if isinstance(found, PeftAdapter) else self._inference
+        rows = token_rows(rows, inference.body.get_input_embeddings().weight.shape[0])
         if isinstance(found, PeftAdapter):
             return [found.logits(row) for row in rows]
         with self._residency.lease([found]) as routing:
@@ -140,12 +146,3 @@ class Calls:
             return adapter.state()
         with self._residency.lease([adapter]) as routing:
             return resident_tensors(self._inference.model, self._modules, routing, adapter)
-
-
-def _per_row(adapter: Names, rows: int) -> list[str | None]:
-    if adapter is None or isinstance(adapter, str):
-        return [adapter] * rows
-    names = list(adapter)
-    if len(names) != rows:
-        raise UsageError(f"{len(names)} adapters for {rows} rows: expected one for each row, or one for all")
-    return names

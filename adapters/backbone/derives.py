@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lorary.adapters.arguments import adapter_name, folder_path, shown
 from lorary.adapters.backbone.assembly import Assembly
 from lorary.adapters.blending.blend import kept_blend, settle_blend
 from lorary.adapters.blending.combination import Combination
@@ -17,6 +18,7 @@ from lorary.adapters.merging.merge import Target, write_merged
 from lorary.adapters.merging.through_peft import write_merged_by_peft
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.values import LoadedAdapter, MergedModel
+from lorary.hub.errors import UsageError
 
 
 class Derives(Assembly):
@@ -59,11 +61,15 @@ class Derives(Assembly):
             BaseMismatchError: they belong to different bases.
             OutputError: ``output`` is there already, or can't be written.
         """
+        if not isinstance(weights, Mapping):
+            raise UsageError(
+                f"expected the adapters' weights by name, such as {{'legal': 0.7}}, found {shown(weights)}"
+            )
         how = Combination(combination, density, rank, majority_sign, seed)
         registry = self._intake.registry
         with self._residency.lock:
             for of in weights:
-                self._peft.refuse(of, "blend")
+                self._peft.refuse(adapter_name(of), "blend")
             loaded = {of: self._residency.get(of) for of in weights}
         parts = read_loaded(loaded, weights, registry)
         with kept_blend(parts, how, name, output, head=head, domain=domain) as blend:
@@ -87,7 +93,7 @@ class Derives(Assembly):
             MergeError: the adapter has no place in the model's class, or the merged model doesn't answer like it.
             OutputError: the folder holds something, or can't be written.
         """
-        into = Target(Path(folder).expanduser().absolute(), self.identity, self.numerics, dtype)
+        into = Target(folder_path(folder), self.identity, self.numerics, dtype)
         adapter = self._calls.find(name)
         if isinstance(adapter, PeftAdapter):
             with eagerly():

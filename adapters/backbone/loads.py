@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from lorary.adapters.arguments import adapter_name, listed
 from lorary.adapters.backbone.assembly import Assembly
 from lorary.adapters.values import LoadedAdapter
 from lorary.hub.checkpoint import Checkpoint
@@ -41,6 +42,7 @@ class Loads(Assembly):
             BaseMismatchError: it was trained on another base.
             SlotsFullError: every slot is pinned or in use.
         """
+        name = None if name is None else adapter_name(name)
         return self._intake.load(reference, name, allow_base_mismatch=allow_base_mismatch, lazy=lazy)
 
     def swap(
@@ -51,22 +53,22 @@ class Loads(Assembly):
         Raises:
             UnknownReferenceError: nothing is loaded under ``name``; and all that :meth:`load` raises.
         """
-        self._calls.resolve([name])
+        self._calls.find(name)
         return self.load(reference, name, allow_base_mismatch=allow_base_mismatch)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls in flight finish on it."""
-        self._calls.resolve([name])
+        self._calls.find(name)
         self._withdraw(name)
 
     def pin(self, name: str) -> None:
         """Keep an adapter on the device, whatever else is loaded; one that runs through PEFT always is."""
-        if self._peft.find(name) is None:
+        if self._peft.find(adapter_name(name)) is None:
             self._residency.pin(name, True)
 
     def unpin(self, name: str) -> None:
         """Let an adapter be moved to the host again when slots run short."""
-        if self._peft.find(name) is None:
+        if self._peft.find(adapter_name(name)) is None:
             self._residency.pin(name, False)
 
     def prefetch(self, names: Sequence[str]) -> dict[str, Future[None]]:
@@ -79,7 +81,8 @@ class Loads(Assembly):
         Raises:
             UnknownReferenceError: one of them isn't loaded.
         """
-        return self._intake.prefetch([name for name in names if self._peft.find(name) is None])
+        wanted = [adapter_name(name) for name in listed(names, "the names of loaded adapters")]
+        return self._intake.prefetch([name for name in wanted if self._peft.find(name) is None])
 
     def follow(self, reference: str, name: str | None = None, *, interval: float = 2.0) -> LoadedAdapter:
         """Load ``name@alias`` (or a bare name: its latest version), and again whenever it means another version.
@@ -104,7 +107,7 @@ class Loads(Assembly):
         Raises:
             UnknownReferenceError: it isn't followed.
         """
-        if not self._following.forget(name):
+        if not self._following.forget(adapter_name(name)):
             followed = ", ".join(state.name for state in self._following.states()) or "none"
             raise UnknownReferenceError(f"{name!r} follows no reference; followed: {followed}")
 

@@ -19,7 +19,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"unknown device {device!r}; expected 'cpu', 'cuda' or 'cuda:0'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for, but torch finds no CUDA device; use 'cpu'")
@@ -35,7 +35,7 @@ def pick_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> 
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is not None:
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         return DTYPES[dtype]
     if device.type != "cuda":

@@ -14,6 +14,7 @@ from tempfile import gettempdir
 import torch
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.arguments import folder_path
 from lorary.adapters.backbone.sources import Source
 from lorary.adapters.blending.combination import Combination, Combiner, size
 from lorary.adapters.blending.files import (
@@ -111,7 +112,7 @@ def kept_blend(
     """Make a blend (:func:`write_blend`), in ``output`` if the block ends well, else for the block's time only."""
     check_name(name)
     scratch = Path(gettempdir()) / f"lorary-blend-{secrets.token_hex(8)}"
-    folder = scratch if output is None else Path(output).expanduser().absolute()
+    folder = scratch if output is None else folder_path(output)
     with new_folder(folder) as draft:
         write_blend(parts, how, draft, head=head, domain=domain)
     try:

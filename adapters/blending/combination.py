@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lorary.adapters.arguments import is_number, whole_number
 from lorary.adapters.layer.slots import LowRank
 from lorary.hub.errors import BlendError, UsageError
 
@@ -46,10 +47,12 @@ class Combination:
             raise UsageError(f"unknown combination {self.kind!r}; expected one of {', '.join(COMBINATIONS)}")
         if self.prunes and self.density is None:
             raise UsageError(f"combination {self.kind!r} needs a density, the share of values to keep, such as 0.5")
-        if self.density is not None and not 0 < self.density <= 1:
-            raise UsageError(f"density={self.density}: expected a number above 0 and at most 1")
-        if self.rank is not None and self.rank < 1:
-            raise UsageError(f"rank={self.rank}: expected at least 1")
+        if self.density is not None and not (is_number(self.density) and 0 < self.density <= 1):
+            raise UsageError(f"density={self.density!r}: expected a number above 0 and at most 1")
+        if self.rank is not None:
+            whole_number("rank", self.rank)
+        if self.seed is not None:
+            whole_number("seed", self.seed, least=-(2**63), most=2**64 - 1)  # what torch takes
         if self.majority_sign is not None and self.majority_sign not in MAJORITY_SIGNS:
             raise UsageError(f"majority_sign={self.majority_sign!r}: expected one of {', '.join(MAJORITY_SIGNS)}")
         read = {"density": self.prunes, "rank": self.refactors, "majority_sign": self.elects, "seed": self.draws}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.arguments import is_number
 from lorary.adapters.blending.contents import Contents, read_contents
 from lorary.adapters.text.tokenizers import told_by_tokenizer
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
@@ -51,7 +52,7 @@ def read_part(name: str, weight: float, title: str, checkpoint: Checkpoint, regi
         UsageError: a weight that isn't a number other than 0.
         CheckpointError: it can't be read, or not as something to be combined (:func:`read_contents`).
     """
-    if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight == 0:
+    if not is_number(weight) or not math.isfinite(weight) or weight == 0:
         raise UsageError(f"the weight of {name} is {weight!r}; expected a number other than 0, or leave {name} out")
     reference, version = _known(checkpoint, registry)
     contents, tokenizer = read_contents(checkpoint), told_by_tokenizer(checkpoint)

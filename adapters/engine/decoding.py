@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.text.generate import room_for
+from lorary.adapters.text.settings import check_settings
 from lorary.hub.errors import UsageError
 
 SETTINGS = (
@@ -81,6 +82,7 @@ def plan_decoding(
             f"{', '.join(unknown)}: not for an engine's requests, which take seed, {', '.join(SETTINGS)}; "
             "use Backbone.generate for the others"
         )
+    check_settings(settings)
     try:
         config, _ = model._prepare_generation_config(None, **{**own, **settings})
         config.validate()

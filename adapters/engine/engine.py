@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from lorary.adapters.arguments import adapter_name, demand_unicode
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.compatibility import Comparison, check_backbone, check_version, most_positions
 from lorary.adapters.engine.decoding import Decoding, plan_decoding
@@ -89,6 +90,8 @@ class Engine:
             CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
         """
+        demand_unicode(prompt)
+        adapter = None if adapter is None else adapter_name(adapter)
         with self._residency.lock:
             self._peft.refuse(adapter, "the engine")
             (loaded,) = self._residency.resolve([adapter])

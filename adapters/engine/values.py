@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from lorary.adapters.arguments import whole_number
 from lorary.hub.errors import UsageError
 
 
@@ -39,8 +40,8 @@ class EngineSettings:
             if setting.name == "prefix_cache":
                 if not isinstance(value, bool):
                     raise UsageError(f"prefix_cache={value!r}: expected True or False")
-            elif not isinstance(value, int) or value < bound:
-                raise UsageError(f"{setting.name}={value!r}: expected a whole number of at least {bound}")
+            else:
+                whole_number(setting.name, value, bound)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lorary.adapters.arguments import is_whole, listed
 from lorary.hub.errors import RoutingError, UsageError
 
 
@@ -20,7 +21,7 @@ class Packing:
     """
 
     def __init__(self, lengths: Sequence[int], kept: Sequence[int] | None = None) -> None:
-        self.lengths = tuple(lengths)
+        self.lengths = tuple(listed(lengths, "the tokens of each sequence"))
         self.kept = None if kept is None else tuple(kept)
         # Replaced as a whole: modules that are given the same tensor are to find the same flat one, in any thread.
         self._last: tuple[torch.Tensor, int, torch.Tensor] | None = None
@@ -33,8 +34,10 @@ class Packing:
         """
         if len(self.lengths) != sequences:
             raise UsageError(f"{len(self.lengths)} lengths for {sequences} adapters: expected one for each sequence")
-        if any(length < 1 for length in self.lengths):
-            raise UsageError(f"lengths {list(self.lengths)}: expected at least one token in each sequence")
+        if not all(is_whole(length) and length >= 1 for length in self.lengths):
+            raise UsageError(
+                f"lengths {list(self.lengths)}: expected whole numbers, at least one token in each sequence"
+            )
 
     def flatten(self, x: torch.Tensor) -> torch.Tensor:
         """A layer's input [1, tokens, inputs] as [tokens, inputs], and token ids [1, tokens] as [tokens]."""

@@ -85,18 +85,6 @@ def read_column(row: Mapping[str, Any], columns: Mapping[str, str], role: str) -
     return text
 
 
-def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A parameter that counts something.
-
-    Raises:
-        UsageError: it isn't a whole number within these limits.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise UsageError(f"{name}={value!r}: expected a whole number {limits}")
-    return value
-
-
 def post_parameters(pipeline: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """A pipeline's own reading of the parameters for its last step.
 

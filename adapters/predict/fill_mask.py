@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters.predict.base import Row, Setting, open_pipeline, post_parameters, read_text, whole_number
+from lorary.adapters.arguments import whole_number
+from lorary.adapters.predict.base import Row, Setting, open_pipeline, post_parameters, read_text
 from lorary.hub.errors import UsageError
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
+from lorary.adapters.arguments import whole_number
 from lorary.adapters.layer.routing import Routing, routed
-from lorary.adapters.predict.base import Row, read_text, whole_number
+from lorary.adapters.predict.base import Row, read_text
 from lorary.adapters.text.gaps import Gapped, find_gaps, sentinel_ids
 from lorary.adapters.text.generate import pad_prompts
 from lorary.adapters.text.languages import speaking, target_settings

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorary.adapters.predict.base import Row, Setting, read_column, whole_number
+from lorary.adapters.arguments import whole_number
+from lorary.adapters.predict.base import Row, Setting, read_column
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Answering
 

@@ -22,6 +22,7 @@ from lorary.adapters.text.generate import (
     manner_of,
     room_for,
 )
+from lorary.adapters.text.settings import check_settings
 from lorary.hub.errors import RoutingError, UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Inference:
             )
         if self.tokenizer is None:
             raise UsageError("this backbone was loaded without a tokenizer; pass one to Backbone.from_model")
+        check_settings(kwargs)
         if kwargs.get("return_dict_in_generate"):
             raise UsageError(
                 "generate returns texts; for transformers' own output call generate on a `using` block's model"

@@ -88,7 +88,7 @@ def room_for(model: Any, prompt_tokens: int, settings: Mapping[str, Any]) -> int
     config = settings.get("generation_config") or base
     stated = (settings.get("max_new_tokens"), config.max_new_tokens, base.max_new_tokens)
     if (most := next((new for new in stated if new is not None), None)) is not None:
-        return most if isinstance(most, int) else 0  # which generate refuses itself
+        return int(most)
     called = settings.get("max_length", config.max_length if config is not base else None)
     length, whose = (called, "this call") if called is not None else (base.max_length, "the base's generation_config")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

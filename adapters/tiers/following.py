@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lorary.adapters.arguments import is_number
 from lorary.adapters.values import Followed, LoadedAdapter
 from lorary.hub.errors import FollowWarning, SlotsFullError, UsageError
 from lorary.hub.registry import Registry
@@ -59,7 +60,7 @@ class Following:
         """
         if registry_reference(reference).number is not None:
             raise UsageError(f"{reference!r} names one version for good; follow an alias (name@prod) or a bare name")
-        if not interval > 0:
+        if not is_number(interval) or not interval > 0:
             raise UsageError(f"interval={interval!r}: expected seconds, more than 0")
         with self._lock:
             if self._registry is None or self._registry.path != registry.path:

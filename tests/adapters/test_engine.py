@@ -242,7 +242,7 @@ def test_many_threads_submit_and_read(backbone, engine):
     ({"num_beams": 3}, "asks for beam_search .*use Backbone.generate, or pass num_beams=1"),
     ({"stop_strings": ["x"]}, "stop_strings: transformers can't find texts"),
     ({"temperature": 0.0, "do_sample": True}, "temperature.*strictly positive"),
-    ({"max_new_tokens": 0}, "must be greater than 0"),
+    ({"max_new_tokens": 0}, "max_new_tokens=0: expected a whole number of at least 1"),
     ({"seed": 3}, "without do_sample"),
     ({"seed": -1, "do_sample": True}, "seed=-1: expected a whole number"),
     ({"seed": True, "do_sample": True}, "seed=True: expected a whole number"),

@@ -112,7 +112,7 @@ def test_a_text_that_outgrows_the_table_of_positions(bases, family, prompt):
 
 
 @pytest.mark.parametrize("settings", [
-    {"max_new_tokens": "many"}, {"max_new_tokens": 0}, {"max_length": "long"}, {"num_return_sequences": 2},
+    {"num_return_sequences": 2}, {"stop_strings": 5}, {"bad_words_ids": 5}, {"suppress_tokens": 5},
     {"temperature": 0.0, "do_sample": True}, {"max_new_tokenz": 3},
 ], ids=str)  # fmt: skip
 def test_arguments_that_transformers_refuses(bases, settings):

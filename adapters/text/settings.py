@@ -1,0 +1,82 @@
+"""The arguments of transformers' ``generate``, held against what they have to be: it passes many wrong ones over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lorary.adapters.arguments import is_number, is_whole, shown
+from lorary.hub.errors import UsageError
+
+Expected = tuple[str, Callable[[Any], bool]]
+
+
+def _at_least(least: int) -> Expected:
+    return f"a whole number of at least {least}", lambda value: is_whole(value) and value >= least
+
+
+def _has(*names: str) -> Callable[[Any], bool]:
+    return lambda value: all(callable(getattr(value, name, None)) for name in names)
+
+
+def _all_callable(value: Any) -> bool:
+    return callable(value) or (isinstance(value, Sequence) and all(map(callable, value)))
+
+
+def _is_config(value: Any) -> bool:
+    from transformers import GenerationConfig
+
+    return isinstance(value, GenerationConfig)
+
+
+_NUMBER: Expected = ("a number", is_number)
+_SWITCH: Expected = ("True or False", lambda value: isinstance(value, bool))
+
+_SETTINGS: Mapping[str, Expected] = {
+    **dict.fromkeys(("max_new_tokens", "max_length", "num_beams", "num_return_sequences"), _at_least(1)),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "prefill_chunk_size"), _at_least(1)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "top_k"), _at_least(0)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), _at_least(0)),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"), _NUMBER),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty"), _NUMBER),
+    **dict.fromkeys(("guidance_scale", "max_time"), _NUMBER),
+    **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"), _SWITCH),
+    "generation_config": ("a transformers.GenerationConfig", _is_config),
+    "logits_processor": ("a list of logits processors", _all_callable),
+    "stopping_criteria": ("a list of stopping criteria", _all_callable),
+    "prefix_allowed_tokens_fn": ("a function of a row's number and its tokens", callable),
+    "watermarking_config": ("a transformers.WatermarkingConfig", _has("validate")),
+    "streamer": ("an object with put and end", _has("put", "end")),
+    "assistant_model": ("a model that can generate", _has("generate")),
+    "custom_generate": ("a function (a repository's own code isn't run)", callable),
+}
+"""What each argument has to be where it isn't None; those that aren't here are transformers' own affair."""
+
+_TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
+_INPUTS = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Hold the arguments of a call against what they have to be.
+
+    Raises:
+        UsageError: one isn't that.
+    """
+    for name, value in settings.items():
+        if name in _INPUTS:
+            raise UsageError(f"{name}: expected texts alone; with tensors, call generate on a `using` block's model")
+        expected, is_right = _SETTINGS.get(name, ("", lambda value: True))
+        if value is not None and not is_right(value):
+            raise UsageError(f"{name}={shown(value)}: expected {expected}")
+        if name in _TOKENS and value is not None:
+            _demand_tokens(name, value)
+
+
+def _demand_tokens(name: str, value: Any) -> None:
+    """Refuse what is neither a token nor, for the end of a text, several; a tensor is transformers' own affair."""
+    if hasattr(value, "dtype") and not is_whole(value):
+        return
+    several = name == "eos_token_id" and isinstance(value, (list, tuple))
+    if not all(is_whole(token) for token in (value if several else [value])):
+        tokens = ", or a list of them" if name == "eos_token_id" else ""
+        raise UsageError(f"{name}={shown(value)}: expected the id of a token{tokens}")

@@ -37,6 +37,15 @@ CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 WhyOption = Annotated[
     str | None, typer.Option("--why", metavar="TEXT", help="The reason, for the alias's history.", show_default=False)
 ]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Of everything random.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")]
+DeviceMapOption = Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")]
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="name, name@3 or name@alias.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lorary.hub.bases import bases_of
-from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
+from lorary.hub.cli.options import JsonOption, RegistryOption, SetOption, given_path, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number
 
 EXAMPLES = (
@@ -39,9 +39,7 @@ def command(
         typer.Option(min=1, max=100, help="How many runs at each size.", show_default="training.seeds, or 2"),
     ] = None,
     smallest: Annotated[int | None, typer.Option(min=2, help="The smallest number of rows.", show_default="8")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
-    ] = None,
+    set_: SetOption = None,
     plot: Annotated[Path | None, typer.Option(parser=given_path, metavar="FILE.png", help="Draw it too.")] = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorary.hub.bases import bases_of
-from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, SetOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
 from lorary.hub.units import parse_size
@@ -28,9 +28,7 @@ _PAST = 1_000  # the newest versions: reading a hundred thousand would take long
 
 def command(
     recipe: Annotated[Path, typer.Argument(parser=given_path, metavar="RECIPE.yaml", help="The settings of the run.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
-    ] = None,
+    set_: SetOption = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Fit into this, such as 24GB; default: what the device has.")
     ] = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lorary.hub.cli.opening import open_backbone
-from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
+from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_note
 
 EXAMPLES = (
@@ -33,8 +33,8 @@ def command(
             help="none, nf4, fp4 or int8: of the weights to merge into; default those that it was trained on."
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
+    device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.commands.bases import base_json, print_base_metrics
-from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
+from lorary.hub.cli.options import (
+    DeviceOption,
+    JsonOption,
+    RegistryOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    given_path,
+    open_registry,
+    run_folder,
+)
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
 from lorary.hub.values import PretrainedBase
@@ -30,12 +40,8 @@ def command(
             help="The settings of the run; with --resume also a run's folder.",
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")
-    ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
-    ] = None,
+    resume: ResumeOption = False,
+    set_: SetOption = None,
     name: Annotated[str | None, typer.Option(help="The base's name; recipes take it as their base.")] = None,
     architecture: Annotated[
         str | None, typer.Option(help="llama (generates text), bert (reads it) or t5 (rewrites it).")
@@ -46,8 +52,8 @@ def command(
     ] = None,
     test: Annotated[str | None, typer.Option(help="Held-out text; without it a tenth of the documents.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to go through the corpus.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
     output: Annotated[
         str | None, typer.Option(help="The run's folder until it is finished; default runs/NAME-TIME.")
     ] = None,

@@ -11,7 +11,7 @@ import typer
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.cli.answers import GENERATING, Rows, show_answers
 from lorary.hub.cli.opening import open_backbone
-from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
+from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_note
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import MULTI_LABEL
@@ -43,8 +43,8 @@ def command(
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base model; default the one that the adapter names.")] = None,
     quantization: Annotated[str, typer.Option(help="Of the base: none, nf4, fp4 or int8.")] = "none",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
+    device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="For generated texts; default the adapter's own, else 64.")
     ] = None,

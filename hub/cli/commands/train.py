@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.experiments import ablate_recipe, measure_base, print_repeated
-from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry, run_folder
+from lorary.hub.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    JsonOption,
+    RegistryOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    given_path,
+    open_registry,
+    run_folder,
+)
 from lorary.hub.cli.output import print_json, print_line, print_metrics, print_table, size, version_json
 from lorary.hub.cli.several import train_each
 from lorary.hub.errors import UsageError
@@ -43,12 +54,8 @@ def command(
             help="The settings of each run; with --resume also a run's folder.",
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")
-    ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
-    ] = None,
+    resume: ResumeOption = False,
+    set_: SetOption = None,
     base: Annotated[str | None, typer.Option(help="The base model: a folder or an id on the Hub.")] = None,
     data: Annotated[str | None, typer.Option(help="Training rows: JSONL, CSV, Parquet or a dataset id.")] = None,
     test: Annotated[str | None, typer.Option(help="Held-out rows; without them a fifth is split off.")] = None,
@@ -64,7 +71,7 @@ def command(
     rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to go through the rows.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The largest step size.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    seed: SeedOption = None,
     seeds: Annotated[int | None, typer.Option(help="So many runs, one seed each; the best is kept.")] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate in so many parts, then train on all rows.")] = None,
     ablate: Annotated[
@@ -75,8 +82,8 @@ def command(
     ] = None,
     output: Annotated[str | None, typer.Option(help="The run's folder; default runs/NAME-TIME.")] = None,
     alias: Annotated[str | None, typer.Option(help="Let this alias mean the new version.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")] = None,
+    device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:

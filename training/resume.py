@@ -44,8 +44,7 @@ def recipe_of(folder: Path, kind: type[Kind], command: str = "train") -> Kind:
         RecipeError: it can't be read any more, or names files that aren't there.
     """
     run = Unfinished(run_of(folder), command)
-    if not run.resumable:
-        raise TrainingError(f"{run.folder}: no such unfinished run")
+    run.demand_resumable()
     return _own(run).recipe(kind)
 
 

@@ -9,16 +9,14 @@ from pathlib import Path
 
 from lorary.hub.bases import bases_of
 from lorary.hub.errors import (
-    InterruptedRunError,
-    LoraryError,
     RegistryConflictError,
     RegistryError,
-    TrainingError,
     UsageError,
 )
 from lorary.hub.reference import normalise_domain
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
+from lorary.training.attempt import attempt
 from lorary.training.data import Examples, load_data
 from lorary.training.distributed import ALONE, Group
 from lorary.training.fitting.trackers import demand_login
@@ -35,7 +33,7 @@ from lorary.training.save import (
 from lorary.training.strategies.parent import Parent, find_parent
 from lorary.training.tasks import make_task
 from lorary.training.tasks.base import Metrics
-from lorary.training.unfinished import Unfinished, claimed
+from lorary.training.unfinished import Unfinished
 
 
 def train(
@@ -82,28 +80,20 @@ def train(
         reporter.folder = unfinished.final
         group.from_first(None)  # the others have nothing to do
         return version
-    if resume is not False and not unfinished.resumable:
-        raise TrainingError(f"{unfinished.folder}: no such unfinished run; leave --resume out to start one")
-    try:
-        with Stops() as stops, claimed(unfinished):
-            metrics: Mapping[str, Metrics] | None = unfinished.result()
-            if metrics is None:
-                shelf = shelf or Shelf()
-                metrics = _train(
-                    unfinished, recipe, registry, reporter, stops, parent, group, shelf, resumed=resume is not False
-                )
-            else:
-                group.from_first(None)
-            reporter.folder = unfinished.final
-            reporter.phase("registering")
-            version = _register(recipe, registry, unfinished.final, metrics, parent)
-    except (KeyboardInterrupt, InterruptedRunError) as error:
-        hint = unfinished.hint(registry) or "no files are left"
-        raise InterruptedRunError(f"{recipe.name}: stopped, nothing was registered; {hint}") from error
-    except LoraryError:
-        if unfinished.claimed and (kept := unfinished.hint(registry)):
-            reporter.note(kept)
-        raise
+    if resume is not False:
+        unfinished.demand_resumable()
+    with attempt(unfinished, recipe.name, registry, reporter) as stops:
+        metrics: Mapping[str, Metrics] | None = unfinished.result()
+        if metrics is None:
+            shelf = shelf or Shelf()
+            metrics = _train(
+                unfinished, recipe, registry, reporter, stops, parent, group, shelf, resumed=resume is not False
+            )
+        else:
+            group.from_first(None)
+        reporter.folder = unfinished.final
+        reporter.phase("registering")
+        version = _register(recipe, registry, unfinished.final, metrics, parent)
     reporter.phase("done")
     return version
 

@@ -10,8 +10,8 @@ import fcntl
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -19,7 +19,7 @@ from lorary.hub.errors import RecipeError, TrainingError
 from lorary.hub.files.store import sync_folder
 from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
-from lorary.training.checkpoints import Checkpoint, latest, prune, write_json
+from lorary.training.checkpoints import Checkpoint, latest, write_json
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
 from lorary.training.save import INCOMPLETE, RUNS, writing
@@ -117,6 +117,11 @@ class Unfinished:
     def resumable(self) -> bool:
         """Is there a run to go on with, whether or not it has come to a checkpoint?"""
         return (self.folder / _FACTS).is_file() and (self.folder / _RECIPE).is_file()
+
+    def demand_resumable(self) -> None:
+        """Nothing, where there is something to go on with. Raises TrainingError where there isn't."""
+        if not self.resumable:
+            raise TrainingError(f"{self.folder}: no such unfinished run; leave --resume out to start one")
 
     @property
     def begun_by(self) -> str:
@@ -272,23 +277,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-@contextmanager
-def claimed(run: Unfinished) -> Iterator[Unfinished]:
-    """The run's folder for this process; afterwards it is gone, unless a run that failed can be gone on with."""
-    run.claim()
-    try:
-        yield run
-    except BaseException:
-        checkpoint = run.checkpoint
-        if checkpoint is None and run.result() is None and not run.parts.is_dir():
-            run.discard()
-        elif checkpoint is not None:
-            # What a full disk cut off only takes room.
-            prune(run.checkpoints, {checkpoint.folder, checkpoint.best})
-        raise
-    else:
-        run.discard()
-    finally:
-        run.release()

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
+from lorary.hub.errors import TrainingError
 from lorary.hub.registry import Registry
+from lorary.training.attempt import attempt
 from lorary.training.data import Examples
 from lorary.training.experiments.session import Session
 from lorary.training.interrupt import Stops
@@ -21,7 +22,7 @@ from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.resume import begin, check_base, check_same, choose_run
 from lorary.training.save import writing
-from lorary.training.unfinished import Unfinished, claimed
+from lorary.training.unfinished import Unfinished
 
 _OPTIONS = "options"
 
@@ -92,19 +93,11 @@ def comparing(
         InterruptedRunError: Ctrl-C or SIGTERM; the message says how to go on.
     """
     unfinished = choose_run(recipe, resume, registry, command)
-    if resume is not False and not unfinished.resumable:
-        raise TrainingError(f"{unfinished.folder}: no such unfinished run; leave --resume out to start one")
-    try:
-        with Stops() as stops, claimed(unfinished):
-            resumed = resume is not False
-            yield Comparison(recipe, unfinished, stops, reporter, resumed, _options(unfinished, asked, resumed))
-    except (KeyboardInterrupt, InterruptedRunError) as error:
-        hint = unfinished.hint(registry) or "no files are left"
-        raise InterruptedRunError(f"{recipe.name}: stopped, the comparison isn't finished; {hint}") from error
-    except LoraryError:
-        if unfinished.claimed and (kept := unfinished.hint(registry)):
-            reporter.note(kept)
-        raise
+    if resume is not False:
+        unfinished.demand_resumable()
+    with attempt(unfinished, recipe.name, registry, reporter, "the comparison isn't finished") as stops:
+        resumed = resume is not False
+        yield Comparison(recipe, unfinished, stops, reporter, resumed, _options(unfinished, asked, resumed))
 
 
 def _options(run: Unfinished, asked: Mapping[str, Any], resumed: bool) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from lorary.adapters.base.device import pick_device
 from lorary.adapters.base.identity import fingerprint_model
-from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
 from lorary.hub.files.store import sync_folder
 from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
 from lorary.hub.values import PretrainedBase
+from lorary.training.attempt import attempt
 from lorary.training.checkpoints import write_json
 from lorary.training.data import Example
 from lorary.training.interrupt import Stops
@@ -27,7 +27,7 @@ from lorary.training.resume import begin, check_same, choose_run
 from lorary.training.save import writing
 from lorary.training.tasks.metrics.tokens import token_metrics
 from lorary.training.tasks.rows.encoded import Encoded
-from lorary.training.unfinished import Unfinished, claimed, sync_files
+from lorary.training.unfinished import Unfinished, sync_files
 
 _RESULT = "base.json"  # what the catalogue is told of the base; written when its files are complete
 
@@ -60,23 +60,15 @@ def pretrain(
     """
     reporter, registry = progress or Reporter(), registry or Registry()
     unfinished = choose_run(recipe, resume, registry, "pretrain")
-    if resume is not False and not unfinished.resumable:
-        raise TrainingError(f"{unfinished.folder}: no such unfinished run; leave --resume out to start one")
-    try:
-        with Stops() as stops, claimed(unfinished):
-            result = unfinished.folder / _RESULT
-            if not (resume is not False and result.is_file()):
-                registry.bases.demand_free(recipe.name)
-                _train(recipe, unfinished, registry, reporter, stops, resumed=resume is not False)
-            reporter.phase("registering")
-            base = registry.bases.add(unfinished.folder / "base", name=recipe.name, **load_json(result.read_bytes()))
-    except (KeyboardInterrupt, InterruptedRunError) as error:
-        hint = unfinished.hint(registry) or "no files are left"
-        raise InterruptedRunError(f"{recipe.name}: stopped, nothing was registered; {hint}") from error
-    except LoraryError:
-        if unfinished.claimed and (kept := unfinished.hint(registry)):
-            reporter.note(kept)
-        raise
+    if resume is not False:
+        unfinished.demand_resumable()
+    with attempt(unfinished, recipe.name, registry, reporter) as stops:
+        result = unfinished.folder / _RESULT
+        if not (resume is not False and result.is_file()):
+            registry.bases.demand_free(recipe.name)
+            _train(recipe, unfinished, registry, reporter, stops, resumed=resume is not False)
+        reporter.phase("registering")
+        base = registry.bases.add(unfinished.folder / "base", name=recipe.name, **load_json(result.read_bytes()))
     reporter.folder = base.folder
     reporter.phase("done")
     return base

@@ -79,6 +79,11 @@ FILES = {
     "a scalar among rows": ("a.json", json.dumps([*tone_rows(4), 7]), "row 5: expected an object with columns, found"),
     "a list as a row": ("a.jsonl", lines(["a", "b"]), "row 13: expected an object with columns, found list"),
     "an object in place of rows": ("a.json", json.dumps({"rows": []}), "expected a list of rows, found dict"),
+    "a key twice": ("a.jsonl", lines('{"text": "a", "text": "b", "label": "good"}\n'), "row 13: the key 'text' stands"),
+    "a key twice in a message": (
+        "a.json", '[{"a": 1}, {"messages": [{"role": "user", "content": "a", "content": "b"}]}]',
+        "a.json: 1 problem - row 2: the key 'content' stands twice; keep one of them",
+    ),
     "ragged CSV": ("a.csv", "text,label\nx,y\na,b,c\nd\n", "row 3: 3 cells, the header has 2; quote commas - row 4: 1"),
     "semicolons": ("a.csv", 'text;label\n"a";b\n', "expected commas between columns, found semicolons ('text;label')"),
     "tabs": ("a.csv", "text\tlabel\na\tb, c\n", "expected commas between columns, found tabs ('text"),

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorary.hub.errors import first_line
@@ -22,7 +22,33 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 _OTHER_SEPARATORS: Mapping[str, str] = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
+class _Reader:
+    """Reads JSON as ``json`` does, which keeps the last of equal keys, and knows the objects that have such keys."""
+
+    def __init__(self) -> None:
+        self.decode = json.JSONDecoder(object_pairs_hook=self._object).decode
+        self._repeating: dict[int, tuple[Any, str]] = {}  # by their identity, which holds as long as they are kept
+
+    def _object(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+            self._repeating[id(made)] = made, key
+        return made
+
+    def repeated(self, row: Any) -> str | None:
+        """A key that an object of the row has twice, or None."""
+        parts = [row] if self._repeating else []
+        while parts:
+            part = parts.pop()
+            if id(part) in self._repeating:
+                return self._repeating[id(part)][1]
+            parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return None
+
+
 def _jsonl(content: bytes, problems: list[str]) -> Rows:
+    reader = _Reader()
     # Not splitlines(): U+2028 and its kind are allowed inside a JSON text.
     for number, line in enumerate(decode(content, problems).split("\n"), start=1):
         if not line.strip():
@@ -34,19 +60,20 @@ def _jsonl(content: bytes, problems: list[str]) -> Rows:
             )
             return
         try:
-            row = json.loads(line)
+            row = reader.decode(line)
         except (ValueError, RecursionError) as error:
             problems.append(f"row {number}: not valid JSON ({error})")
             continue
-        yield from _object(number, row, problems)
+        yield from _object(number, row, problems, reader)
 
 
 def _json(content: bytes, problems: list[str]) -> Rows:
     text = decode(content, problems)
     if problems or not text.strip():
         return
+    reader = _Reader()
     try:
-        values = json.loads(text)
+        values = reader.decode(text)
     except (ValueError, RecursionError) as error:
         problems.append(f"not valid JSON ({error}); if each line is a row of its own, name the file .jsonl")
         return
@@ -55,15 +82,17 @@ def _json(content: bytes, problems: list[str]) -> Rows:
         problems.append(f"expected a list of rows, found {type(values).__name__}{keys}")
         return
     for number, row in enumerate(values, start=1):
-        yield from _object(number, row, problems)
+        yield from _object(number, row, problems, reader)
 
 
-def _object(number: int, row: Any, problems: list[str]) -> Rows:
-    """The row, where it has columns."""
-    if isinstance(row, dict):
-        yield number, row
-    else:
+def _object(number: int, row: Any, problems: list[str], reader: _Reader) -> Rows:
+    """The row, where it has columns, and each but once."""
+    if not isinstance(row, dict):
         problems.append(f"row {number}: expected an object with columns, found {type(row).__name__}")
+    elif (key := reader.repeated(row)) is not None:
+        problems.append(f"row {number}: the key {key!r} stands twice; keep one of them")
+    else:
+        yield number, row
 
 
 def _csv(content: bytes, problems: list[str]) -> Rows:

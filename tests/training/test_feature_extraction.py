@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import transformers
+from tokenizers.normalizers import BertNormalizer
 
 from lorary.adapters import Backbone
 from lorary.adapters.predict.feature_extraction import pool
@@ -19,7 +20,8 @@ from lorary.training.model import load_for
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.report.content import read_report
-from lorary.training.tasks import embeddings, make_task
+from lorary.training.tasks import make_task
+from lorary.training.tasks.heads import embeddings
 from lorary.training.tasks.heads.embeddings import LEFT_OUT, OTHER, OWN
 from memory import memory_for
 from samples import bpe_tokenizer, pair_rows, save_base, scored_rows, wordpiece_tokenizer, write_jsonl
@@ -302,6 +304,18 @@ def test_long_texts_are_cut_and_counted(make, wordpiece):
     rows = [{"text": "profit " * 30, "positive": "sales " * 7}, {"text": "a", "positive": "b"}]
     encoded = encode(make_task(make(rows, rows), None), wordpiece, *rows, max_length=8)
     assert [(length.full, length.kept) for length in encoded.lengths] == [(32 + 9, 16), (6, 6)]
+
+
+@pytest.mark.parametrize("family", ["wordpiece", "bpe"])
+def test_a_text_of_no_token_is_a_bad_row(family, make):
+    tokenizer = {"wordpiece": wordpiece_tokenizer, "bpe": bpe_tokenizer}[family]()
+    tokenizer.backend_tokenizer.normalizer = BertNormalizer()
+    rows = [{"text": "profit", "positive": "\u200b"}, {"text": "a", "positive": "b"}, {"text": "\x01", "positive": "b"}]
+    with pytest.raises(DataError) as caught:
+        encode(make_task(make(rows, rows), None), tokenizer, *rows)
+    places = [problem.split(":")[0] for problem in caught.value.problems]
+    assert places == ["rows, row 1, positive", "rows, row 3, text"]
+    assert "'\\u200b' comes to no token" in caught.value.problems[0]
 
 
 # Training

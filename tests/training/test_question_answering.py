@@ -9,6 +9,7 @@ import string
 import pytest
 import torch
 import transformers
+from tokenizers.normalizers import BertNormalizer
 
 from lorary.adapters import Backbone
 from lorary.adapters.predict.question_answering import windows
@@ -208,6 +209,17 @@ def test_questions_that_leave_no_room_are_all_named(make_recipe, wordpiece):
     stride = make_recipe(QA, **{"training.stride": 60})
     with pytest.raises(DataError, match=r"row 1: training\.stride 60: a window has room for 59"):
         encode(make_task(stride, None), wordpiece, ROW)
+
+
+def test_an_answer_of_no_token_is_a_bad_row(make_recipe):
+    """A tokenizer drops what can't be seen: such an answer would be learned as none."""
+    tokenizer = wordpiece_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = BertNormalizer()
+    silent = row("the profit \u200b rose", ("\u200b", 11))
+    with pytest.raises(DataError) as caught:
+        encode(make_task(make_recipe(QA), None), tokenizer, ROW, silent, silent)
+    assert len(caught.value.problems) == 2
+    assert caught.value.problems[0].startswith("rows, row 2: the answer '\\u200b' comes to no token")
 
 
 def test_padding_never_moves_an_answer(make_recipe):

@@ -21,12 +21,20 @@ from lorary.hub.manifest import Pooling
 from lorary.training.data import Example
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.raw import shown
 from lorary.training.tasks.base import Answer, Metrics, Task, one_device
 from lorary.training.tasks.heads import embeddings
 from lorary.training.tasks.rows.coding import Coded
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length
 from lorary.training.tasks.rows.padding import pad_right
+
+
+def _nothing(example: Example, role: str) -> DataError:
+    text = shown(example.values[role])
+    said = f"{text} comes to no token of the base's tokenizer, so it has no embedding; leave the row out"
+    return DataError("rows", [f"{example.place}, {role}: {said}"])
+
 
 _CLOSE = 1e-3  # the least cosine distance that says that an embedding is another one
 
@@ -88,10 +96,16 @@ class FeatureExtraction(Task):
             self._mode = "last"
 
     def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
-        """Each of a row's texts to token ids, cut to ``max_length``; ``others`` are those after the first."""
+        """Each of a row's texts to token ids, cut to ``max_length``; ``others`` are those after the first.
+
+        Raises:
+            DataError: a text of no tokens, which has no embedding.
+        """
         texts = [example.values[role] for role in self._texts]
         made = [dict(tokenizer(text, truncation=True, max_length=max_length)) for text in texts]
         kept = [len(one["input_ids"]) for one in made]
+        if min(kept) <= tokenizer.num_special_tokens_to_add():
+            raise _nothing(example, self._texts[kept.index(min(kept))])
         full = [
             len(tokenizer(text, verbose=False)["input_ids"]) if count == max_length else count
             for text, count in zip(texts, kept, strict=True)

@@ -20,6 +20,7 @@ from lorary.training.data import Example, Note
 from lorary.training.data.answers import Answer, answers_of
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.raw import shown
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer as ShownAnswer
 from lorary.training.tasks.base import Metrics, Task
@@ -68,7 +69,7 @@ class QuestionAnswering(Task):
         Of several answers, SQuAD's for held-out rows, the first is learned and any counts.
 
         Raises:
-            DataError: the question leaves no room for its context.
+            DataError: the question leaves no room for its context, or the answer has no tokens.
         """
         answers = answers_of(example.values)
         question, context = example.values["question"], example.values["context"]
@@ -77,6 +78,15 @@ class QuestionAnswering(Task):
         except UsageError as error:
             raise DataError("rows", [f"{example.place}: {_in_recipe_words(error)}"]) from error
         targets = _targets(made, answers[0] if answers else None, len(context))
+        nowhere = [(window.null, window.null) for window in made]
+        if answers and targets == nowhere:
+            raise DataError(
+                "rows",
+                [
+                    f"{example.place}: the answer {shown(answers[0].text)} comes to no token of the base's tokenizer, "
+                    "so it would be learned as none; give it a text that can be seen, or empty lists"
+                ],
+            )
         return Coded(
             tuple(
                 {**window.encoding, "start_positions": first, "end_positions": last}

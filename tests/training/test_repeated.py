@@ -159,6 +159,10 @@ def test_folds_keep_questions_about_one_context_together(make_recipe, tmp_path):
     for fold in folds:
         assert not {row.values["context"] for row in fold.test} & {row.values["context"] for row in fold.train}
         assert len(fold.test) == 15
+    other = list(fold_data(seeded(recipe, 7), data, data.train, lambda line: None))
+    held, others = ({frozenset(row.place for row in fold.test) for fold in found} for found in (folds, other))
+    assert held != others  # by the seed
+    assert all(len(fold.test) == 15 for fold in other)
     short = replace(data, train=data.train[:9])
     with pytest.raises(DataError, match="3 contexts are too few for 4 folds"):
         list(fold_data(recipe, short, short.train, lambda line: None))

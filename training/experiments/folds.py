@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import warnings
 from collections import Counter
@@ -50,7 +51,10 @@ def _parts(recipe: Recipe, rows: Sequence[Example], note: Note) -> Iterator[tupl
     if different > 1:
         if different < count:
             raise DataError("data", [f"{different} contexts are too few for {count} folds, which keep each one whole"])
-        return GroupKFold(count).split(rows, groups=contexts)
+        # It puts the largest groups apart first and equal ones in their order, which is what the seed decides.
+        order = random.Random(seed).sample(range(different), different)
+        ranks = dict(zip(dict.fromkeys(contexts), order, strict=True))
+        return GroupKFold(count).split(rows, groups=[ranks[context] for context in contexts])
     labels = strata(rows)
     if None in labels or max(Counter(labels).values()) < count:
         return KFold(count, shuffle=True, random_state=seed).split(labels)

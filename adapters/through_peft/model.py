@@ -22,6 +22,7 @@ from lorary.adapters.matching.soundness import is_copy
 from lorary.adapters.matching.support import is_off
 from lorary.adapters.matching.targets import is_target
 from lorary.adapters.through_peft.mirror import memory_of
+from lorary.adapters.through_peft.sizes import demand_sizes
 from lorary.adapters.through_peft.vocabulary import TRAINED_ROWS
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError, first_line
@@ -54,6 +55,7 @@ def build_peft_model(
         KeyMismatchError: keys are missing, unexpected or of another shape.
         UnsupportedAdapterError: PEFT can't put the adapter into this model; the message is its own.
     """
+    demand_sizes(checkpoint)
     checkpoint = replace(checkpoint, config=_without_patterns(checkpoint, model))
     config = peft_config(checkpoint)
     _demand_parameters(checkpoint, model)

@@ -127,6 +127,28 @@ def test_sizes_of_nothing(backbone, method, kind, config):
     refuse(backbone, method(kind, **config), UnsupportedAdapterError, "PEFT can't put this .*zero")
 
 
+@pytest.mark.parametrize(("kind", "config"), [
+    ("OFT", {"num_cayley_neumann_terms": 10**10}), ("VERA", {"r": 10**9}), ("VBLORA", {"num_vectors": 10**12}),
+    ("PREFIX_TUNING", {"num_layers": 10**8}), ("PROMPT_TUNING", {"num_virtual_tokens": 10**11}),
+    ("HRA", {"r": 10**9}), ("LOHA", {"rank_pattern": {"q_proj": 10**9}}), ("IA3", {"r": -(10**20)}),
+    ("LORA", {"bias": "all", "r": 10**9}),
+], ids=str)  # fmt: skip
+def test_sizes_that_would_take_all_memory_or_time(backbone, bases, tmp_path, method, kind, config):
+    if kind == "LORA":
+        adapter = make_adapter(bases("gpt2"), tmp_path / "own", task="text-generation", bias="all")
+        backbone = Backbone.from_pretrained(str(bases("gpt2")))
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    else:
+        adapter = method(kind, **config)
+    refuse(backbone, adapter, UnsupportedAdapterError, f"{list(config)[-1]}=.* expected at most 4,096")
+
+
+def test_scales_may_be_large(backbone, method):
+    backbone.load(method("LOHA", alpha=10**5), "loha")
+    backbone.unload("loha")
+
+
 def test_a_field_of_tomorrow(backbone, method):
     refuse(backbone, method("IA3", a_field_of_tomorrow=7), UnsupportedAdapterError, "a_field_of_tomorrow")
 

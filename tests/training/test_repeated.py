@@ -211,7 +211,7 @@ def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, regi
 @pytest.mark.parametrize("steps", ["min_steps", "max_steps"])
 def test_the_run_on_all_rows_has_the_median_of_the_folds_epochs(best, epochs, counted, steps, make_recipe):
     recipe = make_recipe(**{"training.epochs": 8, f"training.{steps}": 160, "training.early_stopping": 2})
-    training = final_recipe(recipe, best, (), [None] * len(best)).training
+    training = final_recipe(recipe, best, (), []).training
     assert (training.epochs, training.early_stopping) == (epochs, 0)
     assert getattr(training, steps) == (160 if counted else None)
 
@@ -220,8 +220,8 @@ def test_the_run_on_all_rows_has_the_median_of_the_folds_epochs(best, epochs, co
     ("asked", "found", "kept"),
     [
         ("tuned", [(0.2, 0.9), (0.6, 0.1), (0.3, 0.5)], {"debt": 0.3, "profit": 0.5}),
-        (None, [(0.25, 0.5), None, (0.75, 0.25)], {"debt": 0.5, "profit": 0.375}),
-        ("tuned", [None, None], None),
+        (None, [(0.25, 0.5), (0.75, 0.25)], {"debt": 0.5, "profit": 0.375}),
+        ("tuned", [], None),
         (0.5, [(0.5, 0.5), (0.5, 0.5)], 0.5),
         ({"debt": 0.125}, [(0.125, 0.5)], {"debt": 0.125}),
     ],

@@ -122,7 +122,8 @@ def test_thresholds_are_found_on_validation_rows_and_read_by_predict(rare, regis
     assert (told["rows"], told["metric"]) == (80, "f1")
     assert told["tuned"] >= told["at_half"]
     assert any(
-        "from these scores on, found on 80 validation rows: debt" in n for n in version.manifest.provenance["notices"]
+        "from these scores on, found on 80 rows that weren't trained on: debt" in n
+        for n in version.manifest.provenance["notices"]
     )
     # The metrics are those of the labels that `predict` reads.
     backbone = Backbone.from_pretrained(version.base_id, device="cpu", registry=registry)
@@ -184,6 +185,18 @@ def test_folds_give_the_last_run_their_median(rare, registry):
     assert recipe["early_stopping"] == 0
 
 
+def test_folds_without_validation_rows_find_them_on_all_that_they_held_out(rare, registry):
+    version = train(
+        rare(**{"data.test": None, "data.validation": None, "training.folds": 2, "training.max_steps": 6}), registry
+    )
+    recipe = version.manifest.provenance["recipe"]["training"]
+    assert recipe["threshold"] == dict(zip(("debt", "profit"), version.manifest.thresholds, strict=True))
+    assert min(version.manifest.thresholds) < 0.5
+    assert registry.verify() == []
+    # Nothing of a setting that the user hasn't made.
+    assert not any("early_stopping" in line for line in version.manifest.provenance["notices"])
+
+
 def test_each_seeds_validation_rows_are_answered_once(rare, registry, monkeypatch):
     asked, outcomes = [], MultiLabelClassification.outcomes
 
@@ -204,7 +217,7 @@ def test_each_seeds_validation_rows_are_answered_once(rare, registry, monkeypatc
     ("stopping", "how"),
     [
         (3, "a data.validation_size that makes 8 rows takes them from the training rows"),
-        (0, "training.early_stopping: 0 leaves none"),
+        (0, "none are split off where training.early_stopping is 0"),
     ],
 )
 def test_without_validation_rows_the_user_hears_how_to_have_some(stopping, how, make_recipe):

@@ -75,18 +75,17 @@ def _note_rare(rows: Sequence[Example], count: int, note: Note) -> None:
 
 def final_recipe(
     recipe: Recipe, best_epochs: Sequence[float | None], labels: Sequence[str],
-    thresholds: Sequence[Sequence[float] | None],
+    thresholds: Sequence[Sequence[float]],
 ) -> Recipe:  # fmt: skip
     """The recipe of the run on all rows: as many epochs as the folds' best took, since no rows are left to stop by.
 
-    Part of an epoch stays one, and more are whole ones. Nor are any rows left to find thresholds on: where the folds
-    found theirs, each of ``labels`` has their median.
+    Part of an epoch stays one, and more are whole ones. Nor are any rows left to find ``thresholds`` on: each of
+    ``labels`` has the median of those that the folds found.
     """
     known = [epoch for epoch in best_epochs if epoch is not None]
     changes: dict[str, Any] = {"early_stopping": 0}
-    found = [values for values in thresholds if values is not None]
     if recipe.training.threshold in (None, "tuned"):
-        columns = zip(labels, zip(*found, strict=True), strict=True) if found else ()
+        columns = zip(labels, zip(*thresholds, strict=True), strict=True) if thresholds else ()
         changes["threshold"] = {label: statistics.median(values) for label, values in columns} or None
     if known:
         middle = statistics.median(known)

@@ -7,17 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorary.adapters.predict.text_classification import THRESHOLD
 from lorary.hub.metrics import lower_is_better
 from lorary.training.data import Examples
 from lorary.training.experiments.folds import all_rows, final_recipe, fold_data
 from lorary.training.experiments.session import Session, validation_metrics
 from lorary.training.experiments.summary import means, shown, summarise
 from lorary.training.one_run import Finished, save_run
+from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Report
 from lorary.training.report.folds import crossed, with_curves
 from lorary.training.save import make_manifest
 from lorary.training.strategies.parent import Parent
+from lorary.training.tasks import make_task
 
 
 def run_seeds(recipe: Recipe, data: Examples, parent: Parent | None, session: Session, files: Path) -> Finished:
@@ -77,8 +80,7 @@ def run_folds(recipe: Recipe, data: Examples, parent: Parent | None, session: Se
     by_split = {split: [finished.metrics[split] for finished in runs] for split in runs[0].metrics}
     figures = summarise(by_split["test"])
     epochs = [finished.best_epoch for finished in runs]
-    tasks = [finished.prepared.task for finished in runs]
-    last = final_recipe(one, epochs, tasks[0].labels, [task.thresholds() for task in tasks])
+    last = final_recipe(one, epochs, data.labels or (), _thresholds(runs, session.reporter))
     # Without held-out rows of their own, the last fold's stand in for golden logits and the gate, not for a figure.
     counts = {"train": len(rows), "validation": 0, "test": len(data.test) if given else 0}
     whole = replace(
@@ -103,6 +105,27 @@ def run_folds(recipe: Recipe, data: Examples, parent: Parent | None, session: Se
     return _tell(finished, {"folds": told}, files)
 
 
+def _thresholds(runs: Sequence[Finished], reporter: Reporter) -> list[tuple[float, ...]]:
+    """What each fold found, from which score on a row has a label; else what all that they held out says.
+
+    Empty where the task finds none.
+    """
+    prepared = runs[0].prepared
+    found = [own for run in runs if (own := run.prepared.task.thresholds()) is not None]
+    if found or not prepared.task.decides:
+        return found
+    task = make_task(prepared.recipe, prepared.data.labels, prepared.data.problem_type)
+    task.decide(*_held_out(runs), reporter.note)
+    reporter.note(f"the adapter kept has these, and the folds' held-out figures are those from {THRESHOLD} on")
+    return [task.thresholds() or (THRESHOLD,) * len(task.labels)]
+
+
+def _held_out(runs: Sequence[Finished]) -> tuple[list[Any], list[Any]]:
+    """What each row came to in the run that hadn't seen it, and what it should."""
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
+    return outcomes, [gold for run in runs for gold in run.prepared.test.golds]
+
+
 def _report_of_folds(finished: Finished, runs: Sequence[Finished], given: bool) -> Report | None:
     """The report of the run on all rows with what the folds' runs say; ``given``: it has held-out rows of its own."""
     folds = [run.report for run in runs if run.report]
@@ -110,10 +133,8 @@ def _report_of_folds(finished: Finished, runs: Sequence[Finished], given: bool) 
         return None
     if given:
         return with_curves(finished.report, folds)
-    outcomes = [outcome for run in runs for outcome in run.outcomes]
-    golds = [gold for run in runs for gold in run.prepared.test.golds]
     ready = finished.prepared
-    mistakes = ready.task.mistakes(outcomes, golds)
+    mistakes = ready.task.mistakes(*_held_out(runs))
     return crossed(finished.report, folds, finished.metrics, mistakes, ready.recipe.report.rows)
 
 

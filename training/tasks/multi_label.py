@@ -71,7 +71,7 @@ class MultiLabelClassification(TextClassification):
             how = (
                 f"a data.validation_size that makes {FEWEST_VALIDATION_ROWS} rows takes them from the training rows"
                 if self.recipe.training.early_stopping
-                else "training.early_stopping: 0 leaves none"
+                else "none are split off where training.early_stopping is 0"
             )
             note(f"a row has a label from {THRESHOLD} on: no validation rows to find better thresholds on; {how}")
             return outcomes
@@ -85,7 +85,7 @@ class MultiLabelClassification(TextClassification):
         }  # fmt: skip
         shown = some([f"{label} {value:.2g}" for label, value in zip(self.labels, self._thresholds, strict=True)])
         note(
-            f"a row has a label from these scores on, found on {len(golds)} validation rows: {shown} "
+            f"a row has a label from these scores on, found on {len(golds)} rows that weren't trained on: {shown} "
             f"({self.main_metric} there {after:.3g}, at {THRESHOLD} {before:.3g})"
         )
         return settled

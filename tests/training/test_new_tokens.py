@@ -251,7 +251,7 @@ def test_an_estimate(with_tokens):
         ({"method": "ia3"}, "new tokens are trained beside LoRA"),
         ({"lora.init": "eva"}, "PEFT's eva also looks at what an embedding with new tokens is given"),
         ({"strategy": "direct"}, "trains nothing"),
-        ({"from": "other@1"}, "keeps its vocabulary"),
+        ({"from": "other@1", "start": "stack"}, r"tokens\.add: what is stacked has low-rank weights alone"),
     ],
     ids=str,
 )
@@ -316,6 +316,49 @@ def test_a_task_adapter_begins_from_a_domain_adapter_with_tokens(with_tokens, ma
     version = train(recipe, registry)
     assert version.manifest.added_tokens == ADD
     assert [key for key in load_file(tmp_path / "child" / WEIGHTS_NAME) if key.endswith("_delta")] == [key]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_child_adds_tokens_of_its_own(family, with_tokens, child_of, registry, tmp_path, bases):
+    """The parent's rows go on, and those of the child's own tokens begin at the mean of the base's."""
+    parent = train(with_tokens(family, **{"training.max_steps": 6}), registry)
+    settings = {"from": parent.reference, "name": "child", "output": str(tmp_path / "child"), "lora.rank": 4}
+    recipe = with_tokens(
+        family, **settings, **{"tokens.add": ("<|call|>", "<|back|>"), "tokens.end": "<|back|>"}, **SHORT
+    )
+    ready = prepare(recipe, load_data(recipe), Reporter(), find_parent(recipe, registry))
+    known = load_file(tmp_path / "out" / WEIGHTS_NAME)
+    for name, rows in ready.model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            theirs = known[name.replace(".default", "").replace("base_model.model.base_model", "base_model")]
+            assert rows.shape[0] == 5
+            assert torch.equal(rows[:3], theirs)
+            assert torch.equal(rows[3], rows[4])
+    assert ready.base.tokenizer.eos_token == "<|back|>"
+    child = train(recipe, registry)
+    assert child.manifest.added_tokens == (*ADD, "<|call|>", "<|back|>")
+    backbone = Backbone.from_pretrained(bases(family), registry=registry)
+    backbone.load(child.reference, "own")
+    assert backbone.verify("own").matches
+    backbone.load(parent.reference, "first")
+    assert backbone.verify("first").matches
+
+
+def test_an_adapter_without_tokens_is_gone_on_with_and_gets_some(with_tokens, registry, tmp_path, bases):
+    parent = train(with_tokens(**{"tokens.add": None, "tokens.special": False}, **SHORT), registry)
+    settings = {"from": parent.reference, "name": "child", "output": str(tmp_path / "child")}
+    child = train(with_tokens(**settings, **SHORT), registry)
+    assert (child.manifest.added_tokens, child.parents) == (ADD, (parent.reference,))
+    backbone = Backbone.from_pretrained(bases("llama"), registry=registry)
+    backbone.load(child.reference, "own")
+    assert backbone.verify("own").matches
+
+
+def test_a_child_does_not_add_its_parents_tokens_again(with_tokens, registry, tmp_path):
+    parent = train(with_tokens(**SHORT), registry)
+    recipe = with_tokens(**{"from": parent.reference, "name": "child", "output": str(tmp_path / "child")})
+    with pytest.raises(TrainingError, match=r"tokens\.add: the adapter that is continued has '<.ask.>'"):
+        train(recipe, registry)
 
 
 def test_a_run_that_goes_on_from_it_and_was_stopped(with_tokens, child_of, registry, tmp_path):

@@ -34,14 +34,14 @@ class Before:
 
 
 def with_tokens(base: Base, recipe: Recipe, parent: Checkpoint | None, note: Note) -> Base:
-    """The base with the recipe's new tokens, or with those that the adapter that it starts from has added.
+    """The base with those tokens that the adapter that it starts from has added, and then with the recipe's.
 
     Raises:
         CheckpointError: the adapter's tokenizer isn't beside it, or has other tokens.
-        TrainingError: the base has one of the recipe's already, the rows that the adapter trained are others', or the
-            vocabulary can't grow.
+        TrainingError: the base or that adapter has one of the recipe's already, the rows that the adapter trained are
+            others', or the vocabulary can't grow.
     """
-    return _add(base, recipe, note) if parent is None else _take(base, parent, note)
+    return _add(base if parent is None else _take(base, parent, note), recipe, note)
 
 
 def _add(base: Base, recipe: Recipe, note: Note) -> Base:
@@ -52,8 +52,10 @@ def _add(base: Base, recipe: Recipe, note: Note) -> Base:
     tokens, tokenizer = tuple(recipe.tokens.add), copy.deepcopy(base.tokenizer)
     known = [token for token in tokens if token in tokenizer.get_vocab()]
     if known:
+        theirs = base.before is not None and known[0] in base.before.added
+        owner = "the adapter that is continued" if theirs else "the base"
         raise TrainingError(
-            f"tokens.add: the base has {', '.join(map(repr, known[:5]))} already (token "
+            f"tokens.add: {owner} has {', '.join(map(repr, known[:5]))} already (token "
             f"{tokenizer.convert_tokens_to_ids(known[0])}); leave out what it has"
         )
     special = recipe.tokens.special
@@ -91,7 +93,8 @@ def _with(base: Base, tokenizer: Any, added: tuple[str, ...]) -> Base:
     rows = base.model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         resize(base.model, len(tokenizer))
-    return replace(base, tokenizer=tokenizer, before=Before(base.tokenizer, rows, added))
+    before = base.before or Before(base.tokenizer, rows, ())
+    return replace(base, tokenizer=tokenizer, before=replace(before, added=(*before.added, *added)))
 
 
 def resize(model: Any, rows: int) -> None:

@@ -37,8 +37,8 @@ def token_problems(values: Mapping[str, Any]) -> Problems:
         )
     if values.get("strategy") == "direct":
         yield "tokens.add", "strategy 'direct' trains nothing, and new tokens mean nothing untrained; leave it out"
-    if values.get("from") is not None:
-        yield "tokens.add", "an adapter that starts from another one keeps its vocabulary; leave one of them out"
+    if values.get("start") == "stack":
+        yield "tokens.add", "what is stacked has low-rank weights alone; use start: continue, or leave one of them out"
     if values.get("task") == "fill-mask":
         yield "tokens.add", "the fill-mask head is the base's own, with a row for each of its tokens; leave it out"
     yield from _tokens(added, settings.get("end"))

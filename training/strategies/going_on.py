@@ -37,7 +37,9 @@ def take_over(model: Any, given: Inheritance) -> None:
     for key in state:
         name = key.removesuffix(f".{TRAINED_ROWS}").rpartition(".")[2]
         if key.endswith(TRAINED_ROWS) and name in given.rows:
-            wanted[key] = given.rows[name]
+            # The parent's tokens come first; those that the run adds begin as a fresh adapter's do.
+            rows = given.rows[name]
+            wanted[key] = torch.cat([rows.to(state[key]), state[key][len(rows) :]])
     _put(model, wanted, given)
 
 

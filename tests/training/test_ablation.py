@@ -92,6 +92,24 @@ def test_what_can_not_be_compared_is_refused(settings, corpus, words, make_recip
         ablate(make_recipe(**settings), registry, corpus=corpus)
 
 
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ("texts.jsonl", "--corpus: no such file 'texts.jsonl'"),
+        ("rows.tsv", "--corpus: 'rows.tsv' isn't one of"),
+    ],
+)
+def test_a_corpus_that_is_not_there_is_named_as_it_was_typed(corpus, words, make_recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(make_recipe(**{"output": None}).to_yaml())
+    typed = ["train", "recipe.yaml", "--ablate", "--corpus", corpus, "--registry", str(tmp_path / "registry.db")]
+    assert main(typed) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "data.train" not in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_corpus_without_an_ablation_is_bad_usage(make_recipe, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(make_recipe(**{"output": None}).to_yaml())
     assert main(["train", str(tmp_path / "recipe.yaml"), "--corpus", "text.txt"]) == 2

@@ -16,14 +16,14 @@ from lorary.training.experiments.session import Session
 from lorary.training.experiments.summary import summarise
 from lorary.training.one_run import Finished
 from lorary.training.progress import Reporter, quiet_libraries
-from lorary.training.recipe import Recipe
+from lorary.training.recipe import FLAG_OF, Recipe
 from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.run import train
 from lorary.training.save import output_folder, writing
 from lorary.training.strategies.parent import Parent, find_parent
 from lorary.training.unfinished import Unfinished
 
-ARMS = ("direct", "task", "domain then task")
+DIRECT, TASK, STAGED = ARMS = ("direct", "task", "domain then task")
 SEEDS = 3
 COMMAND = "train --ablate"
 
@@ -94,6 +94,8 @@ def ablate(
 def _compare(comparison: Comparison, registry: Registry) -> Ablation:
     reporter, corpus, seeds = comparison.reporter, comparison.options["corpus"], comparison.options["seeds"]
     _check(comparison.recipe, corpus)
+    if corpus is not None and not comparison.resumed:
+        _domain_recipe(comparison.recipe, corpus)  # what is wrong with it is told before the rows are read
     reporter.phase("reading the data")
     data = load_data(comparison.recipe, reporter.note)
     comparison.begin(data)
@@ -110,9 +112,9 @@ def _compare(comparison: Comparison, registry: Registry) -> Ablation:
         fresh = _arm(session, alone, data, None, numbers)
     task, golds = staged[0].prepared.task, staged[0].prepared.test.golds
     arms = {
-        "direct": summarise([run.metrics["untrained"] for run in fresh]),
-        "task": summarise([run.metrics["test"] for run in fresh]),
-        "domain then task": summarise([run.metrics["test"] for run in staged]),
+        DIRECT: summarise([run.metrics["untrained"] for run in fresh]),
+        TASK: summarise([run.metrics["test"] for run in fresh]),
+        STAGED: summarise([run.metrics["test"] for run in staged]),
     }
     reporter.phase("comparing")
     gain = paired_bootstrap(task, golds, [run.outcomes for run in staged], [run.outcomes for run in fresh])
@@ -128,7 +130,7 @@ def _arm(
     for seed in seeds:
         training = recipe.training.model_copy(update={"seed": seed, "seeds": 1})
         one = recipe.model_copy(update={"training": training, "report": quiet})
-        name = "domain then task" if parent else "task"
+        name = STAGED if parent else TASK
         finished = session.run(one, data, f"{name}, seed {seed}", parent)
         session.release(finished)
         runs.append(finished)
@@ -185,13 +187,15 @@ def _with_parent(comparison: Comparison, registry: Registry, corpus: str | None)
         reference = train(domain, registry, comparison.reporter, resume=goes_on).reference
         run.keep_part(_STAGE, {**stage, "reference": reference})
     comparison.reporter.note(f"the domain adapter is in the catalogue as {reference}")
-    return recipe.model_copy(
-        update={"strategy": "intermediate", "from_": reference, "start": recipe.start or "continue"}
-    )
+    return recipe.model_copy(update={"strategy": "intermediate", "from_": reference, "start": "continue"})
 
 
 def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:
-    """The recipe of the domain stage: the same base, continued on the corpus as it was pretrained."""
+    """The recipe of the domain stage: the same base, continued on the corpus as it was pretrained.
+
+    Raises:
+        RecipeError: the corpus can't be used; the user knows it as ``--corpus``.
+    """
     from transformers import AutoConfig
 
     from lorary.adapters.base.loading import is_encoder
@@ -207,7 +211,11 @@ def _domain_recipe(recipe: Recipe, corpus: str) -> Recipe:
         "data.train": corpus, "method": recipe.method, "quantization": recipe.quantization,
         "training.seed": recipe.training.seed, "device": recipe.device, "device_map": recipe.device_map,
         "dtype": recipe.dtype,
+        # The task's adapter goes on with these weights, so they are as it wants them.
+        **{f"lora.{key}": getattr(recipe.lora, key) for key in _SHAPE & recipe.lora.model_fields_set},
     }  # fmt: skip
-    if recipe.start != "stack":  # the task's adapter goes on with these weights, so they are as it wants them
-        settings |= {f"lora.{key}": getattr(recipe.lora, key) for key in _SHAPE & recipe.lora.model_fields_set}
-    return Recipe.from_flags({key: value for key, value in settings.items() if value is not None})
+    try:
+        return Recipe.from_flags({key: value for key, value in settings.items() if value is not None})
+    except RecipeError as error:
+        ours = f"{FLAG_OF['data.train']}: data.train: "
+        raise RecipeError(recipe.name, [problem.replace(ours, "--corpus: ") for problem in error.problems]) from error

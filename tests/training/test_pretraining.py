@@ -114,9 +114,12 @@ def test_bits_per_byte_are_the_loss_over_the_text(make, registry, tmp_path):
 
 
 def test_the_same_recipe_gives_the_same_base(make, registry, tmp_path):
-    first = pretrain(make(**{"training.max_steps": 4}), registry)
+    token = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
+    settings = {"training.max_steps": 4, "data.text": token}
+    first = pretrain(make(**settings), registry)
+    assert not any(token.encode() in path.read_bytes() for path in registry.path.parent.rglob("*") if path.is_file())
     torch.rand(3)
-    second = pretrain(make(**{"training.max_steps": 4}), Registry(tmp_path / "other" / "registry.db"))
+    second = pretrain(make(**settings), Registry(tmp_path / "other" / "registry.db"))
     assert first.digest == second.digest
     assert first.fingerprint == second.fingerprint
 

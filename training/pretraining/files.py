@@ -11,7 +11,7 @@ import torch
 from lorary.adapters.base.loading import is_encoder, natural_class
 from lorary.hub.errors import GateError
 from lorary.hub.provenance.curve import thinned
-from lorary.hub.provenance.private import bare_name, redact_text
+from lorary.hub.provenance.private import bare_name, redact, redact_text
 from lorary.training.data import Example
 from lorary.training.fitting.loop import Fitted
 from lorary.training.pretraining.corpus import Corpus, Objective, ids_of
@@ -29,7 +29,7 @@ def save_base(model: Any, tokenizer: Any, recipe: PretrainRecipe, folder: Path) 
     """Write the model, its tokenizer and the recipe into ``folder``."""
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
-    (folder / "pretrain.yaml").write_text(_public(recipe).to_yaml(), encoding="utf-8")
+    (folder / "pretrain.yaml").write_text(redact_text(_public(recipe).to_yaml()), encoding="utf-8")
 
 
 def reload_base(
@@ -73,7 +73,7 @@ def base_provenance(
         "data": corpus.provenance,
         "tokens": {part: len(ids_of(made)) for part, made in rows.items()},
         "vocabulary": vocabulary,
-        "recipe": _public(recipe).model_dump(mode="json", exclude_none=True),
+        "recipe": redact(_public(recipe).model_dump(mode="json", exclude_none=True)),
         "environment": environment(device),
         "steps": fitted.steps,
         "best_epoch": fitted.best_epoch,

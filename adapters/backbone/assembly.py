@@ -19,7 +19,7 @@ from lorary.adapters.heads.masked import MaskedHead
 from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.layer.lora import SiteOpener, unwrap
 from lorary.adapters.proving.proof import probe_row
-from lorary.adapters.running.inference import Inference, can_generate
+from lorary.adapters.running.inference import Inference, can_generate, padding_token
 from lorary.adapters.running.padding import PaddingProbe
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.following import Following
@@ -66,7 +66,8 @@ class Assembly:
         self.model.requires_grad_(False)
         embedding = self.body.get_input_embeddings().weight
         self.device, self.dtype = embedding.device, embedding.dtype
-        padding = PaddingProbe(self.model, self.body, exact=self.quantization == "none")
+        pad, exact = padding_token(self.model.config, tokenizer), self.quantization == "none"
+        padding = PaddingProbe(self.model, self.body, pad=pad, exact=exact)
         self._inference = Inference(self.model, self.body, tokenizer, self.device, padding)
         self._modules = map_modules(self.model, self.body, random_parameters)
         files_of: dict[str, Any] = {"base": base_files or identity.id, "fingerprint": identity.fingerprint}

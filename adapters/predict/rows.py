@@ -19,6 +19,7 @@ from lorary.adapters.running.forward import forward_rows
 from lorary.adapters.text.generate import prompt_of
 
 if TYPE_CHECKING:
+    from lorary.adapters.adapter import Adapter
     from lorary.adapters.running.inference import Inference
 
 
@@ -50,7 +51,9 @@ def _score(inference: Inference, rows: Sequence[Row], routing: Routing, params: 
     owners = [index for index, pieces in enumerate(encoded) for _ in pieces]
     flat = [piece for pieces in encoded for piece in pieces]
     made: dict[int, torch.Tensor] = {}
-    for part in inference.padding.groups([piece["input_ids"].shape[1] for piece in flat], generating=False):
+    lengths = [piece["input_ids"].shape[1] for piece in flat]
+    classifiers = [_classifier(routing.adapters[owner]) for owner in owners]
+    for part in inference.padding.groups(lengths, generating=False, classifiers=classifiers):
         made |= zip(
             part, _pass(inference, [flat[index] for index in part], [owners[i] for i in part], routing), strict=True
         )
@@ -59,6 +62,13 @@ def _score(inference: Inference, rows: Sequence[Row], routing: Routing, params: 
         predictor.decode(pieces, [next(outputs) for _ in pieces])
         for predictor, pieces in zip(own, encoded, strict=True)
     ]
+
+
+def _classifier(adapter: Adapter | None) -> Any:
+    """The task model of a row that is answered as a whole, None for other rows."""
+    if adapter is None or adapter.head is None or adapter.task != "text-classification":
+        return None
+    return adapter.head.model
 
 
 def _pass(

@@ -3,7 +3,8 @@
 Most models leave padding out by their mask. Some see it all the same: convolutions that run over it (ConvBERT,
 RecurrentGemma), embeddings that look at their neighbours (MobileBERT), recurrences without a mask (RWKV). And some turn
 to other rotary frequencies for a whole batch when one row is longer than what they were first trained on (longrope,
-dynamic NTK scaling). transformers lets a row depend on its company there; here rows of one length run together.
+dynamic NTK scaling). T5Gemma's classifier reads one token further in a row that is padded than in one that isn't.
+transformers lets a row depend on its company there; here rows of one length run together.
 """
 
 from __future__ import annotations
@@ -28,19 +29,24 @@ class PaddingProbe:
     Args:
         model: the backbone's model, with its language-modelling head, if any.
         body: its body.
+        pad: the token to pad with.
         exact: whether weights are unquantized.
     """
 
-    def __init__(self, model: Any, body: Any, *, exact: bool) -> None:
-        self._model, self._body = model, body
+    def __init__(self, model: Any, body: Any, *, pad: int, exact: bool) -> None:
+        self._model, self._body, self._pad = model, body, pad
         self._tolerance = _TOLERANCE.get(_dtype(body), _COARSE) if exact else _COARSE
         self._first_length = first_length(model.config)
         self._shown: dict[bool, bool] = {}
+        self._shown_by: dict[type, bool] = {}  # the classes of classifiers
 
-    def groups(self, lengths: Sequence[int], *, generating: bool, growing: int = 0) -> list[list[int]]:
+    def groups(
+        self, lengths: Sequence[int], *, generating: bool, growing: int = 0, classifiers: Sequence[Any] = ()
+    ) -> list[list[int]]:
         """The rows of these lengths in parts that may share a batch, in order of first appearance.
 
-        ``growing``: the most tokens that each may get besides.
+        ``growing``: the most tokens that each may get besides. ``classifiers``: each row's task model that answers for
+        the row as a whole, None where it has no such.
         """
         if generating and self._model.config.model_type in _ONE_BY_ONE:
             return [[row] for row in range(len(lengths))]
@@ -49,26 +55,51 @@ class PaddingProbe:
         if generating not in self._shown:
             self._shown[generating] = self._shows(generating)
         first = 0 if self._shown[generating] else self._first_length
+        apart = [classifier is not None and self._shows_by(classifier) for classifier in classifiers]
         parts: dict[int, list[int]] = {}
         for row, length in enumerate(lengths):
-            parts.setdefault(0 if first is None or length + growing <= first else length, []).append(row)
+            together = (first is None or length + growing <= first) and not (apart and apart[row])
+            parts.setdefault(0 if together else length, []).append(row)
         return list(parts.values())
+
+    def _shows_by(self, classifier: Any) -> bool:
+        """Does a short row's answer change when it is padded, by what its classifier does? Its class decides that."""
+        kind = type(classifier)
+        if kind not in self._shown_by:
+            end = [classifier.config.eos_token_id] if hasattr(classifier, "classification_head") else []
+
+            def answer(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+                logits: torch.Tensor = classifier(input_ids=ids, attention_mask=mask).logits
+                return logits.float()
+
+            self._shown_by[kind] = self._compare(answer, generating=False, end=end)
+        return self._shown_by[kind]
 
     def _shows(self, generating: bool) -> bool:
         """Does a short row's result change when it is padded, on the side where it would be?"""
-        answer = self._first_logits if generating else self._states
+        return self._compare(self._first_logits if generating else self._states, generating=generating)
+
+    def _compare(
+        self,
+        answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        generating: bool,
+        end: Sequence[int] = (),
+    ) -> bool:
+        """Does ``answer`` differ for a short row, ended by ``end``, alone and padded beside a long one?"""
         vocabulary, device = self._body.get_input_embeddings().weight.shape[0], self._body.device
         ids = torch.arange(1, _SHORT + _LONG + 1, device=device) * vocabulary // (_SHORT + _LONG + 1)
+        last = torch.tensor(end, device=device, dtype=ids.dtype)
         with torch.no_grad(), routed(None), eagerly():
-            return self._differs(answer, ids[:_SHORT], ids[_SHORT:], generating)
+            return self._differs(answer, torch.cat([ids[:_SHORT], last]), torch.cat([ids[_SHORT:], last]), generating)
 
     def _differs(
         self, answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], short: Any, long: Any, generating: bool
     ) -> bool:
         left = generating and not self._model.config.is_encoder_decoder
-        fill = torch.zeros_like(long[_SHORT:])
+        fill, empty = torch.full_like(long[len(short) :], self._pad), torch.zeros_like(long[len(short) :])
         padded = torch.cat([fill, short] if left else [short, fill])
-        real = torch.cat([fill, torch.ones_like(short)] if left else [torch.ones_like(short), fill])
+        real = torch.cat([empty, torch.ones_like(short)] if left else [torch.ones_like(short), empty])
         alone = answer(short[None], torch.ones_like(short)[None])[0]
         beside = answer(torch.stack([padded, long]), torch.stack([real, torch.ones_like(long)]))[0]
         difference = (alone - beside[: len(alone)]).abs().max()

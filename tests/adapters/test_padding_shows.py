@@ -6,7 +6,7 @@ import transformers as t
 
 from lorary.adapters import Backbone
 from lorary.adapters.base.loading import natural_class
-from tiny import VOCABULARY, make_config, make_tokenizer
+from tiny import VOCABULARY, make_adapter, make_config, make_tokenizer
 
 TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 TEXTS = ["profit rose", "a dog ran with the cat and the mother of the child sat", "free cash"]
@@ -62,3 +62,12 @@ def test_where_length_doesnt_show_rows_share_a_batch(bases):
         probe = Backbone.from_pretrained(str(bases(family)))._inference.padding
         for generating in (False, True)[: 1 if family == "bert" else 2]:
             assert probe.groups([3, 9, 3], generating=generating) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5", "bart"])
+def test_where_a_classifier_leaves_padding_out_rows_share_a_batch(bases, tmp_path, family):
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    head = {"modules_to_save": ["classification_head"]} if family in ("t5", "bart") else {}
+    backbone.load(make_adapter(bases(family), tmp_path / "a", task="text-classification", **head))
+    with backbone.using("a") as classifier:
+        assert backbone._inference.padding.groups([3, 9], generating=False, classifiers=[classifier] * 2) == [[0, 1]]

@@ -71,6 +71,26 @@ def test_an_encoder_decoder_whose_config_names_no_first_token(tmp_path):
     assert backbone.generate("profit rose the bank", "a", max_new_tokens=6, do_sample=False) == expected
 
 
+def test_a_classifier_that_reads_another_token_where_a_row_is_padded(tmp_path):
+    """T5Gemma's: one further, which is there only beside a longer row. transformers' pipeline takes row by row."""
+    part = {**TOKENS, **SIZES, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8}
+    config = t.T5GemmaConfig(encoder=dict(part), decoder=dict(part), **TOKENS)
+    base = save_base(config, tmp_path / "base")
+    lora = {"target_modules": ["q_proj", "v_proj"], "task_type": TaskType.SEQ_CLS}
+    folder = save_adapter(base, tmp_path / "a", t.AutoModelForSequenceClassification, **lora)
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(folder, "a")
+    model = t.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    plain = PeftModel.from_pretrained(model, folder).eval()
+    texts = ["profit rose", "the cat ran and the dog sat", "small story"]
+    scores = [[row["score"] for row in rows] for rows in backbone.predict(texts, "a", top_k=None)]
+    for text, found in zip(texts, scores, strict=True):
+        inputs = backbone.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            expected = plain(**inputs).logits[0].softmax(-1).sort(descending=True).values
+        assert torch.allclose(torch.tensor(found), expected, atol=1e-5)
+
+
 def test_a_head_that_counts_separators(tmp_path):
     """Longformer's question answering finds the question by them, and demands three of them."""
     base = make_base("longformer", tmp_path / "base", sep_token_id=3)

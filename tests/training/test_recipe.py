@@ -12,6 +12,7 @@ import pytest
 
 from lorary.hub.errors import RecipeError
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.other_names import CALLED, DONE_WITHOUT
 from lorary.training.recipe.sections import Task
 
 GOOD = """\
@@ -110,7 +111,7 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         "line 5: methd: unknown key; allowed here: name, domain,",
         "line 6: data.columns.txt: unknown key; allowed here: text, text_pair,",
         "line 6: data.test: no such file 'gone.jsonl'",
-        "line 7: lora.r: unknown key; here it is called 'rank'",
+        "line 7: lora.r: unknown key; here it is called 'lora.rank'",
         "line 7: lora.dropout: expected a number below 1",
         "line 8: training.epochs: expected a number, found '3'",
         "line 8: training.batch_size: expected a number above 0, found 0",
@@ -124,6 +125,75 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
     assert len(found) == len(expected)
     lines = [int(problem.split()[1][:-1]) for problem in found if problem.startswith("line")]
     assert lines == sorted(lines)
+
+
+# What recipes of other trainers look like, and what each line of them is told.
+FOREIGN = """\
+base_model: org/base
+load_in_4bit: true
+adapter: qlora
+datasets: [{path: org/rows, type: alpaca}]
+val_set_size: 0.05
+sequence_len: 2048
+lora_target_modules: [q_proj]
+micro_batch_size: 2
+learning_rate: 2e-4
+lr_scheduler: cosine
+warmup_steps: 10
+save_steps: 100
+eval_steps: 100
+bf16: auto
+optim: adamw_8bit
+train_on_inputs: false
+resume_from_checkpoint: x
+run_name: sql
+frobnicate: 1
+frobnicate_more: 1
+"""
+TOLD = """\
+base_model: unknown key; here it is called 'base'
+load_in_4bit: unknown key; here it is called 'quantization: nf4'
+adapter: unknown key; here it is called 'method'
+datasets: unknown key; here it is called 'data.train' (a file
+val_set_size: unknown key; here it is called 'data.test_size' (rows that are held out
+sequence_len: unknown key; here it is called 'training.max_length'
+lora_target_modules: unknown key; here it is called 'lora.targets'
+micro_batch_size: unknown key; here it is called 'training.batch_size'
+learning_rate: unknown key; did you mean 'training.learning_rate'?
+lr_scheduler: unknown key; here it is called 'training.scheduler'
+warmup_steps: unknown key; here it is called 'training.warmup' (a share
+save_steps: unknown key; here it is called 'training.checkpoint_steps'
+eval_steps: unknown key; each step is logged, and rows are measured by themselves, so leave it out
+bf16: unknown key; here it is called 'dtype: bfloat16'
+optim: unknown key; the optimizer is AdamW, so leave it out
+train_on_inputs: unknown key; here it is called 'prompt.learn'
+resume_from_checkpoint: unknown key; here it is the option '--resume'
+run_name: unknown key; here it is called 'name'
+frobnicate: unknown key; allowed here: name, domain
+frobnicate_more: unknown key
+"""
+
+
+def test_another_trainers_recipe_is_told_line_by_line_what_its_keys_are_called(tmp_path):
+    (tmp_path / "foreign.yaml").write_text(FOREIGN)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(tmp_path / "foreign.yaml")
+    found = caught.value.problems
+    for number, said in enumerate(TOLD.splitlines(), start=1):
+        assert found[number - 1].startswith(f"line {number}: {said}")
+    # Those that have another name aren't missing, and what is allowed is told once.
+    assert [problem.partition(":")[0] for problem in found[20:]] == ["domain", "task"]
+    assert str(caught.value).count("allowed here") == 1
+
+
+def test_each_name_of_other_trainers_leads_somewhere():
+    words = [word for names in (*CALLED.values(), *DONE_WITHOUT.values()) for word in names]
+    assert len(words) == len(set(words))
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_flags(dict.fromkeys(words, 1))
+    told = [problem for problem in caught.value.problems if "unknown key; " in problem]
+    assert len(told) == len(words)
+    assert all("here it is" in problem or "so leave it out" in problem for problem in told)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from lorary.training.recipe.other_names import called, home_of, reason_without
 from lorary.training.recipe.raw import RawRecipe, nearest, shown
-
-# Names that people bring along from other trainers and that no edit distance would find.
-_OTHER_NAMES = {
-    "r": "rank", "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
-    "lr": "learning_rate", "target_modules": "lora.targets", "num_train_epochs": "epochs", "num_epochs": "epochs",
-    "max_seq_length": "max_length", "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation", "warmup_ratio": "warmup",
-    "lr_scheduler_type": "scheduler", "base_model": "base", "model": "base", "use_rslora": "method: rslora",
-    "load_in_4bit": "quantization: nf4", "load_in_8bit": "quantization: int8", "parent": "from", "from_": "from",
-}  # fmt: skip
 
 
 def explain(error: ValidationError, raw: RawRecipe, recipe: type[BaseModel]) -> list[str]:
@@ -26,10 +17,19 @@ def explain(error: ValidationError, raw: RawRecipe, recipe: type[BaseModel]) -> 
     found: dict[str, list[Any]] = {}
     for item in error.errors():
         found.setdefault(".".join(_real_keys(item["loc"], recipe)), []).append(item)
-    return [
-        f"{where(raw, dotted)}{dotted}: {_mistake(_meant(items), dotted.split('.'), recipe, _other_kinds(items))}"
-        for dotted, items in found.items()
-    ]
+    unknown = [dotted for dotted, items in found.items() if items[0]["type"] == "extra_forbidden"]
+    homes = [home for dotted in unknown if (home := _home(dotted, recipe))]
+    listed: set[str] = set()  # sections whose keys were listed: once is enough
+    lines = []
+    for dotted, items in found.items():
+        if dotted in unknown:
+            what = _unknown_key(dotted.split("."), recipe, listed)
+        elif items[0]["type"] == "missing" and ("data.train" if dotted == "data" else dotted) in homes:
+            continue  # it is there, under another name
+        else:
+            what = _mistake(_meant(items), dotted.split("."), recipe, _other_kinds(items))
+        lines.append(f"{where(raw, dotted)}{dotted}: {what}")
+    return lines
 
 
 def _meant(items: Sequence[Any]) -> Any:
@@ -69,8 +69,6 @@ def _section_model(model: type[BaseModel], key: str) -> type[BaseModel] | None:
 
 def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel], others: Sequence[str]) -> str:
     found, kind, context = item["input"], item["type"], item.get("ctx") or {}
-    if kind == "extra_forbidden":
-        return _unknown_key(keys, recipe)
     if kind == "missing":
         return f"missing; expected {_EXPECTED.get(keys[-1], 'a value')}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
@@ -112,25 +110,42 @@ _EXPECTED = {
 }
 
 
-def _unknown_key(keys: Sequence[str], recipe: type[BaseModel]) -> str:
+def _home(dotted: str, recipe: type[BaseModel]) -> str | None:
+    """What another trainer's key is called in this kind of recipe."""
+    home = home_of(dotted.rpartition(".")[2])
+    if home is None or home.startswith("--"):
+        return home
+    first, _, rest = home.partition(":")[0].partition(".")
+    inner = _section_model(recipe, first)
+    known = inner is not None and rest in _names(inner) if rest else first in _names(recipe)
+    return home if known else None
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def _unknown_key(keys: Sequence[str], recipe: type[BaseModel], listed: set[str]) -> str:
     model = recipe
     for key in keys[:-1]:
         model = _section_model(model, key) or model
-    word = keys[-1]
-    allowed = [info.alias or name for name, info in model.model_fields.items()]
-    if word in _OTHER_NAMES:
-        return f"unknown key; here it is called {_OTHER_NAMES[word]!r}"
-    hint = nearest(word, allowed)
-    if not hint:
-        # The key may be right and its place wrong: `epochs` at the top, `base` below data.
-        homes = [
-            f"{section}.{word}"
-            for section in recipe.model_fields
-            if (inner := _section_model(recipe, section)) and word in inner.model_fields
-        ]
-        homes += [word] if word in recipe.model_fields else []
-        hint = f"; did you mean {homes[0]!r}?" if homes else ""
-    return f"unknown key; allowed here: {', '.join(allowed)}{hint}"
+    word, section, allowed = keys[-1], ".".join(keys[:-1]), _names(model)
+    # The key may be right and its place wrong: `epochs` at the top, `base` below data.
+    homes = [word] if word in _names(recipe) else []
+    homes += [
+        f"{name}.{word}"
+        for name in recipe.model_fields
+        if (inner := _section_model(recipe, name)) and word in inner.model_fields
+    ]
+    if homes:
+        return f"unknown key; did you mean {' or '.join(map(repr, homes))}?"
+    if home := _home(word, recipe):
+        return f"unknown key; {called(home)}"
+    if reason := reason_without(word):
+        return f"unknown key; {reason}, so leave it out"
+    names = "" if section in listed else f"; allowed here: {', '.join(allowed)}"
+    listed.add(section)
+    return f"unknown key{names}{nearest(word, allowed)}"
 
 
 def _allowed(keys: Sequence[str], recipe: type[BaseModel]) -> list[str]:

@@ -17,7 +17,7 @@ from lorary.adapters.base.modules import demand_bare, map_modules, serialise_cha
 from lorary.adapters.base.quantization import guard_cpu, quantization_of
 from lorary.adapters.heads.masked import MaskedHead
 from lorary.adapters.heads.of_base import HeadsOfBase
-from lorary.adapters.layer.lora import SiteOpener, unwrap
+from lorary.adapters.layer.lora import SiteOpener, home_of, unwrap
 from lorary.adapters.proving.proof import probe_row
 from lorary.adapters.running.inference import Inference, can_generate, padding_token
 from lorary.adapters.running.padding import PaddingProbe
@@ -75,7 +75,9 @@ class Assembly:
         files = Files(
             self._inference, self._modules, self.dtype, masked, HeadsOfBase(model, **files_of, random=random_parameters)
         )
-        self._residency = Residency(limits, self.dtype, SiteOpener(self.model, self._modules, self.device), files)
+        home = home_of(self.body)
+        opener = SiteOpener(self.model, self._modules, self.device, home)
+        self._residency = Residency(limits, self.dtype, opener, files, home)
         self._peft = PeftBook(self.body)
         self._calls = Calls(self._inference, self._residency, self._peft, self._modules)
         self._intake = Intake(files, self._residency, self._peft, identity, self.quantization, registry)

@@ -161,7 +161,7 @@ class Intake:
         notes += _idle(fit)
         tokenizer = self._files.tokenizers.of(checkpoint, inference.body.get_input_embeddings().weight.shape[0])
         for path in fit.plan.overrides:
-            wrap(self._files.inference.model, path)
+            wrap(inference.model, path, self._residency.home)
 
         def adapter_of(digest: str) -> Adapter:
             return Adapter(name or source.name, checkpoint, fit, self._residency.content(digest), tokenizer)

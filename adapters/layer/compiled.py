@@ -60,14 +60,15 @@ class CompiledForward:
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a step: compiled, but for packed rows and adapters that trained whole modules, which run as they are."""
-        routing = active()
+        arena = self._arena()
+        routing = active(arena.home)
         rows = next((len(kwargs[name]) for name in _ROWS_FROM if kwargs.get(name) is not None), None)
         if rows is None:
             rows = len(args[0]) if args else 0
         if not rows or _EAGERLY.get() or (routing is not None and routing.runs_eagerly):
             return self.eager(*args, **kwargs)
         with self._lock:
-            self._point_at(routing.arena if routing is not None else self._arena())
+            self._point_at(routing.arena if routing is not None else arena)
             self._rows.slots = self._fill(routing, rows)
             try:
                 return self._compiled(*args, **kwargs)

@@ -5,14 +5,26 @@ The wrapped module is called as it is, so its quantization, its devices and its 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.layer.routing import active
 from lorary.adapters.layer.slots import SiteSpec, SiteView
+
+_NUMBERS = itertools.count()
+_HOMES: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
+
+
+def home_of(body: torch.nn.Module) -> int:
+    """The number of a backbone's body, the same for all backbones around one body."""
+    if body not in _HOMES:
+        _HOMES[body] = next(_NUMBERS)
+    return _HOMES[body]
 
 
 class TracedRows:
@@ -46,19 +58,23 @@ class TracedSite:
 
 
 class LoraLayer(torch.nn.Module):
-    """Stands in a backbone where a linear-like module stood; ``path`` is that module's path in the backbone."""
+    """Stands in a backbone where a linear-like module stood.
 
-    def __init__(self, base_layer: torch.nn.Module, path: str) -> None:
+    ``path`` is that module's path in the backbone, ``home`` the backbone's number.
+    """
+
+    def __init__(self, base_layer: torch.nn.Module, path: str, home: int) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.path = path
+        self.home = home
         self.traced: TracedSite | None = None
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """``x`` [rows, ..., inputs] to [rows, ..., outputs]."""
         if torch.compiler.is_compiling():
             return self._trace(x, args, kwargs)
-        routing = active()
+        routing = active(self.home)
         base_layer = self._modules["base_layer"]  # as an attribute it would be looked up through both __getattr__
         assert base_layer is not None
         if routing is None:
@@ -85,13 +101,15 @@ def _step_out(layer: LoraLayer, x: torch.Tensor, args: Any, kwargs: Any) -> torc
     return layer.forward(x, *args, **kwargs)
 
 
-def wrap(model: torch.nn.Module, path: str) -> None:
-    """Put a :class:`LoraLayer` around the module at ``path``, unless there is one already."""
+def wrap(model: torch.nn.Module, path: str, home: int) -> None:
+    """Put a :class:`LoraLayer` around the module at ``path``, unless there is one already; it is ``home``'s then."""
     parent_path, _, name = path.rpartition(".")
     parent = model.get_submodule(parent_path)
     module = getattr(parent, name)
-    if not isinstance(module, LoraLayer):
-        layer = LoraLayer(module, path)
+    if isinstance(module, LoraLayer):
+        module.home = home  # a copy of another backbone's model has layers with that one's number
+    else:
+        layer = LoraLayer(module, path, home)
         layer.train(module.training)
         setattr(parent, name, layer)
 
@@ -110,12 +128,12 @@ class SiteOpener:
     Not a method of the backbone: what adapters are kept in would then hold the backbone, and keep it from ending.
     """
 
-    def __init__(self, model: torch.nn.Module, modules: ModuleMap, device: torch.device) -> None:
-        self._model, self._modules, self._device = model, modules, device
+    def __init__(self, model: torch.nn.Module, modules: ModuleMap, device: torch.device, home: int) -> None:
+        self._model, self._modules, self._device, self._home = model, modules, device, home
 
     def __call__(self, path: str) -> SiteSpec:
         """The site at ``path``, a linear module's or an embedding's."""
-        wrap(self._model, path)
+        wrap(self._model, path, self._home)
         layer = self._model.get_submodule(path)
         device = next((parameter.device for parameter in layer.parameters()), self._device)
         shape = self._modules.site(path)

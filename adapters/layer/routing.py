@@ -50,6 +50,7 @@ class Routing:
         if packing is not None:
             packing.demand(len(slots))
         self.arena = arena
+        self.home = arena.home
         self.packing = packing
         self.adapters = tuple(adapters)
         self.slots = tuple(slots)
@@ -155,35 +156,43 @@ class Routing:
         return out
 
 
-_ACTIVE: ContextVar[Routing | None] = ContextVar("lorary_routing", default=None)
+_ACTIVE: ContextVar[tuple[Routing | None, ...]] = ContextVar("lorary_routing", default=())
 
 
-def active() -> Routing | None:
+def active(home: int | None = None) -> Routing | None:
     """The routing of the call that is running, None outside of any.
+
+    With ``home``, the number of a backbone, that of this backbone's innermost call: slots of another one, whose call
+    this one's model runs in (as an assistant, or in a block of it), have nothing to say to its modules.
 
     Raises:
         RoutingError: the call that it belonged to has ended, so its slots may hold other adapters by now.
     """
-    routing = _ACTIVE.get()
-    if routing is not None and routing.closed:
-        raise RoutingError(
-            "this runs in a context that was copied inside a `using` block which has ended since; "
-            "enter a `using` block where the model is called"
-        )
-    return routing
+    for routing in reversed(_ACTIVE.get()):
+        if routing is None:
+            return None
+        if home is None or routing.home is None or routing.home == home:
+            if routing.closed:
+                raise RoutingError(
+                    "this runs in a context that was copied inside a `using` block which has ended since; "
+                    "enter a `using` block where the model is called"
+                )
+            return routing
+    return None
 
 
 @contextmanager
 def routed(routing: Routing | None) -> Iterator[None]:
-    """Run the block with this routing; nested blocks override outer ones."""
-    outer = _ACTIVE.get()
-    _ACTIVE.set(routing)
+    """Run the block with this routing, or (None) with bare models; nested blocks override outer ones."""
+    _ACTIVE.set((*_ACTIVE.get(), routing))
     try:
         yield
     finally:
         # Blocks of interleaved generators don't end in the order they began; each takes back only its own choice.
-        if _ACTIVE.get() is routing:
-            _ACTIVE.set(None if outer is not None and outer.closed else outer)
+        entered = _ACTIVE.get()
+        place = next((place for place in reversed(range(len(entered))) if entered[place] is routing), None)
+        if place is not None:
+            _ACTIVE.set(entered[:place] + entered[place + 1 :])
 
 
 class RoutedModel:

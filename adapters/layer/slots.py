@@ -141,9 +141,13 @@ class Arena:
     """Room for ``slots`` adapters in one layout, and slot 0 for the bare backbone.
 
     An arena never changes its layout: more sites or a larger rank make a new one, and calls in flight keep theirs.
+    ``home`` is the number of the backbone whose adapters it holds, None for one that any layer may read.
     """
 
-    def __init__(self, sites: Mapping[str, SiteSpec], rank: int, slots: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, sites: Mapping[str, SiteSpec], rank: int, slots: int, dtype: torch.dtype, home: int | None = None
+    ) -> None:
+        self.home = home
         self.layout = layout = Layout(dict(sites), rank, dtype)
         self.slots = slots
         self.same_input: dict[str, list[str]] = {}  # sites that calls were seen to give the same tensor, by site

@@ -22,6 +22,7 @@ class _Witness:
     """In a routing's place: notes each adapted layer's input and lets the layer be."""
 
     closed = False
+    home = None
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, torch.Tensor]] = []

@@ -75,6 +75,7 @@ class _SiteRecorder:
     """In a routing's place: keeps what each adapted module returns."""
 
     closed = False
+    home = None
 
     def __init__(self) -> None:
         self.outputs: dict[str, torch.Tensor] = {}
@@ -91,6 +92,7 @@ class _OneSite:
     """In a routing's place: replays the adapted modules before ``last``, and lets the adapter act at that one alone."""
 
     closed = False
+    home = None
 
     def __init__(self, outputs: Mapping[str, torch.Tensor], last: str, routing: Routing | None) -> None:
         self._outputs, self._last, self._routing = outputs, last, routing

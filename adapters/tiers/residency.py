@@ -55,18 +55,22 @@ class Residency:
         site: the :class:`SiteSpec` of a path; called when an adapter reaches a module that none reached before, so it
             is also the place to put the layer around that module.
         origin: where the adapters' tensors come from.
+        home: the backbone's number.
     """
 
-    def __init__(self, limits: Limits, dtype: torch.dtype, site: Callable[[str], SiteSpec], origin: Origin) -> None:
+    def __init__(
+        self, limits: Limits, dtype: torch.dtype, site: Callable[[str], SiteSpec], origin: Origin, home: int
+    ) -> None:
         self.limits = limits
         self.slots = limits.slots
+        self.home = home
         self.figures = Figures(limits.slots)
         self._lock = threading.RLock()
         self._waiting = 0  # calls that wait for slots
         self._released = 0  # grows whenever a call gives slots back
         self._slots_released = threading.Condition(self._lock)
         self._books = Books(limits.slots, HostTier(limits.host))
-        arena = Arena({}, rank=1, slots=limits.slots, dtype=dtype)
+        arena = Arena({}, rank=1, slots=limits.slots, dtype=dtype, home=home)
         self._placing = Placing(arena, self._books, self.figures, self._lock, site)
         self._arrivals = Arrivals(self._books, self.figures, self._lock, self._placing, origin)
 

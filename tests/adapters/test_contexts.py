@@ -1,6 +1,7 @@
 """The choice of adapters belongs to a call: it doesn't leak out of its block, or into another thread."""
 
 import contextvars
+import copy
 import threading
 
 import pytest
@@ -58,6 +59,34 @@ def test_interleaved_blocks_leave_the_bare_backbone_behind(bases, backbone, tmp_
         torch.testing.assert_close(one, expected["a"])
         torch.testing.assert_close(other, expected["b"])
     assert torch.equal(two.model(input_ids=IDS).logits, expected[None])
+
+
+def test_a_block_is_about_its_own_backbone_alone(bases, backbone, tmp_path):
+    """Both have modules of the same names; what one's block says of them is nothing to the other's."""
+    other = Backbone.from_pretrained(str(bases("llama")))
+    other.load(tmp_path / "b")
+    expected = {name: answers(other, name) for name in ("b", None)}
+    with backbone.using("a"):
+        assert torch.equal(other.model(input_ids=IDS).logits, expected[None])
+        with other.using("b"):
+            assert torch.equal(other.model(input_ids=IDS).logits, expected["b"])
+            torch.testing.assert_close(backbone.model(input_ids=IDS).logits, answers(backbone, "a"))
+        assert torch.equal(other.model(input_ids=IDS).logits, expected[None])
+
+
+def test_a_copy_of_a_backbones_model_is_a_model_of_its_own(bases, backbone, tmp_path):
+    two = Backbone.from_model(copy.deepcopy(backbone.model), backbone.tokenizer)
+    two.load(tmp_path / "b")
+    torch.testing.assert_close(answers(two, "b"), answers(backbone, "b"))
+    with backbone.using("a"):
+        assert torch.equal(two.model(input_ids=IDS).logits, answers(two, None))
+
+
+def test_two_backbones_around_one_model_each_have_their_adapters(backbone, tmp_path):
+    two = Backbone.from_model(backbone.model, backbone.tokenizer)
+    two.load(tmp_path / "b", "a")
+    torch.testing.assert_close(answers(two, "a"), answers(backbone, "b"))
+    assert not torch.allclose(answers(two, "a"), answers(backbone, "a"), atol=1e-3)
 
 
 def test_a_thread_started_in_a_block_uses_its_model(backbone):

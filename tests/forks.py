@@ -6,6 +6,7 @@ when it is imported (``HF_ENDPOINT``), needs a fresh interpreter instead.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,18 +60,23 @@ class Forks:
                 text=True, env={**os.environ, "PYTHONHASHSEED": "77"},
             )  # fmt: skip
 
-    def start(self, function: str, *arguments: Any, cwd: Path | None = None, **environment: str) -> Running:
-        """Call ``module:function`` in a new process; a number that it returns is the exit code."""
+    def start(
+        self, function: str, *arguments: Any, cwd: Path | None = None, whole_end: bool = False, **environment: str
+    ) -> Running:
+        """Call ``module:function`` in a new process; a number that it returns is the exit code.
+
+        With ``whole_end`` the interpreter takes itself apart at its end, which costs more than most calls.
+        """
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         order = {
             "function": function, "arguments": arguments, "cwd": str(cwd or Path.cwd()), "folder": str(folder),
-            "environment": {**os.environ, **environment},
+            "environment": {**os.environ, **environment}, "whole_end": whole_end,
         }  # fmt: skip
         return Running(self, self.ask({"start": order}), folder)
 
-    def run(self, function: str, *arguments: Any, cwd: Path | None = None, **environment: str) -> Ended:
-        """Call ``module:function`` in a new process and wait for its end."""
-        return self.start(function, *arguments, cwd=cwd, **environment).wait()
+    def run(self, function: str, *arguments: Any, **settings: Any) -> Ended:
+        """Call ``module:function`` in a new process, as :meth:`start` does, and wait for its end."""
+        return self.start(function, *arguments, **settings).wait()
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Send the server a request, and give back its answer."""
@@ -108,6 +115,18 @@ def _call(order: dict[str, Any]) -> int:
         return 1
 
 
+def _end(code: int) -> None:
+    """End this process as an interpreter does, but for taking apart what was imported.
+
+    The libraries' memory is the server's own until it's written to, and who frees an object writes to it.
+    """
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _serve(modules: Sequence[str]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -119,7 +138,8 @@ def _serve(modules: Sequence[str]) -> None:
         if pid := request.get("wait"):
             answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         elif not (answer := os.fork()):
-            sys.exit(_call(request["start"]))  # as any interpreter ends
+            code = _call(request["start"])
+            sys.exit(code) if request["start"]["whole_end"] else _end(code)
         print(answer, file=answers, flush=True)
 
 

@@ -199,6 +199,6 @@ def test_the_interpreter_ends_while_aliases_are_followed(forks, bases, registry,
         "backbone.load('sql@2', 'two', lazy=True); backbone.prefetch(['two'])\n"
         "print('done')\n"
     )
-    ended = forks.run("builtins:exec", script, {"__name__": "__main__"})
+    ended = forks.run("builtins:exec", script, {"__name__": "__main__"}, whole_end=True)
     assert ended.code == 0, ended.err
     assert ended.out.strip() == "done"

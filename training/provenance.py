@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,13 +94,14 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for provenance: nothing that names a user, a host or a folder."""
     return {
         "python": platform.python_version(),
-        "packages": package_versions(),
+        "packages": dict(package_versions()),
         "device": device_name(device),
     }
 
 
-def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that a result depends on."""
+@cache
+def package_versions() -> Mapping[str, str]:
+    """The versions of the packages that a result depends on: those that this process has imported, asked for once."""
     return {name: importlib.metadata.version(name) for name in _installed(_PACKAGES)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -59,8 +60,11 @@ def test_a_run_leaves_its_report_and_the_catalogue_keeps_it(reported):
     assert max(point.learning_rate for point in report.points) == pytest.approx(0.01)
     assert len(report.validations) == 2
     assert all(0 <= point.metric <= 1 for point in report.validations)
+    html = (reported.folder / "report.html").read_text()
     for name in ("curves.png", "mistakes.png"):
-        assert (reported.folder / name).read_bytes().startswith(b"\x89PNG")
+        png = (reported.folder / name).read_bytes()
+        assert png.startswith(b"\x89PNG")
+        assert base64.b64encode(png).decode() in html
 
 
 def test_the_worst_rows_are_those_with_the_highest_loss_by_peft(reported):

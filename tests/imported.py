@@ -6,6 +6,7 @@ from lorary.training import train  # noqa: F401
 
 for _name in (
     "lorary.hub.cli.commands.train",
+    "lorary.training.estimate.run",
     "lorary.training.run",
     "lorary.training.fitting.fit",
     "lorary.training.pretraining.run",
@@ -13,12 +14,16 @@ for _name in (
     "lorary.training.experiments.ablation",
     "lorary.training.experiments.curve",
     "datasets",
-    "peft",
+    "peft.tuners.lora.bnb",
     "seqeval.metrics",
     "sklearn.metrics",
     "sqlite_utils",
-    "transformers.pipelines",
+    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama",
+    "transformers.pipelines.text_classification",
     "transformers.trainer",
+    "trl.trainer.sft_trainer",
 ):
     importlib.import_module(_name)
 

@@ -13,10 +13,12 @@ import torch
 from lorary.hub.errors import LoraryError
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
+from lorary.training.__main__ import main
 from lorary.training.experiments.ablation import ablate
 from lorary.training.experiments.curve import learning_curve
 from lorary.training.experiments.session import Session
 from lorary.training.fitting import checkpointer
+from lorary.training.fitting.step_rows import StepRows
 from lorary.training.pretraining import PretrainRecipe
 from lorary.training.pretraining.run import pretrain
 from lorary.training.unfinished import Unfinished
@@ -38,6 +40,12 @@ def live(what: str, recipe: str, registry: str, at: str, resume: Any) -> None:
         print(_work(what, recipe, *order), end="")
     except LoraryError as error:
         print(error, end="")
+
+
+def lost(arguments: list[str]) -> int:
+    """One of several processes, which is killed in its fifth step."""
+    _kill_in(StepRows, "on_step_begin", 5)
+    return main(arguments)
 
 
 def _work(what: str, recipe: str, registry: Registry, reporter: Signal, resume: Any) -> str:

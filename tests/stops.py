@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,15 @@ class Signal(Reporter):
     def step(self, done: int, total: int, loss: float) -> None:
         if self.moment == f"step {done}":
             signal.raise_signal(self.number)
+
+
+def launch(words: list[str]) -> None:
+    """accelerate's launcher as it is typed, in a session of its own, all of which can be sent a signal."""
+    from accelerate.commands.launch import main
+
+    os.setsid()
+    sys.argv = ["accelerate launch", *words]
+    main()
 
 
 def last_words(folder: str) -> int:

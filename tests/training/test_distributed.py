@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 import torch
@@ -33,39 +30,37 @@ def _port() -> str:
         return str(free.getsockname()[1])
 
 
-def launch(folder: Path, *words: str) -> subprocess.Popen:
-    """Two processes by accelerate's own launcher, with the shipped configuration, one thread each."""
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu_gloo.yaml"),
-        "--main_process_port", _port(), "-m", "lorary.training", "recipe.yaml", "--registry", "own.db", *words,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=PIPE,
-        stderr=PIPE,
-        start_new_session=True,
-    )
+@pytest.fixture
+def launch(forks):
+    """``launch(folder, *words)``: two processes by accelerate's own launcher, with the shipped configuration."""
+
+    def start(folder: Path, *words: str) -> Running:
+        command = [
+            "--config_file", str(CONFIGS / "cpu_gloo.yaml"), "--main_process_port", _port(), "-m", "lorary.training",
+            "recipe.yaml", "--registry", "own.db", *words,
+        ]  # fmt: skip
+        return forks.start("stops:launch", command, cwd=folder, OMP_NUM_THREADS="1")
+
+    return start
 
 
 @pytest.fixture
 def start_both(forks):
-    """``start_both(folder, *words)`` starts the two processes that a launcher would."""
+    """``start_both(folder, *words)`` starts the two processes that a launcher would.
 
-    def start(folder: Path, *words: str, sharded: bool = False) -> list[Running]:
+    ``second`` is the function that the second one calls, where it isn't the command.
+    """
+    command = "lorary.training.__main__:main"
+
+    def start(folder: Path, *words: str, sharded: bool = False, second: str = command) -> list[Running]:
         environment = {
             "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "ACCELERATE_USE_CPU": "true",
             "ACCELERATE_USE_FSDP": str(sharded).lower(),
         }  # fmt: skip
         arguments = ["recipe.yaml", "--registry", "own.db", *words]
         return [
-            forks.start(
-                "lorary.training.__main__:main", arguments, cwd=folder, RANK=rank, LOCAL_RANK=rank, **environment
-            )
-            for rank in ("0", "1")
+            forks.start(function, arguments, cwd=folder, RANK=rank, LOCAL_RANK=rank, **environment)
+            for rank, function in (("0", command), ("1", second))
         ]
 
     return start
@@ -170,19 +165,18 @@ def test_new_tokens_on_a_base_in_shards(make_recipe, together, tmp_path):
         torch.testing.assert_close(parts[key], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_stop_and_go_on_together(recipe, together, tmp_path):
+def test_two_processes_stop_and_go_on_together(recipe, launch, together, tmp_path):
     recipe(**{"training.epochs": 14, "training.checkpoint_steps": 3})
-    process = launch(tmp_path, "--set", "output=two")
+    launcher = launch(tmp_path, "--set", "output=two")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("two.incomplete/checkpoints/*/complete.json")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, (launcher.folder / "err").read_text()
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and all that it started
-    _, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "tiny: stopped, nothing was registered; step " in err, err
-    assert "go on with: the same launch of 2 processes, and --resume" in err
+    os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to the launcher and all that it started
+    ended = launcher.wait()
+    assert ended.code != 0
+    assert "tiny: stopped, nothing was registered; step " in ended.err, ended.err
+    assert "go on with: the same launch of 2 processes, and --resume" in ended.err
     (state,) = {path.name for path in tmp_path.glob("two.incomplete/checkpoints/*/rng_state_*.pth")} - {
         "rng_state_0.pth"
     }
@@ -222,13 +216,8 @@ def test_processes_take_turns(each, tmp_path):
 
 
 def test_a_process_that_is_lost_is_told_and_the_run_goes_on(recipe, start_both, together, tmp_path):
-    recipe(**{"training.epochs": 30, "training.checkpoint_steps": 3})
-    first, second = start_both(tmp_path, "--set", "output=two")
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("two.incomplete/checkpoints/*/complete.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(second.pid, signal.SIGKILL)
+    recipe(**{"training.checkpoint_steps": 3})
+    first, second = start_both(tmp_path, "--set", "output=two", second="lives:lost")
     assert second.wait().code == -signal.SIGKILL
     ended = first.wait()
     assert ended.code == 1

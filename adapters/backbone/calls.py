@@ -19,6 +19,7 @@ from lorary.adapters.predict.table import answer_alone, share_parameters, task_o
 from lorary.adapters.proving.proof import GoldenReport, check_golden, resident_tensors
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.text.generate import PromptRow, demand_prompt
+from lorary.adapters.text.settings import settings_of_part
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.through_peft.book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.tiers.residency import Residency
@@ -111,10 +112,11 @@ class Calls:
 
         def slotted(places: list[int], own: list[Adapter | None]) -> list[str]:
             with self._residency.lease(own) as routing:
-                return self._inference.generate([rows[place] for place in places], routing, kwargs)
+                part = settings_of_part(kwargs, places, len(rows))
+                return self._inference.generate([rows[place] for place in places], routing, part)
 
         def through_peft(places: list[int], own: PeftAdapter) -> list[str]:
-            return own.generate([rows[place] for place in places], kwargs)
+            return own.generate([rows[place] for place in places], settings_of_part(kwargs, places, len(rows)))
 
         texts = share_out(self.resolve(adapter_names(adapter, len(rows))), slotted, through_peft)
         per_prompt = len(texts) // len(rows)

@@ -22,7 +22,7 @@ from lorary.adapters.text.generate import (
     manner_of,
     room_for,
 )
-from lorary.adapters.text.settings import check_settings
+from lorary.adapters.text.settings import check_settings, end_tokens, has_stop_strings, settings_of_part, takes_one_row
 from lorary.hub.errors import RoutingError, UsageError
 
 if TYPE_CHECKING:
@@ -40,13 +40,17 @@ def can_generate(model: Any) -> bool:
 
 @dataclass
 class Inference:
-    """A backbone's model (with its language-modelling head, if any), body and tokenizer (None: token ids only)."""
+    """A backbone's model (with its language-modelling head, if any), body and tokenizer (None: token ids only).
+
+    ``virtual_tokens``: so many positions are taken by what an adapter of the model's own puts before each row.
+    """
 
     model: Any
     body: Any
     tokenizer: Any
     device: torch.device
     padding: PaddingProbe
+    virtual_tokens: int = 0
     rows_first: bool = True  # False: the model's layers don't keep a batch's rows apart, so adapters take turns
     _bare: tuple[tuple[int, ...], dict[str, torch.Tensor]] | None = field(default=None, repr=False)
     # A fast tokenizer keeps truncation and padding as state, so threads that share one would cut each other's rows.
@@ -77,20 +81,27 @@ class Inference:
             )
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
         settings = {"pad_token_id": self.pad_id} | self.own_settings(routing.adapters[0], kwargs)
-        settings |= {"tokenizer": tokenizers[0]} if "stop_strings" in kwargs else {}
+        ends = end_tokens(settings | kwargs, self.model.generation_config)
+        if ends:  # what follows in a row that ended before others; the token to pad with may be one of a text
+            settings["pad_token_id"] = ends[0]
+        if has_stop_strings(kwargs, self.model.generation_config):
+            settings["tokenizer"] = tokenizers[0]
         longest = inputs["input_ids"].shape[1]
-        with self._refusals(longest, kwargs):
-            growing = 0 if encoder_decoder else room_for(self.model, longest, settings | kwargs)
+        with self._refusals(kwargs):
+            room = room_for(self.model, 1 if encoder_decoder else longest, settings | kwargs)
+        growing, needed = (0, max(longest, 1 + room)) if encoder_decoder else (room, longest + room)
         alike = self.padding.groups(batch["attention_mask"].sum(dim=1).tolist(), generating=True, growing=growing)
         if len(alike) > 1:
             return self._generate_in_turn(prompts, routing, kwargs, alike)
-        with self._refusals(longest, kwargs), torch.no_grad(), routed(routing):
-            sequences = self.model.generate(**inputs, **settings | kwargs)
-        return decode_new(sequences, 0 if encoder_decoder else longest, tokenizers)
+        with self._refusals(kwargs, needed), torch.no_grad(), routed(routing):
+            sequences = self.model.generate(**inputs, **settings | kwargs | {"return_dict_in_generate": False})
+        return decode_new(sequences, 0 if encoder_decoder else longest, tokenizers, ends)
 
     @contextmanager
-    def _refusals(self, prompt_tokens: int, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    def _refusals(self, kwargs: Mapping[str, Any], tokens: int = 0) -> Iterator[None]:
         """What transformers says of arguments that it can't take, and of a text that outgrows a table of positions.
+
+        ``tokens``: as many as a row may come to.
 
         Raises:
             UsageError: one of these.
@@ -98,12 +109,12 @@ class Inference:
         try:
             yield
         except IndexError as error:
-            positions = longest_input(self.model)
-            if positions is None:
+            positions, tokens = longest_input(self.model), tokens + self.virtual_tokens
+            if positions is None or tokens <= positions:
                 raise
             raise UsageError(
-                f"{type(self.model).__name__} has {positions} positions, and a prompt of {prompt_tokens} tokens with "
-                "what follows it needs more; shorten the prompt, or lower max_new_tokens"
+                f"{type(self.model).__name__} has {positions} positions, and the prompt with what may follow it has "
+                f"{tokens}; shorten the prompt, or lower max_new_tokens"
             ) from error
         except (TypeError, ValueError) as error:
             raise UsageError(f"can't generate with {', '.join(kwargs) or 'these settings'}: {error}") from error
@@ -122,10 +133,12 @@ class Inference:
 
     def _groups(self, routing: Routing, kwargs: Mapping[str, Any]) -> list[list[int]]:
         """The rows that one call of the model can generate for: those whose adapters ask for the same."""
+        if takes_one_row(kwargs, self.model.generation_config):
+            return [[row] for row in range(len(routing.adapters))]
         if not routing.uniform and not self.rows_first:
             return list(group_rows(routing.adapters).values())
         settings = {adapter: self.own_settings(adapter, kwargs) for adapter in set(routing.adapters)}
-        if "stop_strings" in kwargs:  # transformers looks for them with one tokenizer
+        if has_stop_strings(kwargs, self.model.generation_config):  # transformers looks for them with one tokenizer
             settings = {found: own | {"tokenizer": self.tokenizer_of(found)} for found, own in settings.items()}
         groups: list[tuple[dict[str, Any], list[int]]] = []
         for row, adapter in enumerate(routing.adapters):
@@ -151,7 +164,8 @@ class Inference:
     ) -> list[str]:
         texts: dict[int, list[str]] = {}
         for rows in groups:
-            made = self.generate([prompts[row] for row in rows], routing.subset(rows), kwargs)
+            part = settings_of_part(kwargs, rows, len(prompts))
+            made = self.generate([prompts[row] for row in rows], routing.subset(rows), part)
             each = len(made) // len(rows)
             texts |= {row: made[place * each : (place + 1) * each] for place, row in enumerate(rows)}
         return [text for row in range(len(prompts)) for text in texts[row]]
@@ -223,9 +237,10 @@ class Inference:
 
     @property
     def max_length(self) -> int | None:
-        """The most tokens that the model and the tokenizer take, None where neither says."""
+        """The most tokens that the model and the tokenizer take besides virtual ones, None where neither says."""
         limits = (longest_input(self.model), getattr(self.tokenizer, "model_max_length", None))
-        return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
+        longest = min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
+        return None if longest is None else longest - self.virtual_tokens
 
 
 def decoder_start(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -116,6 +116,8 @@ class PaddingProbe:
         made = self._model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=1, num_beams=1, do_sample=False, pad_token_id=0,
             return_dict_in_generate=True, output_logits=True,
+            # Whatever the base's own config says:
+            num_return_sequences=1, stop_strings=None, prompt_lookup_num_tokens=None, guidance_scale=None,
         )  # fmt: skip
         return made.logits[0].float().unsqueeze(1)
 

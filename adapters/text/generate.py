@@ -246,10 +246,16 @@ def pad_prompts(rows: Sequence[Sequence[int]], *, encoder_decoder: bool, pad: in
     return {"input_ids": batch, "attention_mask": mask}
 
 
-def decode_new(sequences: torch.Tensor, prompt_tokens: int, tokenizers: Sequence[Any]) -> list[str]:
-    """The texts after the prompts, special tokens left out; a prompt's sequences follow one another."""
+def decode_new(
+    sequences: torch.Tensor, prompt_tokens: int, tokenizers: Sequence[Any], ends: Sequence[int] = ()
+) -> list[str]:
+    """The texts after the prompts, special tokens left out; a prompt's sequences follow one another.
+
+    What follows the first of ``ends`` in a row is padding. (A decoder beside an encoder may begin with one of them.)
+    """
     each = len(sequences) // len(tokenizers)
-    return [
-        str(tokenizers[place // each].decode(row[prompt_tokens:], skip_special_tokens=True))
-        for place, row in enumerate(sequences)
-    ]
+    texts = []
+    for place, row in enumerate(sequences[:, prompt_tokens:].tolist()):
+        end = next((index for index, token in enumerate(row) if token in ends and (index or prompt_tokens)), len(row))
+        texts.append(str(tokenizers[place // each].decode(row[: end + 1], skip_special_tokens=True)))
+    return texts

@@ -72,6 +72,56 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             _demand_tokens(name, value)
 
 
+def settings_of_part(settings: dict[str, Any], rows: Sequence[int], count: int) -> dict[str, Any]:
+    """The arguments for some of a call's ``count`` rows, which get a pass of their own.
+
+    A function of allowed tokens is told a row's number in the call, whatever its number in the pass.
+
+    Raises:
+        UsageError: there is a streamer, which would be told of the end after the first of several passes.
+    """
+    if len(rows) == count:
+        return settings
+    if settings.get("streamer") is not None:
+        raise UsageError("streamer: these prompts take several passes; give it one prompt at a time, or use an engine")
+    allowed = settings.get("prefix_allowed_tokens_fn")
+    if allowed is None:
+        return settings
+    return settings | {"prefix_allowed_tokens_fn": lambda row, tokens: allowed(rows[row], tokens)}
+
+
+def has_stop_strings(settings: Mapping[str, Any], base: Any) -> bool:
+    """Does the call, its config or the base's own say texts to stop at? They are looked for with a tokenizer."""
+    return _value("stop_strings", settings, base) is not None
+
+
+def takes_one_row(settings: Mapping[str, Any], base: Any) -> bool:
+    """Does the call ask for what transformers does rightly for one row alone?
+
+    Assisted decoding takes no more. And where no token ends a text, a row that is stopped by other means goes on until
+    all rows of its batch are.
+    """
+    assistants = ("prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model")
+    assisted = any(_value(name, settings, base) is not None for name in assistants)
+    stops = has_stop_strings(settings, base) or bool(settings.get("stopping_criteria"))
+    return assisted or (stops and not end_tokens(settings, base))
+
+
+def end_tokens(settings: Mapping[str, Any], base: Any) -> list[int]:
+    """The tokens that end a text, none where none does."""
+    found = _value("eos_token_id", settings, base)
+    found = found.flatten().tolist() if hasattr(found, "flatten") else found
+    return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [int(found)]
+
+
+def _value(name: str, settings: Mapping[str, Any], base: Any) -> Any:
+    """A setting by the call, else its config, else the base's own."""
+    if name in settings:
+        return settings[name]
+    values = (getattr(config, name, None) for config in (settings.get("generation_config"), base))
+    return next((value for value in values if value is not None), None)
+
+
 def _demand_tokens(name: str, value: Any) -> None:
     """Refuse what is neither a token nor, for the end of a text, several; a tensor is transformers' own affair."""
     if hasattr(value, "dtype") and not is_whole(value):

@@ -32,6 +32,7 @@ from lorary.adapters.proving.golden import load_tensors, read_golden
 from lorary.adapters.proving.proof import GoldenReport, judge_golden, probe_row
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.text.generate import PromptRow
+from lorary.adapters.text.settings import settings_of_part
 from lorary.adapters.text.tokenizers import OwnTokenizer, Tokenizers
 from lorary.adapters.through_peft.mirror import memory_of, mirror
 from lorary.adapters.through_peft.model import build_peft_model, peft_errors, peft_state
@@ -41,19 +42,6 @@ from lorary.adapters.through_peft.vocabulary import PREFIXES, own_vocabulary, re
 from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
 from lorary.hub.errors import NoEffectError, UnsupportedAdapterError, UsageError
 from lorary.hub.manifest import Manifest, Numerics
-
-
-@dataclass
-class OwnInference(Inference):
-    """Runs an adapter's own model; ``virtual_tokens`` take as many of its positions."""
-
-    virtual_tokens: int = 0
-
-    @property
-    def max_length(self) -> int | None:
-        """The most tokens that the model takes besides the virtual ones."""
-        longest = super().max_length
-        return None if longest is None else longest - self.virtual_tokens
 
 
 @dataclass(eq=False, repr=False)
@@ -69,7 +57,7 @@ class PeftAdapter:
     digest: str
     task: str
     view: PeftView
-    inference: OwnInference
+    inference: Inference
     backbone: Inference
     head: TaskHead | None
     plain_head: TaskHead | None
@@ -128,7 +116,12 @@ class PeftAdapter:
         if not self.view.rows_apart:
             return self.inference.generate(prompts, self.routing(len(prompts)), kwargs)
         # With padding beside it, a row would depend on its batch mates.
-        return [text for prompt in prompts for text in self.inference.generate([prompt], self.routing(1), kwargs)]
+        parts = [settings_of_part(kwargs, [place], len(prompts)) for place in range(len(prompts))]
+        return [
+            text
+            for prompt, part in zip(prompts, parts, strict=True)
+            for text in self.inference.generate([prompt], self.routing(1), part)
+        ]
 
     def logits(self, row: Sequence[int]) -> torch.Tensor:
         """A token row's logits (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""
@@ -233,7 +226,7 @@ def build_peft_adapter(
         digest=digest,
         task=task,
         view=view,
-        inference=OwnInference(**(settings | own)),
+        inference=Inference(**(settings | own)),
         backbone=inference if plain is None else Inference(**(settings | _bare(plain))),
         head=TaskHead(passes, reads_body_output=False) if plain_head is not None else None,
         plain_head=plain_head,

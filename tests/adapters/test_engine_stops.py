@@ -85,6 +85,17 @@ def test_begun_by_the_prompt(backbone, engine):
     assert made.finish_reason == "stop"
 
 
+def test_texts_that_the_base_itself_stops_at(backbone, engine, monkeypatch):
+    settings = {"max_new_tokens": 24, **READABLE}
+    whole = backbone.generate("profit", "one", **settings)
+    monkeypatch.setattr(backbone.model.generation_config, "stop_strings", [whole[6:8]])
+    alone = backbone.generate("profit", "one", **settings)
+    assert alone == whole[: whole.index(whole[6:8]) + 2]
+    assert backbone.generate(["profit"] * 2, ["one", "two"], **settings)[0] == alone
+    assert engine.submit("profit", "one", **settings).result(30).text == alone
+    assert backbone.generate("profit", "one", **settings, stop_strings=None) == whole
+
+
 def test_no_more_is_read_than_stop_strings_take(backbone):
     """Wherever the prompt ends, they are found as in the whole; without any, nothing is read."""
     tokenizer = backbone._inference.tokenizer

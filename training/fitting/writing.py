@@ -7,6 +7,7 @@ from typing import Any
 
 from lorary.adapters.running.inference import padding_token
 from lorary.adapters.text.generate import decode_new, pad_prompts
+from lorary.adapters.text.settings import end_tokens
 from lorary.training.precision import answering
 
 
@@ -22,6 +23,8 @@ def write_texts(
     """
     device, encoder_decoder = next(model.parameters()).device, bool(model.config.is_encoder_decoder)
     pad = padding_token(model.config, tokenizer)
+    ends = end_tokens(settings, model.generation_config)
+    given = {**settings, "pad_token_id": ends[0] if ends else pad, "return_dict_in_generate": False}
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):
@@ -29,8 +32,9 @@ def write_texts(
         batch = pad_prompts([prompts[place] for place in places], encoder_decoder=encoder_decoder, pad=pad)
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         with answering(model):
-            made = model.generate(**inputs, pad_token_id=pad, **settings)
-        new = decode_new(made, 0 if encoder_decoder else inputs["input_ids"].shape[1], [tokenizer] * len(made))
+            made = model.generate(**inputs, **given)
+        prompt = 0 if encoder_decoder else inputs["input_ids"].shape[1]
+        new = decode_new(made, prompt, [tokenizer] * len(made), ends)
         texts |= zip(places, new, strict=True)
     return [texts[place] for place in range(len(prompts))]
 

@@ -10,6 +10,7 @@ from lorary.adapters import Backbone
 from lorary.hub.errors import DataError, RecipeError
 from lorary.training import train
 from lorary.training.data import Example, load_data
+from lorary.training.data.messages import as_messages
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task
@@ -100,9 +101,98 @@ def test_tool_calls_and_table_formats_empty_fields_pass_through(read):
     assert learned == "</s>it is 3</s>"
 
 
+# Templates as models have them: one that closes a text that ends with a turn, one that drops earlier reasoning, and one
+# that opens each turn with reasoning that replies may lack.
+CLOSES = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% else %}</s>{% endif %}"
+)
+DROPS = (
+    "{% for m in messages %}<{{ m.role }}>"
+    "{% if m.role == 'assistant' and loop.last %}[{{ m.reasoning_content }}]{% endif %}{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+OPENS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>[think]{% endif %}"
+)
+TURNS = [
+    {"role": "user", "content": "profit?"}, {"role": "assistant", "content": "rose", "reasoning_content": "up"},
+    {"role": "user", "content": "sales?"}, {"role": "assistant", "content": "fell", "reasoning_content": "down"},
+]  # fmt: skip
+
+
+def learned_by(template, messages, make_recipe, **values):
+    """What is learned of a chat through a template, and what the user is told."""
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    columns = {"prompt": "prompt", "completion": "completion"} if values else CHATS
+    settings = {"prompt.format": "chat", "prompt.chat_template": template, "data.columns": columns}
+    recipe = make_recipe("text-generation", **settings)
+    notes: list[str] = []
+    row = Example(values or {"messages": messages}, "a.jsonl, row 1")
+    (feature,) = make_task(recipe, None).encode([row], tokenizer, 256, notes.append).features
+    return tokenizer.decode([label for label in feature["labels"] if label != IGNORED]), notes
+
+
+def test_turns_of_a_template_that_closes_the_text_are_all_learned(make_recipe):
+    """Phi-3's: what ends the text stands behind the last turn alone."""
+    learned, notes = learned_by(CLOSES, TURNS, make_recipe)
+    assert learned == "rose<|end|>fell<|end|></s>"
+    learned, _ = learned_by(CLOSES, TURNS[:3], make_recipe)
+    assert learned == "rose<|end|>"
+    assert [note for note in notes if "aren't learned" in note] == []
+
+
+def test_turns_that_are_not_learned_are_counted(make_recipe):
+    learned, notes = learned_by(DROPS, TURNS, make_recipe)
+    assert learned == "[down]fell</s>"
+    assert notes[0].startswith("1 of the assistant's turns, in 1 of 1 chats, aren't learned (first: a.jsonl, row 1)")
+    learned, notes = learned_by(OPENS, TURNS, make_recipe)
+    assert learned == ""
+    assert notes[0].startswith("2 of the assistant's turns, in 1 of 1 chats, aren't learned")
+
+
+def test_reasoning_that_the_template_leaves_out_is_told(make_recipe):
+    _, notes = learned_by(CLOSES, TURNS, make_recipe)
+    assert notes[0].startswith("1 of 1 chats have reasoning that the chat template doesn't write, so it isn't learned")
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_turns_that_are_marked_are_not_learned(mark, make_recipe):
+    """As OpenAI's and axolotl's files mark them."""
+    turns = [TURNS[0], {**TURNS[1], **mark}, TURNS[2], {**TURNS[3], "weight": 1, "train": True}]
+    assert learned_by(CLOSES, turns, make_recipe)[0] == "fell<|end|></s>"
+
+
+def test_of_a_prompt_of_messages_nothing_is_learned(make_recipe):
+    learned, _ = learned_by(CLOSES, None, make_recipe, prompt=TURNS[:3], completion=TURNS[3:])
+    assert learned == "fell<|end|></s>"
+
+
+@pytest.mark.parametrize("written", ["tojson", "string"])
+def test_arguments_of_tool_calls_are_read_as_a_template_wants_them(written, make_recipe):
+    """OpenAI's files have them as JSON text: most templates write a table as JSON, some join texts."""
+    put = {"tojson": "{{ c.function.arguments | tojson }}", "string": "{{ 'x' + c.function.arguments }}"}[written]
+    template = CLOSES.replace(
+        "{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls or [] %}" + put + "{% endfor %}"
+    )
+    for arguments in ('{"a": 1}', {"a": 1}):
+        call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+        turns = as_messages([TURNS[0], {"role": "assistant", "tool_calls": [call]}])
+        learned, _ = learned_by(template, turns, make_recipe)
+        assert learned == {"tojson": '{"a": 1}<|end|></s>', "string": 'x{"a": 1}<|end|></s>'}[written]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
+        (
+            [{"role": "assistant", "content": "x", "weight": 0}],
+            "each message of the assistant is marked as not learned",
+        ),
+        ([{"role": "assistant", "content": "x", "weight": 0.5}], "message 1: weight 0.5, expected 1, or 0 for a turn"),
+        ([{"role": "assistant", "content": "x", "train": "no"}], "message 1: train 'no', expected true, or false for"),
         ([], "expected a list of messages, found []"),
         ("hi", "expected a list of messages, found 'hi'"),
         ([{"from": "alien", "value": "x"}], "message 1: role 'alien', expected one of system, user, assistant, tool"),
@@ -133,6 +223,9 @@ def test_a_prompt_of_messages_needs_a_reply_of_messages(read):
         ({"conversations": SHAREGPT}, "look like ShareGPT's; set data.columns to {messages: conversations}"),
         ({"messages": []}, "look like chats; set data.columns to {messages: messages}"),
         ({"chosen": "a", "rejected": "b"}, "preference pairs; set data.columns to {chosen: chosen, rejected: r"),
+        ({"input": "a", "output": "b"}, "set data.columns to {prompt: input, completion: output}"),
+        ({"question": "a", "chosen": "b", "rejected": "c"}, "{prompt: question, chosen: chosen, rejected: rejected}"),
+        ({"conversations": [], "chosen": {"from": "gpt"}, "rejected": []}, "{prompt: conversations, chosen: chosen, "),
         ({"question": "a", "answer": "b"}, "set data.columns to {prompt: question, completion: answer}"),
     ],
 )  # fmt: skip
@@ -154,6 +247,17 @@ def test_settings_of_learning_are_checked(settings, message, make_recipe):
     with pytest.raises(RecipeError) as caught:
         make_recipe("text-generation", **settings)
     assert message in str(caught.value)
+
+
+def test_columns_that_are_not_read_though_they_count_are_told(make_recipe, tmp_path):
+    rows = [{"prompt": "a", "completion": "b", "system": "be brief", "history": [], "label": bool(n)} for n in range(4)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    notes: list[str] = []
+    load_data(make_recipe("text-generation", **{"data.train": path}), notes.append)
+    place = f"first: {path}, row 1"
+    assert notes[0].startswith(f"4 of 4 rows have 'system' beside what is read ({place}), which isn't read; put it")
+    assert notes[1].startswith(f"1 of 4 rows have the label false ({place}), and are learned like the others; leave")
+    assert not any("history" in note for note in notes)
 
 
 def test_a_template_that_ends_no_turn_is_told(make_recipe):

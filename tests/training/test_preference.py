@@ -86,6 +86,19 @@ def test_chats_of_every_shape_are_the_same_pair(row, make_pairs):
     assert notes == []
 
 
+def test_earlier_turns_of_the_assistant_belong_to_the_prompt(make_pairs):
+    before = [{"role": "user", "content": "profit?"}, {"role": "assistant", "content": "rose"}]
+    asked = {"role": "user", "content": "sales?"}
+    replies = [[*before, asked, {"role": "assistant", "content": word}] for word in ("rose", "fell")]
+    columns = {"chosen": "chosen", "rejected": "rejected"}
+    encoded, tokenizer, _ = encode(make_pairs(columns=columns), {"chosen": replies[0], "rejected": replies[1]})
+    assert texts(encoded, tokenizer) == [
+        "<s><user>profit?<assistant>rose</s><user>sales?<assistant>",
+        "rose</s>",
+        "fell</s>",
+    ]
+
+
 def test_texts_without_a_prompt_begin_alike(make_pairs):
     recipe = make_pairs(columns={"chosen": "chosen", "rejected": "rejected"})
     row = {"chosen": "Human: how?\nAssistant: the report rose", "rejected": "Human: how?\nAssistant: the record fell"}

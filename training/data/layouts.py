@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from lorary.training.data.examples import Note
 from lorary.training.data.files import Source
+from lorary.training.data.messages import is_message
 
 # What a layout is called, the columns that it shows by, and what a recipe has to say for it.
 _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
@@ -15,12 +16,22 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
         "prompt: instruction, input: input, completion: output",
     ),
     ("Alpaca's without input", frozenset({"instruction", "output"}), "prompt: instruction, completion: output"),
+    (
+        "LLaMA-Factory's preference pairs",
+        frozenset({"conversations", "chosen", "rejected"}),
+        "prompt: conversations, chosen: chosen, rejected: rejected",
+    ),
     ("ShareGPT's", frozenset({"conversations"}), "messages: conversations"),
     ("chats", frozenset({"messages"}), "messages: messages"),
     (
         "preference pairs",
         frozenset({"prompt", "chosen", "rejected"}),
         "prompt: prompt, chosen: chosen, rejected: rejected",
+    ),
+    (
+        "preference pairs",
+        frozenset({"question", "chosen", "rejected"}),
+        "prompt: question, chosen: chosen, rejected: rejected",
     ),
     ("preference pairs", frozenset({"chosen", "rejected"}), "chosen: chosen, rejected: rejected"),
     (
@@ -30,12 +41,13 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
     ),
     ("questions and answers", frozenset({"question", "answer"}), "prompt: question, completion: answer"),
     ("prompts and responses", frozenset({"prompt", "response"}), "prompt: prompt, completion: response"),
+    ("inputs and outputs", frozenset({"input", "output"}), "prompt: input, completion: output"),
     ("running text", frozenset({"text"}), "text: text"),
 )
 
 
-_BESIDE_MESSAGES = ("system", "tools")
-"""Columns that some files of chats have for the template, beside the messages."""
+_BESIDE = ("system", "tools", "history")
+"""Columns that some files have for the template, beside messages or a prompt."""
 
 
 def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
@@ -51,16 +63,28 @@ def nested(source: Source) -> list[str]:
     return [
         f"{column} has columns of its own ({', '.join(map(str, value))}), which can't be named; write them beside it"
         for column, value in source.rows[0].values.items()
-        if isinstance(value, Mapping)
+        if isinstance(value, Mapping) and not is_message(value)
     ]
 
 
 def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:
-    """Tell ``note`` of columns that belong to a chat and aren't read."""
-    for column in _BESIDE_MESSAGES if "messages" in columns else ():
+    """Tell ``note`` of columns that count in files of this kind, and that aren't read."""
+    if not columns.keys() & {"messages", "completion", "chosen"}:
+        return
+    what, beside = ("chats", "their messages") if "messages" in columns else ("rows", "what is read")
+    for column in _BESIDE:
         filled = [row for row in source.rows if row.values.get(column)]
-        if filled:
+        if filled and column not in columns.values():
             note(
-                f"{len(filled)} of {len(source.rows)} chats have {column!r} beside their messages (first: "
-                f"{filled[0].place}), which isn't read; put it into a system message"
+                f"{len(filled)} of {len(source.rows)} {what} have {column!r} beside {beside} (first: "
+                f"{filled[0].place}), which isn't read; put it into {_INSTEAD[column]}"
             )
+    bad = [row for row in source.rows if row.values.get("label") is False]  # as files for KTO have it
+    if bad and "completion" in columns:
+        note(
+            f"{len(bad)} of {len(source.rows)} rows have the label false (first: {bad[0].place}), and are learned like "
+            "the others; leave them out, or make preference pairs of them"
+        )
+
+
+_INSTEAD = {"system": "a system message", "tools": "a system message", "history": "messages before the prompt's"}

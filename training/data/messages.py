@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from lorary.training.recipe.raw import shown
@@ -18,9 +20,17 @@ _SHAREGPT_ROLES: Mapping[str, str] = {
 
 
 def as_messages(value: Any) -> Any:
-    """A list of messages with ShareGPT's ``{from, value}`` as ``{role, content}``, text parts joined, and without the
-    empty fields that table formats add; what isn't a message stays as it is, for the check to name."""
+    """A list of messages with ShareGPT's ``{from, value}`` as ``{role, content}``, text parts joined, arguments of tool
+    calls as tables, and without the empty fields that table formats add; of a single message, a list of it. What isn't
+    a message stays as it is, for the check to name."""
+    if is_message(value):
+        value = [value]
     return [_as_message(message) for message in value] if isinstance(value, list) else value
+
+
+def is_message(value: Any) -> bool:
+    """Does a value look like a single message?"""
+    return isinstance(value, Mapping) and bool(value.keys() & {"role", "from"})
 
 
 def _as_message(message: Any) -> Any:
@@ -35,7 +45,28 @@ def _as_message(message: Any) -> Any:
         found["content"] = "".join(str(part.get("text", "")) for part in parts)
     if found.get("tool_calls"):
         found.setdefault("content", "")
+        found["tool_calls"] = with_arguments(found["tool_calls"], _as_table)
     return found
+
+
+def with_arguments(calls: Any, read: Callable[[Any], Any]) -> Any:
+    """Tool calls with their arguments as ``read`` gives them."""
+    if not isinstance(calls, list):
+        return calls
+    return [
+        {**call, "function": {**call["function"], "arguments": read(call["function"]["arguments"])}}
+        if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) and "arguments" in call["function"]
+        else call
+        for call in calls
+    ]
+
+
+def _as_table(arguments: Any) -> Any:
+    """OpenAI's files have arguments as JSON text, which most templates would write as a text in quotes."""
+    with suppress(ValueError, TypeError, RecursionError):
+        table = json.loads(arguments)
+        return table if isinstance(table, dict) else arguments
+    return arguments
 
 
 def messages_problem(value: Any) -> str | None:
@@ -49,7 +80,16 @@ def messages_problem(value: Any) -> str | None:
             return f"message {place}: role {shown(message.get('role'))}, expected one of {', '.join(CHAT_ROLES)}"
         if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
             return f"message {place}: the assistant's content is empty"
+        if message.get("weight", 1) not in (0, 1):
+            return f"message {place}: weight {shown(message['weight'])}, expected 1, or 0 for a turn that isn't learned"
+        if not isinstance(message.get("train", True), bool):
+            return f"message {place}: train {shown(message['train'])}, expected true, or false for a turn that isn't"
     return None
+
+
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Is it a turn of the assistant, and not marked as one to leave out, as OpenAI's and axolotl's files mark them?"""
+    return message["role"] == "assistant" and message.get("weight", 1) == 1 and message.get("train", True)
 
 
 def _instead(message: Any) -> str:
@@ -63,10 +103,12 @@ def _instead(message: Any) -> str:
 
 
 def chat_problem(value: Any) -> str | None:
-    """What is wrong with a whole chat: the assistant has to say something in it."""
+    """What is wrong with a whole chat: the assistant has to say something in it that is learned."""
     problem = messages_problem(value)
-    if problem is None and not any(message["role"] == "assistant" for message in value):
-        return "no message of the assistant, so there is nothing to learn"
+    if problem is None and not any(is_learned(message) for message in value):
+        marked = any(message["role"] == "assistant" for message in value)
+        what = "each message of the assistant is marked as not learned" if marked else "no message of the assistant"
+        return f"{what}, so there is nothing to learn"
     return problem
 
 

@@ -62,7 +62,8 @@ class PreferencePairs(TextGeneration):
         """
         prompts, replies = [], []
         for values in _as_rows(example):
-            ids, labels = self._encode_one(values, tokenizer, example.place)
+            chat = self._encode_one(values, tokenizer, example.place)
+            ids, labels = chat.ids, chat.labels
             start = next((place for place, label in enumerate(labels) if label != IGNORED), len(ids))
             prompts.append(ids[:start])
             replies.append(ids[start:])

@@ -22,7 +22,7 @@ from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.forms import Causal
 from lorary.training.tasks.metrics.tokens import TokenScore, token_metrics
 from lorary.training.tasks.rows.coding import Coded
-from lorary.training.tasks.rows.conversation import asked, check_chats, encode_chat, messages_of
+from lorary.training.tasks.rows.conversation import Chat, asked, asked_of, check_chats, encode_chat, messages_of
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length
 from lorary.training.tasks.rows.packing import PackingCollator, keeps_rows_apart
@@ -78,14 +78,32 @@ class TextGeneration(Task):
 
     def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
         """A row's token ids, with labels on what is learned. Raises DataError where the chat template refuses it."""
-        whole, learned = self._encode_one(example.values, tokenizer, example.place)
+        chat = self._encode_one(example.values, tokenizer, example.place)
+        whole, learned = chat.ids, chat.labels
         # The first position is never predicted, so a label there teaches nothing.
         ids, labels = whole[:max_length], [IGNORED, *learned[1:max_length]]
         length = Length(len(whole), len(ids), any(label != IGNORED for label in labels))
-        return Coded(({"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)},), length)
+        feature = {"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)}
+        return Coded((feature,), length, (chat.left, int(chat.unwritten)))
 
     def remark(self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note) -> None:
-        """A chat template may end the assistant's turns with nothing that a generation could stop at."""
+        """A chat template may leave out turns or reasoning, or what a generation could stop at."""
+        coded = list(zip(encoded.examples, rows, strict=True))
+        left = [(example.place, row.known[0]) for example, row in coded if any(row.known[:1])]
+        if left:
+            turns, (first, _) = sum(count for _, count in left), left[0]
+            note(
+                f"{turns} of the assistant's turns, in {len(left)} of {len(rows)} chats, aren't learned (first: "
+                f"{first}): the chat template doesn't write them as a generation begins, or writes them otherwise once "
+                "the chat goes on (without their reasoning, say); give each a row that ends with it, or another "
+                "prompt.chat_template"
+            )
+        unwritten = [example.place for example, row in coded if any(row.known[1:])]
+        if unwritten:
+            note(
+                f"{len(unwritten)} of {len(rows)} chats have reasoning that the chat template doesn't write, so it "
+                f"isn't learned (first: {unwritten[0]}); put it into the content, or give another prompt.chat_template"
+            )
         stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         if self.format == "chat" and not any(stops.intersection(feature["labels"]) for feature in encoded.features):
             note("the chat template ends the assistant's turns with no special token: a generation won't know its end")
@@ -159,21 +177,22 @@ class TextGeneration(Task):
                 [f"{chats[0].place}: messages, but prompt.format is {self.format!r}; set it to chat, or leave it out"],
             )
 
-    def _encode_one(self, values: Mapping[str, Any], tokenizer: Any, place: str) -> tuple[list[int], list[int]]:
+    def _encode_one(self, values: Mapping[str, Any], tokenizer: Any, place: str) -> Chat:
         learn = self.recipe.prompt.learn or "replies"
         if self.format == "chat":
             return encode_chat(
-                messages_of(values), tokenizer, self.recipe.prompt.chat_template, learn=learn, place=place
-            )
+                messages_of(values), tokenizer, self.recipe.prompt.chat_template, learn=learn, place=place,
+                asked=asked_of(values),
+            )  # fmt: skip
         if "text" in values:
             ids = [*open_tokens(values["text"], tokenizer), tokenizer.eos_token_id]
-            return ids, list(ids)
+            return Chat(ids, list(ids))
         template = self.recipe.prompt.template or DEFAULT_TEMPLATE
         text = asked(values)
         prompt = open_tokens(text if self.format == "plain" else template.replace("{prompt}", text), tokenizer)
         completion = tokenizer(values["completion"], add_special_tokens=False, verbose=False)["input_ids"]
         reply = [*completion, tokenizer.eos_token_id]
-        return prompt + reply, (list(prompt) if learn == "all" else [IGNORED] * len(prompt)) + reply
+        return Chat(prompt + reply, (list(prompt) if learn == "all" else [IGNORED] * len(prompt)) + reply)
 
     def collator(self, tokenizer: Any) -> Callable[[list[Feature]], dict[str, torch.Tensor]]:
         """Pads."""

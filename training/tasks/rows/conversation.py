@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorary.hub.errors import DataError, TrainingError
+from lorary.training.data.messages import is_learned, with_arguments
 from lorary.training.fitting.losses import IGNORED
 
 Message = Mapping[str, Any]
 Learn = Literal["replies", "last", "all"]
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message that templates may write before its content."""
 
 
 def asked(values: Mapping[str, Any]) -> str:
@@ -27,6 +33,12 @@ def messages_of(values: Mapping[str, Any]) -> list[Message]:
     return [*before, *(reply if isinstance(reply, list) else [{"role": "assistant", "content": reply}])]
 
 
+def asked_of(values: Mapping[str, Any]) -> int:
+    """How many messages of a row are its prompt, where that stands apart from the reply."""
+    prompt = values.get("prompt")
+    return len(prompt) if isinstance(prompt, list) else 0
+
+
 def check_chats(tokenizer: Any, chat_template: str | None) -> None:
     """Can the tokenizer put chats?
 
@@ -42,32 +54,54 @@ def check_chats(tokenizer: Any, chat_template: str | None) -> None:
         raise TrainingError("chats need a fast tokenizer (a tokenizer.json beside the base)")
 
 
+@dataclass(frozen=True)
+class Chat:
+    """A row's token ids, with labels on what is learned.
+
+    ``left``: how many turns that were to be learned aren't; ``unwritten``: it has reasoning, and the template writes
+    none of it.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    left: int = 0
+    unwritten: bool = False
+
+
 def encode_chat(
-    messages: Sequence[Message], tokenizer: Any, chat_template: str | None, *, learn: Learn, place: str
-) -> tuple[list[int], list[int]]:
-    """The whole chat through its template: ids, and labels on what is learned.
+    messages: Sequence[Message], tokenizer: Any, chat_template: str | None, *, learn: Learn, place: str, asked: int = 0
+) -> Chat:
+    """The whole chat through its template.
 
     Args:
         learn: the assistant's turns with what ends them (``replies``), the ``last`` of them, or ``all`` there is.
         place: names the row in errors.
+        asked: how many of the first messages are a prompt, of which no turn is learned.
 
     Raises:
         DataError: the template refuses the chat.
     """
+    turns = [index for index, message in enumerate(messages) if index >= asked and is_learned(message)]
+    turns = [] if learn == "all" else turns[-1:] if learn == "last" else turns
+    ends = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values())} - {""}
 
-    def render(count: int, ask: bool) -> str:
-        text = tokenizer.apply_chat_template(
-            list(messages[:count]), tokenize=False, add_generation_prompt=ask, chat_template=chat_template
-        )
-        return str(text)
+    def read(messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        def render(count: int, ask: bool) -> str:
+            text = tokenizer.apply_chat_template(
+                list(messages[:count]), tokenize=False, add_generation_prompt=ask, chat_template=chat_template
+            )
+            return str(text)
+
+        whole = render(len(messages), ask=False)
+        return whole, [(0, len(whole))] if learn == "all" else list(_spans(turns, whole, render, ends))
 
     try:
-        whole = render(len(messages), ask=False)
-        spans = [(0, len(whole))] if learn == "all" else list(_assistant_spans(messages, whole, render))
+        try:
+            whole, spans = read(messages)
+        except TypeError:  # some templates join the arguments of tool calls to a text rather than write them as one
+            whole, spans = read(_arguments_as_texts(messages))
     except Exception as error:  # a template is a program of its author's; it may raise anything
         raise DataError("rows", [f"{place}: the chat template refuses it ({error})"]) from error
-    if learn == "last":
-        spans = spans[-1:]
     # The template writes the special tokens itself; the tokenizer must not put a second beginning before them.
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(encoded["input_ids"])
@@ -75,19 +109,46 @@ def encode_chat(
         token if any(start < end and first <= start < last for first, last in spans) else IGNORED
         for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
-    return ids, labels
+    reasoning = [text.strip() for message in messages for key in REASONING if isinstance(text := message.get(key), str)]
+    unwritten = any(reasoning) and not any(text in whole for text in reasoning if text)
+    return Chat(ids, labels, max(0, len(turns) - len(spans)), unwritten)
 
 
-def _assistant_spans(
-    messages: Sequence[Message], whole: str, render: Callable[[int, bool], str]
+def _arguments_as_texts(messages: Sequence[Message]) -> list[Message]:
+    return [
+        {**message, "tool_calls": with_arguments(message["tool_calls"], json.dumps)}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _spans(
+    turns: Sequence[int], whole: str, render: Callable[[int, bool], str], ends: Collection[str]
 ) -> Iterator[tuple[int, int]]:
-    """Where the assistant's turns stand in the rendered chat, in characters.
+    """Where turns of the assistant stand in the rendered chat, in characters.
 
     Templates that rewrite earlier turns (dropping their reasoning, say) render a beginning of the chat differently
-    than the chat; of such a chat only the turns that stand in the whole as in the beginning are learned.
+    than the chat; of such a chat only the turns that stand in the whole as in the beginning are learned, and only those
+    that begin as a generation does.
     """
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before, after = render(index, True), render(index + 1, False)
-            if after.startswith(before) and whole.startswith(after):
-                yield len(before), len(after)
+    for index in turns:
+        before, after = render(index, True), render(index + 1, False)
+        if after.startswith(before) and (end := _end(after, whole, ends)) > len(before):
+            yield len(before), end
+
+
+def _end(after: str, whole: str, ends: Collection[str]) -> int:
+    """Where a chat's beginning ends in the whole; 0 where it doesn't stand there.
+
+    What a template puts behind the last turn alone, to close the text, isn't there: the tokens in ``ends``, and blanks.
+    """
+    end = len(after)
+    while not whole.startswith(after[:end]):
+        shorter = after[:end].rstrip()
+        last = max((token for token in ends if shorter.endswith(token)), key=len, default="")
+        shorter = shorter if len(shorter) < end else shorter.removesuffix(last)
+        if len(shorter) == end:
+            return 0
+        end = len(shorter)
+    return end

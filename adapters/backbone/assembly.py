@@ -114,14 +114,28 @@ class Assembly:
         return Numerics(self.quantization, dtype_name(self.dtype), self.device.type)
 
     def release(self) -> None:
-        """Forget every adapter and leave the model as it was before it became a backbone; no call may follow.
+        """Forget every adapter and leave the model as it was before it became a backbone; nothing can be loaded again.
+
+        No call may be running.
 
         A model whose forward was replaced (compiled, or with a lock around it) gets its own one again.
         """
+        self._intake.released = True
         for name in self.adapters:
             self._withdraw(name)
         unwrap(self.model)
         self.body.__dict__.pop("forward", None)
+
+    def __getstate__(self) -> Any:
+        """Refuse a copy or a pickle.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "a backbone holds a model, locks and threads, and can't be copied or pickled; threads and forked processes "
+            "may use the same one, other processes open their own"
+        )
 
     def _withdraw(self, name: str) -> None:
         """Forget an adapter, and what its name follows; calls in flight finish on it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from lorary.adapters.tiers.residency import Residency
 from lorary.adapters.tiers.weights import Weights, WeightsReader
 from lorary.adapters.values import LoadedAdapter
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.errors import ChangedFilesError
+from lorary.hub.errors import ChangedFilesError, UsageError
 from lorary.hub.manifest import BaseIdentity
 from lorary.hub.registry import Registry
 
@@ -118,7 +119,8 @@ class Intake:
         self._identity = identity
         self._quantization = quantization
         self._registry = registry
-        self._ahead: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads
+        self.released = False
 
     @property
     def registry(self) -> Registry:
@@ -149,7 +151,12 @@ class Intake:
         """Load a checkpoint that was found; ``settle`` is called between its proof and its publication.
 
         It returns the reference that the adapter is known by from then on.
+
+        Raises:
+            UsageError: the backbone was released; and all that loading raises.
         """
+        if self.released:
+            raise UsageError("this backbone was released, and its model is as it was before; open another one")
         started = time.perf_counter()
         checkpoint, reference = source.checkpoint, source.reference
         notes = match_base(checkpoint, self._identity, self._quantization, allow_mismatch=allow_base_mismatch)
@@ -220,11 +227,12 @@ class Intake:
     def prefetch(self, names: Sequence[str]) -> dict[str, Future[None]]:
         """See :meth:`lorary.adapters.Backbone.prefetch`."""
         adapters = self._residency.resolve(names)
-        if self._ahead is None:
-            self._ahead = ThreadPoolExecutor(2, thread_name_prefix="lorary-prefetch")
+        pool = self._ahead.get(os.getpid())
+        if pool is None:
+            pool = self._ahead[os.getpid()] = ThreadPoolExecutor(2, thread_name_prefix="lorary-prefetch")
         # More than there are slots would only push one another out again.
         return {
-            name: self._ahead.submit(self._bring_ahead, adapter, place < self._residency.slots)
+            name: pool.submit(self._bring_ahead, adapter, place < self._residency.slots)
             for place, (name, adapter) in enumerate(zip(names, adapters, strict=True))
             if adapter is not None
         }

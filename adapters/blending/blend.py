@@ -76,7 +76,7 @@ def write_blend(
     tensors |= {f"{PEFT_PREFIX}{name}": tensor for name, tensor in _common_copies(aligned).items()}
     for name, site in sites.items():
         ends = wanted_tensors(config, embedding=name in embeddings)
-        values = (site.a, site.b, site.bias if site.bias is not None else torch.zeros(site.b.shape[0]))
+        values = (site.a, site.b, site.bias if site.bias is not None else torch.zeros(site.b.shape[0], device="cpu"))
         tensors |= {f"{PEFT_PREFIX}{name}{end}": value for end, value in zip(ends, values, strict=False)}
     write_files(folder, config, tensors)
     copy_tokenizer(owner, folder)

@@ -135,7 +135,7 @@ class Combiner:
     def _mix(self, tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
         """Tensors of one shape, combined element by element."""
         kind, density = self._how.kind.removesuffix("_svd"), self._how.density
-        factors = torch.tensor(weights, dtype=torch.float32)
+        factors = torch.tensor(weights, dtype=torch.float32, device="cpu")
         if kind == "linear":
             return _weighted_sum(tensors, weights)
         # Importing peft takes seconds, which the kinds above don't need.

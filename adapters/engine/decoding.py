@@ -45,7 +45,7 @@ class Decoding:
             return False
         reads = self.stop_strings.maximum_token_len
         before = max(len(prompt) + min(len(tokens) - reads, 0), 0)  # what of the prompt the criterion doesn't reach
-        return bool(self.stop_strings(torch.tensor([[*prompt[before:], *tokens[-reads:]]]), None))
+        return bool(self.stop_strings(torch.tensor([[*prompt[before:], *tokens[-reads:]]], device="cpu"), None))
 
     def choose(self, logits: torch.Tensor, sequence: Sequence[int]) -> torch.Tensor:
         """The token, [1], that follows ``sequence`` (the prompt and what came after), by float32 logits [vocabulary].

@@ -201,7 +201,7 @@ class HeadLora(torch.nn.Module):
     def merged(self, name: str) -> torch.Tensor:
         """The module's own ``weight`` or ``bias`` with the update in it, float32."""
         own: torch.Tensor = getattr(self.base_layer, name).detach().float()
-        gain = torch.ones(()) if self.gain is None else 1 + self.gain.float()
+        gain = torch.ones((), device=own.device) if self.gain is None else 1 + self.gain.float()
         if name == "weight":
             return own * gain.unsqueeze(-1) + self.b.float() @ self.a.float()
         return own * gain if self.bias is None else own * gain + self.bias.float()

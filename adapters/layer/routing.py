@@ -90,7 +90,7 @@ class Routing:
             RoutingError: they aren't a multiple, in a call with several adapters.
         """
         if self.uniform:
-            return torch.full((rows,), self.slots[0])
+            return torch.full((rows,), self.slots[0], device="cpu")
         if self._products is None:
             raise RoutingError("this call has ended")
         return self._products.row_slots(rows, torch.device("cpu"))

@@ -151,10 +151,11 @@ class Arena:
         self.layout = layout = Layout(dict(sites), rank, dtype)
         self.slots = slots
         self.same_input: dict[str, list[str]] = {}  # sites that calls were seen to give the same tensor, by site
-        self.buffers = {
-            device: torch.zeros(slots + 1, layout.numel_on(device), dtype=dtype, device=device)
-            for device in layout.devices
-        }
+        with torch.inference_mode(False):  # whose tensors couldn't be written to outside of it
+            self.buffers = {
+                device: torch.zeros(slots + 1, layout.numel_on(device), dtype=dtype, device=device)
+                for device in layout.devices
+            }
         self.views = {path: view for device in self.buffers for path, view in layout.cut(device, self.buffers[device])}
 
     @property

@@ -82,7 +82,7 @@ class QuestionAnsweringRows:
                 raise UsageError(f"a row's {role} is empty")
         made = windows(self._tokenizer, self._prefix + question, context, limit=self._limit, stride=self._stride)
         return [
-            {name: torch.tensor([values]) for name, values in window.encoding.items()}
+            {name: torch.tensor([values], device="cpu") for name, values in window.encoding.items()}
             | {"window": window, "context": context}
             for window in made
         ]
@@ -107,7 +107,7 @@ class QuestionAnsweringRows:
         """The window's ``top_k`` best spans, in characters, with their scores, and the score of no answer."""
         starts, ends = _probabilities(window, logits)
         nothing = float(starts[window.null] * ends[window.null])
-        inside = torch.tensor([span is not None for span in window.spans])
+        inside = torch.tensor([span is not None for span in window.spans], device="cpu")
         starts, ends = (values.masked_fill(~inside, 0.0) for values in (starts, ends))
         found: dict[tuple[int, int], float] = {}
         for first, last, score in _best_first(starts, ends, self._answer_tokens, inside):
@@ -178,7 +178,9 @@ def _null_token(ids: Sequence[int], tokenizer: Any) -> int:
 
 
 def _probabilities(window: Window, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    open_to = torch.tensor([span is not None or index == window.null for index, span in enumerate(window.spans)])
+    open_to = torch.tensor(
+        [span is not None or index == window.null for index, span in enumerate(window.spans)], device="cpu"
+    )
     starts, ends = logits.masked_fill(~open_to.unsqueeze(1), float("-inf")).softmax(dim=0).unbind(dim=1)
     return starts, ends
 

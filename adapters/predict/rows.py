@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 def predict_rows(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
     """One prediction per row, in the shape that the row's task gives it."""
+    inference.demand_evaluation()
     tasks = [task_of_row(adapter) for adapter in routing.adapters]
     filling = [index for index, adapter in enumerate(routing.adapters) if fills(adapter)]
     generating = [index for index, task in enumerate(tasks) if task in GENERATED]

@@ -58,6 +58,7 @@ class Inference:
 
     def generate(self, prompts: Sequence[PromptRow], routing: Routing, kwargs: dict[str, Any]) -> list[str]:
         """The new text of each prompt (``num_return_sequences`` of them in a row, where that is given)."""
+        self.demand_evaluation()
         if not can_generate(self.model):
             raise UsageError(
                 f"{type(self.model).__name__} has no language-modelling head; "
@@ -118,6 +119,15 @@ class Inference:
             ) from error
         except (TypeError, ValueError) as error:
             raise UsageError(f"can't generate with {', '.join(kwargs) or 'these settings'}: {error}") from error
+
+    def demand_evaluation(self) -> None:
+        """Refuse to answer with dropout.
+
+        Raises:
+            UsageError: somebody has put the model into training mode.
+        """
+        if self.model.training:
+            raise UsageError("the backbone's model is in training mode, whose dropout is random; call model.eval()")
 
     def tokenizer_of(self, adapter: Adapter | PeftAdapter | None) -> Any:
         """The tokenizer of an adapter's rows: its own where it brought one."""
@@ -184,6 +194,7 @@ class Inference:
 
     def logits(self, row: Sequence[int], routing: Routing) -> torch.Tensor:
         """The logits of one token row (:meth:`lorary.adapters.Backbone.logits` says of what shape)."""
+        self.demand_evaluation()
         adapter = routing.adapters[0]
         has_head = adapter is not None and adapter.head is not None
         # An embedding adapter on a language model is about the states before the vocabulary, as `predict` reads them.

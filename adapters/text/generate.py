@@ -237,11 +237,11 @@ def pad_prompts(rows: Sequence[Sequence[int]], *, encoder_decoder: bool, pad: in
     A decoder's rows are padded on the left, so that each ends where it goes on; an encoder's on the right.
     """
     longest = max(map(len, rows))
-    batch = torch.full((len(rows), longest), pad)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    batch = torch.full((len(rows), longest), pad, device="cpu")
+    mask = torch.zeros((len(rows), longest), dtype=torch.long, device="cpu")
     for index, row in enumerate(rows):
         part = slice(0, len(row)) if encoder_decoder else slice(longest - len(row), longest)
-        batch[index, part] = torch.tensor(row)
+        batch[index, part] = torch.tensor(row, device="cpu")
         mask[index, part] = 1
     return {"input_ids": batch, "attention_mask": mask}
 

@@ -68,10 +68,10 @@ def _zeros(numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor
     """Host memory [1, numel] to copy to ``device`` from: pinned for CUDA, where the system grants that."""
     if device.type == "cuda":
         try:
-            return torch.zeros(1, numel, dtype=dtype, pin_memory=True)
+            return torch.zeros(1, numel, dtype=dtype, device="cpu", pin_memory=True)
         except RuntimeError:
             pass  # the limit on locked memory is reached: plain memory works too, a little slower
-    return torch.zeros(1, numel, dtype=dtype)
+    return torch.zeros(1, numel, dtype=dtype, device="cpu")
 
 
 def _carry_over(

@@ -6,6 +6,7 @@ It holds the backbone weakly, so it ends with it, and as a daemon it never keeps
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 import weakref
@@ -25,6 +26,18 @@ Load = Callable[[str, str], LoadedAdapter]
 """Loads a reference under a name."""
 
 _PASSING = (SlotsFullError, MemoryError, torch.OutOfMemoryError, OSError)  # the next try may go through
+
+
+_FOLLOWING: weakref.WeakSet[Following] = weakref.WeakSet()
+
+
+def _go_on_in_child() -> None:
+    for following in list(_FOLLOWING):
+        following.go_on_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # servers load a backbone once and fork their workers from it
+    os.register_at_fork(after_in_child=_go_on_in_child)
 
 
 @dataclass
@@ -51,6 +64,7 @@ class Following:
         self._stamp: tuple[object, ...] | None = None
         self._interval = 0.0
         self._stop: threading.Event | None = None  # of the thread that looks, None while there is none
+        _FOLLOWING.add(self)
 
     def follow(self, reference: str, name: str, registry: Registry, interval: float) -> LoadedAdapter:
         """Load ``reference`` under ``name``, and again whenever it means another version.
@@ -69,11 +83,20 @@ class Following:
             self._states[name] = _State(Followed(name, reference, loaded.digest), loaded.digest)
             self._interval = interval if len(self._states) == 1 else min(self._interval, interval)
             if self._stop is None:
-                self._stop = threading.Event()
-                weakref.finalize(self, self._stop.set)
-                arguments = weakref.ref(self), self._stop
-                threading.Thread(target=_watch, args=arguments, name="lorary-follow", daemon=True).start()
+                self._look_on()
         return loaded
+
+    def _look_on(self) -> None:
+        self._stop = threading.Event()
+        weakref.finalize(self, self._stop.set)
+        arguments = weakref.ref(self), self._stop
+        threading.Thread(target=_watch, args=arguments, name="lorary-follow", daemon=True).start()
+
+    def go_on_in_child(self) -> None:
+        """After a fork, in the child: it has none of its parent's threads, and whatever they held is held for ever."""
+        self._lock = threading.RLock()
+        if self._stop is not None:
+            self._look_on()
 
     def forget(self, name: str) -> bool:
         """Follow ``name`` no more; was it followed? What is being picked up for it is done with when this returns."""

@@ -100,7 +100,7 @@ class WeightsReader:
             fitting = next((index for index, buffer in enumerate(self._buffers) if len(buffer) >= size), None)
             if fitting is not None:
                 return self._buffers.pop(fitting)
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def _fill(buffer: torch.Tensor, path: Path) -> None:

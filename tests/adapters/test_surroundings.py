@@ -1,0 +1,118 @@
+"""What the program around a backbone sets for all of torch, or does with the backbone as a Python object."""
+
+import copy
+import os
+import pickle
+import threading
+import time
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub.errors import UsageError
+from tiny import make_adapter
+
+LM = "text-generation"
+ROW = [[7, 8, 9]]
+
+
+@pytest.fixture(scope="module")
+def folders(bases, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return {name: make_adapter(bases("llama"), folder / name, task=LM, seed=len(name)) for name in ("one", "three")}
+
+
+@pytest.fixture
+def backbone(bases, folders):
+    backbone = Backbone.from_pretrained(str(bases("llama")), slots=1)
+    backbone.load(folders["one"])
+    return backbone
+
+
+def test_a_default_device_is_for_the_programs_own_tensors(backbone, folders):
+    """Most often it is a GPU, which would hold what waits on the host; on `meta` nothing at all could be read."""
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    want = backbone.generate(["profit rose", "dog"], "one", **settings)
+    with torch.device("meta"):
+        backbone.load(folders["three"])
+        assert backbone.generate(["profit rose", "dog"], "one", **settings) == want  # back into its slot
+        backbone.blend({"one": 0.5, "three": 0.5}, "both")
+
+
+def test_a_default_device_and_questions(bases, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    backbone.load(make_adapter(bases("bert"), tmp_path / "qa", task="question-answering"))
+    row = {"question": "profit rose", "context": "the bank a cat rose"}
+    want = backbone.predict(row, "qa")
+    with torch.device("meta"):
+        assert backbone.predict(row, "qa") == want
+
+
+def test_opened_in_inference_mode_and_used_outside_of_it(bases, backbone, folders):
+    with torch.inference_mode():
+        other = Backbone.from_pretrained(str(bases("llama")), slots=1)
+        other.load(folders["one"])
+    other.load(folders["three"])
+    with torch.inference_mode():
+        other.load(folders["one"], "again")
+    other.load(folders["three"], "again")
+    torch.testing.assert_close(other.logits(ROW, "one"), backbone.logits(ROW, "one"))
+
+
+def test_no_answer_with_dropout(bases, tmp_path, backbone):
+    encoder = Backbone.from_pretrained(str(bases("bert")))
+    encoder.load(make_adapter(bases("bert"), tmp_path / "a", task="text-classification"))
+    calls = [lambda: encoder.predict("profit", "a"), lambda: encoder.logits(ROW, "a")]
+    calls += [lambda: backbone.generate("profit", "one"), lambda: backbone.predict("profit", "one")]
+    for one in (encoder, backbone):
+        one.model.train()
+    for call in calls:
+        with pytest.raises(UsageError, match=r"training mode.*model\.eval\(\)"):
+            call()
+    for one in (encoder, backbone):
+        one.model.eval()
+    assert all(call() for call in calls)
+
+
+def test_no_copies(backbone):
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(UsageError, match="can't be copied or pickled"):
+            copied(backbone)
+
+
+def test_nothing_is_loaded_after_a_release(backbone, folders):
+    backbone.release()
+    backbone.release()
+    with pytest.raises(UsageError, match="was released"):
+        backbone.load(folders["one"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_goes_on_following_and_reading_ahead(bases, folders, registry):
+    """As a server's workers do, that are forked from a process which has opened the backbone."""
+    registry.add(folders["one"], name="sql", domain="code")
+    registry.alias("sql", "prod", 1)
+    registry.add(folders["three"], name="sql", domain="code")
+    backbone = Backbone.from_pretrained(str(bases("llama")), registry=registry)
+    first = backbone.follow("sql@prod", interval=0.02).digest
+    backbone.prefetch(["sql"])["sql"].result(20)
+
+    def child():
+        names = {thread.name for thread in threading.enumerate()}
+        backbone.prefetch(["sql"])["sql"].result(20)
+        registry.alias("sql", "prod", 2)
+        deadline = time.monotonic() + 20
+        while backbone.stats().followed[0].digest == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return "lorary-follow" in names
+
+    forked = os.fork()
+    if not forked:
+        code = 1
+        try:
+            code = 0 if child() else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(forked, 0)[1] == 0

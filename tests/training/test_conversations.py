@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -131,8 +133,9 @@ def learned_by(template, messages, make_recipe, **values):
     recipe = make_recipe("text-generation", **settings)
     notes: list[str] = []
     row = Example(values or {"messages": messages}, "a.jsonl, row 1")
-    (feature,) = make_task(recipe, None).encode([row], tokenizer, 256, notes.append).features
-    return tokenizer.decode([label for label in feature["labels"] if label != IGNORED]), notes
+    features = make_task(recipe, None).encode([row], tokenizer, 256, notes.append).features
+    labels = [[label for label in feature["labels"] if label != IGNORED] for feature in features]
+    return " and ".join(map(tokenizer.decode, labels)), notes
 
 
 def test_turns_of_a_template_that_closes_the_text_are_all_learned(make_recipe):
@@ -141,21 +144,46 @@ def test_turns_of_a_template_that_closes_the_text_are_all_learned(make_recipe):
     assert learned == "rose<|end|>fell<|end|></s>"
     learned, _ = learned_by(CLOSES, TURNS[:3], make_recipe)
     assert learned == "rose<|end|>"
-    assert [note for note in notes if "aren't learned" in note] == []
+    assert [note for note in notes if "turns" in note] == []
+
+
+def test_turns_that_the_template_rewrites_are_learned_in_rows_of_their_own(make_recipe):
+    """Qwen3's drops the reasoning of all turns but the last."""
+    learned, notes = learned_by(DROPS, TURNS, make_recipe)
+    assert learned == "[down]fell</s> and [up]rose</s>"
+    assert notes[0].startswith("1 of the assistant's turns are learned in rows of their own (first: a.jsonl, row 1)")
+    assert len(notes) == 1
+    assert learned_by(DROPS, [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS[2:]], make_recipe)[0] == "[down]fell</s>"
 
 
 def test_turns_that_are_not_learned_are_counted(make_recipe):
-    learned, notes = learned_by(DROPS, TURNS, make_recipe)
-    assert learned == "[down]fell</s>"
-    assert notes[0].startswith("1 of the assistant's turns, in 1 of 1 chats, aren't learned (first: a.jsonl, row 1)")
     learned, notes = learned_by(OPENS, TURNS, make_recipe)
     assert learned == ""
-    assert notes[0].startswith("2 of the assistant's turns, in 1 of 1 chats, aren't learned")
+    assert notes[0].startswith("2 turns of the assistant, in 1 of 1 rows, aren't learned")
+
+
+@pytest.mark.parametrize("family", ["phi3", "qwen3", "llama3", "gemma"])
+def test_what_is_learned_is_what_trl_learns(family, make_recipe):
+    """Through its copies of the models' templates, whose training halves mark the assistant's turns."""
+    folder = Path(find_spec("trl").origin).parent / "chat_templates"
+    plain, marked = ((folder / f"{family}{kind}.jinja").read_text() for kind in ("", "_training"))
+    turns = [{key: turn[key] for key in ("role", "content")} for turn in TURNS]
+    theirs = bpe_tokenizer().apply_chat_template(
+        turns, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids = [token for token, mark in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if mark]
+    whole, *earlier = learned_by(plain, turns, make_recipe)[0].split(" and ")
+    assert "".join([*earlier, whole]) == bpe_tokenizer().decode(ids)
 
 
 def test_reasoning_that_the_template_leaves_out_is_told(make_recipe):
     _, notes = learned_by(CLOSES, TURNS, make_recipe)
-    assert notes[0].startswith("1 of 1 chats have reasoning that the chat template doesn't write, so it isn't learned")
+    assert notes[0].startswith(
+        "1 of 1 chats have reasoning or tool calls that the chat template doesn't write, so they"
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    turns = [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert "reasoning or tool calls" in learned_by(CLOSES, turns, make_recipe)[1][0]
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])

@@ -111,7 +111,11 @@ class Task(ABC):
             TrainingError: the tokenizer lacks what the task needs.
         """
         self.look(examples, tokenizer, max_length)
-        rows = code_rows(self, examples, tokenizer, max_length, cache)
+
+        def code(examples: Sequence[Example]) -> list[Coded]:
+            return code_rows(self, examples, tokenizer, max_length, cache)
+
+        examples, rows = self.unfold(examples, code(examples), code)
         encoded = Encoded(
             tuple(examples),
             tuple(feature for row in rows for feature in row.features),
@@ -130,6 +134,15 @@ class Task(ABC):
     def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
         """One row's token ids; they depend on nothing but the row, the tokenizer and :meth:`coding`."""
         raise NotImplementedError
+
+    def unfold(
+        self, examples: Sequence[Example], rows: Sequence[Coded], code: Callable[[Sequence[Example]], list[Coded]]
+    ) -> tuple[Sequence[Example], Sequence[Coded]]:
+        """The rows that are trained and measured on: themselves, unless one of them takes several to be learned whole.
+
+        ``code`` gives the token ids of more rows.
+        """
+        return examples, rows
 
     def coding(self, tokenizer: Any, max_length: int) -> dict[str, Any]:
         """What :meth:`code` depends on beside the row and the tokenizer, as plain values."""

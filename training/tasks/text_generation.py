@@ -7,6 +7,8 @@ the prompt's ids are exactly those that ``generate`` will make, and beginning-of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,10 +24,13 @@ from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.forms import Causal
 from lorary.training.tasks.metrics.tokens import TokenScore, token_metrics
 from lorary.training.tasks.rows.coding import Coded
-from lorary.training.tasks.rows.conversation import Chat, asked, asked_of, check_chats, encode_chat, messages_of
+from lorary.training.tasks.rows.conversation import Chat, alone, asked, asked_of, check_chats, encode_chat, messages_of
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length
 from lorary.training.tasks.rows.packing import PackingCollator, keeps_rows_apart
+
+PART = "part"
+"""Marks a row that stands for one turn of another row."""
 
 DEFAULT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 
@@ -84,25 +89,51 @@ class TextGeneration(Task):
         ids, labels = whole[:max_length], [IGNORED, *learned[1:max_length]]
         length = Length(len(whole), len(ids), any(label != IGNORED for label in labels))
         feature = {"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)}
-        return Coded((feature,), length, (chat.left, int(chat.unwritten)))
+        return Coded((feature,), length, (int(chat.unwritten), *chat.left))
+
+    def unfold(
+        self, examples: Sequence[Example], rows: Sequence[Coded], code: Callable[[Sequence[Example]], list[Coded]]
+    ) -> tuple[Sequence[Example], Sequence[Coded]]:
+        """Turns that the template writes otherwise once the chat goes on are learned where it ends with them."""
+        parts = [
+            Example({**example.values, "messages": alone(example.values["messages"], turn), PART: True}, example.place)
+            for example, row in zip(examples, rows, strict=True)
+            for turn in _unlearned(example, row)
+        ]
+        if not parts:
+            return examples, rows
+        coded = zip(parts, code(parts), strict=True)
+        found: list[tuple[Example, Coded]] = []
+        for example, row in zip(examples, rows, strict=True):
+            turns = _unlearned(example, row)
+            own = list(islice(coded, len(turns)))
+            # Of those that no generation begins, the row itself tells.
+            left = tuple(turn for turn, (_, part) in zip(turns, own, strict=True) if part.known[1:])
+            found.append((example, replace(row, known=(*row.known[:1], *left)) if turns else row))
+            found += [(part, row) for part, row in own if not row.known[1:]]
+        return [example for example, _ in found], [row for _, row in found]
 
     def remark(self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note) -> None:
         """A chat template may leave out turns or reasoning, or what a generation could stop at."""
         coded = list(zip(encoded.examples, rows, strict=True))
-        left = [(example.place, row.known[0]) for example, row in coded if any(row.known[:1])]
+        left = [(example.place, len(row.known) - 1) for example, row in coded if row.known[1:]]
         if left:
             turns, (first, _) = sum(count for _, count in left), left[0]
             note(
-                f"{turns} of the assistant's turns, in {len(left)} of {len(rows)} chats, aren't learned (first: "
-                f"{first}): the chat template doesn't write them as a generation begins, or writes them otherwise once "
-                "the chat goes on (without their reasoning, say); give each a row that ends with it, or another "
-                "prompt.chat_template"
+                f"{turns} turns of the assistant, in {len(left)} of {len(rows)} rows, aren't learned (first: {first}): "
+                "the chat template doesn't write them as it begins a generation; give another prompt.chat_template"
             )
-        unwritten = [example.place for example, row in coded if any(row.known[1:])]
+        if parts := [example.place for example in encoded.examples if example.values.get(PART)]:
+            note(
+                f"{len(parts)} of the assistant's turns are learned in rows of their own (first: {parts[0]}): the chat "
+                "template writes them otherwise once the chat goes on (without their reasoning, say)"
+            )
+        unwritten = [example.place for example, row in coded if any(row.known[:1])]
         if unwritten:
             note(
-                f"{len(unwritten)} of {len(rows)} chats have reasoning that the chat template doesn't write, so it "
-                f"isn't learned (first: {unwritten[0]}); put it into the content, or give another prompt.chat_template"
+                f"{len(unwritten)} of {len(rows)} chats have reasoning or tool calls that the chat template doesn't "
+                f"write, so they aren't learned (first: {unwritten[0]}); put them into the content, or give another "
+                "prompt.chat_template"
             )
         stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         if self.format == "chat" and not any(stops.intersection(feature["labels"]) for feature in encoded.features):
@@ -215,3 +246,8 @@ class TextGeneration(Task):
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Mean loss per trained token (nats), its exponential (perplexity), and the share of tokens that were top-1."""
         return token_metrics(outcomes)
+
+
+def _unlearned(example: Example, row: Coded) -> tuple[int, ...]:
+    """Which messages of a chat were to be learned, and aren't."""
+    return row.known[1:] if "messages" in example.values else ()

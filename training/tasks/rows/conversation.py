@@ -58,13 +58,13 @@ def check_chats(tokenizer: Any, chat_template: str | None) -> None:
 class Chat:
     """A row's token ids, with labels on what is learned.
 
-    ``left``: how many turns that were to be learned aren't; ``unwritten``: it has reasoning, and the template writes
-    none of it.
+    ``left``: which messages were to be learned and aren't; ``unwritten``: it has reasoning or tool calls, and the
+    template writes none of them.
     """
 
     ids: list[int]
     labels: list[int]
-    left: int = 0
+    left: tuple[int, ...] = ()
     unwritten: bool = False
 
 
@@ -85,7 +85,7 @@ def encode_chat(
     turns = [] if learn == "all" else turns[-1:] if learn == "last" else turns
     ends = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values())} - {""}
 
-    def read(messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def read(messages: Sequence[Message]) -> tuple[str, dict[int, tuple[int, int]]]:
         def render(count: int, ask: bool) -> str:
             text = tokenizer.apply_chat_template(
                 list(messages[:count]), tokenize=False, add_generation_prompt=ask, chat_template=chat_template
@@ -93,7 +93,7 @@ def encode_chat(
             return str(text)
 
         whole = render(len(messages), ask=False)
-        return whole, [(0, len(whole))] if learn == "all" else list(_spans(turns, whole, render, ends))
+        return whole, {-1: (0, len(whole))} if learn == "all" else dict(_spans(turns, whole, render, ends))
 
     try:
         try:
@@ -106,12 +106,32 @@ def encode_chat(
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(encoded["input_ids"])
     labels = [
-        token if any(start < end and first <= start < last for first, last in spans) else IGNORED
+        token if any(start < end and first <= start < last for first, last in spans.values()) else IGNORED
         for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
-    reasoning = [text.strip() for message in messages for key in REASONING if isinstance(text := message.get(key), str)]
-    unwritten = any(reasoning) and not any(text in whole for text in reasoning if text)
-    return Chat(ids, labels, max(0, len(turns) - len(spans)), unwritten)
+    left = () if learn == "all" else tuple(index for index in turns if index not in spans)
+    return Chat(ids, labels, left, any(_none_of(texts, whole) for texts in (_reasoning(messages), _calls(messages))))
+
+
+def _none_of(texts: Sequence[str], whole: str) -> bool:
+    return bool(texts) and not any(text in whole for text in texts)
+
+
+def _reasoning(messages: Sequence[Message]) -> list[str]:
+    found = (message.get(key) for message in messages for key in REASONING)
+    return [text.strip() for text in found if isinstance(text, str) and text.strip()]
+
+
+def _calls(messages: Sequence[Message]) -> list[str]:
+    calls = (call for message in messages for call in message.get("tool_calls") or ())
+    names = (call.get("function", call).get("name") for call in calls if isinstance(call, Mapping))
+    return [name for name in names if isinstance(name, str) and name]
+
+
+def alone(messages: Sequence[Message], index: int) -> list[Message]:
+    """A chat that ends with one of the assistant's turns, of which that turn alone is learned."""
+    before = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in messages[:index]]
+    return [*before, messages[index]]
 
 
 def _arguments_as_texts(messages: Sequence[Message]) -> list[Message]:
@@ -125,8 +145,8 @@ def _arguments_as_texts(messages: Sequence[Message]) -> list[Message]:
 
 def _spans(
     turns: Sequence[int], whole: str, render: Callable[[int, bool], str], ends: Collection[str]
-) -> Iterator[tuple[int, int]]:
-    """Where turns of the assistant stand in the rendered chat, in characters.
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Where turns of the assistant stand in the rendered chat, in characters, by their index.
 
     Templates that rewrite earlier turns (dropping their reasoning, say) render a beginning of the chat differently
     than the chat; of such a chat only the turns that stand in the whole as in the beginning are learned, and only those
@@ -135,7 +155,7 @@ def _spans(
     for index in turns:
         before, after = render(index, True), render(index + 1, False)
         if after.startswith(before) and (end := _end(after, whole, ends)) > len(before):
-            yield len(before), end
+            yield index, (len(before), end)
 
 
 def _end(after: str, whole: str, ends: Collection[str]) -> int:

@@ -116,10 +116,12 @@ class Assembly:
     def release(self) -> None:
         """Forget every adapter and leave the model as it was before it became a backbone; nothing can be loaded again.
 
-        No call may be running.
-
         A model whose forward was replaced (compiled, or with a lock around it) gets its own one again.
+
+        Raises:
+            UsageError: calls with adapters are still running.
         """
+        self._residency.demand_idle()
         self._intake.released = True
         for name in self.adapters:
             self._withdraw(name)

@@ -81,6 +81,15 @@ class LoraLayer(torch.nn.Module):
             return base_layer(x, *args, **kwargs)
         return routing.apply(self.path, base_layer, x, args, kwargs)
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped module's: a backbone's model is saved under its own names, as the bare one that it is."""
+        return self.base_layer.state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}base_layer.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _trace(self, x: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
         """What compiled code does here; where the backbone itself isn't compiled, it steps out of that code."""
         if self.traced is None or self.traced.rows.slots is None:

@@ -30,7 +30,7 @@ from lorary.adapters.tiers.placing import Placing
 from lorary.adapters.tiers.stats import stats_of
 from lorary.adapters.tiers.weights import Weights
 from lorary.adapters.values import Followed, Stats
-from lorary.hub.errors import SlotsBusyError, SlotsFullError
+from lorary.hub.errors import SlotsBusyError, SlotsFullError, UsageError
 
 _DIGEST = operator.attrgetter("digest")
 _NO_THREAD = 0
@@ -97,6 +97,16 @@ class Residency:
         """
         with self._lock:
             return self._books.get(name)
+
+    def demand_idle(self) -> None:
+        """Refuse to go on while calls read adapters.
+
+        Raises:
+            UsageError: some do.
+        """
+        with self._lock:
+            if self._books.readers:
+                raise UsageError("calls are still running on this backbone; let them end first")
 
     def content(self, digest: str) -> Content:
         """The content of this digest, shared by all adapters that have it."""

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
@@ -86,6 +87,27 @@ def test_nothing_is_loaded_after_a_release(backbone, folders):
     backbone.release()
     with pytest.raises(UsageError, match="was released"):
         backbone.load(folders["one"])
+
+
+def test_no_release_below_a_running_call(backbone):
+    """It would go on as the bare backbone."""
+    with backbone.using("one") as model:
+        before = model(input_ids=torch.tensor(ROW)).logits
+        with pytest.raises(UsageError, match="calls are still running"):
+            backbone.release()
+        assert torch.equal(model(input_ids=torch.tensor(ROW)).logits, before)
+    backbone.release()
+
+
+def test_a_backbones_model_is_saved_as_the_bare_model(backbone, tmp_path):
+    backbone.model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(again(input_ids=torch.tensor(ROW)).logits[0], backbone.logits(ROW, None)[0])
+    state = backbone.model.state_dict()
+    assert state.keys() == again.state_dict().keys()
+    backbone.model.load_state_dict({name: tensor + 1 for name, tensor in state.items()})
+    backbone.model.load_state_dict(again.state_dict())
+    torch.testing.assert_close(backbone.logits(ROW, None)[0], again(input_ids=torch.tensor(ROW)).logits[0])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

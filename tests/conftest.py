@@ -33,6 +33,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",  # many small models on few cores: threads cost more than they bring
 )
+gc.disable()  # until the tests are collected: nothing of what they import is garbage
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +47,20 @@ def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
+_frozen = [0]
+
+
+@pytest.fixture(autouse=True)
 def _libraries_are_no_garbage() -> None:
-    """What is there before a file's tests is never looked through for garbage again.
+    """What was imported before a test is never looked through for garbage again.
 
     A run's end and a loader's release collect it, and a third of a tiny run's time went over torch's own objects.
     """
-    gc.collect()
-    gc.freeze()
+    if len(sys.modules) > _frozen[0] + 20:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+        _frozen[0] = len(sys.modules)
 
 
 @pytest.fixture

@@ -130,9 +130,11 @@ def _end(code: int) -> None:
 def _serve(modules: Sequence[str]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    gc.disable()
     for module in modules:
         importlib.import_module(module)
     gc.freeze()  # a run's end looks for garbage: not among the libraries' own objects
+    gc.enable()
     for line in sys.stdin:
         request = json.loads(line)
         if pid := request.get("wait"):

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 
 from lorary.hub.cli.main import main
 from lorary.hub.errors import EstimateError, TrainingError
@@ -23,6 +24,31 @@ from lorary.training.precision import precision
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from samples import ROWS, question_rows, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory):
+    """``one_layer(recipe)``: the recipe with a base of one layer in place of two, whose step is counted sooner."""
+    made = {}
+
+    def cut(recipe):
+        if recipe.base not in made:
+            folder = shutil.copytree(recipe.base, tmp_path_factory.mktemp("base") / "one")
+            config = AutoConfig.from_pretrained(folder)
+            for name in ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"):
+                if name in config.to_dict():
+                    setattr(config, name, 1)
+            getattr(transformers, config.architectures[0])(config).save_pretrained(folder)
+            made[recipe.base] = str(folder)
+        return recipe.model_copy(update={"base": made[recipe.base]})
+
+    return cut
+
+
+@pytest.fixture
+def make_small(make_recipe, one_layer):
+    """As ``make_recipe``, on a base of one layer."""
+    return lambda *words, **settings: one_layer(make_recipe(*words, **settings))
 
 
 def test_live_bytes_rise_and_fall_with_the_tensors():
@@ -96,7 +122,7 @@ def test_the_step_without_weights_is_the_real_step(task, family, checkpointing, 
         ("fill-mask", {"family": "t5-spans"}),
     ],
 )
-def test_the_estimate_is_of_the_run_that_follows(task, settings, make_recipe, tmp_path):
+def test_the_estimate_is_of_the_run_that_follows(task, settings, make_recipe, make_small, tmp_path):
     """The rows are cut, and the task told of them, as the run does it."""
     if settings.get("problem_type") == "regression":
         rows = [{**row, "label": index / 7} for index, row in enumerate(ROWS["text-classification"](64))]
@@ -104,7 +130,8 @@ def test_the_estimate_is_of_the_run_that_follows(task, settings, make_recipe, tm
     if task == "question-answering":
         rows = question_rows(40, unanswerable=4, words=40)
         settings = {**settings, "data.train": write_jsonl(tmp_path / "a.jsonl", rows)}
-    recipe = make_recipe(task, **{**settings, "training.batch_size": 4})
+    make = make_recipe if task == "feature-extraction" else make_small  # of one layer, the unreached is a larger part
+    recipe = make(task, **{**settings, "training.batch_size": 4})
     reporter = Reporter()
     planned = estimate(recipe, progress=reporter)
     ready = prepare(recipe, load_data(recipe), Reporter())
@@ -135,8 +162,8 @@ def test_packed_bytes_are_bitsandbytes_own(quantization, double):
     assert packed_bytes(weight.numel(), 256, quantization, double) == held
 
 
-def test_a_quantized_base_weighs_less_and_counts_its_unpacking(make_recipe):
-    plain, quantized = (estimate(make_recipe(**settings)) for settings in ({}, {"method": "qlora"}))
+def test_a_quantized_base_weighs_less_and_counts_its_unpacking(make_small):
+    plain, quantized = (estimate(make_small(**settings)) for settings in ({}, {"method": "qlora"}))
     assert quantized.cost.step.weights < plain.cost.step.weights
     assert quantized.cost.step.flops == plain.cost.step.flops
 
@@ -146,14 +173,14 @@ def test_padded_tokens_are_those_of_random_batches():
     assert 4 * 10 <= padded_tokens([1, 10, 10, 1] * 5, 2, seed=0) <= 20 * 10
 
 
-def test_steps_are_the_trainers(make_recipe, registry):
+def test_steps_are_the_trainers(make_small, registry):
     settings = {
         "training.epochs": 3,
         "training.batch_size": 4,
         "training.gradient_accumulation": 3,
         "report.write": True,
     }
-    recipe = make_recipe(rows=50, **settings)
+    recipe = make_small(rows=50, **settings)
     version = train(recipe, registry)
     provenance = version.manifest.provenance
     assert provenance["estimate"]["steps"] == provenance["steps"]
@@ -162,14 +189,14 @@ def test_steps_are_the_trainers(make_recipe, registry):
     assert past.rate(recipe, torch.device("cpu")) == pytest.approx(
         provenance["estimate"]["flops"] / provenance["seconds"], rel=0.01
     )
-    recipe = make_recipe(rows=50, **{**settings, "output": recipe.output + "2"})
+    recipe = make_small(rows=50, **{**settings, "output": recipe.output + "2"})
     found = estimate(recipe, past)
     assert found.cost.basis == "from 1 past run on this device"
     assert found.cost.seconds > 0
 
 
-def test_what_does_not_fit_is_told_with_what_would(make_recipe, tmp_path, capsys):
-    recipe = make_recipe(**{"training.batch_size": 8, "training.seeds": 3})
+def test_what_does_not_fit_is_told_with_what_would(make_small, tmp_path, capsys):
+    recipe = make_small(**{"training.batch_size": 8, "training.seeds": 3})
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
     assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--json"]) == 0
@@ -183,16 +210,16 @@ def test_what_does_not_fit_is_told_with_what_would(make_recipe, tmp_path, capsys
     assert main(["estimate", str(file), "--memory", "lots"]) == 2
 
 
-def test_the_runs_of_folds_are_told(make_recipe, tmp_path, capsys):
-    (tmp_path / "recipe.yaml").write_text(make_recipe(**{"training.folds": 3}).to_yaml())
+def test_the_runs_of_folds_are_told(make_small, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(make_small(**{"training.folds": 3}).to_yaml())
     assert main(["estimate", str(tmp_path / "recipe.yaml")]) == 0
     assert "Runs:  4, each of about these steps" in capsys.readouterr().out
 
 
-def test_a_strangers_provenance_is_no_prediction(make_recipe, registry):
+def test_a_strangers_provenance_is_no_prediction(make_small, registry):
     from dataclasses import replace
 
-    version = train(make_recipe(rows=20), registry)
+    version = train(make_small(rows=20), registry)
     for told in ({"estimate": 3}, {"estimate": {"flops": "x"}}, {"estimate": {"steps": 0, "flops": 1}}, {}):
         manifest = replace(version.manifest, provenance={**version.manifest.provenance, **told})
         assert PastRuns([replace(version, manifest=manifest)]).runs == []
@@ -212,8 +239,8 @@ def test_a_strangers_provenance_is_no_prediction(make_recipe, registry):
     ],
     ids=str,
 )
-def test_every_method_can_be_estimated(settings, make_recipe):
-    found = estimate(make_recipe(**settings))
+def test_every_method_can_be_estimated(settings, make_small):
+    found = estimate(make_small(**settings))
     assert found.cost.step.peak > found.cost.step.weights > 0
     assert found.cost.step.adapter > 0
 
@@ -251,12 +278,12 @@ def test_a_decoder_whose_tokenizer_alone_knows_its_padding_can_be_estimated(make
     assert estimate(make_recipe("text-classification", base=str(folder))).cost.step.peak > 0
 
 
-def test_a_pair_counts_both_replies(make_recipe, tmp_path):
+def test_a_pair_counts_both_replies(make_small, tmp_path):
     rows = [{"prompt": f"bank {i}", "chosen": "rose today", "rejected": "fell today"} for i in range(20)]
     columns = {role: role for role in ("prompt", "chosen", "rejected")}
     data = {"data.train": write_jsonl(tmp_path / "pairs.jsonl", rows), "data.test": None, "data.columns": columns}
-    pairs = estimate(make_recipe("text-generation", **data, **{"training.batch_size": 4}))
+    pairs = estimate(make_small("text-generation", **data, **{"training.batch_size": 4}))
     replies = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
     data = {"data.train": write_jsonl(tmp_path / "replies.jsonl", replies), "data.test": None}
-    alone = estimate(make_recipe("text-generation", **data, **{"training.batch_size": 4, "training.packing": False}))
+    alone = estimate(make_small("text-generation", **data, **{"training.batch_size": 4, "training.packing": False}))
     assert pairs.cost.step.tokens > 1.5 * alone.cost.step.tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,28 @@ def bases(tmp_path_factory) -> Callable[..., str]:
         return str(save_base(model, tokenizer, folder))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def one_layer(tmp_path_factory) -> Callable[[str], str]:
+    """``one_layer(base)``: a base like it with one layer in place of two, where the number of layers is no matter."""
+    import transformers as t
+
+    made: dict[str, str] = {}
+
+    def cut(base: str) -> str:
+        if base not in made:
+            folder = shutil.copytree(base, tmp_path_factory.mktemp("one-layer") / Path(base).name)
+            config = t.AutoConfig.from_pretrained(folder)
+            for name in ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"):
+                if name in config.to_dict():
+                    setattr(config, name, 1)
+            torch.manual_seed(0)
+            getattr(t, config.architectures[0])(config).save_pretrained(folder)
+            made[base] = str(folder)
+        return made[base]
+
+    return cut
 
 
 @pytest.fixture

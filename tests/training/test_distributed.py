@@ -39,7 +39,7 @@ def launch(forks):
             "--config_file", str(CONFIGS / "cpu_gloo.yaml"), "--main_process_port", _port(), "-m", "lorary.training",
             "recipe.yaml", "--registry", "own.db", *words,
         ]  # fmt: skip
-        return forks.start("stops:launch", command, cwd=folder, OMP_NUM_THREADS="1")
+        return forks.start("stops:launch", command, cwd=folder, OMP_NUM_THREADS="1", TMPDIR=str(folder))
 
     return start
 

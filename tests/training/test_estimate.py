@@ -7,8 +7,7 @@ import shutil
 
 import pytest
 import torch
-import transformers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from lorary.hub.cli.main import main
 from lorary.hub.errors import EstimateError, TrainingError
@@ -26,29 +25,15 @@ from lorary.training.progress import Reporter
 from samples import ROWS, question_rows, write_jsonl
 
 
-@pytest.fixture(scope="module")
-def one_layer(tmp_path_factory):
-    """``one_layer(recipe)``: the recipe with a base of one layer in place of two, whose step is counted sooner."""
-    made = {}
-
-    def cut(recipe):
-        if recipe.base not in made:
-            folder = shutil.copytree(recipe.base, tmp_path_factory.mktemp("base") / "one")
-            config = AutoConfig.from_pretrained(folder)
-            for name in ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"):
-                if name in config.to_dict():
-                    setattr(config, name, 1)
-            getattr(transformers, config.architectures[0])(config).save_pretrained(folder)
-            made[recipe.base] = str(folder)
-        return recipe.model_copy(update={"base": made[recipe.base]})
-
-    return cut
-
-
 @pytest.fixture
 def make_small(make_recipe, one_layer):
     """As ``make_recipe``, on a base of one layer."""
-    return lambda *words, **settings: one_layer(make_recipe(*words, **settings))
+
+    def make(*words, **settings):
+        recipe = make_recipe(*words, **settings)
+        return recipe.model_copy(update={"base": one_layer(recipe.base)})
+
+    return make
 
 
 def test_live_bytes_rise_and_fall_with_the_tensors():

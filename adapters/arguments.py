@@ -46,9 +46,9 @@ def listed(values: Any, expected: str) -> list[Any]:
     """The items of any list, column or generator, in order; ``expected`` says what they are to be.
 
     Raises:
-        UsageError: it has none, or in no order.
+        UsageError: it has none, in no order, or is a table, of which Python gives the columns' names.
     """
-    unordered = isinstance(values, (str, bytes, Mapping, AbstractSet))
+    unordered = isinstance(values, (str, bytes, Mapping, AbstractSet)) or getattr(values, "ndim", 1) != 1
     if unordered or not isinstance(values, Iterable):
         raise UsageError(f"expected {expected}, found {type(values).__name__}: {shown(values)}")
     return list(values)
@@ -120,7 +120,7 @@ def token_rows(rows: Any, vocabulary: int) -> list[list[int]]:
         UsageError: they aren't.
     """
     expected = f"rows of token ids, each a list of whole numbers from 0 to {vocabulary - 1}"
-    found = [listed(row, expected) for row in listed(rows, expected)]
+    found = [listed(row, expected) for row in listed(_plain(rows), expected)]
     for row in found:
         if not row:
             raise UsageError(f"an empty row: expected {expected}")
@@ -128,6 +128,12 @@ def token_rows(rows: Any, vocabulary: int) -> list[list[int]]:
             if not is_whole(token) or not 0 <= token < vocabulary:
                 raise UsageError(f"the token {shown(token)}: expected {expected}")
     return [[int(token) for token in row] for row in found]
+
+
+def _plain(values: Any) -> Any:
+    """An array or a tensor, or what is listed, as plain lists and numbers."""
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    return [_plain(value) for value in plain] if isinstance(plain, (list, tuple)) else plain
 
 
 def folder_path(folder: Any) -> Path:

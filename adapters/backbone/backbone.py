@@ -90,10 +90,12 @@ class Backbone(Loads, Derives, Serves):
         :meth:`from_pretrained`.
 
         Raises:
-            UsageError: it isn't a transformers model.
+            UsageError: it isn't a transformers model, or the tokenizer isn't one.
         """
         if not hasattr(model, "get_input_embeddings"):
             raise UsageError(f"expected a transformers model, found {type(model).__name__}: {shown(model)}")
+        if tokenizer is not None and not callable(tokenizer):
+            raise UsageError(f"expected a tokenizer or None, found {type(tokenizer).__name__}: {shown(tokenizer)}")
         base_id = str(getattr(model.config, "_name_or_path", "") or "in-memory")
         return cls(model, tokenizer, identity=identity or identify(model, tokenizer, base_id), **settings)
 

@@ -13,7 +13,7 @@ from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.adapters.base.identity import body_of, identify
 from lorary.adapters.base.quantization import guard_cpu, quantization_config
 from lorary.hub.base_files import resolve_base
-from lorary.hub.errors import BaseNotFoundError, first_line
+from lorary.hub.errors import BaseNotFoundError, UsageError, first_line
 from lorary.hub.manifest import BaseIdentity
 
 
@@ -57,6 +57,7 @@ def load_base(
         model_kwargs: further arguments of ``from_pretrained``.
 
     Raises:
+        UsageError: an unknown device, dtype or quantization, or devices that don't hold all of it.
         BaseNotFoundError: no such folder or id, not a model that transformers can load, or a tokenizer that is broken.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -91,6 +92,11 @@ def load_base(
         raise BaseNotFoundError(
             f"base {base!r}: its tokenizer's files can't be read as one ({first_line(error)}); save the tokenizer again"
         ) from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError(
+            f"base {base!r}: device={device!r}, device_map={device_map!r} leave weights on disk or nowhere; name "
+            "devices that hold all of it, or quantize it"
+        )
     guard_cpu(model)
     model.eval()
     whole = _whole(model, config, resolved.path) if auto_class is not natural_class(config) else model

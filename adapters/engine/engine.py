@@ -90,6 +90,7 @@ class Engine:
             CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
         """
+        self._inference.demand_evaluation()
         demand_unicode(prompt)
         adapter = None if adapter is None else adapter_name(adapter)
         with self._residency.lock:

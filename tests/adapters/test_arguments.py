@@ -1,6 +1,7 @@
 """Arguments of the wrong type: each is an error of the call that says what was expected."""
 
 import numpy
+import pandas
 import pytest
 import torch
 
@@ -124,7 +125,8 @@ def test_numbers_of_numpy_are_numbers(encoder, decoder):
     settings = {"max_new_tokens": numpy.int64(2), "repetition_penalty": numpy.float64(1.5)}
     assert decoder.generate("profit", **settings) == want
     assert encoder.predict(["profit"], "one", batch_size=numpy.int64(1)) == encoder.predict(["profit"], "one")
-    torch.testing.assert_close(decoder.logits(numpy.array([[5, 6]]), None), decoder.logits([[5, 6]], None))
+    for rows in (numpy.array([[5, 6]]), torch.tensor([[5, 6]]), [torch.tensor([5, 6])], [(numpy.int64(5), 6)]):
+        torch.testing.assert_close(decoder.logits(rows, None), decoder.logits([[5, 6]], None))
 
 
 @pytest.mark.parametrize(
@@ -135,3 +137,23 @@ def test_settings_of_a_backbone(decoder, settings):
         Backbone.from_model(decoder.model, decoder.tokenizer, identity=decoder.identity, **settings)
     with pytest.raises(UsageError, match="expected a transformers model, found NoneType"):
         Backbone.from_model(None, None)
+    with pytest.raises(UsageError, match="expected a tokenizer or None, found str: 'bert'"):
+        Backbone.from_model(decoder.model, "bert")
+
+
+@pytest.mark.parametrize("settings", [{"device": "meta"}, {"device_map": {"": "disk"}}], ids=str)
+def test_devices_that_hold_no_weights(bases, settings):
+    with pytest.raises(UsageError, match="leave weights on disk or nowhere"):
+        Backbone.from_pretrained(str(bases("bert")), **settings)
+
+
+def test_columns_and_tables(encoder):
+    """Python lists a table's column names, which would be taken for texts."""
+    table = pandas.DataFrame({"text": ["profit rose", "dog"], "adapter": ["one", "one"]})
+    want = encoder.predict(["profit rose", "dog"], "one")
+    assert encoder.predict(table["text"], table["adapter"]) == want
+    assert encoder.predict(numpy.array(["profit rose", "dog"]), "one") == want
+    assert encoder.predict(table[["text"]].to_dict("records"), "one") == want
+    for rows in (table[["text"]], numpy.array("profit")):
+        with pytest.raises(UsageError, match="expected a text, a mapping such as"):
+            encoder.predict(rows, "one")

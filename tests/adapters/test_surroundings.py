@@ -73,6 +73,11 @@ def test_no_answer_with_dropout(bases, tmp_path, backbone):
             call()
     for one in (encoder, backbone):
         one.model.eval()
+    with backbone.engine(cache_tokens=64, page_tokens=8) as engine:
+        backbone.model.train()
+        with pytest.raises(UsageError, match="training mode"):
+            engine.submit("profit", "one")
+        backbone.model.eval()
     assert all(call() for call in calls)
 
 

@@ -50,19 +50,27 @@ def test_live_bytes_rise_and_fall_with_the_tensors():
     assert live.peak == 6000
 
 
+CHECKPOINTING = {"training.gradient_checkpointing": True}
+
+
 @pytest.mark.parametrize(
-    ("task", "family", "checkpointing"),
+    ("task", "family", "settings"),
     [
-        ("text-classification", "bert", True),
-        ("token-classification", "roberta", False),
-        ("text-generation", "llama", False),
-        ("text-generation", "llama", True),
-        ("summarization", "t5", True),
-        ("translation", "bart", False),
+        ("text-classification", "bert", CHECKPOINTING),
+        ("text-classification", "t5", {}),
+        ("text-classification", "bart", {}),
+        ("text-classification", "bert", {"method": "dora", "quantization": "nf4"}),
+        ("text-classification", "bert", {"method": "vera", "quantization": "nf4"}),
+        ("token-classification", "roberta", {}),
+        ("text-generation", "llama", {}),
+        ("text-generation", "llama", CHECKPOINTING),
+        ("summarization", "t5", CHECKPOINTING),
+        ("translation", "bart", {}),
     ],
+    ids=str,
 )
-def test_the_step_without_weights_is_the_real_step(task, family, checkpointing, make_recipe):
-    recipe = make_recipe(task, family, **{"training.gradient_checkpointing": checkpointing, "training.batch_size": 4})
+def test_the_step_without_weights_is_the_real_step(task, family, settings, make_recipe):
+    recipe = make_recipe(task, family, **settings, **{"training.batch_size": 4})
     prepared = prepare(recipe, load_data(recipe), Reporter())
     config = prepared.base.model.config
     cost = step_cost(
@@ -71,7 +79,7 @@ def test_the_step_without_weights_is_the_real_step(task, family, checkpointing, 
     )  # fmt: skip
 
     model = prepared.model.train()
-    if checkpointing:
+    if settings == CHECKPOINTING:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
     longest = sorted(prepared.train.features, key=lambda feature: -len(feature["input_ids"]))[:4]

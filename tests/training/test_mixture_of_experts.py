@@ -8,6 +8,7 @@ import transformers as t
 
 from lorary.hub.errors import TrainingError
 from lorary.training import train
+from lorary.training.estimate.plan import estimate
 from runs import golden, peft_logits, prepared
 from samples import bpe_tokenizer, save_base
 
@@ -33,6 +34,17 @@ def test_a_prefix_that_the_routers_loss_does_not_know_is_refused(make_recipe, tm
     recipe = make_recipe("text-generation", base=base_of("mixtral", tmp_path / "base"), method="prefix-tuning")
     with pytest.raises(TrainingError, match="prefix-tuning doesn't train MixtralForCausalLM: its router's loss"):
         prepared(recipe)
+
+
+def test_a_step_in_full_precision_can_be_estimated(make_recipe, tmp_path):
+    """torch plans grouped products, which the experts are, for bfloat16 alone."""
+    base = base_of("mixtral", tmp_path / "base")
+    whole, half = (
+        estimate(make_recipe("text-generation", base=base, dtype=dtype)).cost.step for dtype in ("float32", "bfloat16")
+    )
+    assert whole.weights == pytest.approx(2 * half.weights, rel=0.01)
+    assert whole.flops == half.flops > 0
+    assert whole.peak > half.peak
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["silent", "asked"])

@@ -39,6 +39,18 @@ class QuantizedLinear(nn.Linear):
         self.bias = source.bias
         self.compute_dtype = compute_dtype
 
+    @property
+    def W_q(self) -> torch.Tensor:
+        """The packed bytes, under the name by which PEFT knows layers that unpack themselves (HQQ's).
+
+        DoRA asks for :meth:`dequantize` where it takes the norms of rows.
+        """
+        return self.weight
+
+    def dequantize(self) -> torch.Tensor:
+        """[out, in], in the compute dtype."""
+        return self.weight.new_empty((self.out_features, self.in_features), dtype=self.compute_dtype)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out], in the compute dtype."""
         shape = (self.out_features, self.in_features)

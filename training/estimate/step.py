@@ -16,6 +16,7 @@ from lorary.hub.errors import EstimateError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.quantized import stand_in
+from lorary.training.estimate.without_values import WithoutValues
 from lorary.training.model import Base, Before, adapter_config, chosen_targets, head_modules, wrap
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
@@ -146,7 +147,7 @@ def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Re
     counter = FlopCounterMode(display=False)
 
     def step() -> None:
-        with precision(model):
+        with precision(model), WithoutValues():
             loss = task.loss(model, batch)
         loss.backward()
         optimizer.step()

@@ -1,0 +1,37 @@
+"""Stand-ins for what looks at values, where tensors have none: results of the same size, made by as many operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class WithoutValues(TorchFunctionMode):
+    """Lets the models' own code run on fake tensors where it would ask for values.
+
+    T5's and BART's classifiers look for the last end-of-text token of each row, by a mask: that is one token a row
+    here. The experts of a mixture multiply groups of rows, which torch plans for bfloat16 alone, and without counting
+    its operations: each row is multiplied by one matrix, whichever.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The function's result, or one like it."""
+        if func is torch.unique_consecutive:
+            return args[0][:1]
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple) and _is_mask(args[1][0]):
+            return args[0][:, -1]
+        if func in _GROUPED:
+            return args[0] @ args[1][0]
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype == torch.bool and index.dim() == 2
+
+
+_GROUPED = (torch._grouped_mm, torch.nn.functional.grouped_mm)

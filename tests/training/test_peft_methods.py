@@ -202,6 +202,7 @@ def test_settings_that_the_method_does_not_have_are_named_before_the_base_is_loo
     ("settings", "message"),
     [
         ({"dtype": "float16"}, "dtype: float16 isn't trained in on a CPU; use bfloat16 or float32"),
+        ({"quantization": "int8", "method": "dora"}, "PEFT can't train dora on an 8-bit base on a CPU; use nf4"),
         ({"dtype": "bfloat16", "quantization": "int8", "method": "ia3"}, "PEFT can't train ia3 on an 8-bit base in"),
     ],
 )

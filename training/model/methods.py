@@ -61,6 +61,9 @@ def _demand_trainable_on_cpu(recipe: Recipe) -> None:
     if (recipe.method, recipe.quantization, recipe.dtype) == ("ia3", "int8", "bfloat16"):
         # PEFT (0.21) asks whether CUDA's autocast is on, and gives a norm in bfloat16 what is float32.
         raise RecipeError("recipe", ["dtype: PEFT can't train ia3 on an 8-bit base in bfloat16 on a CPU; use float32"])
+    if (recipe.method, recipe.quantization) == ("dora", "int8"):
+        # PEFT (0.21) moves the unpacked weight back to the CPU, and what bitsandbytes moves has lost its scales.
+        raise RecipeError("recipe", ["method: PEFT can't train dora on an 8-bit base on a CPU; use nf4, or a GPU"])
 
 
 def virtual_tokens(recipe: Recipe) -> int:

@@ -96,7 +96,7 @@ def recipe_in(bases) -> Callable[..., Recipe]:
     """``recipe_in(folder, ...)``: as ``make_recipe``, for what outlives a test."""
 
     def make(
-        folder: Path, task: str = "text-classification", family: str | None = None, *, rows: int = 64, **settings: Any
+        folder: Path, task: str = "text-classification", family: str | None = None, *, rows: int = 40, **settings: Any
     ) -> Recipe:
         usual = {
             "text-generation": "llama", "fill-mask": "bert-mlm", "summarization": "t5", "translation": "bart",

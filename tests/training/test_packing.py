@@ -169,7 +169,7 @@ def test_rows_are_packed_within_batches_unless_said_otherwise(make_ragged, regis
 
 def test_full_sequences_pass_the_gate_and_say_what_a_step_sees(make_recipe, registry):
     reporter = Reporter()
-    version = train(make_recipe("text-generation", **{"training.packing": True}), registry, reporter)
+    version = train(make_recipe("text-generation", rows=64, **{"training.packing": True}), registry, reporter)
     assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
     assert any(line.startswith("64 rows are packed into ") for line in reporter.notices)
 

@@ -72,7 +72,7 @@ def test_a_run_s_version_tells_how_it_came_to_be(make_recipe, registry, tmp_path
 
     assert main(["show", "tiny", "--registry", str(registry.path)]) == 0
     shown = capsys.readouterr().out
-    for part in (head, weights[:12], "train.jsonl, 64 rows", "seed", "3 steps", "peft ", "base apache-2.0, data cc-by"):
+    for part in (head, weights[:12], "train.jsonl, 40 rows", "seed", "3 steps", "peft ", "base apache-2.0, data cc-by"):
         assert part in shown, part
     # The folder is known to the catalogue alone, so the base is found again by the name that the files have.
     assert main(["run", "tiny", "profit rose", "--registry", str(registry.path)]) == 0

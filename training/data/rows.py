@@ -22,14 +22,15 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
         DataError: a column that no row has, and every bad value with its file and row.
     """
     seen = {column for row in source.rows for column in row.values}
+    known = hint(seen, columns)  # says more than the nearest name of each column
     absent = [
         f"{source.shown}: no column {column!r} (for {role}); there are {', '.join(sorted(seen))}"
-        + (nearest(column, seen) or f"; name it with data.columns.{role}")
+        + ("" if known else nearest(column, seen) or f"; name it with data.columns.{role}")
         for role, column in columns.items()
         if column not in seen
     ]
     if absent:
-        raise DataError("columns", absent + hint(seen, columns) + nested(source))
+        raise DataError("columns", absent + known + nested(source))
     examples = tuple(Example(_values(row, columns), row.place) for row in source.rows)
     problems = [
         problem

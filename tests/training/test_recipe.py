@@ -250,6 +250,11 @@ def test_each_name_of_other_trainers_leads_somewhere():
         (["task=text-generation", "data.labels=[a]"], "data.labels: text-generation has no labels"),
         (["training.packing=true"], "training.packing: only text-generation rows can be packed"),
         (["lora.targets=all-linaer"], "did you mean 'all-linear'"),
+        (["lora.targets=q_proj"], r"found 'q_proj'; a list of one name is \[q_proj\]"),
+        (
+            ["data=rows.jsonl"],
+            r"data: expected keys and values below it, found 'rows.jsonl'; data.train names the rows",
+        ),
         (["lora.targets='.*(q'"], "isn't a regular expression"),
         (["lora.targets=[]"], "the list is empty"),
         (["alias='3'"], "alias: '3' can't be an alias"),

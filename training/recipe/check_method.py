@@ -144,7 +144,7 @@ def _targets(dotted: str, targets: Any) -> Problems:
             yield (
                 dotted,
                 f"expected {words}, a list of names or a regular expression, found {targets!r}"
-                + nearest(targets, TARGET_WORDS),
+                + (nearest(targets, TARGET_WORDS) or f"; a list of one name is [{targets}]"),
             )
         else:
             yield from _regex(dotted, targets)

@@ -72,7 +72,8 @@ def _mistake(item: Any, keys: Sequence[str], recipe: type[BaseModel], others: Se
     if kind == "missing":
         return f"missing; expected {_EXPECTED.get(keys[-1], 'a value')}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return f"expected keys and values below it, found {shown(found)}"
+        place = "; data.train names the rows" if keys[-1] == "data" else ""
+        return f"expected keys and values below it, found {shown(found)}{place}"
     if kind == "literal_error":
         allowed = _allowed(keys, recipe)
         expected = _either([*allowed, *others]) if others else f"one of {', '.join(allowed)}"

@@ -94,7 +94,7 @@ def test_a_kill_at_any_moment_leaves_a_clean_registry(tmp_path, what):
             break
         registry.add(source, name="a")  # and the registry works on
         assert len(registry.versions("a")) == 2
-        step += max(7, step // 12)
+        step += max(11, step // 8)
     assert outcomes == {1, 2}  # kills fell before and after the commit
 
 

@@ -74,7 +74,14 @@ def one_layer(tmp_path_factory) -> Callable[[str], str]:
         if base not in made:
             folder = shutil.copytree(base, tmp_path_factory.mktemp("one-layer") / Path(base).name)
             config = t.AutoConfig.from_pretrained(folder)
-            for name in ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"):
+            for name in (
+                "num_hidden_layers",
+                "n_layer",
+                "num_layers",
+                "num_decoder_layers",
+                "encoder_layers",
+                "decoder_layers",
+            ):
                 if name in config.to_dict():
                     setattr(config, name, 1)
             torch.manual_seed(0)
@@ -91,13 +98,25 @@ def make_recipe(tmp_path, recipe_in) -> Callable[..., Recipe]:
     return partial(recipe_in, tmp_path)
 
 
+@pytest.fixture
+def make_small(make_recipe, one_layer) -> Callable[..., Recipe]:
+    """As ``make_recipe``, on a base of one layer, with fewer held-out rows."""
+
+    def make(*words: Any, held: int = 8, **settings: Any) -> Recipe:
+        recipe = make_recipe(*words, held=held, **settings)
+        return recipe.model_copy(update={"base": one_layer(recipe.base)})
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def recipe_in(bases) -> Callable[..., Recipe]:
     """``recipe_in(folder, ...)``: as ``make_recipe``, for what outlives a test."""
 
     def make(
-        folder: Path, task: str = "text-classification", family: str | None = None, *, rows: int = 40, **settings: Any
-    ) -> Recipe:
+        folder: Path, task: str = "text-classification", family: str | None = None, *, rows: int = 40, held: int = 20,
+        **settings: Any,
+    ) -> Recipe:  # fmt: skip
         usual = {
             "text-generation": "llama", "fill-mask": "bert-mlm", "summarization": "t5", "translation": "bart",
         }  # fmt: skip
@@ -105,7 +124,7 @@ def recipe_in(bases) -> Callable[..., Recipe]:
         flags = {
             "name": "tiny", "domain": "Finance", "task": task, "base": bases(family),
             "data.train": write_jsonl(folder / "train.jsonl", ROWS[task](rows)),
-            "data.test": write_jsonl(folder / "test.jsonl", ROWS[task](20, seed=9)),
+            "data.test": write_jsonl(folder / "test.jsonl", ROWS[task](held, seed=9)),
             "output": str(folder / "out"), "training.epochs": 2, "training.learning_rate": 0.01,
             "training.max_length": 64, "training.early_stopping": 0, "device": "cpu",
             "report.write": False,

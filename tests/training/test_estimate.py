@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,17 +24,6 @@ from lorary.training.precision import precision
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from samples import ROWS, question_rows, write_jsonl
-
-
-@pytest.fixture
-def make_small(make_recipe, one_layer):
-    """As ``make_recipe``, on a base of one layer."""
-
-    def make(*words, **settings):
-        recipe = make_recipe(*words, **settings)
-        return recipe.model_copy(update={"base": one_layer(recipe.base)})
-
-    return make
 
 
 def test_live_bytes_rise_and_fall_with_the_tensors():
@@ -63,14 +53,13 @@ CHECKPOINTING = {"training.gradient_checkpointing": True}
         ("text-classification", "bert", {"method": "vera", "quantization": "nf4"}),
         ("token-classification", "roberta", {}),
         ("text-generation", "llama", {}),
-        ("text-generation", "llama", CHECKPOINTING),
         ("summarization", "t5", CHECKPOINTING),
         ("translation", "bart", {}),
     ],
     ids=str,
 )
-def test_the_step_without_weights_is_the_real_step(task, family, settings, make_recipe):
-    recipe = make_recipe(task, family, **settings, **{"training.batch_size": 4})
+def test_the_step_without_weights_is_the_real_step(task, family, settings, make_small):
+    recipe = make_small(task, family, rows=8, **settings, **{"training.batch_size": 4})
     prepared = prepare(recipe, load_data(recipe), Reporter())
     config = prepared.base.model.config
     cost = step_cost(
@@ -118,15 +107,14 @@ def test_the_step_without_weights_is_the_real_step(task, family, settings, make_
 def test_the_estimate_is_of_the_run_that_follows(task, settings, make_recipe, make_small, tmp_path):
     """The rows are cut, and the task told of them, as the run does it."""
     if settings.get("problem_type") == "regression":
-        rows = [{**row, "label": index / 7} for index, row in enumerate(ROWS["text-classification"](64))]
+        rows = [{**row, "label": index / 7} for index, row in enumerate(ROWS["text-classification"](18))]
         settings = {**settings, "data.train": write_jsonl(tmp_path / "a.jsonl", rows), "data.test": None}
     if task == "question-answering":
-        rows = question_rows(40, unanswerable=4, words=40)
+        rows = question_rows(16, unanswerable=4, words=40)
         settings = {**settings, "data.train": write_jsonl(tmp_path / "a.jsonl", rows)}
     make = make_recipe if task == "feature-extraction" else make_small  # of one layer, the unreached is a larger part
-    recipe = make(task, **{**settings, "training.batch_size": 4})
-    reporter = Reporter()
-    planned = estimate(recipe, progress=reporter)
+    recipe = make(task, rows=18, **{**settings, "training.batch_size": 4})
+    planned = estimate(recipe)
     ready = prepare(recipe, load_data(recipe), Reporter())
     cost = step_cost(
         recipe, ready.task, ready.base.tokenizer, ready.base.model.config, ready.train.features,
@@ -156,7 +144,7 @@ def test_packed_bytes_are_bitsandbytes_own(quantization, double):
 
 
 def test_a_quantized_base_weighs_less_and_counts_its_unpacking(make_small):
-    plain, quantized = (estimate(make_small(**settings)) for settings in ({}, {"method": "qlora"}))
+    plain, quantized = (estimate(make_small(rows=8, **settings)) for settings in ({}, {"method": "qlora"}))
     assert quantized.cost.step.weights < plain.cost.step.weights
     assert quantized.cost.step.flops == plain.cost.step.flops
 
@@ -166,74 +154,62 @@ def test_padded_tokens_are_those_of_random_batches():
     assert 4 * 10 <= padded_tokens([1, 10, 10, 1] * 5, 2, seed=0) <= 20 * 10
 
 
-def test_steps_are_the_trainers(make_small, registry):
+def test_a_runs_provenance_predicts_the_next_and_a_strangers_does_not(make_small, registry):
     settings = {
-        "training.epochs": 3,
+        "training.epochs": 2,
         "training.batch_size": 4,
         "training.gradient_accumulation": 3,
         "report.write": True,
     }
-    recipe = make_small(rows=50, **settings)
+    recipe = make_small(rows=26, **settings)
     version = train(recipe, registry)
     provenance = version.manifest.provenance
-    assert provenance["estimate"]["steps"] == provenance["steps"]
+    assert provenance["estimate"]["steps"] == provenance["steps"] == 6
     past = PastRuns(registry.versions())
     assert len(past.errors()) == 1
     assert past.rate(recipe, torch.device("cpu")) == pytest.approx(
         provenance["estimate"]["flops"] / provenance["seconds"], rel=0.01
     )
-    recipe = make_small(rows=50, **{**settings, "output": recipe.output + "2"})
     found = estimate(recipe, past)
     assert found.cost.basis == "from 1 past run on this device"
     assert found.cost.seconds > 0
+    for told in ({"estimate": 3}, {"estimate": {"flops": "x"}}, {"estimate": {"steps": 0, "flops": 1}}, {}):
+        mixed = {**provenance, **told} if told else {}
+        manifest = replace(version.manifest, provenance=mixed)
+        assert PastRuns([replace(version, manifest=manifest)]).runs == []
+    assert PastRuns([replace(version, manifest=None)]).runs == []
 
 
 def test_what_does_not_fit_is_told_with_what_would(make_small, tmp_path, capsys):
-    recipe = make_small(**{"training.batch_size": 8, "training.seeds": 3})
+    recipe = make_small(rows=16, **{"training.batch_size": 8, "training.seeds": 3})
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
-    assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--json"]) == 0
-    whole = json.loads(capsys.readouterr().out)
-    assert (whole["fits"], whole["runs"]) == (True, 3)
     assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--memory", "1MB", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
-    assert not told["fits"]
+    assert (told["fits"], told["runs"]) == (False, 3)
     assert any(other["peak"] < told["peak_bytes"] for other in told["alternatives"])
     assert not (tmp_path / "r.db").exists()
     assert main(["estimate", str(file), "--memory", "lots"]) == 2
 
 
 def test_the_runs_of_folds_are_told(make_small, tmp_path, capsys):
-    (tmp_path / "recipe.yaml").write_text(make_small(**{"training.folds": 3}).to_yaml())
-    assert main(["estimate", str(tmp_path / "recipe.yaml")]) == 0
+    (tmp_path / "recipe.yaml").write_text(make_small(rows=16, **{"training.folds": 3}).to_yaml())
+    assert main(["estimate", str(tmp_path / "recipe.yaml")]) == 0  # it fits
     assert "Runs:  4, each of about these steps" in capsys.readouterr().out
-
-
-def test_a_strangers_provenance_is_no_prediction(make_small, registry):
-    from dataclasses import replace
-
-    version = train(make_small(rows=20), registry)
-    for told in ({"estimate": 3}, {"estimate": {"flops": "x"}}, {"estimate": {"steps": 0, "flops": 1}}, {}):
-        manifest = replace(version.manifest, provenance={**version.manifest.provenance, **told})
-        assert PastRuns([replace(version, manifest=manifest)]).runs == []
-    assert PastRuns([replace(version, manifest=None)]).runs == []
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": "dora"},
-        {"method": "rslora", "lora.targets": "attention", "lora.layers": "last 1"},
-        {"lora.init": "pissa"},
-        {"quantization": "fp4", "double_quantization": False},
+        {"method": "rslora", "lora.init": "pissa", "lora.targets": "attention", "lora.layers": "last 1"},
+        {"method": "adalora", "quantization": "fp4", "double_quantization": False},
         {"method": "loha"},
         {"method": "prefix-tuning"},
-        {"method": "adalora", "quantization": "nf4"},
     ],
     ids=str,
 )
 def test_every_method_can_be_estimated(settings, make_small):
-    found = estimate(make_small(**settings))
+    found = estimate(make_small(rows=8, **settings))
     assert found.cost.step.peak > found.cost.step.weights > 0
     assert found.cost.step.adapter > 0
 
@@ -272,7 +248,7 @@ def test_a_decoder_whose_tokenizer_alone_knows_its_padding_can_be_estimated(make
 
 
 def test_a_pair_counts_both_replies(make_small, tmp_path):
-    rows = [{"prompt": f"bank {i}", "chosen": "rose today", "rejected": "fell today"} for i in range(20)]
+    rows = [{"prompt": f"bank {i}", "chosen": "rose today", "rejected": "fell today"} for i in range(8)]
     columns = {role: role for role in ("prompt", "chosen", "rejected")}
     data = {"data.train": write_jsonl(tmp_path / "pairs.jsonl", rows), "data.test": None, "data.columns": columns}
     pairs = estimate(make_small("text-generation", **data, **{"training.batch_size": 4}))

@@ -40,29 +40,29 @@ def test_reseeding_draws_the_head_that_loading_with_the_seed_draws(family, make_
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_a_session_gives_what_lone_runs_give(make_recipe, tmp_path):
-    recipe = make_recipe()
+def test_a_session_gives_what_lone_runs_give(make_small, tmp_path):
+    recipe = make_small(rows=24, **{"training.epochs": 1})
     data = load_data(recipe)
     session = Session(tmp_path / "both", Reporter())
     bare = None
     for seed in (42, 43):
         together = session.run(seeded(recipe, seed), data, f"seed {seed}")
-        alone = Session(tmp_path / f"alone-{seed}", Reporter()).run(seeded(recipe, seed), data, "alone")
-        assert together.metrics == alone.metrics
-        for key, tensor in alone.trained.tensors.items():
-            assert torch.equal(together.trained.tensors[key], tensor)
         session.release(together)
         body = {name: t.clone() for name, t in together.prepared.base.model.bert.state_dict().items()}
         assert bare is None or all(torch.equal(body[name], tensor) for name, tensor in bare.items())
         bare = {name: tensor for name, tensor in body.items() if "pooler" not in name}
+    alone = Session(tmp_path / "alone", Reporter()).run(seeded(recipe, 43), data, "alone")
+    assert together.metrics == alone.metrics
+    for key, tensor in alone.trained.tensors.items():
+        assert torch.equal(together.trained.tensors[key], tensor)
 
 
-def test_of_several_seeds_the_best_on_the_validation_rows_is_kept(make_recipe, registry, tmp_path):
+def test_of_several_seeds_the_best_on_the_validation_rows_is_kept(make_small, registry, tmp_path):
     settings = {"training.early_stopping": 1, "training.epochs": 1, "data.validation_size": 0.3}
-    recipe = make_recipe(rows=120, **{"training.seeds": 3, **settings})
+    recipe = make_small(rows=60, **{"training.seeds": 2, **settings})
     version = train(recipe, registry)
     told = version.manifest.provenance["seeds"]
-    assert told["seeds"] == [42, 43, 44]
+    assert told["seeds"] == [42, 43]
     assert told["kept"] == told["seeds"][told["validation"].index(max(told["validation"]))]
     assert "validation rows" in told["because"]
     figures = told["metrics"]["f1"]
@@ -84,15 +84,13 @@ def test_of_several_seeds_the_best_on_the_validation_rows_is_kept(make_recipe, r
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
 
 
-def test_without_validation_rows_the_recipes_own_seed_is_kept(make_recipe, registry, tmp_path):
-    recipe = make_recipe(rows=24, **{"training.seeds": 2, "training.epochs": 1, "training.seed": 5})
+def test_without_validation_rows_the_recipes_own_seed_is_kept(make_small, registry, tmp_path):
+    recipe = make_small(rows=16, **{"training.seeds": 2, "training.epochs": 1, "training.seed": 5})
     version = train(recipe, registry)
     told = version.manifest.provenance["seeds"]
     assert (told["kept"], told["validation"]) == (5, [None, None])
     assert "no validation rows" in told["because"]
-    alone = train(
-        seeded(make_recipe(rows=24, **{"training.epochs": 1, "output": str(tmp_path / "alone")}), 5), registry
-    )
+    alone = train(seeded(make_small(rows=16, **{"training.epochs": 1, "output": str(tmp_path / "alone")}), 5), registry)
     assert alone.digest == version.digest
 
 
@@ -107,10 +105,10 @@ class StoppedAt(Reporter):
 
 
 @pytest.mark.parametrize("several", ["seeds", "folds"])
-def test_several_runs_go_on_where_they_were_stopped(several, make_recipe, registry, tmp_path):
-    settings = {f"training.{several}": 2, "training.epochs": 2, "lora.dropout": 0.2}
-    whole = train(make_recipe(rows=32, **settings, output=str(tmp_path / "whole")), registry)
-    recipe = make_recipe(rows=32, **settings)
+def test_several_runs_go_on_where_they_were_stopped(several, make_small, registry, tmp_path):
+    settings = {f"training.{several}": 2, "training.epochs": 1, "lora.dropout": 0.2}
+    whole = train(make_small(rows=16, **settings, output=str(tmp_path / "whole")), registry)
+    recipe = make_small(rows=16, **settings)
     stop = StoppedAt("seed 43: measuring" if several == "seeds" else "fold 2 of 2: measuring")
     with pytest.raises(InterruptedRunError, match="--resume"):
         train(recipe, registry, stop)
@@ -168,12 +166,12 @@ def test_folds_keep_questions_about_one_context_together(make_recipe, tmp_path):
         list(fold_data(recipe, short, short.train, lambda line: None))
 
 
-def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, registry, tmp_path):
-    settings = {"training.early_stopping": 2, "data.validation_size": 0.25, "report.write": True, "report.rows": 7}
-    recipe = make_recipe(rows=60, **{"data.test": None, "training.folds": 3, **settings})
+def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_small, registry, tmp_path):
+    settings = {"training.early_stopping": 2, "data.validation_size": 0.5, "report.write": True, "report.rows": 7}
+    recipe = make_small(rows=32, **{"data.test": None, "training.folds": 2, **settings})
     version = train(recipe, registry)
     told = version.manifest.provenance["folds"]
-    assert (told["count"], sum(told["rows"])) == (3, 60)
+    assert (told["count"], sum(told["rows"])) == (2, 32)
     assert version.metrics["test"] == {name: figures["mean"] for name, figures in told["metrics"].items()}
     assert "gap" not in version.manifest.provenance
     again = read_checkpoint(tmp_path / "out").manifest.provenance["recipe"]["training"]
@@ -181,14 +179,14 @@ def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_recipe, regi
     assert told["steps"] == version.manifest.provenance["steps"]
     assert "folds" not in again
     assert registry.verify() == []
-    assert version.manifest.provenance["data"]["rows"] == {"train": 60, "validation": 0, "test": 0}
+    assert version.manifest.provenance["data"]["rows"] == {"train": 32, "validation": 0, "test": 0}
     # The report has what each row came to in the run that hadn't seen it.
     report = read_report(tmp_path / "out" / "report.json", "out")
     assert report.metrics == version.metrics
-    assert report.facts["rows"] == "60 train"
-    assert [curve.name for curve in report.folds] == ["fold 1", "fold 2", "fold 3"]
+    assert report.facts["rows"] == "32 train"
+    assert [curve.name for curve in report.folds] == ["fold 1", "fold 2"]
     assert all(curve.points and curve.validations for curve in report.folds)
-    assert sum(map(sum, report.mistakes.counts)) == report.ranked == 60
+    assert sum(map(sum, report.mistakes.counts)) == report.ranked == 32
     right = sum(row[place] for place, row in enumerate(report.mistakes.counts))
     accuracies = told["metrics"]["accuracy"]["values"]
     assert right == pytest.approx(sum(rows * one for rows, one in zip(told["rows"], accuracies, strict=True)))
@@ -232,31 +230,33 @@ def test_the_run_on_all_rows_has_the_median_of_the_folds_thresholds(asked, found
     assert final_recipe(recipe, [1.0], ("debt", "profit"), found).training.threshold == kept
 
 
-@pytest.mark.parametrize(
-    ("steps", "epochs", "words"),
-    [("min_steps", 5.0, "for 5 epochs"), ("max_steps", None, "for 10 steps")],
-)
-def test_without_validation_rows_all_rows_have_the_steps_that_are_told(
-    steps, epochs, words, make_recipe, registry, capsys
-):
-    version = train(
-        make_recipe(rows=32, **{"training.folds": 2, "training.batch_size": 16, f"training.{steps}": 10}), registry
-    )
+def told_of_folds(version, capsys):
+    """What a version's provenance says of its folds, and what is printed of it."""
     told = version.manifest.provenance["folds"]
-    assert (told["epochs"], told["steps"], version.manifest.provenance["steps"]) == (epochs, 10, 10)
     print_repeated("folds", told)
-    assert f"Kept: an adapter trained on all rows {words}." in capsys.readouterr().out
+    return told, capsys.readouterr().out
 
 
-def test_folds_beside_test_rows_leave_these_alone(make_recipe, registry):
-    settings = {"training.folds": 2, "training.epochs": 1, "report.write": True}
-    version = train(make_recipe(rows=40, **settings), registry)
-    told = version.manifest.provenance["folds"]
-    assert sum(told["rows"]) == 40
+def test_without_validation_rows_all_rows_have_the_least_steps_that_are_told(make_small, registry, capsys):
+    settings = {"training.folds": 2, "training.batch_size": 8, "training.min_steps": 6}
+    version = train(make_small(rows=16, **settings), registry)
+    told, printed = told_of_folds(version, capsys)
+    assert (told["epochs"], told["steps"], version.manifest.provenance["steps"]) == (3.0, 6, 6)
+    assert "Kept: an adapter trained on all rows for 3 epochs." in printed
+
+
+def test_folds_beside_test_rows_leave_these_alone(make_small, registry, capsys):
+    settings = {"training.folds": 2, "training.batch_size": 4, "training.max_steps": 3, "report.write": True}
+    version = train(make_small(rows=16, **settings), registry)
+    told, printed = told_of_folds(version, capsys)
+    assert sum(told["rows"]) == 16
     report = read_report(registry.checkpoint(version).files["report.json"], "out")
-    assert (report.ranked, len(report.folds), report.metrics) == (20, 2, version.metrics)
+    assert (report.ranked, len(report.folds), report.metrics) == (8, 2, version.metrics)
     assert "each by the fold" not in page(report)
     assert version.manifest.provenance["gap"]["metric"] == "f1"
+    # Nor did validation rows of the folds say anything of the steps.
+    assert (told["epochs"], told["steps"], version.manifest.provenance["steps"]) == (None, 3, 3)
+    assert "Kept: an adapter trained on all rows for 3 steps." in printed
 
 
 def test_too_few_rows_for_the_folds(make_recipe, registry, tmp_path):
@@ -282,20 +282,20 @@ def test_settings_that_contradict_one_another(settings, words, make_recipe):
 
 
 @pytest.mark.parametrize("task", ["text-classification", "text-generation"])
-def test_a_base_is_measured_as_training_measures_it_untrained(task, make_recipe, registry):
-    recipe = make_recipe(task, **{"strategy": "direct"})
+def test_a_base_is_measured_as_training_measures_it_untrained(task, make_small, registry):
+    recipe = make_small(task, **{"strategy": "direct"})
     reporter = Reporter()
     measured = measure(recipe, reporter)
-    trained = train(make_recipe(task, **{"training.epochs": 1}), registry)
+    trained = train(make_small(task, **{"training.max_steps": 1}), registry)
     assert measured.metrics["untrained"] == pytest.approx(trained.metrics["untrained"])
     assert any("level of chance" in line for line in reporter.notices) == (task == "text-classification")
     with pytest.raises(UsageError, match=r"lorary\.training\.measure"):
         train(recipe, registry)
 
 
-def test_learning_by_heart_is_warned_of(make_recipe, registry, tmp_path):
+def test_learning_by_heart_is_warned_of(make_small, registry, tmp_path):
     rows = [{**row, "label": ("bad", "good")[index * 7 % 11 % 2]} for index, row in enumerate(tone_rows(16))]
-    recipe = make_recipe(**{
+    recipe = make_small(held=20, **{
         "data.train": write_jsonl(tmp_path / "noise.jsonl", rows), "training.epochs": 40, "training.batch_size": 16,
         "lora.dropout": 0.0, "training.learning_rate": 0.02,
     })  # fmt: skip

@@ -97,7 +97,7 @@ def test_it_is_pefts_own_loop(task, family, make_recipe, tmp_path):
     ],
 )
 def test_what_is_saved_is_plain_lora(task, family, quantization, make_recipe, registry, tmp_path):
-    recipe = make_recipe(task, family, rows=40, quantization=quantization, **SETTINGS)
+    recipe = make_recipe(task, family, rows=40, held=4, quantization=quantization, **SETTINGS)
     version = train(recipe, registry)
     assert (version.method, version.quantization) == ("adalora", quantization)
     assert version.manifest.provenance["recipe"]["peft"]["target_r"] == 2
@@ -111,7 +111,7 @@ def test_what_is_saved_is_plain_lora(task, family, quantization, make_recipe, re
 
 
 def test_it_is_served_from_a_slot_and_gone_on_with(make_recipe, registry, tmp_path):
-    recipe = make_recipe(rows=40, **SETTINGS)
+    recipe = make_recipe(rows=40, held=4, **SETTINGS)
     train(recipe, registry)
     checkpoint = read_checkpoint(tmp_path / "out")
     assert not asks_for_peft(checkpoint)
@@ -119,6 +119,7 @@ def test_it_is_served_from_a_slot_and_gone_on_with(make_recipe, registry, tmp_pa
     assert backbone.load("tiny@1").digest == checkpoint.digest
     child = make_recipe(
         rows=40,
+        held=4,
         **{"from": "tiny@1", "name": "child", "lora.rank": 2, "training.epochs": 1, "output": str(tmp_path / "child")},
     )
     assert train(child, registry).method == "lora"
@@ -137,7 +138,9 @@ EXACT = {**SETTINGS, "training.checkpoint_steps": 1, "peft.lora_dropout": 0.1}
 @pytest.fixture
 def unbroken(whole, make_recipe, tmp_path):
     if not whole:
-        run = train(make_recipe(rows=40, output=str(tmp_path / "whole"), **EXACT), Registry(tmp_path / "whole.db"))
+        run = train(
+            make_recipe(rows=40, held=4, output=str(tmp_path / "whole"), **EXACT), Registry(tmp_path / "whole.db")
+        )
         whole["digest"] = run.digest
         assert run.manifest.provenance["best_epoch"] == 3
     return whole["digest"]
@@ -145,7 +148,7 @@ def unbroken(whole, make_recipe, tmp_path):
 
 def test_a_stopped_run_goes_on_exactly(unbroken, make_recipe, registry, tmp_path):
     """Before the first rank goes, between, after the last one, and when the best epoch has been read back."""
-    recipe = make_recipe(rows=40, **EXACT)
+    recipe = make_recipe(rows=40, held=4, **EXACT)
     for moment in ("step 1", "step 5", "step 10", "measuring"):
         with pytest.raises(InterruptedRunError):
             train(recipe, registry, Signal(moment), resume=Unfinished(tmp_path / "out").resumable)
@@ -153,7 +156,7 @@ def test_a_stopped_run_goes_on_exactly(unbroken, make_recipe, registry, tmp_path
 
 
 def test_killed_while_it_writes_a_checkpoint_it_goes_on_exactly(unbroken, live, make_recipe, tmp_path):
-    recipe = make_recipe(rows=40, **EXACT)
+    recipe = make_recipe(rows=40, held=4, **EXACT)
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     order = {"recipe": str(path), "registry": str(tmp_path / "broken.db")}
@@ -183,7 +186,7 @@ def test_no_epoch_counts_before_the_ranks_are_final(make_recipe, registry, tmp_p
 
 def test_memory_that_ran_out_begins_anew(make_recipe, tmp_path, monkeypatch):
     """The allocator forgets what it saw of the steps that are taken again."""
-    recipe = make_recipe(rows=40, **SETTINGS)
+    recipe = make_recipe(rows=40, held=4, **SETTINGS)
     ready, models = prepared(recipe), []
     inner = type(ready.model).forward
 
@@ -262,7 +265,7 @@ def test_settings_without_a_meaning_here_are_refused(make_recipe, registry):
 
 def test_too_few_steps_are_told_before_the_first_one(make_recipe, registry):
     reporter = Reporter()
-    recipe = make_recipe(rows=40, **{**SETTINGS, "peft.tinit": 9})
+    recipe = make_recipe(rows=40, held=4, **{**SETTINGS, "peft.tinit": 9})
     with pytest.raises(TrainingError, match=r"first 9 steps .* the last 4 .* of the run's 12 none remains"):
         train(recipe, registry, reporter)
 

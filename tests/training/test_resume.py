@@ -30,6 +30,17 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def make_recipe(make_recipe, bases, one_layer):
+    """Of models and held-out rows as small as they come: what is measured is no matter."""
+
+    def make(task="text-classification", family=None, **settings):
+        made = make_recipe(task, family, held=4, **settings)
+        return made.model_copy(update={"base": one_layer(made.base)})
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def digests():
     return {}

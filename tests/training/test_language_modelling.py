@@ -172,7 +172,7 @@ def test_the_unigram_baseline():
 )
 def test_a_run_learns_and_is_served(task, settings, make_recipe, registry, tmp_path):
     recipe = make_recipe(
-        task, rows=160, **{"training.epochs": 6, "training.learning_rate": 0.02, "training.max_length": 32, **settings},
+        task, **{"training.epochs": 6, "training.learning_rate": 0.02, "training.max_length": 32, **settings},
         **({"data.columns": {"text": "text"}} if task == "text-generation" else {}),
         **{"data.train": write(tmp_path, "train.txt", 160), "data.test": write(tmp_path, "test.txt", 40, seed=9)},
     )  # fmt: skip
@@ -203,7 +203,7 @@ def write(folder, name, count, seed=0):
 
 
 def test_the_same_recipe_gives_the_same_digest(make_recipe, registry, tmp_path):
-    recipe = make_recipe("fill-mask", rows=40, **{"training.epochs": 2, "training.early_stopping": 1})
+    recipe = make_recipe("fill-mask", rows=40, held=4, **{"training.epochs": 2, "training.early_stopping": 1})
     first = train(recipe, registry)
     torch.rand(5)
     assert train(recipe.model_copy(update={"output": str(tmp_path / "second")}), registry).digest == first.digest
@@ -226,7 +226,7 @@ def test_a_base_of_the_wrong_kind_is_refused(task, family, message, make_recipe,
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 def test_a_base_without_a_head_gets_one_with_the_adapter(family, make_recipe, registry, tmp_path):
     """As sentence encoders are published: a dense layer and a norm are trained, the output is the embeddings."""
-    recipe = make_recipe("fill-mask", family, rows=60, **{"training.epochs": 4})
+    recipe = make_recipe("fill-mask", family, rows=60, held=8, **{"training.epochs": 4})
     version = train(recipe, registry)
     assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"] - 0.5
     saved = {key.partition(".model.")[2] for key in load_file(tmp_path / "out" / "adapter_model.safetensors")}
@@ -244,10 +244,10 @@ def test_a_base_without_a_head_gets_one_with_the_adapter(family, make_recipe, re
         torch.testing.assert_close(backbone.logits([row], "tiny")[0], model(torch.tensor([row])).logits[0])
     # It goes on with its head, and a task starts from it without.
     more = {"from": "tiny@1", "training.max_steps": 2}
-    again = train(make_recipe("fill-mask", family, rows=60, **more, output=str(tmp_path / "more")), registry)
+    again = train(make_recipe("fill-mask", family, rows=60, held=8, **more, output=str(tmp_path / "more")), registry)
     assert again.metrics["untrained"]["loss"] == pytest.approx(version.metrics["test"]["loss"], rel=1e-4)
     task = {"name": "tone", "strategy": "intermediate", **more, "output": str(tmp_path / "tone")}
-    classifier = train(make_recipe("text-classification", family, **task), registry)
+    classifier = train(make_recipe("text-classification", family, held=4, **task), registry)
     assert classifier.manifest.provenance["from"]["reference"] == "tiny@1"
     assert not any("vocab_transform" in key or "predictions" in key or "lm_head" in key for key in (
         load_file(tmp_path / "tone" / "adapter_model.safetensors")

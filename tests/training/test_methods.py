@@ -34,7 +34,7 @@ from runs import SHORT, golden, peft_logits, prepared
     ids=lambda case: case if isinstance(case, str) else "-".join(str(value) for value in case.values()),
 )
 def test_each_trains_passes_the_gate_and_is_the_same_for_peft(task, settings, make_recipe, registry, tmp_path):
-    recipe = make_recipe(task, rows=64, **SHORT, **settings)
+    recipe = make_recipe(task, rows=24, held=4, **SHORT, **settings)
     version = train(recipe, registry)
     assert version.method == settings.get("method", "lora")
     if recipe.dtype != "bfloat16":
@@ -59,7 +59,7 @@ def test_quantized_bases(settings, make_recipe, registry, tmp_path):
     from lorary.adapters.base.quantization import quantization_config
 
     task = "text-generation"
-    recipe = make_recipe(task, rows=64, **SHORT, **settings)
+    recipe = make_recipe(task, rows=24, held=4, **SHORT, **settings)
     version = train(recipe, registry)
     assert version.quantization == recipe.base_quantization
     config = quantization_config(recipe.base_quantization, torch.float32)
@@ -71,7 +71,7 @@ def test_quantized_bases(settings, make_recipe, registry, tmp_path):
 def test_an_adapter_of_another_4bit_kind_says_so_and_is_not_judged(make_recipe, registry, tmp_path):
     from lorary.adapters import Backbone
 
-    recipe = make_recipe("text-generation", rows=32, **SHORT, method="qlora", double_quantization=False)
+    recipe = make_recipe("text-generation", rows=24, held=4, **SHORT, method="qlora", double_quantization=False)
     train(recipe, registry)
     for kind, judged in (("nf4-single", True), ("nf4", None), ("fp4", None)):
         backbone = Backbone.from_pretrained(recipe.base, quantization=kind, device="cpu")

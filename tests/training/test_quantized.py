@@ -36,7 +36,9 @@ def prepared(recipe):
     ("task", "family"), [(TAG, "bert"), ("text-classification", "roberta"), ("text-classification", "distilbert")]
 )
 def test_qlora_leaves_the_head_in_full_precision_and_learns(task, family, make_recipe, registry, tmp_path):
-    recipe = make_recipe(task, family, rows=128, method="qlora", **{"training.epochs": 6})
+    recipe = make_recipe(
+        task, family, rows=96, method="qlora", **{"training.epochs": 4, "training.learning_rate": 0.02}
+    )
     before = prepared(recipe)
     quantized = quantized_names(before.model)
     assert len(quantized) == 12
@@ -158,7 +160,7 @@ def test_an_8bit_run_whose_rows_depend_on_their_batch_passes_the_gate(make_recip
                 parameter.mul_(4)
     model.save_pretrained(base)
     AutoTokenizer.from_pretrained(bases("llama")).save_pretrained(base)
-    settings = {"base": str(base), "quantization": "int8", "training.max_steps": 2}
+    settings = {"base": str(base), "quantization": "int8", "training.max_steps": 2, "held": 4}
     version = train(make_recipe("text-generation", **settings), registry)
     assert version.quantization == "int8"
 
@@ -178,7 +180,7 @@ def test_a_masked_head_of_any_name_is_kept_from_quantization(family, head, make_
     config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), pad_token_id=0, **sizes)
     model = getattr(transformers, f"{family}ForMaskedLM")(config)
     recipe = make_recipe(
-        "fill-mask", base=str(save_base(model, tokenizer, tmp_path / "base")), rows=16, method="qlora",
+        "fill-mask", base=str(save_base(model, tokenizer, tmp_path / "base")), rows=16, held=4, method="qlora",
         **{"training.max_steps": 2},
     )  # fmt: skip
     version = train(recipe, registry)

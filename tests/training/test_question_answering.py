@@ -328,7 +328,7 @@ def test_train_learns_and_peft_gives_the_same_logits(family, make_recipe, regist
     from peft import PeftModel
     from safetensors.torch import load_file
 
-    recipe = make_recipe(QA, family, rows=128, **{"training.epochs": 5})
+    recipe = make_recipe(QA, family, rows=80, **{"training.epochs": 4, "training.learning_rate": 0.03})
     version = train(recipe, registry)
     assert version.metrics["test"]["f1"] >= 0.9
     assert version.metrics["untrained"]["f1"] <= 0.6
@@ -351,10 +351,10 @@ def test_train_learns_and_peft_gives_the_same_logits(family, make_recipe, regist
 
 
 def test_unanswerable_questions_are_learned_and_predict_says_so_by_itself(make_recipe, registry, tmp_path):
-    rows, held = question_rows(240, unanswerable=80), question_rows(30, seed=9, unanswerable=10)
+    rows, held = question_rows(150, unanswerable=50), question_rows(30, seed=9, unanswerable=10)
     recipe = make_recipe(
         QA, **{"data.train": write_jsonl(tmp_path / "a.jsonl", rows), "training.epochs": 5,
-               "data.test": write_jsonl(tmp_path / "b.jsonl", held)}
+               "training.learning_rate": 0.02, "data.test": write_jsonl(tmp_path / "b.jsonl", held)}
     )  # fmt: skip
     version = train(recipe, registry)
     assert version.metrics["majority"]["exact_match"] == pytest.approx(1 / 3)
@@ -371,9 +371,10 @@ def test_unanswerable_questions_are_learned_and_predict_says_so_by_itself(make_r
 
 
 def test_long_contexts_are_trained_measured_and_served_in_the_same_windows(make_recipe, registry, tmp_path):
-    rows, held = question_rows(80, words=40), question_rows(20, seed=9, words=40)
+    rows, held = question_rows(48, words=40), question_rows(20, seed=9, words=40)
     recipe = make_recipe(
-        QA, **{"data.train": write_jsonl(tmp_path / "a.jsonl", rows), "training.epochs": 4, "training.max_length": 24,
+        QA, **{"data.train": write_jsonl(tmp_path / "a.jsonl", rows), "training.epochs": 4,
+               "training.learning_rate": 0.02, "training.max_length": 24,
                "training.stride": 6, "data.test": write_jsonl(tmp_path / "b.jsonl", held)}
     )  # fmt: skip
     reporter = Reporter()
@@ -418,14 +419,16 @@ def test_question_and_context_are_told_apart_in_training(make_recipe):
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantized_bases_keep_the_head_and_learn(quantization, make_recipe, registry):
     pytest.importorskip("bitsandbytes")
-    recipe = make_recipe(QA, rows=160, quantization=quantization, **{"training.epochs": 6})
+    recipe = make_recipe(
+        QA, rows=80, quantization=quantization, **{"training.epochs": 4, "training.learning_rate": 0.03}
+    )
     version = train(recipe, registry)
     assert version.metrics["test"]["f1"] >= 0.9
 
 
 def test_a_causal_base_keeps_its_own_body_and_learns(make_recipe, registry, tmp_path):
     """Llama's class for the task calls its body otherwise than the language model, and would draw it at random."""
-    recipe = make_recipe(QA, "llama", rows=160, **{"training.epochs": 8})
+    recipe = make_recipe(QA, "llama", rows=96, **{"training.epochs": 5, "training.learning_rate": 0.02})
     base = load_for(make_task(recipe, None), recipe)
     language_model = transformers.AutoModelForCausalLM.from_pretrained(recipe.base)
     for name, parameter in language_model.model.named_parameters():

@@ -245,7 +245,12 @@ def test_the_figures_are_the_models_own_of_what_is_written_or_hidden(family, mak
     ids=str,
 )
 def test_a_run_learns_and_is_served(family, settings, make_recipe, registry, bases):
-    recipe = make_recipe("fill-mask", family, rows=120, **{"training.epochs": 3, "training.max_length": 32, **settings})
+    recipe = make_recipe(
+        "fill-mask",
+        family,
+        rows=80,
+        **{"training.epochs": 2, "training.learning_rate": 0.02, "training.max_length": 32, **settings},
+    )
     version = train(recipe, registry)
     losses = {split: values["loss"] for split, values in version.metrics.items()}
     assert losses["test"] < 0.99 * losses["untrained"], losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,39 +51,73 @@ def test_train_learns_and_peft_gives_the_same_logits(task, make_recipe, registry
     check_golden(tmp_path / "out", recipe.base, task)
 
 
-def test_the_run_folder_holds_what_an_adapter_needs_and_no_pickles(make_recipe, registry, tmp_path):
-    train(make_recipe(rows=100, **{"training.early_stopping": 2, "data.validation_size": 0.1}), registry)
-    out = tmp_path / "out"
-    assert sorted(path.name for path in out.iterdir()) == [
+@pytest.fixture(scope="module")
+def kept(recipe_in, tmp_path_factory):
+    """The recipe, the version, the registry and the folder of a run, which no test changes."""
+    root = tmp_path_factory.mktemp("kept")
+    settings = {"training.early_stopping": 2, "data.validation_size": 0.1, "alias": "prod", "tags": ("demo",)}
+    recipe, registry = recipe_in(root, rows=100, **settings), Registry(root / "registry.db")
+    write_jsonl(root / "test.jsonl", tone_rows(4))  # rows that are trained on too: a notice that names the file
+    return SimpleNamespace(recipe=recipe, version=train(recipe, registry), registry=registry, out=root / "out")
+
+
+def test_the_run_folder_holds_what_an_adapter_needs_and_no_pickles(kept):
+    assert sorted(path.name for path in kept.out.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "golden.safetensors",
         "lorary.json",
         "recipe.yaml",
     ]
-    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
-    manifest = read_checkpoint(out).manifest
+    assert [path.name for path in kept.out.parent.iterdir() if "partial" in path.name] == []
+    manifest = read_checkpoint(kept.out).manifest
     assert manifest.labels == ("bad", "good")
     assert manifest.problem_type == "single_label_classification"
     assert manifest.preprocessing.columns == {"text": "text", "label": "label"}
     assert manifest.preprocessing.max_length == 64
     assert manifest.provenance["seed"] == 42
-    assert manifest.provenance["data"]["rows"] == {"train": 90, "validation": 10, "test": 20}
+    assert manifest.provenance["data"]["rows"] == {"train": 90, "validation": 10, "test": 4}
 
 
-def test_provenance_names_no_folder_of_the_machine(make_recipe, registry, tmp_path):
-    recipe = make_recipe(**{"training.epochs": 1})
-    write_jsonl(tmp_path / "test.jsonl", tone_rows(4))  # rows that are trained on too: a notice that names the file
-    train(recipe, registry)
-    manifest = json.loads((tmp_path / "out" / "lorary.json").read_text())
+def test_provenance_names_no_folder_of_the_machine(kept):
+    manifest = json.loads((kept.out / "lorary.json").read_text())
     assert "(first: test.jsonl, row 1)" in manifest["provenance"]["notices"][0]
-    for text in (json.dumps(manifest["provenance"]), (tmp_path / "out" / "recipe.yaml").read_text()):
-        assert str(tmp_path) not in text
+    for text in (json.dumps(manifest["provenance"]), (kept.out / "recipe.yaml").read_text()):
+        assert str(kept.out.parent) not in text
         assert str(Path.home()) not in text
 
 
+def test_alias_and_tags_are_registered(kept):
+    assert kept.version.aliases == ("prod",)
+    assert kept.version.tags == ("demo",)
+    assert kept.registry.resolve("tiny@prod").number == 1
+
+
+def test_the_recipe_saved_with_the_adapter_reads_back(kept, tmp_path):
+    text, recipe = (kept.out / "recipe.yaml").read_text(), kept.recipe
+    assert "rank: 4" in text
+    (tmp_path / "again.yaml").write_text(text)
+    again = Recipe.load(
+        tmp_path / "again.yaml",
+        [f"data.train={recipe.data.train}", f"data.test={recipe.data.test}", f"base={recipe.base}"],
+    )
+    assert again.training == recipe.training
+
+
+def test_a_name_of_another_task_is_refused_before_the_run(kept, make_recipe):
+    phases: list[str] = []
+
+    class Listener(Reporter):
+        def phase(self, text: str) -> None:
+            phases.append(text)
+
+    with pytest.raises(RegistryConflictError, match="'text-classification', the recipe says 'token-classification'"):
+        train(make_recipe("token-classification"), kept.registry, Listener())
+    assert phases == []
+
+
 def test_the_same_recipe_gives_the_same_digest_in_one_process_and_in_another(forks, make_recipe, registry, tmp_path):
-    recipe = make_recipe(**{"training.gradient_accumulation": 2, "lora.dropout": 0.2})
+    recipe = make_recipe(held=4, **{"training.gradient_accumulation": 2, "training.epochs": 1, "lora.dropout": 0.2})
     first = train(recipe, registry)
     torch.rand(7)  # the state of the generator before a run must not matter
     second = train(recipe.model_copy(update={"output": str(tmp_path / "second")}), registry)
@@ -106,15 +141,16 @@ def test_the_same_recipe_gives_the_same_digest_in_one_process_and_in_another(for
     ],
 )
 def test_every_kind_of_run_repeats_itself(task, settings, make_recipe, registry, tmp_path):
-    recipe = make_recipe(task, rows=100, **{"training.epochs": 1, **settings})
+    recipe = make_recipe(task, rows=32, held=4, **{"training.epochs": 1, **settings})
     first = train(recipe, registry)
     second = train(recipe.model_copy(update={"output": str(tmp_path / "second")}), registry)
     assert second.digest == first.digest
 
 
 def test_another_seed_gives_another_digest(make_recipe, registry, tmp_path):
-    first = train(make_recipe(**{"training.epochs": 1}), registry)
-    second = train(make_recipe(**{"training.epochs": 1, "training.seed": 7, "output": str(tmp_path / "b")}), registry)
+    few = {"rows": 16, "held": 4, "training.epochs": 1}
+    first = train(make_recipe(**few), registry)
+    second = train(make_recipe(**few, **{"training.seed": 7, "output": str(tmp_path / "b")}), registry)
     assert first.digest != second.digest
     assert second.number == 2
 
@@ -159,7 +195,7 @@ def test_held_out_rows_are_never_used_to_choose_an_epoch(make_recipe):
 )
 @pytest.mark.parametrize("task", TASKS[:2])
 def test_every_head_layer_is_trained_and_saved(task, family, saved, make_recipe, registry, tmp_path):
-    train(make_recipe(task, family, rows=40, **{"training.epochs": 1}), registry)
+    train(make_recipe(task, family, rows=16, held=4, **{"training.max_steps": 1}), registry)
     tensors = read_checkpoint(tmp_path / "out").tensors
     names = saved if task == "text-classification" else ["classifier"]
     whole = {key.split(".")[2] for key in tensors if "lora_" not in key}
@@ -168,7 +204,7 @@ def test_every_head_layer_is_trained_and_saved(task, family, saved, make_recipe,
 
 
 def test_a_pooler_that_the_base_lacks_is_trained_and_saved(make_recipe, registry, tmp_path):
-    recipe = make_recipe("text-classification", "bert-mlm", **{"training.epochs": 1})
+    recipe = make_recipe("text-classification", "bert-mlm", held=4, **{"training.epochs": 1})
     train(recipe, registry)
     checkpoint = read_checkpoint(tmp_path / "out")
     assert "base_model.model.bert.pooler.dense.weight" in checkpoint.tensors
@@ -265,22 +301,8 @@ def test_a_diverging_run_stops_at_its_step_and_leaves_nothing(make_recipe, regis
 
 
 def test_a_run_of_one_step_learns_in_it(make_recipe, registry):
-    version = train(make_recipe(**{"training.max_steps": 1}), registry)
+    version = train(make_recipe(held=4, **{"training.max_steps": 1}), registry)
     assert version.manifest.provenance["steps"] == 1
-
-
-def test_a_name_of_another_task_is_refused_before_the_run(make_recipe, registry, tmp_path):
-    train(make_recipe(**{"training.epochs": 1}), registry)
-    phases: list[str] = []
-
-    class Listener(Reporter):
-        def phase(self, text: str) -> None:
-            phases.append(text)
-
-    other = make_recipe("token-classification", output=str(tmp_path / "b"))
-    with pytest.raises(RegistryConflictError, match="'text-classification', the recipe says 'token-classification'"):
-        train(other, registry, Listener())
-    assert phases == []
 
 
 def test_bad_rows_stop_the_run_before_the_base_is_looked_for(make_recipe, registry, tmp_path):
@@ -294,7 +316,7 @@ def test_bad_rows_stop_the_run_before_the_base_is_looked_for(make_recipe, regist
 def test_a_bfloat16_base_trains_in_float32_and_passes_the_gate(task, make_recipe, registry, tmp_path):
     """What a GPU does by default."""
     version = train(
-        make_recipe(task, rows=96, dtype="bfloat16", **{"training.epochs": 6, "training.learning_rate": 0.02}), registry
+        make_recipe(task, rows=96, dtype="bfloat16", **{"training.epochs": 4, "training.learning_rate": 0.02}), registry
     )
     assert version.manifest.numerics.dtype == "bfloat16"
     assert {info.dtype for info in read_checkpoint(tmp_path / "out").tensors.values()} == {"F32"}
@@ -308,13 +330,6 @@ def test_a_run_that_did_not_help_says_so(make_recipe, registry):
     version = train(make_recipe(**{"training.learning_rate": 1e-9, "training.epochs": 1}), registry, reporter)
     f1 = version.metrics["test"]["f1"]
     assert f"no better than untrained on the held-out rows: f1 {f1:.4g} against {f1:.4g}" in reporter.notices
-
-
-def test_alias_and_tags_are_registered(make_recipe, registry):
-    version = train(make_recipe(alias="prod", tags=("demo",), **{"training.epochs": 1}), registry)
-    assert version.aliases == ("prod",)
-    assert version.tags == ("demo",)
-    assert registry.resolve("tiny@prod").number == 1
 
 
 def test_sentence_pairs_train_through_the_gate(make_recipe, registry, tmp_path):
@@ -335,7 +350,7 @@ def test_sentence_pairs_train_through_the_gate(make_recipe, registry, tmp_path):
 
 
 def test_a_llama_can_be_trained_to_classify(make_recipe, registry, tmp_path):
-    version = train(make_recipe("text-classification", "llama", rows=200, **{"training.epochs": 8}), registry)
+    version = train(make_recipe("text-classification", "llama", rows=160, **{"training.epochs": 6}), registry)
     assert version.metrics["test"]["f1"] > 0.8
     tensors = read_checkpoint(tmp_path / "out").tensors
     assert "base_model.model.score.weight" in tensors
@@ -345,16 +360,3 @@ def test_a_llama_can_be_trained_to_classify(make_recipe, registry, tmp_path):
     texts = [row["text"] for row in tone_rows(6, seed=3)]
     alone = [backbone.predict(text, "tiny")[0]["label"] for text in texts]
     assert [prediction["label"] for prediction in backbone.predict(texts, "tiny")] == alone
-
-
-def test_the_recipe_saved_with_the_adapter_reads_back(make_recipe, registry, tmp_path):
-    recipe = make_recipe(**{"training.epochs": 1})
-    train(recipe, registry)
-    text = (tmp_path / "out" / "recipe.yaml").read_text()
-    assert "rank: 4" in text
-    (tmp_path / "again.yaml").write_text(text)
-    again = Recipe.load(
-        tmp_path / "again.yaml",
-        [f"data.train={recipe.data.train}", f"data.test={recipe.data.test}", f"base={recipe.base}"],
-    )
-    assert again.training == recipe.training

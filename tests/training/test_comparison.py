@@ -34,19 +34,19 @@ class Counting(Reporter):
 
 
 @pytest.fixture
-def domain(make_recipe, registry, tmp_path):
+def domain(make_small, registry, tmp_path):
     """A domain adapter in the catalogue."""
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": row["text"]} for row in tone_rows(16)])
     settings = {
         "name": "headlines", "strategy": "continual", "data.train": corpus, "data.test": None,
         "output": str(tmp_path / "domain"), "training.epochs": 1,
     }  # fmt: skip
-    train(make_recipe("text-generation", **settings), registry)
+    train(make_small("text-generation", **settings), registry)
     return "headlines@1"
 
 
-def test_a_curve_that_was_killed_goes_on_to_the_same_table(live, make_recipe, tmp_path):
-    recipe = make_recipe(rows=16, **SETTINGS)
+def test_a_curve_that_was_killed_goes_on_to_the_same_table(live, make_small, tmp_path):
+    recipe = make_small(rows=16, **SETTINGS)
     order = {"what": "curve", "registry": str(tmp_path / "registry.db"), "recipe": str(tmp_path / "recipe.yaml")}
     path = Path(order["recipe"])
     path.write_text(recipe.model_copy(update={"output": str(tmp_path / "whole")}).to_yaml())
@@ -64,8 +64,8 @@ def test_a_curve_that_was_killed_goes_on_to_the_same_table(live, make_recipe, tm
     assert not run.folder.exists()
 
 
-def test_a_comparison_has_its_options_from_its_first_moment(live, make_recipe, registry, tmp_path):
-    recipe = make_recipe(rows=16, **SETTINGS)
+def test_a_comparison_has_its_options_from_its_first_moment(live, make_small, registry, tmp_path):
+    recipe = make_small(rows=16, **SETTINGS)
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     order = {"what": "curve", "registry": str(registry.path), "recipe": str(path)}
@@ -74,8 +74,8 @@ def test_a_comparison_has_its_options_from_its_first_moment(live, make_recipe, r
         learning_curve(recipe, registry, points=3, resume=tmp_path / "out")
 
 
-def test_an_ablation_that_was_killed_goes_on_to_the_same_table(live, domain, make_recipe, registry, tmp_path):
-    recipe = make_recipe(family="llama", rows=16, **SETTINGS, **{"from": domain, "strategy": "intermediate"})
+def test_an_ablation_that_was_killed_goes_on_to_the_same_table(live, domain, make_small, registry, tmp_path):
+    recipe = make_small(family="llama", rows=16, **SETTINGS, **{"from": domain, "strategy": "intermediate"})
     order = {"what": "ablate", "registry": str(registry.path), "recipe": str(tmp_path / "recipe.yaml")}
     path = Path(order["recipe"])
     path.write_text(recipe.model_copy(update={"output": str(tmp_path / "whole")}).to_yaml())
@@ -91,9 +91,9 @@ def test_an_ablation_that_was_killed_goes_on_to_the_same_table(live, domain, mak
     assert [version.reference for version in registry.versions()] == [domain]
 
 
-def test_what_is_done_is_not_trained_again(make_recipe, registry, tmp_path, monkeypatch, capsys):
+def test_what_is_done_is_not_trained_again(make_small, registry, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    recipe = make_recipe(rows=16, **SETTINGS).model_copy(update={"output": None})
+    recipe = make_small(rows=16, **SETTINGS).model_copy(update={"output": None})
     Path("recipe.yaml").write_text(recipe.to_yaml())
     with pytest.raises(
         InterruptedRunError, match=r"the comparison isn't finished; what is done is kept in runs/tiny-.*"
@@ -122,8 +122,8 @@ def test_what_is_done_is_not_trained_again(make_recipe, registry, tmp_path, monk
 @pytest.mark.parametrize(
     ("begun", "going_on"), [("train", learning_curve), ("curve", train), ("train --ablate", train), ("curve", ablate)]
 )
-def test_a_run_of_another_command_is_left_as_it_is(begun, going_on, make_recipe, registry, tmp_path):
-    recipe = make_recipe()
+def test_a_run_of_another_command_is_left_as_it_is(begun, going_on, make_small, registry, tmp_path):
+    recipe = make_small()
     run = Unfinished(tmp_path / "out", begun)
     run.claim()
     begin(run, recipe, {}, None, 1)
@@ -139,14 +139,12 @@ def test_a_run_of_another_command_is_left_as_it_is(begun, going_on, make_recipe,
     assert sorted(run.folder.rglob("*")) == before
 
 
-def test_a_domain_stage_that_was_stopped_goes_on_with_the_ablation(
-    make_recipe, registry, tmp_path, monkeypatch, capsys
-):
+def test_a_domain_stage_that_was_stopped_goes_on_with_the_ablation(make_small, registry, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     like_the_stage = {"lora.rank": 16, "lora.alpha": 32}
-    recipe = make_recipe(family="llama", rows=16, **SETTINGS, **like_the_stage).model_copy(update={"output": None})
+    recipe = make_small(family="llama", rows=16, **SETTINGS, **like_the_stage).model_copy(update={"output": None})
     Path("recipe.yaml").write_text(recipe.to_yaml())
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": row["text"]} for row in tone_rows(60)])
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": row["text"]} for row in tone_rows(30)])
     with pytest.raises(InterruptedRunError, match=r"what is done is kept in runs/tiny-.*lorary train --ablate runs/"):
         ablate(recipe, registry, corpus=corpus, seeds=1, progress=Signal("step 2"))
     assert len(list(Path("runs").iterdir())) == 2
@@ -157,9 +155,9 @@ def test_a_domain_stage_that_was_stopped_goes_on_with_the_ablation(
     assert [version.reference for version in Registry(registry.path).versions()] == ["tiny-domain@1"]
 
 
-def test_a_domain_stage_that_was_done_is_not_trained_again(make_recipe, registry, tmp_path, monkeypatch):
+def test_a_domain_stage_that_was_done_is_not_trained_again(make_small, registry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = make_recipe(family="llama", rows=16, **SETTINGS, **{"lora.rank": 16, "lora.alpha": 32, "output": None})
+    recipe = make_small(family="llama", rows=16, **SETTINGS, **{"lora.rank": 16, "lora.alpha": 32, "output": None})
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": row["text"]} for row in tone_rows(20)])
 
     def train_and_stop(*arguments, **settings):

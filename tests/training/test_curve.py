@@ -72,12 +72,12 @@ def direct(recipe, seed):
     return measure(recipe.model_copy(update={"strategy": "direct", "training": training}))
 
 
-def test_the_last_point_is_the_recipes_own_run_and_nothing_is_registered(make_recipe, registry):
-    recipe = make_recipe(rows=64, **{"training.epochs": 1, "training.seeds": 3})
+def test_the_last_point_is_the_recipes_own_run_and_nothing_is_registered(make_small, registry):
+    recipe = make_small(rows=32, held=20, **{"training.max_steps": 2, "training.seeds": 2})
     curve = learning_curve(recipe, points=3, progress=Reporter())
-    assert [len(point.metrics["f1"]["values"]) for point in curve.points] == [3, 3, 3]
+    assert [len(point.metrics["f1"]["values"]) for point in curve.points] == [2, 2, 2]
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seeds": 1})})
-    assert [point.rows for point in curve.points] == [8, 23, 64]
+    assert [point.rows for point in curve.points] == [8, 16, 32]
     assert registry.versions() == []
     ordered = in_proportion(load_data(recipe).train, 42)
     from samples import write_jsonl
@@ -86,8 +86,8 @@ def test_the_last_point_is_the_recipes_own_run_and_nothing_is_registered(make_re
     version = train(recipe, registry)
     assert curve.points[-1].metrics["f1"]["values"][0] == version.metrics["test"]["f1"]
     assert curve.baselines["majority"] == pytest.approx(version.metrics["majority"])
-    heads = [direct(recipe, seed).metrics["untrained"]["f1"] for seed in (42, 43, 44)]
-    assert curve.baselines["untrained"]["f1"] == pytest.approx(sum(heads) / 3)
+    heads = [direct(recipe, seed).metrics["untrained"]["f1"] for seed in (42, 43)]
+    assert curve.baselines["untrained"]["f1"] == pytest.approx(sum(heads) / 2)
 
 
 @pytest.mark.parametrize(
@@ -103,16 +103,16 @@ def test_a_curve_of_something_else_is_refused(settings, words, make_recipe):
         learning_curve(make_recipe(**settings))
 
 
-def test_the_command_prints_draws_and_gives_json(make_recipe, tmp_path, capsys):
-    recipe = make_recipe(rows=32, **{"training.epochs": 1, "output": None})
+def test_the_command_prints_draws_and_gives_json(make_small, tmp_path, capsys):
+    recipe = make_small(rows=16, **{"training.max_steps": 1, "output": None})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     words = ["curve", str(tmp_path / "recipe.yaml"), "--points", "2", "--seeds", "2"]
     assert main([*words, "--plot", str(tmp_path / "curve.png")]) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[0].split() == ["rows", "f1", "spread", "seed", "42", "seed", "43"]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert main([*words, "--json"]) == 0
+    assert main([*words[:-1], "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [point["rows"] for point in told["points"]] == [8, 32]
+    assert [point["rows"] for point in told["points"]] == [8, 16]
     assert told["metric"] == "f1"
     assert told["advice"]

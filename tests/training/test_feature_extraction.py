@@ -38,7 +38,7 @@ def wordpiece():
 
 
 @pytest.fixture
-def make(make_recipe, tmp_path):
+def make(make_small, tmp_path):
     """``make(rows, held)``: a recipe for these rows, its columns being theirs."""
 
     def recipe(rows, held, family="bert", **settings) -> Recipe:
@@ -47,7 +47,7 @@ def make(make_recipe, tmp_path):
             "data.train": write_jsonl(tmp_path / "a.jsonl", rows),
             "data.test": write_jsonl(tmp_path / "b.jsonl", held),
         }
-        return make_recipe(EMBED, family, **files, **{"data.columns": columns, **settings})
+        return make_small(EMBED, family, **files, **{"data.columns": columns, **settings})
 
     return recipe
 
@@ -112,23 +112,23 @@ def test_losses_of_rows_are_those_of_one_batch_of_them_all():
 
 
 def test_the_worst_rows_say_which_text_was_nearer(make, registry, tmp_path):
-    rows, held = pair_rows(40), pair_rows(24, seed=9)
-    train(make(rows, held, **{"report.write": True, "report.rows": 5, "training.max_steps": 2}), registry)
+    rows, held = pair_rows(16), pair_rows(12, seed=9)
+    train(make(rows, held, **{"report.write": True, "report.rows": 5, "training.max_steps": 1}), registry)
     report = read_report(tmp_path / "out" / "report.json", "out")
-    assert (len(report.worst), report.ranked) == (5, 24)
+    assert (len(report.worst), report.ranked) == (5, 12)
     assert [row.loss for row in report.worst] == sorted((row.loss for row in report.worst), reverse=True)
     positives = {row["positive"] for row in held}
     for row in report.worst:
         assert row.right == (row.expected == row.found)
         assert {row.expected, row.found} <= positives
-    settings = {"name": "scored", "output": str(tmp_path / "scored"), "report.write": True, "training.max_steps": 2}
-    train(make(scored_rows(40), scored_rows(20, seed=9), **settings), registry)
+    settings = {"name": "scored", "output": str(tmp_path / "scored"), "report.write": True, "training.max_steps": 1}
+    train(make(scored_rows(16), scored_rows(8, seed=9), **settings), registry)
     assert read_report(tmp_path / "scored" / "report.json", "out").worst[0].found.startswith("cosine ")
 
 
 def test_a_smaller_batch_compares_with_fewer_texts_and_says_so(make, registry):
     reporter = Reporter()
-    recipe = make(pair_rows(40), pair_rows(12, seed=9), **{"training.batch_size": 8, "training.max_steps": 2})
+    recipe = make(pair_rows(16), pair_rows(8, seed=9), **{"training.batch_size": 8, "training.max_steps": 1})
     with memory_for(8):  # a row has two texts
         train(recipe, registry, reporter)
     assert any("now 4 rows in place of 8, which is easier" in line for line in reporter.notices)
@@ -330,7 +330,7 @@ def predicted(recipe, registry, texts, **params):
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "llama"])
 def test_pairs_are_learned_and_predict_gives_what_was_measured(family, make, registry, tmp_path):
     rows, held = pair_rows(160), pair_rows(24, seed=9)
-    recipe = make(rows, held, family, **{"training.epochs": 8, "training.batch_size": 16})
+    recipe = make(rows, held, family, **{"training.epochs": 5, "training.batch_size": 16})
     version = train(recipe, registry)
     assert version.metrics["test"]["mrr@10"] > version.metrics["untrained"]["mrr@10"] + 0.2
     assert version.manifest.pooling == Pooling("last" if family == "llama" else "mean", normalize=True)
@@ -350,7 +350,7 @@ def test_peft_gives_the_same_embeddings(make, registry, tmp_path):
     from peft import PeftModel
     from safetensors.torch import load_file
 
-    recipe = make(pair_rows(64), pair_rows(8, seed=9), **{"training.epochs": 1, "embedding.normalize": False})
+    recipe = make(pair_rows(16), pair_rows(8, seed=9), **{"training.epochs": 1, "embedding.normalize": False})
     version = train(recipe, registry)
     model = PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(recipe.base), tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.base)
@@ -383,7 +383,7 @@ def test_another_pooling_is_trained_and_served(make, registry):
 
 def test_triples_are_learned_with_early_stopping(make, registry):
     rows, held = pair_rows(160, negative=True), pair_rows(24, seed=9, negative=True)
-    recipe = make(rows, held, **{"training.epochs": 8, "training.early_stopping": 4, "training.batch_size": 16})
+    recipe = make(rows, held, **{"training.epochs": 4, "training.early_stopping": 2, "training.batch_size": 16})
     version = train(recipe, registry)
     assert version.metrics["test"]["triplet_accuracy"] > version.metrics["untrained"]["triplet_accuracy"]
     assert version.manifest.provenance["best_epoch"] >= 1
@@ -400,7 +400,7 @@ def test_quantized_bases_learn(family, make, registry):
 
 
 def test_verify_recomputes_the_golden_states_on_a_language_model(make, registry):
-    recipe = make(pair_rows(64), pair_rows(8, seed=9), "llama", **{"training.epochs": 1})
+    recipe = make(pair_rows(16), pair_rows(8, seed=9), "llama", **{"training.epochs": 1})
     train(recipe, registry)
     backbone = Backbone.from_pretrained(recipe.base, device="cpu", registry=registry)
     backbone.load("tiny")

@@ -46,7 +46,7 @@ def test_it_learns_and_peft_and_predict_give_what_was_measured(task, family, set
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     rows = 96 if family == "t5" else 64
-    recipe = make_recipe(task, family, rows=rows, **{**LEARNS, **settings})
+    recipe = make_recipe(task, family, rows=rows, held=10, **{**LEARNS, **settings})
     version = train(recipe, registry)
     trained, untrained = version.metrics["test"], version.metrics["untrained"]
     baseline = version.metrics["lead-3" if task == "summarization" else "copy"]
@@ -73,7 +73,7 @@ def test_it_learns_and_peft_and_predict_give_what_was_measured(task, family, set
     backbone.load(tmp_path / "out", "it")
     assert backbone.verify("it").matches
     source, target = ("text", "summary") if task == "summarization" else ("source", "target")
-    rows = [{source: row["text"], target: row["summary"]} for row in summary_rows(20, seed=9)]
+    rows = [{source: row["text"], target: row["summary"]} for row in summary_rows(10, seed=9)]
     answers = [next(iter(one.values())) for one in backbone.predict([row[source] for row in rows], "it")]
     measured = make_task(recipe, None).text_metrics(answers, [row[target] for row in rows])
     assert measured == {name: pytest.approx(trained[name], abs=1e-9) for name in measured}
@@ -81,8 +81,9 @@ def test_it_learns_and_peft_and_predict_give_what_was_measured(task, family, set
     assert version.manifest.generation == Generation(12, num_beams=settings.get("generation.num_beams", 1))
 
 
-def test_a_quantized_t5_keeps_its_head_and_adapts_both_of_its_parts(make_recipe, registry, tmp_path):
-    recipe = make_recipe("summarization", "t5", **{**LEARNS, "method": "qlora", "training.epochs": 1}, rows=16)
+def test_a_quantized_t5_keeps_its_head_and_adapts_both_of_its_parts(make_small, registry, tmp_path):
+    settings = {**SHORT, "method": "qlora", "training.max_steps": 1, "generation.rows": 2}
+    recipe = make_small("summarization", "t5", **settings, rows=16)
     version = train(recipe, registry)
     assert version.quantization == "nf4"
     keys = {key.rpartition(".lora_")[0].removeprefix("base_model.model.") for key in adapter_keys(tmp_path / "out")}
@@ -94,7 +95,7 @@ def test_a_quantized_t5_keeps_its_head_and_adapts_both_of_its_parts(make_recipe,
         "2.DenseReluDense.wo",
     }
     assert {f"decoder.block.0.layer.{name}" for name in decoder} <= keys
-    assert {"encoder.block.1.layer.0.SelfAttention.v", "encoder.block.1.layer.1.DenseReluDense.wi"} <= keys
+    assert {"encoder.block.0.layer.0.SelfAttention.v", "encoder.block.0.layer.1.DenseReluDense.wi"} <= keys
     assert not any("lm_head" in key or "shared" in key for key in keys)
     assert Backbone.from_pretrained(recipe.base, quantization="nf4").load(tmp_path / "out").notes == ()
 
@@ -103,15 +104,15 @@ def adapter_keys(folder):
     return load_file(folder / "adapter_model.safetensors").keys()
 
 
-def test_half_precision_passes_the_gate_by_its_tokens(make_recipe, registry):
-    version = train(
-        make_recipe("summarization", "t5", **{**LEARNS, "training.epochs": 1, "dtype": "bfloat16"}), registry
-    )
+def test_half_precision_passes_the_gate_by_its_tokens(make_small, registry):
+    settings = {**LEARNS, "training.max_steps": 2, "dtype": "bfloat16"}
+    version = train(make_small("summarization", "t5", **settings), registry)
     assert version.metrics["test"]["rougeL"] >= 0
 
 
-def test_the_same_recipe_gives_the_same_digest(make_recipe, registry, tmp_path):
-    recipe = make_recipe("translation", "bart", rows=24, **{**LEARNS, "training.epochs": 1})
+def test_the_same_recipe_gives_the_same_digest(make_small, registry, tmp_path):
+    settings = {**LEARNS, "training.max_steps": 2, "generation.rows": 2}
+    recipe = make_small("translation", "bart", rows=24, **settings)
     first = train(recipe, registry)
     again = train(recipe.model_copy(update={"output": str(tmp_path / "again")}), registry)
     assert again.digest == first.digest
@@ -236,10 +237,10 @@ def test_a_long_target_is_cut_before_its_end_and_counted(make_recipe, bases):
 # Measuring
 
 
-def test_texts_are_generated_for_some_rows_and_the_loss_is_that_of_all(make_recipe, registry):
+def test_texts_are_generated_for_some_rows_and_the_loss_is_that_of_all(make_small, registry):
     reporter = Reporter()
-    settings = {**LEARNS, "training.epochs": 1, "generation.rows": 4, "report.write": False}
-    version = train(make_recipe("summarization", "bart", **settings), registry, reporter)
+    settings = {**LEARNS, "training.max_steps": 1, "generation.rows": 4}
+    version = train(make_small("summarization", "bart", held=20, **settings), registry, reporter)
     (line,) = [line for line in reporter.notices if "texts were generated" in line]
     assert line.startswith("texts were generated for 4 of 20 held-out rows, evenly spread")
     assert set(version.metrics["lead-3"]) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}

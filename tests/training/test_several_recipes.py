@@ -24,44 +24,44 @@ class Phases(Reporter):
 
 
 def _three_labels(tmp_path):
-    rows = [{**row, "label": ("a", "b", "c")[index % 3]} for index, row in enumerate(tone_rows(60))]
+    rows = [{**row, "label": ("a", "b", "c")[index % 3]} for index, row in enumerate(tone_rows(24))]
     return write_jsonl(tmp_path / "three.jsonl", rows)
 
 
 @pytest.mark.parametrize(("family", "quantization"), [("roberta", "nf4"), ("distilbert", "none")])
-def test_a_shared_base_gives_the_adapters_of_single_runs(family, quantization, make_recipe, registry, tmp_path):
+def test_a_shared_base_gives_the_adapters_of_single_runs(family, quantization, make_small, registry, tmp_path):
     shelf = Shelf()
-    common = {"training.max_steps": 4, "quantization": quantization}
+    common = {"training.max_steps": 2, "quantization": quantization}
     three = {"data.train": _three_labels(tmp_path), "data.test": None, "training.seed": 7}
     for index, settings in enumerate(({}, three, {"method": "rslora"})):
         settings = {**common, **settings}
-        alone = train(
-            make_recipe(family=family, **settings, output=str(tmp_path / f"alone{index}")),
-            Registry(tmp_path / f"{index}.db"),
-        )
         reporter = Phases()
         shared = train(
-            make_recipe(family=family, **settings, output=str(tmp_path / f"shared{index}")), registry, reporter,
+            make_small(family=family, **settings, output=str(tmp_path / f"shared{index}")), registry, reporter,
             shelf=shelf,
         )  # fmt: skip
+        assert ("loading the base" in reporter.phases) == (index == 0)
+        if index == 0:
+            continue  # it is alone
+        alone = train(
+            make_small(family=family, **settings, output=str(tmp_path / f"alone{index}")),
+            Registry(tmp_path / f"{index}.db"),
+        )
         assert shared.digest == alone.digest
         assert shared.metrics == alone.metrics
-        assert ("loading the base" in reporter.phases) == (index == 0)
 
 
-def test_a_language_model_is_shared_too(make_recipe, registry, tmp_path):
+def test_a_language_model_is_shared_too(make_small, registry, tmp_path):
     shelf = Shelf()
     for index in range(2):
-        settings = {"training.max_steps": 3, "training.seed": index, "output": str(tmp_path / f"s{index}")}
-        shared = train(make_recipe("text-generation", **settings), registry, shelf=shelf)
-        settings["output"] = str(tmp_path / f"a{index}")
-        assert (
-            train(make_recipe("text-generation", **settings), Registry(tmp_path / f"{index}.db")).digest
-            == shared.digest
-        )
+        settings = {"training.max_steps": 2, "training.seed": index, "output": str(tmp_path / f"s{index}")}
+        shared = train(make_small("text-generation", **settings), registry, shelf=shelf)
+    settings["output"] = str(tmp_path / "alone")
+    alone = train(make_small("text-generation", **settings), Registry(tmp_path / "alone.db"))
+    assert alone.digest == shared.digest
 
 
-def test_another_base_task_or_quantization_is_loaded(make_recipe, registry, tmp_path):
+def test_another_base_task_or_quantization_is_loaded(make_small, registry, tmp_path):
     shelf = Shelf()
     for index, (task, settings) in enumerate(
         [
@@ -72,24 +72,28 @@ def test_another_base_task_or_quantization_is_loaded(make_recipe, registry, tmp_
         ]
     ):
         reporter = Phases()
-        recipe = make_recipe(
-            task, **{"name": f"n{index}", "training.max_steps": 2, "output": str(tmp_path / f"o{index}"), **settings}
+        recipe = make_small(
+            task,
+            rows=8,
+            **{"name": f"n{index}", "training.max_steps": 1, "output": str(tmp_path / f"o{index}"), **settings},
         )
         train(recipe, registry, reporter, shelf=shelf)
         assert "loading the base" in reporter.phases
 
 
 def _write(make_recipe, tmp_path, name, **settings):
-    recipe = make_recipe(**{"name": name, "training.max_steps": 2, "output": str(tmp_path / f"{name}-out"), **settings})
+    recipe = make_recipe(
+        rows=8, **{"name": name, "training.max_steps": 1, "output": str(tmp_path / f"{name}-out"), **settings}
+    )
     file = tmp_path / f"{name}.yaml"
     file.write_text(recipe.to_yaml())
     return str(file)
 
 
-def test_the_command_trains_all_and_says_which_failed(make_recipe, tmp_path, capsys):
-    one, two = (_write(make_recipe, tmp_path, name) for name in ("one", "two"))
+def test_the_command_trains_all_and_says_which_failed(make_small, tmp_path, capsys):
+    one, two = (_write(make_small, tmp_path, name) for name in ("one", "two"))
     (tmp_path / "bad.jsonl").write_text('{"text": "x", "label": ""}\n')
-    bad = _write(make_recipe, tmp_path, "bad")
+    bad = _write(make_small, tmp_path, "bad")
     text = (tmp_path / "bad.yaml").read_text()
     (tmp_path / "bad.yaml").write_text(text.replace("train.jsonl", "bad.jsonl"))
     registry = ["--registry", str(tmp_path / "r.db")]

@@ -43,16 +43,16 @@ def rare_rows(count: int, seed: int = 0) -> list[dict]:
 
 
 @pytest.fixture
-def rare(make_recipe, tmp_path):
+def rare(make_small, tmp_path):
     """A recipe for such rows, with rows to find thresholds on."""
 
     def make(**settings):
         files = {
-            "data.train": write_jsonl(tmp_path / "rare-train.jsonl", rare_rows(160)),
+            "data.train": write_jsonl(tmp_path / "rare-train.jsonl", rare_rows(80)),
             "data.test": write_jsonl(tmp_path / "rare-test.jsonl", rare_rows(40, seed=1)),
             "data.validation": write_jsonl(tmp_path / "rare-validation.jsonl", rare_rows(80, seed=2)),
         }
-        return make_recipe(**{**files, "training.epochs": 3, "training.early_stopping": 3, **settings})
+        return make_small(**{**files, "training.epochs": 2, "training.early_stopping": 2, **settings})
 
     return make
 
@@ -146,12 +146,12 @@ def test_thresholds_are_found_on_validation_rows_and_read_by_predict(rare, regis
 
 
 def test_a_recipe_may_give_thresholds_or_one_half(rare, registry):
-    half = train(rare(**{"training.threshold": 0.5, "training.max_steps": 2}), registry)
+    half = train(rare(**{"training.threshold": 0.5, "training.max_steps": 1}), registry)
     assert half.manifest.thresholds is None
     assert "thresholds" not in half.manifest.provenance
     table = {
         "training.threshold": {"debt": 0.2},
-        "training.max_steps": 2,
+        "training.max_steps": 1,
         "output": str(registry.path.parent / "given"),
     }
     given = train(rare(**table), registry)
@@ -160,7 +160,7 @@ def test_a_recipe_may_give_thresholds_or_one_half(rare, registry):
 
 
 def test_the_gate_reads_the_saved_thresholds(rare, registry, tmp_path):
-    recipe = rare(**{"training.max_steps": 4})
+    recipe = rare(**{"training.max_steps": 1})
     finished = run(prepare(recipe, load_data(recipe), Reporter()), tmp_path / "checkpoints", Reporter())
     save_run(finished, tmp_path / "files")
     path = tmp_path / "files" / MANIFEST_NAME
@@ -175,7 +175,7 @@ def test_the_gate_reads_the_saved_thresholds(rare, registry, tmp_path):
 def test_folds_give_the_last_run_their_median(rare, registry):
     version = train(
         rare(**{
-            "data.test": None, "data.validation": None, "training.folds": 2, "training.max_steps": 3,
+            "data.test": None, "data.validation": None, "training.folds": 2, "training.max_steps": 1,
             "data.validation_size": 0.2,
         }),
         registry,
@@ -206,7 +206,7 @@ def test_each_seeds_validation_rows_are_answered_once(rare, registry, monkeypatc
 
     monkeypatch.setattr(MultiLabelClassification, "outcomes", count)
     monkeypatch.setattr(MultiLabelClassification, "scored_in_one_pass", False)  # nor while it trains
-    version = train(rare(**{"training.seeds": 2, "training.epochs": 2}), registry)
+    version = train(rare(**{"training.seeds": 2, "training.epochs": 1}), registry)
     assert asked.count(80) == 2
     told = version.manifest.provenance["seeds"]
     best = told["validation"][told["seeds"].index(told["kept"])]
@@ -239,10 +239,10 @@ def test_of_many_labels_a_few_thresholds_are_told(make_recipe):
     assert "label-12" not in lines[0]
 
 
-def test_few_rows_leave_it_at_one_half(make_recipe, registry, tmp_path):
+def test_few_rows_leave_it_at_one_half(make_small, registry, tmp_path):
     path = write_jsonl(tmp_path / "few.jsonl", rare_rows(40))
-    settings = {"data.train": path, "data.test": None, "training.early_stopping": 3, "training.max_steps": 2}
-    version = train(make_recipe(**settings), registry)
+    settings = {"data.train": path, "data.test": None, "training.early_stopping": 3, "training.max_steps": 1}
+    version = train(make_small(**settings), registry)
     assert version.manifest.thresholds is None
     assert any("no validation rows to find better thresholds" in n for n in version.manifest.provenance["notices"])
 

@@ -125,7 +125,7 @@ def test_the_same_recipe_gives_the_same_base(make, registry, tmp_path):
 
 
 def test_a_task_adapter_and_a_domain_adapter_on_a_base_by_its_name(make, registry, tmp_path):
-    pretrain(make(**{"training.max_steps": 1}), registry)
+    pretrain(make(**{"training.max_steps": 1, "model.layers": 1}), registry)
     flags = {
         "name": "tone", "domain": "finance", "task": "text-classification", "base": "village", "device": "cpu",
         "data.train": write_jsonl(tmp_path / "rows.jsonl", tone_rows(40)), "output": str(tmp_path / "out"),
@@ -172,7 +172,7 @@ def test_a_t5_has_the_layers_of_version_1_1_and_its_vocabulary_t5s_own(make):
 
 
 def test_a_domain_adapter_and_a_summarizer_on_a_t5_by_its_name(make, registry, tmp_path):
-    pretrain(make("t5", **{"training.max_steps": 1, "tokenizer.kind": "bpe"}), registry)
+    pretrain(make("t5", **{"training.max_steps": 1, "model.layers": 1, "tokenizer.kind": "bpe"}), registry)
     flags = {
         "name": "words", "domain": "village", "task": "fill-mask", "base": "village", "device": "cpu",
         "data.train": corpus(tmp_path / "more.txt"), "output": str(tmp_path / "words"), "training.max_steps": 1,
@@ -322,7 +322,7 @@ def with_checkpoints(make, **settings):
         **{
             "data.validation_size": 0.2, "training.early_stopping": 2, "training.epochs": 2,
             "training.checkpoint_steps": 2, "tokenizer.kind": "unigram", "training.gradient_accumulation": 2,
-            **settings,
+            "model.layers": 1, **settings,
         }
     )  # fmt: skip
 

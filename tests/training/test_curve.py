@@ -74,10 +74,10 @@ def direct(recipe, seed):
 
 def test_the_last_point_is_the_recipes_own_run_and_nothing_is_registered(make_small, registry):
     recipe = make_small(rows=32, held=20, **{"training.max_steps": 2, "training.seeds": 2})
-    curve = learning_curve(recipe, points=3, progress=Reporter())
-    assert [len(point.metrics["f1"]["values"]) for point in curve.points] == [2, 2, 2]
+    curve = learning_curve(recipe, points=2, progress=Reporter())
+    assert [len(point.metrics["f1"]["values"]) for point in curve.points] == [2, 2]
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seeds": 1})})
-    assert [point.rows for point in curve.points] == [8, 16, 32]
+    assert [point.rows for point in curve.points] == [8, 32]
     assert registry.versions() == []
     ordered = in_proportion(load_data(recipe).train, 42)
     from samples import write_jsonl

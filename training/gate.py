@@ -16,6 +16,7 @@ from lorary.adapters.proving.golden import compare_golden, condense
 from lorary.hub.errors import GateError, LoraryError
 from lorary.training.save import Trained
 from lorary.training.tasks.base import Metrics, Task
+from lorary.training.tasks.heads.embeddings import FOUND_WITHIN
 from lorary.training.tasks.rows.encoded import Encoded
 
 TENSOR_TOLERANCE: Mapping[str, float] = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
@@ -25,8 +26,13 @@ METRIC_TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 0.05, "flo
 """How far a metric may be from the trained model's, relative to 1 + its value: rows near a tie may fall otherwise."""
 
 
-RANKS: Mapping[str, float] = {"auc": 0.05, "spearman": 0.05}
-"""The same for metrics of an order, whatever the dtype: they jump where two rows nearly tie."""
+RANKS = frozenset(
+    {"auc", "spearman", "accuracy@1", f"mrr@{FOUND_WITHIN}", f"recall@{FOUND_WITHIN}", "triplet_accuracy"}
+)
+"""Metrics of an order, which jump where two rows nearly tie, as the embeddings of an untrained pooling do."""
+
+RANK_TOLERANCE = 0.05
+"""How far these may be, whatever the dtype; where one row's place is more, as far as that."""
 
 
 def gate(
@@ -57,7 +63,7 @@ def gate(
         if expected is not None and rows.features:
             dtype = trained.numerics.dtype
             actual = task.metrics(task.through(backbone, name, rows), rows.golds)
-            compare_metrics(task.gated(expected, dtype), actual, METRIC_TOLERANCE[dtype])
+            compare_metrics(task.gated(expected, dtype), actual, METRIC_TOLERANCE[dtype], len(rows.features))
     finally:
         backbone.unload(name)
 
@@ -84,14 +90,14 @@ def compare_tensors(expected: Mapping[str, torch.Tensor], actual: Mapping[str, t
             )
 
 
-def compare_metrics(expected: Metrics, actual: Metrics, tolerance: float) -> None:
-    """Every metric must be the trained model's.
+def compare_metrics(expected: Metrics, actual: Metrics, tolerance: float, rows: int) -> None:
+    """Every metric of these rows must be the trained model's.
 
     Raises:
         GateError: one differs.
     """
     for name, want in expected.items():
-        allowed = max(tolerance, RANKS.get(name, 0.0))
+        allowed = max(tolerance, RANK_TOLERANCE, 1 / rows) if name in RANKS else tolerance
         if not abs(actual[name] - want) <= allowed * (1 + abs(want)):
             raise GateError(
                 f"metric {name!r} on held-out rows: {want:.4f} in training, {actual[name]:.4f} with the saved adapter"

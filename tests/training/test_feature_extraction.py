@@ -376,8 +376,9 @@ def test_scored_pairs_are_learned(make, registry):
 
 
 def test_another_pooling_is_trained_and_served(make, registry):
-    settings = {"training.epochs": 2, "embedding.pooling": "cls", "embedding.normalize": False}
-    version = train(make(pair_rows(64), pair_rows(8, seed=9), **settings), registry)
+    """After one step the first tokens' cosines differ by rounding alone, and so do the ranks that the gate is shown."""
+    settings = {"training.epochs": 1, "embedding.pooling": "cls", "embedding.normalize": False}
+    version = train(make(pair_rows(16), pair_rows(8, seed=9), **settings), registry)
     assert version.manifest.pooling == Pooling("cls", normalize=False)
 
 

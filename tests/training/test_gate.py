@@ -156,4 +156,12 @@ def test_differences_are_told_one_by_one():
     with pytest.raises(GateError, match="'a': the loaded tensor differs"):
         compare_tensors(tensors, {**tensors, "a": torch.full((2, 2), float("nan"))}, 1e-6)
     with pytest.raises(GateError, match="metric 'f1'"):
-        compare_metrics({"f1": 0.5}, {"f1": float("nan")}, 1e-4)
+        compare_metrics({"f1": 0.5}, {"f1": float("nan")}, 1e-4, rows=20)
+
+
+def test_metrics_of_an_order_may_differ_by_a_near_tie():
+    compare_metrics({"mrr@10": 0.5, "auc": 0.5}, {"mrr@10": 0.56, "auc": 0.6}, 1e-4, rows=10)
+    with pytest.raises(GateError, match="metric 'mrr@10'"):
+        compare_metrics({"mrr@10": 0.5}, {"mrr@10": 0.3}, 1e-4, rows=10)
+    with pytest.raises(GateError, match="metric 'f1'"):
+        compare_metrics({"f1": 0.5}, {"f1": 0.51}, 1e-4, rows=10)

@@ -101,7 +101,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @cache
 def package_versions() -> Mapping[str, str]:
-    """The versions of the packages that a result depends on: those that this process has imported, asked for once."""
+    """The installed versions of the packages that a result depends on; a process goes on with those it began with."""
     return {name: importlib.metadata.version(name) for name in _installed(_PACKAGES)}
 
 

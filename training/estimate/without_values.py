@@ -34,4 +34,8 @@ def _is_mask(index: Any) -> bool:
     return isinstance(index, torch.Tensor) and index.dtype == torch.bool and index.dim() == 2
 
 
-_GROUPED = (torch._grouped_mm, torch.nn.functional.grouped_mm)
+_GROUPED = tuple(
+    function
+    for place, name in ((torch, "_grouped_mm"), (torch.nn.functional, "grouped_mm"))
+    if (function := getattr(place, name, None)) is not None  # older versions of torch have neither
+)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
+
 import pytest
 import torch
 import transformers as t
 
 from lorary.hub.errors import TrainingError
 from lorary.training import train
+from lorary.training.estimate import without_values
 from lorary.training.estimate.plan import estimate
 from runs import golden, peft_logits, prepared
 from samples import bpe_tokenizer, save_base
@@ -59,3 +62,10 @@ def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, regi
         peft_logits(tmp_path / "out", base, "text-generation"), golden(tmp_path / "out"), strict=True
     ):
         torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_torch_that_cannot_multiply_groups_is_enough(monkeypatch):
+    """The oldest that the package allows has neither function."""
+    monkeypatch.delattr(torch, "_grouped_mm", raising=False)
+    monkeypatch.delattr(torch.nn.functional, "grouped_mm", raising=False)
+    assert runpy.run_path(without_values.__file__)["_GROUPED"] == ()

@@ -297,6 +297,22 @@ def test_a_saved_dataset_and_its_parquet_file_keep_the_names_of_its_labels(tmp_p
         read_source(str(tmp_path / "saved"), split="test")
 
 
+def test_nested_values_come_out_of_tables_as_they_were_written(tmp_path):
+    """A table gives a struct the fields of all rows, so that one tool would seem to have another one's arguments."""
+    import datasets
+
+    calls = [{"function": {"name": name, "arguments": own}} for name, own in (("sum", {"n": 3}), ("ask", {"who": "a"}))]
+    rows = [{"messages": [USER, {"role": "assistant", "tool_calls": [call]}], "tools": [call]} for call in calls]
+    values = datasets.Json()
+    features = {"messages": datasets.List({"role": datasets.Value("string"), "content": values, "tool_calls": values})}
+    as_json = datasets.Features({**features, "tools": datasets.List(values)})
+    for name, given in (("structs", None), ("json", as_json)):
+        folder = tmp_path / name
+        datasets.Dataset.from_list(rows, features=given).to_parquet(folder / "train.parquet")
+        for path in (folder, folder / "train.parquet"):
+            assert [row.values for row in read_source(str(path)).rows] == rows
+
+
 def test_parquet_values_that_json_lacks_are_rows_like_others(make_recipe, tmp_path):
     from datetime import datetime
     from decimal import Decimal

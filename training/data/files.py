@@ -13,6 +13,7 @@ from lorary.hub.errors import DataError, LoraryError, first_line
 from lorary.hub.files.store import hash_file
 from lorary.training.data.contents import read_content
 from lorary.training.data.label_names import with_label_names
+from lorary.training.data.nested import as_written
 from lorary.training.data.readers import READERS
 from lorary.training.recipe.check import is_data_file
 
@@ -100,7 +101,7 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
         raise DataError(shown, [f"can't be loaded as a dataset (split {split!r}): {first_line(error)}"]) from error
     finally:
         datasets.enable_progress_bars()
-    named = with_label_names(table, table.features)
+    named = with_label_names(as_written(table, table.features.arrow_schema, json_text=False), table.features)
     rows = tuple(Row(values, f"{shown} ({split}), row {number}") for number, values in enumerate(named, start=1))
     if not rows:
         raise DataError(shown, [f"split {split!r} holds no rows"])

@@ -15,6 +15,7 @@ from typing import Any
 from lorary.hub.errors import first_line
 from lorary.training.data.contents import decode
 from lorary.training.data.label_names import with_label_names
+from lorary.training.data.nested import as_written
 from lorary.training.recipe.raw import shown
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -148,7 +149,8 @@ def _parquet(content: bytes, problems: list[str]) -> Rows:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         problems.append(f"not a readable Parquet file ({first_line(error)})")
         return
-    yield from enumerate(with_label_names(table.to_pylist(), features), start=1)
+    rows = as_written(table.to_pylist(), table.schema, json_text=True)
+    yield from enumerate(with_label_names(rows, features), start=1)
 
 
 def _features(schema: Any) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from lorary.adapters.proving.proof import GoldenReport, check_golden, resident_t
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.text.generate import PromptRow, demand_prompt
 from lorary.adapters.text.settings import settings_of_part
+from lorary.adapters.text.tools import each_with_tools
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.through_peft.book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.tiers.residency import Residency
@@ -101,14 +102,16 @@ class Calls:
             predictions.extend(share_out(adapters[start : start + batch_size], slotted, through_peft))
         return answer_alone(task_of_row(adapters[0]), inputs, predictions[0]) if single else predictions
 
-    def generate(self, prompts: PromptRow | Sequence[PromptRow], adapter: Names, kwargs: dict[str, Any]) -> Any:
+    def generate(
+        self, prompts: PromptRow | Sequence[PromptRow], adapter: Names, tools: Any, kwargs: dict[str, Any]
+    ) -> Any:
         """See :meth:`lorary.adapters.Backbone.generate`."""
         given, single = read_rows(prompts, _PROMPTS)
         if not given:
             return []
         if not single and isinstance(given[0], Mapping):
             given, single = [given], True  # one conversation
-        rows = [demand_prompt(row) for row in given]
+        rows = each_with_tools([demand_prompt(row) for row in given], tools)
 
         def slotted(places: list[int], own: list[Adapter | None]) -> list[str]:
             with self._residency.lease(own) as routing:

@@ -83,6 +83,8 @@ class Serves(Assembly):
         self,
         prompts: PromptRow | Sequence[PromptRow],
         adapter: Names = None,
+        *,
+        tools: Sequence[Any] | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generate text with one adapter for all prompts or one per prompt, in one batch.
@@ -91,15 +93,17 @@ class Serves(Assembly):
             prompts: a text or a list of texts (or of conversations, each a list of ``{"role", "content"}``); each is
                 put the way its adapter was trained.
             adapter: a name, or a name (None: the bare backbone) for each prompt.
+            tools: what may be called in answer to a conversation, as transformers' ``apply_chat_template`` takes it:
+                JSON schemas, or functions; or a list of them (or None) for each prompt.
             generate_kwargs: transformers' own (``max_new_tokens``, ``num_beams``, ``do_sample``, ...).
 
         Returns:
             The new text of each prompt (a list of them with ``num_return_sequences``); for a single prompt, its text.
 
         Raises:
-            UsageError: the backbone has no language-modelling head, or a prompt is empty.
+            UsageError: the backbone has no language-modelling head, a prompt is empty, or a tool has no name.
         """
-        return self._calls.generate(prompts, adapter, generate_kwargs)
+        return self._calls.generate(prompts, adapter, tools, generate_kwargs)
 
     def engine(self, **settings: Any) -> Engine:
         """Serve many callers at once by continuous batching, each with its own adapter; best in a ``with`` block.

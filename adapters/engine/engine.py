@@ -16,6 +16,7 @@ from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings, EngineStats
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.text.generate import PromptRow, demand_prompt
+from lorary.adapters.text.tools import with_tools
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError, UsageError
@@ -68,7 +69,13 @@ class Engine:
             raise
 
     def submit(
-        self, prompt: PromptRow, adapter: str | None = None, *, seed: int | None = None, **generate_kwargs: Any
+        self,
+        prompt: PromptRow,
+        adapter: str | None = None,
+        *,
+        seed: int | None = None,
+        tools: Sequence[Any] | None = None,
+        **generate_kwargs: Any,
     ) -> Request:
         """Hand in a prompt; it runs as soon as there is room, on the version that the adapter's name stands for now.
 
@@ -79,19 +86,21 @@ class Engine:
             prompt: a text, or a conversation (a list of ``{"role", "content"}``), put the way the adapter was trained.
             adapter: a name, None for the bare backbone.
             seed: of the request's own random numbers, with ``do_sample``; a new one unless given.
+            tools: what may be called in answer to a conversation: JSON schemas, or functions.
             generate_kwargs: transformers' own (``max_new_tokens``, ``eos_token_id``, ``do_sample``, ``temperature``,
                 ``top_k``, ``top_p``, ``repetition_penalty``, ``stop_strings``, ...): those of ``decoding.SETTINGS``.
 
         Raises:
             UnknownReferenceError: an adapter that isn't loaded.
             UnsupportedAdapterError: one that runs through PEFT.
-            UsageError: an empty prompt, or a setting that isn't served.
+            UsageError: an empty prompt, a tool without a name, or a setting that isn't served.
             RequestTooLongError: prompt and new tokens are more than the cache, or the model's positions, have room for.
             CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
         """
         self._inference.demand_evaluation()
         demand_unicode(prompt)
+        demand_unicode(tools)
         adapter = None if adapter is None else adapter_name(adapter)
         with self._residency.lock:
             self._peft.refuse(adapter, "the engine")
@@ -101,7 +110,7 @@ class Engine:
                 f"the layers of {type(self._inference.model).__name__} don't keep the tokens of a step apart, so its "
                 "requests can't have adapters; use Backbone.generate"
             )
-        ids = self._inference.prompt_ids(demand_prompt(prompt), loaded)
+        ids = self._inference.prompt_ids(with_tools(demand_prompt(prompt), tools), loaded)
         own = self._inference.own_settings(loaded, generate_kwargs)
         with self._inference.tokenizing:
             tokenizer = self._inference.tokenizer_of(loaded)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.adapters.text.generate import PromptRow
+from lorary.adapters.text.tools import WithTools
 
 GENERATED: Mapping[str, str] = {
     "text-generation": "generated_text",
@@ -37,6 +38,7 @@ def generated(task: str, prompt: PromptRow, texts: Sequence[str], *, continues: 
 
 
 def _continued(prompt: PromptRow, text: str) -> Any:
-    if isinstance(prompt, str):
-        return prompt + text
-    return [*prompt, {"role": "assistant", "content": text}]
+    given = prompt.prompt if isinstance(prompt, WithTools) else prompt
+    if isinstance(given, str):
+        return given + text
+    return [*given, {"role": "assistant", "content": text}]

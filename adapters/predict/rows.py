@@ -95,10 +95,12 @@ def _fill(inference: Inference, rows: Sequence[Row], routing: Routing, params: P
 
 def _generate(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
     tasks = [task_of_row(adapter) for adapter in routing.adapters]
-    prompts = [
-        prompt_of(row, adapter, ROLES[task]) for row, adapter, task in zip(rows, routing.adapters, tasks, strict=True)
-    ]
     settings = dict(params[tasks[0]])  # generating tasks all have the same share
+    tools = settings.pop("tools", None)
+    prompts = [
+        prompt_of(row, adapter, ROLES[task], tools)
+        for row, adapter, task in zip(rows, routing.adapters, tasks, strict=True)
+    ]
     continues = settings.pop("return_full_text", True) and not inference.model.config.is_encoder_decoder
     texts = inference.generate(prompts, routing, settings)
     each = len(texts) // len(rows)

@@ -10,13 +10,14 @@ import torch
 
 from lorary.adapters.text.languages import speaking, target_settings
 from lorary.adapters.text.templates import render_chat
+from lorary.adapters.text.tools import WithTools, with_tools
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 
 if TYPE_CHECKING:
     from lorary.adapters.adapter import Adapter
 
-PromptRow = str | Sequence[Mapping[str, str]]
+PromptRow = str | Sequence[Mapping[str, Any]] | WithTools
 
 _NEW_TOKENS = 20  # what generate goes on for when neither the caller nor the base says
 
@@ -109,23 +110,29 @@ def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool
 
     Raises:
         UsageError: a conversation was given and neither the adapter nor the tokenizer has a chat template, or the
-            template refuses it.
+            template refuses it; tools for a prompt that is a text before the model, too.
         UnsupportedAdapterError: the template takes too long, or too much memory.
     """
     settings, prefix = manner.prompt, manner.preprocessing.prefix
+    prompt, tools = (prompt.prompt, prompt.tools) if isinstance(prompt, WithTools) else (prompt, ())
     if isinstance(prompt, str) and settings.format != "chat":
+        if tools:
+            raise UsageError(
+                "tools: only a chat template tells a model of them, and this prompt is a text; pass a conversation"
+            )
         return prefix + (settings.template.replace("{prompt}", prompt) if settings.template else prompt), True
     messages = [{"role": "user", "content": prefix + prompt}] if isinstance(prompt, str) else [*map(dict, prompt)]
-    template = settings.chat_template or getattr(tokenizer, "chat_template", None)
-    if template is None:
+    if not (settings.chat_template or getattr(tokenizer, "chat_template", None)):
         raise UsageError(
             "a conversation was given, but neither the adapter nor the tokenizer has a chat template; pass a text"
         )
-    return render_chat(tokenizer, messages, template), False
+    return render_chat(tokenizer, messages, settings.chat_template, tools), False
 
 
-def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str]) -> PromptRow:
+def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str], tools: Any = None) -> PromptRow:
     """The prompt of a row: a text, a conversation, or a mapping by role or by the adapter's own column names.
+
+    ``tools`` are the call's; a mapping may have its own.
 
     Raises:
         UsageError: it is none of these.
@@ -137,8 +144,9 @@ def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str]) -> Prompt
             raise UsageError(
                 f"a row has no prompt: expected one of {', '.join(roles)}, found {', '.join(map(str, row))}"
             )
-        row = found[0]
-    return demand_prompt(row)
+        row, tools = found[0], row.get(columns.get("tools", "tools"), tools)
+    asked: PromptRow = with_tools(demand_prompt(row), tools)
+    return asked
 
 
 def demand_prompt(prompt: Any) -> PromptRow:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import psutil
 
+from lorary.adapters.text.tools import as_table, as_text, with_calls
 from lorary.hub.errors import LoraryError, UnsupportedAdapterError, UsageError
 
 PATIENCE = 5.0
@@ -27,8 +28,12 @@ _FILE = "<template>"  # what Jinja calls the code that it compiles a text to
 _BETWEEN = 0.002  # seconds between two looks at the memory: to fill much of it takes longer
 
 
-def render_chat(tokenizer: Any, messages: list[Any], template: str) -> str:
+def render_chat(tokenizer: Any, messages: list[Any], template: str | None, tools: Sequence[Any] = ()) -> str:
     """The text before the model for a conversation that waits for an answer.
+
+    Args:
+        template: None is the tokenizer's own; of several, the one that it has for tools where there are some.
+        tools: what the model may call; a template that knows of none leaves them out.
 
     Raises:
         UsageError: the template refuses the conversation, or isn't one.
@@ -36,14 +41,37 @@ def render_chat(tokenizer: Any, messages: list[Any], template: str) -> str:
     """
     try:
         with _bounded():
-            text = tokenizer.apply_chat_template(
-                messages, chat_template=template, add_generation_prompt=True, tokenize=False
-            )
+            text = chat_text(tokenizer, messages, template, tools, add_generation_prompt=True)
     except LoraryError:
         raise
     except Exception as error:  # a template is a program: it may fail in any way
         raise UsageError(f"the chat template fails on this conversation: {error or type(error).__name__}") from error
-    return str(text)
+    return text
+
+
+def chat_text(
+    tokenizer: Any, messages: Sequence[Any], template: str | None, tools: Sequence[Any], *, add_generation_prompt: bool
+) -> str:
+    """A conversation through a template, with its calls' arguments as the template takes them: tables, mostly.
+
+    No tools are none, rather than an empty list, to which some templates (Llama 3's) say that there are some.
+    """
+
+    def render(read: Callable[[Any], Any]) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                with_calls(messages, read),
+                tools=list(tools) or None,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        )
+
+    try:
+        return render(as_table)
+    except TypeError:  # some templates join arguments to a text rather than write them as one
+        return render(as_text)
 
 
 @contextmanager

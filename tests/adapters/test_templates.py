@@ -41,6 +41,13 @@ def test_a_usual_template_is_rendered_as_transformers_does(tokenizer):
     assert sys.gettrace() is None
 
 
+def test_of_several_templates_the_one_for_tools_is_taken_where_there_are_some(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", {"default": USUAL, "tool_use": USUAL + "{{ tools[0].name }}"})
+    usual = render_chat(tokenizer, MESSAGES, USUAL)
+    assert render_chat(tokenizer, MESSAGES, None) == usual
+    assert render_chat(tokenizer, MESSAGES, None, [{"name": "sum"}]) == usual + "sum"
+
+
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_one_that_takes_forever_is_broken_off(tokenizer, monkeypatch, kind):
     monkeypatch.setattr(templates, "PATIENCE", 0.2)

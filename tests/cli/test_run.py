@@ -17,10 +17,12 @@ from lorary.hub.manifest import BaseIdentity, Manifest, Prompt
 from tiny import make_adapter, make_base
 
 TEXTS = ["profit rose the bank", "asthma and cancer"]
+AGENT = "{% for t in tools or [] %}{{ t.name }} {% endfor %}{{ messages[0].content }}"
 CASES = {
     "tone": ("bert", "text-classification", {"labels": ("down", "flat", "up")}),
     "entities": ("bert", "token-classification", {"labels": ("O", "B-Disease", "I-Disease")}),
     "story": ("llama", "text-generation", {"prompt": Prompt("instruction", "the {prompt}")}),
+    "agent": ("llama", "text-generation", {"prompt": Prompt("chat", chat_template=AGENT)}),
     "summary": ("t5", "summarization", {}),
     "vectors": ("bert", "feature-extraction", {}),
 }
@@ -66,6 +68,21 @@ def answers_of(folder, base, texts, **params):
     backbone = Backbone.from_pretrained(str(base))
     backbone.load(folder, "it")
     return backbone.predict(texts, "it", **params)
+
+
+def test_tools_of_a_chat(run, folders, tmp_path):
+    file = tmp_path / "tools.json"
+    file.write_text('[{"name": "cancer"}, {"name": "bank"}]')
+    told = run(folders["agent"], "profit", "--tools", file, "--max-new-tokens", 5)
+    backbone = Backbone.from_pretrained(str(folders["llama"]))
+    backbone.load(folders["agent"], "it")
+    expected = backbone.generate("cancer bank profit", "it", max_new_tokens=5)
+    assert told.splitlines() == ["> profit", f"[with adapter] {expected.strip()}".rstrip()]
+    assert told != run(folders["agent"], "profit", "--max-new-tokens", 5)
+    for text, message in (("[{}]", "tool 1: has no name"), ("[", "expected a readable JSON file")):
+        file.write_text(text)
+        assert message in run(folders["agent"], "profit", "--tools", file, code=2)
+    assert "--tools is for adapters that were trained on chats" in run(folders["story"], "a", "--tools", file, code=2)
 
 
 def test_text_classification(run, folders):

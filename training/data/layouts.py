@@ -55,7 +55,10 @@ def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
     if not columns.keys() & {"prompt", "messages", "chosen"}:
         return []
     known = next(((name, setting) for name, shows, setting in _LAYOUTS if shows <= set(seen)), None)
-    return [f"the rows look like {known[0]}; set data.columns to {{{known[1]}}}"] if known else []
+    if known is None:
+        return []
+    tools = ", tools: tools" if "tools" in seen and known[0] != "running text" else ""
+    return [f"the rows look like {known[0]}; set data.columns to {{{known[1]}{tools}}}"]
 
 
 def nested(source: Source) -> list[str]:
@@ -77,7 +80,7 @@ def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:
         if filled and column not in columns.values():
             note(
                 f"{len(filled)} of {len(source.rows)} {what} have {column!r} beside {beside} (first: "
-                f"{filled[0].place}), which isn't read; put it into {_INSTEAD[column]}"
+                f"{filled[0].place}), which isn't read; {_INSTEAD[column]}"
             )
     bad = [row for row in source.rows if row.values.get("label") is False]  # as files for KTO have it
     if bad and "completion" in columns:
@@ -87,4 +90,8 @@ def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:
         )
 
 
-_INSTEAD = {"system": "a system message", "tools": "a system message", "history": "messages before the prompt's"}
+_INSTEAD = {
+    "system": "put it into a system message",
+    "tools": "set data.columns.tools to tools",
+    "history": "put it into messages before the prompt's",
+}

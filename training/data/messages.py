@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.training.recipe.raw import shown
@@ -20,9 +18,9 @@ _SHAREGPT_ROLES: Mapping[str, str] = {
 
 
 def as_messages(value: Any) -> Any:
-    """A list of messages with ShareGPT's ``{from, value}`` as ``{role, content}``, text parts joined, arguments of tool
-    calls as tables, and without the empty fields that table formats add; of a single message, a list of it. What isn't
-    a message stays as it is, for the check to name."""
+    """A list of messages with ShareGPT's ``{from, value}`` as ``{role, content}``, text parts joined, and without the
+    empty fields that table formats add; of a single message, a list of it. What isn't a message stays as it is, for the
+    check to name."""
     if is_message(value):
         value = [value]
     return [_as_message(message) for message in value] if isinstance(value, list) else value
@@ -45,28 +43,7 @@ def _as_message(message: Any) -> Any:
         found["content"] = "".join(str(part.get("text", "")) for part in parts)
     if found.get("tool_calls"):
         found.setdefault("content", "")
-        found["tool_calls"] = with_arguments(found["tool_calls"], _as_table)
     return found
-
-
-def with_arguments(calls: Any, read: Callable[[Any], Any]) -> Any:
-    """Tool calls with their arguments as ``read`` gives them."""
-    if not isinstance(calls, list):
-        return calls
-    return [
-        {**call, "function": {**call["function"], "arguments": read(call["function"]["arguments"])}}
-        if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) and "arguments" in call["function"]
-        else call
-        for call in calls
-    ]
-
-
-def _as_table(arguments: Any) -> Any:
-    """OpenAI's files have arguments as JSON text, which most templates would write as a text in quotes."""
-    with suppress(ValueError, TypeError, RecursionError):
-        table = json.loads(arguments)
-        return table if isinstance(table, dict) else arguments
-    return arguments
 
 
 def messages_problem(value: Any) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from lorary.adapters.text.tools import as_tools, tools_problem
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.training.data.answers import answer_problem, answers_problem, misplaced, start_problem
 from lorary.training.data.messages import as_messages, chat_problem, messages_problem, reply_problem, same_kind
@@ -87,6 +88,10 @@ def _maybe_empty(value: Any) -> str | None:
     return None if value is None or isinstance(value, str) else f"expected a text or nothing, found {shown(value)}"
 
 
+def _tools(value: Any) -> str | None:
+    return None if value is None else tools_problem(value)
+
+
 def _score(value: Any) -> str | None:
     finite = not isinstance(value, bool) and _is_finite(value)
     return None if finite else f"expected a number, found {shown(value)}"
@@ -106,7 +111,7 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "summary": _text, "source": _text, "target": _text,
     "question": _text, "context": _text, "answers": answers_problem,
     "positive": _text, "negative": _text, "score": _score,
-    "answer": answer_problem, "answer_start": start_problem,
+    "answer": answer_problem, "answer_start": start_problem, "tools": _tools,
 }  # fmt: skip
 """Role -> a function that says what is wrong with a value, or None."""
 
@@ -115,12 +120,13 @@ LABEL_CHECKS: Mapping[str, Callable[[Any], str | None]] = {
 }  # fmt: skip
 """Problem type -> the check of a label."""
 
-READERS: Mapping[str, Callable[[Any], Any]] = dict.fromkeys(
-    ("messages", "prompt", "completion", "chosen", "rejected"), as_messages
-)
+READERS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("messages", "prompt", "completion", "chosen", "rejected"), as_messages),
+    "tools": as_tools,
+}
 """Role -> how its values are read where files have them in several shapes."""
 
-OPTIONAL_ROLES = frozenset({"input"})
+OPTIONAL_ROLES = frozenset({"input", "tools"})
 """Roles that a row may lack although its file has the column."""
 
 TARGET_ROLES = frozenset(

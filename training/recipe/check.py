@@ -112,13 +112,14 @@ def _repeated(values: Mapping[str, Any]) -> Problems:
 
 def _columns(values: Mapping[str, Any]) -> Problems:
     task, columns = values.get("task"), section(section(values, "data"), "columns")
-    roles = {role for role, column in columns.items() if column is not None}
+    roles = frozenset(role for role, column in columns.items() if column is not None)
     if section(values, "data").get("label_columns"):
-        roles.add("label")
+        roles |= {"label"}
     facts = TASK_FACTS.get(str(task))
-    if facts is None or not roles or roles in facts.forms:
+    if facts is None or not roles or facts.takes(roles):
         return
     forms = " or ".join(", ".join(sorted(form)) for form in facts.forms)
+    forms += "".join(f", and {role} beside any but text" for role in sorted(facts.beside))
     for role in sorted(roles - facts.roles):
         yield f"data.columns.{role}", f"{task} has no {role!r} column; expected {forms}"
     if roles <= facts.roles:
@@ -187,10 +188,13 @@ def _prompt(values: Mapping[str, Any]) -> Problems:
     form = prompt.get("format")
     if columns.get("messages") is not None and form not in (None, "chat"):
         yield "prompt.format", f"rows of messages are chats, found {form!r}; leave it out"
+    if columns.get("tools") is not None and form not in (None, "chat"):
+        yield "prompt.format", f"only a chat template tells a model of tools, found {form!r}; leave it out"
     if columns.get("text") is not None and form not in (None, "plain"):
         yield "prompt.format", f"rows of plain text have no prompt, found {form!r}; leave it out"
     bare = columns.get("text") or (columns.get("chosen") and not columns.get("prompt"))
-    form = form or ("chat" if columns.get("messages") else "plain" if bare else "instruction")
+    chat = columns.get("messages") or columns.get("tools")
+    form = form or ("chat" if chat else "plain" if bare else "instruction")
     template = prompt.get("template")
     if isinstance(template, str):
         if form != "instruction":

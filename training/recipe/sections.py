@@ -52,6 +52,7 @@ class Columns(Section):
     answers: Text | None = None
     answer: Text | None = None
     answer_start: Text | None = None
+    tools: Text | None = None
 
     def named(self) -> dict[str, str]:
         """The roles that are in use, with their columns."""

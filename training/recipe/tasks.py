@@ -12,6 +12,7 @@ class TaskFacts:
     """A task as recipes know it.
 
     ``forms`` are the sets of roles that its rows may have, ``columns`` the default columns of the first of them;
+    ``beside`` are roles that rows of each form but running text may have too.
     ``defaults`` holds a recipe's sections with the task's own settings, ``role_defaults`` those of rows with a role.
     ``prompts``: it has settings for how prompts are put. ``rewrites``: it makes one text of another.
     ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for;
@@ -25,6 +26,7 @@ class TaskFacts:
     columns: Mapping[str, str]
     defaults: Mapping[str, Mapping[str, Any]]
     role_defaults: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
     prompts: bool = False
     corpus: bool = False
     masks: bool = False
@@ -38,7 +40,11 @@ class TaskFacts:
     @property
     def roles(self) -> frozenset[str]:
         """Every role that the task knows."""
-        return frozenset().union(*self.forms)
+        return self.beside.union(*self.forms)
+
+    def takes(self, roles: frozenset[str]) -> bool:
+        """May rows have these roles?"""
+        return roles in self.forms or ("text" not in roles and roles - self.beside in self.forms)
 
 
 def _form(*roles: str) -> frozenset[str]:
@@ -142,6 +148,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             _form("chosen", "rejected"),
         ),
         columns={"prompt": "prompt", "completion": "completion"},
+        beside=_form("tools"),
         defaults={
             "training": {"epochs": 3, "batch_size": 8, "learning_rate": 2e-4, "max_length": 1024},
             "lora": {"rank": 16},

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorary.adapters.text.generate import Manner, PromptRow, generation_settings
+from lorary.adapters.text.templates import chat_text
+from lorary.adapters.text.tools import WithTools
 from lorary.hub.manifest import Generation
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Metrics
@@ -29,18 +31,27 @@ class WrittenAnswers(WritesTexts, TextGeneration):
     def look(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
         """As text generation does. Raises as there."""
         super().look(examples, tokenizer, max_length)
+        self._tokenizer = tokenizer
         # Only the rows tell whether prompts are chats.
         self.manner = Manner(self.prompt(tokenizer), self.preprocessing(max_length), self.generation())
 
     def gold(self, example: Example, row: Coded) -> str:
-        """The completion."""
-        return str(messages_of(example.values)[-1]["content"])
+        """The completion; of tool calls, what a generation would have to be to be read as the template writes them."""
+        *before, reply = messages_of(example.values)
+        if not reply.get("tool_calls"):
+            return str(reply["content"])
+        tools, template = example.values.get("tools") or (), self.recipe.prompt.chat_template
+        prompt = chat_text(self._tokenizer, before, template, tools, add_generation_prompt=True)
+        whole = chat_text(self._tokenizer, [*before, reply], template, tools, add_generation_prompt=False)
+        ids = self._tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def asked(self, example: Example) -> PromptRow:
         """The prompt, with what it is about; a chat without its last turn."""
-        if isinstance(example.values["prompt"], list):
-            return [dict(turn) for turn in messages_of(example.values)[:-1]]
-        return asked(example.values)
+        values = example.values
+        chat = isinstance(values["prompt"], list)
+        prompt: PromptRow = [dict(turn) for turn in messages_of(values)[:-1]] if chat else asked(values)
+        return WithTools(prompt, tuple(tools)) if (tools := values.get("tools")) else prompt
 
     def text_metrics(self, found: Sequence[str], golds: Sequence[str]) -> Metrics:
         """Exact match but for white space, and ROUGE."""

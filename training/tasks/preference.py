@@ -18,7 +18,7 @@ from lorary.training.data import Example, Note
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks.base import Answer, Metrics
 from lorary.training.tasks.rows.coding import Coded
-from lorary.training.tasks.rows.conversation import messages_of
+from lorary.training.tasks.rows.conversation import as_told, messages_of
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length
 from lorary.training.tasks.text_generation import TextGeneration, TokenScore
@@ -61,9 +61,11 @@ class PreferencePairs(TextGeneration):
             DataError: as :meth:`TextGeneration.code`; or the replies follow no common prompt.
         """
         prompts, replies = [], []
+        lost = 0
         for values in _as_rows(example):
             chat = self._encode_one(values, tokenizer, example.place)
             ids, labels = chat.ids, chat.labels
+            lost |= chat.lost
             start = next((place for place, label in enumerate(labels) if label != IGNORED), len(ids))
             prompts.append(ids[:start])
             replies.append(ids[start:])
@@ -82,7 +84,7 @@ class PreferencePairs(TextGeneration):
             "chosen_ids": chosen,
             "rejected_ids": rejected,
         }
-        return Coded((feature,), Length(full, min(full, max_length), chosen != rejected))
+        return Coded((feature,), Length(full, min(full, max_length), chosen != rejected), (lost,))
 
     def refer(self, model: Any, rows: Encoded, tokenizer: Any, batch_size: int) -> Encoded:
         """The pairs with the reference's log-probabilities, which are ``model``'s as it is now."""
@@ -128,7 +130,7 @@ class PreferencePairs(TextGeneration):
 
     def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
         """The prompt, the better reply, and how the rewards of both came out."""
-        turns = [str(message["content"]) for message in messages_of(_as_rows(example)[0])]
+        turns = [as_told(message) for message in messages_of(_as_rows(example)[0])]
         chosen, rejected = (self._beta * ratio for ratio in outcome.ratios)
         return Answer(
             "\n".join(turns[:-1]), turns[-1], f"reward {chosen:.3f} against {rejected:.3f}", chosen > rejected
@@ -205,7 +207,7 @@ def _as_rows(example: Example) -> list[dict[str, Any]]:
         if not prompt:
             raise DataError("rows", [f"{example.place}: chosen and rejected begin differently; name a prompt column"])
         pair = [reply[len(prompt) :] for reply in pair]
-    shared = {"prompt": prompt, **({"input": values["input"]} if "input" in values else {})}
+    shared = {"prompt": prompt, **{role: values[role] for role in ("input", "tools") if role in values}}
     return [{**shared, "completion": reply} for reply in pair]
 
 

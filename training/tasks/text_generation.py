@@ -24,7 +24,18 @@ from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.forms import Causal
 from lorary.training.tasks.metrics.tokens import TokenScore, token_metrics
 from lorary.training.tasks.rows.coding import Coded
-from lorary.training.tasks.rows.conversation import Chat, alone, asked, asked_of, check_chats, encode_chat, messages_of
+from lorary.training.tasks.rows.conversation import (
+    UNTOLD,
+    UNWRITTEN,
+    Chat,
+    alone,
+    as_told,
+    asked,
+    asked_of,
+    check_chats,
+    encode_chat,
+    messages_of,
+)
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length
 from lorary.training.tasks.rows.packing import PackingCollator, keeps_rows_apart
@@ -53,7 +64,7 @@ class TextGeneration(Task):
         """``instruction``, ``chat`` or ``plain``: as the recipe says, else as columns and rows suggest."""
         columns = self.recipe.data.columns
         bare = columns.text or not (columns.prompt or columns.messages)
-        suggested = "chat" if columns.messages or self._chats else "plain" if bare else "instruction"
+        suggested = "chat" if columns.messages or columns.tools or self._chats else "plain" if bare else "instruction"
         return self.recipe.prompt.format or suggested
 
     def auto_class(self) -> Any:
@@ -89,7 +100,7 @@ class TextGeneration(Task):
         ids, labels = whole[:max_length], [IGNORED, *learned[1:max_length]]
         length = Length(len(whole), len(ids), any(label != IGNORED for label in labels))
         feature = {"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)}
-        return Coded((feature,), length, (int(chat.unwritten), *chat.left))
+        return Coded((feature,), length, (chat.lost, *chat.left))
 
     def unfold(
         self, examples: Sequence[Example], rows: Sequence[Coded], code: Callable[[Sequence[Example]], list[Coded]]
@@ -128,11 +139,20 @@ class TextGeneration(Task):
                 f"{len(parts)} of the assistant's turns are learned in rows of their own (first: {parts[0]}): the chat "
                 "template writes them otherwise once the chat goes on (without their reasoning, say)"
             )
-        unwritten = [example.place for example, row in coded if any(row.known[:1])]
-        if unwritten:
+        lost = {
+            kind: [example.place for example, row in coded if row.known and row.known[0] & kind]
+            for kind in (UNWRITTEN, UNTOLD)
+        }
+        if lost[UNWRITTEN]:
             note(
-                f"{len(unwritten)} of {len(rows)} chats have reasoning or tool calls that the chat template doesn't "
-                f"write, so they aren't learned (first: {unwritten[0]}); put them into the content, or give another "
+                f"{len(lost[UNWRITTEN])} of {len(rows)} chats have reasoning or tool calls that the chat template "
+                f"doesn't write, so they aren't learned (first: {lost[UNWRITTEN][0]}); put them into the content, or "
+                "give another prompt.chat_template"
+            )
+        if lost[UNTOLD]:
+            note(
+                f"{len(lost[UNTOLD])} of {len(rows)} chats have tools that the chat template doesn't write, so the "
+                f"model isn't told of them (first: {lost[UNTOLD][0]}); put them into a system message, or give another "
                 "prompt.chat_template"
             )
         stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -213,7 +233,7 @@ class TextGeneration(Task):
         if self.format == "chat":
             return encode_chat(
                 messages_of(values), tokenizer, self.recipe.prompt.chat_template, learn=learn, place=place,
-                asked=asked_of(values),
+                asked=asked_of(values), tools=values.get("tools") or (),
             )  # fmt: skip
         if "text" in values:
             ids = [*open_tokens(values["text"], tokenizer), tokenizer.eos_token_id]
@@ -236,7 +256,7 @@ class TextGeneration(Task):
     def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
         """The prompt and what was to follow; of the answer, how many tokens would have come first."""
         plain = example.values.get("text")
-        turns = [message["content"] for message in messages_of(example.values)] if plain is None else [plain, ""]
+        turns = [as_told(message) for message in messages_of(example.values)] if plain is None else [plain, ""]
         return Answer("\n".join(turns[:-1]), turns[-1], outcome.told, outcome.correct == outcome.tokens)
 
     def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float]:

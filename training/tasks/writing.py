@@ -9,11 +9,13 @@ from typing import Any
 
 from lorary.adapters import Backbone
 from lorary.adapters.text.generate import Manner, PromptRow, prompt_tokens
+from lorary.adapters.text.tools import WithTools
 from lorary.training.data import Example, Note
 from lorary.training.fitting.evaluate import outcomes as token_outcomes
 from lorary.training.fitting.writing import spread, write_texts
 from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.metrics.tokens import TokenScore, token_metrics
+from lorary.training.tasks.rows.conversation import as_told
 from lorary.training.tasks.rows.encoded import Encoded
 
 
@@ -63,7 +65,9 @@ class WritesTexts(Task):
         with backbone.using(name) as model:
             scores = token_outcomes(model, self, rows, backbone.tokenizer, 1)
         places = self.generated(rows)
-        return _written(scores, places, [backbone.generate(self.asked(rows.examples[place]), name) for place in places])
+        asked = (self.asked(rows.examples[place]) for place in places)
+        apart = [(one.prompt, one.tools) if isinstance(one, WithTools) else (one, None) for one in asked]
+        return _written(scores, places, [backbone.generate(prompt, name, tools=tools) for prompt, tools in apart])
 
     def generated(self, rows: Encoded) -> list[int]:
         """The places of the rows that texts are generated for."""
@@ -89,7 +93,8 @@ class WritesTexts(Task):
         """What was asked, its gold and what was written instead, or how many tokens would have come first."""
         score, text = outcome.score, outcome.text
         given = self.asked(example)
-        shown = given if isinstance(given, str) else "\n".join(turn["content"] for turn in given)
+        given = given.prompt if isinstance(given, WithTools) else given
+        shown = given if isinstance(given, str) else "\n".join(map(as_told, given))
         found = score.told if text is None else text.strip()
         right = score.correct == score.tokens if text is None else found == gold.strip()
         return Answer(shown, gold, found, right)

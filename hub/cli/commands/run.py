@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ EXAMPLES = (
     "lorary run ./runs/tone/finance-tone --base org/base --quantization nf4 < headlines.txt",
     'lorary run story-teller@prod "Once upon a time" --max-new-tokens 80',
     'lorary run contracts-qa "Who is the tenant?" --context-file lease.txt',
+    'lorary run my-agent "How warm is it in Oslo?" --tools functions.json',
     'lorary run legal-words "The [MASK] shall pay the rent."',
     'lorary run legal-t5 "The <extra_id_0> shall pay <extra_id_1>."',
 )
@@ -55,6 +57,12 @@ def command(
     context_file: Annotated[
         Path | None, typer.Option(parser=given_path, metavar="FILE", help="The same, from a file.")
     ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            parser=given_path, metavar="FILE", help="For adapters of chats: a JSON list of what the model may call."
+        ),
+    ] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Generate without the adapter too, to compare.")] = False,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
@@ -74,6 +82,7 @@ def command(
         raise UsageError(f"--bare compares generated texts; {source.reference} is for {task}")
     if task == "feature-extraction" and not as_json:
         raise UsageError(f"the answers of {source.reference} are vectors ({task}); ask for them with --json")
+    functions = None if tools is None else _read_tools(source.checkpoint, tools)
     passage = _passage(task, context, context_file)
     pairs = _pairs(source.checkpoint, inputs, pair)
     backbone = open_backbone(
@@ -84,7 +93,7 @@ def command(
     if task in GENERATING:
         manifest = source.checkpoint.manifest
         own = manifest.generation.max_new_tokens if manifest and manifest.generation else 64
-        rows = _generate(backbone, inputs, source.name, max_new_tokens or own, bare)
+        rows = _generate(backbone, inputs, source.name, max_new_tokens or own, bare, functions)
     else:
         settings = _settings(task, source.checkpoint)
         asked = pairs or (inputs if passage is None else [{"question": text, "context": passage} for text in inputs])
@@ -165,13 +174,31 @@ def _passage(task: str, text: str | None, file: Path | None) -> str | None:
         raise UsageError(f"--context-file {file}: expected a readable UTF-8 text ({error})") from error
 
 
-def _generate(backbone: Backbone, prompts: list[str], name: str, max_new_tokens: int, bare: bool) -> Rows:
+def _read_tools(checkpoint: Checkpoint, file: Path) -> list[Any]:
+    """What the model may call: there for adapters of chats, whose template tells it of them."""
+    from lorary.adapters.text.tools import tools_problem
+
+    prompt = checkpoint.manifest.prompt if checkpoint.manifest else None
+    if prompt is None or prompt.format != "chat":
+        raise UsageError("--tools is for adapters that were trained on chats; this one wasn't, or doesn't say")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--tools {file}: expected a readable JSON file ({error})") from error
+    if problem := tools_problem(found):
+        raise UsageError(f"--tools {file}: {problem}")
+    return list(found)
+
+
+def _generate(
+    backbone: Backbone, prompts: list[str], name: str, max_new_tokens: int, bare: bool, tools: list[Any] | None
+) -> Rows:
     adapters = {"output": name, "bare": None} if bare else {"output": name}
     rows: Rows = []
     for start in range(0, len(prompts), _BATCH):
         batch = prompts[start : start + _BATCH]
         texts = {
-            key: backbone.generate(batch, adapter, max_new_tokens=max_new_tokens, do_sample=False)
+            key: backbone.generate(batch, adapter, tools=tools, max_new_tokens=max_new_tokens, do_sample=False)
             for key, adapter in adapters.items()
         }
         rows += [{"input": prompt, **{key: texts[key][index] for key in texts}} for index, prompt in enumerate(batch)]

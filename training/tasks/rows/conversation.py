@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lorary.adapters.text.templates import chat_text
+from lorary.adapters.text.tools import as_text
 from lorary.hub.errors import DataError, TrainingError
-from lorary.training.data.messages import is_learned, with_arguments
+from lorary.training.data.messages import is_learned
 from lorary.training.fitting.losses import IGNORED
 
 Message = Mapping[str, Any]
@@ -39,6 +40,13 @@ def asked_of(values: Mapping[str, Any]) -> int:
     return len(prompt) if isinstance(prompt, list) else 0
 
 
+def as_told(message: Message) -> str:
+    """A message as people read it: its content, and a line for each call."""
+    calls = [call.get("function", call) for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
+    lines = [f"{call.get('name')}({as_text(call.get('arguments', {}))})" for call in calls]
+    return "\n".join([*([str(message["content"])] if message["content"] or not lines else []), *lines])
+
+
 def check_chats(tokenizer: Any, chat_template: str | None) -> None:
     """Can the tokenizer put chats?
 
@@ -54,22 +62,33 @@ def check_chats(tokenizer: Any, chat_template: str | None) -> None:
         raise TrainingError("chats need a fast tokenizer (a tokenizer.json beside the base)")
 
 
+UNWRITTEN, UNTOLD = 1, 2
+"""Reasoning and tool calls; tools that could be called. They add up."""
+
+
 @dataclass(frozen=True)
 class Chat:
     """A row's token ids, with labels on what is learned.
 
-    ``left``: which messages were to be learned and aren't; ``unwritten``: it has reasoning or tool calls, and the
-    template writes none of them.
+    ``left``: which messages were to be learned and aren't; ``lost``: what the template writes none of, of
+    :data:`UNWRITTEN` and :data:`UNTOLD`.
     """
 
     ids: list[int]
     labels: list[int]
     left: tuple[int, ...] = ()
-    unwritten: bool = False
+    lost: int = 0
 
 
 def encode_chat(
-    messages: Sequence[Message], tokenizer: Any, chat_template: str | None, *, learn: Learn, place: str, asked: int = 0
+    messages: Sequence[Message],
+    tokenizer: Any,
+    chat_template: str | None,
+    *,
+    learn: Learn,
+    place: str,
+    asked: int = 0,
+    tools: Sequence[Any] = (),
 ) -> Chat:
     """The whole chat through its template.
 
@@ -77,6 +96,7 @@ def encode_chat(
         learn: the assistant's turns with what ends them (``replies``), the ``last`` of them, or ``all`` there is.
         place: names the row in errors.
         asked: how many of the first messages are a prompt, of which no turn is learned.
+        tools: what the model may call.
 
     Raises:
         DataError: the template refuses the chat.
@@ -85,21 +105,13 @@ def encode_chat(
     turns = [] if learn == "all" else turns[-1:] if learn == "last" else turns
     ends = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values())} - {""}
 
-    def read(messages: Sequence[Message]) -> tuple[str, dict[int, tuple[int, int]]]:
-        def render(count: int, ask: bool) -> str:
-            text = tokenizer.apply_chat_template(
-                list(messages[:count]), tokenize=False, add_generation_prompt=ask, chat_template=chat_template
-            )
-            return str(text)
-
-        whole = render(len(messages), ask=False)
-        return whole, {-1: (0, len(whole))} if learn == "all" else dict(_spans(turns, whole, render, ends))
+    def render(count: int, ask: bool, told: Sequence[Any] = tools) -> str:
+        return chat_text(tokenizer, messages[:count], chat_template, told, add_generation_prompt=ask)
 
     try:
-        try:
-            whole, spans = read(messages)
-        except TypeError:  # some templates join the arguments of tool calls to a text rather than write them as one
-            whole, spans = read(_arguments_as_texts(messages))
+        whole = render(len(messages), ask=False)
+        spans = {-1: (0, len(whole))} if learn == "all" else dict(_spans(turns, whole, render, ends))
+        untold = bool(tools) and render(len(messages), ask=False, told=()) == whole
     except Exception as error:  # a template is a program of its author's; it may raise anything
         raise DataError("rows", [f"{place}: the chat template refuses it ({error})"]) from error
     # The template writes the special tokens itself; the tokenizer must not put a second beginning before them.
@@ -110,7 +122,8 @@ def encode_chat(
         for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
     left = () if learn == "all" else tuple(index for index in turns if index not in spans)
-    return Chat(ids, labels, left, any(_none_of(texts, whole) for texts in (_reasoning(messages), _calls(messages))))
+    unwritten = any(_none_of(texts, whole) for texts in (_reasoning(messages), _calls(messages)))
+    return Chat(ids, labels, left, UNWRITTEN * unwritten + UNTOLD * untold)
 
 
 def _none_of(texts: Sequence[str], whole: str) -> bool:
@@ -132,15 +145,6 @@ def alone(messages: Sequence[Message], index: int) -> list[Message]:
     """A chat that ends with one of the assistant's turns, of which that turn alone is learned."""
     before = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in messages[:index]]
     return [*before, messages[index]]
-
-
-def _arguments_as_texts(messages: Sequence[Message]) -> list[Message]:
-    return [
-        {**message, "tool_calls": with_arguments(message["tool_calls"], json.dumps)}
-        if message.get("tool_calls")
-        else message
-        for message in messages
-    ]
 
 
 def _spans(

@@ -83,9 +83,9 @@ def commands(tmp_path_factory):
     """Processes that have imported the command line, and nothing heavy."""
     from forks import Forks
 
-    from lorary.hub.cli.main import COMMANDS
+    from lorary.hub.cli.help import COMMANDS, module_of
 
-    modules = ["lorary.hub.registry", *(f"lorary.hub.cli.commands.{name}" for name in COMMANDS)]
+    modules = ["lorary.hub.registry", *map(module_of, COMMANDS)]
     forks = Forks(tmp_path_factory.mktemp("commands"), modules)
     yield forks
     forks.close()

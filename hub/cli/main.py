@@ -16,41 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub import errors
+from lorary.hub.cli.help import COMMANDS, Command, Group, module_of
 from lorary.hub.cli.output import print_error, print_warning
 from lorary.hub.cli.waits import tell_waits_once
 from lorary.hub.errors import LoraryError, ProblemsError
-
-# One line per subcommand: the module in `commands/`, a trailing underscore standing for Python's keywords' sake.
-COMMANDS = (
-    "quickstart",
-    "train",
-    "curve",
-    "estimate",
-    "run",
-    "list",
-    "domains",
-    "tasks",
-    "best",
-    "bases",
-    "pretrain",
-    "show",
-    "import_",
-    "export",
-    "blend",
-    "merge",
-    "diff",
-    "alias",
-    "promote",
-    "rollback",
-    "tag",
-    "rm",
-    "verify",
-    "gc",
-    "push",
-    "pull",
-    "status",
-    "sync",
-)
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C stopped
 _BROKEN_PIPE = 141
@@ -162,15 +131,16 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
 
 def _app(words: Sequence[str]) -> typer.Typer:
     # Plain help, which reads the same in a terminal, a pipe and a log, and costs no import of rich.
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    settings = {"help_option_names": ["-h", "--help"]}
+    app = typer.Typer(cls=Group, add_completion=False, rich_markup_mode=None, context_settings=settings)
     app.callback(invoke_without_command=True)(_lorary)
     # Where the first word is a command, the others aren't imported: they'd take longer than most answers.
-    asked = [name for name in COMMANDS if words and name.rstrip("_") == words[0]]
+    asked = [name for name in COMMANDS if words and name == words[0]]
     for name in asked or COMMANDS:
-        module = importlib.import_module(f"lorary.hub.cli.commands.{name}")
+        module = importlib.import_module(module_of(name))
         examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
         help_text = f"{getdoc(module.command)}\n\n\b\nExamples:\n{examples}"
-        app.command(name.rstrip("_"), help=help_text)(module.command)
+        app.command(name, cls=Command, help=help_text)(module.command)
     return app
 
 
@@ -192,9 +162,10 @@ def _lorary(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from; works in any place.")] = False,
 ) -> None:
-    """Train, catalogue and hot-swap LoRA adapters.
+    """Train, catalogue, share and hot-swap LoRA adapters.
 
-    A REF is name (its latest version), name@3 or name@alias.
+    A REF is name (its latest version), name@3 or name@alias. `lorary COMMAND --help` has examples; `lorary quickstart`
+    shows the whole way in two or three minutes.
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

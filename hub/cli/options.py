@@ -43,7 +43,7 @@ SetOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Of everything random.")]
+SeedOption = Annotated[int | None, typer.Option(help="The seed of everything random; default 42.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")]
 DeviceMapOption = Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")]
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="name, name@3 or name@alias.")]

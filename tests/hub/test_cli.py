@@ -5,13 +5,15 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
 from checkpoints import make_checkpoint, make_manifest
 from lorary.hub import Registry
-from lorary.hub.cli.main import COMMANDS
+from lorary.hub.cli import commands as command_files
+from lorary.hub.cli.help import COMMANDS, module_of
 from lorary.hub.cli.options import given_path
 from lorary.hub.cli.output import print_json_list, print_table
 from lorary.hub.values import FileEntry
@@ -53,12 +55,23 @@ def one_error_line(stderr):
 
 
 def test_without_words_it_shows_its_help(lorary):
-    assert lorary() == lorary("--help")
+    assert lorary() == lorary("--help") == lorary("-h")
 
 
-@pytest.mark.parametrize("command", [name.rstrip("_") for name in COMMANDS])
+def test_the_help_names_each_command_once_with_a_whole_sentence(lorary):
+    told = re.findall(r"^  ([a-z]+) +(.*)$", lorary("--help").partition("\nTrain:\n")[2], re.MULTILINE)
+    assert [name for name, _ in told] == list(COMMANDS)
+    assert all(re.fullmatch(r"[A-Z].*[^.][.?]", sentence) for _, sentence in told)
+    files = Path(command_files.__path__[0]).glob("[a-z]*.py")
+    assert sorted(COMMANDS) == sorted(path.stem.rstrip("_") for path in files)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help_with_an_example(lorary, command):
     text = lorary(command, "--help")
+    lines = text.partition("\nOptions:")[2].splitlines()  # examples are as long as a command is
+    assert max(map(len, lines)) <= 80
+    assert not re.search(r"<(str|int|float|list|Path)|\[\[|[{}]", text)  # a shell's manual, not Python's types
     assert re.search(rf"Examples:\n    lorary {command}\b", text)
     # The demonstration makes a registry of its own.
     assert ("--registry PATH" in text) is (command != "quickstart")
@@ -270,7 +283,7 @@ def test_verify(lorary, filled):
         (("import", "nowhere"), 1, "no such folder"),
         (("import", ".", "--name", "x"), 2, "holds 3 adapters"),
         (("import", ""), 2, "'SOURCE': expected a path, found an empty text"),
-        (("export", "finance-tone", ""), 2, "'[DIR]': expected a path, found an empty text"),
+        (("export", "finance-tone", ""), 2, "'DIR': expected a path, found an empty text"),
         (("train", ""), 2, "expected a path, found an empty text"),
         (("list", "--registry", ""), 2, "'--registry': expected a path, found an empty text"),
         (("list", "--base", ""), 2, "--base '': expected a base's id, its fingerprint or its folder"),
@@ -286,7 +299,7 @@ def test_wrong_input_is_one_line(lorary, filled, words, code, message):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_empty_text_is_taken_for_the_current_folder(name):
-    command = importlib.import_module(f"lorary.hub.cli.commands.{name}").command
+    command = importlib.import_module(module_of(name)).command
     hints = get_type_hints(command, include_extras=True)
     paths = {
         name: hint.__metadata__[0] for name, hint in hints.items() if "Path" in str(getattr(hint, "__origin__", ""))

@@ -29,10 +29,10 @@ def command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The adapter, or one version of it: name@3.")],
     alias: Annotated[
         str | None,
-        typer.Argument(metavar="[ALIAS]", help="The alias, such as prod; ALIAS=VERSION works too.", show_default=False),
+        typer.Argument(metavar="ALIAS", help="The alias, such as prod; ALIAS=VERSION works too.", show_default=False),
     ] = None,
     version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="A number, or another alias.", show_default=False)
+        str | None, typer.Argument(metavar="VERSION", help="A number, or another alias.", show_default=False)
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Take the alias away; the version stays.")] = False,
     history: Annotated[
@@ -42,7 +42,10 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Let NAME@ALIAS mean a version, whatever it meant before; without ALIAS, show the aliases."""
+    """Let an alias mean a version, or show the aliases.
+
+    With NAME, ALIAS and VERSION, NAME@ALIAS means that version from now on. Without VERSION the aliases are shown.
+    """
     body, _, pinned = name.partition("@")
     alias, equals, after_equals = alias.partition("=") if alias is not None else (None, "", "")
     given = [text for text in (version, after_equals if equals else None, pinned or None) if text is not None]

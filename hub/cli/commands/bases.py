@@ -16,13 +16,13 @@ EXAMPLES = ("lorary bases", "lorary bases herbal-bert", "lorary bases --remove h
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one.", show_default=False)] = None,
     remove: Annotated[str | None, typer.Option(metavar="NAME", help="Remove a base and its files.")] = None,
-    force: Annotated[bool, typer.Option(help="Remove it even if adapters need it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove it even if adapters need it.")] = False,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """List the base models that `lorary pretrain` made, or show or remove one.
+    """List, show or remove the bases that `lorary pretrain` made.
 
     A recipe takes one as its base by its name.
     """

@@ -39,7 +39,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Show the version with the best score among those compatible with a base.
+    """Show the version with the best score, also for a given base.
 
     Compatible is what was trained on a base with the same fingerprint, under whatever id. An adapter without one is
     taken only where nothing else fits, and a note says so. Without --base, versions on all bases are compared.

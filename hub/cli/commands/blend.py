@@ -28,7 +28,7 @@ def command(
     parts: Annotated[
         list[str],
         typer.Argument(
-            metavar="REF=WEIGHT...", help="Adapters and their weights; one that begins with a - goes after a --."
+            metavar="REF=WEIGHT", help="Adapters and their weights; one that begins with a - goes after a --."
         ),
     ],
     name: Annotated[str, typer.Option(help="The blend's name.")],

@@ -44,7 +44,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Train on ever more of the rows, and say whether more rows would help.
+    """Train on ever more of the rows: would more rows help?
 
     Each size is trained with several seeds and measured on the same held-out rows. Nothing is registered.
     """

@@ -35,7 +35,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Show what two adapters differ in: config, data, metrics, how they came to be, and the weights by module.
+    """Show how two adapters differ: settings, metrics and weights.
 
     The weights' table has the norm of each module's update (scale * B A), and that of their difference by the larger
     norm: 0 is the same update, about 1.4 an unrelated one, 2 the opposite.

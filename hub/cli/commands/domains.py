@@ -14,9 +14,9 @@ def command(
     as_csv: CsvOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Show a matrix of domains and tasks: how many versions each cell has, and the best score on held-out rows.
+    """Show domains by tasks: how many versions, and the best score.
 
-    A matrix that is too wide for the terminal goes on below; --json and --csv have a row for each cell, with its best
-    version.
+    Scores are those on held-out rows. A matrix that is too wide for the terminal goes on below; --json and --csv
+    have a row for each cell, with its best version.
     """
     print_overview(open_registry(registry), "domain", "task", metric, as_json=as_json, as_csv=as_csv)

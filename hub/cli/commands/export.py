@@ -23,7 +23,7 @@ EXAMPLES = (
 def command(
     reference: ReferenceArgument,
     folder: Annotated[
-        Path | None, typer.Argument(parser=given_path, metavar="[DIR]", help="A folder that isn't there yet.")
+        Path | None, typer.Argument(parser=given_path, metavar="DIR", help="A folder that isn't there yet.")
     ] = None,
     tar: Annotated[
         Path | None,
@@ -38,7 +38,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Write a version as a folder that PEFT loads, with its model card.
+    """Write a version as a folder that PEFT loads, with its card.
 
     vLLM serves plain LoRA of a generating base; what its loader refuses is refused here, before anything is written.
     """

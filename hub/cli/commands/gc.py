@@ -18,7 +18,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Delete files that commands which were broken off have left beside the registry.
+    """Delete what broken-off commands have left beside the registry.
 
     Files of versions and bases stay, and so do those of commands that are at work.
     """

@@ -52,10 +52,11 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Copy adapters into the catalogue: one, all below a folder, or another registry's.
+    """Copy adapters in from folders, or from another registry.
 
-    Takes what PEFT, TRL, unsloth, axolotl and LLaMA-Factory leave behind. The same adapter twice under one name is one
-    version. What can't be taken is listed with the reason, and the exit code is 1.
+    SOURCE is one adapter, a folder with adapters below it, or a registry.db. Takes what PEFT, TRL, unsloth, axolotl
+    and LLaMA-Factory leave behind. The same adapter twice under one name is one version. What can't be taken is
+    listed with the reason, and the exit code is 1.
     """
     from lorary.hub.reference import check_name
 

@@ -70,7 +70,7 @@ def command(
     as_csv: CsvOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """List the versions in the catalogue, or the adapters on the Hub or in a shared folder.
+    """List adapters: the catalogue's, the Hub's, a shared folder's.
 
     Metrics are those on held-out rows. A narrow terminal leaves out columns; a pipe, --csv and --json have all of them.
     """
@@ -92,10 +92,14 @@ def command(
         columns = dict.fromkeys([sort or "name", *(parse_comparison(text).name for text in wanted.where)])
         print_table([_row(version, list(columns)) for version in found], expendable=_EXPENDABLE)
     elif not catalogue.path.exists():
-        print_line(f"There is no registry at {catalogue.path} yet; `lorary import` makes it.")
+        print_line(f"There is no registry at {catalogue.path} yet; `lorary train`, `import` or `pull` makes it.")
     else:
         filled = catalogue.search(Filter(), limit=1).total
-        print_line(f"Nothing in {catalogue.path} fits." if filled else f"{catalogue.path} is empty.")
+        print_line(
+            f"Nothing in {catalogue.path} fits; `lorary domains` shows what there is."
+            if filled
+            else f"{catalogue.path} is empty."
+        )
     if more := found.total - len(found):
         told = f"{more:,} more fit{'s' if more == 1 else ''}; narrow it down, or --limit 0 shows all"
         print_note(told, aside=as_json or as_csv)

@@ -36,7 +36,7 @@ def command(
         Path | None,
         typer.Argument(
             parser=given_path,
-            metavar="[RECIPE.yaml|RUN]",
+            metavar="RECIPE.yaml|RUN",
             help="The settings of the run; with --resume also a run's folder.",
         ),
     ] = None,
@@ -60,9 +60,10 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Pretrain a small base model and its tokenizer on a corpus, for a new language or texts of your own.
+    """Train a small base model and its tokenizer from scratch.
 
-    The base comes into the catalogue (see `lorary bases`), and recipes take it by its name: `base: NAME`.
+    For a new language, or texts of your own. The base comes into the catalogue (see `lorary bases`), and recipes
+    take it by its name: `base: NAME`.
     """
     flags: dict[str, Any] = {
         "name": name, "architecture": architecture, "preset": preset, "data.train": data, "data.test": test,

@@ -31,10 +31,11 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Let an alias mean REF, if that meets every requirement; else say which it doesn't meet, and exit with 1.
+    """Move an alias to a version that meets every requirement.
 
-    A requirement such as f1>=prod compares with the version that the alias means now; it holds where there is none.
-    Metrics are compared as written: of a loss, less is better, so require loss<=prod.
+    Else nothing moves, what isn't met is listed, and the exit code is 1. A requirement such as f1>=prod compares
+    with the version that the alias means now; it holds where there is none. Metrics are compared as written: of a
+    loss, less is better, so require loss<=prod.
     """
     promotion = open_registry(registry).promote(reference, to, require=require or (), why=why, dry_run=dry_run)
     if as_json:

@@ -39,7 +39,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Fetch a version from the Hub or from a shared folder into the catalogue.
+    """Fetch a version from the Hub or from a shared folder.
 
     It becomes the next version of its name, unless the same one (by digest) is there. Adapters that were made with
     PEFT alone come too; they need --domain, --task where PEFT's own type leaves it open, and --base where their config

@@ -47,9 +47,10 @@ def command(
         int | None, typer.Option(min=1, help="Stop each training early: quicker, and the scores say nothing.")
     ] = None,
 ) -> None:
-    """Train three adapters on the example data, register them, and run all three on one shared backbone.
+    """Train three example adapters and run them on one backbone.
 
-    Uses sentence-transformers/all-MiniLM-L6-v2 from the local cache, the Hub or the `demo` extra. Takes two or three
+    They are trained on the example data and put into a registry of the demo's own. Uses
+    sentence-transformers/all-MiniLM-L6-v2 from the local cache, the Hub or the `demo` extra. Takes two or three
     minutes on two cores.
     """
     started = time.perf_counter()

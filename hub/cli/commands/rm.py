@@ -20,6 +20,9 @@ def command(
     why: WhyOption = None,
     registry: RegistryOption = None,
 ) -> None:
-    """Remove a version and its files for good; its number isn't given out again."""
+    """Remove a version and its files for good.
+
+    Its number isn't given out again.
+    """
     removed = open_registry(registry).remove(reference, force=force, why=why)
     print_line(f"{removed.reference} is removed")

@@ -20,9 +20,10 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Let NAME@ALIAS mean what it meant before its last move; a second time, and it goes further back.
+    """Let an alias mean again what it meant before.
 
-    Versions that were removed since are passed over. `lorary alias NAME --history` shows all moves.
+    A second time it goes further back. Versions that were removed since are passed over. `lorary alias NAME
+    --history` shows all moves.
     """
     move = open_registry(registry).rollback(name, alias, why=why)
     if as_json:

@@ -40,7 +40,7 @@ def command(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TEXT...", help="Default: a text a line, on stdin. One that begins with a - goes after a --."
+            metavar="TEXT", help="Default: a text a line, on stdin. One that begins with a - goes after a --."
         ),
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base model; default the one that the adapter names.")] = None,
@@ -55,7 +55,7 @@ def command(
         str | None, typer.Option(help="For adapters of sentence pairs: the second text; or a tab and it in each TEXT.")
     ] = None,
     context_file: Annotated[
-        Path | None, typer.Option(parser=given_path, metavar="FILE", help="The same, from a file.")
+        Path | None, typer.Option(parser=given_path, metavar="FILE", help="The text of --context, from a file.")
     ] = None,
     tools: Annotated[
         Path | None,

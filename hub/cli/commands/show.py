@@ -42,7 +42,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Show one version: details, metrics, files, aliases and lineage; or its model card, or its run's report."""
+    """Show one version: details, metrics, lineage, card or report."""
     catalogue = open_registry(registry)
     version = catalogue.resolve(reference)
     if card:

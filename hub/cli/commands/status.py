@@ -23,9 +23,9 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Say which adapters are ahead of their remotes, behind them, or both (diverged).
+    """Say which adapters are ahead of their remotes, or behind.
 
-    An alias is shown where it means another version there than here.
+    Diverged is what is both. An alias is shown where it means another version there than here.
     """
     from lorary.hub.remote import status
 

@@ -22,9 +22,10 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Pull what is behind and push what is ahead, for every adapter that has a remote.
+    """Pull what is behind and push what is ahead.
 
-    Where both have versions that the other lacks, neither is changed. Aliases that are here stay as they are.
+    For every adapter that has a remote. Where both have versions that the other lacks, neither is changed. Aliases
+    that are here stay as they are.
     """
     from lorary.hub.remote import sync
 

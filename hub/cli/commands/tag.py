@@ -14,7 +14,7 @@ EXAMPLES = ("lorary tag finance-tone@3 english news", "lorary tag finance-tone@3
 
 def command(
     reference: ReferenceArgument,
-    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="One or more words.")],
+    tags: Annotated[list[str], typer.Argument(metavar="TAG", help="One or more words.")],
     delete: Annotated[bool, typer.Option("--delete", help="Take the tags off instead.")] = False,
     registry: RegistryOption = None,
 ) -> None:

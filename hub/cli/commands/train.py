@@ -50,7 +50,7 @@ def command(
         list[Path] | None,
         typer.Argument(
             parser=given_path,
-            metavar="[RECIPE.yaml...|RUN]",
+            metavar="RECIPE.yaml|RUN",
             help="The settings of each run; with --resume also a run's folder.",
         ),
     ] = None,
@@ -87,7 +87,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Train an adapter, check its saved files and put it into the catalogue.
+    """Train an adapter, check it, and put it into the catalogue.
 
     Flags win over the recipe, and --set over both. Everything is checked before the base is loaded, and every mistake
     is listed at once. Of several recipes all are checked first; those that follow one another on the same base share it

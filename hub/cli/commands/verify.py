@@ -32,9 +32,10 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Hash every file again and compare files, checkpoints and rows; exit with 1 if something is wrong.
+    """Check the catalogue's files, checkpoints and rows.
 
-    With --load, versions whose base isn't to be had, or is computed with otherwise than in training, are noted.
+    Every file is hashed again. Exit code 1 where something is wrong. With --load, versions whose base isn't to be
+    had, or is computed with otherwise than in training, are noted.
     """
     from dataclasses import asdict
 

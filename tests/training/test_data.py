@@ -393,7 +393,10 @@ def test_rows_in_both_parts_are_counted(make_recipe, tmp_path):
 def test_few_rows_mean_no_early_stopping_and_say_so(make_recipe, tmp_path):
     data, notes = load(make_recipe, tmp_path, CLASSIFY, tone_rows(40), **{"training.early_stopping": 2})
     assert data.validation == ()
-    assert notes == ["no early stopping: 0.1 of 32 training rows are too few to judge by"]
+    assert notes == [
+        "no early stopping: 0.1 of 32 training rows are too few to judge by; "
+        "--set data.validation_size=0.1 splits them off all the same"
+    ]
 
 
 def test_validation_rows_can_be_named(make_recipe, tmp_path):

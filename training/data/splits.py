@@ -103,7 +103,8 @@ def split_validation(
     share = VALIDATION_SHARE if asked is None else asked
     if share * len(train) < fewest_validation(recipe):
         if share:
-            note(f"no early stopping: {share:g} of {len(train)} training rows are too few to judge by")
+            anyway = f"; --set data.validation_size={share:g} splits them off all the same" if asked is None else ""
+            note(f"no early stopping: {share:g} of {len(train)} training rows are too few to judge by{anyway}")
         return train, ()
     return split_rows(train, share, recipe.training.seed, note)
 

@@ -47,7 +47,10 @@ def match_base(
             raise BaseMismatchError(f"{message}; open that base, or pass allow_base_mismatch=True to load it anyway")
         notes.append(message)
     if manifest is not None and manifest.numerics.quantization != quantization:
-        notes.append(f"trained on {manifest.numerics.quantization} weights, served on {quantization}")
+        trained, served = (
+            "unquantized" if kind == "none" else kind for kind in (manifest.numerics.quantization, quantization)
+        )
+        notes.append(f"trained on {trained} weights, served on {served} ones")
     return tuple(notes)
 
 

@@ -43,7 +43,7 @@ def choose_owner(parts: Sequence[Part], head: str | None) -> Part:
             average = f", or head={AVERAGE!r}" if set(differing) == {"head"} else ""
             raise BlendError(
                 f"{first.name} and {part.name} differ in {', '.join(differing)}; say whose the blend takes over: "
-                f"head={first.name!r} or head={part.name!r}{average}"
+                f"head={first.name!r} or head={part.name!r}{average} (--head NAME on the command line)"
             )
     return first
 

@@ -58,7 +58,7 @@ def test_a_changed_weight_is_noticed(bases, tmp_path, quantization, dtype):
 def test_under_other_arithmetic_the_effect_is_compared_but_not_judged(bases, tmp_path):
     _, adapter = with_golden(bases, tmp_path / "a")
     other = Backbone.from_pretrained(str(bases("bert")), quantization="nf4")
-    assert "trained on none weights, served on nf4" in other.load(adapter).notes
+    assert "trained on unquantized weights, served on nf4 ones" in other.load(adapter).notes
     report = other.verify("a")
     assert report.matches is None
     assert report.cosine > 0.5

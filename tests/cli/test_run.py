@@ -252,7 +252,7 @@ def test_options_that_do_not_fit_the_task(run, folders):
 
 def test_quantized_with_a_note(run, folders):
     run(folders["tone"], "profit", "--quantization", "int8")
-    assert run.stderr == "note: trained on none weights, served on int8\n"
+    assert run.stderr == "note: trained on unquantized weights, served on int8 ones\n"
 
 
 def test_from_the_hub_in_a_process_of_its_own(run, folders, tmp_path):

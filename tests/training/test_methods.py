@@ -77,7 +77,7 @@ def test_an_adapter_of_another_4bit_kind_says_so_and_is_not_judged(make_recipe, 
         backbone = Backbone.from_pretrained(recipe.base, quantization=kind, device="cpu")
         loaded = backbone.load(tmp_path / "out")
         assert backbone.verify(loaded.name).matches is judged
-        told = f"trained on nf4-single weights, served on {kind}"
+        told = f"trained on nf4-single weights, served on {kind} ones"
         assert (told in loaded.notes) is (kind != "nf4-single")
 
 

@@ -108,8 +108,8 @@ def test_every_mistake_is_listed_at_once_in_the_order_of_the_file(write):
         f"line 3: task: expected one of {', '.join(get_args(Task))}, "
         "found 'text-clasification'; did you mean 'text-classification'?",
         "line 4: base: expected a text, found 3; put it in quotes",
-        "line 5: methd: unknown key; allowed here: name, domain,",
-        "line 6: data.columns.txt: unknown key; allowed here: text, text_pair,",
+        "line 5: methd: unknown key; did you mean 'method'?; allowed here: name, domain,",
+        "line 6: data.columns.txt: unknown key; did you mean 'text'?; allowed here: text, text_pair,",
         "line 6: data.test: no such file 'gone.jsonl'",
         "line 7: lora.r: unknown key; here it is called 'lora.rank'",
         "line 7: lora.dropout: expected a number below 1",

@@ -146,7 +146,7 @@ def _unknown_key(keys: Sequence[str], recipe: type[BaseModel], listed: set[str])
         return f"unknown key; {reason}, so leave it out"
     names = "" if section in listed else f"; allowed here: {', '.join(allowed)}"
     listed.add(section)
-    return f"unknown key{names}{nearest(word, allowed)}"
+    return f"unknown key{nearest(word, allowed)}{names}"
 
 
 def _allowed(keys: Sequence[str], recipe: type[BaseModel]) -> list[str]:

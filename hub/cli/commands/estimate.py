@@ -35,10 +35,10 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Predict a run's peak memory, steps and time, and say what would make it fit.
+    """Predict a run's peak memory, steps and time.
 
-    The base's weights are neither loaded nor downloaded. Speed comes from earlier runs on the same device, where the
-    catalogue has any. Exit code 1 when it doesn't fit.
+    Says what would make it fit, where it doesn't. The base's weights are neither loaded nor downloaded. Speed comes
+    from earlier runs on the same device, where the catalogue has any. Exit code 1 when it doesn't fit.
     """
     available = _given_memory(memory) if memory is not None else None
     from lorary.training.recipe import Recipe
@@ -57,7 +57,7 @@ def command(
     if as_json:
         print_json(_plain(found, past))
     else:
-        _print(found, past)
+        _print(found, past, memory)
     if not found.fits:
         raise typer.Exit(1)
 
@@ -69,7 +69,7 @@ def _given_memory(text: str) -> int:
     return count
 
 
-def _print(found: Estimate, past: PastRuns) -> None:
+def _print(found: Estimate, past: PastRuns, memory: str | None) -> None:
     cost, step = found.cost, found.cost.step
     parts = {
         "weights of the base": step.weights,
@@ -78,7 +78,7 @@ def _print(found: Estimate, past: PastRuns) -> None:
         "libraries" if found.device.type == "cpu" else "context": cost.libraries,
         "kept by the allocator": cost.peak - cost.libraries - step.peak,
         "peak": cost.peak,
-        f"the {'machine' if found.device.type == 'cpu' else 'GPU'} has": found.available,
+        "--memory" if memory else f"the {'machine' if found.device.type == 'cpu' else 'GPU'} has": found.available,
     }
     print_table([{"memory": name, "size": size(count)} for name, count in parts.items()])
     print_line("")

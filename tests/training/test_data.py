@@ -108,8 +108,8 @@ def test_what_stands_beside_the_messages_of_a_chat_is_told(make_recipe, tmp_path
     _, notes = load(make_recipe, tmp_path, GENERATE, rows, **{"data.columns": {"messages": "messages"}})
     place = f"{tmp_path / 'rows.jsonl'}, row 2"
     assert notes[0] == (
-        f"4 of 5 chats have 'tools' beside their messages (first: {place}), which isn't read; put it into a system "
-        "message"
+        f"4 of 5 chats have 'tools' beside their messages (first: {place}), which isn't read; set data.columns.tools "
+        "to tools"
     )
 
 

@@ -19,6 +19,12 @@ SETTINGS = (
 )  # fmt: skip
 """The arguments of transformers' ``generate`` that a request may have; of ``num_beams``, 1 alone is served."""
 
+_SERVED = {
+    "num_beams": (None, 1), "num_return_sequences": (None, 1), "guidance_scale": (None, 1), "max_time": (None,),
+    "token_healing": (None, False),
+}  # fmt: skip
+"""What a request gets alone of some settings, which an adapter or the base may have otherwise."""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -62,13 +68,13 @@ class Decoding:
 
 def plan_decoding(
     model: Any,
-    prompt_tokens: int,
+    prompt: Sequence[int],
     seed: int | None,
     settings: Mapping[str, Any],
     own: Mapping[str, Any],
     tokenizer: Any,
 ) -> Decoding:
-    """The decoding of a request with a prompt of this length.
+    """The decoding of a request with these tokens as its prompt.
 
     From arguments of ``generate``, what the adapter asks for where they say nothing (``own``), and the base's own.
     ``tokenizer`` is that of its adapter, by which stop strings are found.
@@ -88,29 +94,38 @@ def plan_decoding(
         config.validate()
     except (ValueError, TypeError) as error:
         raise UsageError(f"the request's settings: {error}") from error
-    mode = config.get_generation_mode()
-    if mode.value not in ("greedy_search", "sample") or config.guidance_scale not in (None, 1):
-        raise UsageError(
-            f"the request, its adapter or the base's generation_config asks for {mode.value} "
-            f"(num_beams={config.num_beams}, guidance_scale={config.guidance_scale}); an engine decodes greedily or "
-            "samples: use Backbone.generate, or pass num_beams=1"
-        )
+    _demand_served(config)
     if seed is not None and not config.do_sample:
         raise UsageError(
             f"seed={seed} without do_sample=True: greedy decoding draws nothing; pass one or drop the other"
         )
-    stop_tokens = _stop_tokens(config)
-    # generate sets this up on its way; the processors behind min_new_tokens and bad_words_ids read it.
+    stop_tokens, new_tokens = _stop_tokens(config), _new_tokens(model, config, len(prompt))
+    # generate sets these up on its way; the processors behind min_new_tokens, bad_words_ids and a forced end read them.
     config._eos_token_tensor = torch.tensor(stop_tokens, device=model.device) if stop_tokens else None
+    config.max_length = len(prompt) + new_tokens
+    ids = torch.tensor([list(prompt)], device=model.device)
     try:
         processors = model._get_logits_processor(
-            generation_config=config, input_ids_seq_length=prompt_tokens, device=model.device
+            generation_config=config, input_ids_seq_length=len(prompt), encoder_input_ids=ids, device=model.device
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"the request's settings: {error}") from error
     generator = _generator(seed, model.device) if config.do_sample else None
     stop_strings = _stop_strings(config.stop_strings, tokenizer)
-    return Decoding(_new_tokens(model, config, prompt_tokens), stop_tokens, processors, generator, stop_strings)
+    return Decoding(new_tokens, stop_tokens, processors, generator, stop_strings)
+
+
+def _demand_served(config: Any) -> None:
+    mode = config.get_generation_mode().value
+    asked = [mode] if mode not in ("greedy_search", "sample") else []
+    values = {name: getattr(config, name, None) for name in _SERVED}
+    asked += [f"{name}={value}" for name, value in values.items() if value not in _SERVED[name]]
+    if asked:
+        raise UsageError(
+            f"the request, its adapter or the base's generation_config asks for {', '.join(asked)}; an engine decodes "
+            "greedily or samples, one answer from its beginning to its end: use Backbone.generate, pass num_beams=1, or "
+            "change backbone.model.generation_config"
+        )
 
 
 def _stop_strings(texts: Any, tokenizer: Any) -> Any:

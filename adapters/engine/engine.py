@@ -114,7 +114,7 @@ class Engine:
         own = self._inference.own_settings(loaded, generate_kwargs)
         with self._inference.tokenizing:
             tokenizer = self._inference.tokenizer_of(loaded)
-            decoding = plan_decoding(self._inference.model, len(ids), seed, generate_kwargs, own, tokenizer)
+            decoding = plan_decoding(self._inference.model, ids, seed, generate_kwargs, own, tokenizer)
         self._demand_room(ids, decoding)
         if loaded is not None:
             # Files are read here, in the caller's thread: admission is everybody's.

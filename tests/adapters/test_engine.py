@@ -100,6 +100,24 @@ def test_processors_of_greedy_requests(backbone, engine):
         )
 
 
+@pytest.mark.parametrize("own", [
+    {"forced_eos_token_id": 3}, {"encoder_repetition_penalty": 2.0},
+], ids=str)  # fmt: skip
+def test_what_the_bases_own_config_says(backbone, engine, monkeypatch, own):
+    wanted = {"max_new_tokens": 4, "eos_token_id": 5}
+    plain = backbone.generate("profit", "small", **wanted)
+    for name, value in own.items():
+        monkeypatch.setattr(backbone.model.generation_config, name, value)
+    made = engine.submit("profit", "small", **wanted).result(20)
+    assert made.text == backbone.generate("profit", "small", **wanted) != plain
+
+
+def test_what_the_bases_own_config_says_and_a_request_cant_have(backbone, engine, monkeypatch):
+    monkeypatch.setattr(backbone.model.generation_config, "max_time", 5.0)
+    with pytest.raises(UsageError, match=r"asks for max_time=5\.0; .* change backbone\.model\.generation_config"):
+        engine.submit("profit", "small")
+
+
 def test_without_a_seed_answers_differ_and_nobody_elses_random_numbers_change(backbone):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -239,7 +257,7 @@ def test_many_threads_submit_and_read(backbone, engine):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"num_beams": 3}, "asks for beam_search .*use Backbone.generate, or pass num_beams=1"),
+    ({"num_beams": 3}, "asks for beam_search, num_beams=3.*use Backbone.generate, pass num_beams=1"),
     ({"stop_strings": ["x"]}, "stop_strings: transformers can't find texts"),
     ({"temperature": 0.0, "do_sample": True}, "temperature.*strictly positive"),
     ({"max_new_tokens": 0}, "max_new_tokens=0: expected a whole number of at least 1"),

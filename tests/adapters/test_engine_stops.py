@@ -99,7 +99,7 @@ def test_texts_that_the_base_itself_stops_at(backbone, engine, monkeypatch):
 def test_no_more_is_read_than_stop_strings_take(backbone):
     """Wherever the prompt ends, they are found as in the whole; without any, nothing is read."""
     tokenizer = backbone._inference.tokenizer
-    found = plan_decoding(backbone.model, 1, None, {"stop_strings": ["bank", "rose b"]}, {}, tokenizer)
+    found = plan_decoding(backbone.model, [5], None, {"stop_strings": ["bank", "rose b"]}, {}, tokenizer)
     for text in ("the bank", "rose b", "bank", "k", "profit rose b", "rose banks", "bank of"):
         ids = tuple(tokenizer(text).input_ids)
         whole = bool(found.stop_strings(torch.tensor([ids]), None))
@@ -107,7 +107,7 @@ def test_no_more_is_read_than_stop_strings_take(backbone):
         for split in range(len(ids)):
             assert found.ends(ids[:split], ids[split:]) == whole
     unread = MagicMock(spec=Sequence)
-    assert not plan_decoding(backbone.model, 1, None, {}, {}, tokenizer).ends(unread, unread)
+    assert not plan_decoding(backbone.model, [5], None, {}, {}, tokenizer).ends(unread, unread)
     assert not unread.mock_calls
 
 
@@ -156,7 +156,7 @@ def test_usage_of_requests_that_end_otherwise(backbone, engine):
 
 
 def test_beams(backbone, engine):
-    with pytest.raises(UsageError, match=r"beam_search \(num_beams=3.*use Backbone\.generate, or pass num_beams=1"):
+    with pytest.raises(UsageError, match=r"beam_search, num_beams=3.*use Backbone\.generate, pass num_beams=1"):
         engine.submit("profit", "one", num_beams=3)
     made = engine.submit("profit", "one", num_beams=1, max_new_tokens=5).result(30)
     assert made.text == backbone.generate("profit", "one", num_beams=1, max_new_tokens=5)

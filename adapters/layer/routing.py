@@ -195,6 +195,9 @@ def routed(routing: Routing | None) -> Iterator[None]:
             _ACTIVE.set(entered[:place] + entered[place + 1 :])
 
 
+_BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
 class RoutedModel:
     """A model whose every call uses one routing, in whatever thread it is made, until its block has ended."""
 
@@ -213,5 +216,10 @@ class RoutedModel:
     def _with_routing(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self._routing.closed:
             raise RoutingError("the `using` block that gave this model has ended; enter another one")
+        if getattr(function, "__name__", "") in _BATCHING or kwargs.get("cache_implementation") == "paged":
+            raise RoutingError(
+                "transformers' continuous batching runs in a thread of its own, which knows nothing of this block's "
+                "adapters; use Backbone.engine, or generate with another cache"
+            )
         with routed(self._routing):
             return function(*args, **kwargs)

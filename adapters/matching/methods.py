@@ -64,3 +64,6 @@ REFUSED: Mapping[str, str] = {
 
 ROWS_ALONE = frozenset({"LILY"})
 """Methods that average over a whole batch, so that a row would depend on its batch mates; they run row by row."""
+
+CACHES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
+"""Methods whose virtual tokens are keys and values of each layer, which stand in the cache before a text's own."""

@@ -117,7 +117,7 @@ class Inference:
                 f"{type(self.model).__name__} has {positions} positions, and the prompt with what may follow it has "
                 f"{tokens}; shorten the prompt, or lower max_new_tokens"
             ) from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ImportError, AssertionError) as error:  # the last of a torch without CUDA
             raise UsageError(f"can't generate with {', '.join(kwargs) or 'these settings'}: {error}") from error
 
     def demand_evaluation(self) -> None:

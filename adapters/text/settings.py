@@ -49,9 +49,11 @@ _SETTINGS: Mapping[str, Expected] = {
     "streamer": ("an object with put and end", _has("put", "end")),
     "assistant_model": ("a model that can generate", _has("generate")),
     "custom_generate": ("a function (a repository's own code isn't run)", callable),
+    "cache_implementation": ("another cache; continuous batching is Backbone.engine", lambda value: value != "paged"),
 }
 """What each argument has to be where it isn't None; those that aren't here are transformers' own affair."""
 
+_ASSISTANTS = ("prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model")
 _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
 _INPUTS = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
 
@@ -92,7 +94,12 @@ def settings_of_part(settings: dict[str, Any], rows: Sequence[int], count: int) 
 
 def has_stop_strings(settings: Mapping[str, Any], base: Any) -> bool:
     """Does the call, its config or the base's own say texts to stop at? They are looked for with a tokenizer."""
-    return _value("stop_strings", settings, base) is not None
+    return setting("stop_strings", settings, base) is not None
+
+
+def assistant_of(settings: Mapping[str, Any], base: Any) -> str | None:
+    """The argument by which another decoder drafts the text, None where none does."""
+    return next((name for name in _ASSISTANTS if setting(name, settings, base) is not None), None)
 
 
 def takes_one_row(settings: Mapping[str, Any], base: Any) -> bool:
@@ -101,20 +108,19 @@ def takes_one_row(settings: Mapping[str, Any], base: Any) -> bool:
     Assisted decoding takes no more. And where no token ends a text, a row that is stopped by other means goes on until
     all rows of its batch are.
     """
-    assistants = ("prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model")
-    assisted = any(_value(name, settings, base) is not None for name in assistants)
+    assisted = assistant_of(settings, base) is not None
     stops = has_stop_strings(settings, base) or bool(settings.get("stopping_criteria"))
     return assisted or (stops and not end_tokens(settings, base))
 
 
 def end_tokens(settings: Mapping[str, Any], base: Any) -> list[int]:
     """The tokens that end a text, none where none does."""
-    found = _value("eos_token_id", settings, base)
+    found = setting("eos_token_id", settings, base)
     found = found.flatten().tolist() if hasattr(found, "flatten") else found
     return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [int(found)]
 
 
-def _value(name: str, settings: Mapping[str, Any], base: Any) -> Any:
+def setting(name: str, settings: Mapping[str, Any], base: Any) -> Any:
     """A setting by the call, else its config, else the base's own."""
     if name in settings:
         return settings[name]

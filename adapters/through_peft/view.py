@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lorary.adapters.matching.methods import ROWS_ALONE
+from lorary.adapters.matching.methods import CACHES, ROWS_ALONE
+from lorary.adapters.text.settings import assistant_of, setting
 from lorary.adapters.through_peft.mirror import mirror
+from lorary.hub.errors import UsageError
 
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids")
+_GROWING = ("dynamic", "offloaded", "quantized")
 _PER_TOKEN = ("last_hidden_state", "logits", "start_logits", "end_logits")
 
 
@@ -28,6 +31,7 @@ class PeftView:
         self._registers_hooks = bool(getattr(config, "alora_invocation_tokens", None))
         self.virtual_tokens = int(config.num_virtual_tokens) if config.is_prompt_learning else 0
         self.rows_alone = config.peft_type.value in ROWS_ALONE
+        self._in_cache = config.peft_type.value in CACHES
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What PEFT's model returns."""
@@ -40,8 +44,35 @@ class PeftView:
         return self.virtual_tokens > 0 or self.rows_alone
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """What PEFT's model generates."""
+        """What PEFT's model generates.
+
+        Raises:
+            UsageError: in a way that PEFT can't bring together with virtual tokens.
+        """
+        if self.virtual_tokens:
+            self._demand_served(kwargs)
         return mirror(self.peft_model).generate(*args, **kwargs)
+
+    def _demand_served(self, settings: Mapping[str, Any]) -> None:
+        base = self.peft_model.generation_config
+        decoder = not self.peft_model.config.is_encoder_decoder
+        drafted = assistant_of(settings, base)
+        cache = setting("cache_implementation", settings, base)
+        if drafted is not None:
+            raise UsageError(
+                f"{drafted}: PEFT would put the virtual tokens before a draft anew, and answer otherwise than without "
+                f"it; leave {drafted} out for this adapter"
+            )
+        # What "hybrid", which stands in the files of some bases, was once is transformers' usual cache now.
+        if (decoder or self._in_cache) and cache not in (None, "hybrid", *_GROWING):
+            raise UsageError(
+                f"cache_implementation={cache!r}: with virtual tokens PEFT takes a cache that grows; leave it out, or "
+                f"pass one of {', '.join(_GROWING)}"
+            )
+        if decoder and self._in_cache and setting("use_cache", settings, base) is False:
+            raise UsageError(
+                "use_cache=False: this adapter's virtual tokens are keys and values in the cache; pass use_cache=True"
+            )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.peft_model, name)

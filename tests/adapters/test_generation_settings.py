@@ -1,10 +1,11 @@
 """Arguments of generate that know of rows, or stand in the base's own config: as transformers has them, row by row."""
 
 import pytest
+import torch
 import transformers as t
 
 from lorary.adapters import Backbone
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import RoutingError, UsageError
 from methods import make_method
 from tiny import make_adapter, make_base, peft_reference
 
@@ -21,6 +22,7 @@ def folders(bases, tmp_path_factory):
         "two": make_adapter(bases("llama"), folder / "two", task=LM, seed=2),
         "peft": make_method(bases("llama"), folder / "peft", "IA3", task=LM),
         "virtual": make_method(bases("llama"), folder / "virtual", "PROMPT_TUNING", task=LM),
+        "prefix": make_method(bases("llama"), folder / "prefix", "PREFIX_TUNING", task=LM),
     }
 
 
@@ -85,6 +87,50 @@ def test_assisted_decoding_takes_the_rows_one_by_one(bases, backbone):
     want = backbone.generate(PROMPTS, ["one", None, "two"], **SETTINGS)
     for assistant in ({"assistant_model": small}, {"prompt_lookup_num_tokens": 2}):
         assert backbone.generate(PROMPTS, ["one", None, "two"], **SETTINGS, **assistant) == want
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("virtual", {"prompt_lookup_num_tokens": 2}), ("prefix", {"assistant_early_exit": 1}),
+    ("virtual", {"cache_implementation": "static"}), ("prefix", {"cache_implementation": "offloaded_static"}),
+    ("prefix", {"use_cache": False}),
+], ids=str)  # fmt: skip
+def test_virtual_tokens_refuse_what_they_cant_be_brought_together_with(bases, backbone, name, settings):
+    """PEFT answers otherwise than without a draft, or fails in the middle."""
+    (setting,) = settings
+    with pytest.raises(UsageError, match=rf"{setting}.*(leave {setting} out|leave it out|pass use_cache=True)"):
+        backbone.generate("profit rose", name, **SETTINGS, **settings)
+    inputs = backbone.tokenizer("profit rose", return_tensors="pt", return_token_type_ids=False)
+    with backbone.using(name) as model, pytest.raises(UsageError, match=setting):
+        model.generate(**inputs, **SETTINGS, **settings)
+
+
+def test_virtual_tokens_without_a_cache(backbone):
+    want = backbone.generate(PROMPTS, "virtual", **SETTINGS)
+    assert backbone.generate(PROMPTS, "virtual", **SETTINGS, use_cache=False) == want
+    backbone.model.generation_config.cache_implementation = "hybrid"  # as some bases' own files have it
+    assert backbone.generate(PROMPTS, "virtual", **SETTINGS) == want
+
+
+@pytest.mark.parametrize("name", ["one", "peft"])
+def test_a_thread_that_knows_nothing_of_the_adapters(backbone, name):
+    """transformers' continuous batching would answer as the bare base does."""
+    inputs = backbone.tokenizer("profit", return_tensors="pt", return_token_type_ids=False)
+    with pytest.raises(UsageError, match=r"cache_implementation='paged'.*Backbone\.engine"):
+        backbone.generate("profit", name, cache_implementation="paged")
+    with backbone.using(name) as model:
+        for call in (
+            lambda: model.generate(**inputs, cache_implementation="paged"),
+            lambda: model.generate_batch([[5, 6]], max_new_tokens=2),
+            lambda: model.continuous_batching_context_manager().__enter__(),
+        ):
+            with pytest.raises(RoutingError, match=r"a thread of its own.*use Backbone\.engine"):
+                call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="served there")
+def test_a_cache_that_moves_to_a_device_that_isnt_there(backbone):
+    with pytest.raises(UsageError, match="can't generate with .*cache_implementation: .*CUDA"):
+        backbone.generate("profit", "one", **SETTINGS, cache_implementation="offloaded")
 
 
 def test_rows_that_end_early_are_followed_by_nothing(tmp_path):

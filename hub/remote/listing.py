@@ -91,7 +91,10 @@ def _on_hub(
     # The pages come one by one while the list is read, and the client itself repeats what fails.
     query = partial(HfApi().list_models, filter=tags, author=owner, limit=limit)
     yield from ask(
-        lambda: [_listed(model) for model in query()], owner or "the Hub", again=lambda _: False, patience=10 * PATIENCE
+        lambda: [_listed(model) for model in query()],
+        owner or "all adapters",
+        again=lambda _: False,
+        patience=10 * PATIENCE,
     )
 
 

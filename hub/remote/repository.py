@@ -202,7 +202,7 @@ def user_name() -> str:
     Raises:
         RemoteError: nobody is, or the Hub can't be asked.
     """
-    return str(ask(_api().whoami, "the Hub", verb="read")["name"])
+    return str(ask(_api().whoami, "your account", verb="read")["name"])
 
 
 def _api() -> HfApi:

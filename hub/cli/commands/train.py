@@ -63,14 +63,20 @@ def command(
     domain: Annotated[str | None, typer.Option(help="The subject matter, such as finance.")] = None,
     name: Annotated[str | None, typer.Option(help="The adapter's name.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="lora, qlora, rslora, dora, adalora, or another PEFT method.")
+        str | None, typer.Option(help="lora (default), qlora, rslora, dora, adalora, or another PEFT method.")
     ] = None,
-    quantization: Annotated[str | None, typer.Option(help="Of the base: none, nf4, fp4 or int8.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="direct, fine-tune, continual or intermediate.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="Of the base: none, nf4, fp4 or int8; default none, nf4 with qlora.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="direct, fine-tune (default), continual (default of fill-mask) or intermediate.")
+    ] = None,
     from_: Annotated[str | None, typer.Option("--from", metavar="REF", help="The adapter to start from.")] = None,
-    rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="How often to go through the rows.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="The largest step size.")] = None,
+    rank: Annotated[int | None, typer.Option(help="The adapter's rank; default 8 or 16, by task.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often to go through the rows; default by task.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The largest step size, such as 2e-4; default by task.")
+    ] = None,
     seed: SeedOption = None,
     seeds: Annotated[int | None, typer.Option(help="So many runs, one seed each; the best is kept.")] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate in so many parts, then train on all rows.")] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lorary.hub.cli.options import one_form
+from lorary.hub.cli.options import no_registry, one_form
 from lorary.hub.cli.output import print_csv, print_json, print_line, print_matrix, short_number
 from lorary.hub.finding.overview import Cell
 from lorary.hub.registry import Registry
@@ -33,7 +33,7 @@ def print_overview(
     elif catalogue.path.exists():
         print_line(f"{catalogue.path} is empty.")
     else:
-        print_line(f"There is no registry at {catalogue.path} yet; `lorary import` makes it.")
+        print_line(no_registry(catalogue.path))
 
 
 def _table(cells: Sequence[Cell], rows: str, columns: str) -> list[dict[str, object]]:

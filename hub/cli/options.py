@@ -55,6 +55,11 @@ def open_registry(path: Path | None) -> Registry:
     return Registry(path)
 
 
+def no_registry(path: Path) -> str:
+    """What a command says in place of an answer from a registry that isn't there."""
+    return f"There is no registry at {path} yet; `lorary train`, `import` or `pull` makes it."
+
+
 def one_form(as_json: bool, as_csv: bool) -> None:
     """Nothing, where at most one of the two was asked for. Raises UsageError where both were."""
     if as_json and as_csv:

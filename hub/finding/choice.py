@@ -51,7 +51,7 @@ def choose_best(db: Database | None, wanted: Filter, metric: str | None, path: P
     """
     if db is None:
         check_unmade(wanted, path)
-        raise UnknownReferenceError(f"no best {metric or 'version'!r}: there is no registry at {path} yet")
+        raise UnknownReferenceError(f"there is no registry at {path} yet; `lorary import` or a training makes it")
     conditions = conditions_for(db, replace(wanted, base=None), path)
     if metric is None:
         metric = _telling_metric(db, wanted, path)

@@ -261,6 +261,11 @@ def test_verify(lorary, filled):
     assert "1 version(s) verified" in lorary("verify", "finance-tone")
 
 
+@pytest.mark.parametrize("command", ["list", "domains", "verify"])
+def test_a_registry_that_is_not_there_is_told(lorary, command):
+    assert lorary(command).startswith("There is no registry at ")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -8,7 +8,7 @@ import typer
 
 from lorary.hub.cli.base_option import base_to_find
 from lorary.hub.cli.list_remote import EverybodyOption, RemoteOption, print_remote
-from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, one_form, open_registry
+from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, no_registry, one_form, open_registry
 from lorary.hub.cli.output import (
     print_csv,
     print_json_list,
@@ -92,7 +92,7 @@ def command(
         columns = dict.fromkeys([sort or "name", *(parse_comparison(text).name for text in wanted.where)])
         print_table([_row(version, list(columns)) for version in found], expendable=_EXPENDABLE)
     elif not catalogue.path.exists():
-        print_line(f"There is no registry at {catalogue.path} yet; `lorary train`, `import` or `pull` makes it.")
+        print_line(no_registry(catalogue.path))
     else:
         filled = catalogue.search(Filter(), limit=1).total
         print_line(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import JsonOption, RegistryOption, no_registry, open_registry
 from lorary.hub.cli.output import print_json, print_line
 from lorary.hub.errors import UsageError
 from lorary.hub.finding.search import Filter
@@ -54,7 +54,10 @@ def command(
         for finding in findings:
             where = f"{finding.reference}: " if finding.reference else ""
             print_line(f"{finding.level}: {where}{finding.message}")
-        print_line(f"{checked} version(s) verified, {len(errors)} error(s)")
+        if catalogue.path.exists():
+            print_line(f"{checked} version(s) verified, {len(errors)} error(s)")
+        else:
+            print_line(no_registry(catalogue.path))
     if errors:
         raise typer.Exit(1)
 

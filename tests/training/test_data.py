@@ -395,7 +395,7 @@ def test_few_rows_mean_no_early_stopping_and_say_so(make_recipe, tmp_path):
     assert data.validation == ()
     assert notes == [
         "no early stopping: 0.1 of 32 training rows are too few to judge by; "
-        "--set data.validation_size=0.1 splits them off all the same"
+        "a data.validation_size that makes 8 rows takes them all the same"
     ]
 
 

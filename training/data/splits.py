@@ -103,8 +103,10 @@ def split_validation(
     share = VALIDATION_SHARE if asked is None else asked
     if share * len(train) < fewest_validation(recipe):
         if share:
-            anyway = f"; --set data.validation_size={share:g} splits them off all the same" if asked is None else ""
-            note(f"no early stopping: {share:g} of {len(train)} training rows are too few to judge by{anyway}")
+            note(
+                f"no early stopping: {share:g} of {len(train)} training rows are too few to judge by; "
+                f"a data.validation_size that makes {FEWEST_VALIDATION_ROWS} rows takes them all the same"
+            )
         return train, ()
     return split_rows(train, share, recipe.training.seed, note)
 

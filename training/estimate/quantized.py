@@ -38,6 +38,7 @@ class QuantizedLinear(nn.Linear):
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias = source.bias
         self.compute_dtype = compute_dtype
+        self.keeps_rows = quantization == "int8"
 
     @property
     def W_q(self) -> torch.Tensor:
@@ -57,21 +58,25 @@ class QuantizedLinear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
         # Flat within: what adds to an output in place (AdaLoRA) may not do so to a view that was made in there.
         rows = input.to(self.compute_dtype).flatten(0, -2)
-        product: torch.Tensor = _Unpack.apply(rows, self.weight, shape, bias)
+        product: torch.Tensor = _Unpack.apply(rows, self.weight, shape, bias, self.keeps_rows)
         return product.view(*input.shape[:-1], self.out_features)
 
 
 class _Unpack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int], bias: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any, rows: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int], bias: Any, keeps_rows: bool
+    ) -> torch.Tensor:
         ctx.save_for_backward(packed)
         ctx.shape = shape
+        # bitsandbytes' 8-bit product keeps its input, needlessly, until the whole graph is let go.
+        ctx.rows = rows if keeps_rows else None
         return nn.functional.linear(rows, packed.new_empty(shape, dtype=rows.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         (packed,), (gradient,) = ctx.saved_tensors, gradients
-        return gradient @ packed.new_empty(ctx.shape, dtype=gradient.dtype), None, None, None
+        return gradient @ packed.new_empty(ctx.shape, dtype=gradient.dtype), None, None, None, None
 
 
 def stand_in(

@@ -73,7 +73,7 @@ def step_cost(
     longest = sorted(features, key=lambda feature: -len(feature["input_ids"]))[: recipe.training.batch_size]
     batch = task.collator(tokenizer)([dict(feature) for feature in task.sequences(longest)])
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutValues():
             model = _adapted(recipe, task, tokenizer, config, dtype, before)
         with FakeTensorMode(allow_non_fake_inputs=True):
             _materialise(model, device)

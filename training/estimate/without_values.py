@@ -14,7 +14,8 @@ class WithoutValues(TorchFunctionMode):
 
     T5's and BART's classifiers look for the last end-of-text token of each row, by a mask: that is one token a row
     here. The experts of a mixture multiply groups of rows, which torch plans for bfloat16 alone, and without counting
-    its operations: each row is multiplied by one matrix, whichever.
+    its operations: each row is multiplied by one matrix, whichever. Of PEFT's methods, BOFT writes permutations entry
+    by entry, and UniLoRA counts how often each of its numbers is used.
     """
 
     def __torch_function__(
@@ -25,6 +26,12 @@ class WithoutValues(TorchFunctionMode):
             return args[0][:1]
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple) and _is_mask(args[1][0]):
             return args[0][:, -1]
+        if func is torch.bincount:
+            return args[0].new_empty((kwargs or {}).get("minlength", args[0].numel()))
+        if func is torch.Tensor.__getitem__ and args[0].is_meta and getattr(args[1], "dtype", None) == torch.bool:
+            return args[0]
+        if func is torch.Tensor.__setitem__ and args[0].is_meta:
+            return None
         if func in _GROUPED:
             return args[0] @ args[1][0]
         return func(*args, **(kwargs or {}))

@@ -123,8 +123,8 @@ def _demand_served(config: Any) -> None:
     if asked:
         raise UsageError(
             f"the request, its adapter or the base's generation_config asks for {', '.join(asked)}; an engine decodes "
-            "greedily or samples, one answer from its beginning to its end: use Backbone.generate, pass num_beams=1, or "
-            "change backbone.model.generation_config"
+            "greedily or samples, one answer from its beginning to its end: use Backbone.generate, pass num_beams=1, "
+            "or change backbone.model.generation_config"
         )
 
 

@@ -129,7 +129,7 @@ def test_a_thread_that_knows_nothing_of_the_adapters(backbone, name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="served there")
 def test_a_cache_that_moves_to_a_device_that_isnt_there(backbone):
-    with pytest.raises(UsageError, match="can't generate with .*cache_implementation: .*CUDA"):
+    with pytest.raises(UsageError, match=r"can't generate with .*cache_implementation: .*CUDA"):
         backbone.generate("profit", "one", **SETTINGS, cache_implementation="offloaded")
 
 

@@ -27,7 +27,19 @@ _SEAMS = {
     "transformers.generation.continuous_batching.cache": ("PagedAttentionCache",),
     "transformers.generation.continuous_batching.cache_allocators.cache_allocator": ("CacheAllocator",),
 }
-_METHODS = {
+_MEMBERS = {
+    "ContinuousBatchingConfig": (
+        "page_size",
+        "num_blocks",
+        "max_batch_tokens",
+        "max_requests_per_batch",
+        "scheduler_type",
+        "allow_block_sharing",
+        "auto_switch_to_flash",
+        "use_cuda_graph",
+        "use_async_batching",
+        "max_blocks_per_request",
+    ),
     "ContinuousMixin": ("init_continuous_batching",),
     "FIFOScheduler": ("schedule_batch", "clear_cancelled_requests", "set_request_cancellation"),
     "PagedAttentionCache": ("search_prefix_match", "free_all_requests"),
@@ -56,7 +68,7 @@ def check_version() -> None:
         for name in names:
             part = getattr(found, name, None)
             lacking = (
-                [name] if part is None else [f"{name}.{m}" for m in _METHODS.get(name, ()) if not hasattr(part, m)]
+                [name] if part is None else [f"{name}.{m}" for m in _MEMBERS.get(name, ()) if not hasattr(part, m)]
             )
             if lacking:
                 raise EngineUnsupportedError(f"transformers has no {lacking[0]}; {tested}: install one of those")

@@ -18,13 +18,14 @@ import typer
 from lorary.hub import errors
 from lorary.hub.cli.help import COMMANDS, Command, Group, module_of
 from lorary.hub.cli.output import print_error, print_warning
+from lorary.hub.cli.requirements import unmet
 from lorary.hub.cli.waits import tell_waits_once
 from lorary.hub.errors import LoraryError, ProblemsError
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C stopped
 _BROKEN_PIPE = 141
 
-# typer has its own copy of click since 0.20-odd and used the package before; the public name leads to either.
+# typer has its own copy of click, of which it makes this class public by its subclasses alone.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
@@ -118,7 +119,8 @@ def _report(error: Exception) -> int:
         # The reader has gone, as in `lorary list | head -1`; what is still buffered must not raise at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    print_error(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+    cause = f"; {'; '.join(found)}: pip install --upgrade lorary mends that" if (found := unmet()) else ""
+    print_error(f"unexpected {type(error).__name__}: {error}{cause} (--debug shows where)")
     return 1
 
 

@@ -32,6 +32,7 @@ def test_another_version_says_so(bases, monkeypatch, version):
 
 def test_a_version_that_lacks_a_seam_is_refused(bases, monkeypatch):
     backbone = Backbone.from_pretrained(str(bases("llama")))
+    from transformers.generation import configuration_utils
     from transformers.generation.continuous_batching import continuous_api, scheduler
 
     monkeypatch.delattr(scheduler, "SCHEDULER_MAPPING")
@@ -40,6 +41,10 @@ def test_a_version_that_lacks_a_seam_is_refused(bases, monkeypatch):
     monkeypatch.undo()
     monkeypatch.delattr(continuous_api.OutputRouter, "fail_and_deliver")
     with pytest.raises(EngineUnsupportedError, match=r"no OutputRouter\.fail_and_deliver"):
+        backbone.engine(**SMALL)
+    monkeypatch.undo()
+    monkeypatch.delattr(configuration_utils.ContinuousBatchingConfig, "auto_switch_to_flash")
+    with pytest.raises(EngineUnsupportedError, match=r"no ContinuousBatchingConfig\.auto_switch_to_flash"):
         backbone.engine(**SMALL)
 
 

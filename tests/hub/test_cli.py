@@ -253,6 +253,24 @@ def test_rm(lorary, filled):
     assert [version.reference for version in filled.versions()] == ["finance-tone@2", "legal-ner@1"]
 
 
+def test_an_unexpected_error_names_packages_that_are_too_old(tmp_path):
+    (tmp_path / "peft-0.1.0.dist-info").mkdir()
+    (tmp_path / "peft-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1.0\n")
+    (tmp_path / "broken.py").write_text(
+        "import sys\nfrom lorary.hub.cli import main as frame\n"
+        "def fail(words):\n    raise TypeError('no such argument')\n"
+        "frame._run = fail\nsys.exit(frame.main(sys.argv[1:]))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, tmp_path / "broken.py", "list"], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 1
+    assert re.fullmatch(
+        r"lorary: error: unexpected TypeError: no such argument; peft is 0\.1\.0, lorary needs >=\S+: .*\n",
+        finished.stderr,
+    )
+
+
 def test_verify(lorary, filled):
     assert "3 version(s) verified, 0 error(s)" in lorary("verify")
     filled.checkpoint("legal-ner").files["adapter_model.safetensors"].unlink()

@@ -39,7 +39,11 @@ class HubServer:
         self.stopped = Event()
         self._noting = Lock()
         self._listeners = [_Listener(self), _Listener(self)]
-        self.url, self.files_url = (f"http://127.0.0.1:{listener.server_port}" for listener in self._listeners)
+        # Large files are on another host, as they are on the Hub; some clients tell hosts apart by their names alone.
+        self.url, self.files_url = (
+            f"http://{host}:{listener.server_port}"
+            for host, listener in zip(("127.0.0.1", "localhost"), self._listeners, strict=True)
+        )
 
     def __enter__(self) -> "HubServer":
         for listener in self._listeners:

@@ -302,6 +302,7 @@ def test_qlora_means_nf4(write):
         ("on: a\n", "line 1: expected a text as key, found 'on'"),
         ("[a]: b\n", "line 1: expected a text as key"),
         ("name: a\n---\nname: b\n", "not valid YAML"),
+        ("tags: &a [*a]\n", "nested too deeply for a recipe"),
     ],
 )
 def test_bad_yaml_is_one_clear_error(text, message, tmp_path):

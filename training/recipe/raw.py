@@ -60,9 +60,12 @@ class RawRecipe:
                 problems.append(f"--set {override!r}: expected key=value, such as training.epochs=3")
                 continue
             try:
-                value = yaml.load(text, _Loader)
+                value = _copy(yaml.load(text, _Loader))
             except yaml.YAMLError as error:
                 problems.append(f"--set {override!r}: the value isn't YAML ({_reason(error)}); quote it")
+                continue
+            except RecursionError:
+                problems.append(f"--set {override!r}: nested too deeply for a recipe")
                 continue
             problem = changed.put(dotted, value, "--set")
             if problem:
@@ -118,7 +121,7 @@ def parse_recipe(text: str, source: str) -> RawRecipe:
         problems = list(_walk(node, "", origins))
         if problems:
             raise RecipeError(source, problems)
-        values = yaml.load(text, _Loader)
+        values = _copy(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
@@ -209,4 +212,7 @@ def section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _copy(value: Any) -> Any:
-    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+    """A copy of its own; a RecursionError where a YAML anchor makes a list or a table a part of itself."""
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value

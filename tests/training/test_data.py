@@ -297,6 +297,26 @@ def test_a_saved_dataset_and_its_parquet_file_keep_the_names_of_its_labels(tmp_p
         read_source(str(tmp_path / "saved"), split="test")
 
 
+def test_squads_own_files_are_rows_of_questions(make_recipe, tmp_path):
+    context = "The bank fell in May."
+    asked = [
+        {"id": "1", "question": "what?", "answers": [{"text": "bank", "answer_start": 4}], "is_impossible": False},
+        {"id": "2", "question": "who?", "answers": [], "plausible_answers": [], "is_impossible": True},
+    ]
+    articles = [{"title": "a", "paragraphs": [{"qas": asked, "context": f"{context} {n}"}] * 2} for n in range(5)]
+    (tmp_path / "squad.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
+    recipe = make_recipe("question-answering", **{"data.train": str(tmp_path / "squad.json"), "data.test": None})
+    data = load_data(recipe)
+    rows = [*data.train, *data.validation, *data.test]
+    assert len(rows) == 20
+    assert {len(row.values["answers"]) for row in rows} == {0, 1}
+    assert {row.values["context"] for row in rows} == {f"{context} {n}" for n in range(5)}
+    articles[0]["paragraphs"][0]["qas"][0] = {"question": "what?"}
+    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    with pytest.raises(DataError, match=r"squad\.json, row 1, answers: missing"):
+        load_data(recipe)
+
+
 def test_nested_values_come_out_of_tables_as_they_were_written(tmp_path):
     """A table gives a struct the fields of all rows, so that one tool would seem to have another one's arguments."""
     import datasets

@@ -38,6 +38,25 @@ def answers_of(values: Mapping[str, Any]) -> tuple[Answer, ...]:
     return tuple(_trimmed(text, _place(start)) for text, start in pairs if text.strip())
 
 
+def squad_rows(value: Any) -> list[Any] | None:
+    """The questions of a file as SQuAD's own are, each beside its context; None of any other value.
+
+    Its articles are paragraphs, a context and the questions about it each: https://rajpurkar.github.io/SQuAD-explorer.
+    """
+    articles = value.get("data") if isinstance(value, Mapping) else None
+    if not isinstance(articles, list):
+        return None
+    try:
+        return [
+            {"context": paragraph["context"], **question}
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (TypeError, KeyError):
+        return None
+
+
 def _place(start: int | float | str) -> int:
     return start if isinstance(start, int) else int(float(start))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorary.hub.errors import first_line
+from lorary.training.data.answers import squad_rows
 from lorary.training.data.contents import decode
 from lorary.training.data.label_names import with_label_names
 from lorary.training.data.nested import as_written
@@ -78,6 +79,7 @@ def _json(content: bytes, problems: list[str]) -> Rows:
     except (ValueError, RecursionError) as error:
         problems.append(f"not valid JSON ({error}); if each line is a row of its own, name the file .jsonl")
         return
+    values = squad_rows(values) or values
     if not isinstance(values, list):
         keys = f" with the keys {shown(list(values))}; save the list alone" if isinstance(values, dict) else ""
         problems.append(f"expected a list of rows, found {type(values).__name__}{keys}")

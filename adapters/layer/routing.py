@@ -184,15 +184,23 @@ def active(home: int | None = None) -> Routing | None:
 @contextmanager
 def routed(routing: Routing | None) -> Iterator[None]:
     """Run the block with this routing, or (None) with bare models; nested blocks override outer ones."""
-    _ACTIVE.set((*_ACTIVE.get(), routing))
     try:
+        _ACTIVE.set((*_ACTIVE.get(), routing))
         yield
     finally:
-        # Blocks of interleaved generators don't end in the order they began; each takes back only its own choice.
-        entered = _ACTIVE.get()
-        place = next((place for place in reversed(range(len(entered))) if entered[place] is routing), None)
-        if place is not None:
-            _ACTIVE.set(entered[:place] + entered[place + 1 :])
+        try:
+            _take_back(routing)
+        except BaseException:  # a Ctrl-C in the midst of it
+            _take_back(routing)
+            raise
+
+
+def _take_back(routing: Routing | None) -> None:
+    # Blocks of interleaved generators don't end in the order they began; each takes back only its own choice.
+    entered = _ACTIVE.get()
+    if routing in entered:
+        place = len(entered) - 1 - entered[::-1].index(routing)
+        _ACTIVE.set(entered[:place] + entered[place + 1 :])
 
 
 _BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")

@@ -10,8 +10,8 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 from lorary.adapters.adapter import Adapter
@@ -57,7 +57,7 @@ class Arrivals:
         self._lock = lock
         self._placing = placing
         self._origin = origin
-        self._claims: dict[Content, Future[None]] = {}
+        self._claims: dict[Content, threading.RLock] = {}
         self._readers: ThreadPoolExecutor | None = None
 
     def bring(
@@ -84,21 +84,38 @@ class Arrivals:
         """
         waiting = list(adapters)
         while waiting:
-            mine, theirs = self._claim(waiting, to_slot)
+            mine: dict[Adapter, threading.RLock] = {}
+            theirs: dict[Adapter, threading.RLock] = {}
             try:
-                blocks = self._fetch_all(mine, weights)
+                self._claim(waiting, to_slot, mine, theirs)
+                blocks = self._fetch_all(list(mine), weights)
                 if to_slot:
                     for adapter, block in zip(mine, blocks, strict=True):
                         self._settle_in(adapter, block, predecessor, thread)
             finally:
-                self._yield_claims(mine)
+                try:
+                    self._yield_claims(mine)
+                except BaseException:  # a Ctrl-C in the midst of it; others wait for them
+                    self._yield_claims(mine)
+                    raise
             for claim in theirs.values():
-                claim.result()
+                with claim:
+                    pass
             # Whoever had them may have failed for reasons of his own, such as being interrupted.
             waiting = list(theirs)
 
-    def _claim(self, adapters: Sequence[Adapter], to_slot: bool) -> tuple[list[Adapter], dict[Adapter, Future[None]]]:
-        mine, theirs = [], {}
+    def _claim(
+        self,
+        adapters: Sequence[Adapter],
+        to_slot: bool,
+        mine: dict[Adapter, threading.RLock],
+        theirs: dict[Adapter, threading.RLock],
+    ) -> None:
+        """Note what is to be brought by the caller, and what somebody else is bringing already.
+
+        Whoever brings a content holds its claim, a lock: its release is one step, unlike an event's or a future's, and
+        no Ctrl-C breaks it in two.
+        """
         with self._lock:
             for adapter in adapters:
                 content = adapter.content
@@ -107,15 +124,18 @@ class Arrivals:
                 if content in self._claims:
                     theirs[adapter] = self._claims[content]
                 else:
-                    self._claims[content] = Future()
-                    mine.append(adapter)
-        return mine, theirs
+                    claim = threading.RLock()
+                    claim.acquire()
+                    mine[adapter] = self._claims[content] = claim
 
-    def _yield_claims(self, adapters: Sequence[Adapter]) -> None:
+    def _yield_claims(self, mine: Mapping[Adapter, threading.RLock]) -> None:
         with self._lock:
-            claims = [self._claims.pop(adapter.content) for adapter in adapters]
-        for claim in claims:
-            claim.set_result(None)
+            for adapter, claim in mine.items():
+                if self._claims.get(adapter.content) is claim:
+                    del self._claims[adapter.content]
+        for claim in mine.values():
+            with suppress(RuntimeError):  # it was released before the Ctrl-C
+                claim.release()
 
     def _fetch_all(self, adapters: Sequence[Adapter], weights: Weights | None) -> list[Block]:
         """The adapters' blocks; of several whose files have to be read, all at once."""

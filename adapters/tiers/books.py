@@ -7,8 +7,9 @@ Nothing here touches a tensor or waits; whoever calls holds the one short lock o
 from __future__ import annotations
 
 import difflib
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from lorary.adapters.adapter import Adapter
@@ -18,11 +19,18 @@ from lorary.adapters.tiers.host import HostTier
 from lorary.hub.errors import SlotsBusyError, SlotsFullError, UnknownReferenceError
 
 
+@dataclass(eq=False)
+class Reader:
+    """A call that reads contents; ``thread`` is the one that ends it, 0 where none in particular does."""
+
+    thread: int
+
+
 class Books:
     """Names, pins, readers and slots.
 
     ``slot_of`` and the host tier are in order of use, the least recently used first. ``readers`` has, for each content
-    that is in use, the thread of each lease on it.
+    that is in use, who reads it.
     """
 
     def __init__(self, slots: int, host: HostTier) -> None:
@@ -30,8 +38,8 @@ class Books:
         self.host = host
         self.named: dict[str, Adapter] = {}
         self.pins: set[str] = set()
-        self.slot_of: dict[Content, int] = {}
-        self.readers: dict[Content, list[int]] = {}
+        self.slot_of: OrderedDict[Content, int] = OrderedDict()
+        self.readers: dict[Content, list[Reader]] = {}
         self._names: Counter[Content] = Counter()
         self._contents: WeakValueDictionary[str, Content] = WeakValueDictionary()
 
@@ -82,27 +90,31 @@ class Books:
         """Is it in a slot, and proven?"""
         return content.proven and content in self.slot_of
 
-    def retain(self, contents: Iterable[Content], thread: int) -> None:
-        """Note that a call of this thread reads these until :meth:`release`."""
+    def retain(self, contents: Iterable[Content], reader: Reader) -> None:
+        """Note that these are read until :meth:`release`."""
         readers = self.readers
         for content in contents:
-            readers.setdefault(content, []).append(thread)
+            readers.setdefault(content, []).append(reader)
 
-    def release(self, contents: Iterable[Content], thread: int) -> None:
-        """Note that the call has ended; what nobody wants any more is freed."""
+    def release(self, contents: Iterable[Content], reader: Reader) -> None:
+        """Note that the reader has ended; what nobody wants any more is freed.
+
+        It may have been broken off before, or the retaining may have been: what is done already stays done.
+        """
         readers = self.readers
         for content in contents:
-            own = readers[content]
-            own.remove(thread)
+            own = readers.get(content, [])
+            if reader in own:
+                own.remove(reader)
             if not own:
-                del readers[content]
+                readers.pop(content, None)
                 self.settle(content)
 
     def touch(self, contents: Iterable[Content]) -> None:
         """Make contents that are in slots the most recently used ones."""
         slot_of = self.slot_of
         for content in contents:
-            slot_of[content] = slot_of.pop(content)
+            slot_of.move_to_end(content)
         self.host.touch(contents)
 
     def keep(self, content: Content, block: Block) -> int:
@@ -153,5 +165,6 @@ class Books:
             "pinned and the others are in use by running calls; unpin one, use fewer adapters in a batch, or open the "
             "backbone with more slots"
         )
-        others = any(thread not in own for held, own in self.readers.items() if held in self.slot_of.keys() - pinned)
+        read = [own for held, own in self.readers.items() if held in self.slot_of.keys() - pinned]
+        others = any(all(reader.thread != thread for reader in own) for own in read)
         raise SlotsBusyError(message) if others else SlotsFullError(message)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,4 +142,4 @@ class Placing:
 
     def _reinstate(self, displaced: Content, slot: int) -> None:
         with self._lock:
-            self._books.slot_of = {displaced: slot, **self._books.slot_of}
+            self._books.slot_of = OrderedDict({displaced: slot, **self._books.slot_of})

@@ -22,7 +22,7 @@ from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import Arena, SiteSpec
 from lorary.adapters.tiers.arrivals import Arrivals, Origin
-from lorary.adapters.tiers.books import Books
+from lorary.adapters.tiers.books import Books, Reader
 from lorary.adapters.tiers.content import Content
 from lorary.adapters.tiers.figures import Figures, warn_of_thrashing
 from lorary.adapters.tiers.host import Budget, HostTier
@@ -187,42 +187,51 @@ class Residency:
             SlotsFullError: there are more adapters than slots that this call can have.
             CheckpointError: an adapter's files have to be read, and can't be, or have changed.
         """
-        started, thread = time.perf_counter(), threading.get_ident() if of_thread else _NO_THREAD
+        started, reader = time.perf_counter(), Reader(threading.get_ident() if of_thread else _NO_THREAD)
         distinct = {adapter.content: adapter for adapter in adapters if adapter is not None}
         deadline = time.monotonic() + (self.limits.patience if patience is None else patience)
-        missed = self._enter(distinct, thread, deadline, replacing, weights)
-        brought, routing = time.perf_counter(), None
+        routing = took = None
         try:
+            missed = self._enter(distinct, reader, deadline, replacing, weights)
+            brought = time.perf_counter()
             with self._lock:
                 slots, arena = self._slots(adapters), self._placing.arena
             routing = Routing(arena, adapters, slots, packing)
+            took = missed, brought - started
             yield routing
         finally:
-            if routing is not None:
-                routing.close()
-            self._leave(distinct, thread, (missed, brought - started, time.perf_counter() - started))
+            try:
+                if routing is not None:
+                    routing.close()
+                self._leave(distinct, reader, took and (*took, time.perf_counter() - started))
+            except BaseException:  # a Ctrl-C in the midst of it
+                self._leave(distinct, reader)
+                raise
 
     def prefetch(self, adapter: Adapter, *, to_slot: bool) -> None:
         """Bring an adapter to the host, and on into a slot if one can be had without waiting."""
-        contents, thread = [adapter.content], threading.get_ident()
-        with self._lock:
-            self._books.retain(contents, thread)
+        contents, reader = [adapter.content], Reader(threading.get_ident())
         try:
-            self._arrivals.bring([adapter], thread=thread, to_slot=to_slot)
+            with self._lock:
+                self._books.retain(contents, reader)
+            self._arrivals.bring([adapter], thread=reader.thread, to_slot=to_slot)
         except SlotsFullError:
             pass  # it waits on the host
         finally:
-            self._leave(contents, thread)
+            self._leave(contents, reader)
 
     def _enter(
         self,
         distinct: dict[Content, Adapter],
-        thread: int,
+        reader: Reader,
         deadline: float,
         replacing: str | None,
         weights: Weights | None,
     ) -> int:
-        """Retain these contents, with all of them in slots; returns how many had to be brought there."""
+        """Retain these contents, with all of them in slots; returns how many had to be brought there.
+
+        Whatever comes of it, the caller lets the reader leave.
+        """
         if len(distinct) > self.slots:  # before any of them pushes others out
             raise SlotsFullError(
                 f"{len(distinct)} different adapters in one batch are beyond the number of {self.slots} slots; use "
@@ -231,7 +240,7 @@ class Residency:
         while True:
             with self._lock:
                 seen = self._released
-                self._books.retain(distinct, thread)
+                self._books.retain(distinct, reader)
                 missing = [adapter for content, adapter in distinct.items() if not self._books.ready(content)]
                 if not missing:
                     self._books.touch(distinct)
@@ -240,15 +249,12 @@ class Residency:
                 previous = self._books.named.get(replacing) if replacing else None
             try:
                 predecessor = previous.content if previous else None
-                self._arrivals.bring(missing, thread=thread, predecessor=predecessor, weights=weights)
+                self._arrivals.bring(missing, thread=reader.thread, predecessor=predecessor, weights=weights)
             except SlotsBusyError:
-                self._leave(distinct, thread)
+                self._leave(distinct, reader)
                 if time.monotonic() >= deadline:
                     raise
                 self._wait(seen + 1, deadline)
-            except BaseException:
-                self._leave(distinct, thread)
-                raise
             else:
                 with self._lock:
                     self._books.touch(distinct)
@@ -256,11 +262,13 @@ class Residency:
                     self.figures.misses += len(missing)
                 return len(missing)
 
-    def _leave(self, contents: Collection[Content], thread: int, took: tuple[int, float, float] | None = None) -> None:
+    def _leave(
+        self, contents: Collection[Content], reader: Reader, took: tuple[int, float, float] | None = None
+    ) -> None:
         """Give contents back; of a call that was granted them, with how many it missed and what it took (s)."""
         message = None
         with self._lock:
-            self._books.release(contents, thread)
+            self._books.release(contents, reader)
             self._released += 1
             if self._waiting:
                 self._slots_released.notify_all()

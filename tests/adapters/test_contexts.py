@@ -2,12 +2,14 @@
 
 import contextvars
 import copy
+import sys
 import threading
 
 import pytest
 import torch
 
 from lorary.adapters import Backbone
+from lorary.adapters.layer.routing import active
 from lorary.hub.errors import RoutingError
 from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing, Prompt
 from tiny import make_adapter
@@ -35,6 +37,46 @@ def test_a_context_that_outlives_its_block_is_refused(backbone):
     answers(backbone, "b")  # takes the slot
     with pytest.raises(RoutingError, match="has ended since"):
         copied.run(lambda: backbone.model(input_ids=IDS))
+
+
+def break_off(call, after):
+    """Ctrl-C at the ``after``-th of the places in a call where the interpreter may hear it; False with fewer places."""
+    left = after
+
+    def heard(frame, event, argument):
+        nonlocal left
+        left -= event in ("call", "c_return")
+        if not left:
+            raise KeyboardInterrupt
+
+    sys.setprofile(heard)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return left <= 0
+
+
+def test_a_block_broken_off_anywhere_leaves_nothing_behind(backbone):
+    """Each block takes the one slot from the adapter of the one before."""
+    expected = {name: answers(backbone, name) for name in ("a", "b")}
+    residency = backbone._residency
+
+    def block():
+        with backbone.using("ab"[after % 2]):
+            pass
+
+    after = 1
+    while break_off(block, after):
+        residency.demand_idle()
+        assert active() is None
+        assert not residency._arrivals._claims
+        after += 1
+    assert after > 100
+    for name, logits in expected.items():
+        assert torch.equal(answers(backbone, name), logits)
 
 
 def test_a_model_that_outlives_its_block_is_refused(backbone):

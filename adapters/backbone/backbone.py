@@ -24,7 +24,8 @@ class Backbone(Loads, Derives, Serves):
     """One base model and the adapters loaded on it.
 
     Make one with :meth:`from_pretrained` or :meth:`from_model`. Its methods may be called from several threads: the
-    choice of adapters belongs to each call, and a call finishes on the versions that it began with.
+    choice of adapters belongs to each call, and a call finishes on the versions that it began with. A process may be
+    forked while none of its threads is in a call: a child that is forked in the midst of one can hang.
     """
 
     @classmethod

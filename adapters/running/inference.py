@@ -22,7 +22,14 @@ from lorary.adapters.text.generate import (
     manner_of,
     room_for,
 )
-from lorary.adapters.text.settings import check_settings, end_tokens, has_stop_strings, settings_of_part, takes_one_row
+from lorary.adapters.text.settings import (
+    check_settings,
+    counts_padding,
+    end_tokens,
+    has_stop_strings,
+    settings_of_part,
+    takes_one_row,
+)
 from lorary.hub.errors import RoutingError, UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +98,12 @@ class Inference:
         with self._refusals(kwargs):
             room = room_for(self.model, 1 if encoder_decoder else longest, settings | kwargs)
         growing, needed = (0, max(longest, 1 + room)) if encoder_decoder else (room, longest + room)
-        alike = self.padding.groups(batch["attention_mask"].sum(dim=1).tolist(), generating=True, growing=growing)
+        alike = self.padding.groups(
+            batch["attention_mask"].sum(dim=1).tolist(),
+            generating=True,
+            growing=growing,
+            counted=not encoder_decoder and counts_padding(settings | kwargs, self.model.generation_config),
+        )
         if len(alike) > 1:
             return self._generate_in_turn(prompts, routing, kwargs, alike)
         with self._refusals(kwargs, needed), torch.no_grad(), routed(routing):

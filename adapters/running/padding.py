@@ -41,12 +41,18 @@ class PaddingProbe:
         self._shown_by: dict[type, bool] = {}  # the classes of classifiers
 
     def groups(
-        self, lengths: Sequence[int], *, generating: bool, growing: int = 0, classifiers: Sequence[Any] = ()
+        self,
+        lengths: Sequence[int],
+        *,
+        generating: bool,
+        growing: int = 0,
+        counted: bool = False,
+        classifiers: Sequence[Any] = (),
     ) -> list[list[int]]:
         """The rows of these lengths in parts that may share a batch, in order of first appearance.
 
-        ``growing``: the most tokens that each may get besides. ``classifiers``: each row's task model that answers for
-        the row as a whole, None where it has no such.
+        ``growing``: the most tokens that each may get besides. ``counted``: the call's settings count padding.
+        ``classifiers``: each row's task model that answers for the row as a whole, None where it has no such.
         """
         if generating and self._model.config.model_type in _ONE_BY_ONE:
             return [[row] for row in range(len(lengths))]
@@ -54,7 +60,7 @@ class PaddingProbe:
             return [list(range(len(lengths)))]
         if generating not in self._shown:
             self._shown[generating] = self._shows(generating)
-        first = 0 if self._shown[generating] else self._first_length
+        first = 0 if counted or self._shown[generating] else self._first_length
         apart = [classifier is not None and self._shows_by(classifier) for classifier in classifiers]
         parts: dict[int, list[int]] = {}
         for row, length in enumerate(lengths):

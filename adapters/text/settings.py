@@ -113,6 +113,19 @@ def takes_one_row(settings: Mapping[str, Any], base: Any) -> bool:
     return assisted or (stops and not end_tokens(settings, base))
 
 
+def counts_padding(settings: Mapping[str, Any], base: Any) -> bool:
+    """Does the call ask for what transformers counts, or reads, in the padding before a decoder's prompt too?"""
+
+    def asked(name: str, *off: Any) -> bool:
+        return setting(name, settings, base) not in (None, *off)
+
+    return (
+        (asked("max_length") and not asked("max_new_tokens"))
+        or (asked("min_length", 0) and not asked("min_new_tokens"))
+        or asked("encoder_repetition_penalty", 1)
+    )
+
+
 def end_tokens(settings: Mapping[str, Any], base: Any) -> list[int]:
     """The tokens that end a text, none where none does."""
     found = setting("eos_token_id", settings, base)

@@ -82,6 +82,18 @@ def test_what_the_bases_own_config_says(bases, folders, tmp_path, own):
     assert texts == peft_texts(base, folders["one"], PROMPTS, backbone.tokenizer)
 
 
+@pytest.mark.parametrize("settings", [
+    {"max_length": 12}, {"min_length": 9, "max_new_tokens": 8, "eos_token_id": [41, 5, 7, 19]},
+    {"encoder_repetition_penalty": 1.6, "max_new_tokens": 8},
+], ids=str)  # fmt: skip
+def test_what_counts_a_prompts_tokens_doesnt_count_its_padding(backbone, settings):
+    """transformers counts, or reads, what is before a short prompt in a batch as if it were of the prompt."""
+    prompts = ["profit rose the bank a report shares", "a cat"]
+    alone = [backbone.generate(prompt, **settings) for prompt in prompts]
+    assert backbone.generate(prompts, ["one", None], **settings)[1] == alone[1]
+    assert backbone.generate(prompts, **settings) == alone
+
+
 def test_assisted_decoding_takes_the_rows_one_by_one(bases, backbone):
     small = t.AutoModelForCausalLM.from_pretrained(bases("llama"))
     want = backbone.generate(PROMPTS, ["one", None, "two"], **SETTINGS)

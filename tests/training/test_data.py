@@ -151,10 +151,20 @@ def test_a_column_that_no_row_has_is_one_problem_with_the_nearest_name(make_reci
     assert found.endswith("there are label, sentence; name it with data.columns.text")
 
 
-def test_columns_within_a_column_are_told(make_recipe, tmp_path):
-    rows = [{"translation": {"en": "profit rose", "de": "der Gewinn stieg"}}] * 5
+def test_columns_within_a_column_are_told_and_named_with_dots(make_recipe, tmp_path):
+    rows = [{"translation": {"en": f"profit rose {n}", "de": f"der Gewinn stieg {n}"}, "v.1": "x"} for n in range(5)]
     found = bad(make_recipe, tmp_path, "translation", rows)
-    assert found[2:] == ["translation has columns of its own (en, de), which can't be named; write them beside it"]
+    assert found[2:] == ["translation has columns of its own; name them as translation.en, translation.de"]
+    named = {"data.columns.source": "translation.en", "data.columns.target": "translation.de"}
+    data, _ = load(make_recipe, tmp_path, "translation", rows, **named)
+    values = [row.values for row in (*data.train, *data.test)]
+    assert {"source": "profit rose 3", "target": "der Gewinn stieg 3"} in values
+    assert len(values) == 5
+    found = bad(make_recipe, tmp_path, "translation", [*rows, {"translation": {"en": "a"}}], **named)
+    assert found[0].endswith("row 6, translation.de: missing; the row has translation, translation.en")
+    # A column whose own name has a dot is that column.
+    found = bad(make_recipe, tmp_path, "translation", rows, **{**named, "data.columns.target": "v.1.de"})
+    assert "no column 'v.1.de'" in found[0]
 
 
 def test_a_label_of_the_held_out_rows_must_be_known(make_recipe, tmp_path):

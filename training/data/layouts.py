@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 
 from lorary.training.data.examples import Note
 from lorary.training.data.files import Source
-from lorary.training.data.messages import is_message
 
 # What a layout is called, the columns that it shows by, and what a recipe has to say for it.
 _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
@@ -59,15 +58,6 @@ def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
         return []
     tools = ", tools: tools" if "tools" in seen and known[0] != "running text" else ""
     return [f"the rows look like {known[0]}; set data.columns to {{{known[1]}{tools}}}"]
-
-
-def nested(source: Source) -> list[str]:
-    """A line for each column whose values have columns of their own, as the first row has them."""
-    return [
-        f"{column} has columns of its own ({', '.join(map(str, value))}), which can't be named; write them beside it"
-        for column, value in source.rows[0].values.items()
-        if isinstance(value, Mapping) and not is_message(value)
-    ]
 
 
 def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.data.examples import Examples, Note
 from lorary.training.data.files import Source, read_source
+from lorary.training.data.inner_columns import with_inner
 from lorary.training.data.labels import find_labels, note_alike
 from lorary.training.data.layouts import note_beside
 from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places
@@ -37,7 +38,8 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
     def read(text: str, split: str, subset: str | None) -> Source:
         if columns.keys() == {"text"} and is_text(text):
             return read_text(text, data.sample_by, note)
-        return read_source(text, split=split, subset=subset, revision=data.revision)
+        source = read_source(text, split=split, subset=subset, revision=data.revision)
+        return with_inner(source, columns.values())
 
     given = {"train": read(data.train, data.train_split, data.subset)}
     if data.names_test:

@@ -8,7 +8,8 @@ from typing import Any
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
 from lorary.training.data.files import Row, Source, report
-from lorary.training.data.layouts import hint, nested
+from lorary.training.data.inner_columns import inner_hint
+from lorary.training.data.layouts import hint
 from lorary.training.data.roles import CHECKS, OPTIONAL_ROLES, READERS, half_character, row_problem
 from lorary.training.recipe.raw import nearest
 
@@ -30,7 +31,7 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
         if column not in seen
     ]
     if absent:
-        raise DataError("columns", absent + known + nested(source))
+        raise DataError("columns", absent + known + inner_hint(source))
     examples = tuple(Example(_values(row, columns), row.place) for row in source.rows)
     problems = [
         problem

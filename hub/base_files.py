@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lorary.hub.bases import find_base, find_folder
 from lorary.hub.errors import BaseNotFoundError
 from lorary.hub.jsontext import load_json
+from lorary.hub.pretrained_bases import find_base, find_folder
 from lorary.hub.provenance.private import local_folder
 from lorary.hub.remote.calls import within
 from lorary.hub.remote.wording import why
@@ -52,11 +52,11 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
     """Find a base model by folder or by its id on the Hub.
 
     A folder is taken as it is. A name is looked for among the bases that were pretrained here and the folders that
-    adapters were trained on (:func:`lorary.hub.bases.find_base`, :func:`~lorary.hub.bases.find_folder`), an id in the
-    local Hugging Face cache, then on the Hub (unless ``HF_HUB_OFFLINE`` is set; only config, safetensors and tokenizer
-    files and the README are downloaded), then, for :data:`EMBEDDED_BASE`, in the package that carries it. ``revision``
-    is a branch, tag or commit, and applies to ids. Without ``weights``, config and tokenizer are enough, and nothing
-    more is downloaded.
+    adapters were trained on (:func:`lorary.hub.pretrained_bases.find_base` and ``find_folder``), an id in the local
+    Hugging Face cache, then on the Hub (unless ``HF_HUB_OFFLINE`` is set; only config, safetensors and tokenizer files
+    and the README are downloaded), then, for :data:`EMBEDDED_BASE`, in the package that carries it. ``revision`` is a
+    branch, tag or commit, and applies to ids. Without ``weights``, config and tokenizer are enough, and nothing more is
+    downloaded.
 
     Raises:
         BaseNotFoundError: it is in none of these places, or what is there isn't a model.

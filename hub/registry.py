@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lorary.hub.bases import Bases
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import CheckpointError, RegistryError
 from lorary.hub.files.staging import Staging
@@ -21,6 +20,7 @@ from lorary.hub.finding.search import Filter, known_fingerprints, normalise_tags
 from lorary.hub.keeping.aliases import Naming, name_version, signature
 from lorary.hub.keeping.methods import Keeping
 from lorary.hub.keeping.verification import open_version
+from lorary.hub.pretrained_bases import Bases
 from lorary.hub.provenance.cleaning import cleaned
 from lorary.hub.provenance.private import own_folder
 from lorary.hub.reference import check_name

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorary.hub.bases import bases_of
 from lorary.hub.errors import (
     RegistryConflictError,
     RegistryError,
     UsageError,
 )
+from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.reference import normalise_domain
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version

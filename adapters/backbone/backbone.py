@@ -14,9 +14,9 @@ from lorary.adapters.backbone.serves import Serves
 from lorary.adapters.base.identity import identify
 from lorary.adapters.base.loading import load_base
 from lorary.adapters.values import Stats
-from lorary.hub.bases import bases_of
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import BaseIdentity
+from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.registry import Registry
 
 

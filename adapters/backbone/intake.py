@@ -32,7 +32,7 @@ from lorary.adapters.running.tail import Tails
 from lorary.adapters.text.tokenizers import Tokenizers
 from lorary.adapters.through_peft.adapter import PeftAdapter, build_peft_adapter
 from lorary.adapters.through_peft.book import PeftBook
-from lorary.adapters.through_peft.way import runs_through_peft
+from lorary.adapters.through_peft.slots_or_peft import runs_through_peft
 from lorary.adapters.tiers.content import Parts
 from lorary.adapters.tiers.residency import Residency
 from lorary.adapters.tiers.weights import Weights, WeightsReader

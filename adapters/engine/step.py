@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lorary.adapters.engine.request import Request
-from lorary.adapters.layer.kept import Kept
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
+from lorary.adapters.layer.step_cache import StepCache
 from lorary.adapters.tiers.residency import Residency
 
 
@@ -23,7 +23,7 @@ class Step:
         self._fresh: tuple[Request, ...] = ()
         self._key: object = None
         self._routing: Routing | None = None
-        self._kept = Kept()
+        self._kept = StepCache()
 
     @property
     def fresh(self) -> tuple[Request, ...]:
@@ -60,7 +60,7 @@ class Step:
     def forget(self) -> None:
         """Free what was laid out for the last steps' adapters."""
         self._close()
-        self._kept = Kept()
+        self._kept = StepCache()
 
     def _close(self) -> None:
         if self._routing is not None:

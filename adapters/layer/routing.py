@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.layer.kept import Kept
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.products import Products
+from lorary.adapters.layer.step_cache import StepCache
 from lorary.hub.errors import RoutingError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Routing:
         adapters: Sequence[Adapter | None],
         slots: Sequence[int],
         packing: Packing | None = None,
-        kept: Kept | None = None,
+        kept: StepCache | None = None,
     ) -> None:
         if packing is not None:
             packing.demand(len(slots))

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 
 from lorary.adapters.adapter import Adapter
-from lorary.adapters.layer.kept import Kept
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import Arena, SiteSpec
+from lorary.adapters.layer.step_cache import StepCache
 from lorary.adapters.tiers.arrivals import Arrivals, Origin
 from lorary.adapters.tiers.books import Books, Reader
 from lorary.adapters.tiers.content import Content
@@ -149,7 +149,7 @@ class Residency:
         with self._lock:
             return self._books.pinned() & self._books.slot_of.keys()
 
-    def route(self, adapters: Sequence[Adapter | None], packing: Packing, kept: Kept) -> Routing:
+    def route(self, adapters: Sequence[Adapter | None], packing: Packing, kept: StepCache) -> Routing:
         """The routing of a packed row whose adapters are all under leases that the caller goes on holding.
 
         ``kept`` is the caller's, one for all its packed rows. The routing reads the newest arena: a larger one has

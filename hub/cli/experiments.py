@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lorary.hub.bases import bases_of
 from lorary.hub.cli.output import print_json, print_line, print_metrics, print_table, short_number
 from lorary.hub.metrics import SPLITS
+from lorary.hub.pretrained_bases import bases_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.bases import Bases
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
 from lorary.hub.files.store import Store, hash_file
 from lorary.hub.finding.fulltext import count_stale
+from lorary.hub.pretrained_bases import Bases
 from lorary.hub.tables.catalogue import describe, select
 from lorary.hub.tables.database import reading
 from lorary.hub.tables.lookup import locate_id

@@ -8,11 +8,11 @@ from torch.nn.functional import linear
 
 from lorary.adapters import Backbone
 from lorary.adapters.base.modules import LinearShape
-from lorary.adapters.layer import bank, kept, products
-from lorary.adapters.layer.kept import Kept
+from lorary.adapters.layer import bank, products, step_cache
 from lorary.adapters.layer.products import Products
 from lorary.adapters.layer.rows import group_rows_by_slot
 from lorary.adapters.layer.slots import Arena, LowRank, SiteSpec
+from lorary.adapters.layer.step_cache import StepCache
 from lorary.adapters.tiers.blocks import pack
 from tiny import make_adapter
 
@@ -122,8 +122,8 @@ class Resident:
 @pytest.mark.parametrize("spare", [4, 0.1])
 def test_what_is_kept_serves_steps_of_other_rows(arena, spare, monkeypatch):
     """Requests join, leave and change places; adapters come to other slots; each step is as if it were the only one."""
-    monkeypatch.setattr(kept, "_SPARE", spare)
-    keeper = Kept()
+    monkeypatch.setattr(step_cache, "_SPARE", spare)
+    keeper = StepCache()
     residents = {slot: Resident(f"digest {slot}", rank) for slot, rank in RANKS.items()}
     steps = [
         ((1, 2, 3), (1, 1, 1)),
@@ -158,7 +158,7 @@ def test_what_is_kept_serves_steps_of_other_rows(arena, spare, monkeypatch):
 
 def test_what_is_copied_late_is_not_taken_for_an_adapter_that_had_left_its_slot(arena):
     """A module that only some steps reach is copied when one does, and by then a slot may hold something else."""
-    keeper, one, two = Kept(), Resident("one", 4), Resident("two", 2)
+    keeper, one, two = StepCache(), Resident("one", 4), Resident("two", 2)
     x = {"q": torch.randn(2, 6), "o": torch.randn(2, 8)}
     with torch.no_grad():
         keeper.packed(arena, {1: one, 2: two}, (1, 2)).add("q", x["q"], torch.ones(2, 8))

@@ -1,4 +1,4 @@
-"""A short form of ``tests/kill_registry.py``."""
+"""A short form of ``tests/helpers/kill_registry.py``."""
 
 import os
 

@@ -1,7 +1,7 @@
 """Registries as earlier versions of lorary left them, brought up to date with all that they hold.
 
 `registries/` has a dump for each schema and the files that they share. The first two were written by the code of their
-time, the others each follow from the one before (`tests/dump_registry.py`).
+time, the others each follow from the one before (`tests/helpers/dump_registry.py`).
 """
 
 import os
@@ -32,7 +32,7 @@ def older(request, tmp_path):
 
 
 def test_every_schema_has_a_stored_file():
-    assert KNOWN == STEMS, "run tests/dump_registry.py, with rows for what the new migration adds"
+    assert KNOWN == STEMS, "run tests/helpers/dump_registry.py, with rows for what the new migration adds"
 
 
 @pytest.mark.parametrize("stem", KNOWN)

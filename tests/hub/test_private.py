@@ -7,9 +7,9 @@ import pytest
 
 from checkpoints import BASE_FINGERPRINT, make_checkpoint, make_manifest
 from lorary.hub.base_files import resolve_base
-from lorary.hub.bases import bases_of
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.manifest import BaseIdentity, Prompt
+from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.provenance.private import own_folder, public_base, redact, redact_text
 
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789"[:34]

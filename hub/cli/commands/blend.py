@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorary.hub.cli.opening import open_backbone
+from lorary.hub.cli.open_base import open_backbone
 from lorary.hub.cli.options import JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_note, version_json
 from lorary.hub.errors import UsageError

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lorary.hub.bases import bases_of
 from lorary.hub.cli.options import JsonOption, RegistryOption, SetOption, given_path, open_registry, run_folder
 from lorary.hub.cli.output import print_json, print_line, print_table, short_number
+from lorary.hub.pretrained_bases import bases_of
 
 EXAMPLES = (
     "lorary curve recipe.yaml",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorary.hub.bases import bases_of
 from lorary.hub.cli.options import JsonOption, RegistryOption, SetOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
+from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.units import parse_size
 
 if TYPE_CHECKING:

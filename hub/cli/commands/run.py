@@ -11,7 +11,7 @@ import typer
 
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.cli.answers import GENERATING, Rows, show_answers
-from lorary.hub.cli.opening import open_backbone
+from lorary.hub.cli.open_base import open_backbone
 from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_note
 from lorary.hub.errors import UsageError

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.checkpoint import ORIGIN_NAME, REPORT_DATA, Checkpoint
-from lorary.hub.cli.came_to_be import came_to_be
 from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_metrics, print_table, size, version_json
+from lorary.hub.cli.provenance import came_to_be
 from lorary.hub.errors import LoraryError, UsageError
 from lorary.hub.manifest import Filling
 from lorary.hub.registry import Registry

@@ -21,7 +21,7 @@ from lorary.hub.cli.options import (
     run_folder,
 )
 from lorary.hub.cli.output import print_json, print_line, print_metrics, print_table, size, version_json
-from lorary.hub.cli.several import train_each
+from lorary.hub.cli.several_recipes import train_each
 from lorary.hub.errors import UsageError
 from lorary.hub.values import Version
 

@@ -1,7 +1,7 @@
 """Kills commands with SIGKILL at random moments; after every kill the registry must be whole.
 
-    python tests/kill_registry.py                       # two hundred kills, a minute or two
-    python tests/kill_registry.py --kills 20 --only train --seed 3
+    python tests/helpers/kill_registry.py                       # two hundred kills, a minute or two
+    python tests/helpers/kill_registry.py --kills 20 --only train --seed 3
 
 A command runs in a fork and is killed at a moment drawn from the time that it takes. Then `verify` must find nothing
 wrong, what the command didn't work on must be there still, each alias must mean what its history says, and a version

@@ -50,7 +50,7 @@ class KeptBank(Bank):
         return super().factors(path)
 
 
-class Kept:
+class StepCache:
     """What is laid out in memory for the adapters of a loop's last steps; one thread uses it."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Stores what a registry of each schema looks like: a dump in `tests/hub/registries/` for every migration without one.
 
-    python tests/dump_registry.py
+    python tests/helpers/dump_registry.py
 
 Each dump is the one before it, brought up to date by the migration, with rows in what that has added; rows of a new
 migration are another entry in :data:`ROWS`. A stored dump is never made anew: it stands for registries that are out in
@@ -17,7 +17,7 @@ import sqlite_utils
 
 from lorary.hub.tables import schema
 
-STORED = Path(__file__).parent / "hub" / "registries"
+STORED = Path(__file__).parents[1] / "hub" / "registries"
 
 ROWS = {
     "m003": (

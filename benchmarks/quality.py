@@ -1,14 +1,15 @@
 """What LoRA and QLoRA reach beside full fine-tuning, on any data laid out as a folder with train.jsonl and test.jsonl.
 
-    python benchmarks/quality.py ../data --rows 2000 --seeds 3
+    python benchmarks/quality.py ../data --rows 2000 --seeds 3 --generator some/language-model
     python benchmarks/quality.py ../data/sms_spam --methods full,lora --base some/encoder
 
-A folder is one data set, or holds several. Its columns say the task: text and label, tokens and tags, or context,
-question and answers. Every contender gets the same rows. LoRA and QLoRA are `lorary train` through its Python call, at
-the task's default rank and learning rate, with early stopping off; full fine-tuning is a plain transformers script at a
-tenth of that rate ("LoRA Without Regret", 2025). `--adapter-epochs` lets adapters take more steps. One line for each
-seed, then the mean and spread of each contender, its share of full fine-tuning's metric, and the paired bootstrap of
-the difference on the same held-out rows, over all seeds.
+A folder is one data set, or holds several. Its columns say the task (``FORMS``); a folder without a task, or without a
+base for it, is told and left out. Every contender gets the same rows. LoRA and QLoRA are `lorary train` through its
+Python call, at the task's default rank and learning rate, with early stopping off; full fine-tuning is transformers'
+(of preference pairs TRL's) trainer at a tenth of that rate ("LoRA Without Regret", 2025). `--adapter-epochs` lets
+adapters take more steps. One line for each seed; then the mean and spread of each contender, its share of full
+fine-tuning's metric (the other way round for a loss, so that more is better), and the paired bootstrap of the
+difference on the same held-out rows, over all seeds; beside what the untrained base and the task's baseline reach.
 """
 
 from __future__ import annotations
@@ -20,22 +21,89 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from full_tuning import prepare_bare, tune_all
 from timing import environment
 
 from lorary.adapters import Backbone
 from lorary.hub import Registry
+from lorary.hub.errors import LoraryError
+from lorary.hub.metrics import lower_is_better
 from lorary.training import Recipe, train
-from lorary.training.data import load_data
 from lorary.training.experiments.bootstrap import paired_bootstrap
-from lorary.training.model import load_for
 from lorary.training.progress import quiet_libraries
-from lorary.training.tasks import make_task
+
+COLUMNS = {
+    "text": ("text", "dialogue", "document", "article", "sentence1", "premise", "anchor"),
+    "text_pair": ("text_pair", "sentence2", "hypothesis"),
+    "prompt": ("prompt", "instruction"),
+    "completion": ("completion", "response", "output"),
+    **{role: (role,) for role in (
+        "label", "tokens", "tags", "question", "context", "answers", "messages", "chosen", "rejected", "summary",
+        "source", "target", "positive", "negative", "score",
+    )},
+}  # fmt: skip
+"""The columns that may play a role, the likeliest first."""
+
+FORMS: tuple[tuple[str, str], ...] = (
+    ("token-classification", "tokens tags"),
+    ("question-answering", "question context answers"),
+    ("text-generation", "prompt chosen rejected"),
+    ("text-generation", "chosen rejected"),
+    ("text-generation", "messages"),
+    ("text-generation", "prompt completion"),
+    ("translation", "source target"),
+    ("summarization", "text summary"),
+    ("feature-extraction", "text positive negative"),
+    ("feature-extraction", "text positive"),
+    ("feature-extraction", "text text_pair score"),
+    ("text-classification", "text text_pair label"),
+    ("text-classification", "text label"),
+    ("text-generation", "text"),
+)
+"""Tasks with the roles that say so; the first form that a data set's columns have is its own. Plain text is cut into
+blocks (strategy ``continual``)."""
+
+FILES = ("train.jsonl", "test.jsonl")
+GENERATING = {"text-generation", "translation", "summarization"}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A folder of rows, the task that its columns say, and the column of each role."""
+
+    folder: Path
+    task: str
+    columns: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> DataSet | None:
+        """What a folder holds; None where its columns say no task."""
+        with (folder / "train.jsonl").open(encoding="utf-8") as file:
+            there = json.loads(file.readline()).keys()
+        found = {role: next((name for name in names if name in there), None) for role, names in COLUMNS.items()}
+        for task, roles in FORMS:
+            columns = {role: name for role in roles.split() if (name := found[role])}
+            if len(columns) == len(roles.split()):
+                return cls(folder, task, columns)
+        return None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Every label of the folder's rows, of which a sample may lack some; None where they aren't names."""
+        role = "tags" if self.task == "token-classification" else "label"
+        if role not in self.columns:
+            return None
+        found: set[Any] = set()
+        for name in FILES:
+            for line in (self.folder / name).read_text(encoding="utf-8").split("\n"):
+                value = json.loads(line)[self.columns[role]] if line.strip() else []
+                found.update(value if isinstance(value, list) else [value])
+        return sorted(found) if all(isinstance(label, str) for label in found) else None
 
 
 @dataclass(frozen=True)
@@ -46,18 +114,7 @@ class Result:
     outcomes: list[Any]
     seconds: float
     trainable: int
-
-
-def task_of(folder: Path) -> str | None:
-    """The task that a folder's columns are for; None where this script has none for them."""
-    with (folder / "train.jsonl").open(encoding="utf-8") as file:
-        columns = set(json.loads(file.readline()))
-    forms = {
-        "text-classification": {"text", "label"},
-        "token-classification": {"tokens", "tags"},
-        "question-answering": {"context", "question", "answers"},
-    }
-    return next((task for task, needed in forms.items() if needed <= columns), None)
+    baselines: Mapping[str, float]
 
 
 def sample(source: Path, target: Path, most: int) -> None:
@@ -67,14 +124,20 @@ def sample(source: Path, target: Path, most: int) -> None:
     target.write_text("\n".join(chosen) + "\n", encoding="utf-8")
 
 
-def recipe_for(folder: Path, task: str, method: str, seed: int, options: argparse.Namespace, output: Path) -> Recipe:
+def recipe_for(
+    data: DataSet, labels: list[str] | None, rows: Path, method: str, seed: int, options: argparse.Namespace
+) -> Recipe:
     """The recipe of one run; full fine-tuning takes its data, head and settings from one, too."""
     flags = {
-        "name": "quality", "domain": "benchmark", "task": task, "base": options.base,
-        "method": "qlora" if method == "qlora" else "lora",
-        "data.train": str(folder / "train.jsonl"), "data.test": str(folder / "test.jsonl"),
+        "name": "quality", "domain": "benchmark", "task": data.task, "method": "qlora" if method == "qlora" else "lora",
+        "base": options.generator if data.task in GENERATING else options.base,
+        "strategy": "continual" if (data.task, [*data.columns]) == ("text-generation", ["text"]) else None,
+        "data.train": str(rows / "train.jsonl"), "data.test": str(rows / "test.jsonl"),
+        **{f"data.columns.{role}": column for role, column in data.columns.items()},
+        "data.labels": labels,
         "training.epochs": options.epochs if method == "full" else options.adapter_epochs or options.epochs,
-        "training.seed": seed, "training.early_stopping": 0, "report.write": False, "output": str(output),
+        "training.seed": seed, "training.early_stopping": 0, "report.write": False,
+        "output": str(rows / f"{method}-{seed}"),
         "lora.rank": options.rank, "training.learning_rate": options.rate, "training.max_length": options.length,
     }  # fmt: skip
     recipe = Recipe.from_flags({flag: value for flag, value in flags.items() if value is not None})
@@ -89,79 +152,74 @@ def with_adapter(recipe: Recipe, registry: Registry) -> Result:
     started = time.perf_counter()
     version = train(recipe, registry)
     seconds = time.perf_counter() - started
-    data = load_data(recipe)
-    task = make_task(recipe, data.labels, data.problem_type)
+    bare = prepare_bare(recipe)
     with quiet_libraries():
         backbone = Backbone.from_pretrained(recipe.base, quantization=recipe.quantization, slots=1, registry=registry)
         backbone.load(version.reference, "quality")
-        rows = task.encode(data.test, backbone.tokenizer, recipe.training.max_length, lambda line: None)
-        outcomes = task.through(backbone, "quality", rows)
-    return Result(version.metrics["test"][task.main_metric], outcomes, seconds, version.parameters)
+        outcomes = bare.task.through(backbone, "quality", bare.test)
+    name = bare.task.main_metric
+    baselines = {split: values[name] for split, values in version.metrics.items() if split != "test"}
+    return Result(bare.task.metrics(outcomes, bare.test.golds)[name], outcomes, seconds, version.parameters, baselines)
 
 
 def in_full(recipe: Recipe) -> Result:
-    """Plain transformers: every weight is trained, with the Trainer's own loop."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-
+    """Plain transformers or TRL: every weight is trained, with the trainer's own loop."""
     started = time.perf_counter()
-    data = load_data(recipe)
-    task = make_task(recipe, data.labels, data.problem_type)
-    with quiet_libraries(), tempfile.TemporaryDirectory() as scratch:
-        base = load_for(task, recipe)
-        base.model.requires_grad_(True)
-        length = recipe.training.max_length
-        rows, test = (task.encode(part, base.tokenizer, length, lambda line: None) for part in (data.train, data.test))
-        arguments = TrainingArguments(
-            output_dir=scratch, num_train_epochs=recipe.training.epochs, learning_rate=recipe.training.learning_rate,
-            per_device_train_batch_size=recipe.training.batch_size, warmup_steps=recipe.training.warmup,
-            seed=recipe.training.seed, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=10**6,
-            remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False,
-        )  # fmt: skip
-        trainer = Trainer(
-            model=base.model, args=arguments, train_dataset=list(rows.features),
-            data_collator=task.collator(base.tokenizer),
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        outcomes = task.outcomes(base.model, test, base.tokenizer, recipe.training.batch_size)
-    metric = task.metrics(outcomes, test.golds)[task.main_metric]
-    trainable = sum(parameter.numel() for parameter in base.model.parameters())
-    return Result(metric, outcomes, time.perf_counter() - started, trainable)
+    bare = prepare_bare(recipe)
+    with quiet_libraries():
+        outcomes = tune_all(bare)
+    metric = bare.task.metrics(outcomes, bare.test.golds)[bare.task.main_metric]
+    trainable = sum(parameter.numel() for parameter in bare.model.parameters())
+    return Result(metric, outcomes, time.perf_counter() - started, trainable, {})
 
 
-def judge(folder: Path, task_name: str, options: argparse.Namespace) -> None:
+def data_sets(folder: Path, options: argparse.Namespace) -> Iterator[DataSet]:
+    """What can be measured in a folder, or in those that it holds; says what can't."""
+    for candidate in [folder] if (folder / "train.jsonl").is_file() else sorted(folder.glob("*/")):
+        if not all((candidate / name).is_file() for name in FILES):
+            continue
+        data = DataSet.of(candidate)
+        if data is None:
+            print(f"{candidate.name} is left out: its columns say no task")
+        elif data.task in GENERATING and not options.generator:
+            print(f"{candidate.name} is left out: {data.task} needs a --generator")
+        else:
+            yield data
+
+
+def judge(data: DataSet, options: argparse.Namespace) -> None:
     """Run and print one data set."""
-    print(f"\n{folder.name}: {task_name}", flush=True)
+    print(f"\n{data.folder.name}: {data.task} ({', '.join(data.columns.values())})", flush=True)
     results: dict[str, list[Result]] = {method: [] for method in options.methods}
+    labels = data.labels
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch)
-        sample(folder / "train.jsonl", rows / "train.jsonl", options.rows)
-        sample(folder / "test.jsonl", rows / "test.jsonl", options.test_rows)
-        for seed in range(options.seeds):
+        for name, most in zip(FILES, (options.rows, options.test_rows), strict=True):
+            sample(data.folder / name, rows / name, most)
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             for method in options.methods:
-                recipe = recipe_for(rows, task_name, method, seed, options, rows / f"{method}-{seed}")
+                recipe = recipe_for(data, labels, rows, method, seed, options)
                 found = in_full(recipe) if method == "full" else with_adapter(recipe, Registry(rows / "registry.db"))
                 results[method].append(found)
                 print(f"  seed {seed} {method:6} {found.metric:.4f}  {found.seconds:6.1f} s", flush=True)
-        recipe = recipe_for(rows, task_name, "lora", 0, options, rows / "last")
-        data = load_data(recipe)
-        task = make_task(recipe, data.labels, data.problem_type)
-        with quiet_libraries():
-            tokenizer = load_for(task, recipe).tokenizer
-        golds = task.encode(data.test, tokenizer, recipe.training.max_length, lambda line: None).golds
-    report(task, golds, results, options)
+        bare = prepare_bare(recipe)
+    report(bare.task, bare.test.golds, results, options)
 
 
 def report(task: Any, golds: Sequence[Any], results: dict[str, list[Result]], options: argparse.Namespace) -> None:
     """Mean, spread, share of full fine-tuning, and the bootstrap against the contender before."""
     full = statistics.mean(result.metric for result in results["full"]) if "full" in results else None
+    if lower_is_better(task.main_metric):
+        print(f"  {task.main_metric}: less is better, so a difference below 0 is a gain")
     print(f"  {'':6} {task.main_metric:>8} {'spread':>8} {'of full':>8}   difference, 95% of resamples   trained")
     before: str | None = None
     for method in options.methods:
         metrics = [result.metric for result in results[method]]
         mean = statistics.mean(metrics)
         spread = statistics.stdev(metrics) if len(metrics) > 1 else 0.0
-        share = f"{mean / full:8.1%}" if full else " " * 8
+        share = " " * 8
+        if full:
+            share = f"{full / mean if lower_is_better(task.main_metric) else mean / full:8.1%}"
         against = ""
         if before is not None:
             ours, theirs = ([result.outcomes for result in results[name]] for name in (method, before))
@@ -172,17 +230,22 @@ def report(task: Any, golds: Sequence[Any], results: dict[str, list[Result]], op
             flush=True,
         )
         before = method
+    for name in dict.fromkeys(name for runs in results.values() for name in runs[0].baselines):
+        runs = next(runs for runs in results.values() if name in runs[0].baselines)
+        print(f"  {name}: {statistics.mean(result.baselines[name] for result in runs):.4f}", flush=True)
 
 
 def main() -> None:
     """Read the command line and judge each data set."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, nargs="+", help="a folder with train.jsonl and test.jsonl, or one of such")
-    parser.add_argument("--base", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--base", default="sentence-transformers/all-MiniLM-L6-v2", help="of tasks that read")
+    parser.add_argument("--generator", help="the base of tasks that write: a causal model, or an encoder-decoder")
     parser.add_argument("--methods", default="full,lora,qlora", type=lambda text: text.split(","))
     parser.add_argument("--rows", type=int, default=2000, help="training rows at most; 0: all")
     parser.add_argument("--test-rows", type=int, default=1000, help="held-out rows at most; 0: all")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--adapter-epochs", type=float, help="for LoRA and QLoRA; default: as many")
     parser.add_argument("--rank", type=int, help="default: the task's")
@@ -191,16 +254,20 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="tokens of a row at most; default: the task's")
     options = parser.parse_args()
     print(environment())
-    print(f"{options.base}: at most {options.rows} rows, {options.epochs:g} epochs, the rest by the task's defaults")
-    found = 0
-    for folder in options.data:
-        candidates = [folder] if (folder / "train.jsonl").is_file() else sorted(folder.glob("*/"))
-        for candidate in candidates:
-            if (candidate / "train.jsonl").is_file() and (task := task_of(candidate)):
-                judge(candidate, task, options)
-                found += 1
+    print(f"at most {options.rows} rows, {options.epochs:g} epochs, the rest by the task's defaults")
+    print(f"tasks that read: {options.base}; that write: {options.generator or 'left out (--generator)'}")
+    found = [own for folder in options.data for own in data_sets(folder, options)]
     if not found:
         sys.exit("no folder with train.jsonl and test.jsonl for a task of this script")
+    failed = []
+    for data in found:
+        try:
+            judge(data, options)
+        except LoraryError as error:  # one data set's trouble is no reason to lose the others
+            failed.append(data.folder.name)
+            print(f"  {error}", flush=True)
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="tokens of a row at most; default: the task's")
     options = parser.parse_args()
     print(environment())
-    print(f"at most {options.rows} rows, {options.epochs:g} epochs, the rest by the task's defaults")
+    print(f"{options.rows or 'all'} rows, {options.epochs:g} epochs, the rest by the task's defaults")
     print(f"tasks that read: {options.base}; that write: {options.generator or 'left out (--generator)'}")
     found = [own for folder in options.data for own in data_sets(folder, options)]
     if not found:

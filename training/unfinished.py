@@ -59,9 +59,13 @@ class Unfinished:
         """Take the folder for this process, made if it isn't there.
 
         Raises:
-            TrainingError: another process works in it, or it can't be made.
+            TrainingError: another process works in it, it can't be made, or it holds what no run has put there.
         """
         with writing(self.final):
+            if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / _LOCK).is_file():
+                raise TrainingError(
+                    f"{self.folder}: holds files that aren't a run's; name another output, or move them away"
+                )
             self._made = [parent for parent in self.folder.parents if not parent.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / _LOCK).open("a+b")

@@ -181,6 +181,15 @@ def test_stopped_before_there_is_a_checkpoint_nothing_is_left(make_recipe, regis
     assert {path.name for path in set(tmp_path.iterdir()) - before} == {"train.jsonl", "test.jsonl"}
 
 
+def test_a_folder_of_somebody_elses_files_is_left_alone(make_recipe, registry, tmp_path):
+    own = tmp_path / "out.incomplete" / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    with pytest.raises(TrainingError, match=r"out.incomplete: holds files that aren't a run's; name another output"):
+        train(make_recipe(rows=16), registry)
+    assert own.read_text() == "mine"
+
+
 @contextmanager
 def largest_file(size: int):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

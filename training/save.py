@@ -69,8 +69,10 @@ def numerics_of(model: Any, recipe: Recipe) -> Numerics:
 def output_folder(recipe: Recipe | PretrainRecipe) -> Path:
     """Where the run's files will stand: the recipe's ``output``, else ``runs/<name>-<time>``, one that isn't there.
 
+    The latter's unfinished folder is made here: of several runs that begin in one second each has its own.
+
     Raises:
-        TrainingError: the folder is there already and isn't empty, or a file is in its place.
+        TrainingError: the folder is there already and isn't empty, a file is in its place, or it can't be made.
     """
     if recipe.output is not None:
         folder = Path(recipe.output).expanduser()
@@ -80,8 +82,19 @@ def output_folder(recipe: Recipe | PretrainRecipe) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     first = RUNS / f"{recipe.name}-{stamp}"
     candidates = [first, *(first.with_name(f"{first.name}-{count}") for count in range(2, 1000))]
-    taken = {path.name.removesuffix(INCOMPLETE) for path in first.parent.glob(f"{first.name}*")}
-    return next(folder for folder in candidates if folder.name not in taken)
+    with writing(first):
+        return next(folder for folder in candidates if _taken(folder))
+
+
+def _taken(folder: Path) -> bool:
+    """Has this process taken a folder that neither a finished run has nor another process?"""
+    if folder.exists():
+        return False
+    try:
+        folder.with_name(folder.name + INCOMPLETE).mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextmanager

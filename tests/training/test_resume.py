@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +17,10 @@ import pytest
 from lorary.hub.cli.main import main
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.hub.registry import Registry
-from lorary.training import interrupt, train, unfinished
+from lorary.training import interrupt, save, train, unfinished
 from lorary.training.checkpoints import latest
 from lorary.training.progress import Reporter
+from lorary.training.save import output_folder
 from lorary.training.unfinished import Unfinished
 from samples import tone_rows, write_jsonl
 from stops import Signal
@@ -289,6 +291,15 @@ def test_one_process_at_a_time(stopped, registry):
     finally:
         run.release()
     assert run.checkpoint.step == 6
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = make_recipe(rows=16, output=None)
+    monkeypatch.setattr(save, "datetime", SimpleNamespace(now=lambda zone: datetime(2026, 11, 24, 12, tzinfo=zone)))
+    assert [output_folder(recipe).name for _ in range(3)] == [
+        "tiny-20261124-120000", "tiny-20261124-120000-2", "tiny-20261124-120000-3",
+    ]  # fmt: skip
 
 
 def test_runs_whose_names_begin_alike_are_told_apart(make_recipe, registry, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import (
     RegistryConflictError,
     RegistryError,
@@ -73,7 +74,6 @@ def train(
     reporter = progress or Reporter()
     registry = registry or Registry()
     _check_registry(recipe, registry)
-    parent = find_parent(recipe, registry)
     unfinished = choose_run(recipe, resume, registry)
     if resume is not False and (version := registered_run(unfinished.final, registry)):
         reporter.note(f"{unfinished.final} is finished already: it is {version.reference}")
@@ -86,23 +86,22 @@ def train(
         metrics: Mapping[str, Metrics] | None = unfinished.result()
         if metrics is None:
             shelf = shelf or Shelf()
-            metrics = _train(
-                unfinished, recipe, registry, reporter, stops, parent, group, shelf, resumed=resume is not False
-            )
+            metrics = _train(unfinished, recipe, registry, reporter, stops, group, shelf, resumed=resume is not False)
         else:
             group.from_first(None)
         reporter.folder = unfinished.final
         reporter.phase("registering")
-        version = _register(recipe, registry, unfinished.final, metrics, parent)
+        version = _register(recipe, registry, unfinished.final, metrics)
     reporter.phase("done")
     return version
 
 
 def _train(
-    unfinished: Unfinished, recipe: Recipe, registry: Registry, reporter: Reporter, stops: Stops,
-    parent: Parent | None, group: Group, shelf: Shelf, *, resumed: bool,
+    unfinished: Unfinished, recipe: Recipe, registry: Registry, reporter: Reporter, stops: Stops, group: Group,
+    shelf: Shelf, *, resumed: bool,
 ) -> Mapping[str, Metrics]:  # fmt: skip
     """From the rows to the checked files in their place; the metrics."""
+    parent = find_parent(recipe, registry)
     demand_login(recipe)
     # Rows are checked before the seconds that the libraries and the base take.
     reporter.phase("reading the data")
@@ -204,19 +203,30 @@ def _check_registry(recipe: Recipe, registry: Registry) -> None:
                 )
 
 
-def _register(
-    recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping[str, Metrics], parent: Parent | None
-) -> Version:
+def _register(recipe: Recipe, registry: Registry, folder: Path, metrics: Mapping[str, Metrics]) -> Version:
+    checkpoint = read_checkpoint(folder)
     return registry.add(
-        folder,
+        checkpoint,
         name=recipe.name,
         domain=recipe.domain,
         task=recipe.task,
         metrics=metrics,
         tags=recipe.tags,
-        parents=[parent.version.reference] if parent and parent.version else [],
+        parents=_parents(checkpoint, registry),
         strategy=recipe.strategy,
         base_folder=recipe.base if Path(recipe.base).expanduser().is_dir() else None,
         aliases=[recipe.alias] if recipe.alias is not None else [],
         why="trained",
     )
+
+
+def _parents(checkpoint: Checkpoint, registry: Registry) -> list[str]:
+    """What the weights began from, as their manifest has it, if it is in the catalogue.
+
+    Since the run began an alias may have moved, or the parent may have been removed.
+    """
+    told = checkpoint.manifest.provenance.get("from") if checkpoint.manifest else None
+    if told is None:
+        return []
+    found = [version.reference for version in registry.with_digest(told["digest"])]
+    return [told["reference"]] if told["reference"] in found else found[:1]

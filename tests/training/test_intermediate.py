@@ -21,6 +21,7 @@ from lorary.training.progress import Reporter
 from lorary.training.resume import recipe_of
 from lorary.training.strategies.going_on import trained_updates
 from lorary.training.strategies.parent import find_parent
+from runs import SHORT
 from samples import tone_rows, write_jsonl
 from stops import Signal
 from tiny import make_adapter
@@ -188,6 +189,26 @@ def test_more_of_the_same_task_goes_on_with_the_head(make_recipe, registry, tmp_
     second = train(make_recipe(**more), registry)
     assert (second.reference, second.parents, second.strategy) == ("tiny@2", ("tiny@1",), "fine-tune")
     assert second.metrics["untrained"]["f1"] == pytest.approx(first.metrics["test"]["f1"])
+
+
+def test_a_lineage_is_that_of_the_weights_whatever_became_of_the_parent(make_recipe, bases, registry, tmp_path):
+    first = train(make_recipe(alias="stable", **SHORT), registry)
+    more = make_recipe(**{"from": "tiny@stable", "output": str(tmp_path / "more"), "training.seed": 7, **SHORT})
+    with pytest.raises(InterruptedRunError, match="the trained adapter is in"):
+        train(more, registry, Signal("registering"))
+    other = make_adapter(bases("bert"), tmp_path / "other", task="text-classification", labels=2)
+    registry.add(other, name="tiny", domain="finance", aliases=["stable"])
+    assert train(more, registry, resume=True).parents == ("tiny@1",)
+
+    class Removes(Reporter):
+        def phase(self, text):
+            if text == "registering":
+                registry.remove("tiny@1", force=True)
+
+    last = make_recipe(**{"from": "tiny@1", "output": str(tmp_path / "last"), "training.seed": 8, **SHORT})
+    version = train(last, registry, Removes())
+    assert version.parents == ()
+    assert version.manifest.provenance["from"]["digest"] == first.digest
 
 
 def test_other_labels_get_a_new_head_and_a_note(make_recipe, registry, tmp_path):

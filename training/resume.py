@@ -29,10 +29,10 @@ def choose_run(recipe: AnyRecipe, resume: bool | str | Path, registry: Registry,
         TrainingError: the new run's place is taken, there is no such unfinished run, or it is another command's.
     """
     if resume is False:
-        run = Unfinished(output_folder(recipe), command)
-        if run.resumable and (hint := run.hint(registry)):
-            raise TrainingError(f"an unfinished run is in its place: {hint}; or remove {run.folder}")
-        return run
+        place = Unfinished(Path(recipe.output).expanduser(), command) if recipe.output is not None else None
+        if place and place.resumable and (hint := place.hint(registry)):
+            raise TrainingError(f"an unfinished run is in its place: {hint}; or remove {place.folder}")
+        return Unfinished(output_folder(recipe), command)
     return _own(find(recipe, command) if resume is True else Unfinished(run_of(Path(resume).expanduser()), command))
 
 

@@ -25,13 +25,11 @@ from lorary.training.model import Base
 from lorary.training.precision import base_dtype
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.check import INCOMPLETE
 from lorary.training.tasks import Task
 
 if TYPE_CHECKING:
     from lorary.training.prepare import Prepared
-
-INCOMPLETE = ".incomplete"
-"""What the name of a run's folder ends with until the run is finished."""
 
 RUNS = Path("runs")
 """Where runs stand whose recipe names no ``output``."""

@@ -22,7 +22,8 @@ from lorary.hub.registry import Registry
 from lorary.training.checkpoints import Checkpoint, latest, write_json
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
-from lorary.training.save import INCOMPLETE, RUNS, writing
+from lorary.training.recipe.check import INCOMPLETE
+from lorary.training.save import RUNS, writing
 
 AnyRecipe = Recipe | PretrainRecipe
 Kind = TypeVar("Kind", Recipe, PretrainRecipe)
@@ -112,8 +113,11 @@ class Unfinished:
         Raises:
             TrainingError: it can't be read.
         """
+        return self._read(_FACTS)
+
+    def _read(self, name: str) -> dict[str, Any]:
         try:
-            return dict(load_json((self.folder / _FACTS).read_bytes()))
+            return dict(load_json((self.folder / name).read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             raise TrainingError(f"{self.folder}: can't be gone on with ({error}); remove it and start anew") from error
 
@@ -190,11 +194,15 @@ class Unfinished:
         sync_folder(self.final.parent)
 
     def result(self) -> dict[str, dict[str, float]] | None:
-        """The metrics of a run all of whose files are in place; None before that."""
-        path = self.folder / _RESULT
-        if not (path.is_file() and self.final.is_dir() and any(self.final.iterdir())):
+        """The metrics of a run all of whose files are in place; None before that.
+
+        Raises:
+            TrainingError: as :meth:`facts`.
+        """
+        # Where its own files still wait for the place, what is in it is somebody else's.
+        if not (self.folder / _RESULT).is_file() or self.files.exists() or not _is_run(self.final):
             return None
-        return dict(load_json(path.read_bytes()))
+        return self._read(_RESULT)
 
     def hint(self, registry: Registry) -> str | None:
         """What is kept and how to go on with it; None where nothing is kept."""

@@ -260,6 +260,7 @@ def test_each_name_of_other_trainers_leads_somewhere():
         (["alias='3'"], "alias: '3' can't be an alias"),
         (["domain='--'"], "domain: '--' can't be a domain"),
         (["output={folder}"], "output: .* is there already"),
+        (["output=new/.."], "output: .* is there already"),
         (["lora.use_rslora=true"], "here it is called 'method: rslora'"),
         (["epochs=3"], "did you mean 'training.epochs'"),
         (["training=3"], "training: expected keys and values below it, found 3"),

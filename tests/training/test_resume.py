@@ -22,6 +22,7 @@ from lorary.training.checkpoints import latest
 from lorary.training.progress import Reporter
 from lorary.training.save import output_folder
 from lorary.training.unfinished import Unfinished
+from runs import SHORT
 from samples import tone_rows, write_jsonl
 from stops import Signal
 
@@ -181,6 +182,35 @@ def test_stopped_before_there_is_a_checkpoint_nothing_is_left(make_recipe, regis
     with pytest.raises(InterruptedRunError, match="stopped, nothing was registered; no files are left"):
         train(make_recipe(rows=40, **SETTINGS), registry, Signal("loading the base"))
     assert {path.name for path in set(tmp_path.iterdir()) - before} == {"train.jsonl", "test.jsonl"}
+
+
+def test_a_run_whose_files_are_in_place_goes_on_by_its_recipe(make_recipe, registry, tmp_path, capsys):
+    own, run, recipe = tmp_path / "out" / "notes.txt", Unfinished(tmp_path / "out"), make_recipe(rows=16, **SHORT)
+
+    class Fills(Reporter):
+        def phase(self, text):
+            if text == "saving":
+                own.parent.mkdir()
+                own.write_text("mine")
+
+    reporter = Fills()
+    with pytest.raises(TrainingError, match="Directory not empty"):
+        train(recipe, registry, reporter)
+    assert reporter.notices[-1].startswith("step 3 of 3 is kept in")  # what is in its place isn't the adapter
+    own.unlink()
+    with pytest.raises(InterruptedRunError, match="the trained adapter is in"):
+        train(recipe, registry, Signal("registering"), resume=True)
+    told = (run.folder / "result.json").read_text()
+    (run.folder / "result.json").write_text(told[:20])
+    with pytest.raises(TrainingError, match="can't be gone on with"):
+        train(recipe, registry, resume=True)
+    (run.folder / "result.json").write_text(told)
+    words = ["train", str(tmp_path / "recipe.yaml"), "--registry", str(registry.path)]
+    Path(words[1]).write_text(recipe.to_yaml())
+    assert main(words) == 1
+    assert f"is in its place: the trained adapter is in {run.final}; put it into" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    assert registry.resolve("tiny@1").metrics["test"]
 
 
 def test_a_folder_of_somebody_elses_files_is_left_alone(make_recipe, registry, tmp_path):

@@ -25,6 +25,9 @@ from lorary.training.recipe.windows import window_problems
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".conll")
 """The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
 
+INCOMPLETE = ".incomplete"
+"""What the name of a run's folder ends with until the run is finished."""
+
 # Not a dataset id, whatever the Hub would allow.
 _OTHER_SUFFIXES = frozenset({".tsv", ".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
 
@@ -245,7 +248,9 @@ def _run(values: Mapping[str, Any]) -> Problems:
     output = values.get("output")
     if isinstance(output, str) and output:
         folder = Path(output).expanduser()
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        waits = Path(f"{folder}{INCOMPLETE}").is_dir()  # a run's files, not in the catalogue yet
+        taken = folder.exists() and not waits and not (folder.is_dir() and not any(folder.iterdir()))
+        if taken or folder.name in ("", ".."):
             yield "output", f"{output!r} is there already; name a folder that isn't, or remove it"
 
 

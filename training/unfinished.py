@@ -78,9 +78,9 @@ class Unfinished:
             lock.close()
             who = f"process {process}" if process else "another process"
             raise TrainingError(f"{self.final}: is being trained by {who}; wait for it, or stop it") from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n".encode())
-        lock.flush()
+        with suppress(OSError):  # a full disk is told of when the run is written down
+            lock.truncate(0)
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
         self._lock, self.claimed = lock, True
 
     def release(self) -> None:

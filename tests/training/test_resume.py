@@ -232,6 +232,13 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_a_disk_that_is_full_already_is_told_of(make_recipe, registry, tmp_path):
+    recipe = make_recipe(rows=16)
+    with largest_file(0), pytest.raises(TrainingError, match=r"can't be written \(.+\); free the disk"):
+        train(recipe, registry)
+    assert not (tmp_path / "out.incomplete").exists()
+
+
 @pytest.mark.parametrize("largest", ["adapter_model.safetensors", "optimizer.pt", "complete.json"])
 def test_a_full_disk_loses_nothing(largest, whole, make_recipe, registry, tmp_path):
     run = Unfinished(tmp_path / "broken")

@@ -249,8 +249,9 @@ def _run(values: Mapping[str, Any]) -> Problems:
     if isinstance(output, str) and output:
         folder = Path(output).expanduser()
         waits = Path(f"{folder}{INCOMPLETE}").is_dir()  # a run's files, not in the catalogue yet
-        taken = folder.exists() and not waits and not (folder.is_dir() and not any(folder.iterdir()))
-        if taken or folder.name in ("", ".."):
+        if folder.name in ("", "..") or (
+            not waits and (folder.is_file() or (folder.is_dir() and any(folder.iterdir())))
+        ):
             yield "output", f"{output!r} is there already; name a folder that isn't, or remove it"
 
 

@@ -25,7 +25,7 @@ from lorary.training.model import Base
 from lorary.training.precision import base_dtype
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.check import INCOMPLETE
+from lorary.training.recipe.place import INCOMPLETE
 from lorary.training.tasks import Task
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from lorary.hub.registry import Registry
 from lorary.training.checkpoints import Checkpoint, latest, write_json
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.check import INCOMPLETE
+from lorary.training.recipe.place import INCOMPLETE
 from lorary.training.save import RUNS, writing
 
 AnyRecipe = Recipe | PretrainRecipe

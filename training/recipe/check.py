@@ -18,15 +18,13 @@ from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
 from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.recipe.new_tokens import token_problems
+from lorary.training.recipe.place import place_problems
 from lorary.training.recipe.raw import RawRecipe, no_such_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
 from lorary.training.recipe.windows import window_problems
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".conll")
 """The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
-
-INCOMPLETE = ".incomplete"
-"""What the name of a run's folder ends with until the run is finished."""
 
 # Not a dataset id, whatever the Hub would allow.
 _OTHER_SUFFIXES = frozenset({".tsv", ".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
@@ -245,14 +243,6 @@ def _run(values: Mapping[str, Any]) -> Problems:
         )
     if values.get("device") is not None and values.get("device_map") is not None:
         yield "device_map", "spreads the base over all devices, and device names one; leave one of them out"
-    output = values.get("output")
-    if isinstance(output, str) and output:
-        folder = Path(output).expanduser()
-        waits = Path(f"{folder}{INCOMPLETE}").is_dir()  # a run's files, not in the catalogue yet
-        if folder.name in ("", "..") or (
-            not waits and (folder.is_file() or (folder.is_dir() and any(folder.iterdir())))
-        ):
-            yield "output", f"{output!r} is there already; name a folder that isn't, or remove it"
 
 
 def _best_by(values: Mapping[str, Any]) -> Problems:
@@ -290,6 +280,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     label_problems,
     window_problems,
     embedding_problems,
+    place_problems,
     _files,
     _splits,
     _prompt,

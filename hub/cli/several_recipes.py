@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lorary.hub.cli.output import print_error, print_json, print_table, short_number, version_json
+from lorary.hub.cli.output import print_error, print_json, print_note, print_table, short_number, version_json
 from lorary.hub.errors import InterruptedRunError, LoraryError, ProblemsError, RecipeError, UsageError
 from lorary.hub.metrics import headline
 
@@ -24,6 +24,7 @@ def train_each(
 
     Raises:
         RecipeError: every mistake of every recipe; nothing was trained.
+        InterruptedRunError: a run was stopped, and those after it weren't begun; those before it are told of.
         typer.Exit: 1, when a run has failed; the others were trained.
     """
     recipes = _read(files, overrides, flags)
@@ -32,13 +33,17 @@ def train_each(
     from lorary.training.run import train
 
     shelf, done, failed = Shelf(), [], 0
-    for recipe in recipes:
+    stopped: InterruptedRunError | None = None
+    for begun, recipe in enumerate(recipes, 1):
         try:
             with BarReporter(recipe.name) as reporter:
                 version = train(recipe, registry, reporter, shelf=shelf)
             done.append((version, reporter.folder))
-        except InterruptedRunError:
-            raise
+        except InterruptedRunError as error:
+            stopped = error
+            if later := ", ".join(other.name for other in recipes[begun:]):
+                print_note(f"not begun: {later}", aside=True)
+            break
         except LoraryError as error:
             failed += 1
             print_error(f"{recipe.name}: {str(error).splitlines()[0]}", *str(error).splitlines()[1:])
@@ -46,6 +51,8 @@ def train_each(
         print_json([{**version_json(version), "folder": str(folder)} for version, folder in done])
     elif done:
         print_table([_row(version, folder) for version, folder in done])
+    if stopped:
+        raise stopped
     if failed:
         raise typer.Exit(1)
 

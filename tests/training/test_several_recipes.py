@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
@@ -10,7 +11,7 @@ from lorary.hub import Registry
 from lorary.hub.cli.main import main
 from lorary.training import train
 from lorary.training.model import Shelf
-from lorary.training.progress import Reporter
+from lorary.training.progress import BarReporter, Reporter
 from samples import tone_rows, write_jsonl
 
 
@@ -102,6 +103,23 @@ def test_the_command_trains_all_and_says_which_failed(make_small, tmp_path, caps
     assert [version["reference"] for version in json.loads(told.out)] == ["one@1", "two@1"]
     assert "error: bad: " in told.err
     assert {version.name for version in Registry(tmp_path / "r.db").versions()} == {"one", "two"}
+
+
+def test_when_one_is_stopped_those_that_are_done_are_told(make_small, tmp_path, capsys, monkeypatch):
+    files = [_write(make_small, tmp_path, name) for name in ("one", "two", "three")]
+    phase = BarReporter.phase
+
+    def stops(self, text):
+        phase(self, text)
+        if text == "reading the data" and (tmp_path / "one-out").exists():
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(BarReporter, "phase", stops)
+    assert main(["train", *files, "--registry", str(tmp_path / "r.db"), "--json"]) == 130
+    told = capsys.readouterr()
+    assert [version["reference"] for version in json.loads(told.out)] == ["one@1"]
+    assert "error: two: stopped, nothing was registered; no files are left\n" in told.err
+    assert "not begun: three\n" in told.err
 
 
 def test_mistakes_of_all_recipes_are_told_before_anything_runs(make_recipe, tmp_path, capsys):

@@ -60,6 +60,7 @@ def load_base(
         UsageError: an unknown device, dtype or quantization, or devices that don't hold all of it.
         BaseNotFoundError: no such folder or id, not a model that transformers can load, or a tokenizer that is broken.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
     place = pick_device(device)
@@ -82,7 +83,7 @@ def load_base(
                 **trusted,
                 **model_kwargs,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise BaseNotFoundError(f"base {base!r} can't be loaded as a model: {first_line(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, **trusted)

@@ -1,5 +1,7 @@
 """The two traps of bitsandbytes: quantized heads, and the CPU path that repacks weights."""
 
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -137,7 +139,11 @@ def test_an_unknown_kind():
         quantization_config("q4", torch.float32)
 
 
-def test_a_folder_that_is_no_model(tmp_path):
+def test_a_folder_that_is_no_model(bases, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BaseNotFoundError, match="can't be loaded as a model"):
         load_base(str(tmp_path))
+    half = shutil.copytree(bases("bert"), tmp_path / "half")
+    (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:3000])
+    with pytest.raises(BaseNotFoundError, match=r"can't be loaded as a model: .*header"):
+        load_base(str(half))

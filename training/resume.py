@@ -110,6 +110,8 @@ def check_same(
     others = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now[name]]
     if others:
         reporter.note(f"begun with other versions, so the result may differ a little: {', '.join(others)}")
+    if run.checkpoint is None and not run.parts.is_dir():
+        reporter.note(f"{run.folder} has no whole checkpoint, so the run begins at its first step")
 
 
 def check_base(run: Unfinished, base: BaseIdentity) -> None:

@@ -319,6 +319,16 @@ def test_a_damaged_checkpoint_does_not_count(stopped, whole, registry):
     assert train(recipe, registry, resume=True).digest == whole
 
 
+def test_without_a_whole_checkpoint_a_run_begins_anew_and_says_so(stopped, registry):
+    run, recipe = stopped
+    for path in run.checkpoints.glob("*/optimizer.pt"):
+        path.unlink()
+    reporter = Signal("loading the base")
+    with pytest.raises(InterruptedRunError, match="no files are left"):
+        train(recipe, registry, reporter, resume=True)
+    assert f"{run.folder} has no whole checkpoint, so the run begins at its first step" in reporter.notices
+
+
 def test_one_process_at_a_time(stopped, registry):
     run, recipe = stopped
     run.claim()

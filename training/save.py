@@ -81,11 +81,11 @@ def output_folder(recipe: Recipe | PretrainRecipe) -> Path:
     first = RUNS / f"{recipe.name}-{stamp}"
     candidates = [first, *(first.with_name(f"{first.name}-{count}") for count in range(2, 1000))]
     with writing(first):
-        return next(folder for folder in candidates if _taken(folder))
+        return next(folder for folder in candidates if _take(folder))
 
 
-def _taken(folder: Path) -> bool:
-    """Has this process taken a folder that neither a finished run has nor another process?"""
+def _take(folder: Path) -> bool:
+    """Take a folder for this process; False where a finished run or another process has it."""
     if folder.exists():
         return False
     try:

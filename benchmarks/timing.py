@@ -62,11 +62,13 @@ def environment() -> str:
 
     import peft
     import transformers
+    from lorary.adapters.kernel.mixed_rows import kernel
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return (
         f"{device}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, peft {peft.__version__}"
+        f"transformers {transformers.__version__}, peft {peft.__version__}; "
+        f"float32 products of adapters on the CPU: {'by PyTorch' if kernel() is None else 'in C'}"
     )
 
 

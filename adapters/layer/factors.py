@@ -67,7 +67,7 @@ def update(
     if grad or not out.is_contiguous():
         out = out.clone(memory_format=torch.contiguous_format)  # autograd may need what the module returned
     if factors.gain is not None:
-        out.addcmul_(out, _for_rows(factors.gain, out))
+        out.addcmul_(out, for_rows(factors.gain, out))
     if groups is not None and groups.take is not None:
         groups.spread(torch.bmm(hidden, b).to(out), out)
     elif out.dtype is not b.dtype or out.device != b.device:
@@ -77,11 +77,11 @@ def update(
     else:
         out.view(hidden.shape[0], -1, out.shape[-1]).baddbmm_(hidden, b)
     if factors.bias is not None:
-        out += _for_rows(factors.bias, out)
+        out += for_rows(factors.bias, out)
     return out
 
 
-def _for_rows(vectors: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def for_rows(vectors: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """One vector [outputs] for all rows as it is, vectors [rows, outputs] shaped to go with ``out`` [rows, ...]."""
     vectors = vectors.to(out)
     return vectors if vectors.ndim == 1 else vectors.view(len(vectors), *[1] * (out.ndim - 2), vectors.shape[-1])

@@ -49,7 +49,7 @@ class TracedSite:
             hidden = view.a[rows.view(-1, *[1] * (x.ndim - 1)), x].view(len(rows), -1, view.a.shape[-1])
         else:
             hidden = torch.bmm(x.to(view.a.dtype).view(len(rows), -1, x.shape[-1]), view.a[rows])
-        delta = torch.bmm(hidden, view.b[rows].mT)
+        delta = torch.bmm(hidden, view.b[rows])
         if view.gain is not None:
             delta = delta + (out.view(delta.shape) * view.gain[rows].unsqueeze(1))
         if view.bias is not None:

@@ -1,8 +1,9 @@
 """The low-rank products of a call: what each row's adapter adds to what a wrapped module returns (Hu et al. 2021).
 
-A call of one adapter reads the arena as it is. A call of several copies the factors of its own adapters together,
-once, and its later passes (generation makes one for every token) read those. Modules that are given the same input, as
-queries, keys and values are, share one product with A.
+On a CPU with a C compiler they are made in C (:mod:`lorary.adapters.kernel`); what follows is for all else. A call of
+one adapter reads the arena as it is. A call of several copies the factors of its own adapters together, once, and its
+later passes (generation makes one for every token) read those. Modules that are given the same input, as queries, keys
+and values are, share one product with A.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lorary.adapters.kernel.mixed_rows import MixedRows, kernel
 from lorary.adapters.layer.bank import Bank
 from lorary.adapters.layer.factors import Factors, Family, look_up, project, stack, update
 from lorary.adapters.layer.rows import RowGroups, group_rows_by_slot, groups_for, put_into_groups
@@ -63,6 +65,8 @@ class Products:
         self._one = self._slots[0] if bank is None and len(set(self._slots)) == 1 else None
         self._rank_at = rank_at if bank is None else bank.rank_at
         self._kept = bank
+        found, alike = kernel(), self._one is not None
+        self._in_c = found and MixedRows(found, arena, self._rank_at, self.slots_of, self._note, alike)
         self._groups: dict[tuple[int, torch.device], RowGroups] = {}
         self._banks: dict[int, Bank] = {}
         self._sites: dict[tuple[str, int], _Site | None] = {}
@@ -75,6 +79,8 @@ class Products:
 
         This runs once for every adapted module of every pass, so on small models its own steps are what counts.
         """
+        if self._in_c is not None and self._in_c.add(path, x, out):
+            return out
         key = (path, 0 if self._one is not None else x.shape[0])
         try:
             site = self._sites[key]
@@ -99,23 +105,10 @@ class Products:
         return update(out, made.hidden[path], site.factors, site.groups, grad)
 
     def groups(self, rows: int, device: torch.device) -> RowGroups:
-        """The groups of a layer's ``rows`` in a call with several adapters.
-
-        Beam search and several answers per prompt repeat each row; layers that see flattened tokens see each row's
-        tokens one after the other. In both, a layer's rows are a multiple of the call's, in the same order.
-
-        Raises:
-            RoutingError: the layer's rows aren't such a multiple.
-        """
+        """The groups of a layer's ``rows`` in a call with several adapters; raises as :meth:`slots_of` does."""
         found = self._groups.get((rows, device))
         if found is None:
-            repeats, rest = divmod(rows, len(self._slots))
-            if rest or repeats == 0:
-                raise RoutingError(
-                    f"a layer sees {rows} rows in a call of {len(self._slots)} with several adapters, so the rows "
-                    "can't be told apart; pass the rows of one adapter at a time"
-                )
-            slots = [slot for slot in self._slots for _ in range(repeats)]
+            slots = self.slots_of(rows)
             if self._kept is None:
                 found = group_rows_by_slot(slots, device)
             else:
@@ -123,8 +116,27 @@ class Products:
             self._groups[rows, device] = found
         return found
 
+    def slots_of(self, rows: int) -> list[int]:
+        """The slot of each of a layer's ``rows``.
+
+        Beam search and several answers per prompt repeat each row; layers that see flattened tokens see each row's
+        tokens one after the other. In both, a layer's rows are a multiple of the call's, in the same order.
+
+        Raises:
+            RoutingError: the layer's rows aren't such a multiple, in a call with several adapters.
+        """
+        if self._one is not None:
+            return [self._one] * rows
+        repeats, rest = divmod(rows, len(self._slots))
+        if rest or repeats == 0:
+            raise RoutingError(
+                f"a layer sees {rows} rows in a call of {len(self._slots)} with several adapters, so the rows "
+                "can't be told apart; pass the rows of one adapter at a time"
+            )
+        return [slot for slot in self._slots for _ in range(repeats)]
+
     def row_slots(self, rows: int, device: torch.device) -> torch.Tensor:
-        """The slot of each of a layer's ``rows``: [rows], on ``device``. Raises as :meth:`groups` does."""
+        """The slot of each of a layer's ``rows``: [rows], on ``device``. Raises as :meth:`slots_of` does."""
         if self._one is not None:
             return torch.full((rows,), self._one, device=device)
         return self.groups(rows, device).row_slots
@@ -190,7 +202,7 @@ class Products:
         """What a call with one adapter reads: its part of the arena."""
         view, rank, slot = self._arena.views[path], self._rank_at(path), self._slots[0]
         vectors = None if view.bias is None else view.bias[slot], None if view.gain is None else view.gain[slot]
-        return Factors(view.a[slot, :, :rank], view.b[slot, :, :rank].mT, *vectors, view.embedding)
+        return Factors(view.a[slot, :, :rank], view.b[slot, :rank], *vectors, view.embedding)
 
     def _for_rows(self, path: str, factors: Factors, groups: RowGroups | None) -> Factors:
         """Factors of groups, with the bias and the gain of each row."""

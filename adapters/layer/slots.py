@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorary.adapters.base.modules import LinearShape
+from lorary.adapters.layer.pages import zeros
 
 if TYPE_CHECKING:
+    from lorary.adapters.kernel.mixed_rows import Site
     from lorary.adapters.tiers.blocks import Block
 
 
@@ -84,9 +86,9 @@ class LowRank:
 class SiteView:
     """One site's part of every slot, as views into the arena at fixed addresses.
 
-    ``a`` is [slots, inputs, rank], ``b`` [slots, outputs, rank], ``bias`` and ``gain`` [slots, outputs]. ``a`` is
-    transposed against PEFT's: batched products on CPUs read it twice as fast so, and an adapter of smaller rank is the
-    leading columns of both. ``b`` carries the scale. ``embedding``: the inputs are ids.
+    ``a`` is [slots, inputs, rank], ``b`` [slots, rank, outputs], ``bias`` and ``gain`` [slots, outputs]. The factors
+    are transposed against PEFT's: products on CPUs read them faster so. ``b`` carries the scale. ``embedding``: the
+    inputs are ids.
     """
 
     a: torch.Tensor
@@ -132,7 +134,7 @@ class Layout:
         for path, spec in self.sites.items():
             if spec.device == device:
                 outputs = spec.shape.outputs
-                a, b = take(spec.shape.inputs, self.rank), take(outputs, self.rank)
+                a, b = take(spec.shape.inputs, self.rank), take(self.rank, outputs)
                 vectors = take(outputs) if spec.bias else None, take(outputs) if spec.gain else None
                 yield path, SiteView(a, b, *vectors, spec.shape.embedding)
 
@@ -150,11 +152,11 @@ class Arena:
         self.home = home
         self.layout = layout = Layout(dict(sites), rank, dtype)
         self.slots = slots
+        self.sites_in_c: dict[tuple[str, int], Site | None] = {}  # as the kernel reads them, by path and rank
         self.same_input: dict[str, list[str]] = {}  # sites that calls were seen to give the same tensor, by site
         with torch.inference_mode(False):  # whose tensors couldn't be written to outside of it
             self.buffers = {
-                device: torch.zeros(slots + 1, layout.numel_on(device), dtype=dtype, device=device)
-                for device in layout.devices
+                device: zeros(slots + 1, layout.numel_on(device), dtype, device) for device in layout.devices
             }
         self.views = {path: view for device in self.buffers for path, view in layout.cut(device, self.buffers[device])}
 
@@ -181,5 +183,5 @@ class Arena:
         def copy(part: torch.Tensor | None) -> torch.Tensor | None:
             return None if part is None else part[slot].float().cpu()
 
-        a, b = view.a[slot, :, :rank].float().cpu().T, view.b[slot, :, :rank].float().cpu()
+        a, b = view.a[slot, :, :rank].float().cpu().T, view.b[slot, :rank].float().cpu().T
         return LowRank(a, b, copy(view.bias), 1.0, copy(view.gain))

@@ -36,7 +36,7 @@ def pack(layout: Layout, weights: Mapping[str, LowRank]) -> Block:
                 continue
             site = weights[path]
             view.a[0, :, : site.rank] = site.a.T
-            view.b[0, :, : site.rank] = site.b.to(torch.float32) * site.scale
+            view.b[0, : site.rank] = site.b.T.to(torch.float32) * site.scale
             if view.bias is not None and site.bias is not None:
                 view.bias[0] = site.bias.to(torch.float32) * site.scale
             if view.gain is not None and site.gain is not None:
@@ -83,7 +83,7 @@ def _carry_over(
         for path, held in old.cut(device, flat):
             place = places[path]
             place.a[:, :, : old.rank] = held.a
-            place.b[:, :, : old.rank] = held.b
+            place.b[:, : old.rank] = held.b
             for mine, theirs in ((place.bias, held.bias), (place.gain, held.gain)):
                 if mine is not None and theirs is not None:
                     mine.copy_(theirs)

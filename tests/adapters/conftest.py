@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
+from lorary.adapters.kernel.mixed_rows import kernel
+from lorary.adapters.layer import products
 from tiny import make_adapter, make_base
 
 KINDS = {
@@ -23,6 +25,25 @@ KINDS = {
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def with_c():
+    """Products are made in C where they can be."""
+    if kernel() is None:
+        pytest.skip("no C code for mixed rows here: it takes Linux, gcc, and a processor with AVX2")
+
+
+@pytest.fixture
+def without_c(monkeypatch):
+    """Products are made by PyTorch alone."""
+    monkeypatch.setattr(products, "kernel", lambda: None)
+
+
+@pytest.fixture(params=["in C", "by PyTorch"])
+def way(request):
+    """Both ways in which products are made."""
+    request.getfixturevalue("with_c" if request.param == "in C" else "without_c")
 
 
 @pytest.fixture(scope="session")

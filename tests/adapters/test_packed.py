@@ -63,7 +63,7 @@ def test_one_adapter_for_all_sequences(backbone):
         assert torch.equal(model(**packed_inputs()).logits, one)
 
 
-def test_factors_are_copied_once_for_many_passes(backbone):
+def test_factors_are_copied_once_for_many_passes(backbone, without_c):
     with torch.no_grad(), backbone.using(["small", "large", None, "dora"], lengths=LENGTHS) as model:
         model(**packed_inputs())
         routing = object.__getattribute__(model, "_routing")

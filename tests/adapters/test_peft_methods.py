@@ -227,7 +227,7 @@ def test_a_swap_between_methods_and_slots(bases, tmp_path):
     own = make_method(bases("llama"), tmp_path / "own", "IA3", task="text-generation")
     backbone.load(slot, "a")
     in_slots = backbone.logits([[7, 8]], "a")[0]
-    with backbone.using("a") as model:
+    with torch.no_grad(), backbone.using("a") as model:
         backbone.swap("a", own)
         assert torch.equal(model(input_ids=torch.tensor([[7, 8]])).logits[0], in_slots)
     through_peft = backbone.logits([[7, 8]], "a")[0]

@@ -16,6 +16,8 @@ from lorary.adapters.layer.step_cache import StepCache
 from lorary.adapters.tiers.blocks import pack
 from tiny import make_adapter
 
+pytestmark = pytest.mark.usefixtures("way")
+
 CPU = torch.device("cpu")
 RANKS = {1: 4, 2: 2, 3: 4, 4: 1}
 SITES = {"q": (6, 8), "k": (6, 4), "o": (8, 6)}
@@ -77,7 +79,7 @@ def test_each_row_gets_its_own_product_in_every_pass(arena, slots, kept, monkeyp
                     torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
 
 
-def test_sites_that_share_an_input_share_a_product(arena, monkeypatch):
+def test_sites_that_share_an_input_share_a_product(arena, monkeypatch, without_c):
     made = []
     project = products.project
     monkeypatch.setattr(products, "project", lambda x, a, groups: made.append(a.shape) or project(x, a, groups))

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from lorary.hub.errors import UsageError
+from lorary.hub.files.user_cache import cache_folder
 
 Record = dict[str, Any]
 
@@ -61,8 +62,8 @@ class TokenCache:
             raise UsageError(f"LORARY_TOKEN_CACHE_GB={limit!r}: expected a number of gigabytes, such as 4") from error
         if place.lower() == "off" or most <= 0:
             return None
-        own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorary" / "tokens"
-        return cls(Path(place).expanduser() if place else own, most, note)
+        folder = Path(place).expanduser() if place else cache_folder("tokens")
+        return None if folder is None else cls(folder, most, note)
 
     @staticmethod
     def key(settings: Mapping[str, Any], tokenizer: Any) -> str | None:

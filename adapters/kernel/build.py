@@ -1,0 +1,100 @@
+"""The kernel's library: compiled once per user and kind of processor, and kept in the user's cache.
+
+Nothing depends on it. Where it can't be made (no gcc, another system or processor, no place to write), mixed rows go
+through PyTorch's products, which the tests hold it against.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from lorary.hub.files.user_cache import cache_folder
+
+SWITCH = "LORARY_KERNEL"  # `off`: never compile, never load
+_SOURCE = Path(__file__).with_name("mixed_rows.c")
+_SECONDS = 60
+# Tuned for kinds of processors, since by default gcc splits loads in two; not -march=native, since a home folder may
+# be shared by machines of several kinds.
+_PROCESSORS = {
+    "AVX2": ("-march=haswell", "-mtune=icelake-server"),
+    "AVX512": ("-march=haswell", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
+}
+_FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-Wl,-z,defs")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loaded library; None where there is none to be had, or ``LORARY_KERNEL=off`` says that none is wanted."""
+    openmp = _openmp()
+    flags = _PROCESSORS.get(torch.backends.cpu.get_cpu_capability())
+    if os.environ.get(SWITCH, "").lower() == "off" or sys.platform != "linux" or flags is None or openmp is None:
+        return None
+    command = (*_FLAGS, *flags, str(_SOURCE), str(openmp))
+    key = hashlib.sha256(_SOURCE.read_bytes() + repr(command).encode()).hexdigest()[:16]
+    folder = cache_folder("kernels")
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return _kept(folder / f"mixed_rows-{key}.so", command)
+    except OSError:
+        pass  # a home that can't be written to, or is full
+    with tempfile.TemporaryDirectory() as place:
+        return _made(Path(place) / "mixed_rows.so", command)
+
+
+def _openmp() -> Path | None:
+    """The library of threads that PyTorch came with: a second one would have threads of its own beside the first's."""
+    return next(iter(sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))), None)
+
+
+def _kept(place: Path, command: tuple[str, ...]) -> ctypes.CDLL | None:
+    """The library at ``place``, where it is compiled first if it isn't there or can't be loaded."""
+    if place.is_file() and _only_ours(place):
+        try:
+            return ctypes.CDLL(str(place))
+        except OSError:
+            pass  # of another C library, or damaged
+    return _made(place, command)
+
+
+def _only_ours(file: Path) -> bool:
+    """Is it the user's own, and can nobody else write to it? What is loaded is run."""
+    held = file.stat()
+    return held.st_uid == os.getuid() and not held.st_mode & 0o022
+
+
+def _made(place: Path, command: tuple[str, ...]) -> ctypes.CDLL | None:
+    """Compile to ``place``, all at once for whoever else looks there, and load it; None where that fails.
+
+    Raises:
+        OSError: ``place`` can't be written.
+    """
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory(dir=place.parent) as name:
+        made = Path(name) / place.name
+        try:
+            subprocess.run(
+                [compiler, *command, "-o", str(made)],
+                check=True,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=_SECONDS,
+            )
+            made.chmod(0o700)
+            library = ctypes.CDLL(str(made))
+        except (subprocess.SubprocessError, OSError):
+            return None
+        made.replace(place)
+    return library

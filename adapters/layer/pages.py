@@ -1,0 +1,25 @@
+"""Memory for the stacked weights: in large pages, where the system has them."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import torch
+
+_LARGE = 2**21  # what a large page holds on x86-64
+
+
+def zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros [rows, columns], which take no memory on a CPU before they are written to.
+
+    A step of mixed rows reads every adapter once, and from pages of 4 kB a processor reads about a third more slowly
+    than from those of 2 MB, which Linux gives to whoever asks.
+    """
+    nbytes = rows * columns * dtype.itemsize
+    if device.type != "cpu" or nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(rows, columns, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(rows, columns)

@@ -1,0 +1,253 @@
+"""Mixed rows in C: the same numbers as PyTorch's, whatever the sizes; and how the code comes to be, or doesn't."""
+
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lorary.adapters.base.modules import LinearShape
+from lorary.adapters.kernel import build, mixed_rows
+from lorary.adapters.kernel.mixed_rows import MixedRows
+from lorary.adapters.layer import pages
+from lorary.adapters.layer.products import Products
+from lorary.adapters.layer.slots import Arena, LowRank, SiteSpec
+from lorary.adapters.tiers.blocks import pack
+
+pytestmark = pytest.mark.usefixtures("with_c")
+
+CPU = torch.device("cpu")
+SIZES = {"square": (32, 32), "odd": (7, 13), "wide": (40, 171), "narrow": (129, 5)}
+# A processor with AVX-512 runs code for AVX2 too.
+PROCESSORS = {"AVX512": ["AVX2", "AVX512"], "AVX2": ["AVX2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
+
+
+def make_arena(rank, *, width=None, slots=3, sizes=SIZES, **room):
+    """An arena of ``slots`` adapters of one rank, with room for ``width``."""
+    torch.manual_seed(rank)
+    sites = {path: SiteSpec(LinearShape(*shape), CPU, **room) for path, shape in sizes.items()}
+    arena = Arena(sites, rank=width or rank, slots=slots, dtype=torch.float32)
+    for slot in range(1, slots + 1):
+        weights = {
+            path: LowRank(torch.randn(rank, i), torch.randn(o, rank), None, 0.5) for path, (i, o) in sizes.items()
+        }
+        arena.place(slot, pack(arena.layout, weights))
+    return arena
+
+
+def expected(arena, path, slots, x, out, rank):
+    """What the formula gives, in double precision."""
+    rows = []
+    for slot, row, own in zip(slots, x.double(), out.double(), strict=True):
+        held = arena.read(slot, path, rank) if slot else None
+        rows.append(own if held is None else own + row @ held.a.double().T @ held.b.double().T)
+    return torch.stack(rows).float()
+
+
+def compiled_for(processor, folder, monkeypatch):
+    """The C function, compiled for a kind of processor."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return mixed_rows.function_of(build.library.__wrapped__())
+
+
+@pytest.fixture(scope="module", params=PROCESSORS)
+def function(request, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return compiled_for(request.param, tmp_path_factory.mktemp("cache"), monkeypatch)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("rank", "width"), [(1, 1), (3, 8), (4, 4), (8, 16), (12, 12), (16, 16), (23, 40), (64, 64), (112, 112)]
+)
+def test_every_size_gives_the_formulas_numbers(function, rank, width, threads):
+    arena = make_arena(rank, width=width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for slots in [(1,), (1, 2, 3), (0, 2, 0, 2), (3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 3, 2)]:
+            products = Products(arena, slots, lambda path: rank)
+            products._in_c = MixedRows(function, arena, lambda path: rank, products.slots_of, products._note, False)
+            for tokens in (1, 3, 9):
+                for path, (inputs, outputs) in SIZES.items():
+                    x, out = torch.randn(len(slots), tokens, inputs), torch.randn(len(slots), tokens, outputs)
+                    want = expected(arena, path, slots, x, out, rank)
+                    with torch.no_grad():
+                        assert products._in_c.add(path, x, out)
+                    torch.testing.assert_close(out, want, atol=1e-5 * rank, rtol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_it_is_the_way_that_products_go():
+    arena = make_arena(4)
+    for slots in [(1, 2), (1, 1)]:
+        products = Products(arena, slots, lambda path: 4)
+        with torch.no_grad():
+            products.add("odd", torch.randn(2, 7), torch.zeros(2, 13))
+        assert products._in_c is not None
+        assert not products._sites  # what the other way lays out
+
+
+def left_to_torch():
+    x = torch.randn(2, 3, 32)
+    out = torch.randn(2, 3, 32)
+    both = torch.randn(2, 3, 64)
+    yield "double", x.double(), out.double()
+    yield "an input of another kind", x.bfloat16(), out
+    yield "gaps in the input", both[..., :32], out
+    yield "gaps in the output", x, both[..., 32:].clone().transpose(0, 1).contiguous().transpose(0, 1)
+    yield "no rows", x[:0], out[:0]
+    yield "a subclass", x.as_subclass(torch.nn.Buffer), out
+    yield "its own input", (own := torch.randn(2, 3, 32)), own
+
+
+@pytest.mark.parametrize(("x", "out"), [pytest.param(x, out, id=name) for name, x, out in left_to_torch()])
+def test_what_is_left_to_pytorch(x, out):
+    products = Products(make_arena(4), (1,), lambda path: 4)
+    with torch.no_grad():
+        before = out.clone()
+        assert not products._in_c.add("square", x, out)
+        assert torch.equal(out, before)
+
+
+def test_rows_that_are_many_and_alike_and_few_that_are_large(monkeypatch):
+    arena = make_arena(4)
+    one, several = Products(arena, (1,), lambda path: 4), Products(arena, (1, 2), lambda path: 4)
+    monkeypatch.setattr(mixed_rows, "_MOST_ALIKE", 8)
+    monkeypatch.setattr(mixed_rows, "_ALONE", 4 * (32 + 32) - 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with torch.no_grad():
+        for products, rows, path, taken in [
+            (one, 8, "odd", True),
+            (one, 9, "odd", False),
+            (several, 10, "odd", True),
+            (one, 2, "square", False),
+            (several, 2, "square", True),
+        ]:
+            inputs, outputs = SIZES[path]
+            x, out = torch.randn(rows, inputs), torch.zeros(rows, outputs)
+            assert products._in_c.add(path, x, out) is taken
+
+
+@pytest.mark.parametrize("trace", [partial(torch.jit.trace, check_trace=False), lambda layer, x: make_fx(layer)(x)])
+def test_who_traces_sees_the_product(trace):
+    products = Products(make_arena(4), (1,), lambda path: 4)
+    weight = torch.randn(13, 7)
+
+    def layer(x):
+        return products.add("odd", x, torch.nn.functional.linear(x, weight))
+
+    x, other = torch.randn(2, 1, 7), torch.randn(2, 1, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(trace(layer, x)(other), layer(other))
+
+
+def test_a_block_of_many_shapes_keeps_few_plans():
+    products = Products(make_arena(4), (1, 2), lambda path: 4)
+    with torch.no_grad():
+        for tokens in range(1, 100):
+            products.add("odd", torch.randn(2, tokens, 7), torch.zeros(2, tokens, 13))
+    assert len(products._in_c._plans) <= 16
+
+
+def test_threads_share_a_call():
+    arena = make_arena(8)
+    slots = (1, 2, 3, 0)
+    products = Products(arena, slots, lambda path: 8)
+    wrong = []
+
+    def run(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for tokens in range(1, 40):
+            x = torch.randn(4, tokens, 32, generator=generator)
+            with torch.no_grad():
+                out = products.add("square", x, torch.zeros(4, tokens, 32))
+            if not torch.allclose(out, expected(arena, "square", slots, x, torch.zeros(4, tokens, 32), 8), atol=1e-4):
+                wrong.append((seed, tokens))
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.fixture
+def compile_anew(monkeypatch, tmp_path):
+    """A function that looks for the library as a new process would, and the folder that it is kept in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return build.library.__wrapped__, tmp_path / "lorary" / "kernels"
+
+
+def test_it_is_compiled_once(compile_anew, monkeypatch):
+    library, folder = compile_anew
+    assert library() is not None
+    (kept,) = folder.iterdir()
+    assert kept.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    assert library() is not None
+
+
+@pytest.mark.parametrize("harm", [lambda kept: kept.write_bytes(b"\x7fELF"), lambda kept: kept.chmod(0o777)])
+def test_what_is_damaged_or_others_may_have_written_is_not_run(compile_anew, harm):
+    library, folder = compile_anew
+    library()
+    (kept,) = folder.iterdir()
+    whole = kept.read_bytes()
+    harm(kept)
+    assert library() is not None
+    assert kept.read_bytes() == whole
+    assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_a_home_that_is_no_folder(compile_anew):
+    library, folder = compile_anew
+    folder.parent.mkdir()
+    folder.write_text("a file where the folder should be")
+    assert library() is not None
+    assert folder.read_text() == "a file where the folder should be"
+
+
+def test_nothing_is_compiled_where_it_cannot_be_or_is_not_wanted(compile_anew, monkeypatch, tmp_path):
+    library, folder = compile_anew
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(tmp_path))  # no compiler
+        assert library() is None
+    broken = tmp_path / "gcc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    with monkeypatch.context() as without:
+        without.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        assert library() is None
+    with monkeypatch.context() as without:
+        without.setattr(sys, "platform", "darwin")
+        assert library() is None
+    monkeypatch.setenv("LORARY_KERNEL", "off")
+    assert library() is None
+    assert not list(folder.glob("*"))
+
+
+def test_large_pages_are_memory_like_any_other():
+    held = pages.zeros(3, 2**20, torch.float32, CPU)
+    assert held.shape == (3, 2**20)
+    assert not held.any()
+    held[1] = 1
+    child = os.fork()
+    if child == 0:
+        held[1] = 2  # its own copy
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert held.sum() == 2**20
+    assert pages.zeros(1, 0, torch.bfloat16, CPU).shape == (1, 0)
+
+
+def test_the_source_is_installed():
+    assert Path(build._SOURCE).is_file()

@@ -62,6 +62,7 @@ def environment() -> str:
 
     import peft
     import transformers
+
     from lorary.adapters.kernel.mixed_rows import kernel
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

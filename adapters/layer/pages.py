@@ -17,9 +17,9 @@ def zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> 
     than from those of 2 MB, which Linux gives to whoever asks.
     """
     nbytes = rows * columns * dtype.itemsize
-    if device.type != "cpu" or nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(rows, columns, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a system built without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(rows, columns)
+    if device.type == "cpu" and nbytes >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system built without them, or one that is short of memory
+            memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            return torch.frombuffer(memory, dtype=dtype).view(rows, columns)
+    return torch.zeros(rows, columns, dtype=dtype, device=device)

@@ -249,5 +249,10 @@ def test_large_pages_are_memory_like_any_other():
     assert pages.zeros(1, 0, torch.bfloat16, CPU).shape == (1, 0)
 
 
+def test_without_large_pages_there_is_memory_too(monkeypatch):
+    monkeypatch.setattr(pages.mmap, "MADV_HUGEPAGE", 12345)
+    assert not pages.zeros(3, 2**20, torch.float32, CPU).any()
+
+
 def test_the_source_is_installed():
     assert Path(build._SOURCE).is_file()

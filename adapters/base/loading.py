@@ -60,6 +60,8 @@ def load_base(
         UsageError: an unknown device, dtype or quantization, or devices that don't hold all of it.
         BaseNotFoundError: no such folder or id, not a model that transformers can load, or a tokenizer that is broken.
     """
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
@@ -85,6 +87,12 @@ def load_base(
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseNotFoundError(f"base {base!r} can't be loaded as a model: {first_line(error)}") from error
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):  # its only mark
+            raise
+        raise BaseNotFoundError(
+            f"base {base!r} can't be loaded as a model: its pickled weights are cut off or damaged; fetch them again"
+        ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, **trusted)
     except (OSError, ValueError):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from lorary.adapters.base.loading import load_base
 from lorary.adapters.base.quantization import QUANTIZATIONS, guard_cpu, quantization_config, quantization_of
@@ -147,3 +148,16 @@ def test_a_folder_that_is_no_model(bases, tmp_path):
     (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:3000])
     with pytest.raises(BaseNotFoundError, match=r"can't be loaded as a model: .*header"):
         load_base(str(half))
+
+
+def test_pickled_weights_that_are_cut_off(bases, tmp_path):
+    base = shutil.copytree(bases("bert"), tmp_path / "base")
+    file = base / "pytorch_model.bin"
+    torch.save(load_file(base / "model.safetensors"), file)
+    (base / "model.safetensors").unlink()
+    load_base(str(base))
+    whole = file.read_bytes()
+    for broken in (b"", whole[:10], whole[:-30], b"garbage" * 100):
+        file.write_bytes(broken)
+        with pytest.raises(BaseNotFoundError, match="are cut off or damaged"):
+            load_base(str(base))

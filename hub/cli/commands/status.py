@@ -31,7 +31,7 @@ def command(
 
     found = status(open_registry(registry), name, watch=tell)
     if as_json:
-        print_json([{**asdict(one), "relation": one.relation} for one in found])
+        print_json([{**asdict(one), "state": one.relation} for one in found])
     elif found:
         rows = [
             {

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -40,16 +41,16 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH, "").lower() == "off" or sys.platform != "linux" or flags is None or openmp is None:
         return None
     command = (*_FLAGS, *flags, str(_SOURCE), str(openmp))
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr(command).encode()).hexdigest()[:16]
-    folder = cache_folder("kernels")
-    try:
+    with suppress(OSError):  # a home that can't be written to, or is full
+        folder = cache_folder("kernels")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _kept(folder / f"mixed_rows-{key}.so", command)
-    except OSError:
-        pass  # a home that can't be written to, or is full
-    with tempfile.TemporaryDirectory() as place:
+            if _only_ours(folder):
+                key = hashlib.sha256(_SOURCE.read_bytes() + repr(command).encode()).hexdigest()[:16]
+                return _kept(folder / f"mixed_rows-{key}.so", command)
+    with suppress(OSError), _folder() as place:  # nor anything else
         return _made(Path(place) / "mixed_rows.so", command)
+    return None
 
 
 def _openmp() -> Path | None:
@@ -59,18 +60,30 @@ def _openmp() -> Path | None:
 
 def _kept(place: Path, command: tuple[str, ...]) -> ctypes.CDLL | None:
     """The library at ``place``, where it is compiled first if it isn't there or can't be loaded."""
-    if place.is_file() and _only_ours(place):
+    if place.is_file() and _only_ours(place) and _is_whole(place):
         try:
             return ctypes.CDLL(str(place))
         except OSError:
-            pass  # of another C library, or damaged
+            pass  # of another C library
     return _made(place, command)
 
 
-def _only_ours(file: Path) -> bool:
-    """Is it the user's own, and can nobody else write to it? What is loaded is run."""
-    held = file.stat()
+def _only_ours(place: Path) -> bool:
+    """Is a file or folder the user's own, and can nobody else write to it? What is loaded is run."""
+    held = place.stat()
     return held.st_uid == os.getuid() and not held.st_mode & 0o022
+
+
+def _seal(file: Path) -> None:
+    """Put a digest of the file behind it, where nobody who loads it looks."""
+    with file.open("ab") as end:
+        end.write(hashlib.sha256(file.read_bytes()).digest())
+
+
+def _is_whole(file: Path) -> bool:
+    """Is it as it was sealed? A library that was cut off, by a full disk or a crash, would end the process."""
+    held, size = file.read_bytes(), hashlib.sha256().digest_size
+    return held[-size:] == hashlib.sha256(held[:-size]).digest()
 
 
 def _made(place: Path, command: tuple[str, ...]) -> ctypes.CDLL | None:
@@ -79,10 +92,12 @@ def _made(place: Path, command: tuple[str, ...]) -> ctypes.CDLL | None:
     Raises:
         OSError: ``place`` can't be written.
     """
-    compiler = shutil.which("gcc") or shutil.which("cc")
+    # Nothing is run that lies in the current folder, whatever PATH says, nor do compilers find their tools there.
+    path = os.pathsep.join(filter(os.path.isabs, os.environ.get("PATH", os.defpath).split(os.pathsep)))
+    compiler = shutil.which("gcc", path=path) or shutil.which("cc", path=path)
     if compiler is None:
         return None
-    with tempfile.TemporaryDirectory(dir=place.parent) as name:
+    with _folder(place.parent) as name:
         made = Path(name) / place.name
         try:
             subprocess.run(
@@ -91,10 +106,17 @@ def _made(place: Path, command: tuple[str, ...]) -> ctypes.CDLL | None:
                 capture_output=True,
                 stdin=subprocess.DEVNULL,
                 timeout=_SECONDS,
+                env={**os.environ, "PATH": path},
             )
+            _seal(made)
             made.chmod(0o700)
             library = ctypes.CDLL(str(made))
         except (subprocess.SubprocessError, OSError):
             return None
         made.replace(place)
     return library
+
+
+def _folder(parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:
+    """A folder for a while; parts of a compiler that was given up may still write to it when it is removed."""
+    return tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from lorary.adapters.layer import pages
 from lorary.adapters.layer.products import Products
 from lorary.adapters.layer.slots import Arena, LowRank, SiteSpec
 from lorary.adapters.tiers.blocks import pack
+from lorary.hub.files.user_cache import cache_folder
 
 pytestmark = pytest.mark.usefixtures("with_c")
 
@@ -196,7 +198,21 @@ def test_it_is_compiled_once(compile_anew, monkeypatch):
     assert library() is not None
 
 
-@pytest.mark.parametrize("harm", [lambda kept: kept.write_bytes(b"\x7fELF"), lambda kept: kept.chmod(0o777)])
+def cut_off(kept):
+    """As a copy onto a full disk is: loading it would end the process."""
+    os.truncate(kept, kept.stat().st_size // 2)
+
+
+def hole(kept):
+    """As a file that was written just before the power went."""
+    size = kept.stat().st_size
+    os.truncate(kept, size // 2)
+    os.truncate(kept, size)
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda kept: kept.write_bytes(b"\x7fELF"), lambda kept: kept.chmod(0o777), cut_off, hole]
+)
 def test_what_is_damaged_or_others_may_have_written_is_not_run(compile_anew, harm):
     library, folder = compile_anew
     library()
@@ -214,6 +230,36 @@ def test_a_home_that_is_no_folder(compile_anew):
     folder.write_text("a file where the folder should be")
     assert library() is not None
     assert folder.read_text() == "a file where the folder should be"
+
+
+def test_a_folder_that_others_may_write_to(compile_anew):
+    library, folder = compile_anew
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert library() is not None
+    assert not list(folder.iterdir())
+
+
+def test_what_lies_in_the_current_folder_is_not_run(compile_anew, monkeypatch, tmp_path):
+    library, _ = compile_anew
+    for tool in ("gcc", "as", "ld"):
+        (tmp_path / tool).write_text("#!/bin/sh\ntouch run\nexit 1\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f".::{os.environ['PATH']}")
+    assert library() is not None
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert cache_folder("kernels").is_absolute()
+
+
+@pytest.mark.parametrize("source", [build._SOURCE, Path("/nothing/mixed_rows.c")])
+def test_no_place_to_write_and_no_source(source, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "_SOURCE", source)
+    for home in (tmp_path, "/proc/nothing"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+        monkeypatch.setattr(tempfile, "tempdir", "/proc/nothing")
+        assert (build.library.__wrapped__() is not None) is (home is tmp_path and source.exists())
 
 
 def test_nothing_is_compiled_where_it_cannot_be_or_is_not_wanted(compile_anew, monkeypatch, tmp_path):

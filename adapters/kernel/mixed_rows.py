@@ -8,7 +8,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from lorary.adapters.kernel.build import library
 from lorary.adapters.layer.factors import for_rows
@@ -133,7 +135,7 @@ class MixedRows:
         """Add each row's product for ``x`` [rows, ..., inputs] to ``out`` [rows, ..., outputs], in place.
 
         False, and nothing done, for what is left to PyTorch: other numbers than float32, embeddings, few rows of large
-        adapters, and calls that autograd or somebody who traces would have to see.
+        adapters, and calls that autograd or somebody who traces or transforms would have to see.
         """
         try:
             site = self._sites[path]
@@ -141,14 +143,18 @@ class MixedRows:
             site = self._sites[path] = self._open(path, x)
         if site is _NOTHING:
             return True
-        if site is None or not _takes(x, out) or x.shape[-1] != site.inputs:
+        if site is None or not _takes(x, out):
             return False
-        vectors = x.numel() // site.inputs
-        if not vectors or out.numel() != vectors * site.outputs or (self._alike and vectors > _MOST_ALIKE):
+        shape, size, added = x.shape, x.numel(), out.numel()
+        vectors = size // site.inputs
+        if len(shape) < 2 or len(shape) != out.ndim or shape[-1] != site.inputs or added != vectors * site.outputs:
             return False
-        plan = self._plans.get((x.shape[0], vectors)) or self._plan(x.shape[0], vectors)
+        if not vectors or (self._alike and vectors > _MOST_ALIKE):
+            return False
+        plan = self._plans.get((shape[0], vectors)) or self._plan(shape[0], vectors)
         threads, read, written = torch.get_num_threads(), x.data_ptr(), out.data_ptr()
-        if read == written or (plan.blocks < threads and site.numbers > _ALONE):
+        apart = read and written and (read + 4 * size <= written or written + 4 * added <= read)
+        if not apart or (plan.blocks < threads and site.numbers > _ALONE):
             return False
         view = site.view
         if view.gain is not None:
@@ -159,7 +165,7 @@ class MixedRows:
         return True
 
     def _plan(self, rows: int, vectors: int) -> Plan:
-        if len(self._plans) == _PLANS:  # a long block of calls with prompts of every length
+        if len(self._plans) >= _PLANS:  # a long block of calls with prompts of every length
             self._plans.clear()
         plan = self._plans[rows, vectors] = Plan.of(self._slots_of(rows), vectors // rows)
         return plan
@@ -180,10 +186,18 @@ def _takes(x: torch.Tensor, out: torch.Tensor) -> bool:
         _plain(x)
         and _plain(out)
         and not torch.is_grad_enabled()
-        and not is_in_torch_dispatch_mode()
+        and forward_ad._current_level < 0  # whose tangents no_grad leaves alone
+        and peek_interpreter_stack() is None  # torch.func
+        and not _len_torch_dispatch_stack()
         and not torch.jit.is_tracing()
     )
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    return type(tensor) is torch.Tensor and tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous()
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorary.adapters.base.modules import LinearShape
 from lorary.adapters.kernel import build, mixed_rows
@@ -108,6 +110,13 @@ def left_to_torch():
     yield "no rows", x[:0], out[:0]
     yield "a subclass", x.as_subclass(torch.nn.Buffer), out
     yield "its own input", (own := torch.randn(2, 3, 32)), own
+    held = torch.randn(10, 32)
+    yield "a part of its own input", held[:6].view(2, 3, 32), held[1:7].view(2, 3, 32)
+    yield "one vector", torch.randn(32), torch.randn(32)
+    yield "an output of another shape", x, out.flatten(0, 1)
+    yield "an input that is to be negated", torch._neg_view(x), out
+    yield "an output that is to be negated", x, torch._neg_view(out)
+    yield "zeros without memory", torch._efficientzerotensor((2, 3, 32)), out
 
 
 @pytest.mark.parametrize(("x", "out"), [pytest.param(x, out, id=name) for name, x, out in left_to_torch()])
@@ -151,8 +160,64 @@ def test_who_traces_sees_the_product(trace):
         torch.testing.assert_close(trace(layer, x)(other), layer(other))
 
 
+def two_rows(layer):
+    return torch.vmap(layer)(torch.ones(3, 2, 7))
+
+
+def tangent(layer):
+    return torch.func.jvp(layer, (torch.ones(2, 7),), (torch.ones(2, 7),))[1]
+
+
+def dual(layer):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(layer(forward_ad.make_dual(torch.ones(2, 7), torch.ones(2, 7)))).tangent
+
+
+@pytest.mark.parametrize("transform", [two_rows, tangent, dual])
+def test_who_transforms_gets_what_pytorch_gives(transform):
+    arena, weight, made = make_arena(4), torch.randn(13, 7), []
+    for in_c in (True, False):
+        products = Products(arena, (1,), lambda path: 4)
+        products._in_c = products._in_c if in_c else None
+        with torch.no_grad():
+            made.append(
+                transform(lambda x, products=products: products.add("odd", x, torch.nn.functional.linear(x, weight)))
+            )
+    torch.testing.assert_close(*made)
+
+
+def test_modes_of_two_threads_that_end_in_the_order_they_began():
+    """PyTorch's own note of them is one for all threads, and wrong by then."""
+    entered, left, seen = threading.Event(), threading.Event(), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **kwargs or {})
+
+    def other():
+        with Watch():
+            entered.set()
+            left.wait()
+
+    products = Products(make_arena(4), (1,), lambda path: 4)
+    x, out = torch.randn(2, 7), torch.randn(2, 13)
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait()
+    with torch.no_grad():
+        with Watch():
+            left.set()
+            thread.join()
+            seen.clear()
+            products.add("odd", x, out)
+        assert torch.ops.aten.addmm_.default in seen
+        assert products._in_c.add("odd", x, out)
+
+
 def test_a_block_of_many_shapes_keeps_few_plans():
     products = Products(make_arena(4), (1, 2), lambda path: 4)
+    products._in_c._plans = {(rows, rows): mixed_rows.Plan() for rows in range(1000, 1017)}  # as threads may leave them
     with torch.no_grad():
         for tokens in range(1, 100):
             products.add("odd", torch.randn(2, tokens, 7), torch.zeros(2, tokens, 13))

@@ -16,6 +16,7 @@ from lorary.adapters.kernel.build import library
 from lorary.adapters.layer.factors import for_rows
 
 if TYPE_CHECKING:
+    from lorary.adapters.layer.products import Products
     from lorary.adapters.layer.slots import Arena, SiteView
 
 BLOCK = 8  # as in the C code
@@ -108,31 +109,22 @@ class MixedRows:
         kernel: the C function.
         arena: the stacked weights.
         rank_at: the largest rank that the call's adapters have at a site, 0 where none acts.
-        slots_of: the slot of each of a layer's so many rows.
-        note: is told of each site's first input, as it would be if PyTorch made the product.
         alike: have all rows one slot?
     """
 
-    def __init__(
-        self,
-        kernel: Any,
-        arena: Arena,
-        rank_at: Callable[[str], int],
-        slots_of: Callable[[int], Sequence[int]],
-        note: Callable[[str, torch.Tensor], None],
-        alike: bool,
-    ) -> None:
+    def __init__(self, kernel: Any, arena: Arena, rank_at: Callable[[str], int], alike: bool) -> None:
         self._kernel = kernel
         self._arena = arena
         self._rank_at = rank_at
-        self._slots_of = slots_of
-        self._note = note
         self._alike = alike
         self._sites: dict[str, Site | None] = {}
         self._plans: dict[tuple[int, int], Plan] = {}
 
-    def add(self, path: str, x: torch.Tensor, out: torch.Tensor) -> bool:
+    def add(self, call: Products, path: str, x: torch.Tensor, out: torch.Tensor) -> bool:
         """Add each row's product for ``x`` [rows, ..., inputs] to ``out`` [rows, ..., outputs], in place.
+
+        ``call`` knows the rows, and is told of each site's first input, as it would be if PyTorch made the product. It
+        isn't kept, since it keeps this: it, the arena and that input would stay until Python looks for garbage.
 
         False, and nothing done, for what is left to PyTorch: other numbers than float32, embeddings, few rows of large
         adapters, and calls that autograd or somebody who traces or transforms would have to see.
@@ -140,7 +132,7 @@ class MixedRows:
         try:
             site = self._sites[path]
         except KeyError:
-            site = self._sites[path] = self._open(path, x)
+            site = self._sites[path] = self._open(call, path, x)
         if site is _NOTHING:
             return True
         if site is None or not _takes(x, out):
@@ -151,7 +143,7 @@ class MixedRows:
             return False
         if not vectors or (self._alike and vectors > _MOST_ALIKE):
             return False
-        plan = self._plans.get((shape[0], vectors)) or self._plan(shape[0], vectors)
+        plan = self._plans.get((shape[0], vectors)) or self._plan(call, shape[0], vectors)
         threads, read, written = torch.get_num_threads(), x.data_ptr(), out.data_ptr()
         apart = read and written and (read + 4 * size <= written or written + 4 * added <= read)
         if not apart or (plan.blocks < threads and site.numbers > _ALONE):
@@ -164,17 +156,17 @@ class MixedRows:
             out += for_rows(view.bias[plan.row_slots], out)
         return True
 
-    def _plan(self, rows: int, vectors: int) -> Plan:
+    def _plan(self, call: Products, rows: int, vectors: int) -> Plan:
         if len(self._plans) >= _PLANS:  # a long block of calls with prompts of every length
             self._plans.clear()
-        plan = self._plans[rows, vectors] = Plan.of(self._slots_of(rows), vectors // rows)
+        plan = self._plans[rows, vectors] = Plan.of(call.slots_of(rows), vectors // rows)
         return plan
 
-    def _open(self, path: str, x: torch.Tensor) -> Site | None:
+    def _open(self, call: Products, path: str, x: torch.Tensor) -> Site | None:
         rank = self._rank_at(path)
         if rank == 0:
             return _NOTHING
-        self._note(path, x)
+        call.note(path, x)
         known = self._arena.sites_in_c
         if (path, rank) not in known:
             known[path, rank] = Site.of(self._arena.views[path], rank)

@@ -66,7 +66,7 @@ class Products:
         self._rank_at = rank_at if bank is None else bank.rank_at
         self._kept = bank
         found, alike = kernel(), self._one is not None
-        self._in_c = found and MixedRows(found, arena, self._rank_at, self.slots_of, self._note, alike)
+        self._in_c = found and MixedRows(found, arena, self._rank_at, alike)
         self._groups: dict[tuple[int, torch.device], RowGroups] = {}
         self._banks: dict[int, Bank] = {}
         self._sites: dict[tuple[str, int], _Site | None] = {}
@@ -79,7 +79,7 @@ class Products:
 
         This runs once for every adapted module of every pass, so on small models its own steps are what counts.
         """
-        if self._in_c is not None and self._in_c.add(path, x, out):
+        if self._in_c is not None and self._in_c.add(self, path, x, out):
             return out
         key = (path, 0 if self._one is not None else x.shape[0])
         try:
@@ -158,7 +158,7 @@ class Products:
         if self._rank_at(path) == 0:
             self._sites[key] = None
             return None
-        self._note(path, x)
+        self.note(path, x)
         if self._one is not None:
             site = self._sites[key] = _Site(None, self._view(path), first=True)
             return site
@@ -189,7 +189,7 @@ class Products:
             if member == path or (self._rank_at(member) and self._arena.views[member].a.device == device)
         ]
 
-    def _note(self, path: str, x: torch.Tensor) -> None:
+    def note(self, path: str, x: torch.Tensor) -> None:
         """Remember, in the arena, which sites are given the same tensor: they come one after the other."""
         known = self._arena.same_input.get(path)
         if known is None:

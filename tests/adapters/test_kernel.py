@@ -1,10 +1,12 @@
 """Mixed rows in C: the same numbers as PyTorch's, whatever the sizes; and how the code comes to be, or doesn't."""
 
+import gc
 import os
 import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -77,13 +79,13 @@ def test_every_size_gives_the_formulas_numbers(function, rank, width, threads):
     try:
         for slots in [(1,), (1, 2, 3), (0, 2, 0, 2), (3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 3, 2)]:
             products = Products(arena, slots, lambda path: rank)
-            products._in_c = MixedRows(function, arena, lambda path: rank, products.slots_of, products._note, False)
+            products._in_c = MixedRows(function, arena, lambda path: rank, False)
             for tokens in (1, 3, 9):
                 for path, (inputs, outputs) in SIZES.items():
                     x, out = torch.randn(len(slots), tokens, inputs), torch.randn(len(slots), tokens, outputs)
                     want = expected(arena, path, slots, x, out, rank)
                     with torch.no_grad():
-                        assert products._in_c.add(path, x, out)
+                        assert products._in_c.add(products, path, x, out)
                     torch.testing.assert_close(out, want, atol=1e-5 * rank, rtol=1e-5)
     finally:
         torch.set_num_threads(before)
@@ -124,7 +126,7 @@ def test_what_is_left_to_pytorch(x, out):
     products = Products(make_arena(4), (1,), lambda path: 4)
     with torch.no_grad():
         before = out.clone()
-        assert not products._in_c.add("square", x, out)
+        assert not products._in_c.add(products, "square", x, out)
         assert torch.equal(out, before)
 
 
@@ -144,7 +146,7 @@ def test_rows_that_are_many_and_alike_and_few_that_are_large(monkeypatch):
         ]:
             inputs, outputs = SIZES[path]
             x, out = torch.randn(rows, inputs), torch.zeros(rows, outputs)
-            assert products._in_c.add(path, x, out) is taken
+            assert products._in_c.add(products, path, x, out) is taken
 
 
 @pytest.mark.parametrize("trace", [partial(torch.jit.trace, check_trace=False), lambda layer, x: make_fx(layer)(x)])
@@ -212,7 +214,7 @@ def test_modes_of_two_threads_that_end_in_the_order_they_began():
             seen.clear()
             products.add("odd", x, out)
         assert torch.ops.aten.addmm_.default in seen
-        assert products._in_c.add("odd", x, out)
+        assert products._in_c.add(products, "odd", x, out)
 
 
 def test_a_block_of_many_shapes_keeps_few_plans():
@@ -222,6 +224,22 @@ def test_a_block_of_many_shapes_keeps_few_plans():
         for tokens in range(1, 100):
             products.add("odd", torch.randn(2, tokens, 7), torch.zeros(2, tokens, 13))
     assert len(products._in_c._plans) <= 16
+
+
+def test_what_a_call_laid_out_goes_with_it():
+    """At once: the collector may be long in coming, and an arena is large."""
+    arena, x = make_arena(4), torch.randn(2, 7)
+    products = Products(arena, (1, 2), lambda path: 4)
+    with torch.no_grad():
+        products.add("odd", x, torch.zeros(2, 13))
+    assert products._in_c._plans
+    held = [weakref.ref(one) for one in (arena, products, x)]
+    gc.disable()
+    try:
+        del arena, products, x
+        assert [one() for one in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_threads_share_a_call():

@@ -41,14 +41,14 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH, "").lower() == "off" or sys.platform != "linux" or flags is None or openmp is None:
         return None
     command = (*_FLAGS, *flags, str(_SOURCE), str(openmp))
-    with suppress(OSError):  # a home that can't be written to, or is full
+    with suppress(OSError):  # a home that can't be written to
         folder = cache_folder("kernels")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if _only_ours(folder):
                 key = hashlib.sha256(_SOURCE.read_bytes() + repr(command).encode()).hexdigest()[:16]
                 return _kept(folder / f"mixed_rows-{key}.so", command)
-    with suppress(OSError), _folder() as place:  # nor anything else
+    with suppress(OSError), _folder() as place:  # nor any other place
         return _made(Path(place) / "mixed_rows.so", command)
     return None
 

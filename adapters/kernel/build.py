@@ -94,7 +94,7 @@ def _made(place: Path, command: tuple[str, ...]) -> ctypes.CDLL | None:
     """
     # Nothing is run that lies in the current folder, whatever PATH says, nor do compilers find their tools there.
     path = os.pathsep.join(filter(os.path.isabs, os.environ.get("PATH", os.defpath).split(os.pathsep)))
-    compiler = shutil.which("gcc", path=path) or shutil.which("cc", path=path)
+    compiler = shutil.which("gcc", path=path)  # others bring threads of their own
     if compiler is None:
         return None
     with _folder(place.parent) as name:

@@ -8,12 +8,18 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._C import _len_torch_dispatch_stack
-from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from lorary.adapters.kernel.build import library
 from lorary.adapters.layer.factors import for_rows
+
+try:  # PyTorch's own names, the only ones for who listens: without them C makes nothing
+    from torch._C import _len_torch_dispatch_stack
+    from torch._C._functorch import peek_interpreter_stack
+
+    _ASKABLE = hasattr(forward_ad, "_current_level")
+except ImportError:
+    _ASKABLE = False
 
 if TYPE_CHECKING:
     from lorary.adapters.layer.products import Products
@@ -90,8 +96,14 @@ class Plan(ctypes.Structure):
 @cache
 def kernel() -> Any | None:
     """The C function of this machine's library; None where it can't be had."""
-    found = library()
+    found = library() if _ASKABLE else None
     return None if found is None else function_of(found)
+
+
+def kernel_for(arena: Arena) -> Any | None:
+    """:func:`kernel` for an arena that it can read from; for others nothing is compiled."""
+    readable = arena.layout.dtype is torch.float32 and any(device.type == "cpu" for device in arena.layout.devices)
+    return kernel() if readable else None
 
 
 def function_of(library: ctypes.CDLL) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorary.adapters.kernel.mixed_rows import MixedRows, kernel
+from lorary.adapters.kernel.mixed_rows import MixedRows, kernel_for
 from lorary.adapters.layer.bank import Bank
 from lorary.adapters.layer.factors import Factors, Family, look_up, project, stack, update
 from lorary.adapters.layer.rows import RowGroups, group_rows_by_slot, groups_for, put_into_groups
@@ -65,7 +65,7 @@ class Products:
         self._one = self._slots[0] if bank is None and len(set(self._slots)) == 1 else None
         self._rank_at = rank_at if bank is None else bank.rank_at
         self._kept = bank
-        found, alike = kernel(), self._one is not None
+        found, alike = kernel_for(arena), self._one is not None
         self._in_c = found and MixedRows(found, arena, self._rank_at, alike)
         self._groups: dict[tuple[int, torch.device], RowGroups] = {}
         self._banks: dict[int, Bank] = {}

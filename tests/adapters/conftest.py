@@ -37,7 +37,7 @@ def with_c():
 @pytest.fixture
 def without_c(monkeypatch):
     """Products are made by PyTorch alone."""
-    monkeypatch.setattr(products, "kernel", lambda: None)
+    monkeypatch.setattr(products, "kernel_for", lambda arena: None)
 
 
 @pytest.fixture(params=["in C", "by PyTorch"])

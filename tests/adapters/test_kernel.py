@@ -277,3 +277,21 @@ def test_large_pages_are_memory_like_any_other():
 def test_without_large_pages_there_is_memory_too(monkeypatch):
     monkeypatch.setattr(pages.mmap, "MADV_HUGEPAGE", 12345)
     assert not pages.zeros(3, 2**20, torch.float32, CPU).any()
+
+
+def test_both_languages_have_the_same_limits():
+    source = build._SOURCE.read_text()
+    assert f"#define BLOCK {mixed_rows.BLOCK} " in source
+    assert f"#define MOST_RANK {mixed_rows.MOST_RANK}\n" in source
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.bfloat16), ("meta", torch.float32)])
+def test_nothing_is_compiled_for_what_c_cannot_read(monkeypatch, device, dtype):
+    monkeypatch.setattr(mixed_rows, "kernel", lambda: pytest.fail("asked for"))
+    arena = Arena({"q": SiteSpec(LinearShape(8, 8), torch.device(device))}, rank=2, slots=1, dtype=dtype)
+    assert Products(arena, (1,), lambda path: 2)._in_c is None
+
+
+def test_without_a_way_to_ask_who_listens_there_is_no_c(monkeypatch):
+    monkeypatch.setattr(mixed_rows, "_ASKABLE", False)
+    assert mixed_rows.kernel.__wrapped__() is None

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("hub", "adapters", "training", "examples")
-CODE = {".py", ".typed", ".j2", ".sql", ".html", ".css", ".js"}
+CODE = {".py", ".c", ".typed", ".j2", ".sql", ".html", ".css", ".js"}
 DATA = {".jsonl", ".txt", ".yaml", ".md"}
 
 
@@ -63,7 +63,7 @@ def test_a_wheel_holds_what_the_tree_holds(room, wheel):
 
 
 def test_a_wheel_holds_templates_recipes_examples_and_launch_settings(wheel):
-    assert "lorary/training/report/page.html.j2" in wheel
+    assert {"lorary/training/report/page.html.j2", "lorary/adapters/kernel/mixed_rows.c"} <= wheel
     for pattern in ("recipes/text-classification.yaml", "garden-notes/train.txt", "accelerate/ddp.yaml", "README.md"):
         assert f"lorary/examples/{pattern}" in wheel
     assert not any(name.startswith(("tests/", "benchmarks/", "lorary/tests")) for name in wheel)

@@ -7,7 +7,7 @@ import mmap
 
 import torch
 
-_LARGE = 2**21  # what a large page holds on x86-64
+_WORTHWHILE = 2**24  # bytes: less is in the caches after one pass, and large pages are zeroed whole at first touch
 
 
 def zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -17,7 +17,7 @@ def zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> 
     than from those of 2 MB, which Linux gives to whoever asks.
     """
     nbytes = rows * columns * dtype.itemsize
-    if device.type == "cpu" and nbytes >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+    if device.type == "cpu" and nbytes >= _WORTHWHILE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system built without them, or one that is short of memory
             memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -261,8 +261,8 @@ def test_threads_share_a_call():
 
 
 def test_large_pages_are_memory_like_any_other():
-    held = pages.zeros(3, 2**20, torch.float32, CPU)
-    assert held.shape == (3, 2**20)
+    held = pages.zeros(3, 2**21, torch.float32, CPU)
+    assert held.shape == (3, 2**21)
     assert not held.any()
     held[1] = 1
     child = os.fork()
@@ -270,13 +270,13 @@ def test_large_pages_are_memory_like_any_other():
         held[1] = 2  # its own copy
         os._exit(0)
     os.waitpid(child, 0)
-    assert held.sum() == 2**20
+    assert held.sum() == 2**21
     assert pages.zeros(1, 0, torch.bfloat16, CPU).shape == (1, 0)
 
 
 def test_without_large_pages_there_is_memory_too(monkeypatch):
     monkeypatch.setattr(pages.mmap, "MADV_HUGEPAGE", 12345)
-    assert not pages.zeros(3, 2**20, torch.float32, CPU).any()
+    assert not pages.zeros(3, 2**21, torch.float32, CPU).any()
 
 
 def test_both_languages_have_the_same_limits():

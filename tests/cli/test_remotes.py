@@ -98,7 +98,7 @@ def test_status_and_sync(ann, lorary, tmp_path):
     (header, row) = lorary("status").splitlines()
     assert header.split() == ["name", "state", "only", "here", "only", "there", "aliases", "remote"]
     assert row.split() == ["tone", "ahead", "2", "ann/tone"]
-    assert json.loads(lorary("status", "tone", "--json"))[0]["relation"] == "ahead"
+    assert json.loads(lorary("status", "tone", "--json"))[0]["state"] == "ahead"
     assert lorary("sync") == "tone and ann/tone: pushed tone@2\n"
     assert lorary("sync", "tone") == "tone and ann/tone: the same\n"
     assert json.loads(lorary("sync", "--json"))[0]["settled"] is True

@@ -28,3 +28,4 @@ for _name in (
     importlib.import_module(_name)
 
 importlib.import_module("torch").set_num_threads(1)
+importlib.import_module("lorary.adapters.kernel.mixed_rows").kernel()  # or each would compile it, in a home of its own

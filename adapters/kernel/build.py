@@ -24,11 +24,11 @@ from lorary.hub.files.user_cache import cache_folder
 SWITCH = "LORARY_KERNEL"  # `off`: never compile, never load
 _SOURCE = Path(__file__).with_name("mixed_rows.c")
 _SECONDS = 60
-# Tuned for kinds of processors, since by default gcc splits loads in two; not -march=native, since a home folder may
-# be shared by machines of several kinds.
+# What PyTorch looks for in a processor of each kind, and no more. Tuned for a kind, since by default gcc splits loads
+# in two; not -march=native, since a home folder may be shared by machines of several kinds.
 _PROCESSORS = {
-    "AVX2": ("-march=haswell", "-mtune=icelake-server"),
-    "AVX512": ("-march=haswell", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
+    "AVX2": ("-mavx2", "-mfma", "-mtune=icelake-server"),
+    "AVX512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mtune=haswell"),
 }
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-Wl,-z,defs")
 

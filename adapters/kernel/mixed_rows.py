@@ -50,6 +50,7 @@ class Site(ctypes.Structure):
     inputs: int
     outputs: int
     numbers: int  # that one adapter has there
+    has_vectors: bool  # a bias or a gain
     view: SiteView
     address: int
 
@@ -61,6 +62,7 @@ class Site(ctypes.Structure):
         (_, inputs, width), outputs = view.a.shape, view.b.shape[-1]
         site = cls(view.a.data_ptr(), view.b.data_ptr(), view.a.stride(0), inputs, outputs, width, rank)
         site.view, site.address, site.numbers = view, ctypes.addressof(site), rank * (inputs + outputs)
+        site.has_vectors = view.bias is not None or view.gain is not None
         return site
 
 
@@ -131,6 +133,7 @@ class MixedRows:
         self._alike = alike
         self._sites: dict[str, Site | None] = {}
         self._plans: dict[tuple[int, int], Plan] = {}
+        self._vectors: dict[tuple[str, int], tuple[torch.Tensor | None, torch.Tensor | None]] = {}
 
     def add(self, call: Products, path: str, x: torch.Tensor, out: torch.Tensor) -> bool:
         """Add each row's product for ``x`` [rows, ..., inputs] to ``out`` [rows, ..., outputs], in place.
@@ -160,13 +163,27 @@ class MixedRows:
         apart = read and written and (read + 4 * size <= written or written + 4 * added <= read)
         if not apart or (plan.blocks < threads and site.numbers > _ALONE):
             return False
-        view = site.view
-        if view.gain is not None:
-            out.addcmul_(out, for_rows(view.gain[plan.row_slots], out))
+        bias, gain = self._bias_and_gain(path, site.view, plan) if site.has_vectors else (None, None)
+        if gain is not None:
+            out.addcmul_(out, for_rows(gain, out))
         self._kernel(site.address, plan.address, read, written, threads)
-        if view.bias is not None:
-            out += for_rows(view.bias[plan.row_slots], out)
+        if bias is not None:
+            out += for_rows(bias, out)
         return True
+
+    def _bias_and_gain(self, path: str, view: SiteView, plan: Plan) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Each [outputs], of all rows, as the arena has it; or [rows, outputs], copied together once for a call."""
+        slots = plan.row_slots
+        if self._alike:
+            one = int(slots[0])
+            return None if view.bias is None else view.bias[one], None if view.gain is None else view.gain[one]
+        key = path, len(slots)
+        if key not in self._vectors:
+            self._vectors[key] = (
+                None if view.bias is None else view.bias[slots],
+                None if view.gain is None else view.gain[slots],
+            )
+        return self._vectors[key]
 
     def _plan(self, call: Products, rows: int, vectors: int) -> Plan:
         if len(self._plans) >= _PLANS:  # a long block of calls with prompts of every length

@@ -65,8 +65,9 @@ class Products:
         self._one = self._slots[0] if bank is None and len(set(self._slots)) == 1 else None
         self._rank_at = rank_at if bank is None else bank.rank_at
         self._kept = bank
-        found, alike = kernel_for(arena), self._one is not None
-        self._in_c = found and MixedRows(found, arena, self._rank_at, alike)
+        found = kernel_for(arena)
+        alike = self._one is not None
+        self._in_c = None if found is None else MixedRows(found, arena, self._rank_at, alike)
         self._groups: dict[tuple[int, torch.device], RowGroups] = {}
         self._banks: dict[int, Bank] = {}
         self._sites: dict[tuple[str, int], _Site | None] = {}

@@ -58,9 +58,12 @@ def make_base(folder: Path, shape: str, *, vocabulary: int = VOCABULARY, dtype: 
 
 
 def make_adapters(
-    base: Path, folder: Path, count: int, *, rank: int = 16, targets: Sequence[str] = LINEARS
+    base: Path, folder: Path, count: int, *, rank: int = 16, targets: Sequence[str] = LINEARS, seed: int = 0
 ) -> list[Path]:
-    """Save ``count`` adapters on ``targets`` with random A and B, by PEFT; returns their folders."""
+    """Save ``count`` adapters on ``targets`` with random A and B, by PEFT; returns their folders.
+
+    Their seeds count up from ``seed``: those of one seed are one adapter to a backbone, wherever they lie.
+    """
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
 
@@ -71,7 +74,7 @@ def make_adapters(
     shapes = load_file(first / "adapter_model.safetensors")
     folders = []
     for index in range(count):
-        generator = torch.Generator().manual_seed(index)
+        generator = torch.Generator().manual_seed(seed + index)
         own = folder / f"adapter-{index}"
         own.mkdir(exist_ok=True)
         (own / "adapter_config.json").write_bytes((first / "adapter_config.json").read_bytes())

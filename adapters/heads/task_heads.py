@@ -152,9 +152,7 @@ def empty_head(
     import transformers
 
     config = copy.deepcopy(body.config)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {name: index for index, name in enumerate(labels)}
-    config.problem_type = problem_type
+    _put_labels(config, labels, problem_type)
     config.pad_token_id = pad_token  # a classifier on a decoder looks for the last token that isn't padding
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the body is quantized already, the head never is
@@ -167,12 +165,34 @@ def empty_head(
             f"{source}: transformers has no {task} head for the architecture {config.model_type!r}"
         ) from error
     own = getattr(model, model.base_model_prefix, None)
-    if type(own) is type(body) and (lacking := _only_in(own, body)):
+    if _is_of(own, body) and (lacking := _only_in(own, body)):
         raise UnsupportedAdapterError(
             f"{source}: {type(model).__name__} reads the {', '.join(sorted(lacking))} of its body, and "
             f"{type(body).__name__} is served without; train on this base for another task"
         )
     return model
+
+
+def copy_empty_head(model: Any, body: Any, labels: Sequence[str], problem_type: str | None) -> Any:
+    """An :func:`empty_head` again, with as many labels of other names, in a fraction of the time.
+
+    Both have the same empty body, which nobody reads: the shared one takes its place in each.
+    """
+    own = getattr(model, model.base_model_prefix, None)
+    made = copy.deepcopy(model, {id(own): own} if _is_of(own, body) and not in_parts(body) else None)
+    _put_labels(made.config, labels, problem_type)
+    return made
+
+
+def _put_labels(config: Any, labels: Sequence[str], problem_type: str | None) -> None:
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    config.problem_type = problem_type
+
+
+def _is_of(own: Any, body: Any) -> bool:
+    """Is a task model's own body one that the shared one can stand for as it is?"""
+    return own is not None and type(own) is type(body)
 
 
 def _only_in(own: Any, body: Any) -> set[str]:
@@ -226,7 +246,7 @@ def _share_body(model: Any, body: Any, shared: bool) -> bool:
     attribute = model.base_model_prefix
     own = getattr(model, attribute, None)
     parted = shared and in_parts(body)
-    if own is not None and type(own) is type(body) and not parted:
+    if _is_of(own, body) and not parted:
         setattr(model, attribute, SharedBody(body) if shared else body)
         return shared
     # T5's heads keep parts of the body (an encoder, a decoder, an embedding) under the names that the body gives them.

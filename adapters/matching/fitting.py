@@ -16,6 +16,7 @@ from lorary.adapters.heads.task_heads import (
     DECODER,
     LABELLED,
     TASK_CLASSES,
+    copy_empty_head,
     count_labels,
     empty_head,
     fill_head,
@@ -46,6 +47,7 @@ class Fitter:
     masked: MaskedHead
     of_base: HeadsOfBase
     _modules_of: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)  # by task
+    _empty: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False)  # task models by task and labels
 
     def fit(self, checkpoint: Checkpoint) -> Fit:
         """Place every key and check every shape, by the files' headers alone.
@@ -169,7 +171,11 @@ class Fitter:
     def _empty_head(self, checkpoint: Checkpoint, task: str) -> Any:
         if task not in TASK_CLASSES:
             return None
-        return task_model(checkpoint, task, self.inference.body, self.inference.pad_id)
+        labels, manifest, body = _labels(checkpoint), checkpoint.manifest, self.inference.body
+        known = self._empty.get((task, len(labels)))
+        if known is None:  # to build one takes longer than all else that a small adapter's load does
+            known = self._empty[task, len(labels)] = task_model(checkpoint, task, body, self.inference.pad_id)
+        return copy_empty_head(known, body, labels, manifest.problem_type if manifest else None)
 
 
 def task_model(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> Any:

@@ -6,6 +6,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.heads.task_heads import in_parts
+from lorary.adapters.matching import fitting
 from lorary.hub.manifest import BaseIdentity, Manifest
 from tiny import make_adapter, peft_reference
 
@@ -137,6 +138,34 @@ def test_language_models_generate_and_serve_heads_in_one_call(bases, tmp_path, f
     start = 0 if generating == "seq2seq" else inputs["input_ids"].shape[1]
     want = backbone.tokenizer.decode(sequence[start:], skip_special_tokens=True)
     assert solo[0][0]["generated_text"] == (rows[0] + want if start else want)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "bart"])
+def test_heads_of_one_task_are_each_their_adapters_own(bases, tmp_path, monkeypatch, family):
+    """The second one's task model is a copy of the first one's, which isn't changed by it."""
+    task, built = "text-classification", []
+    build = fitting.empty_head
+    monkeypatch.setattr(fitting, "empty_head", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    folders = {
+        name: make_adapter(bases(family), tmp_path / name, task=task, seed=seed, **lora(family, task))
+        for seed, name in enumerate(["a", "b"])
+    }
+    labels = {"a": ("up", "down", "flat"), "b": ("spam", "advert", "letter")}
+    problems = {"a": None, "b": "multi_label_classification"}
+    for name, folder in folders.items():
+        Manifest(task, BaseIdentity("x"), labels=labels[name], problem_type=problems[name]).write(folder)
+        backbone.load(folder)
+    for name, folder in folders.items():
+        ids = backbone.tokenizer([ROWS[task]])["input_ids"]
+        with torch.no_grad():
+            want = peft_reference(bases(family), folder, task=task)(input_ids=torch.tensor(ids)).logits[0]
+        torch.testing.assert_close(backbone.logits(ids, name)[0], want, atol=1e-5, rtol=1e-5)
+        answers = backbone.predict([ROWS[task]], name, top_k=None)[0]
+        scores = want.sigmoid() if problems[name] else want.softmax(-1)
+        got = {answer["label"]: answer["score"] for answer in answers}
+        assert got == pytest.approx(dict(zip(labels[name], scores.tolist(), strict=True)), abs=1e-5)
+    assert len(built) == 1
 
 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])

@@ -23,6 +23,8 @@ from models import make_base, words
 from resident import swaps
 from timing import environment, table
 
+from lorary.adapters.layer import lora
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -45,8 +47,12 @@ def main() -> None:
         for rows in against_bare(both, options.repetitions):
             print(table(rows), end="\n\n")
         print(table(swaps(both, base, work, options.adapters)), end="\n\n")
-        print(table(compiled(both, options.mode, options.repetitions)))
-        print(f"\nthe bound: {bound(both):.2f} x bare, by the bytes that a mixed step reads")
+        for way, devices in (("sums", ("cuda", "cpu")), ("batched products", ())):
+            lora._SUMS_ON = devices  # so that the faster way can be told, and made the only one
+            print(f"one-token steps of several adapters as {way}\n")
+            fresh = Contenders(base, work / way, adapters=options.adapters, rows=options.rows, peft=False)
+            print(table(compiled(fresh, options.mode, options.repetitions)), end="\n\n")
+        print(f"the bound: {bound(both):.2f} x bare, by the bytes that a mixed step reads")
 
 
 def bound(both: Contenders) -> float:

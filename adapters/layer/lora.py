@@ -16,6 +16,7 @@ from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.layer.routing import active
 from lorary.adapters.layer.slots import SiteSpec, SiteView
 
+_SUMS_ON = ("cuda",)  # for CPUs the compiler makes sums of such products by itself
 _NUMBERS = itertools.count()
 _HOMES: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
 
@@ -48,13 +49,24 @@ class TracedSite:
         if view.embedding:
             hidden = view.a[rows.view(-1, *[1] * (x.ndim - 1)), x].view(len(rows), -1, view.a.shape[-1])
         else:
-            hidden = torch.bmm(x.to(view.a.dtype).view(len(rows), -1, x.shape[-1]), view.a[rows])
-        delta = torch.bmm(hidden, view.b[rows])
+            hidden = _times(x.to(view.a.dtype).view(len(rows), -1, x.shape[-1]), view.a[rows])
+        delta = _times(hidden, view.b[rows])
         if view.gain is not None:
             delta = delta + (out.view(delta.shape) * view.gain[rows].unsqueeze(1))
         if view.bias is not None:
             delta = delta + view.bias[rows].unsqueeze(1)
         return out + delta.view(out.shape).to(out.dtype)
+
+
+def _times(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """``x`` [rows, vectors, n] times ``factors`` [rows, n, m].
+
+    For a batched product of factors that a row's slot names, the compiler copies them together first, in every step.
+    For a sum it reads them where they are. With a vector a row, reading is what takes the time.
+    """
+    if x.shape[1] == 1 and x.device.type in _SUMS_ON:
+        return (x.mT * factors).sum(1, keepdim=True)
+    return torch.bmm(x, factors)
 
 
 class LoraLayer(torch.nn.Module):

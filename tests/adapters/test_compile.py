@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 
 from lorary.adapters import Backbone
+from lorary.adapters.layer import lora
 from tiny import make_adapter, make_base
 
 IDS = torch.tensor([[7, 8, 9, 10], [9, 8, 7, 6], [12, 13, 14, 15]])
@@ -33,9 +34,9 @@ def folders(bases, tmp_path):
     }
 
 
-def answer(backbone, names):
+def answer(backbone, names, ids=IDS):
     with torch.no_grad(), backbone.using(names) as model:
-        return model(input_ids=IDS).logits
+        return model(input_ids=ids).logits
 
 
 def test_no_recompilation_however_adapters_come_and_go(bases, folders):
@@ -55,6 +56,20 @@ def test_no_recompilation_however_adapters_come_and_go(bases, folders):
     torch.testing.assert_close(answer(backbone, ["a"]), want[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(answer(backbone, ["c", "a", "c"]), want[4], atol=1e-5, rtol=1e-5)
     assert counter.frame_count == 2
+
+
+def test_one_token_steps_for_cuda_read_the_adapters_where_they_are(bases, folders, monkeypatch):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for name in ("dora", "embedding", "a", "b", "c"):
+        backbone.load(folders[name])
+    token = IDS[:, -1:]
+    want = [answer(backbone, names, token) for names in CHOICES]
+    monkeypatch.setattr(lora, "_SUMS_ON", ("cpu",))
+    graphs = EagerAndRecordGraphs()
+    backbone.compile(backend=graphs)
+    got = [answer(backbone, names, token) for names in CHOICES]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert [graph.code.count("torch.bmm") > 0 for graph in graphs.graphs] == [True, False], "of one adapter, of several"
 
 
 def test_a_larger_rank_compiles_once_more(bases, folders, tmp_path):

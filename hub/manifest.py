@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorary.hub.template_kwargs import template_kwargs_problem
+
 MANIFEST_NAME = "lorary.json"
-FORMAT = 5
+FORMAT = 6
 """The newest format."""
 
 _SINCE: Mapping[str, int] = {
@@ -26,6 +28,7 @@ _SINCE: Mapping[str, int] = {
     "thresholds": 4,
     "added_tokens": 4,
     "filling": 5,
+    "prompt.chat_template_kwargs": 6,
 }
 """Fields that a reader of format 1 can't know, and the format that each came with.
 
@@ -149,15 +152,19 @@ class Prompt:
     """How a prompt is put before a generating model.
 
     ``format`` is one of :data:`FORMATS`; ``template`` holds ``{prompt}`` once; ``chat_template`` is the
-    Jinja template that was trained with, when it isn't the tokenizer's own.
+    Jinja template that was trained with, when it isn't the tokenizer's own. ``chat_template_kwargs`` are told to the
+    template by name, such as ``enable_thinking``.
     """
 
     format: str = "plain"
     template: str | None = None
     chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _demand_one_of("format", self.format, FORMATS)
+        if self.chat_template_kwargs is not None and (problem := template_kwargs_problem(self.chat_template_kwargs)):
+            raise ValueError(f"chat_template_kwargs: {problem}")
         if self.template is not None and self.template.count("{prompt}") != 1:
             raise ValueError(f"template: expected a text with {{prompt}} in it once, found {self.template!r:.200}")
 
@@ -227,9 +234,8 @@ class Manifest:
             "task": self.task,
             "labels": list(self.labels) if self.labels is not None else None,
             "problem_type": self.problem_type,
-            "prompt": values["prompt"],
             "base_fingerprint": self.base.fingerprint,
-            **_used({name: values[name] for name in _USED_IN_DIGEST}),
+            **_used({name: values[name] for name in ("prompt", *_USED_IN_DIGEST)}),
         }
 
     def to_json(self) -> str:
@@ -258,7 +264,7 @@ def _demand_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _used(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without the fields of :data:`_SINCE` that are off (null)."""
     return {
-        name: _kept(value, f"{name}.") if name == "preprocessing" else value
+        name: _kept(value, f"{name}.") if name in ("preprocessing", "prompt") and value is not None else value
         for name, value in _kept(values, "").items()
     }
 
@@ -270,5 +276,5 @@ def _kept(values: Mapping[str, Any], above: str) -> dict[str, Any]:
 def _holds(values: Mapping[str, Any], dotted: str) -> bool:
     *above, name = dotted.split(".")
     for part in above:
-        values = values[part]
+        values = values[part] or {}
     return name in values

@@ -32,6 +32,7 @@ _JSON_TYPES: Mapping[Any, tuple[type, ...]] = {
     "int | None": (int, NoneType),
     "float": (int, float),
     "Mapping[str, str]": (dict,),
+    "Mapping[str, Any] | None": (dict, NoneType),
     "bool": (bool,),
 }
 

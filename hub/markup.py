@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 LONGEST = 300
 """Characters of a stranger's text that a card shows."""
@@ -33,7 +34,9 @@ def markdown(text: object) -> str:
     return escaped.replace("://", ":\\//").replace("www.", "www\\.")  # else a bare address becomes a link
 
 
-def python_literal(text: str) -> str:
-    """``text`` as a Python string literal in ASCII, on one line."""
-    literal = ascii(text)
+def python_literal(value: Any) -> str:
+    """A text, or another value that JSON has, as a Python literal in ASCII, on one line."""
+    literal = ascii(value)
+    if not isinstance(value, str):
+        return literal
     return f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal

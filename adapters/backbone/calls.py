@@ -18,9 +18,9 @@ from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import answer_alone, share_parameters, task_of_row
 from lorary.adapters.proving.proof import GoldenReport, check_golden, resident_tensors
 from lorary.adapters.running.inference import Inference
+from lorary.adapters.text.asked import ask_each
 from lorary.adapters.text.generate import PromptRow, demand_prompt
 from lorary.adapters.text.settings import settings_of_part
-from lorary.adapters.text.tools import each_with_tools
 from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.adapters.through_peft.book import PeftBook, on_slots, only_one, share_out
 from lorary.adapters.tiers.residency import Residency
@@ -103,7 +103,12 @@ class Calls:
         return answer_alone(task_of_row(adapters[0]), inputs, predictions[0]) if single else predictions
 
     def generate(
-        self, prompts: PromptRow | Sequence[PromptRow], adapter: Names, tools: Any, kwargs: dict[str, Any]
+        self,
+        prompts: PromptRow | Sequence[PromptRow],
+        adapter: Names,
+        tools: Any,
+        template_kwargs: Any,
+        kwargs: dict[str, Any],
     ) -> Any:
         """See :meth:`lorary.adapters.Backbone.generate`."""
         given, single = read_rows(prompts, _PROMPTS)
@@ -111,7 +116,7 @@ class Calls:
             return []
         if not single and isinstance(given[0], Mapping):
             given, single = [given], True  # one conversation
-        rows = each_with_tools([demand_prompt(row) for row in given], tools)
+        rows = ask_each([demand_prompt(row) for row in given], tools, template_kwargs)
 
         def slotted(places: list[int], own: list[Adapter | None]) -> list[str]:
             with self._residency.lease(own) as routing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,6 +85,7 @@ class Serves(Assembly):
         adapter: Names = None,
         *,
         tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generate text with one adapter for all prompts or one per prompt, in one batch.
@@ -95,15 +96,18 @@ class Serves(Assembly):
             adapter: a name, or a name (None: the bare backbone) for each prompt.
             tools: what may be called in answer to a conversation, as transformers' ``apply_chat_template`` takes it:
                 JSON schemas, or functions; or a list of them (or None) for each prompt.
+            chat_template_kwargs: what else the chat templates of conversations are told by name, such as
+                ``{"enable_thinking": False}``; what an adapter was trained with, unless given.
             generate_kwargs: transformers' own (``max_new_tokens``, ``num_beams``, ``do_sample``, ...).
 
         Returns:
             The new text of each prompt (a list of them with ``num_return_sequences``); for a single prompt, its text.
 
         Raises:
-            UsageError: the backbone has no language-modelling head, a prompt is empty, or a tool has no name.
+            UsageError: the backbone has no language-modelling head, a prompt is empty, a tool has no name, or a
+                template knows nothing of what it is told.
         """
-        return self._calls.generate(prompts, adapter, tools, generate_kwargs)
+        return self._calls.generate(prompts, adapter, tools, chat_template_kwargs, generate_kwargs)
 
     def engine(self, **settings: Any) -> Engine:
         """Serve many callers at once by continuous batching, each with its own adapter; best in a ``with`` block.

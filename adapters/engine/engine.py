@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.adapters.arguments import adapter_name, demand_unicode
@@ -15,8 +15,8 @@ from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings, EngineStats
 from lorary.adapters.running.inference import Inference
+from lorary.adapters.text.asked import ask
 from lorary.adapters.text.generate import PromptRow, demand_prompt
-from lorary.adapters.text.tools import with_tools
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError, UsageError
@@ -75,6 +75,7 @@ class Engine:
         *,
         seed: int | None = None,
         tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Request:
         """Hand in a prompt; it runs as soon as there is room, on the version that the adapter's name stands for now.
@@ -87,13 +88,15 @@ class Engine:
             adapter: a name, None for the bare backbone.
             seed: of the request's own random numbers, with ``do_sample``; a new one unless given.
             tools: what may be called in answer to a conversation: JSON schemas, or functions.
+            chat_template_kwargs: what else its chat template is told, as for :meth:`Backbone.generate`.
             generate_kwargs: transformers' own (``max_new_tokens``, ``eos_token_id``, ``do_sample``, ``temperature``,
                 ``top_k``, ``top_p``, ``repetition_penalty``, ``stop_strings``, ...): those of ``decoding.SETTINGS``.
 
         Raises:
             UnknownReferenceError: an adapter that isn't loaded.
             UnsupportedAdapterError: one that runs through PEFT.
-            UsageError: an empty prompt, a tool without a name, or a setting that isn't served.
+            UsageError: an empty prompt, a tool without a name, what the chat template doesn't know, or a setting that
+                isn't served.
             RequestTooLongError: prompt and new tokens are more than the cache, or the model's positions, have room for.
             CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
@@ -101,6 +104,7 @@ class Engine:
         self._inference.demand_evaluation()
         demand_unicode(prompt)
         demand_unicode(tools)
+        demand_unicode(chat_template_kwargs)
         adapter = None if adapter is None else adapter_name(adapter)
         with self._residency.lock:
             self._peft.refuse(adapter, "the engine")
@@ -110,7 +114,7 @@ class Engine:
                 f"the layers of {type(self._inference.model).__name__} don't keep the tokens of a step apart, so its "
                 "requests can't have adapters; use Backbone.generate"
             )
-        ids = self._inference.prompt_ids(with_tools(demand_prompt(prompt), tools), loaded)
+        ids = self._inference.prompt_ids(ask(demand_prompt(prompt), tools, chat_template_kwargs), loaded)
         own = self._inference.own_settings(loaded, generate_kwargs)
         with self._inference.tokenizing:
             tokenizer = self._inference.tokenizer_of(loaded)

@@ -127,7 +127,10 @@ def _empty(root: Any, config: Any) -> Any:
 
 
 def _own_tokenizer(tokenizer: Any, adapter: Merged) -> Any:
-    """The base's tokenizer with the adapter's chat template, without the padding that earlier calls left in it."""
+    """The base's tokenizer with the adapter's chat template, without the padding that earlier calls left in it.
+
+    What the template was told in training it says to itself, unless somebody tells it otherwise.
+    """
     own = copy.deepcopy(tokenizer)
     backend = getattr(own, "backend_tokenizer", None)
     if backend is not None:
@@ -136,7 +139,21 @@ def _own_tokenizer(tokenizer: Any, adapter: Merged) -> Any:
     prompt = adapter.manifest.prompt if adapter.manifest else None
     if prompt is not None and prompt.chat_template:
         own.chat_template = prompt.chat_template
+    if prompt is not None and prompt.chat_template_kwargs:
+        told = "".join(map(_by_default, prompt.chat_template_kwargs.items()))
+        templates = own.chat_template
+        own.chat_template = (
+            {name: told + template for name, template in templates.items()}
+            if isinstance(templates, dict)
+            else told + templates
+        )
     return own
+
+
+def _by_default(variable: tuple[str, Any]) -> str:
+    """A variable's value as Jinja, which writes values as Python does, sets it where it isn't set."""
+    name, value = variable
+    return f"{{%- if {name} is not defined %}}{{%- set {name} = {value!a} %}}{{%- endif +%}}"
 
 
 def _notes(adapter: Merged, numerics: Numerics) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorary.adapters.text.asked import apart
 from lorary.adapters.text.generate import PromptRow
-from lorary.adapters.text.tools import WithTools
 
 GENERATED: Mapping[str, str] = {
     "text-generation": "generated_text",
@@ -38,7 +38,7 @@ def generated(task: str, prompt: PromptRow, texts: Sequence[str], *, continues: 
 
 
 def _continued(prompt: PromptRow, text: str) -> Any:
-    given = prompt.prompt if isinstance(prompt, WithTools) else prompt
+    given = apart(prompt).prompt
     if isinstance(given, str):
         return given + text
     return [*given, {"role": "assistant", "content": text}]

@@ -96,9 +96,9 @@ def _fill(inference: Inference, rows: Sequence[Row], routing: Routing, params: P
 def _generate(inference: Inference, rows: Sequence[Row], routing: Routing, params: Parameters) -> list[Any]:
     tasks = [task_of_row(adapter) for adapter in routing.adapters]
     settings = dict(params[tasks[0]])  # generating tasks all have the same share
-    tools = settings.pop("tools", None)
+    tools, kwargs = settings.pop("tools", None), settings.pop("chat_template_kwargs", None)
     prompts = [
-        prompt_of(row, adapter, ROLES[task], tools)
+        prompt_of(row, adapter, ROLES[task], tools, kwargs)
         for row, adapter, task in zip(rows, routing.adapters, tasks, strict=True)
     ]
     continues = settings.pop("return_full_text", True) and not inference.model.config.is_encoder_decoder

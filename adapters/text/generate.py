@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorary.adapters.text.asked import Asked, apart, ask
 from lorary.adapters.text.languages import speaking, target_settings
-from lorary.adapters.text.templates import render_chat
-from lorary.adapters.text.tools import WithTools, with_tools
+from lorary.adapters.text.templates import demand_variables, render_chat
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Generation, Preprocessing, Prompt
 
 if TYPE_CHECKING:
     from lorary.adapters.adapter import Adapter
 
-PromptRow = str | Sequence[Mapping[str, Any]] | WithTools
+PromptRow = str | Sequence[Mapping[str, Any]] | Asked
 
 _NEW_TOKENS = 20  # what generate goes on for when neither the caller nor the base says
 
@@ -110,29 +110,36 @@ def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool
 
     Raises:
         UsageError: a conversation was given and neither the adapter nor the tokenizer has a chat template, or the
-            template refuses it; tools for a prompt that is a text before the model, too.
+            template refuses it, or knows nothing of what it is told; tools, or anything else that a template is told,
+            for a prompt that is a text before the model.
         UnsupportedAdapterError: the template takes too long, or too much memory.
     """
     settings, prefix = manner.prompt, manner.preprocessing.prefix
-    prompt, tools = (prompt.prompt, prompt.tools) if isinstance(prompt, WithTools) else (prompt, ())
-    if isinstance(prompt, str) and settings.format != "chat":
-        if tools:
-            raise UsageError(
-                "tools: only a chat template tells a model of them, and this prompt is a text; pass a conversation"
-            )
-        return prefix + (settings.template.replace("{prompt}", prompt) if settings.template else prompt), True
-    messages = [{"role": "user", "content": prefix + prompt}] if isinstance(prompt, str) else [*map(dict, prompt)]
+    asked = apart(prompt)
+    given: str | Sequence[Mapping[str, Any]] = asked.prompt
+    if isinstance(given, str) and settings.format != "chat":
+        for name, told in (("tools", asked.tools), ("chat_template_kwargs", asked.kwargs)):
+            if told:
+                raise UsageError(
+                    f"{name}: only a chat template is told of them, and this prompt is a text; pass a conversation"
+                )
+        return prefix + (settings.template.replace("{prompt}", given) if settings.template else given), True
+    messages = [{"role": "user", "content": prefix + given}] if isinstance(given, str) else [*map(dict, given)]
     if not (settings.chat_template or getattr(tokenizer, "chat_template", None)):
         raise UsageError(
             "a conversation was given, but neither the adapter nor the tokenizer has a chat template; pass a text"
         )
-    return render_chat(tokenizer, messages, settings.chat_template, tools), False
+    demand_variables(tokenizer, settings.chat_template, asked.kwargs)
+    kwargs = {**(settings.chat_template_kwargs or {}), **asked.kwargs}
+    return render_chat(tokenizer, messages, settings.chat_template, asked.tools, kwargs), False
 
 
-def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str], tools: Any = None) -> PromptRow:
+def prompt_of(
+    row: Any, adapter: Adapter | None, roles: Sequence[str], tools: Any = None, kwargs: Any = None
+) -> PromptRow:
     """The prompt of a row: a text, a conversation, or a mapping by role or by the adapter's own column names.
 
-    ``tools`` are the call's; a mapping may have its own.
+    ``tools`` and ``kwargs`` are what the call tells the chat template; a mapping may have tools of its own.
 
     Raises:
         UsageError: it is none of these.
@@ -145,7 +152,7 @@ def prompt_of(row: Any, adapter: Adapter | None, roles: Sequence[str], tools: An
                 f"a row has no prompt: expected one of {', '.join(roles)}, found {', '.join(map(str, row))}"
             )
         row, tools = found[0], row.get(columns.get("tools", "tools"), tools)
-    asked: PromptRow = with_tools(demand_prompt(row), tools)
+    asked: PromptRow = ask(demand_prompt(row), tools, kwargs)
     return asked
 
 

@@ -6,10 +6,12 @@ ends a loop in a loop in a loop, or a text that doubles with each turn.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
@@ -24,16 +26,24 @@ PATIENCE = 5.0
 MEMORY = 1_000_000_000
 """Bytes that the process may grow by meanwhile."""
 
+_WORD = re.compile(r"[^\W\d]\w*")
 _FILE = "<template>"  # what Jinja calls the code that it compiles a text to
 _BETWEEN = 0.002  # seconds between two looks at the memory: to fill much of it takes longer
 
 
-def render_chat(tokenizer: Any, messages: list[Any], template: str | None, tools: Sequence[Any] = ()) -> str:
+def render_chat(
+    tokenizer: Any,
+    messages: list[Any],
+    template: str | None,
+    tools: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """The text before the model for a conversation that waits for an answer.
 
     Args:
         template: None is the tokenizer's own; of several, the one that it has for tools where there are some.
         tools: what the model may call; a template that knows of none leaves them out.
+        kwargs: what else the template is told, by name.
 
     Raises:
         UsageError: the template refuses the conversation, or isn't one.
@@ -41,7 +51,7 @@ def render_chat(tokenizer: Any, messages: list[Any], template: str | None, tools
     """
     try:
         with _bounded():
-            text = chat_text(tokenizer, messages, template, tools, add_generation_prompt=True)
+            text = chat_text(tokenizer, messages, template, tools, kwargs, add_generation_prompt=True)
     except LoraryError:
         raise
     except Exception as error:  # a template is a program: it may fail in any way
@@ -50,7 +60,13 @@ def render_chat(tokenizer: Any, messages: list[Any], template: str | None, tools
 
 
 def chat_text(
-    tokenizer: Any, messages: Sequence[Any], template: str | None, tools: Sequence[Any], *, add_generation_prompt: bool
+    tokenizer: Any,
+    messages: Sequence[Any],
+    template: str | None,
+    tools: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    *,
+    add_generation_prompt: bool,
 ) -> str:
     """A conversation through a template, with its calls' arguments as the template takes them: tables, mostly.
 
@@ -65,6 +81,7 @@ def chat_text(
                 chat_template=template,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
+                **(kwargs or {}),
             )
         )
 
@@ -72,6 +89,21 @@ def chat_text(
         return render(as_table)
     except TypeError:  # some templates join arguments to a text rather than write them as one
         return render(as_text)
+
+
+def demand_variables(tokenizer: Any, template: str | None, names: Collection[str]) -> None:
+    """Does the chat template speak of these variables?
+
+    Raises:
+        UsageError: it doesn't, so nothing would come of telling it.
+    """
+    own = template or tokenizer.chat_template
+    known = set(_WORD.findall(own if isinstance(own, str) else " ".join((own or {}).values())))
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=3)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise UsageError(f"chat_template_kwargs: the chat template knows no {name!r}{hint}")
 
 
 @contextmanager

@@ -8,19 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from lorary.adapters.arguments import shown
-from lorary.hub.errors import UsageError
-
-
-@dataclass(frozen=True)
-class WithTools:
-    """A prompt (a text, or a list of messages) and the tools that may be called in answer to it."""
-
-    prompt: Any
-    tools: tuple[Any, ...]
 
 
 def as_tools(value: Any) -> Any:
@@ -51,31 +41,6 @@ def _has_name(tool: Mapping[str, Any]) -> bool:
     function = tool.get("function", tool)
     name = function.get("name") if isinstance(function, Mapping) else None
     return isinstance(name, str) and bool(name.strip())
-
-
-def with_tools(prompt: Any, tools: Any) -> Any:
-    """A prompt with its tools: JSON schemas, as JSON text too, or functions; without any, the prompt alone.
-
-    Raises:
-        UsageError: they are none of these.
-    """
-    tools = as_tools(tools)
-    if tools is not None and (problem := tools_problem(tools, functions=True)):
-        raise UsageError(f"tools: {problem}")
-    return WithTools(prompt, tuple(tools)) if tools else prompt
-
-
-def each_with_tools(prompts: Sequence[Any], tools: Any) -> list[Any]:
-    """Prompts with the tools of a call: one list for all of them, or a list (or None) for each.
-
-    Raises:
-        UsageError: they aren't as many as prompts, or as for :func:`with_tools`.
-    """
-    each = isinstance(tools, (list, tuple)) and any(own is None or isinstance(own, (list, tuple)) for own in tools)
-    if each and len(tools) != len(prompts):
-        raise UsageError(f"tools: {len(tools)} lists for {len(prompts)} prompts; expected one for each, or one for all")
-    own = tools if each else [tools] * len(prompts)
-    return [with_tools(prompt, tools) for prompt, tools in zip(prompts, own, strict=True)]
 
 
 def with_calls(messages: Sequence[Any], read: Callable[[Any], Any]) -> list[Any]:

@@ -262,7 +262,8 @@ def _generation(version: Version, checkpoint: Checkpoint) -> list[str]:
     ask = _prompt_text(version)
     text = _prefixed(checkpoint, ask)
     if prompt.format == "chat":
-        template = f", chat_template={python_literal(prompt.chat_template)}" if prompt.chat_template else ""
+        told = {"chat_template": prompt.chat_template, **(prompt.chat_template_kwargs or {})}
+        template = "".join(f", {name}={python_literal(value)}" for name, value in told.items() if value is not None)
         lines = [
             f'messages = [{{"role": "user", "content": {text}}}]',
             "inputs = tokenizer.apply_chat_template(",

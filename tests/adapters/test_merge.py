@@ -262,7 +262,9 @@ def test_everything_to_use_it_lies_beside_it(bases, tmp_path):
     adapter = make_adapter(base, tmp_path / "adapter", task=LM)
     identity = Backbone.from_pretrained(str(base)).identity
     template = "{% for message in messages %}{{ message.content }} {% endfor %}"
-    Manifest(task=LM, base=identity, prompt=Prompt("chat", chat_template=template)).write(adapter)
+    template += "{{ '%}' if last == '%}' else last }}{{ no }}"
+    told = {"last": "%}", "no": None}
+    Manifest(task=LM, base=identity, prompt=Prompt("chat", None, template, told)).write(adapter)
     backbone = Backbone.from_pretrained(str(base))
     digest = backbone.load(adapter).digest
     backbone.predict(["the bank", "the house"], adapter="adapter", max_new_tokens=1)
@@ -271,7 +273,9 @@ def test_everything_to_use_it_lies_beside_it(bases, tmp_path):
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
     assert not names & {"lorary.json", "adapter_config.json"}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    assert tokenizer.chat_template == template
+    said = {"conversation": [{"role": "user", "content": "a"}], "tokenize": False}
+    assert tokenizer.apply_chat_template(**said) == "a %}None"
+    assert tokenizer.apply_chat_template(**said, last="b") == "a bNone"
     pristine = json.loads((base / "tokenizer.json").read_text())
     ours = json.loads((tmp_path / "merged" / "tokenizer.json").read_text())
     assert (ours["truncation"], ours["padding"]) == (pristine["truncation"], pristine["padding"]) == (None, None)

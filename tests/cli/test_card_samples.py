@@ -53,6 +53,13 @@ CASES = {
         {"prompt": Prompt("instruction", "### It's \"here\":\n{prompt}\n"), "generation": Generation(4, num_beams=2)},
     ),
     "chat": ("llama", "text-generation", {"prompt": Prompt("chat", chat_template=CHAT), "generation": Generation(4)}),
+    "told": (
+        "llama", "text-generation",
+        {
+            "prompt": Prompt("chat", None, CHAT + "{{ day }}", {"day": "It's", "b": [None, False]}),
+            "generation": Generation(4),
+        },
+    ),
     "summary": (
         "t5", "summarization", {"preprocessing": Preprocessing(prefix="summarize: "), "generation": Generation(4)},
     ),

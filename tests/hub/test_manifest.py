@@ -52,7 +52,7 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 6}, "upgrade lorary"),
+        ({"format": 7}, "upgrade lorary"),
         ({"format": "1"}, "integer 'format'"),
         ({"format": True}, "integer 'format'"),
         ({"task": None}, "expected a text"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from trl_rows import OFF, table, trl_template
 
 from lorary.adapters import Backbone
 from lorary.hub import Registry
@@ -54,10 +54,6 @@ HERMES = (
 )
 
 
-def trl_template(name):
-    return (Path(find_spec("trl").origin).parent / "chat_templates" / f"{name}.jinja").read_text()
-
-
 @pytest.fixture
 def encode(make_recipe, tmp_path):
     """``encode(rows, template)``: the features, the task's rows and what the user is told."""
@@ -73,20 +69,6 @@ def encode(make_recipe, tmp_path):
         return make_task(recipe, None).encode(load_data(recipe).test, tokenizer, 4096, notes.append), notes
 
     return encode
-
-
-def table(rows):
-    """A dataset of rows whose nested values stay what they are."""
-    from datasets import Dataset, Features, Json, List
-
-    kinds = {role: List(Json()) for role in rows[0]} | {"tools": Json()}
-    return Dataset.from_list(rows, features=Features(kinds))
-
-
-OFF = {
-    "max_length": None, "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none",
-    "disable_tqdm": True,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("as_text", [False, True], ids=["lists", "json"])
@@ -271,7 +253,7 @@ def test_what_was_trained_with_tools_is_asked_with_tools(trained):
 @pytest.mark.parametrize(
     ("prompt", "adapter", "tools", "message"),
     [
-        ("a?", None, [RATE], "tools: only a chat template tells a model of them, and this prompt is a text"),
+        ("a?", None, [RATE], "tools: only a chat template is told of them, and this prompt is a text"),
         ("a?", "tiny", [{"type": "function"}], "tools: tool 1: has no name"),
         ("a?", "tiny", RATE, "tools: expected a list of JSON schemas of functions, or one as JSON text, found {'type'"),
         (["a?", "b?"], "tiny", [[RATE]], "tools: 1 lists for 2 prompts; expected one for each, or one for all"),

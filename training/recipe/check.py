@@ -11,7 +11,7 @@ from typing import Any
 from lorary.hub.errors import InvalidReferenceError
 from lorary.hub.reference import check_name, normalise_domain, parse_reference
 from lorary.training.recipe.check_method import method_problems
-from lorary.training.recipe.check_rewriting import rewriting, template_problems
+from lorary.training.recipe.check_rewriting import chat_problems, rewriting, template_problems
 from lorary.training.recipe.corpus import TEXT_SUFFIXES, corpus_problems, is_text, takes_text
 from lorary.training.recipe.embedding import embedding_problems
 from lorary.training.recipe.explain import where
@@ -206,8 +206,7 @@ def _prompt(values: Mapping[str, Any]) -> Problems:
         yield "prompt.learn", f"{learned} learned; leave it out"
     elif prompt.get("learn") == "last" and form != "chat":
         yield "prompt.learn", f"only a chat has a last turn among others, the format is {form!r}; leave it out"
-    if prompt.get("chat_template") is not None and form != "chat":
-        yield "prompt.chat_template", f"only format 'chat' has one, the format is {form!r}"
+    yield from chat_problems(prompt, form)
 
 
 def _preference(values: Mapping[str, Any]) -> Problems:

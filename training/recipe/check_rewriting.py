@@ -6,6 +6,7 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lorary.hub.template_kwargs import template_kwargs_problem
 from lorary.training.recipe.raw import section, shown
 from lorary.training.recipe.tasks import TASK_FACTS
 
@@ -50,8 +51,18 @@ def _prompt(prompt: Mapping[str, Any]) -> Problems:
         if form != "instruction":
             yield "prompt.template", f"only format 'instruction' has one, the format is {form!r}"
         yield from template_problems(prompt["template"])
+    yield from chat_problems(prompt, form)
+
+
+def chat_problems(prompt: Mapping[str, Any], form: str) -> Problems:
+    """Only chats have a chat template, and it is told what it can be told."""
     if prompt.get("chat_template") is not None and form != "chat":
         yield "prompt.chat_template", f"only format 'chat' has one, the format is {form!r}"
+    kwargs = prompt.get("chat_template_kwargs")
+    if kwargs is not None and form != "chat":
+        yield "prompt.chat_template_kwargs", f"only format 'chat' has a template to tell, the format is {form!r}"
+    elif isinstance(kwargs, Mapping) and (problem := template_kwargs_problem(kwargs)):
+        yield "prompt.chat_template_kwargs", problem
 
 
 def template_problems(template: str) -> Problems:

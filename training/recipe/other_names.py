@@ -70,6 +70,7 @@ CALLED: Mapping[str, tuple[str, ...]] = {
     "training.label_smoothing": ("label_smoothing_factor",),
     "training.lora_plus_ratio": ("loraplus_lr_ratio", "loraplus_ratio", "loraplus_lr_embedding"),
     "prompt.chat_template": ("chat_template_path", "chat_template_jinja", "conversation"),
+    "prompt.chat_template_kwargs": ("enable_thinking", "template_kwargs"),
     "prompt.learn": (
         "train_on_inputs", "train_on_prompt", "train_on_input", "mask_prompt", "mask_history", "roles_to_train",
         "completion_only_loss", "assistant_only_loss", "train_on_responses_only", "train_on_eos",
@@ -96,6 +97,7 @@ _REMARKS: Mapping[str, str] = {
     "preference.loss": "pairs of chosen and rejected are learned by DPO",
     "lora.targets": "all linear layers unless said otherwise",
     "data.train_split": "of a dataset, slices such as train[:500] too",
+    "prompt.chat_template_kwargs": "a table, such as {enable_thinking: false}",
     "prompt.chat_template": "the base's own unless said otherwise",
     "tokens.add": "those that the base hasn't; the base's own are known",
 }

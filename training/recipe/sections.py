@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -217,6 +217,8 @@ class PromptSettings(Section):
 
     ``learn``: what the loss is taken on: ``replies`` (the default: completions, and each of the assistant's turns),
     ``last`` (a chat's last turn alone) or ``all`` (the prompts too).
+    ``chat_template_kwargs``: what the chat template is told by name, such as ``{enable_thinking: false}``; told again
+    whenever the adapter is asked.
     ``prefix`` stands before the text to summarize or to translate ("summarize: " for a T5); "" for none.
     """
 
@@ -225,6 +227,7 @@ class PromptSettings(Section):
     format: Literal["instruction", "chat", "plain"] | None = None
     template: Text | None = None
     chat_template: Text | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     learn: Literal["replies", "last", "all"] | None = None
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lorary.adapters.text.asked import ask
 from lorary.adapters.text.generate import Manner, PromptRow, generation_settings
 from lorary.adapters.text.templates import chat_text
-from lorary.adapters.text.tools import WithTools
 from lorary.hub.manifest import Generation
 from lorary.training.data import Example, Note
 from lorary.training.tasks.base import Metrics
@@ -40,9 +40,10 @@ class WrittenAnswers(WritesTexts, TextGeneration):
         *before, reply = messages_of(example.values)
         if not reply.get("tool_calls"):
             return str(reply["content"])
-        tools, template = example.values.get("tools") or (), self.recipe.prompt.chat_template
-        prompt = chat_text(self._tokenizer, before, template, tools, add_generation_prompt=True)
-        whole = chat_text(self._tokenizer, [*before, reply], template, tools, add_generation_prompt=False)
+        told = example.values.get("tools") or (), self.recipe.prompt.chat_template_kwargs
+        template = self.recipe.prompt.chat_template
+        prompt = chat_text(self._tokenizer, before, template, *told, add_generation_prompt=True)
+        whole = chat_text(self._tokenizer, [*before, reply], template, *told, add_generation_prompt=False)
         ids = self._tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -51,7 +52,8 @@ class WrittenAnswers(WritesTexts, TextGeneration):
         values = example.values
         chat = isinstance(values["prompt"], list)
         prompt: PromptRow = [dict(turn) for turn in messages_of(values)[:-1]] if chat else asked(values)
-        return WithTools(prompt, tuple(tools)) if (tools := values.get("tools")) else prompt
+        put: PromptRow = ask(prompt, values.get("tools"))
+        return put
 
     def text_metrics(self, found: Sequence[str], golds: Sequence[str]) -> Metrics:
         """Exact match but for white space, and ROUGE."""

@@ -25,6 +25,7 @@ from lorary.training.tasks.base import Metrics
 from lorary.training.tasks.forms import T5_KIN, Causal, EncoderDecoder, Form, demand_decoder
 from lorary.training.tasks.metrics.tokens import TokenScore
 from lorary.training.tasks.rows.coding import Coded
+from lorary.training.tasks.rows.conversation import check_template
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length, Room
 from lorary.training.tasks.writing import WritesTexts
@@ -99,7 +100,7 @@ class Rewriting(WritesTexts):
 
     def _refuse_broken_decoders(self, config: Any, dtype: torch.dtype) -> None:
         prompt = self.recipe.prompt
-        for key in ("format", "template", "chat_template"):
+        for key in ("format", "template", "chat_template", "chat_template_kwargs"):
             if getattr(prompt, key) is not None:
                 raise TrainingError(
                     f"prompt.{key}: {config.model_type!r} is an encoder-decoder, which takes a prefix only; "
@@ -176,12 +177,8 @@ class Rewriting(WritesTexts):
         if self.form.encoder_decoder or form == "plain":
             return Prompt()
         if form == "chat":
-            if not (prompt.chat_template or tokenizer.chat_template):
-                raise TrainingError(
-                    "the base's tokenizer has no chat template; give one with prompt.chat_template, "
-                    "or use prompt.format: instruction"
-                )
-            return Prompt("chat", None, prompt.chat_template)
+            check_template(tokenizer, prompt)
+            return Prompt("chat", None, prompt.chat_template, prompt.chat_template_kwargs or None)
         name = self.target_role.capitalize() if self.target_role != "target" else "Translation"
         default = f"{self.instruction()}\n\n### Text:\n{{prompt}}\n\n### {name}:\n"
         return Prompt("instruction", prompt.template or default)

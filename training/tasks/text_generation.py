@@ -76,7 +76,8 @@ class TextGeneration(Task):
     def prompt(self, tokenizer: Any) -> Prompt:
         """The format, and the templates that aren't the base's own."""
         template = (self.recipe.prompt.template or DEFAULT_TEMPLATE) if self.format == "instruction" else None
-        return Prompt(self.format, template, self.recipe.prompt.chat_template)
+        own = self.recipe.prompt
+        return Prompt(self.format, template, own.chat_template, own.chat_template_kwargs or None)
 
     def look(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
         """What the rows' format needs.
@@ -211,7 +212,7 @@ class TextGeneration(Task):
         if tokenizer.eos_token_id is None:
             raise TrainingError("the base's tokenizer has no end-of-text token, so a generation would never stop")
         if self.format == "chat":
-            check_chats(tokenizer, self.recipe.prompt.chat_template)
+            check_chats(tokenizer, self.recipe.prompt)
 
     def _see(self, examples: Sequence[Example]) -> None:
         """Rows whose prompts or replies are messages are chats, whatever their columns are called.
@@ -232,7 +233,7 @@ class TextGeneration(Task):
         learn = self.recipe.prompt.learn or "replies"
         if self.format == "chat":
             return encode_chat(
-                messages_of(values), tokenizer, self.recipe.prompt.chat_template, learn=learn, place=place,
+                messages_of(values), tokenizer, self.recipe.prompt, learn=learn, place=place,
                 asked=asked_of(values), tools=values.get("tools") or (),
             )  # fmt: skip
         if "text" in values:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.adapters import Backbone
+from lorary.adapters.text.asked import apart
 from lorary.adapters.text.generate import Manner, PromptRow, prompt_tokens
-from lorary.adapters.text.tools import WithTools
 from lorary.training.data import Example, Note
 from lorary.training.fitting.evaluate import outcomes as token_outcomes
 from lorary.training.fitting.writing import spread, write_texts
@@ -65,9 +65,9 @@ class WritesTexts(Task):
         with backbone.using(name) as model:
             scores = token_outcomes(model, self, rows, backbone.tokenizer, 1)
         places = self.generated(rows)
-        asked = (self.asked(rows.examples[place]) for place in places)
-        apart = [(one.prompt, one.tools) if isinstance(one, WithTools) else (one, None) for one in asked]
-        return _written(scores, places, [backbone.generate(prompt, name, tools=tools) for prompt, tools in apart])
+        asked = [apart(self.asked(rows.examples[place])) for place in places]
+        texts = [backbone.generate(one.prompt, name, tools=one.tools or None) for one in asked]
+        return _written(scores, places, texts)
 
     def generated(self, rows: Encoded) -> list[int]:
         """The places of the rows that texts are generated for."""
@@ -93,7 +93,7 @@ class WritesTexts(Task):
         """What was asked, its gold and what was written instead, or how many tokens would have come first."""
         score, text = outcome.score, outcome.text
         given = self.asked(example)
-        given = given.prompt if isinstance(given, WithTools) else given
+        given = apart(given).prompt
         shown = given if isinstance(given, str) else "\n".join(map(as_told, given))
         found = score.told if text is None else text.strip()
         right = score.correct == score.tokens if text is None else found == gold.strip()

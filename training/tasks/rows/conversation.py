@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorary.adapters.text.templates import chat_text
+from lorary.adapters.text.templates import chat_text, demand_variables
 from lorary.adapters.text.tools import as_text
-from lorary.hub.errors import DataError, TrainingError
+from lorary.hub.errors import DataError, TrainingError, UsageError
 from lorary.training.data.messages import is_learned
 from lorary.training.fitting.losses import IGNORED
+from lorary.training.recipe.sections import PromptSettings
 
 Message = Mapping[str, Any]
 Learn = Literal["replies", "last", "all"]
@@ -47,19 +48,32 @@ def as_told(message: Message) -> str:
     return "\n".join([*([str(message["content"])] if message["content"] or not lines else []), *lines])
 
 
-def check_chats(tokenizer: Any, chat_template: str | None) -> None:
+def check_chats(tokenizer: Any, prompt: PromptSettings) -> None:
     """Can the tokenizer put chats?
 
     Raises:
-        TrainingError: it lacks a template, or can't say where its tokens come from.
+        TrainingError: it lacks a template, or one that knows what it is told, or can't say where its tokens come from.
     """
-    if not (chat_template or tokenizer.chat_template):
+    check_template(tokenizer, prompt)
+    if not getattr(tokenizer, "is_fast", False):
+        raise TrainingError("chats need a fast tokenizer (a tokenizer.json beside the base)")
+
+
+def check_template(tokenizer: Any, prompt: PromptSettings) -> None:
+    """Is there a chat template, and does it know what it is told?
+
+    Raises:
+        TrainingError: there isn't, or it doesn't.
+    """
+    if not (prompt.chat_template or tokenizer.chat_template):
         raise TrainingError(
             "the base's tokenizer has no chat template; give one with prompt.chat_template, "
             "or use rows of prompt and completion with prompt.format: instruction"
         )
-    if not getattr(tokenizer, "is_fast", False):
-        raise TrainingError("chats need a fast tokenizer (a tokenizer.json beside the base)")
+    try:
+        demand_variables(tokenizer, prompt.chat_template, prompt.chat_template_kwargs or {})
+    except UsageError as error:
+        raise TrainingError(f"prompt.{error}") from error
 
 
 UNWRITTEN, UNTOLD = 1, 2
@@ -83,7 +97,7 @@ class Chat:
 def encode_chat(
     messages: Sequence[Message],
     tokenizer: Any,
-    chat_template: str | None,
+    prompt: PromptSettings,
     *,
     learn: Learn,
     place: str,
@@ -106,7 +120,10 @@ def encode_chat(
     ends = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values())} - {""}
 
     def render(count: int, ask: bool, told: Sequence[Any] = tools) -> str:
-        return chat_text(tokenizer, messages[:count], chat_template, told, add_generation_prompt=ask)
+        return chat_text(
+            tokenizer, messages[:count], prompt.chat_template, told, prompt.chat_template_kwargs,
+            add_generation_prompt=ask,
+        )  # fmt: skip
 
     try:
         whole = render(len(messages), ask=False)

@@ -133,7 +133,8 @@ class TextGeneration(Task):
             turns, (first, _) = sum(count for _, count in left), left[0]
             note(
                 f"{turns} turns of the assistant, in {len(left)} of {len(rows)} rows, aren't learned (first: {first}): "
-                "the chat template doesn't write them as it begins a generation; give another prompt.chat_template"
+                "the chat template doesn't write them as it begins a generation; tell it otherwise with "
+                "prompt.chat_template_kwargs (enable_thinking: false, say), or give another prompt.chat_template"
             )
         if parts := [example.place for example in encoded.examples if example.values.get(PART)]:
             note(

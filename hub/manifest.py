@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,7 @@ class Manifest:
 
     def semantic(self) -> dict[str, Any]:
         """The part that belongs to the digest, as plain JSON values."""
-        values = asdict(self)
+        values = asdict(replace(self, golden_rows=(), provenance={}))  # which may be long
         return {
             "task": self.task,
             "labels": list(self.labels) if self.labels is not None else None,

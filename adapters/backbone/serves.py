@@ -85,7 +85,7 @@ class Serves(Assembly):
         adapter: Names = None,
         *,
         tools: Sequence[Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generate text with one adapter for all prompts or one per prompt, in one batch.
@@ -97,7 +97,7 @@ class Serves(Assembly):
             tools: what may be called in answer to a conversation, as transformers' ``apply_chat_template`` takes it:
                 JSON schemas, or functions; or a list of them (or None) for each prompt.
             chat_template_kwargs: what else the chat templates of conversations are told by name, such as
-                ``{"enable_thinking": False}``; what an adapter was trained with, unless given.
+                ``{"enable_thinking": False}``; or a table (or None) for each. Else what an adapter was trained with.
             generate_kwargs: transformers' own (``max_new_tokens``, ``num_beams``, ``do_sample``, ...).
 
         Returns:

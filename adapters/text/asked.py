@@ -47,13 +47,19 @@ def ask(prompt: Any, tools: Any = None, kwargs: Any = None) -> Any:
 
 
 def ask_each(prompts: Sequence[Any], tools: Any, kwargs: Any) -> list[Any]:
-    """Prompts with the tools of a call: one list for all of them, or a list (or None) for each.
+    """Prompts with what a call tells: one list of tools and one table for all of them, or one (or None) for each.
 
     Raises:
         UsageError: they aren't as many as prompts, or as for :func:`ask`.
     """
-    each = isinstance(tools, (list, tuple)) and any(own is None or isinstance(own, (list, tuple)) for own in tools)
-    if each and len(tools) != len(prompts):
-        raise UsageError(f"tools: {len(tools)} lists for {len(prompts)} prompts; expected one for each, or one for all")
-    own = tools if each else [tools] * len(prompts)
-    return [ask(prompt, tools, kwargs) for prompt, tools in zip(prompts, own, strict=True)]
+    of_each = isinstance(tools, (list, tuple)) and any(own is None or isinstance(own, (list, tuple)) for own in tools)
+    tools = _one_each("tools", tools, len(prompts)) if of_each else [tools] * len(prompts)
+    of_each = isinstance(kwargs, (list, tuple))
+    kwargs = _one_each("chat_template_kwargs", kwargs, len(prompts)) if of_each else [kwargs] * len(prompts)
+    return [ask(*asked) for asked in zip(prompts, tools, kwargs, strict=True)]
+
+
+def _one_each(name: str, values: Sequence[Any], prompts: int) -> Sequence[Any]:
+    if len(values) != prompts:
+        raise UsageError(f"{name}: {len(values)} for {prompts} prompts; expected one for each, or one for all")
+    return values

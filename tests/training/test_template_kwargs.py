@@ -135,6 +135,7 @@ def test_it_is_told_again_whenever_the_adapter_is_asked(trained):
     quiet, loud = tokens(enable_thinking=False)["input_ids"], tokens()["input_ids"]
     assert [list(request.prompt) for request in requests] == [quiet, quiet, quiet, loud]
     assert len(quiet) > len(loud)
+    assert backbone.generate([[ASKED]] * 4, "tiny", chat_template_kwargs=told) == texts
     for kwargs, text in zip(told, texts, strict=True):
         assert backbone.generate([ASKED], "tiny", chat_template_kwargs=kwargs) == text
         (made,) = backbone.predict({"messages": [ASKED]}, "tiny", return_full_text=False, chat_template_kwargs=kwargs)
@@ -147,6 +148,7 @@ def test_it_is_told_again_whenever_the_adapter_is_asked(trained):
     [
         ([ASKED], {"enable_thinkin": True}, "chat_template_kwargs: the chat template knows no 'enable_thinkin'; near"),
         ([ASKED], {"tools": []}, "chat_template_kwargs: 'tools' isn't the template's to be told"),
+        ([[ASKED]] * 2, [None], "chat_template_kwargs: 1 for 2 prompts; expected one for each, or one for all"),
         ([ASKED], "enable_thinking", "chat_template_kwargs: expected a table of names and values"),
         ("a?", OFF_KWARGS, "chat_template_kwargs: only a chat template is told of them, and this prompt is a text"),
     ],

@@ -256,7 +256,7 @@ def test_what_was_trained_with_tools_is_asked_with_tools(trained):
         ("a?", None, [RATE], "tools: only a chat template is told of them, and this prompt is a text"),
         ("a?", "tiny", [{"type": "function"}], "tools: tool 1: has no name"),
         ("a?", "tiny", RATE, "tools: expected a list of JSON schemas of functions, or one as JSON text, found {'type'"),
-        (["a?", "b?"], "tiny", [[RATE]], "tools: 1 lists for 2 prompts; expected one for each, or one for all"),
+        (["a?", "b?"], "tiny", [[RATE]], "tools: 1 for 2 prompts; expected one for each, or one for all"),
     ],
 )
 def test_tools_that_are_none_are_refused(prompt, adapter, tools, message, trained):

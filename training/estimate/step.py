@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lorary.adapters.base.quantization import HEAD_MODULES, READ_BY_MODELS
 from lorary.hub.errors import EstimateError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.estimate.live import LiveBytes
+from lorary.training.estimate.products import Products
 from lorary.training.estimate.quantized import stand_in
 from lorary.training.estimate.without_values import WithoutValues
 from lorary.training.model import Base, Before, adapter_config, chosen_targets, head_modules, wrap
@@ -52,7 +52,7 @@ def step_cost(
     recipe: Recipe, task: Task, tokenizer: Any, config: Any, features: Sequence[Feature], *, dtype: torch.dtype,
     device: torch.device, before: Before | None = None,
 ) -> StepCost:  # fmt: skip
-    """Run two steps on tensors without content and count.
+    """Run a step on tensors without content and count.
 
     Args:
         recipe: its method, targets, quantization and batch size decide.
@@ -129,7 +129,11 @@ def _materialise(model: nn.Module, device: torch.device) -> None:
 def _low_rank(model: Any) -> int:
     """Bytes of the low-rank weights that are trained, without heads."""
     low_rank = [p for name, p in model.named_parameters() if p.requires_grad and ".lora_" in name]
-    return sum(parameter.numel() * parameter.element_size() for parameter in low_rank)
+    return _bytes(low_rank)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Recipe) -> StepCost:
@@ -144,28 +148,27 @@ def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Re
         model.enable_input_require_grads()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
-    counter = FlopCounterMode(display=False)
-
-    def step() -> None:
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes its moments, so that the step that is counted is like all that follow it
+    optimizer.zero_grad(set_to_none=True)
+    moments = {parameter: [*filter(torch.is_tensor, state.values())] for parameter, state in optimizer.state.items()}
+    every = [moment for kept in moments.values() for moment in kept]
+    products, live = Products(), LiveBytes([*model.parameters(), *model.buffers(), *every])
+    weights = live.now - _bytes(every)
+    with live, products:
         with precision(model), WithoutValues():
             loss = task.loss(model, batch)
         loss.backward()
+        unreached = [moment for parameter in trained if parameter.grad is None for moment in moments[parameter]]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-    with counter:
-        step()  # makes the optimizer's moments, too, so that the second step is like all that follow
-    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    live = LiveBytes([*model.parameters(), *model.buffers(), *moments])
-    weights = live.now - sum(moment.numel() * moment.element_size() for moment in moments)
-    with live:
-        step()
-    own = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    own = _bytes(trained)
     averages = _AVERAGES_OF_ADALORA * _low_rank(model) if recipe.method == "adalora" else 0
     return StepCost(
         weights=weights - own,
         adapter=4 * own + averages,  # itself, its gradient, and AdamW's two moments
-        peak=live.peak + averages,
-        flops=counter.get_total_flops(),
+        peak=live.peak - _bytes(unreached) + averages,
+        flops=products.flops,
         tokens=int(batch["input_ids"].numel()),
     )

@@ -1,5 +1,6 @@
 """Isolation: no test reads or writes the user's home, caches or registry, or asks the network."""
 
+import functools
 import gc
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jinja2
 import pytest
 
 # Thousands of small files that are forced to a disk and deleted soon after: they stay in memory where there's room.
@@ -61,6 +63,12 @@ def _libraries_are_no_garbage() -> None:
         gc.freeze()
         gc.enable()
         _frozen[0] = len(sys.modules)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_template_of_cards():
+    """PEFT writes a model card beside each adapter, and its template would be compiled for each."""
+    jinja2.Template = functools.cache(jinja2.Template)
 
 
 @pytest.fixture

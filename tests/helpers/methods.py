@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from made_once import made_once
 from tiny import PEFT_TASK, default_targets, task_class
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -27,9 +28,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What a method needs besides targets to fit a model of hidden size 32."""
 
 
+@made_once
 def make_method(
     base: Path, folder: Path, method: str, *, task: str, seed: int = 1, labels: int = 3, **more: Any
-) -> Path:
+) -> None:
     """Save an adapter of a PEFT method with random weights for ``task`` on ``base``; returns the folder."""
     from peft import get_peft_model
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -46,4 +48,3 @@ def make_method(
         if parameter.requires_grad and parameter.is_floating_point() and parameter.numel():
             torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 1.0, std=0.2)
     peft_model.save_pretrained(folder)
-    return folder

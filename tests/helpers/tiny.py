@@ -11,6 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from made_once import made_once
+
 WORDS = (
     "profit sales rose fell bank the a report shares loss gain growth market price offer cash win free click "
     "patient asthma cancer with of no and acute chronic disease child mother story house dog cat ran sat big small"
@@ -154,7 +156,8 @@ PEFT_TASK = {
 }
 
 
-def make_adapter(base: Path, folder: Path, *, task: str, seed: int = 1, labels: int = 3, **lora: Any) -> Path:
+@made_once
+def make_adapter(base: Path, folder: Path, *, task: str, seed: int = 1, labels: int = 3, **lora: Any) -> None:
     """Save a PEFT adapter with random A, B and head for ``task`` on ``base``, by PEFT alone; returns the folder."""
     from peft import LoraConfig, get_peft_model
 
@@ -167,7 +170,6 @@ def make_adapter(base: Path, folder: Path, *, task: str, seed: int = 1, labels: 
         if "lora_" in name or "modules_to_save" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     peft_model.save_pretrained(folder)
-    return folder
 
 
 def default_targets(model: Any) -> list[str]:

@@ -93,7 +93,8 @@ def commands(tmp_path_factory):
 
     from lorary.hub.cli.help import COMMANDS, module_of
 
-    modules = ["lorary.hub.registry", *map(module_of, COMMANDS)]
+    late = ["lorary.hub.cli.main", "pydantic.fields", "pydantic.type_adapter", "sqlite_utils"]  # each call would
+    modules = ["lorary.hub.registry", *late, *map(module_of, COMMANDS)]
     forks = Forks(tmp_path_factory.mktemp("commands"), modules)
     yield forks
     forks.close()

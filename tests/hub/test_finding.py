@@ -1,10 +1,12 @@
 """Finding: conditions, orders, full text, and the best version for a base."""
 
+import shutil
 import sqlite3
 
 import pytest
 
-from checkpoints import BASE_FINGERPRINT, make_manifest
+from checkpoints import BASE_FINGERPRINT, make_checkpoint, make_manifest
+from lorary.hub import Registry
 from lorary.hub.errors import InvalidReferenceError, UnknownReferenceError, UsageError
 from lorary.hub.finding import choice, query
 from lorary.hub.finding.search import Filter
@@ -20,8 +22,15 @@ def planned(request, monkeypatch):
         monkeypatch.setattr(query, "_FEW", -1)
 
 
-@pytest.fixture
-def filled(add, registry):
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    """The folder of a registry that every test has a copy of."""
+    folder = tmp_path_factory.mktemp("catalogue")
+    registry = Registry(folder / "registry.db")
+
+    def add(seed, manifest=True, **options):
+        registry.add(make_checkpoint(folder / f"checkpoints/{seed}", seed=seed, manifest=manifest), **options)
+
     add(0, name="tone", tags=["news"], metrics={"test": {"f1": 0.7, "loss": 0.9}}, strategy="direct")
     add(1, name="tone", parents=["tone@1"], strategy="fine-tune", metrics={"test": {"f1": 0.9, "loss": 0.4}})
     add(2, name="tone", parents=["tone@2"], strategy="fine-tune", metrics={"untrained": {"f1": 0.99}})
@@ -29,6 +38,12 @@ def filled(add, registry):
     add(3, name="legal-ner", manifest=legal, tags=["News"], metrics={"test": {"f1": 0.8}})
     add(4, name="llama-tone", manifest=make_manifest(base=OTHER, numerics=Numerics("nf4")))
     registry.alias("tone", "prod", 2)
+    return folder
+
+
+@pytest.fixture
+def filled(catalogue, registry):
+    shutil.copytree(catalogue, registry.path.parent, dirs_exist_ok=True)
     return registry
 
 

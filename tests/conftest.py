@@ -38,6 +38,16 @@ os.environ.update(
 gc.disable()  # until the tests are collected: nothing of what they import is garbage
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_warning_recorded(warning_message):
+    """A library's own class of warnings gives way to the built-in one below it.
+
+    xdist's first process shows the warnings, and would import PEFT, with all that it imports, for the class of one.
+    """
+    kind = next(base for base in warning_message.category.__mro__ if base.__module__ == "builtins")
+    warning_message.message, warning_message.category = kind(str(warning_message.message)), kind
+
+
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
     home = Path(tempfile.mkdtemp(dir=_home.name))  # pytest's own would look through all that are there for a number

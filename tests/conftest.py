@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 from pathlib import Path
@@ -128,6 +129,8 @@ def hub(tmp_path, monkeypatch):
     from hub_server import HubServer
 
     with HubServer() as server:
+        # The certificates of all authorities would be read for every client, and the server has none.
+        monkeypatch.setattr(ssl, "create_default_context", lambda **_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

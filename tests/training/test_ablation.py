@@ -96,7 +96,7 @@ def test_what_can_not_be_compared_is_refused(settings, corpus, words, make_recip
     ("corpus", "words"),
     [
         ("texts.jsonl", "--corpus: no such file 'texts.jsonl'"),
-        ("rows.tsv", "--corpus: 'rows.tsv' isn't one of"),
+        ("rows.xlsx", "--corpus: 'rows.xlsx' isn't one of"),
     ],
 )
 def test_a_corpus_that_is_not_there_is_named_as_it_was_typed(corpus, words, make_recipe, tmp_path, capsys, monkeypatch):

@@ -85,8 +85,10 @@ FILES = {
         "a.json: 1 problem - row 2: the key 'content' stands twice; keep one of them",
     ),
     "ragged CSV": ("a.csv", "text,label\nx,y\na,b,c\nd\n", "row 3: 3 cells, the header has 2; quote commas - row 4: 1"),
-    "semicolons": ("a.csv", 'text;label\n"a";b\n', "expected commas between columns, found semicolons ('text;label')"),
-    "tabs": ("a.csv", "text\tlabel\na\tb, c\n", "expected commas between columns, found tabs ('text"),
+    "semicolons": ("a.csv", 'text;label\n"a";b\nc;d;e\n', "row 3: 3 cells, the header has 2; quote semicolons"),
+    "tabs": ("a.csv", "text\tlabel\na\tb, c\n", "label'); name the file .tsv"),
+    "commas": ("a.tsv", "text,label\na,b\n", "expected tabs between columns, found commas ('text,label'); name"),
+    "ragged TSV": ("a.tsv", 'text\tlabel\n"x\ty\na\tb\tc\n', "a.tsv: 1 problem - row 3: 3 cells, the header has 2"),
     "duplicated columns": ("a.csv", "text,label,text\na,b,c\n", "row 1: the header names 'text' twice"),
     "duplicated Parquet columns": ("a.parquet", parquet([("text", ["a"]), ("text", ["b"])]), "two columns 'text'"),
     "missing column": ("a.jsonl", table([{"txt": "a", "label": "b"}] * 3), "a.jsonl: no column 'text' (for text)"),
@@ -125,7 +127,7 @@ FILES = {
     ),
     "answers that aren't there": ("a.jsonl", table(misplaced()), "a.jsonl, row 7", ANSWER),
     "capitals": ("A.CSV", "text,label\nx,y\na,b,c\n", "A.CSV: 1 problem - row 3: 3 cells, the header has 2"),
-    "an unknown kind of file": ("a.tsv", "text\tlabel\n", "'a.tsv' isn't one of .jsonl, .json, .csv"),
+    "an unknown kind of file": ("a.xlsx", "PK", "'a.xlsx' isn't one of .jsonl, .json, .csv, .tsv"),
 }  # fmt: skip
 
 

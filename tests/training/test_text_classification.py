@@ -186,7 +186,7 @@ def test_columns_of_0_and_1_are_labels(make_recipe, tmp_path):
 def test_lists_written_into_a_csv_file_are_no_names(make_recipe, tmp_path):
     (tmp_path / "marks.csv").write_text("text,label\na,\"['x', 'y']\"\nb,[]\nc,\"['x', 'y']\"\nd,[]\n")
     settings = {"data.train": str(tmp_path / "marks.csv"), "data.test": None}
-    with pytest.raises(DataError, match=r"marks.csv: the labels look like lists .* and a CSV file has only texts"):
+    with pytest.raises(DataError, match=r"marks.csv: the labels look like lists .* and such a file has only texts"):
         load(make_recipe(**settings))
     data, _ = load(make_recipe(**settings, problem_type=SINGLE))
     assert data.labels == ("['x', 'y']", "[]")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lorary.hub.errors import DataError
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+"""A file's rows, each with its number for messages: that of its line, where lines are rows."""
 
 _KINDS = {
     stat.S_IFIFO: "a pipe (FIFO)",
@@ -82,3 +87,8 @@ def decode(content: bytes, problems: list[str]) -> str:
         problems.append(f"row {line}: holds a NUL byte, so it isn't UTF-8 text; save the file as UTF-8")
         return ""
     return text
+
+
+def twice(columns: Sequence[str]) -> str:
+    """The names that stand more than once, for a message."""
+    return ", ".join(repr(name) for name, count in sorted(Counter(columns).items()) if count > 1)

@@ -12,6 +12,7 @@ from typing import Any
 from lorary.hub.errors import DataError, LoraryError, first_line
 from lorary.hub.files.store import hash_file
 from lorary.training.data.contents import read_content
+from lorary.training.data.folders import check_folder
 from lorary.training.data.label_names import with_label_names
 from lorary.training.data.nested import as_written
 from lorary.training.data.readers import READERS
@@ -87,9 +88,11 @@ def _read_file(path: Path, shown: str) -> Source:
 def _read_dataset(location: str, shown: str, split: str, subset: str | None, revision: str | None) -> Source:
     import datasets
 
+    if (folder := Path(location)).is_dir():
+        check_folder(folder, shown)
     datasets.disable_progress_bars()
     try:
-        if (Path(location) / "state.json").is_file():  # what Dataset.save_to_disk leaves: one table
+        if (folder / "state.json").is_file():  # what Dataset.save_to_disk leaves: one table
             if (split, subset) != ("train", None):
                 raise DataError(shown, [f"was saved as one table, without splits; found {subset or split!r}"])
             table = datasets.load_from_disk(location)
@@ -105,7 +108,6 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
     rows = tuple(Row(values, f"{shown} ({split}), row {number}") for number, values in enumerate(named, start=1))
     if not rows:
         raise DataError(shown, [f"split {split!r} holds no rows"])
-    folder = Path(location)
     if folder.is_dir():
         if table.info.builder_name == "text":
             raise DataError(

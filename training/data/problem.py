@@ -16,18 +16,18 @@ from lorary.training.recipe import Recipe
 from lorary.training.recipe.raw import shown
 
 _LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
-"""A list as data frames write one into a CSV file."""
+"""A list as data frames write one into a CSV or TSV file."""
 
 
 def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     """The problem type of a recipe's rows, by transformers' names; None for other tasks than text classification.
 
     The recipe's own, else what most of the training rows' labels are: lists make it multi-label, numbers with a decimal
-    point regression (in CSV files, which hold nothing but texts, numbers so written), names and whole numbers
+    point regression (in CSV and TSV files, which hold nothing but texts, numbers so written), names and whole numbers
     single-label.
 
     Raises:
-        DataError: the labels of a CSV file are lists as text.
+        DataError: the labels of a CSV or TSV file are lists as text.
     """
     data = recipe.data
     if recipe.task != "text-classification" or recipe.problem_type is not None:
@@ -35,14 +35,14 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     if data.label_columns is not None:
         return MULTI_LABEL
     values = [row.values.get(data.columns.label or "label") for row in train.rows]
-    written = train.shown.lower().endswith(".csv")
+    written = train.shown.lower().endswith((".csv", ".tsv"))
     kinds = Counter(_kind(value, written) for value in values)
     numbers = kinds["number"] + kinds["whole"]
     if kinds["written list"] > kinds["name"] + numbers:
         raise DataError(
             "labels",
             [
-                f"{train.shown}: the labels look like lists ({shown(values[0])}), and a CSV file has only texts; save "
+                f"{train.shown}: the labels look like lists ({shown(values[0])}), and such a file has only texts; save "
                 "the rows as JSONL or Parquet, or name columns of 0 and 1 with data.label_columns (if they are names, "
                 f"set problem_type to {SINGLE_LABEL})"
             ],

@@ -1,27 +1,22 @@
-"""What JSONL, JSON, CSV, Parquet and CoNLL files hold, row by row.
+"""What JSONL, JSON, CSV, TSV, Parquet and CoNLL files hold, row by row.
 
 They are read here rather than by ``datasets`` because a row that can't be read has to be named by its line.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lorary.hub.errors import first_line
 from lorary.training.data.answers import squad_rows
-from lorary.training.data.contents import decode
+from lorary.training.data.contents import Rows, decode, twice
 from lorary.training.data.label_names import with_label_names
 from lorary.training.data.nested import as_written
+from lorary.training.data.separated import read_csv, read_tsv
 from lorary.training.recipe.raw import shown
-
-Rows = Iterator[tuple[int, dict[str, Any]]]
-
-_OTHER_SEPARATORS: Mapping[str, str] = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class _Reader:
@@ -98,53 +93,14 @@ def _object(number: int, row: Any, problems: list[str], reader: _Reader) -> Rows
         yield number, row
 
 
-def _csv(content: bytes, problems: list[str]) -> Rows:
-    # The library's own limit is shorter than many a document.
-    csv.field_size_limit(max(csv.field_size_limit(), len(content)))
-    reader = csv.reader(io.StringIO(decode(content, problems), newline=""), strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                if problem := _header_problem(header):
-                    problems.append(f"row {reader.line_num}: {problem}")
-                    return
-            elif len(cells) != len(header):
-                problems.append(
-                    f"row {reader.line_num}: {len(cells)} cells, the header has {len(header)}; quote commas"
-                )
-            else:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        problems.append(f"row {reader.line_num}: not valid CSV ({error})")
-
-
-def _header_problem(header: list[str]) -> str | None:
-    """What is wrong with the names of a CSV file's columns, or None."""
-    if twice := _twice(header):
-        return f"the header names {twice} twice"
-    found = next((name for sign, name in _OTHER_SEPARATORS.items() if sign in header[0]), None)
-    if len(header) == 1 and found:
-        return f"expected commas between columns, found {found} ({shown(header[0])}); save the file with commas"
-    return None
-
-
-def _twice(names: list[str]) -> str:
-    """The names that stand more than once, for a message."""
-    return ", ".join(repr(name) for name, count in sorted(Counter(names).items()) if count > 1)
-
-
 def _parquet(content: bytes, problems: list[str]) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
-        if twice := _twice(file.schema_arrow.names):
-            problems.append(f"there are two columns {twice}")
+        if repeated := twice(file.schema_arrow.names):
+            problems.append(f"there are two columns {repeated}")
             return
         table = file.read()
         features = _features(table.schema)
@@ -194,7 +150,8 @@ def _conll(content: bytes, problems: list[str]) -> Rows:
 READERS: Mapping[str, Callable[[bytes, list[str]], Rows]] = {
     ".jsonl": _jsonl,
     ".json": _json,
-    ".csv": _csv,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
     ".parquet": _parquet,
     ".conll": _conll,
 }

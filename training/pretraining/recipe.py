@@ -63,7 +63,7 @@ class _Section(BaseModel):
 
 
 class CorpusData(_Section):
-    """The corpus: a text file or a folder of them, or JSONL, CSV or Parquet with the column ``text``.
+    """The corpus: a text file or a folder of them, or JSONL, CSV, TSV or Parquet with the column ``text``.
 
     ``test`` is held out, or ``test_size`` of the documents; ``validation_size`` of the rest decides which epoch is kept
     (0: the last one).

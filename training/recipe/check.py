@@ -23,11 +23,11 @@ from lorary.training.recipe.raw import RawRecipe, no_such_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
 from lorary.training.recipe.windows import window_problems
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".conll")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
 """The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
 
 # Not a dataset id, whatever the Hub would allow.
-_OTHER_SUFFIXES = frozenset({".tsv", ".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
+_OTHER_SUFFIXES = frozenset({".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
 
 
 def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[str]) -> list[str]:

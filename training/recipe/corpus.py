@@ -17,13 +17,13 @@ TEXT_SUFFIXES = (".txt", ".md")
 MEAN_SPAN = 3.0
 """The mean length of a hidden span in tokens, T5's and BART's."""
 
-_ROWS = frozenset({".jsonl", ".json", ".csv", ".parquet", ".arrow"})
+_ROWS = frozenset({".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"})
 _ABOUT = frozenset({"readme", "license", "licence", "copying", "notice"})
 
 
 def text_files(folder: Path) -> Iterator[Path]:
     """The text files below a folder, by path; hidden ones, and the README and licence at its top, aren't its text."""
-    for path in _visible(folder):
+    for path in visible_files(folder):
         about = path.parent == folder and path.stem.lower() in _ABOUT
         if path.suffix.lower() in TEXT_SUFFIXES and path.is_file() and not about:
             yield path
@@ -42,10 +42,13 @@ def is_text(text: str) -> bool:
         raise DataError(shown(text), [f"can't be read: {error.strerror}"]) from error
     if not folder:
         return path.suffix.lower() in TEXT_SUFFIXES
-    return not any(file.suffix.lower() in _ROWS for file in _visible(path)) and next(text_files(path), None) is not None
+    return (
+        not any(file.suffix.lower() in _ROWS for file in visible_files(path))
+        and next(text_files(path), None) is not None
+    )
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path) -> Iterator[Path]:
     """All files below a folder, by path, but for hidden ones and those in hidden folders.
 
     Raises:

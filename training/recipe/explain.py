@@ -107,7 +107,7 @@ _EXPECTED = {
     "task": "a task, such as 'text-classification'",
     "base": "the base model: a folder or an id on the Hub",
     "data": "data.train: a file, a dataset's folder or a dataset id",
-    "train": "a .jsonl, .csv or .parquet file, a dataset's folder or a dataset id",
+    "train": "a .jsonl, .csv, .tsv or .parquet file, a dataset's folder or a dataset id",
 }
 
 

@@ -60,7 +60,7 @@ class Columns(Section):
 
 
 class Data(Section):
-    """Where the rows are: a JSONL, CSV or Parquet file, a dataset's folder, or a dataset id on the Hub.
+    """Where the rows are: a JSONL, CSV, TSV or Parquet file, a dataset's folder, or a dataset id on the Hub.
 
     Running text may also be a .txt or .md file or a folder of them; ``sample_by`` says what of it is a document: a
     whole file (``document``), what stands between blank lines (``paragraph``), or a ``line``.

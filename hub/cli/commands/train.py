@@ -57,7 +57,7 @@ def command(
     resume: ResumeOption = False,
     set_: SetOption = None,
     base: Annotated[str | None, typer.Option(help="The base model: a folder or an id on the Hub.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training rows: JSONL, CSV, Parquet or a dataset id.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training rows: JSONL, CSV, TSV, Parquet or a dataset id.")] = None,
     test: Annotated[str | None, typer.Option(help="Held-out rows; without them a fifth is split off.")] = None,
     task: Annotated[str | None, typer.Option(help="text-classification, token-classification, ...")] = None,
     domain: Annotated[str | None, typer.Option(help="The subject matter, such as finance.")] = None,

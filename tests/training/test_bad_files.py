@@ -110,7 +110,7 @@ FILES = {
     "Parquet with damaged pages": (
         "a.parquet", GOOD_PARQUET[:4] + bytes(80) + GOOD_PARQUET[84:], "a.parquet: 1 problem - not a readable Parquet"
     ),
-    "gzip": ("a.jsonl", gzip.compress(LINES.encode(), mtime=0), "not UTF-8 text but gzip-compressed; unpack it"),
+    "gzip": ("a.jsonl", gzip.compress(LINES.encode(), mtime=0), "not UTF-8 text but gzip-compressed; end its name in"),
     "zip": ("a.jsonl", zipped(LINES), "not UTF-8 text but a zip archive; unpack it"),
     "pickle": ("a.jsonl", pickle.dumps(tone_rows(3)), "not UTF-8 text but a pickle, which is never read"),
     "Parquet as JSONL": ("a.jsonl", GOOD_PARQUET, "not UTF-8 text but a Parquet file; name it .parquet"),

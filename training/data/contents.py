@@ -22,11 +22,11 @@ _KINDS = {
 }
 
 _BEGINNINGS: Mapping[bytes, str] = {
-    b"\x1f\x8b": "gzip-compressed; unpack it",
+    b"\x1f\x8b": "gzip-compressed; end its name in .gz, or unpack it",
     b"PK\x03\x04": "a zip archive; unpack it",
-    b"BZh91AY&SY": "bzip2-compressed; unpack it",
-    b"\xfd7zXZ\x00": "xz-compressed; unpack it",
-    b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it",
+    b"BZh91AY&SY": "bzip2-compressed; unpack it, or compress it with gzip (.gz)",
+    b"\xfd7zXZ\x00": "xz-compressed; unpack it, or compress it with gzip (.gz)",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it, or compress it with gzip (.gz)",
     b"PAR1\x15": "a Parquet file; name it .parquet",
     b"\x80\x02": "a pickle, which is never read; save its rows as JSONL",
     b"\x80\x03": "a pickle, which is never read; save its rows as JSONL",
@@ -51,19 +51,6 @@ def check_file(path: Path, shown: str) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "no file")
         raise DataError(shown, [f"is {kind}, expected a file; save the rows to a file and name that"])
-
-
-def read_content(path: Path, shown: str) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        DataError: as :func:`check_file`.
-    """
-    check_file(path, shown)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(shown, [f"can't be read: {error.strerror or error}"]) from error
 
 
 def misnamed(content: bytes) -> str | None:

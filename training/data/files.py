@@ -11,12 +11,12 @@ from typing import Any
 
 from lorary.hub.errors import DataError, LoraryError, first_line
 from lorary.hub.files.store import hash_file
-from lorary.training.data.contents import read_content
 from lorary.training.data.folders import check_folder
 from lorary.training.data.label_names import with_label_names
 from lorary.training.data.nested import as_written
+from lorary.training.data.opening import read_content
 from lorary.training.data.readers import READERS
-from lorary.training.recipe.check import is_data_file
+from lorary.training.recipe.data_files import is_data_file, kind_of
 
 SHOWN_PROBLEMS = 20
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -74,15 +74,15 @@ def report(subject: str, problems: list[str], count: int | None = None) -> DataE
 
 
 def _read_file(path: Path, shown: str) -> Source:
-    content = read_content(path, shown)
+    content, sha256 = read_content(path, shown)
     problems: list[str] = []
-    found = READERS[path.suffix.lower()](content, problems)
+    found = READERS[kind_of(path)](content, problems)
     rows = tuple(Row(values, f"{shown}, row {number}") for number, values in found)
     if problems:
         raise report(shown, problems)
     if not rows:
         raise DataError(shown, ["holds no rows; expected at least a few"])
-    return Source(shown, rows, hashlib.sha256(content).hexdigest())
+    return Source(shown, rows, sha256)
 
 
 def _read_dataset(location: str, shown: str, split: str, subset: str | None, revision: str | None) -> Source:

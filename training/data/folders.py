@@ -1,22 +1,32 @@
-"""What a dataset's folder may hold that ``datasets`` would read otherwise than it is read here."""
+"""What a dataset's folder may hold that ``datasets`` reads otherwise than it is read here, or without a clear error."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lorary.hub.errors import DataError
-from lorary.training.data.contents import read_content
+from lorary.training.data.opening import read_content
 from lorary.training.data.separated import has_bare_quotes
 from lorary.training.recipe.corpus import visible_files
+from lorary.training.recipe.data_files import DATA_SUFFIXES, is_gzip, kind_of
 
 
 def check_folder(folder: Path, shown: str) -> None:
     """Look through a folder's files before ``datasets`` reads them.
 
     Raises:
-        DataError: double quotes in a TSV file that are no quoting: rows between two of them would become one.
+        DataError: a compressed file that isn't whole, or of a kind that ``datasets`` doesn't unpack; double quotes in a
+            TSV file that are no quoting, so that rows between two of them would become one.
     """
     for path in visible_files(folder):
-        name = f"{shown.rstrip('/')}/{path.relative_to(folder).as_posix()}"
-        if path.suffix.lower() == ".tsv" and has_bare_quotes(read_content(path, name)):
-            raise DataError(name, ["has double quotes that quote no cell, and a folder's would; name the file itself"])
+        name, kind, gzip = f"{shown.rstrip('/')}/{path.relative_to(folder).as_posix()}", kind_of(path), is_gzip(path)
+        if gzip and kind == ".parquet":
+            raise DataError(
+                name, ["is compressed, and a folder's Parquet isn't unpacked; name the file itself, or unpack it"]
+            )
+        if kind == ".tsv" or (gzip and kind in DATA_SUFFIXES):
+            content, _ = read_content(path, name)
+            if kind == ".tsv" and has_bare_quotes(content):
+                raise DataError(
+                    name, ["has double quotes that quote no cell, and a folder's would; name the file itself"]
+                )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError
@@ -13,6 +14,7 @@ from lorary.training.data.examples import Note
 from lorary.training.data.files import Source
 from lorary.training.data.roles import NUMBER
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.data_files import kind_of
 from lorary.training.recipe.raw import shown
 
 _LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
@@ -35,7 +37,7 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     if data.label_columns is not None:
         return MULTI_LABEL
     values = [row.values.get(data.columns.label or "label") for row in train.rows]
-    written = train.shown.lower().endswith((".csv", ".tsv"))
+    written = kind_of(Path(train.shown)) in (".csv", ".tsv")
     kinds = Counter(_kind(value, written) for value in values)
     numbers = kinds["number"] + kinds["whole"]
     if kinds["written list"] > kinds["name"] + numbers:

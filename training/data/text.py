@@ -5,16 +5,17 @@ Files are read line by line, so that a byte that isn't UTF-8 is named by its lin
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from lorary.hub.errors import DataError
-from lorary.training.data.contents import check_file, misnamed
+from lorary.training.data.contents import misnamed
 from lorary.training.data.examples import Note
 from lorary.training.data.files import MOST_HASHES, Row, Source, hash_of_all, report
-from lorary.training.recipe.corpus import TEXT_SUFFIXES, text_files
+from lorary.training.data.opening import open_content
+from lorary.training.recipe.corpus import text_files
+from lorary.training.recipe.data_files import TEXT_SUFFIXES
 
 
 def read_text(text: str, sample_by: str | None, note: Note) -> Source:
@@ -40,15 +41,14 @@ def read_text(text: str, sample_by: str | None, note: Note) -> Source:
     problems: list[str] = []
     for file in files:
         shown = f"{text.rstrip('/')}/{file.relative_to(path).as_posix()}" if path.is_dir() else text
-        digest = hashlib.sha256()
-        check_file(file, shown)
         try:
-            rows += _DOCUMENTS[unit](_lines(file, digest), shown)
+            with open_content(file, shown) as (content, digest):
+                rows += _DOCUMENTS[unit](_lines(content), shown)
+            hashes[file.relative_to(path).as_posix() if path.is_dir() else file.name] = digest.hexdigest()
         except UnicodeError as error:
             problems.append(f"{shown}, {error}")
         except OSError as error:
             problems.append(f"{shown}: can't be read: {error.strerror or error}")
-        hashes[file.relative_to(path).as_posix() if path.is_dir() else file.name] = digest.hexdigest()
     if problems:
         raise report(text, problems)
     if not rows:
@@ -66,28 +66,26 @@ def _note_others(folder: Path, files: list[Path], note: Note) -> None:
         )
 
 
-def _lines(path: Path, digest: Any) -> Iterator[tuple[int, str]]:
-    """A file's lines without their ends, by number.
+def _lines(content: BinaryIO) -> Iterator[tuple[int, str]]:
+    """A text's lines without their ends, by number.
 
     Raises:
         UnicodeError: with the line and what to do.
     """
     done = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            digest.update(line)
-            if number == 1 and (kind := misnamed(line)):
-                raise UnicodeError(f"line 1: not UTF-8 text but {kind}")
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UnicodeError(
-                    f"line {number}: not UTF-8 text (byte {done + error.start}); save the file as UTF-8"
-                ) from error
-            if "\0" in text:
-                raise UnicodeError(f"line {number}: holds a NUL byte, so it isn't a text file")
-            done += len(line)
-            yield number, text.rstrip("\r\n")
+    for number, line in enumerate(content, start=1):
+        if number == 1 and (kind := misnamed(line)):
+            raise UnicodeError(f"line 1: not UTF-8 text but {kind}")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UnicodeError(
+                f"line {number}: not UTF-8 text (byte {done + error.start}); save the file as UTF-8"
+            ) from error
+        if "\0" in text:
+            raise UnicodeError(f"line {number}: holds a NUL byte, so it isn't a text file")
+        done += len(line)
+        yield number, text.rstrip("\r\n")
 
 
 Lines = Iterator[tuple[int, str]]

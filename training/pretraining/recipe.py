@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorary.hub.errors import InvalidReferenceError, RecipeError
 from lorary.hub.reference import check_name
-from lorary.training.recipe.check import DATA_SUFFIXES, is_data_file
 from lorary.training.recipe.corpus import MEAN_SPAN, is_text
+from lorary.training.recipe.data_files import DATA_SUFFIXES, TEXT_SUFFIXES, is_data_file, refusal
 from lorary.training.recipe.explain import explain, where
 from lorary.training.recipe.raw import RawRecipe, in_order, no_such_file, read_recipe, section
 from lorary.training.recipe.schema import FLAG_OF
@@ -250,9 +250,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _corpus(key: str, text: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(text, str) or not text:
         return
-    path, running = Path(text).expanduser(), is_text(text)
-    if not path.exists():
-        if is_data_file(text):
-            yield f"data.{key}", no_such_file(text)
-    elif not running and path.is_file() and path.suffix.lower() not in DATA_SUFFIXES:
-        yield f"data.{key}", f"{text!r} is neither a text file (.txt, .md) nor one of {', '.join(DATA_SUFFIXES)}"
+    running, path = is_text(text), Path(text).expanduser()
+    if is_data_file(text) and not path.exists():
+        yield f"data.{key}", no_such_file(text)
+    elif not running and (problem := refusal(text, (*DATA_SUFFIXES, *TEXT_SUFFIXES))):
+        yield f"data.{key}", problem

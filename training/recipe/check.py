@@ -12,7 +12,8 @@ from lorary.hub.errors import InvalidReferenceError
 from lorary.hub.reference import check_name, normalise_domain, parse_reference
 from lorary.training.recipe.check_method import method_problems
 from lorary.training.recipe.check_rewriting import chat_problems, rewriting, template_problems
-from lorary.training.recipe.corpus import TEXT_SUFFIXES, corpus_problems, is_text, takes_text
+from lorary.training.recipe.corpus import corpus_problems, is_text, takes_text
+from lorary.training.recipe.data_files import DATA_SUFFIXES, is_data_file, kind_of, refusal
 from lorary.training.recipe.embedding import embedding_problems
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
@@ -23,12 +24,6 @@ from lorary.training.recipe.raw import RawRecipe, no_such_file, section
 from lorary.training.recipe.tasks import TASK_FACTS
 from lorary.training.recipe.windows import window_problems
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
-"""The data files that can be read; anything else is a dataset's folder or an id on the Hub."""
-
-# Not a dataset id, whatever the Hub would allow.
-_OTHER_SUFFIXES = frozenset({".xlsx", ".xls", ".xml", ".arrow", ".gz", ".zip", ".tar", ".zst"})
-
 
 def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[str]) -> list[str]:
     """Settings that can't go together, and files that aren't there; a key in ``already`` isn't reported again."""
@@ -38,12 +33,6 @@ def contradictions(values: Mapping[str, Any], raw: RawRecipe, already: Sequence[
             if not any(f"{dotted}: " in problem for problem in already):
                 found.append(f"{where(raw, dotted)}{dotted}: {message}")
     return found
-
-
-def is_data_file(text: str) -> bool:
-    """Is ``text`` meant as a file or folder, rather than as a dataset id on the Hub?"""
-    suffixes = (*DATA_SUFFIXES, *TEXT_SUFFIXES)
-    return text.lower().endswith(suffixes) or text.startswith(("./", "../", "/", "~")) or Path(text).exists()
 
 
 Problems = Iterator[tuple[str, str]]
@@ -142,8 +131,8 @@ def _files(values: Mapping[str, Any]) -> Problems:
                 yield f"data.{key}", no_such_file(text)
         elif is_data_file(text) and not path.exists():
             yield f"data.{key}", no_such_file(text)
-        elif (kind := path.suffix.lower()) in _OTHER_SUFFIXES or (path.is_file() and kind not in DATA_SUFFIXES):
-            yield f"data.{key}", f"{text!r} isn't one of {', '.join(DATA_SUFFIXES)}; convert it to one of them"
+        elif problem := refusal(text):
+            yield f"data.{key}", problem
         elif path.is_dir() and takes_text(values) and not any(path.iterdir()):
             yield f"data.{key}", f"{text!r} is an empty folder; expected text files or rows in it"
         elif not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
@@ -166,7 +155,7 @@ def _splits(values: Mapping[str, Any]) -> Problems:
         if (named or trained[0], split or trained[1]) == trained:
             yield key, f"the same rows as data.train; {why}"
     train = data.get("train")
-    if isinstance(train, str) and (train.lower().endswith(DATA_SUFFIXES) or (train and is_text(train))):
+    if isinstance(train, str) and (kind_of(Path(train)) in DATA_SUFFIXES or (train and is_text(train))):
         for key in ("subset", "test_split", "validation_split", "revision"):
             if data.get(key) is not None:
                 yield f"data.{key}", f"only a dataset has one; data.train is the file {train!r}"

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError
+from lorary.training.recipe.data_files import TEXT_SUFFIXES, kind_of, without_gzip
 from lorary.training.recipe.raw import section, shown
 from lorary.training.recipe.tasks import TASK_FACTS
-
-TEXT_SUFFIXES = (".txt", ".md")
-"""The files that are read as running text."""
 
 MEAN_SPAN = 3.0
 """The mean length of a hidden span in tokens, T5's and BART's."""
@@ -24,8 +22,8 @@ _ABOUT = frozenset({"readme", "license", "licence", "copying", "notice"})
 def text_files(folder: Path) -> Iterator[Path]:
     """The text files below a folder, by path; hidden ones, and the README and licence at its top, aren't its text."""
     for path in visible_files(folder):
-        about = path.parent == folder and path.stem.lower() in _ABOUT
-        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file() and not about:
+        about = path.parent == folder and without_gzip(path).stem.lower() in _ABOUT
+        if kind_of(path) in TEXT_SUFFIXES and path.is_file() and not about:
             yield path
 
 
@@ -41,11 +39,8 @@ def is_text(text: str) -> bool:
     except OSError as error:
         raise DataError(shown(text), [f"can't be read: {error.strerror}"]) from error
     if not folder:
-        return path.suffix.lower() in TEXT_SUFFIXES
-    return (
-        not any(file.suffix.lower() in _ROWS for file in visible_files(path))
-        and next(text_files(path), None) is not None
-    )
+        return kind_of(path) in TEXT_SUFFIXES
+    return not any(kind_of(file) in _ROWS for file in visible_files(path)) and next(text_files(path), None) is not None
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

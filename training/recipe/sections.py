@@ -62,8 +62,9 @@ class Columns(Section):
 class Data(Section):
     """Where the rows are: a JSONL, CSV, TSV or Parquet file, a dataset's folder, or a dataset id on the Hub.
 
-    Running text may also be a .txt or .md file or a folder of them; ``sample_by`` says what of it is a document: a
-    whole file (``document``), what stands between blank lines (``paragraph``), or a ``line``.
+    Running text may also be a .txt or .md file or a folder of them; any file may be compressed with gzip (.gz).
+    ``sample_by`` says what of it is a document: a whole file (``document``), what stands between blank lines
+    (``paragraph``), or a ``line``.
 
     ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
     or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen; by default

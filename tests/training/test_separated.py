@@ -116,6 +116,16 @@ def test_semicolons_separate_cells_only_where_they_do_so_in_the_header(read):
     assert read("a.csv", "text\na; b\n") == {2: ("a; b",)}
 
 
+def test_labels_with_a_decimal_comma_are_not_taken_for_names(make_recipe, tmp_path):
+    (tmp_path / "a.csv").write_text("text;label\none;4\ntwo;3,5\nthree;0,25\n")
+    recipe = make_recipe(**{"data.train": str(tmp_path / "a.csv")})
+    source = read_source(recipe.data.train)
+    with pytest.raises(DataError, match=r"look like numbers with a decimal comma \('3,5'\); write them with a point"):
+        find_problem(recipe, source, lambda line: None)
+    names = recipe.model_copy(update={"problem_type": "single_label_classification"})
+    assert find_problem(names, source, lambda line: None) == "single_label_classification"
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_numbers_as_labels_are_told_from_names(name, make_recipe, tmp_path):
     mark = "," if name == "a.csv" else "\t"

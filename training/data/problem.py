@@ -17,8 +17,11 @@ from lorary.training.recipe import Recipe
 from lorary.training.recipe.data_files import kind_of
 from lorary.training.recipe.raw import shown
 
-_LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
+_LIST = re.compile(r"\[.*\]", re.DOTALL)
 """A list as data frames write one into a CSV or TSV file."""
+
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+"""A number as spreadsheets write one where a comma is the decimal sign, mostly with semicolons between the cells."""
 
 
 def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
@@ -29,7 +32,7 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     single-label.
 
     Raises:
-        DataError: the labels of a CSV or TSV file are lists as text.
+        DataError: the labels of a CSV or TSV file are lists as text, or numbers with a decimal comma.
     """
     data = recipe.data
     if recipe.task != "text-classification" or recipe.problem_type is not None:
@@ -47,6 +50,15 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
                 f"{train.shown}: the labels look like lists ({shown(values[0])}), and such a file has only texts; save "
                 "the rows as JSONL or Parquet, or name columns of 0 and 1 with data.label_columns (if they are names, "
                 f"set problem_type to {SINGLE_LABEL})"
+            ],
+        )
+    if data.labels is None and kinds["decimal comma"] and kinds["decimal comma"] + numbers > kinds["name"]:
+        example = next(value for value in values if _kind(value, written) == "decimal comma")
+        raise DataError(
+            "labels",
+            [
+                f"{train.shown}: the labels look like numbers with a decimal comma ({shown(example)}); write them with "
+                f"a point (if they are names, set problem_type to {SINGLE_LABEL})"
             ],
         )
     if kinds["list"] > max(kinds["name"], numbers):
@@ -68,8 +80,11 @@ def _kind(value: Any, written: bool) -> str:
         return "number"
     if isinstance(value, int) and not isinstance(value, bool):
         return "whole"
-    if written and isinstance(value, str) and NUMBER.fullmatch(value.strip()):
-        return "whole" if value.strip().lstrip("+-").isdecimal() else "number"
-    if written and isinstance(value, str) and _LIST.fullmatch(value):
+    text = value.strip() if written and isinstance(value, str) else ""
+    if NUMBER.fullmatch(text):
+        return "whole" if text.lstrip("+-").isdecimal() else "number"
+    if _LIST.fullmatch(text):
         return "written list"
+    if _DECIMAL_COMMA.fullmatch(text):
+        return "decimal comma"
     return "other" if value is None else "name"

@@ -37,7 +37,7 @@ class Unpacked(io.RawIOBase):
         if not self._data.startswith(_MAGIC):
             found = misnamed(self._data)
             what = f", but {found}" if found else "; take .gz off its name, or compress it"
-            raise BadGzipFile(f"isn't gzip-compressed, as its name says{what}")
+            raise BadGzipFile(f"it isn't gzip-compressed, as its name says{what}")
 
     def readable(self) -> bool:
         """It is."""
@@ -48,16 +48,16 @@ class Unpacked(io.RawIOBase):
         while not self._member.eof or self._begins_anew():
             self._data = self._data or self._packed.read(_CHUNK)
             if not self._data:
-                raise BadGzipFile(f"is cut off: its gzip data have no end; {_AGAIN}")
+                raise BadGzipFile(f"its gzip data are cut off; {_AGAIN}")
             try:
                 found = self._member.decompress(self._data, len(buffer))
             except zlib.error as error:
-                raise BadGzipFile(f"is damaged ({str(error).rpartition(': ')[2]}); {_AGAIN}") from error
+                raise BadGzipFile(f"its gzip data are damaged ({str(error).rpartition(': ')[2]}); {_AGAIN}") from error
             self._data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
             if found:
                 self._left -= len(found)
                 if self._left < 0:
-                    what = f"unpacks to more than {MOST_TIMES} times its size, as no text does"
+                    what = f"it unpacks to more than {MOST_TIMES} times its size, as no text does"
                     raise BadGzipFile(f"{what}; if that is meant, unpack it yourself and name the unpacked file")
                 buffer[: len(found)] = found
                 return len(found)
@@ -69,7 +69,7 @@ class Unpacked(io.RawIOBase):
         while len(self._data) < len(_MAGIC) and (more := self._packed.read(_CHUNK)):
             self._data = (self._data + more).lstrip(b"\0")
         if self._data and not self._data.startswith(_MAGIC):
-            raise BadGzipFile(f"has something else behind its gzip data; {_AGAIN}")
+            raise BadGzipFile(f"something else stands behind its gzip data; {_AGAIN}")
         self._member = _member() if self._data else self._member
         return bool(self._data)
 

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
+from lorary.hub.streams import settle_streams
 from lorary.training.recipe import Recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train a recipe in this process and those that were launched with it; returns the exit code."""
+    settle_streams()
     options = _parser().parse_args(arguments)
     rank = int(os.environ.get("RANK", "0"))
     try:

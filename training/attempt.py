@@ -17,7 +17,7 @@ from lorary.training.unfinished import Unfinished
 def attempt(
     run: Unfinished, name: str, registry: Registry, reporter: Reporter, lacking: str = "nothing was registered"
 ) -> Iterator[Stops]:
-    """Keep the run's folder for this process and listen for Ctrl-C and SIGTERM until the work is done or has failed.
+    """Keep the run's folder for this process and listen for what asks it to stop until the work is done or has failed.
 
     Args:
         name: the recipe's.
@@ -25,7 +25,7 @@ def attempt(
 
     Raises:
         TrainingError: another process works on the run.
-        InterruptedRunError: Ctrl-C or SIGTERM; the message says how to go on.
+        InterruptedRunError: Ctrl-C, SIGTERM or SIGHUP; the message says how to go on.
     """
     try:
         with Stops() as stops, _claimed(run):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one lets a training step finish, the second stops at once."""
+"""Ctrl-C, SIGTERM and a lost terminal: the first signal lets a training step finish, the second stops at once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SAME = 1.0
 SENT_ON = 15.0
 """The same where a launcher started this process: it sends a signal on in its own time, after the terminal has."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 class Stops:
-    """Whether the user has asked a run to stop. A context manager, which takes both signals in the main thread.
+    """Whether the user has asked a run to stop. A context manager, which takes the signals in the main thread.
 
     Outside of :meth:`after_the_step` a signal raises KeyboardInterrupt at once: there is nothing to finish.
     """
@@ -34,7 +34,7 @@ class Stops:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in _signals()}
         return self
 
     def __exit__(
@@ -59,10 +59,18 @@ class Stops:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         same = SENT_ON if int(os.environ.get("WORLD_SIZE", "1")) > 1 else SAME
-        if self.requested and time.monotonic() - self._when < same:
-            return
-        if self._note is None or self.requested:
-            raise KeyboardInterrupt
+        if self.requested and (number == _HANGUP or time.monotonic() - self._when < same):
+            return  # the terminal, its shell and what lies between them each send a SIGHUP in their own time
+        note, again = self._note, self.requested
         self.request()
-        with suppress(RuntimeError):  # the signal came while something else was being printed
-            self._note("stopping after this step; once more stops at once, without a checkpoint")
+        if note is None or again:
+            raise KeyboardInterrupt
+        with suppress(RuntimeError, OSError):  # something else was being printed, or there's nothing to print on
+            note("stopping after this step; once more stops at once, without a checkpoint")
+
+
+def _signals() -> Iterator[signal.Signals]:
+    """Those that ask a run to stop; a lost terminal doesn't where it is ignored already, as under ``nohup``."""
+    yield from (signal.SIGINT, signal.SIGTERM)
+    if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+        yield _HANGUP

@@ -67,7 +67,7 @@ def train(
         RecipeError: the recipe contradicts the adapter that it starts from.
         BaseMismatchError: that adapter was trained on another base.
         RegistryError: the catalogue can't take the adapter; known before the run where that can be known.
-        InterruptedRunError: Ctrl-C or SIGTERM; nothing was registered, and the message says how to go on.
+        InterruptedRunError: Ctrl-C, SIGTERM or SIGHUP; nothing was registered, and the message says how to go on.
     """
     if recipe.strategy == "direct":
         raise UsageError("strategy 'direct' trains nothing; lorary.training.measure(recipe) measures the base as it is")

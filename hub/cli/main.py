@@ -21,6 +21,7 @@ from lorary.hub.cli.output import print_error, print_warning
 from lorary.hub.cli.requirements import unmet
 from lorary.hub.cli.waits import tell_waits_once
 from lorary.hub.errors import LoraryError, ProblemsError
+from lorary.hub.streams import settle_streams
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C stopped
 _BROKEN_PIPE = 141
@@ -31,7 +32,7 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on ``arguments`` (by default the process's) and return its exit code."""
-    _open_streams()
+    settle_streams()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign isn't worth an error
     words, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
@@ -49,17 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print_error("interrupted")
         return INTERRUPTED
-
-
-def _open_streams() -> None:
-    """Put nothing where the shell has closed a stream (``2>&-``): the next file opened would take its number."""
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:
-            sink = os.open(os.devnull, os.O_RDWR)
-            if sink != number:
-                os.dup2(sink, number)
-                os.close(sink)
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 @contextmanager

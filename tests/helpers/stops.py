@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import select
 import signal
 import sys
+import termios
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from lorary.training.progress import Reporter
+from lorary.training.progress import BarReporter, Reporter
 
 
 class Signal(Reporter):
@@ -26,6 +31,48 @@ class Signal(Reporter):
     def step(self, done: int, total: int, loss: float) -> None:
         if self.moment == f"step {done}":
             signal.raise_signal(self.number)
+
+
+def hang_up(words: list[str], place: str, ignored: bool) -> int:
+    """The command line in a ``terminal`` or a ``pipe``, the other side of which goes away in the fifth step.
+
+    A terminal of its own sends SIGHUP then, as one does whose connection is lost; a pipe's reader doesn't, so that its
+    shell has to. With ``ignored`` the process doesn't listen, as under nohup.
+    """
+    from lorary.hub.cli.main import main
+
+    if ignored:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ours, theirs = pty.openpty() if place == "terminal" else os.pipe()
+    if place == "terminal":
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+    said = os.dup(1)
+    for stream in (1, 2):
+        os.dup2(theirs, stream)
+    os.close(theirs)
+    gone = threading.Event()
+
+    def read() -> None:
+        while not gone.is_set():
+            if select.select([ours], [], [], 0.01)[0]:
+                os.write(said, os.read(ours, 65536))
+        os.close(ours)
+
+    reader, inner = threading.Thread(target=read), BarReporter.step
+    reader.start()
+
+    def step(self: BarReporter, done: int, total: int, loss: float) -> None:
+        inner(self, done, total, loss)
+        if done == 5:
+            gone.set()
+            reader.join()
+            if place == "pipe":
+                signal.raise_signal(signal.SIGHUP)
+            self.note("nobody is there to read this")
+
+    BarReporter.step = step  # type: ignore[method-assign]
+    return main(words)
 
 
 def launch(words: list[str]) -> None:

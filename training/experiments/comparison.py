@@ -90,7 +90,7 @@ def comparing(
 
     Raises:
         TrainingError: there is none to go on with, it has other options, or another process works on it.
-        InterruptedRunError: Ctrl-C or SIGTERM; the message says how to go on.
+        InterruptedRunError: Ctrl-C, SIGTERM or SIGHUP; the message says how to go on.
     """
     unfinished = choose_run(recipe, resume, registry, command)
     if resume is not False:

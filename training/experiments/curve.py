@@ -75,7 +75,7 @@ def learning_curve(
         RecipeError: the recipe asks for folds, a strategy without training, or another adapter to start from.
         DataError: too few rows, or rows that can't be used.
         TrainingError: as :func:`lorary.training.train`.
-        InterruptedRunError: Ctrl-C or SIGTERM; the message says how to go on.
+        InterruptedRunError: Ctrl-C, SIGTERM or SIGHUP; the message says how to go on.
     """
     _check(recipe)
     reporter, registry = progress or Reporter(), registry or Registry()

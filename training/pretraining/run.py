@@ -56,7 +56,7 @@ def pretrain(
         TrainingError: the run can't go on, or there is no such run to go on with; the message says what to change.
         GateError: the saved files aren't what was trained; nothing was registered.
         RegistryConflictError: a base of that name is there already; known before the run.
-        InterruptedRunError: Ctrl-C or SIGTERM; nothing was registered, and the message says how to go on.
+        InterruptedRunError: Ctrl-C, SIGTERM or SIGHUP; nothing was registered, and the message says how to go on.
     """
     reporter, registry = progress or Reporter(), registry or Registry()
     unfinished = choose_run(recipe, resume, registry, "pretrain")

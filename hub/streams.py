@@ -26,18 +26,18 @@ def settle_streams() -> None:
                 os.dup2(sink, number)
                 os.close(sink)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
-    sys.stdout = _lasting(sys.stdout, ())
-    sys.stderr = _lasting(sys.stderr, {errno.EPIPE})
+    sys.stdout = _lasting(sys.stdout, 1, ())
+    sys.stderr = _lasting(sys.stderr, 2, {errno.EPIPE})
 
 
-def _lasting(stream: Any, borne: Collection[int]) -> Any:
-    """A stream that outlasts its terminal, and the errors with these numbers; another's own object stays as it is."""
+def _lasting(stream: Any, number: int, borne: Collection[int]) -> Any:
+    """A stream that outlasts its terminal and errors that are ``borne``; what others put in its place stays there."""
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)  # with PYTHONUNBUFFERED there is nothing in between
-    if type(raw) is not io.FileIO:
+    if type(raw) is not io.FileIO or raw.fileno() != number:
         return stream
     stream.flush()
-    outlasts = _Outlasts(raw.fileno(), {errno.EIO} if stream.isatty() else borne)
+    outlasts = _Outlasts(number, {errno.EIO} if stream.isatty() else borne)
     return io.TextIOWrapper(
         outlasts if buffer is raw else io.BufferedWriter(outlasts), stream.encoding, stream.errors,
         line_buffering=stream.line_buffering, write_through=stream.write_through,

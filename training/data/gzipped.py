@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import zlib
-from gzip import BadGzipFile
-from typing import Any, BinaryIO
+from gzip import BadGzipFile, GzipFile
+from typing import Any
 
 from lorary.training.data.contents import misnamed
 
@@ -16,7 +16,7 @@ ALWAYS = 2**28
 """Bytes that any file may unpack to."""
 
 _MAGIC = b"\x1f\x8b"
-_CHUNK = 2**18
+_ENOUGH = 8  # bytes that tell one kind of file from another
 _AGAIN = "copy or download it again"
 
 
@@ -26,18 +26,17 @@ class Unpacked(io.RawIOBase):
     Reading raises BadGzipFile, an OSError, which says what is wrong with the file and how to mend it.
 
     Args:
-        packed: the file.
+        packed: the file, an ``io.BufferedReader``.
         size: its bytes.
     """
 
-    def __init__(self, packed: BinaryIO, size: int) -> None:
-        self._packed, self._left = packed, max(ALWAYS, MOST_TIMES * size)
-        self._data = packed.read(_CHUNK)  # read, and not unpacked yet
-        self._member = _member()
-        if not self._data.startswith(_MAGIC):
-            found = misnamed(self._data)
+    def __init__(self, packed: Any, size: int) -> None:
+        begins = packed.peek(_ENOUGH)
+        if not begins.startswith(_MAGIC):
+            found = misnamed(begins)
             what = f", but {found}" if found else "; take .gz off its name, or compress it"
             raise BadGzipFile(f"it isn't gzip-compressed, as its name says{what}")
+        self._content, self._left = GzipFile(fileobj=packed), max(ALWAYS, MOST_TIMES * size)
 
     def readable(self) -> bool:
         """It is."""
@@ -45,34 +44,14 @@ class Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Unpack the next bytes into ``buffer``; their number, 0 at the end."""
-        while not self._member.eof or self._begins_anew():
-            self._data = self._data or self._packed.read(_CHUNK)
-            if not self._data:
-                raise BadGzipFile(f"its gzip data are cut off; {_AGAIN}")
-            try:
-                found = self._member.decompress(self._data, len(buffer))
-            except zlib.error as error:
-                raise BadGzipFile(f"its gzip data are damaged ({str(error).rpartition(': ')[2]}); {_AGAIN}") from error
-            self._data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
-            if found:
-                self._left -= len(found)
-                if self._left < 0:
-                    what = f"it unpacks to more than {MOST_TIMES} times its size, as no text does"
-                    raise BadGzipFile(f"{what}; if that is meant, unpack it yourself and name the unpacked file")
-                buffer[: len(found)] = found
-                return len(found)
-        return 0
-
-    def _begins_anew(self) -> bool:
-        """Does another member begin behind the last one? Zeros between them fill up what was on a tape."""
-        self._data = self._data.lstrip(b"\0")
-        while len(self._data) < len(_MAGIC) and (more := self._packed.read(_CHUNK)):
-            self._data = (self._data + more).lstrip(b"\0")
-        if self._data and not self._data.startswith(_MAGIC):
-            raise BadGzipFile(f"something else stands behind its gzip data; {_AGAIN}")
-        self._member = _member() if self._data else self._member
-        return bool(self._data)
-
-
-def _member() -> Any:
-    return zlib.decompressobj(zlib.MAX_WBITS | 16)  # with gzip's header and sums
+        try:
+            count = self._content.readinto(buffer)
+        except EOFError as error:
+            raise BadGzipFile(f"its gzip data are cut off; {_AGAIN}") from error
+        except (BadGzipFile, zlib.error) as error:
+            raise BadGzipFile(f"its gzip data are damaged, or something else stands behind them; {_AGAIN}") from error
+        self._left -= count
+        if self._left < 0:
+            what = f"it unpacks to more than {MOST_TIMES} times its size, as no text does"
+            raise BadGzipFile(f"{what}; if that is meant, unpack it yourself and name the unpacked file")
+        return count

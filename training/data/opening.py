@@ -43,11 +43,11 @@ def open_content(path: Path, shown: str) -> Iterator[tuple[BinaryIO, Any]]:
     check_file(path, shown)
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        lying = cast(BinaryIO, io.BufferedReader(_Hashed(file, digest), _CHUNK))
+        lying = io.BufferedReader(_Hashed(file, digest), _CHUNK)
         if is_gzip(path):
             yield cast(BinaryIO, io.BufferedReader(Unpacked(lying, path.stat().st_size), _CHUNK)), digest
         else:
-            yield lying, digest
+            yield cast(BinaryIO, lying), digest
 
 
 def read_content(path: Path, shown: str) -> tuple[bytes, str]:

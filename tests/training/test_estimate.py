@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -38,6 +39,21 @@ def test_live_bytes_rise_and_fall_with_the_tensors():
         del view
     assert live.now == 4000
     assert live.peak == 6000
+
+
+def test_layers_that_a_die_may_leave_out_are_counted(make_small):
+    recipe = make_small("translation", "bart", rows=8)
+    prepared = prepare(recipe, load_data(recipe), Reporter())
+
+    def cost(layerdrop):
+        config = copy.deepcopy(prepared.base.model.config)
+        config.encoder_layerdrop = config.decoder_layerdrop = layerdrop
+        return step_cost(
+            recipe, prepared.task, prepared.base.tokenizer, config, prepared.train.features,
+            dtype=torch.float32, device=torch.device("cpu"),
+        )  # fmt: skip
+
+    assert cost(0.9) == cost(0.0)
 
 
 CHECKPOINTING = {"training.gradient_checkpointing": True}

@@ -14,14 +14,17 @@ class WithoutValues(TorchFunctionMode):
 
     T5's and BART's classifiers look for the last end-of-text token of each row, by a mask: that is one token a row
     here. The experts of a mixture multiply groups of rows, which torch plans for bfloat16 alone, and without counting
-    its operations: each row is multiplied by one matrix, whichever. Of PEFT's methods, BOFT writes permutations entry
-    by entry, and UniLoRA counts how often each of its numbers is used.
+    its operations: each row is multiplied by one matrix, whichever. LayerDrop (BART's) throws a die for each layer, and
+    leaves none out here. Of PEFT's methods, BOFT writes permutations entry by entry, and UniLoRA counts how often each
+    of its numbers is used.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """The function's result, or one like it."""
+        if func is torch.rand and args and args[0] == []:
+            return 1.0
         if func is torch.unique_consecutive:
             return args[0][:1]
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple) and _is_mask(args[1][0]):

@@ -1,5 +1,7 @@
 """What a chat template is told by name: in training as TRL tells it, and again whenever the adapter is asked."""
 
+from functools import reduce
+
 import pytest
 from trl_rows import OFF, table, trl_template
 
@@ -36,6 +38,10 @@ def make(make_recipe, tmp_path):
         return make_recipe("text-generation", **given, **columns, **{**prompt, **settings})
 
     return make
+
+
+def nested(levels):
+    return reduce(lambda inner, _: [inner], range(levels - 1), [])
 
 
 def features_of(recipe):
@@ -79,7 +85,17 @@ def test_it_decides_what_is_learned(make):
         ({"tokenize": True}, "'tokenize' isn't the template's to be told"),
         ({"enable-thinking": False}, "expected names of variables, such as enable_thinking, found 'enable-thinking'"),
         ({"class": 1}, "expected names of variables"),
+        (
+            {"\N{FULLWIDTH LATIN SMALL LETTER T}ools": 1},
+            "expected names of variables",
+        ),  # which Python takes for `tools`
+        ({"bos_token": "<s>"}, "'bos_token' isn't the template's to be told"),
+        ({"strftime_now": "1 May 2026"}, "'strftime_now' isn't the template's to be told"),
         ({"day": float("nan")}, "day: expected a value that JSON has"),
+        ({"days": {1: "Monday", "other": "Sunday"}}, "tables of these, whose names are texts), found {1: 'Monday', "),
+        ({"number": 10**31}, "number: expected a value that JSON has"),
+        ({"number": 10**5000}, "found what is too large to be shown (int)"),
+        ({"deep": nested(61)}, "deep: expected a value that JSON has"),
     ],
 )
 def test_what_it_can_be_told_is_checked(kwargs, message, make):
@@ -150,6 +166,7 @@ def test_it_is_told_again_whenever_the_adapter_is_asked(trained):
         ([ASKED], {"tools": []}, "chat_template_kwargs: 'tools' isn't the template's to be told"),
         ([[ASKED]] * 2, [None], "chat_template_kwargs: 1 for 2 prompts; expected one for each, or one for all"),
         ([ASKED], "enable_thinking", "chat_template_kwargs: expected a table of names and values"),
+        ([ASKED], {"enable_thinking": nested(10_000)}, "chat_template_kwargs: enable_thinking: expected a value that"),
         ("a?", OFF_KWARGS, "chat_template_kwargs: only a chat template is told of them, and this prompt is a text"),
     ],
 )

@@ -139,21 +139,28 @@ def _own_tokenizer(tokenizer: Any, adapter: Merged) -> Any:
     prompt = adapter.manifest.prompt if adapter.manifest else None
     if prompt is not None and prompt.chat_template:
         own.chat_template = prompt.chat_template
-    if prompt is not None and prompt.chat_template_kwargs:
-        told = "".join(map(_by_default, prompt.chat_template_kwargs.items()))
-        templates = own.chat_template
+    if prompt is not None and prompt.chat_template_kwargs and own.chat_template:
+        told, templates = prompt.chat_template_kwargs, own.chat_template
         own.chat_template = (
-            {name: told + template for name, template in templates.items()}
+            {name: saying_by_default(template, told) for name, template in templates.items()}
             if isinstance(templates, dict)
-            else told + templates
+            else saying_by_default(templates, told)
         )
     return own
+
+
+def saying_by_default(template: str, told: Mapping[str, Any]) -> str:
+    """A chat template that tells itself these variables where nobody else does, and writes the same else.
+
+    It begins in a line of its own: transformers leaves out the end of a line behind a block, and blanks before one.
+    """
+    return "".join(map(_by_default, told.items())) + "\n" + template
 
 
 def _by_default(variable: tuple[str, Any]) -> str:
     """A variable's value as Jinja, which writes values as Python does, sets it where it isn't set."""
     name, value = variable
-    return f"{{%- if {name} is not defined %}}{{%- set {name} = {value!a} %}}{{%- endif +%}}"
+    return f"{{%- if {name} is not defined %}}{{%- set {name} = {value!a} %}}{{%- endif %}}"
 
 
 def _notes(adapter: Merged, numerics: Numerics) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 
 from lorary.adapters import Backbone
 from lorary.adapters.base.quantization import dense_weight
+from lorary.adapters.merging.merge import saying_by_default
 from lorary.hub.errors import MergeError, OutputError, UnknownReferenceError, UsageError
 from lorary.hub.manifest import BaseIdentity, Manifest, Numerics, Prompt
-from tiny import make_adapter, make_base, peft_reference, task_class
+from tiny import make_adapter, make_base, make_tokenizer, peft_reference, task_class
 
 ROW = [7, 8, 9, 10, 11, 3]
 LM = "text-generation"
@@ -253,6 +254,26 @@ def test_the_backbone_is_read_only_and_goes_on_serving(bases, tmp_path, monkeypa
     assert backbone.model.config.to_dict() == config
     assert backbone.tokenizer.chat_template == tokenizer
     assert all(torch.equal(backbone.logits([ROW], name)[0], logits) for name, logits in want.items())
+
+
+@pytest.mark.parametrize("begins", ["", "\n", "\n\n", "  {% if x %}a{% endif %}", "\n  {# a #}", "\t", "{{ x }}"])
+def test_a_template_that_says_more_to_itself_writes_the_same(begins):
+    tokenizer, told = make_tokenizer("llama"), {"x": "%}", "_y": None}
+    tokenizer.chat_template = begins + "{% for m in messages %}{{ m.content }}{{ x }}{{ _y }}{% endfor %}"
+    asked = {"conversation": [{"role": "user", "content": "a"}], "tokenize": False}
+    want = tokenizer.apply_chat_template(**asked, **told)
+    assert saying_by_default(tokenizer.chat_template, told) != tokenizer.chat_template
+    tokenizer.chat_template = saying_by_default(tokenizer.chat_template, told)
+    assert tokenizer.apply_chat_template(**asked) == want
+
+
+def test_where_no_template_is_nothing_is_told(bases, tmp_path):
+    adapter = make_adapter(bases("llama"), tmp_path / "adapter", task=LM)
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    Manifest(task=LM, base=backbone.identity, prompt=Prompt(chat_template_kwargs={"x": 1})).write(adapter)
+    backbone.load(adapter)
+    backbone.merge("adapter", tmp_path / "merged")
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template is None
 
 
 def test_everything_to_use_it_lies_beside_it(bases, tmp_path):

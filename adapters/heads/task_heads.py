@@ -178,10 +178,23 @@ def copy_empty_head(model: Any, body: Any, labels: Sequence[str], problem_type: 
 
     Both have the same empty body, which nobody reads: the shared one takes its place in each.
     """
-    own = getattr(model, model.base_model_prefix, None)
-    made = copy.deepcopy(model, {id(own): own} if _is_of(own, body) and not in_parts(body) else None)
+    own = _unread_body(model, body)
+    made = copy.deepcopy(model, {id(own): own} if own is not None else None)
     _put_labels(made.config, labels, problem_type)
     return made
+
+
+def share_empty_body(model: Any, other: Any, body: Any) -> None:
+    """Let an :func:`empty_head` have the empty body of another for its task: it is most of what either keeps."""
+    own = _unread_body(other, body)
+    if own is not None:
+        setattr(model, model.base_model_prefix, own)
+
+
+def _unread_body(model: Any, body: Any) -> Any:
+    """An empty task model's own body, None where the shared one can't take its place as a whole."""
+    own = getattr(model, model.base_model_prefix, None)
+    return own if _is_of(own, body) and not in_parts(body) else None
 
 
 def _put_labels(config: Any, labels: Sequence[str], problem_type: str | None) -> None:

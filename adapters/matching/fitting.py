@@ -21,6 +21,7 @@ from lorary.adapters.heads.task_heads import (
     empty_head,
     fill_head,
     in_parts,
+    share_empty_body,
 )
 from lorary.adapters.layer.dora import fold_magnitude
 from lorary.adapters.layer.override import TrainedLinear
@@ -47,7 +48,7 @@ class Fitter:
     masked: MaskedHead
     of_base: HeadsOfBase
     _modules_of: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)  # by task
-    _empty: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False)  # task models by task and labels
+    _empty: dict[str, dict[int, Any]] = field(default_factory=dict, repr=False)  # task models, by the labels' number
 
     def fit(self, checkpoint: Checkpoint) -> Fit:
         """Place every key and check every shape, by the files' headers alone.
@@ -172,9 +173,13 @@ class Fitter:
         if task not in TASK_CLASSES:
             return None
         labels, manifest, body = _labels(checkpoint), checkpoint.manifest, self.inference.body
-        known = self._empty.get((task, len(labels)))
+        of_task = self._empty.setdefault(task, {})
+        known = of_task.get(len(labels))
         if known is None:  # to build one takes longer than all else that a small adapter's load does
-            known = self._empty[task, len(labels)] = task_model(checkpoint, task, body, self.inference.pad_id)
+            known = task_model(checkpoint, task, body, self.inference.pad_id)
+            if others := list(of_task.values()):
+                share_empty_body(known, others[0], body)
+            of_task[len(labels)] = known
         return copy_empty_head(known, body, labels, manifest.problem_type if manifest else None)
 
 

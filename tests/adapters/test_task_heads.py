@@ -1,5 +1,7 @@
 """Every task's head on one shared body: equal to transformers' own task class in PEFT's hands, alone and mixed."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,20 @@ def test_heads_of_one_task_are_each_their_adapters_own(bases, tmp_path, monkeypa
         got = {answer["label"]: answer["score"] for answer in answers}
         assert got == pytest.approx(dict(zip(labels[name], scores.tolist(), strict=True)), abs=1e-5)
     assert len(built) == 1
+
+
+def test_heads_of_any_number_of_labels_keep_one_empty_body(bases, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+
+    def modules_after(labels):
+        adapter = make_adapter(bases("bert"), tmp_path / f"{labels}", task="text-classification", labels=labels)
+        backbone.load(adapter, name="tone")
+        backbone.unload("tone")
+        gc.collect()
+        return sum(type(item) is torch.nn.Linear for item in gc.get_objects())
+
+    first, *others = (modules_after(labels) for labels in (2, 3, 4))
+    assert others == [first + 1, first + 2]  # the classifiers
 
 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])

@@ -39,8 +39,8 @@ def template_kwargs_problem(kwargs: Any) -> str | None:
             return f"{name!r} isn't the template's to be told; leave it out"
         if not _is_kept(value):
             return (
-                f"{name}: expected a value that JSON has (a text, a number, true or false, or lists and tables of "
-                f"these, whose names are texts), found {_shown(value)}"
+                f"{name}: expected a value that JSON has (a text, such as a date in quotes, a number, true or false, "
+                f"or lists and tables of these, whose names are texts), found {_shown(value)}"
             )
     return None
 

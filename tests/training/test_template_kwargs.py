@@ -1,5 +1,6 @@
 """What a chat template is told by name: in training as TRL tells it, and again whenever the adapter is asked."""
 
+from datetime import date
 from functools import reduce
 
 import pytest
@@ -92,6 +93,7 @@ def test_it_decides_what_is_learned(make):
         ({"bos_token": "<s>"}, "'bos_token' isn't the template's to be told"),
         ({"strftime_now": "1 May 2026"}, "'strftime_now' isn't the template's to be told"),
         ({"day": float("nan")}, "day: expected a value that JSON has"),
+        ({"day": date(2026, 5, 1)}, "a date in quotes"),  # as YAML reads 2026-05-01
         ({"days": {1: "Monday", "other": "Sunday"}}, "tables of these, whose names are texts), found {1: 'Monday', "),
         ({"number": 10**31}, "number: expected a value that JSON has"),
         ({"number": 10**5000}, "found what is too large to be shown (int)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 
 import pytest
@@ -143,4 +144,17 @@ def test_a_folder_of_tsv_files_is_read_unless_quotes_would_swallow_rows(read, tm
     with pytest.raises(
         DataError, match=r"rows/train.tsv: 1 problem\n.*quote no cell, and a folder's would; name the file itself"
     ):
+        read_source(str(path.parent))
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
+def test_a_folder_of_csv_files_with_semicolons_is_refused(tmp_path, name):
+    """``datasets`` would make one column of them."""
+    (tmp_path / "rows").mkdir()
+    path = tmp_path / "rows" / name
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    path.write_bytes(pack(b"text,label\na;b,x\n"))
+    assert read_source(str(path.parent)).rows[0].values == {"text": "a;b", "label": "x"}
+    path.write_bytes(pack(b"text;label\na;x\n"))
+    with pytest.raises(DataError, match=rf"rows/{name}: 1 problem\n.*has semicolons .*; name the file itself"):
         read_source(str(path.parent))

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from lorary.hub.errors import DataError
 from lorary.training.data.opening import read_content
-from lorary.training.data.separated import has_bare_quotes
+from lorary.training.data.separated import has_bare_quotes, has_semicolons
 from lorary.training.recipe.corpus import visible_files
 from lorary.training.recipe.data_files import DATA_SUFFIXES, is_gzip, kind_of
+
+_HEADER = 2**16  # bytes that hold a file's first line
 
 
 def check_folder(folder: Path, shown: str) -> None:
@@ -16,7 +18,8 @@ def check_folder(folder: Path, shown: str) -> None:
 
     Raises:
         DataError: a compressed file that isn't whole, or of a kind that ``datasets`` doesn't unpack; double quotes in a
-            TSV file that are no quoting, so that rows between two of them would become one.
+            TSV file that are no quoting, so that rows between two of them would become one; a CSV file with semicolons,
+            whose rows would be one cell each.
     """
     for path in visible_files(folder):
         name, kind, gzip = f"{shown.rstrip('/')}/{path.relative_to(folder).as_posix()}", kind_of(path), is_gzip(path)
@@ -29,4 +32,10 @@ def check_folder(folder: Path, shown: str) -> None:
             if kind == ".tsv" and has_bare_quotes(content):
                 raise DataError(
                     name, ["has double quotes that quote no cell, and a folder's would; name the file itself"]
+                )
+        if kind == ".csv":
+            head, _ = read_content(path, name, _HEADER)
+            if has_semicolons(head.decode("utf-8", "ignore")):
+                raise DataError(
+                    name, ["has semicolons between its cells, and a folder's have commas; name the file itself"]
                 )

@@ -50,14 +50,16 @@ def open_content(path: Path, shown: str) -> Iterator[tuple[BinaryIO, Any]]:
             yield cast(BinaryIO, lying), digest
 
 
-def read_content(path: Path, shown: str) -> tuple[bytes, str]:
+def read_content(path: Path, shown: str, most: int = -1) -> tuple[bytes, str]:
     """The whole content of a file, unpacked where it is compressed, and the sha256 of the file as it lies there.
+
+    With ``most``, only so many bytes of it, and the hash of what was read for them.
 
     Raises:
         DataError: as :func:`check_file`, or the file isn't whole.
     """
     try:
         with open_content(path, shown) as (content, digest):
-            return content.read(), digest.hexdigest()
+            return content.read(most), digest.hexdigest()
     except OSError as error:
         raise DataError(shown, [f"can't be read: {error.strerror or error}"]) from error

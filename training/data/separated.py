@@ -41,10 +41,15 @@ class _Table:
 def read_csv(content: bytes, problems: list[str]) -> Rows:
     """A CSV file's rows. Semicolons stand between its cells where its header has some and no comma."""
     text = decode(content, problems)
-    header = _FIRST_LINE.search(text)
-    table = _read(text, ";" if header and ";" in header[0] and "," not in header[0] else ",")
+    table = _read(text, ";" if has_semicolons(text) else ",")
     problems += table.problems
     yield from table.rows
+
+
+def has_semicolons(text: str) -> bool:
+    """Do semicolons stand between the cells of a CSV file that begins with ``text``?"""
+    header = _FIRST_LINE.search(text)
+    return header is not None and ";" in header[0] and "," not in header[0]
 
 
 def read_tsv(content: bytes, problems: list[str]) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -109,6 +110,10 @@ def _report(error: Exception) -> int:
         # The reader has gone, as in `lorary list | head -1`; what is still buffered must not raise at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        print_error(f"no space left{where} ({error.strerror}); free some, and run the command again")
+        return 1
     cause = f"; {'; '.join(found)}: pip install --upgrade lorary mends that" if (found := unmet()) else ""
     print_error(f"unexpected {type(error).__name__}: {error}{cause} (--debug shows where)")
     return 1

@@ -365,6 +365,16 @@ def test_a_reader_that_goes_away_is_no_error(filled, tmp_path):
     assert (finished.returncode, finished.stderr) == (141, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which takes nothing")
+def test_output_that_finds_no_space_is_one_line(filled):
+    environment = {**os.environ, "LORARY_REGISTRY": str(filled.path)}
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "lorary.hub.cli", "list"]
+        finished = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+    said = "lorary: error: no space left (No space left on device); free some, and run the command again\n"
+    assert (finished.returncode, finished.stderr) == (1, said)
+
+
 def test_ctrl_c_is_one_line(filled):
     """The interrupt comes while the command looks up the versions."""
     code = (

@@ -107,16 +107,24 @@ def _report(error: Exception) -> int:
         print_error("aborted")
         return 1
     if isinstance(error, BrokenPipeError):
-        # The reader has gone, as in `lorary list | head -1`; what is still buffered must not raise at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader has gone, as in `lorary list | head -1`
         return _BROKEN_PIPE
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         where = f" for {error.filename}" if error.filename else ""
         print_error(f"no space left{where} ({error.strerror}); free some, and run the command again")
         return 1
     cause = f"; {'; '.join(found)}: pip install --upgrade lorary mends that" if (found := unmet()) else ""
     print_error(f"unexpected {type(error).__name__}: {error}{cause} (--debug shows where)")
     return 1
+
+
+def _drop_output() -> None:
+    """What is still buffered finds no place, and must not raise again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _take_debug(words: list[str]) -> tuple[list[str], bool]:

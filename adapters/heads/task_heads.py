@@ -245,12 +245,16 @@ def fill_head(
 def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """How many labels a checkpoint without a manifest has: the outputs of its head's last layer, by its shape.
 
-    Two, transformers' own default, where no last layer is known by name; the head's shapes are checked in any case.
+    Where PEFT's ``all-linear`` reached the head, the file has factors of that layer in its place. Two, transformers'
+    own default, where no last layer is known by name; the head's shapes are checked in any case.
     """
-    for layer in ("out_proj", "classifier", "score", "logits_proj", "linear_out", "qa_outputs"):
-        for name, shape in shapes.items():
-            if name.endswith(f".{layer}.weight") and len(shape) == 2:
-                return shape[0]
+    # Without the body's layers, which have numbers: many an attention has an `out_proj` too.
+    beside = {name: shape for name, shape in shapes.items() if not any(part.isdigit() for part in name.split("."))}
+    for kind in ("weight", "lora_B.weight"):
+        for layer in ("out_proj", "classifier", "score", "logits_proj", "linear_out", "qa_outputs"):
+            for name, shape in beside.items():
+                if name.endswith(f".{layer}.{kind}") and len(shape) == 2:
+                    return shape[0]
     return 2
 
 

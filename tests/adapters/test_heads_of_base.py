@@ -7,7 +7,7 @@ from peft import LoHaConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import KeyMismatchError
-from tiny import VOCABULARY, make_tokenizer
+from tiny import VOCABULARY, make_config, make_tokenizer
 
 ROW = [2, 9, 12, 15, 3]
 CONFIGS = {
@@ -87,3 +87,57 @@ def test_what_neither_has_is_lost(base, tmp_path):
     transformers.ModernBertModel.from_pretrained(base).save_pretrained(bare)
     with pytest.raises(KeyMismatchError, match=r"missing: head\.dense\.weight; missing: head\.norm\.weight\. "):
         Backbone.from_pretrained(str(bare)).load(adapter(base, tmp_path / "b", CONFIGS["lora"]))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A tiny BART that was trained for entailment: its head of three labels is in the base's files."""
+    folder = tmp_path_factory.mktemp("bart")
+    model = transformers.BartForSequenceClassification(make_config("bart", num_labels=3))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    make_tokenizer("bart").save_pretrained(folder)
+    return folder
+
+
+def test_factors_in_the_head_of_the_base_say_how_many_labels_there_are(classifier, tmp_path):
+    """`all-linear` reaches BART's head, whose factors PEFT saves in the place of the head itself."""
+    config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.SEQ_CLS)
+    folder = adapter(classifier, tmp_path / "a", config, transformers.BartForSequenceClassification)
+    backbone = Backbone.from_pretrained(str(classifier))
+    backbone.load(folder, "a")
+    plain = transformers.BartForSequenceClassification.from_pretrained(classifier)
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(plain, folder).eval()(input_ids=torch.tensor([ROW])).logits
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected[0], atol=1e-5)
+
+
+def test_an_attentions_output_says_nothing_of_the_labels(tmp_path):
+    """OPT's is an `out_proj`, as the last layer of many heads is, and comes before its `score`."""
+    base = tmp_path / "opt"
+    config = transformers.OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    transformers.OPTForCausalLM(config).save_pretrained(base)
+    make_tokenizer("gpt2").save_pretrained(base)
+    for targets, kept in ((["out_proj"], ["score"]), (["v_proj"], ["score", "out_proj"])):
+        lora = LoraConfig(r=4, target_modules=targets, modules_to_save=kept, task_type=TaskType.SEQ_CLS)
+        folder = adapter(base, tmp_path / targets[0], lora, transformers.OPTForSequenceClassification)
+        backbone = Backbone.from_pretrained(str(base))
+        backbone.load(folder, "a")
+        plain = transformers.OPTForSequenceClassification.from_pretrained(base, num_labels=3)
+        with torch.no_grad():
+            expected = PeftModel.from_pretrained(plain, folder).eval()(input_ids=torch.tensor([ROW])).logits
+        assert torch.allclose(backbone.logits([ROW], "a")[0], expected[0], atol=1e-5)
+
+
+def test_factors_in_a_head_that_nobody_has_are_lost(classifier, tmp_path):
+    bare = tmp_path / "bare"
+    transformers.BartModel.from_pretrained(classifier).save_pretrained(bare)
+    make_tokenizer("bart").save_pretrained(bare)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.SEQ_CLS)
+    folder = adapter(bare, tmp_path / "a", config, transformers.BartForSequenceClassification)
+    with pytest.raises(KeyMismatchError, match=r"missing: classification_head\.dense\.bias.* is lost"):
+        Backbone.from_pretrained(str(bare)).load(folder)

@@ -13,6 +13,7 @@ from lorary.adapters.backbone.loads import Loads
 from lorary.adapters.backbone.serves import Serves
 from lorary.adapters.base.identity import identify
 from lorary.adapters.base.loading import load_base
+from lorary.adapters.base.modules import demand_embedding
 from lorary.adapters.values import Stats
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import BaseIdentity
@@ -63,6 +64,7 @@ class Backbone(Loads, Derives, Serves):
 
         Raises:
             BaseNotFoundError: the base can't be found or isn't a model.
+            UsageError: an unknown quantization, dtype or device, or a model that reads no token ids.
         """
         with bases_of(registry):
             loaded = load_base(
@@ -91,10 +93,11 @@ class Backbone(Loads, Derives, Serves):
         :meth:`from_pretrained`.
 
         Raises:
-            UsageError: it isn't a transformers model, or the tokenizer isn't one.
+            UsageError: it isn't a transformers model, or reads no token ids, or the tokenizer isn't one.
         """
         if not hasattr(model, "get_input_embeddings"):
             raise UsageError(f"expected a transformers model, found {type(model).__name__}: {shown(model)}")
+        demand_embedding(model)
         if tokenizer is not None and not callable(tokenizer):
             raise UsageError(f"expected a tokenizer or None, found {type(tokenizer).__name__}: {shown(tokenizer)}")
         base_id = str(getattr(model.config, "_name_or_path", "") or "in-memory")

@@ -11,6 +11,7 @@ import torch
 
 from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.adapters.base.identity import body_of, identify
+from lorary.adapters.base.modules import demand_embedding
 from lorary.adapters.base.quantization import guard_cpu, quantization_config
 from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError, UsageError, first_line
@@ -57,7 +58,8 @@ def load_base(
         model_kwargs: further arguments of ``from_pretrained``.
 
     Raises:
-        UsageError: an unknown device, dtype or quantization, or devices that don't hold all of it.
+        UsageError: an unknown device, dtype or quantization, devices that don't hold all of it, or a model that reads
+            no token ids.
         BaseNotFoundError: no such folder or id, not a model that transformers can load, or a tokenizer that is broken.
     """
     from pickle import UnpicklingError
@@ -106,6 +108,7 @@ def load_base(
             f"base {base!r}: device={device!r}, device_map={device_map!r} leave weights on disk or nowhere; name "
             "devices that hold all of it, or quantize it"
         )
+    demand_embedding(model)
     guard_cpu(model)
     model.eval()
     whole = _whole(model, config, resolved.path) if auto_class is not natural_class(config) else model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Collection, Mapping
@@ -118,6 +119,21 @@ def demand_bare(model: torch.nn.Module) -> None:
                 f"the model already carries an adapter at {path!r}; take it off first (PEFT: model.unload()), "
                 "or load the base anew"
             )
+
+
+def demand_embedding(model: Any) -> None:
+    """Refuse a model without one embedding of token ids: what it is told, and how many ids there are, is unknown.
+
+    Raises:
+        UsageError: it has none, as CANINE, which hashes characters.
+    """
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        if isinstance(getattr(model.get_input_embeddings(), "weight", None), torch.Tensor):
+            return
+    raise UsageError(
+        f"{type(model).__name__} has no embedding of token ids, which a backbone was expected to have; "
+        "open a base that reads tokens"
+    )
 
 
 def serialise_changing_rope(body: Any) -> None:

@@ -206,3 +206,13 @@ def test_a_weight_that_the_model_reads_by_itself(tmp_path):
         expected = plain(input_ids=torch.tensor([ROW])).logits[0]
     assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
     backbone.merge("a", tmp_path / "merged")
+
+
+def test_a_base_that_reads_characters_is_refused(tmp_path):
+    """CANINE hashes them; asked for its embedding of tokens it raised NotImplementedError."""
+    config = t.CanineConfig(**SIZES, num_hash_buckets=64, max_position_embeddings=64, downsampling_rate=2)
+    base = save_base(config, tmp_path / "base", t.AutoModel)
+    with pytest.raises(UsageError, match="CanineModel has no embedding of token ids"):
+        Backbone.from_pretrained(str(base))
+    with pytest.raises(UsageError, match="open a base that reads tokens"):
+        Backbone.from_model(t.AutoModel.from_pretrained(base), None)

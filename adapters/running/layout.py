@@ -16,6 +16,7 @@ from lorary.adapters.layer.routing import routed
 from lorary.adapters.running.inference import Inference
 
 _TOLERANCE = 0.05  # of an input's largest value: what 8-bit rounding may move a row by when its batch mate changes
+_TOKENS = 8  # of a row; Funnel, which pools them, doesn't run on fewer than five
 
 
 class _Witness:
@@ -42,7 +43,8 @@ def rows_come_first(inference: Inference, sites: Collection[str]) -> bool:
     if any("experts" in path.split(".") for path in sites):
         return False
     vocabulary = inference.body.get_input_embeddings().weight.shape[0]
-    first, second, other = (torch.arange(1, 13, device=inference.device) * vocabulary // 13).reshape(3, 4)
+    ids = torch.arange(1, 3 * _TOKENS + 1, device=inference.device) * vocabulary // (3 * _TOKENS + 1)
+    first, second, other = ids.reshape(3, _TOKENS)
     one, two = (_watch(inference, torch.stack([first, mate])) for mate in (second, other))
     if len(one) != len(two):
         return False

@@ -216,3 +216,19 @@ def test_a_base_that_reads_characters_is_refused(tmp_path):
         Backbone.from_pretrained(str(base))
     with pytest.raises(UsageError, match="open a base that reads tokens"):
         Backbone.from_model(t.AutoModel.from_pretrained(base), None)
+
+
+def test_a_model_that_pools_its_tokens(tmp_path):
+    """Funnel has none left of four, which were what its layers were watched with."""
+    sizes = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "block_sizes": [1, 1, 1]}
+    base = save_base(
+        t.FunnelConfig(vocab_size=VOCABULARY, architectures=["FunnelModel"], **sizes), tmp_path / "base", t.AutoModel
+    )
+    lora = {"target_modules": "all-linear", "task_type": TaskType.FEATURE_EXTRACTION}
+    folder = save_adapter(base, tmp_path / "a", t.AutoModel, **lora)
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(folder, "a")
+    plain = PeftModel.from_pretrained(t.AutoModel.from_pretrained(base), folder).eval()
+    with torch.no_grad():
+        expected = plain(input_ids=torch.tensor([ROW])).last_hidden_state[0]
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)

@@ -71,8 +71,15 @@ def fingerprint_model(model: Any) -> str | None:
     if any(tensor.dtype == torch.float16 for _, tensor in _plain_parameters(body_of(model))):
         return None
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    architecture = {name: getattr(config, name, None) for name in ARCHITECTURE_FIELDS}
+    architecture = {name: _field(config, name) for name in ARCHITECTURE_FIELDS}
     return fingerprint(architecture, _plain_tensors(body_of(model)))
+
+
+def _field(config: Any, name: str) -> Any:
+    """A field of a config; where layers have values of their own (Gemma 4's heads), that of all others."""
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        return config.to_dict().get(name)  # asked for it, the config raises
+    return getattr(config, name, None)
 
 
 def _is_half(model: Any) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as t
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
 
 from lorary.adapters import Backbone
@@ -231,4 +231,36 @@ def test_a_model_that_pools_its_tokens(tmp_path):
     plain = PeftModel.from_pretrained(t.AutoModel.from_pretrained(base), folder).eval()
     with torch.no_grad():
         expected = plain(input_ids=torch.tensor([ROW])).last_hidden_state[0]
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
+
+
+def test_parameters_that_peft_names_by_itself(tmp_path):
+    """For `all-linear` it writes those of every mixture of experts, and Hunyuan's router has no `gate.weight`."""
+    config = t.HunYuanMoEV1Config(
+        **TOKENS, **SIZES, num_key_value_heads=2, head_dim=8, num_experts=4, moe_topk=[2, 2], max_position_embeddings=64
+    )
+    base = save_base(config, tmp_path / "base")
+    lora = {"target_modules": "all-linear", "task_type": TaskType.CAUSAL_LM}
+    folder = save_adapter(base, tmp_path / "a", t.AutoModelForCausalLM, **lora)
+    assert "gate.weight" in PeftConfig.from_pretrained(folder).target_parameters
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(folder, "a")
+    plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    with torch.no_grad():
+        expected = plain(input_ids=torch.tensor([ROW])).logits[0]
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
+
+
+def test_layers_with_values_of_their_own(tmp_path):
+    """Gemma 4's heads are wider in some layers, and its config raises where it is asked for one width."""
+    sizes = {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 8}
+    config = t.Gemma4TextConfig(**TOKENS, **SIZES, **sizes, vocab_size_per_layer_input=VOCABULARY)
+    base = save_base(config, tmp_path / "base")
+    lora = {"target_modules": "all-linear", "task_type": TaskType.CAUSAL_LM}
+    folder = save_adapter(base, tmp_path / "a", t.AutoModelForCausalLM, **lora)
+    backbone = Backbone.from_pretrained(str(base))
+    backbone.load(folder, "a")
+    plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    with torch.no_grad():
+        expected = plain(input_ids=torch.tensor([ROW])).logits[0]
     assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)

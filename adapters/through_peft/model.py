@@ -58,7 +58,6 @@ def build_peft_model(
     demand_sizes(checkpoint)
     checkpoint = replace(checkpoint, config=_without_patterns(checkpoint, model))
     config = peft_config(checkpoint)
-    _demand_parameters(checkpoint, model)
     shared = memory_of(backbone)
     with peft_errors(checkpoint), warnings.catch_warnings():
         # Of what may go wrong in merging, where weights that are one here get memory of their own first.
@@ -232,17 +231,6 @@ def _without_patterns(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[st
 
 def _listed(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def _demand_parameters(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
-    """PEFT only warns where none of ``target_parameters`` is there."""
-    names = [name for name, _ in model.named_parameters()]
-    for target in checkpoint.config.get("target_parameters") or ():
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise UnsupportedAdapterError(
-                f"{checkpoint.source}: target_parameters names {target!r}, and the backbone has no such parameter; "
-                "was it trained on another architecture?"
-            )
 
 
 @contextmanager

@@ -176,10 +176,13 @@ def test_patterns_are_resolved(backbone, method, tmp_path):
 
 
 def test_parameters_that_arent_there(backbone, bases, tmp_path):
+    experts = {"target_parameters": ["mlp.experts.gate_up_proj"]}
+    adapter = make_adapter(bases("mixtral"), tmp_path / "experts", task="text-generation", **experts)
+    refuse(backbone, adapter, KeyMismatchError, r"unexpected: .*\.mlp\.experts\.lora_A\.weight")
     adapter = make_adapter(bases("llama"), tmp_path / "own", task="text-generation")
     path = adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_parameters": ["mlp.experts.up"]}))
-    refuse(backbone, adapter, UnsupportedAdapterError, r"target_parameters names 'mlp\.experts\.up'")
+    path.write_text(json.dumps(json.loads(path.read_text()) | experts | {"target_modules": []}))
+    refuse(backbone, adapter, UnsupportedAdapterError, "no `target_parameters` found")
 
 
 def test_initialisations_never_touch_the_base(backbone, bases, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorary.adapters.text.tools import as_tools, tools_problem
+from lorary.adapters.text.tools import from_json_text, tools_problem
 from lorary.hub.errors import UsageError
 from lorary.hub.template_kwargs import template_kwargs_problem
 
@@ -28,22 +28,25 @@ def apart(prompt: Any) -> Asked:
     return prompt if isinstance(prompt, Asked) else Asked(prompt)
 
 
-def ask(prompt: Any, tools: Any = None, kwargs: Any = None) -> Any:
+def ask(prompt: Any, tools: Any = None, *kwargs: Any) -> Any:
     """A prompt with what its template is told; without any of that, the prompt alone.
 
     Args:
         tools: JSON schemas, as JSON text too, or functions.
-        kwargs: variables by name.
+        kwargs: tables of variables by name, as JSON text too; what a later one says wins.
 
     Raises:
         UsageError: they are none of these.
     """
-    tools = as_tools(tools)
+    tools = from_json_text(tools)
     if tools is not None and (problem := tools_problem(tools, functions=True)):
         raise UsageError(f"tools: {problem}")
-    if kwargs is not None and (problem := template_kwargs_problem(kwargs)):
-        raise UsageError(f"chat_template_kwargs: {problem}")
-    return Asked(prompt, tuple(tools or ()), dict(kwargs or {})) if tools or kwargs else prompt
+    told: dict[str, Any] = {}
+    for own in map(from_json_text, kwargs):
+        if own is not None and (problem := template_kwargs_problem(own)):
+            raise UsageError(f"chat_template_kwargs: {problem}")
+        told |= own or {}
+    return Asked(prompt, tuple(tools or ()), told) if tools or told else prompt
 
 
 def ask_each(prompts: Sequence[Any], tools: Any, kwargs: Any) -> list[Any]:

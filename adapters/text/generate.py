@@ -139,11 +139,13 @@ def prompt_of(
 ) -> PromptRow:
     """The prompt of a row: a text, a conversation, or a mapping by role or by the adapter's own column names.
 
-    ``tools`` and ``kwargs`` are what the call tells the chat template; a mapping may have tools of its own.
+    ``tools`` and ``kwargs`` are what the call tells the chat template; a mapping may have tools of its own in place of
+    those, and variables over them.
 
     Raises:
         UsageError: it is none of these.
     """
+    own = None
     if isinstance(row, Mapping):
         columns = adapter.manifest.preprocessing.columns if adapter and adapter.manifest else {}
         found = [row[name] for role in roles for name in (columns.get(role, role), role) if name in row]
@@ -151,8 +153,9 @@ def prompt_of(
             raise UsageError(
                 f"a row has no prompt: expected one of {', '.join(roles)}, found {', '.join(map(str, row))}"
             )
-        row, tools = found[0], row.get(columns.get("tools", "tools"), tools)
-    asked: PromptRow = ask(demand_prompt(row), tools, kwargs)
+        tools = row.get(columns.get("tools", "tools"), tools)
+        row, own = found[0], row.get(columns.get("chat_template_kwargs", "chat_template_kwargs"))
+    asked: PromptRow = ask(demand_prompt(row), tools, kwargs, own)
     return asked
 
 

@@ -91,19 +91,27 @@ def chat_text(
         return render(as_text)
 
 
+def unknown_variables(tokenizer: Any, template: str | None, names: Collection[str]) -> dict[str, str]:
+    """Those of these variables that the chat template doesn't speak of, with a line on each."""
+    own = template or tokenizer.chat_template
+    known = set(_WORD.findall(own if isinstance(own, str) else " ".join((own or {}).values())))
+    unknown = {}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=3)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            unknown[name] = f"the chat template knows no {name!r}{hint}"
+    return unknown
+
+
 def demand_variables(tokenizer: Any, template: str | None, names: Collection[str]) -> None:
     """Does the chat template speak of these variables?
 
     Raises:
         UsageError: it doesn't, so nothing would come of telling it.
     """
-    own = template or tokenizer.chat_template
-    known = set(_WORD.findall(own if isinstance(own, str) else " ".join((own or {}).values())))
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=3)
-            hint = f"; near it: {', '.join(near)}" if near else ""
-            raise UsageError(f"chat_template_kwargs: the chat template knows no {name!r}{hint}")
+    for problem in unknown_variables(tokenizer, template, names).values():
+        raise UsageError(f"chat_template_kwargs: {problem}")
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import Any
 from lorary.adapters.arguments import shown
 
 
-def as_tools(value: Any) -> Any:
-    """A list of tools that is written as JSON text, as data sets have it, as a list; an empty text as None."""
+def from_json_text(value: Any) -> Any:
+    """What is written as JSON text, as data sets have tools, as what it says; an empty text as None."""
     if not isinstance(value, str):
         return value
     with suppress(ValueError, RecursionError):

@@ -160,9 +160,9 @@ def test_rows_without_tools_are_chats_like_others(none, encode):
 
 
 def test_settings_and_columns_of_tools_are_checked(encode, make_recipe, tmp_path):
-    with pytest.raises(RecipeError, match=r"prompt\.format: only a chat template tells a model of tools"):
+    with pytest.raises(RecipeError, match=r"prompt\.format: only a chat template is told of tools"):
         encode(ROWS, None, **{"prompt.format": "instruction"})
-    with pytest.raises(RecipeError, match=r"takes .*, and tools beside any but text, found text, tools"):
+    with pytest.raises(RecipeError, match=r"takes .*, and .* and tools beside any but text, found text, tools"):
         make_recipe("text-generation", **{"data.columns": {"text": "text", "tools": "tools"}})
     path = write_jsonl(tmp_path / "unnamed.jsonl", [CHAT] * 4)
     notes: list[str] = []

@@ -45,7 +45,7 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
 )
 
 
-_BESIDE = ("system", "tools", "history")
+_BESIDE = ("system", "tools", "chat_template_kwargs", "history")
 """Columns that some files have for the template, beside messages or a prompt."""
 
 
@@ -56,8 +56,9 @@ def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
     known = next(((name, setting) for name, shows, setting in _LAYOUTS if shows <= set(seen)), None)
     if known is None:
         return []
-    tools = ", tools: tools" if "tools" in seen and known[0] != "running text" else ""
-    return [f"the rows look like {known[0]}; set data.columns to {{{known[1]}{tools}}}"]
+    told = [role for role in ("tools", "chat_template_kwargs") if role in seen and known[0] != "running text"]
+    beside = "".join(f", {role}: {role}" for role in told)
+    return [f"the rows look like {known[0]}; set data.columns to {{{known[1]}{beside}}}"]
 
 
 def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:
@@ -83,5 +84,6 @@ def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:
 _INSTEAD = {
     "system": "put it into a system message",
     "tools": "set data.columns.tools to tools",
+    "chat_template_kwargs": "set data.columns.chat_template_kwargs to chat_template_kwargs",
     "history": "put it into messages before the prompt's",
 }

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from lorary.adapters.text.tools import as_tools, tools_problem
+from lorary.adapters.text.tools import from_json_text, tools_problem
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from lorary.hub.template_kwargs import template_kwargs_problem
 from lorary.training.data.answers import answer_problem, answers_problem, misplaced, start_problem
 from lorary.training.data.messages import as_messages, chat_problem, messages_problem, reply_problem, same_kind
 from lorary.training.recipe.raw import shown
@@ -92,6 +93,10 @@ def _tools(value: Any) -> str | None:
     return None if value is None else tools_problem(value)
 
 
+def _template_kwargs(value: Any) -> str | None:
+    return None if value is None else template_kwargs_problem(value)
+
+
 def _score(value: Any) -> str | None:
     finite = not isinstance(value, bool) and _is_finite(value)
     return None if finite else f"expected a number, found {shown(value)}"
@@ -112,6 +117,7 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "question": _text, "context": _text, "answers": answers_problem,
     "positive": _text, "negative": _text, "score": _score,
     "answer": answer_problem, "answer_start": start_problem, "tools": _tools,
+    "chat_template_kwargs": _template_kwargs,
 }  # fmt: skip
 """Role -> a function that says what is wrong with a value, or None."""
 
@@ -122,11 +128,11 @@ LABEL_CHECKS: Mapping[str, Callable[[Any], str | None]] = {
 
 READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("messages", "prompt", "completion", "chosen", "rejected"), as_messages),
-    "tools": as_tools,
+    **dict.fromkeys(("tools", "chat_template_kwargs"), from_json_text),
 }
 """Role -> how its values are read where files have them in several shapes."""
 
-OPTIONAL_ROLES = frozenset({"input", "tools"})
+OPTIONAL_ROLES = frozenset({"input", "tools", "chat_template_kwargs"})
 """Roles that a row may lack although its file has the column."""
 
 TARGET_ROLES = frozenset(

@@ -31,7 +31,7 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
         if column not in seen
     ]
     if absent:
-        raise DataError("columns", absent + known + inner_hint(source))
+        raise DataError("columns", absent + (known or inner_hint(source)))
     examples = tuple(Example(_values(row, columns), row.place) for row in source.rows)
     problems = [
         problem

@@ -109,7 +109,7 @@ def _columns(values: Mapping[str, Any]) -> Problems:
     if facts is None or not roles or facts.takes(roles):
         return
     forms = " or ".join(", ".join(sorted(form)) for form in facts.forms)
-    forms += "".join(f", and {role} beside any but text" for role in sorted(facts.beside))
+    forms += f", and {' and '.join(sorted(facts.beside))} beside any but text" if facts.beside else ""
     for role in sorted(roles - facts.roles):
         yield f"data.columns.{role}", f"{task} has no {role!r} column; expected {forms}"
     if roles <= facts.roles:
@@ -178,12 +178,13 @@ def _prompt(values: Mapping[str, Any]) -> Problems:
     form = prompt.get("format")
     if columns.get("messages") is not None and form not in (None, "chat"):
         yield "prompt.format", f"rows of messages are chats, found {form!r}; leave it out"
-    if columns.get("tools") is not None and form not in (None, "chat"):
-        yield "prompt.format", f"only a chat template tells a model of tools, found {form!r}; leave it out"
+    told = sorted(role for role in (facts.beside if facts else ()) if columns.get(role) is not None)
+    if told and form not in (None, "chat"):
+        yield "prompt.format", f"only a chat template is told of {' and '.join(told)}, found {form!r}; leave it out"
     if columns.get("text") is not None and form not in (None, "plain"):
         yield "prompt.format", f"rows of plain text have no prompt, found {form!r}; leave it out"
     bare = columns.get("text") or (columns.get("chosen") and not columns.get("prompt"))
-    chat = columns.get("messages") or columns.get("tools")
+    chat = columns.get("messages") or told
     form = form or ("chat" if chat else "plain" if bare else "instruction")
     template = prompt.get("template")
     if isinstance(template, str):

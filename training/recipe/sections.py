@@ -53,6 +53,7 @@ class Columns(Section):
     answer: Text | None = None
     answer_start: Text | None = None
     tools: Text | None = None
+    chat_template_kwargs: Text | None = None
 
     def named(self) -> dict[str, str]:
         """The roles that are in use, with their columns."""

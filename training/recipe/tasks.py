@@ -12,7 +12,7 @@ class TaskFacts:
     """A task as recipes know it.
 
     ``forms`` are the sets of roles that its rows may have, ``columns`` the default columns of the first of them;
-    ``beside`` are roles that rows of each form but running text may have too.
+    ``beside`` are roles that rows of each form but running text may have too: what only a chat template is told of.
     ``defaults`` holds a recipe's sections with the task's own settings, ``role_defaults`` those of rows with a role.
     ``prompts``: it has settings for how prompts are put. ``rewrites``: it makes one text of another.
     ``corpus``: it can be trained on running text without labels, which is what strategy ``continual`` asks for;
@@ -148,7 +148,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
             _form("chosen", "rejected"),
         ),
         columns={"prompt": "prompt", "completion": "completion"},
-        beside=_form("tools"),
+        beside=_form("tools", "chat_template_kwargs"),
         defaults={
             "training": {"epochs": 3, "batch_size": 8, "learning_rate": 2e-4, "max_length": 1024},
             "lora": {"rank": 16},

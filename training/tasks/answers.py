@@ -14,7 +14,7 @@ from lorary.training.tasks.base import Metrics
 from lorary.training.tasks.metrics.texts import exact_match, rouge
 from lorary.training.tasks.metrics.tokens import token_metrics
 from lorary.training.tasks.rows.coding import Coded
-from lorary.training.tasks.rows.conversation import asked, messages_of
+from lorary.training.tasks.rows.conversation import asked, messages_of, told_of
 from lorary.training.tasks.text_generation import TextGeneration
 from lorary.training.tasks.writing import WritesTexts
 
@@ -40,7 +40,7 @@ class WrittenAnswers(WritesTexts, TextGeneration):
         *before, reply = messages_of(example.values)
         if not reply.get("tool_calls"):
             return str(reply["content"])
-        told = example.values.get("tools") or (), self.recipe.prompt.chat_template_kwargs
+        told = told_of(example.values, self.recipe.prompt)
         template = self.recipe.prompt.chat_template
         prompt = chat_text(self._tokenizer, before, template, *told, add_generation_prompt=True)
         whole = chat_text(self._tokenizer, [*before, reply], template, *told, add_generation_prompt=False)
@@ -52,7 +52,7 @@ class WrittenAnswers(WritesTexts, TextGeneration):
         values = example.values
         chat = isinstance(values["prompt"], list)
         prompt: PromptRow = [dict(turn) for turn in messages_of(values)[:-1]] if chat else asked(values)
-        put: PromptRow = ask(prompt, values.get("tools"))
+        put: PromptRow = ask(prompt, values.get("tools"), values.get("chat_template_kwargs"))
         return put
 
     def text_metrics(self, found: Sequence[str], golds: Sequence[str]) -> Metrics:

@@ -24,6 +24,7 @@ from lorary.training.tasks.rows.lengths import Length
 from lorary.training.tasks.text_generation import TextGeneration, TokenScore
 
 Scores = tuple[TokenScore, TokenScore]
+_SHARED = ("input", "tools", "chat_template_kwargs")  # what both replies of a pair come after
 _TIE = 1e-5  # rewards that differ by less differ by rounding alone
 
 
@@ -207,7 +208,7 @@ def _as_rows(example: Example) -> list[dict[str, Any]]:
         if not prompt:
             raise DataError("rows", [f"{example.place}: chosen and rejected begin differently; name a prompt column"])
         pair = [reply[len(prompt) :] for reply in pair]
-    shared = {"prompt": prompt, **{role: values[role] for role in ("input", "tools") if role in values}}
+    shared = {"prompt": prompt, **{role: values[role] for role in _SHARED if role in values}}
     return [{**shared, "completion": reply} for reply in pair]
 
 

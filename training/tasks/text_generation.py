@@ -33,8 +33,10 @@ from lorary.training.tasks.rows.conversation import (
     asked,
     asked_of,
     check_chats,
+    check_told,
     encode_chat,
     messages_of,
+    told_of,
 )
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length
@@ -64,7 +66,8 @@ class TextGeneration(Task):
         """``instruction``, ``chat`` or ``plain``: as the recipe says, else as columns and rows suggest."""
         columns = self.recipe.data.columns
         bare = columns.text or not (columns.prompt or columns.messages)
-        suggested = "chat" if columns.messages or columns.tools or self._chats else "plain" if bare else "instruction"
+        told = columns.messages or columns.tools or columns.chat_template_kwargs
+        suggested = "chat" if told or self._chats else "plain" if bare else "instruction"
         return self.recipe.prompt.format or suggested
 
     def auto_class(self) -> Any:
@@ -84,10 +87,13 @@ class TextGeneration(Task):
 
         Raises:
             TrainingError: the tokenizer lacks it (an end-of-text token, a chat template).
-            DataError: rows are messages, and the recipe's format isn't chat.
+            DataError: rows are messages, and the recipe's format isn't chat; or they tell the template what it doesn't
+                know.
         """
         self._see(examples)
         self._check(tokenizer)
+        if column := self.recipe.data.columns.chat_template_kwargs:
+            check_told(examples, tokenizer, self.recipe.prompt, column)
 
     def coding(self, tokenizer: Any, max_length: int) -> dict[str, Any]:
         """Also the format, which all of the rows decide."""
@@ -233,9 +239,10 @@ class TextGeneration(Task):
     def _encode_one(self, values: Mapping[str, Any], tokenizer: Any, place: str) -> Chat:
         learn = self.recipe.prompt.learn or "replies"
         if self.format == "chat":
+            tools, kwargs = told_of(values, self.recipe.prompt)
             return encode_chat(
                 messages_of(values), tokenizer, self.recipe.prompt, learn=learn, place=place,
-                asked=asked_of(values), tools=values.get("tools") or (),
+                asked=asked_of(values), tools=tools, kwargs=kwargs,
             )  # fmt: skip
         if "text" in values:
             ids = [*open_tokens(values["text"], tokenizer), tokenizer.eos_token_id]

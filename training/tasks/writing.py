@@ -66,7 +66,10 @@ class WritesTexts(Task):
             scores = token_outcomes(model, self, rows, backbone.tokenizer, 1)
         places = self.generated(rows)
         asked = [apart(self.asked(rows.examples[place])) for place in places]
-        texts = [backbone.generate(one.prompt, name, tools=one.tools or None) for one in asked]
+        texts = [
+            backbone.generate(one.prompt, name, tools=one.tools or None, chat_template_kwargs=one.kwargs)
+            for one in asked
+        ]
         return _written(scores, places, texts)
 
     def generated(self, rows: Encoded) -> list[int]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorary.adapters.text.templates import chat_text, demand_variables
+from lorary.adapters.text.templates import chat_text, demand_variables, unknown_variables
 from lorary.adapters.text.tools import as_text
 from lorary.hub.errors import DataError, TrainingError, UsageError
+from lorary.training.data import Example
+from lorary.training.data.files import report
 from lorary.training.data.messages import is_learned
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe.sections import PromptSettings
@@ -39,6 +41,12 @@ def asked_of(values: Mapping[str, Any]) -> int:
     """How many messages of a row are its prompt, where that stands apart from the reply."""
     prompt = values.get("prompt")
     return len(prompt) if isinstance(prompt, list) else 0
+
+
+def told_of(values: Mapping[str, Any], prompt: PromptSettings) -> tuple[Sequence[Any], dict[str, Any]]:
+    """What a row's template is told beside its chat: tools, and variables by name, the row's own over the recipe's."""
+    own = values.get("chat_template_kwargs") or {}
+    return values.get("tools") or (), {**(prompt.chat_template_kwargs or {}), **own}
 
 
 def as_told(message: Message) -> str:
@@ -76,6 +84,18 @@ def check_template(tokenizer: Any, prompt: PromptSettings) -> None:
         raise TrainingError(f"prompt.{error}") from error
 
 
+def check_told(examples: Sequence[Example], tokenizer: Any, prompt: PromptSettings, column: str) -> None:
+    """Does the chat template know what the rows tell it?
+
+    Raises:
+        DataError: it doesn't, each name by the file and number of its row.
+    """
+    told = [(example.place, name) for example in examples for name in example.values.get("chat_template_kwargs") or ()]
+    unknown = unknown_variables(tokenizer, prompt.chat_template, {name for _, name in told})
+    if unknown:
+        raise report("rows", [f"{place}, {column}: {unknown[name]}" for place, name in told if name in unknown])
+
+
 UNWRITTEN, UNTOLD = 1, 2
 """Reasoning and tool calls; tools that could be called. They add up."""
 
@@ -103,6 +123,7 @@ def encode_chat(
     place: str,
     asked: int = 0,
     tools: Sequence[Any] = (),
+    kwargs: Mapping[str, Any],
 ) -> Chat:
     """The whole chat through its template.
 
@@ -111,6 +132,7 @@ def encode_chat(
         place: names the row in errors.
         asked: how many of the first messages are a prompt, of which no turn is learned.
         tools: what the model may call.
+        kwargs: what else the template is told.
 
     Raises:
         DataError: the template refuses the chat.
@@ -120,10 +142,7 @@ def encode_chat(
     ends = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values())} - {""}
 
     def render(count: int, ask: bool, told: Sequence[Any] = tools) -> str:
-        return chat_text(
-            tokenizer, messages[:count], prompt.chat_template, told, prompt.chat_template_kwargs,
-            add_generation_prompt=ask,
-        )  # fmt: skip
+        return chat_text(tokenizer, messages[:count], prompt.chat_template, told, kwargs, add_generation_prompt=ask)
 
     try:
         whole = render(len(messages), ask=False)

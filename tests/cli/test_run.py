@@ -17,7 +17,7 @@ from lorary.hub.manifest import BaseIdentity, Manifest, Prompt
 from tiny import make_adapter, make_base
 
 TEXTS = ["profit rose the bank", "asthma and cancer"]
-AGENT = "{% for t in tools or [] %}{{ t.name }} {% endfor %}{{ messages[0].content }}"
+AGENT = "{% for t in tools or [] %}{{ t.name }} {% endfor %}{% if loud %}the {% endif %}{{ messages[0].content }}"
 CASES = {
     "tone": ("bert", "text-classification", {"labels": ("down", "flat", "up")}),
     "entities": ("bert", "token-classification", {"labels": ("O", "B-Disease", "I-Disease")}),
@@ -83,6 +83,54 @@ def test_tools_of_a_chat(run, folders, tmp_path):
         file.write_text(text)
         assert message in run(folders["agent"], "profit", "--tools", file, code=2)
     assert "--tools is for adapters that were trained on chats" in run(folders["story"], "a", "--tools", file, code=2)
+
+
+def test_what_a_chat_template_is_told(run, folders):
+    backbone = Backbone.from_pretrained(str(folders["llama"]))
+    backbone.load(folders["agent"], "it")
+    for words, text in (
+        (("--template", "loud=true"), "the profit"),
+        (("--template", "loud=true", "--template", " loud =no"), "profit"),  # YAML's, as in a recipe
+        (("--template", 'loud="no"'), "the profit"),
+        (("--template", "loud={a: [1]}"), "the profit"),
+        ((), "profit"),
+    ):
+        expected = backbone.generate(text, "it", max_new_tokens=5)
+        told = run(folders["agent"], "profit", *words, "--max-new-tokens", 5)
+        assert told.splitlines() == ["> profit", f"[with adapter] {expected.strip()}".rstrip()]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["loud"], "--template 'loud': expected KEY=VALUE, such as enable_thinking=false"),
+        (["=1"], "--template '=1': expected KEY=VALUE, such as enable_thinking=false"),
+        (["loud=[1"], "--template 'loud=[1': the value isn't YAML (not valid YAML: expected ',' or ']'"),
+        (["loud=2026-13-45"], "--template 'loud=2026-13-45': the value isn't YAML (month must be in 1..12"),
+        (["loud=" + "[" * 3000], "the value isn't YAML (nested too deeply)"),
+        (["loud=2026-05-01"], "--template: loud: expected a value that JSON has (a text, such as a date in quotes"),
+        (["loud=1", "a-b=2"], "--template: expected names of variables, such as enable_thinking, found 'a-b'"),
+        (["tools=[]"], "--template: 'tools' isn't the template's to be told; leave it out"),
+        (["loud=1", "lowd=1"], "chat_template_kwargs: the chat template knows no 'lowd'; near it: loud"),
+    ],
+)
+def test_what_a_chat_template_cant_be_told_is_one_error(words, message, run, folders):
+    told = [word for setting in words for word in ("--template", setting)]
+    assert message in run(folders["agent"], "profit", *told, code=2)
+
+
+@pytest.mark.parametrize(("name", "text"), [("story", "a"), ("tone", "a"), ("summary", "a")])
+def test_only_adapters_of_chats_have_a_template_to_tell(name, text, run, folders):
+    line = run(folders[name], text, "--template", "loud=true", code=2)
+    assert "--template is for adapters that were trained on chats; this one wasn't, or doesn't say" in line
+
+
+def test_the_bare_base_has_no_template_to_tell(run, folders, tmp_path):
+    file = tmp_path / "tools.json"
+    file.write_text('[{"name": "cancer"}]')
+    for words in (["--tools", file], ["--template", "loud=true"]):
+        line = run(folders["agent"], "profit", *words, "--bare", code=2)
+        assert f"--bare gives the base the text as it stands, without a template to tell; leave {words[0]} out" in line
 
 
 def test_text_classification(run, folders):

@@ -60,12 +60,9 @@ class RawRecipe:
                 problems.append(f"--set {override!r}: expected key=value, such as training.epochs=3")
                 continue
             try:
-                value = _copy(yaml.load(text, _Loader))
-            except yaml.YAMLError as error:
-                problems.append(f"--set {override!r}: the value isn't YAML ({_reason(error)}); quote it")
-                continue
-            except RecursionError:
-                problems.append(f"--set {override!r}: nested too deeply for a recipe")
+                value = read_value(text)
+            except ValueError as error:
+                problems.append(f"--set {override!r}: {error}")
                 continue
             problem = changed.put(dotted, value, "--set")
             if problem:
@@ -88,6 +85,22 @@ class RawRecipe:
         here[last] = value
         self.origins[dotted] = origin
         return None
+
+
+def read_value(text: str) -> Any:
+    """The value of a ``key=value`` setting, read as YAML.
+
+    Raises:
+        ValueError: it isn't YAML; the message says why.
+    """
+    try:
+        return _copy(yaml.load(text, _Loader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value isn't YAML ({_reason(error)}); quote it") from error
+    except RecursionError as error:
+        raise ValueError("the value isn't YAML (nested too deeply)") from error
+    except ValueError as error:  # what has the form of a date and is none
+        raise ValueError(f"the value isn't YAML ({error}); quote it") from error
 
 
 def read_recipe(path: str | Path) -> RawRecipe:

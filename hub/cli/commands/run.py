@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from lorary.hub.cli.answers import GENERATING, Rows, show_answers
 from lorary.hub.cli.open_base import open_backbone
 from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_note
+from lorary.hub.cli.told import read_template, read_tools
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import MULTI_LABEL
 
@@ -26,6 +27,7 @@ EXAMPLES = (
     'lorary run story-teller@prod "Once upon a time" --max-new-tokens 80',
     'lorary run contracts-qa "Who is the tenant?" --context-file lease.txt',
     'lorary run my-agent "How warm is it in Oslo?" --tools functions.json',
+    'lorary run my-agent "How warm is it in Oslo?" --template enable_thinking=false',
     'lorary run legal-words "The [MASK] shall pay the rent."',
     'lorary run legal-t5 "The <extra_id_0> shall pay <extra_id_1>."',
 )
@@ -63,6 +65,13 @@ def command(
             parser=given_path, metavar="FILE", help="For adapters of chats: a JSON list of what the model may call."
         ),
     ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="For adapters of chats: what their template is told, such as enable_thinking=false; repeatable.",
+        ),
+    ] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Generate without the adapter too, to compare.")] = False,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
@@ -80,9 +89,17 @@ def command(
     task = task_of(source.checkpoint)
     if bare and task not in GENERATING:
         raise UsageError(f"--bare compares generated texts; {source.reference} is for {task}")
+    for flag, given in (("--tools", tools), ("--template", template)):
+        if bare and given:
+            raise UsageError(
+                f"--bare gives the base the text as it stands, without a template to tell; leave {flag} out"
+            )
     if task == "feature-extraction" and not as_json:
         raise UsageError(f"the answers of {source.reference} are vectors ({task}); ask for them with --json")
-    functions = None if tools is None else _read_tools(source.checkpoint, tools)
+    told = {
+        "tools": read_tools(source.checkpoint, tools) if tools else None,
+        "chat_template_kwargs": read_template(source.checkpoint, template) if template else None,
+    }
     passage = _passage(task, context, context_file)
     pairs = _pairs(source.checkpoint, inputs, pair)
     backbone = open_backbone(
@@ -93,7 +110,7 @@ def command(
     if task in GENERATING:
         manifest = source.checkpoint.manifest
         own = manifest.generation.max_new_tokens if manifest and manifest.generation else 64
-        rows = _generate(backbone, inputs, source.name, max_new_tokens or own, bare, functions)
+        rows = _generate(backbone, inputs, source.name, max_new_tokens or own, bare, told)
     else:
         settings = _settings(task, source.checkpoint)
         asked = pairs or (inputs if passage is None else [{"question": text, "context": passage} for text in inputs])
@@ -174,31 +191,15 @@ def _passage(task: str, text: str | None, file: Path | None) -> str | None:
         raise UsageError(f"--context-file {file}: expected a readable UTF-8 text ({error})") from error
 
 
-def _read_tools(checkpoint: Checkpoint, file: Path) -> list[Any]:
-    """What the model may call: there for adapters of chats, whose template tells it of them."""
-    from lorary.adapters.text.tools import tools_problem
-
-    prompt = checkpoint.manifest.prompt if checkpoint.manifest else None
-    if prompt is None or prompt.format != "chat":
-        raise UsageError("--tools is for adapters that were trained on chats; this one wasn't, or doesn't say")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"--tools {file}: expected a readable JSON file ({error})") from error
-    if problem := tools_problem(found):
-        raise UsageError(f"--tools {file}: {problem}")
-    return list(found)
-
-
 def _generate(
-    backbone: Backbone, prompts: list[str], name: str, max_new_tokens: int, bare: bool, tools: list[Any] | None
+    backbone: Backbone, prompts: list[str], name: str, max_new_tokens: int, bare: bool, told: Mapping[str, Any]
 ) -> Rows:
     adapters = {"output": name, "bare": None} if bare else {"output": name}
     rows: Rows = []
     for start in range(0, len(prompts), _BATCH):
         batch = prompts[start : start + _BATCH]
         texts = {
-            key: backbone.generate(batch, adapter, tools=tools, max_new_tokens=max_new_tokens, do_sample=False)
+            key: backbone.generate(batch, adapter, **told, max_new_tokens=max_new_tokens, do_sample=False)
             for key, adapter in adapters.items()
         }
         rows += [{"input": prompt, **{key: texts[key][index] for key in texts}} for index, prompt in enumerate(batch)]

@@ -1,0 +1,59 @@
+"""What the chat template of an adapter of chats is told on the command line, beside the text: tools, and variables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.errors import UsageError
+from lorary.hub.template_kwargs import template_kwargs_problem
+
+
+def read_tools(checkpoint: Checkpoint, file: Path) -> list[Any]:
+    """What the model may call, from the file of ``--tools``.
+
+    Raises:
+        UsageError: the adapter isn't one of chats; the file can't be read, or holds no list of tools.
+    """
+    from lorary.adapters.text.tools import tools_problem
+
+    _demand_chats(checkpoint, "--tools")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--tools {file}: expected a readable JSON file ({error})") from error
+    if problem := tools_problem(found):
+        raise UsageError(f"--tools {file}: {problem}")
+    return list(found)
+
+
+def read_template(checkpoint: Checkpoint, settings: Iterable[str]) -> dict[str, Any]:
+    """The template's variables by name, from the settings of ``--template``, whose values are read as ``--set``'s are.
+
+    Raises:
+        UsageError: the adapter isn't one of chats; a setting can't be read, or isn't the template's to be told.
+    """
+    from lorary.training.recipe.raw import read_value
+
+    _demand_chats(checkpoint, "--template")
+    told = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--template {setting!r}: expected KEY=VALUE, such as enable_thinking=false")
+        try:
+            told[name.strip()] = read_value(text)
+        except ValueError as error:
+            raise UsageError(f"--template {setting!r:.80}: {error}") from error
+    if problem := template_kwargs_problem(told):
+        raise UsageError(f"--template: {problem}")
+    return told
+
+
+def _demand_chats(checkpoint: Checkpoint, flag: str) -> None:
+    prompt = checkpoint.manifest.prompt if checkpoint.manifest else None
+    if prompt is None or prompt.format != "chat":
+        raise UsageError(f"{flag} is for adapters that were trained on chats; this one wasn't, or doesn't say")

@@ -299,6 +299,13 @@ def test_qlora_means_nf4(write):
         ("name: [a\n", "not valid YAML"),
         ("name: a: b\n", "line 1: not valid YAML"),
         ("name: !!python/object/apply:os.system ['true']\n", "is refused: recipes hold plain values"),
+        (
+            "a: b\nname: 2026-13-45\n",
+            "line 2: not valid YAML: '2026-13-45' can't be read as timestamp (month must be in 1..12); a text",
+        ),
+        ("name: !!bool x\n", "line 1: not valid YAML: 'x' can't be read as bool ('x'); a text stands in quotes"),
+        ("name: !!timestamp x\n", "line 1: not valid YAML: 'x' can't be read as timestamp ("),
+        ("training: {seed: " + "9" * 5000 + "}\n", "9 can't be read as int (Exceeds the limit (4300 digits)"),
         ("1: a\n", "line 1: expected a text as key, found '1'"),
         ("on: a\n", "line 1: expected a text as key, found 'on'"),
         ("[a]: b\n", "line 1: expected a text as key"),

@@ -23,6 +23,15 @@ _MAX_BYTES = 1_000_000
 class _Loader(yaml.SafeLoader):
     """YAML 1.1's safe loader, but ``2e-4`` is a number as in YAML 1.2 (1.1 asks for ``2.0e-4``)."""
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """A node's value. What has the form of a date, say, and is none is an error of YAML's with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # whatever the value's own reader raises
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{node.value!r:.60} can't be read as {kind} ({error}); a text stands in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
@@ -99,8 +108,6 @@ def read_value(text: str) -> Any:
         raise ValueError(f"the value isn't YAML ({_reason(error)}); quote it") from error
     except RecursionError as error:
         raise ValueError("the value isn't YAML (nested too deeply)") from error
-    except ValueError as error:  # what has the form of a date and is none
-        raise ValueError(f"the value isn't YAML ({error}); quote it") from error
 
 
 def read_recipe(path: str | Path) -> RawRecipe:

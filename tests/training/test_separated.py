@@ -117,6 +117,48 @@ def test_semicolons_separate_cells_only_where_they_do_so_in_the_header(read):
     assert read("a.csv", "text\na; b\n") == {2: ("a; b",)}
 
 
+@pytest.mark.parametrize(
+    ("first", "mark"),
+    [
+        ("sep=;", ";"), ("sep=,", ","), ("SEP=|", "|"), ('"sep=;"', ";"), ("sep=\t", "\t"), ("sep=^", "^"),
+        ("sep=; ", ";"), ("\ufeffsep=;", ";"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_first_line_as_excel_has_it_names_what_stands_between_cells(first, mark, end, read):
+    other = "1,5" if mark != "," else "1;5"
+    lines = [first, f'"text"{mark}label', f'"a{mark} b"{mark}x', "", f"{other}{mark}y"]
+    found = read("a.csv", end.join(lines) + end)
+    assert found == {3: (f"a{mark} b", "x"), 5: (other, "y")}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("sep=;\ntext;label\na;b\nc\n", "row 4: 1 cells, the header has 2; quote semicolons"),
+        ("sep=|\ntext|label\na|b|c\n", "row 3: 3 cells, the header has 2; quote each '|' in a cell"),
+        ("sep=;\ntext;text\na;b\n", "row 2: the header names 'text' twice"),
+        (
+            "sep=;\ntext,label\na,b\n",
+            "row 2: expected semicolons between columns (row 1: 'sep=;'), found commas ('text,label'); mend row 1",
+        ),
+        (
+            "sep=^\ntext,label\na,b\n",
+            "row 2: expected '^' between columns (row 1: 'sep=^'), found commas ('text,label'); mend row 1",
+        ),
+        ("sep=\ntext;label\na;b\n", "row 1: expected one sign behind sep=, as in sep=;, found 'sep='"),
+        ("sep=;;\ntext;label\na;b\n", "row 1: expected one sign behind sep=, as in sep=;, found 'sep=;;'"),
+        ('sep="\ntext;label\na;b\n', "row 1: expected one sign behind sep=, as in sep=;, found 'sep=\"'"),
+        ("sep=a\ntext;label\na;b\n", "row 1: expected one sign behind sep=, as in sep=;, found 'sep=a'"),
+        ("sep=;\n", "holds no rows; expected at least a few"),
+        ("sep=;", "holds no rows; expected at least a few"),
+    ],
+)
+def test_what_is_wrong_below_such_a_line_is_told_by_the_files_own_rows(content, problem, read):
+    (found,) = read("a.csv", content)
+    assert found.startswith(problem)
+
+
 def test_labels_with_a_decimal_comma_are_not_taken_for_names(make_recipe, tmp_path):
     (tmp_path / "a.csv").write_text("text;label\none;4\ntwo;3,5\nthree;0,25\n")
     recipe = make_recipe(**{"data.train": str(tmp_path / "a.csv")})
@@ -157,4 +199,7 @@ def test_a_folder_of_csv_files_with_semicolons_is_refused(tmp_path, name):
     assert read_source(str(path.parent)).rows[0].values == {"text": "a;b", "label": "x"}
     path.write_bytes(pack(b"text;label\na;x\n"))
     with pytest.raises(DataError, match=rf"rows/{name}: 1 problem\n.*has semicolons .*; name the file itself"):
+        read_source(str(path.parent))
+    path.write_bytes(pack("\ufeffsep=,\ntext,label\na,x\n".encode()))
+    with pytest.raises(DataError, match=rf"rows/{name}: 1 problem\n.*begins with 'sep=,', which .*; name the file it"):
         read_source(str(path.parent))

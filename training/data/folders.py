@@ -6,9 +6,10 @@ from pathlib import Path
 
 from lorary.hub.errors import DataError
 from lorary.training.data.opening import read_content
-from lorary.training.data.separated import has_bare_quotes, has_semicolons
+from lorary.training.data.separated import has_bare_quotes, has_semicolons, naming_line
 from lorary.training.recipe.corpus import visible_files
 from lorary.training.recipe.data_files import DATA_SUFFIXES, is_gzip, kind_of
+from lorary.training.recipe.raw import shown as shown_value
 
 _HEADER = 2**16  # bytes that hold a file's first line
 
@@ -19,7 +20,7 @@ def check_folder(folder: Path, shown: str) -> None:
     Raises:
         DataError: a compressed file that isn't whole, or of a kind that ``datasets`` doesn't unpack; double quotes in a
             TSV file that are no quoting, so that rows between two of them would become one; a CSV file with semicolons,
-            whose rows would be one cell each.
+            whose rows would be one cell each, or whose first line names what stands between its cells.
     """
     for path in visible_files(folder):
         name, kind, gzip = f"{shown.rstrip('/')}/{path.relative_to(folder).as_posix()}", kind_of(path), is_gzip(path)
@@ -35,7 +36,11 @@ def check_folder(folder: Path, shown: str) -> None:
                 )
         if kind == ".csv":
             head, _ = read_content(path, name, _HEADER)
-            if has_semicolons(head.decode("utf-8", "ignore")):
+            text = head.decode("utf-8-sig", "ignore")
+            if line := naming_line(text):
+                taken = f"begins with {shown_value(line)}, which a folder's would take for its header"
+                raise DataError(name, [f"{taken}; name the file itself"])
+            if has_semicolons(text):
                 raise DataError(
                     name, ["has semicolons between its cells, and a folder's have commas; name the file itself"]
                 )

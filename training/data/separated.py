@@ -1,4 +1,7 @@
-"""CSV and TSV files: cells with commas, semicolons or tabs between them, below a header."""
+"""CSV and TSV files: cells with commas, semicolons or tabs between them, below a header.
+
+Above it a CSV file may name what stands between its cells, as Excel reads it: ``sep=;``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from typing import Any, Literal
 from lorary.training.data.contents import Rows, decode, twice
 from lorary.training.recipe.raw import shown
 
+_NAMING = re.compile(r"\"?sep=[^\r\n]*", re.IGNORECASE)
+_NAMED = re.compile(r"(\"?)sep=([^\w\"])\1[ \t]*", re.IGNORECASE)
 _FIRST_LINE = re.compile(r"\S[^\r\n]*")
 
 _BETWEEN: Mapping[str, tuple[str, str]] = {
@@ -39,11 +44,25 @@ class _Table:
 
 
 def read_csv(content: bytes, problems: list[str]) -> Rows:
-    """A CSV file's rows. Semicolons stand between its cells where its header has some and no comma."""
+    """A CSV file's rows. What stands between its cells is what its first line names, if that names anything, else
+    semicolons where its header has some and no comma."""
     text = decode(content, problems)
-    table = _read(text, ";" if has_semicolons(text) else ",")
+    line = naming_line(text)
+    if line is None:
+        table = _read(text, ";" if has_semicolons(text) else ",")
+    elif named := _NAMED.fullmatch(line):
+        table = _read(text, named[2], line=line)
+    else:
+        problems.append(f"row 1: expected one sign behind sep=, as in sep=;, found {shown(line)}")
+        return
     problems += table.problems
     yield from table.rows
+
+
+def naming_line(text: str) -> str | None:
+    """The line that names what stands between a CSV file's cells, where the file's ``text`` begins with one."""
+    found = _NAMING.match(text)
+    return None if found is None else found[0]
 
 
 def has_semicolons(text: str) -> bool:
@@ -78,23 +97,25 @@ def _read_tabs(text: str) -> tuple[_Table, bool]:
     return (quoted, False) if quoted.to_the_end and (same or table.problems) else (table, True)
 
 
-def _read(text: str, between: str, *, quoted: bool = True) -> _Table:
+def _read(text: str, between: str, *, quoted: bool = True, line: str | None = None) -> _Table:
+    """A file's rows with ``between`` between their cells, which its first line says where that is ``line``."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the library's own is shorter than many a document
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, quoting=quoting, strict=True)
     table, header = _Table(), None
     try:
         for cells in reader:
-            if not any(cell.strip() for cell in cells):
+            if not any(cell.strip() for cell in cells) or (line is not None and reader.line_num == 1):
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
-                if problem := _header_problem(header, between):
+                if problem := _header_problem(header, between, line):
                     table.problems.append(f"row {reader.line_num}: {problem}")
                     break
             elif len(cells) != len(header):
+                mend = _RAGGED.get(between, f"quote each {between!r} in a cell")
                 table.problems.append(
-                    f"row {reader.line_num}: {len(cells)} cells, the header has {len(header)}; {_RAGGED[between]}"
+                    f"row {reader.line_num}: {len(cells)} cells, the header has {len(header)}; {mend}"
                 )
             else:
                 table.rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
@@ -104,12 +125,14 @@ def _read(text: str, between: str, *, quoted: bool = True) -> _Table:
     return table
 
 
-def _header_problem(header: list[str], between: str) -> str | None:
+def _header_problem(header: list[str], between: str, line: str | None) -> str | None:
     """What is wrong with the names of the columns, or None."""
     if repeated := twice(header):
         return f"the header names {repeated} twice"
     found = next((others for sign, others in _BETWEEN.items() if sign in header[0]), None)
     if len(header) == 1 and found:
-        expected, (name, mend) = _BETWEEN[between][0], found
-        return f"expected {expected} between columns, found {name} ({shown(header[0])}); {mend}"
+        name, mend = found
+        expected = _BETWEEN[between][0] if between in _BETWEEN else repr(between)
+        said, mend = ("", mend) if line is None else (f" (row 1: {shown(line)})", "mend row 1")
+        return f"expected {expected} between columns{said}, found {name} ({shown(header[0])}); {mend}"
     return None

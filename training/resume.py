@@ -95,21 +95,23 @@ def check_same(
     """
     changed = run.differences(recipe)
     facts = run.facts()
-    if not changed and facts.get("data") != dict(data):
-        names = [str(part.get("name")) for key, part in data.items() if facts.get("data", {}).get(key) != part]
-        changed = [f"the rows have changed ({', '.join(names)})"]
-    if parent and not changed and facts.get("parent") != _digest(parent):
+    if not changed and facts["data"] != dict(data):
+        others = {key: part for key, part in data.items() if facts["data"].get(key) != part}
+        # The files say it, rather than what was counted in them.
+        names = [str(part["name"]) for part in others.values() if isinstance(part, Mapping) and "name" in part]
+        changed = [f"the rows have changed ({', '.join(names or others)})"]
+    if parent and not changed and facts["parent"] != _digest(parent):
         changed = [f"{parent.reference} is another version now"]
-    if not changed and facts.get("processes") != processes:
-        changed = [f"{facts.get('processes')} processes in the run, {processes} now"]
+    if not changed and facts["processes"] != processes:
+        changed = [f"{facts['processes']} processes in the run, {processes} now"]
     if changed:
         raise TrainingError(
             f"{run.final}: can't go on as it began, {'; '.join(changed)}. Put that back, or start anew without --resume"
         )
-    before, now = facts.get("environment", {}), _environment()
-    others = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now[name]]
-    if others:
-        reporter.note(f"begun with other versions, so the result may differ a little: {', '.join(others)}")
+    before, now = facts["environment"], _environment()
+    versions = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now[name]]
+    if versions:
+        reporter.note(f"begun with other versions, so the result may differ a little: {', '.join(versions)}")
     if run.checkpoint is None and not run.parts.is_dir():
         reporter.note(f"{run.folder} has no whole checkpoint, so the run begins at its first step")
 

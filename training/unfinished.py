@@ -23,12 +23,13 @@ from lorary.training.checkpoints import Checkpoint, latest, write_json
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.place import INCOMPLETE
+from lorary.training.run_facts import read_facts, read_table
 from lorary.training.save import RUNS, writing
 
 AnyRecipe = Recipe | PretrainRecipe
 Kind = TypeVar("Kind", Recipe, PretrainRecipe)
 
-_RECIPE, _FACTS, _RESULT, _LOCK = "recipe.yaml", "run.json", "result.json", "lock"
+_RECIPE, _RESULT, _LOCK = "recipe.yaml", "result.json", "lock"
 
 # What a run's weights don't depend on, so that it may differ when the run goes on.
 _FREE = frozenset({"output", "tags", "alias", "training.checkpoint_steps"})
@@ -39,6 +40,7 @@ class Unfinished:
 
     Attributes:
         final: the folder that the run will have.
+        written: where it is written down what the run is, beside its recipe.
         checkpoints: where its checkpoints are.
         files: where the adapter is written before it gets its place.
         parts: where several runs are compared, what those that are done came to.
@@ -49,6 +51,7 @@ class Unfinished:
     def __init__(self, final: Path, command: str = "train") -> None:
         self.final, self.command = final, command
         self.folder = final.with_name(final.name + INCOMPLETE)
+        self.written = self.folder / "run.json"
         self.checkpoints = self.folder / "checkpoints"
         self.files = self.folder / "adapter"
         self.parts = self.folder / "parts"
@@ -101,30 +104,20 @@ class Unfinished:
         # Without the folder, which will be there when the files are in place but not registered yet.
         text = recipe.model_copy(update={"output": None}).given()
         (self.folder / _RECIPE).write_text(text, encoding="utf-8")
-        write_json(self.folder / _FACTS, facts)
+        write_json(self.written, facts)
 
     def note_fact(self, key: str, value: Any) -> None:
         """Write down another fact that must be the same when the run goes on."""
-        write_json(self.folder / _FACTS, {**self.facts(), key: value})
+        write_json(self.written, {**self.facts(), key: value})
 
     def facts(self) -> dict[str, Any]:
-        """What was written down of the run.
-
-        Raises:
-            TrainingError: it can't be read.
-        """
-        return self._read(_FACTS)
-
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            return dict(load_json((self.folder / name).read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
-            raise TrainingError(f"{self.folder}: can't be gone on with ({error}); remove it and start anew") from error
+        """What was written down of the run. Raises TrainingError where it isn't what runs write down."""
+        return read_facts(self.written)
 
     @property
     def resumable(self) -> bool:
         """Is there a run to go on with, whether or not it has come to a checkpoint?"""
-        return (self.folder / _FACTS).is_file() and (self.folder / _RECIPE).is_file()
+        return self.written.is_file() and (self.folder / _RECIPE).is_file()
 
     def demand_resumable(self) -> None:
         """Nothing, where there is something to go on with. Raises TrainingError where there isn't."""
@@ -133,12 +126,12 @@ class Unfinished:
 
     @property
     def begun_by(self) -> str:
-        """The command whose run is in the folder; this one's own where none is, or where it doesn't say.
+        """The command whose run is in the folder; this one's own where none is.
 
         Raises:
             TrainingError: as :meth:`facts`.
         """
-        return str(self.facts().get("command", self.command)) if self.resumable else self.command
+        return str(self.facts()["command"]) if self.resumable else self.command
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -197,12 +190,12 @@ class Unfinished:
         """The metrics of a run all of whose files are in place; None before that.
 
         Raises:
-            TrainingError: as :meth:`facts`.
+            TrainingError: they can't be read.
         """
         # Where its own files still wait for the place, what is in it is somebody else's.
         if not (self.folder / _RESULT).is_file() or self.files.exists() or not _is_run(self.final):
             return None
-        return self._read(_RESULT)
+        return read_table(self.folder / _RESULT)
 
     def hint(self, registry: Registry) -> str | None:
         """What is kept and how to go on with it; None where nothing is kept."""
@@ -215,7 +208,7 @@ class Unfinished:
         if self.parts.is_dir():
             return f"what is done is kept in {self.folder}; go on with: {command}"
         if checkpoint := self.checkpoint:
-            processes = self.facts().get("processes", 1) if self.resumable else 1
+            processes = self.facts()["processes"] if self.resumable else 1
             if processes > 1:
                 command = f"the same launch of {processes} processes, and --resume"
             return f"step {checkpoint.step} of {checkpoint.total} is kept in {self.folder}; go on with: {command}"
@@ -224,7 +217,7 @@ class Unfinished:
     def discard(self) -> None:
         """Remove the folder, and those around it that were made for it and hold nothing else."""
         with suppress(OSError):
-            (self.folder / _FACTS).unlink()  # first: half a folder is no run to go on with
+            self.written.unlink()  # first: half a folder is no run to go on with
         shutil.rmtree(self.folder, ignore_errors=True)
         for folder in self._made or [path for path in self.folder.parents if path == RUNS]:
             try:
@@ -266,9 +259,12 @@ def find(recipe: AnyRecipe, command: str = "train") -> Unfinished:
         run = Unfinished(run_of(folder), command)
         try:
             # Not every folder of the pattern is of this name: tiny-* has those of tiny-domain too.
-            own = run.resumable and run.begun_by == command and run.like(recipe).name == recipe.name
+            own = run.resumable and run.like(recipe).name == recipe.name and run.begun_by == command
             differences = run.differences(recipe) if own else None
-        except (RecipeError, TrainingError):
+        except RecipeError:
+            continue
+        except TrainingError as error:  # a run of this name that doesn't say what it is
+            changed = changed or f"; {error}"
             continue
         if differences == []:
             return run

@@ -19,6 +19,7 @@ from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import FLAG_OF, Recipe
 from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.run import train
+from lorary.training.run_facts import a_text, or_null
 from lorary.training.save import output_folder, writing
 from lorary.training.strategies.parent import Parent, find_parent
 from lorary.training.unfinished import Unfinished
@@ -86,7 +87,7 @@ def ablate(
         Others: as :func:`lorary.training.train`.
     """
     reporter = progress or Reporter()
-    asked = {"corpus": Option(corpus, None), "seeds": Option(seeds, SEEDS)}
+    asked = {"corpus": Option(corpus, None, or_null(a_text("a file or null"))), "seeds": Option(seeds, SEEDS)}
     with comparing(recipe, registry, reporter, COMMAND, resume, asked) as comparison:
         return _compare(comparison, registry)
 

@@ -21,6 +21,7 @@ from lorary.training.interrupt import Stops
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.resume import begin, check_base, check_same, choose_run
+from lorary.training.run_facts import Check, a_count, broken
 from lorary.training.save import writing
 from lorary.training.unfinished import Unfinished
 
@@ -29,10 +30,14 @@ _OPTIONS = "options"
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of a comparison that isn't the recipe's; ``given`` is None where the user doesn't say."""
+    """A setting of a comparison that isn't the recipe's; ``given`` is None where the user doesn't say.
+
+    ``check`` says what is wrong with the value that a comparison was begun with.
+    """
 
     given: Any
     default: Any
+    check: Check = a_count
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,16 @@ def comparing(
         yield Comparison(recipe, unfinished, stops, reporter, resumed, _options(unfinished, asked, resumed))
 
 
-def _options(run: Unfinished, asked: Mapping[str, Any], resumed: bool) -> dict[str, Any]:
+def _options(run: Unfinished, asked: Mapping[str, Option], resumed: bool) -> dict[str, Any]:
     """The options that are given, then those that it began with, then the defaults.
 
     Raises:
-        TrainingError: others are given than it began with.
+        TrainingError: others are given than it began with, or those aren't what they have to be.
     """
     begun: Mapping[str, Any] = run.facts().get(_OPTIONS, {}) if resumed else {}
+    for name, option in asked.items():
+        if name in begun and (problem := option.check(begun[name])):
+            raise broken(run.written, f"{_OPTIONS}.{name}: {problem}")
     changed = [
         f"{name}: {begun[name]} in the run, {option.given} now"
         for name, option in asked.items()

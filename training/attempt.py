@@ -41,17 +41,22 @@ def attempt(
 
 @contextmanager
 def _claimed(run: Unfinished) -> Iterator[None]:
-    """The run's folder for this process; afterwards it is gone, unless a run that failed can be gone on with."""
+    """The run's folder for this process; afterwards it is gone, unless a run that failed can be gone on with.
+
+    A run that was there before stays, too: with no checkpoint as yet it may have been refused for what can be put back.
+    """
     run.claim()
+    found = set(run.checkpoints.glob("*"))
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         checkpoint = run.checkpoint
-        if checkpoint is None and run.result() is None and not run.parts.is_dir():
-            run.discard()
-        elif checkpoint is not None:
+        stopped = isinstance(error, (KeyboardInterrupt, InterruptedRunError))
+        if checkpoint is not None:
             # What a full disk cut off only takes room.
-            prune(run.checkpoints, {checkpoint.folder, checkpoint.best})
+            prune(run.checkpoints, {checkpoint.folder, checkpoint.best, *(() if run.begun else found)})
+        elif run.result() is None and not run.parts.is_dir() and (run.begun or stopped or not run.resumable):
+            run.discard()
         raise
     else:
         run.discard()

@@ -45,6 +45,7 @@ class Unfinished:
         files: where the adapter is written before it gets its place.
         parts: where several runs are compared, what those that are done came to.
         claimed: has this process claimed it, now or before?
+        begun: was the run in it begun by this process?
         command: the words that go on with it, after ``lorary``.
     """
 
@@ -57,7 +58,7 @@ class Unfinished:
         self.parts = self.folder / "parts"
         self._lock: BinaryIO | None = None
         self._made: list[Path] = []  # folders around it that weren't there, the innermost first
-        self.claimed = False
+        self.claimed = self.begun = False
 
     def claim(self) -> None:
         """Take the folder for this process, made if it isn't there.
@@ -94,6 +95,7 @@ class Unfinished:
 
     def begin(self, recipe: AnyRecipe, facts: Mapping[str, Any]) -> None:
         """Empty the folder of what an earlier run may have left, and write down what this one is."""
+        self.begun = True
         for path in self.folder.iterdir():
             if path.name == _LOCK:
                 continue

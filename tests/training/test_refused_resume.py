@@ -1,28 +1,37 @@
-"""Runs that can't be gone on with: what is wrong is one error that names its file."""
+"""Runs that can't be gone on with: what is wrong is one error that names its file, and they stay as they were."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lorary.hub.cli.main import main
-from lorary.hub.errors import TrainingError
+from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
 from lorary.training import train
 from lorary.training.data import load_data
 from lorary.training.experiments.curve import learning_curve
 from lorary.training.resume import begin
 from lorary.training.unfinished import Unfinished
 from samples import tag_rows, tone_rows, write_jsonl
+from stops import Signal
+
+STEPS = {"training.checkpoint_steps": 2, "training.early_stopping": 0, "data.validation_size": 0.25}
 
 
 @pytest.fixture
 def begun(make_small):
-    """``begun(...)``: a run that was written down and has come to no checkpoint, and its recipe."""
+    """``begun(...)``: a run that was written down and has come to no checkpoint, and its recipe.
 
-    def start(*words, command="train", options=None, **settings):
-        recipe = make_small(*words, rows=16, held=4, **settings)
+    ``base``: a folder for a base of its own.
+    """
+
+    def start(*words, command="train", options=None, base=None):
+        recipe = make_small(*words, rows=16, held=4)
+        if base is not None:
+            recipe = recipe.model_copy(update={"base": str(shutil.copytree(recipe.base, base))})
         run = Unfinished(Path(recipe.output), command)
         run.claim()
         begin(run, recipe, load_data(recipe).provenance, None, 1, **({"options": options} if options else {}))
@@ -134,3 +143,66 @@ def test_tags_in_another_scheme_are_rows_that_have_changed(begun, registry):
     write_jsonl(Path(recipe.data.test), rows[:4])
     with pytest.raises(TrainingError, match=r"the rows have changed \(train\.jsonl, test\.jsonl\)\."):
         train(recipe, registry, resume=run.final)
+
+
+def content_of(run):
+    """The files below a run's folder, but for the lock that says who worked in it last."""
+    paths = [path for path in run.folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(run.folder)): path.read_bytes() for path in paths}
+
+
+def other_seed(recipe):
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": 1})})
+
+
+REFUSED = {
+    "rows": lambda run, recipe: write_jsonl(Path(recipe.data.train), tone_rows(20)),
+    "no rows": lambda run, recipe: Path(recipe.data.train).unlink(),
+    "bad rows": lambda run, recipe: Path(recipe.data.train).write_text("{\n"),
+    "base": lambda run, recipe: run.note_fact("base", "0" * 64),
+    "no base": lambda run, recipe: Path(recipe.base).rename(f"{recipe.base}-gone"),
+    "processes": lambda run, recipe: run.note_fact("processes", 2),
+}
+
+
+@pytest.mark.parametrize("changed", ["settings", *REFUSED])
+def test_a_run_that_is_refused_stays_as_it_was(changed, begun, registry, tmp_path):
+    run, recipe = begun(base=tmp_path / "base")
+    if changed == "settings":
+        recipe = other_seed(recipe)
+    else:
+        REFUSED[changed](run, recipe)
+    kept = content_of(run)
+    with pytest.raises(LoraryError):
+        train(recipe, registry, resume=run.final)
+    assert content_of(run) == kept
+
+
+def test_checkpoints_of_a_run_that_is_refused_stay_too(make_small, registry):
+    recipe = make_small(rows=16, held=4, **{"training.epochs": 1, "training.batch_size": 2, **STEPS})
+    run = Unfinished(Path(recipe.output))
+    with pytest.raises(InterruptedRunError):
+        train(recipe, registry, Signal("step 5"))
+    shutil.copytree(run.checkpoint.folder, run.checkpoints / "checkpoint-1")
+    (run.checkpoints / "checkpoint-7").mkdir()  # as a kill leaves one
+    (run.checkpoints / "checkpoint-7" / "optimizer.pt").write_bytes(b"half")
+    kept = content_of(run)
+    with pytest.raises(TrainingError, match=r"training\.seed: 42 in the run, 1 now"):
+        train(other_seed(recipe), registry, resume=run.final)
+    assert content_of(run) == kept
+
+
+def test_options_that_are_refused_leave_a_comparison_as_it_was(begun, registry):
+    run, recipe = begun(command="curve", options={"points": 2, "seeds": 1, "smallest": 8})
+    kept = content_of(run)
+    with pytest.raises(TrainingError, match="points: 2 in the run, 3 now"):
+        learning_curve(recipe, registry, points=3, resume=run.final)
+    assert content_of(run) == kept
+
+
+def test_a_run_that_begins_and_fails_leaves_no_folder(make_small, registry):
+    recipe = make_small(rows=16, held=4)
+    Path(recipe.data.train).write_text("{\n")
+    with pytest.raises(LoraryError):
+        train(recipe, registry)
+    assert not Unfinished(Path(recipe.output)).folder.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
@@ -31,6 +33,17 @@ def test_completions_are_compared_with_what_generate_gives(form, make_recipe, re
     golds = [row["completion"] for row in rows]
     assert metrics["exact_match"] == exact_match(found, golds)
     assert metrics["rougeL"] == pytest.approx(rouge(found, golds)["rougeL"])
+
+
+def test_the_report_ranks_rows_by_the_loss_of_their_completions(make_recipe, registry, tmp_path):
+    settings = {**ASKED, "generation.rows": 2, "training.max_steps": 2, "report.write": True, "report.rows": 4}
+    version = train(make_recipe("text-generation", rows=16, held=6, **settings), registry)
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["worst"]
+    losses = [row["loss"] for row in rows]
+    assert len(losses) == 4
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > version.metrics["test"]["loss"]
+    assert all(row["expected"] for row in rows)
 
 
 def test_prompts_that_are_messages(make_recipe, registry, tmp_path):

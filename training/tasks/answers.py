@@ -63,6 +63,10 @@ class WrittenAnswers(WritesTexts, TextGeneration):
         """The loss, which all rows have, whether or not texts were generated for them."""
         return token_metrics([row.score for row in outcomes])[self.main_metric]
 
+    def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float]:
+        """Those of the completions, whatever was written in their place."""
+        return super().losses([row.score for row in outcomes], golds)
+
     def generation(self) -> Generation:
         """As the recipe says, which has to say how long."""
         return self.recipe.generation.settled(self.recipe.generation.max_new_tokens or 1)

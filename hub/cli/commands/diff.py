@@ -114,7 +114,9 @@ def _print_weights(difference: Difference, everything: bool) -> None:
     if everything:
         return
     if equal:
-        print_line("" if unequal else "\nweights")
+        print_line("")
+        if not unequal:
+            print_line("weights")
         print_line(f"the same in {len(equal)} of {len(weights)} modules")
     if len(unequal) > len(shown):
         print_line(f"{len(unequal) - len(shown)} more that differ less; --all shows them")

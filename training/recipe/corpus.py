@@ -75,7 +75,8 @@ def corpus_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     sources = [data[key] for key in ("train", "test", "validation") if isinstance(data.get(key), str)]
     if data.get("sample_by") is not None and not (facts.corpus and any(is_text(source) for source in sources)):
-        yield "data.sample_by", f"says how text files fall into documents, and there are none; {TEXT_SUFFIXES} are read"
+        read = ", ".join(TEXT_SUFFIXES)
+        yield "data.sample_by", f"says how text files ({read}) fall into documents, and there are none; leave it out"
     if not facts.masks:
         for key in ("mlm_probability", "whole_word_mask", "mean_span"):
             if training.get(key):

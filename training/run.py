@@ -65,6 +65,7 @@ def train(
         TrainingError: the run can't go on, or there is no such run to go on with; the message says what to change.
         GateError: the saved files don't give back what was trained; nothing was registered.
         RecipeError: the recipe contradicts the adapter that it starts from.
+        UsageError: its strategy is ``direct``, which trains nothing (:func:`measure`).
         BaseMismatchError: that adapter was trained on another base.
         RegistryError: the catalogue can't take the adapter; known before the run where that can be known.
         InterruptedRunError: Ctrl-C, SIGTERM or SIGHUP; nothing was registered, and the message says how to go on.

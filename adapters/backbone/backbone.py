@@ -53,7 +53,7 @@ class Backbone(Loads, Derives, Serves):
                 ``int8``.
             dtype: float32 on the CPU and bfloat16 on CUDA unless given.
             device: the first CUDA device unless given, else the CPU.
-            device_map: to spread the model over several devices.
+            device_map: transformers' own, to spread the model over several devices; not beside ``device``.
             revision: a branch, tag or commit.
             slots: how many adapters are on the device at once; more can be loaded and wait on the host.
             host_bytes: the most that waiting adapters take there, as ``2_000_000_000``, ``"2GB"`` or ``"2GiB"``; those
@@ -64,7 +64,7 @@ class Backbone(Loads, Derives, Serves):
 
         Raises:
             BaseNotFoundError: the base can't be found or isn't a model.
-            UsageError: an unknown quantization, dtype or device, or a model that reads no token ids.
+            UsageError: a setting that can't be, devices that don't hold all of the model, or one that reads no token ids.
         """
         with bases_of(registry):
             loaded = load_base(
@@ -93,7 +93,7 @@ class Backbone(Loads, Derives, Serves):
         :meth:`from_pretrained`.
 
         Raises:
-            UsageError: it isn't a transformers model, or reads no token ids, or the tokenizer isn't one.
+            UsageError: it isn't a transformers model, or reads no token ids, the tokenizer isn't one, or a setting can't be.
         """
         if not hasattr(model, "get_input_embeddings"):
             raise UsageError(f"expected a transformers model, found {type(model).__name__}: {shown(model)}")

@@ -57,17 +57,30 @@ class Loads(Assembly):
         return self.load(reference, name, allow_base_mismatch=allow_base_mismatch)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter; calls in flight finish on it."""
+        """Forget an adapter; calls in flight finish on it.
+
+        Raises:
+            UnknownReferenceError: nothing is loaded under ``name``.
+        """
         self._calls.find(name)
         self._withdraw(name)
 
     def pin(self, name: str) -> None:
-        """Keep an adapter on the device, whatever else is loaded; one that runs through PEFT always is."""
+        """Keep an adapter on the device, whatever else is loaded; one that runs through PEFT always is.
+
+        Raises:
+            UnknownReferenceError: nothing is loaded under ``name``.
+            SlotsFullError: every slot is pinned or in use.
+        """
         if self._peft.find(adapter_name(name)) is None:
             self._residency.pin(name, True)
 
     def unpin(self, name: str) -> None:
-        """Let an adapter be moved to the host again when slots run short."""
+        """Let an adapter be moved to the host again when slots run short.
+
+        Raises:
+            UnknownReferenceError: nothing is loaded under ``name``.
+        """
         if self._peft.find(adapter_name(name)) is None:
             self._residency.pin(name, False)
 

@@ -104,8 +104,9 @@ class Serves(Assembly):
             The new text of each prompt (a list of them with ``num_return_sequences``); for a single prompt, its text.
 
         Raises:
-            UsageError: the backbone has no language-modelling head, a prompt is empty, a tool has no name, or a
-                template knows nothing of what it is told.
+            UnknownReferenceError: an adapter that isn't loaded.
+            UsageError: the backbone has no language-modelling head, a prompt is empty, prompts and adapters of
+                different number, a tool has no name, or a template knows nothing of what it is told.
         """
         return self._calls.generate(prompts, adapter, tools, chat_template_kwargs, generate_kwargs)
 
@@ -129,6 +130,10 @@ class Serves(Assembly):
             For each row [classes] or [tokens, classes] through the adapter's head ([tokens, 2], start and end, for
             question answering), [tokens, vocabulary] from a language model, or [tokens, hidden] where there is no head
             and from an embedding adapter.
+
+        Raises:
+            UnknownReferenceError: an adapter that isn't loaded.
+            UsageError: a row without tokens, or with one that the vocabulary lacks.
         """
         return self._calls.logits(rows, adapter)
 
@@ -137,9 +142,14 @@ class Serves(Assembly):
 
         Raises:
             GoldenMismatchError: they differ, in the arithmetic of training, by more than the tolerance.
+            UnknownReferenceError: nothing is loaded under ``name``.
         """
         return self._calls.verify(name, self.numerics)
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
-        """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU."""
+        """An adapter's tensors as they are served, under its checkpoint's keys: float32 on the CPU.
+
+        Raises:
+            UnknownReferenceError: nothing is loaded under ``name``.
+        """
         return self._calls.state(name)

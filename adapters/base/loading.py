@@ -58,8 +58,8 @@ def load_base(
         model_kwargs: further arguments of ``from_pretrained``.
 
     Raises:
-        UsageError: an unknown device, dtype or quantization, devices that don't hold all of it, or a model that reads
-            no token ids.
+        UsageError: an unknown device, dtype or quantization, a device beside a map, devices that don't hold all of it, or
+            a model that reads no token ids.
         BaseNotFoundError: no such folder or id, not a model that transformers can load, or a tokenizer that is broken.
     """
     from pickle import UnpicklingError
@@ -67,6 +67,11 @@ def load_base(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
+    if device is not None and device_map is not None:
+        raise UsageError(
+            f"device={str(device)!r} and device_map={device_map!r}: the map spreads the base over several devices, and "
+            "the other names one; give one of them"
+        )
     place = pick_device(device)
     chosen = pick_dtype(place, dtype)
     quantized = quantization_config(quantization, chosen, skip_modules)  # a wrong one is refused before any download

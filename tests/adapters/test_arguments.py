@@ -147,6 +147,11 @@ def test_devices_that_hold_no_weights(bases, settings):
         Backbone.from_pretrained(str(bases("bert")), **settings)
 
 
+def test_a_device_and_a_map_of_devices_exclude_one_another(bases):
+    with pytest.raises(UsageError, match=r"device='cpu' and device_map='auto': .* give one of them"):
+        Backbone.from_pretrained(str(bases("bert")), device="cpu", device_map="auto")
+
+
 def test_columns_and_tables(encoder):
     """Python lists a table's column names, which would be taken for texts."""
     table = pandas.DataFrame({"text": ["profit rose", "dog"], "adapter": ["one", "one"]})

@@ -229,9 +229,9 @@ class Registry(Keeping):
         Args:
             domain: the subject matter.
             task: a pipeline tag.
-            base: an id or a fingerprint; an id also finds what was trained on the same base under another id.
+            base: an id, a fingerprint or a folder that the catalogue knows; also finds the same base under other ids.
             method: ``lora``, ``qlora``, ``dora``, ...
-            strategy: how it was trained: ``direct``, ``fine-tune``, ...
+            strategy: how it came to be: ``fine-tune``, ``continual``, ``intermediate``, ``blend``, ``import``.
             tag: one of its tags.
             alias: one of its aliases.
             text: words, each of which begins a word of the name, domain, task, base, method, strategy, tags, aliases or
@@ -286,7 +286,7 @@ class Registry(Keeping):
         """The version with the best ``metric`` on held-out rows among those that fit; the newer one of equals.
 
         Without a metric it is the one that tables show for what fits, which must then be of one task.
-        ``base`` is an id or a fingerprint. What carries that base's fingerprint is compatible; what names it by its id
+        ``base`` is as for :meth:`find`. What carries that base's fingerprint is compatible; what names it by its id
         and carries none is taken only where nothing else fits, and has ``base_fingerprint`` None.
 
         Raises:
@@ -306,6 +306,7 @@ class Registry(Keeping):
         """A version's checkpoint, its files being the store's objects.
 
         Raises:
+            UnknownReferenceError: there is no such version.
             RegistryError: a file is missing from the store.
             CheckpointError: a file isn't what its name says.
         """

@@ -43,7 +43,7 @@ def command(
         str | None, typer.Option(help="Only adapters of this base: an id, a fingerprint or a folder.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Only this method: lora, qlora, dora, ...")] = None,
-    strategy: Annotated[str | None, typer.Option(help="Only what was trained so: direct, fine-tune, ...")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Only what came to be so: fine-tune, blend, ...")] = None,
     tag: Annotated[str | None, typer.Option(help="Only versions with this tag.")] = None,
     alias: Annotated[str | None, typer.Option(help="Only versions with this alias.")] = None,
     search: Annotated[

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import UsageError, first_line
 from lorary.hub.manifest import Answering, Pooling, Preprocessing
 
 Row = str | Mapping[str, Any] | Sequence[str]
@@ -94,7 +94,9 @@ def post_parameters(pipeline: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     try:
         post: dict[str, Any] = pipeline._sanitize_parameters(**params)[2]
     except (TypeError, KeyError, ValueError) as error:
-        raise UsageError(f"{type(pipeline).__name__} doesn't take {dict(params)}: {error}") from error
+        given = ", ".join(f"{name}={value!r}" for name, value in params.items())
+        reason = f"{error} isn't known" if isinstance(error, KeyError) else first_line(error)
+        raise UsageError(f"predict doesn't take {given}: {reason}") from error
     return post
 
 

@@ -119,7 +119,7 @@ def test_bad_rows_and_parameters(loaded):
     backbone, _ = loaded("bert", "text-classification")
     with pytest.raises(UsageError, match="expected a column 'text', found body"):
         backbone.predict([{"body": "profit"}], "adapter")
-    with pytest.raises(UsageError, match="doesn't take"):
+    with pytest.raises(UsageError, match="predict doesn't take function_to_apply='softmin': 'SOFTMIN' isn't known"):
         backbone.predict(TEXTS, "adapter", function_to_apply="softmin")
     for size in (0, 1.5, "many"):
         with pytest.raises(UsageError, match=r"batch_size=.*: expected a whole number of at least 1"):

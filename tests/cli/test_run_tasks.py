@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM
 
 from lorary.adapters import Backbone
 from lorary.hub.cli.main import main
-from lorary.hub.manifest import Manifest
+from lorary.hub.manifest import Manifest, Preprocessing
 from tiny import make_adapter, make_config, make_tokenizer
 
 CONTEXT = "shares rose and profit fell the bank offer cash"
@@ -71,6 +71,16 @@ def test_fill_mask(run, place):
     ]
     lines = run(place / "fill-mask", "profit [MASK] the [MASK]").splitlines()[1:]
     assert [line.split()[:2] for line in lines] == [["mask", "1"]] * 5 + [["mask", "2"]] * 5
+
+
+def test_embeddings_learned_from_scored_pairs_are_of_single_texts(run, place, tmp_path):
+    folder = make_adapter(place / "base", tmp_path / "scored", task="feature-extraction")
+    identity = Backbone.from_pretrained(str(place / "base")).identity
+    columns = {name: name for name in ("text", "text_pair", "score")}
+    Manifest("feature-extraction", identity, preprocessing=Preprocessing(columns)).write(folder)
+    (row,) = json.loads(run(folder, "profit rose", "--json"))["rows"]
+    assert row["input"] == "profit rose"
+    assert "takes single texts" in run(folder, "profit rose", "--pair", "cash", "--json", code=2)
 
 
 def test_a_context_where_it_belongs(run, place, tmp_path):

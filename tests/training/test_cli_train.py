@@ -46,6 +46,13 @@ def test_flags_alone_train_and_end_with_a_table_and_next_commands(flags, capsys)
     assert f"Files: {folder}" in out
 
 
+def test_the_next_command_of_an_adapter_of_pairs_asks_with_a_pair(flags, capsys):
+    write_jsonl(Path("rows.jsonl"), [{**row, "text_pair": "profit rose"} for row in tone_rows(60)])
+    columns = ["--set", "data.columns={text: text, text_pair: text_pair, label: label}"]
+    assert main(["train", *flags, *columns, "--set", "training.max_steps=1"]) == 0
+    assert 'lorary run tone@1 "TEXT" --pair "TEXT"' in capsys.readouterr().out
+
+
 def test_json_is_all_of_stdout(flags, capsys):
     assert main(["train", *flags, "--json", "--output", "here", "--alias", "prod"]) == 0
     printed = json.loads(capsys.readouterr().out)

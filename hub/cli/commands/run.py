@@ -126,7 +126,8 @@ def command(
 def _pairs(checkpoint: Checkpoint, inputs: list[str], second: str | None) -> list[dict[str, str]] | None:
     """The rows of an adapter of sentence pairs; None for every other adapter."""
     manifest = checkpoint.manifest
-    if manifest is None or "text_pair" not in manifest.preprocessing.columns:
+    # Embeddings may be learned from scored pairs, and are of single texts all the same.
+    if manifest is None or manifest.task != "text-classification" or "text_pair" not in manifest.preprocessing.columns:
         if second is not None:
             raise UsageError("--pair is for adapters that were trained on sentence pairs; this one takes single texts")
         return None

@@ -176,6 +176,8 @@ def _print_version(version: Version, new: bool, folder: Path | None, as_json: bo
     if not new:
         print_line(f"The same adapter was in the catalogue already, as {version.reference}.")
     print_line(f"Files: {folder}")
-    asked = _ASKED.get(version.task, '"TEXT"')
+    columns = version.manifest.preprocessing.columns if version.manifest else {}
+    paired = version.task == "text-classification" and "text_pair" in columns
+    asked = '"TEXT" --pair "TEXT"' if paired else _ASKED.get(version.task, '"TEXT"')
     print_line(f"Next:  lorary show {version.reference}")
     print_line(f"       lorary run {version.reference} {asked}")

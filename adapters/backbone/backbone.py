@@ -64,7 +64,8 @@ class Backbone(Loads, Derives, Serves):
 
         Raises:
             BaseNotFoundError: the base can't be found or isn't a model.
-            UsageError: a setting that can't be, devices that don't hold all of the model, or one that reads no token ids.
+            UsageError: a setting that can't be, devices that don't hold all of the model, or a model that reads no
+                token ids.
         """
         with bases_of(registry):
             loaded = load_base(
@@ -93,7 +94,8 @@ class Backbone(Loads, Derives, Serves):
         :meth:`from_pretrained`.
 
         Raises:
-            UsageError: it isn't a transformers model, or reads no token ids, the tokenizer isn't one, or a setting can't be.
+            UsageError: it isn't a transformers model, or reads no token ids; the tokenizer isn't one, or a setting
+                can't be.
         """
         if not hasattr(model, "get_input_embeddings"):
             raise UsageError(f"expected a transformers model, found {type(model).__name__}: {shown(model)}")

@@ -58,7 +58,7 @@ def load_base(
         model_kwargs: further arguments of ``from_pretrained``.
 
     Raises:
-        UsageError: an unknown device, dtype or quantization, a device beside a map, devices that don't hold all of it, or
+        UsageError: an unknown device, dtype or quantization, a device beside a map, devices that don't hold it all, or
             a model that reads no token ids.
         BaseNotFoundError: no such folder or id, not a model that transformers can load, or a tokenizer that is broken.
     """

@@ -7,11 +7,13 @@ import runpy
 import pytest
 import torch
 import transformers as t
+from peft import LoraConfig
 
 from lorary.hub.errors import TrainingError
 from lorary.training import train
 from lorary.training.estimate import without_values
 from lorary.training.estimate.plan import estimate
+from lorary.training.progress import Reporter
 from runs import golden, peft_logits, prepared
 from samples import bpe_tokenizer, save_base
 
@@ -27,6 +29,16 @@ def base_of(family, folder, asked=False):
     config = {
         "mixtral": lambda: t.MixtralConfig(**common, num_local_experts=4),
         "qwen3_moe": lambda: t.Qwen3MoeConfig(**common, num_experts=4, moe_intermediate_size=16, head_dim=16),
+        "granitemoe": lambda: t.GraniteMoeConfig(**common, num_local_experts=4),
+        "glm4_moe": lambda: t.Glm4MoeConfig(
+            **common,
+            n_routed_experts=4,
+            moe_intermediate_size=16,
+            n_group=1,
+            topk_group=1,
+            head_dim=16,
+            first_k_dense_replace=1,
+        ),
     }[family]()
     config.output_router_logits = asked
     torch.manual_seed(0)
@@ -51,9 +63,9 @@ def test_a_step_in_full_precision_can_be_estimated(make_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["silent", "asked"])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "granitemoe"])
 def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, registry, tmp_path):
-    """Also where the base's own config asks for what its router gives."""
+    """Also where the base's config asks for what its router gives, or has no number of experts that TRL knows."""
     base = base_of(family, tmp_path / "base", asked)
     recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 3})
     version = train(recipe, registry)
@@ -62,6 +74,39 @@ def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, regi
         peft_logits(tmp_path / "out", base, "text-generation"), golden(tmp_path / "out"), strict=True
     ):
         torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+
+
+def test_shared_experts_that_peft_takes_for_the_fused_ones_are_left_out(make_recipe, registry, tmp_path):
+    """It would train all experts, or, with dropout, refuse the whole model."""
+    base, reporter = base_of("glm4_moe", tmp_path / "base"), Reporter()
+    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 3})
+    version = train(recipe, registry, reporter)
+    assert any(
+        notice.startswith("left out: down_proj (2), gate_proj (2), up_proj (2); PEFT takes its name")
+        for notice in reporter.notices
+    )
+    assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
+    config = LoraConfig.from_pretrained(tmp_path / "out")
+    assert {name.rpartition(".")[2] for name in config.target_modules} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert not config.target_parameters
+    for found, want in zip(
+        peft_logits(tmp_path / "out", base, "text-generation"), golden(tmp_path / "out"), strict=True
+    ):
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+    with pytest.raises(TrainingError, match=r"matches up_proj \(2\), and PEFT takes its name .* with lora\.exclude"):
+        prepared(make_recipe("text-generation", base=base, output="other", **{"lora.targets": ["q_proj", "up_proj"]}))
+
+
+def test_layers_that_mamba_reads_by_itself_are_left_out(make_recipe, tmp_path):
+    """PEFT puts no LoRA on them, and refused a recipe that says nothing of targets."""
+    tokenizer = bpe_tokenizer()
+    torch.manual_seed(0)
+    config = t.FalconMambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4)
+    base = str(save_base(t.AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "base"))
+    model = prepared(make_recipe("text-generation", base=base)).model
+    adapted = {name.rpartition(".")[2] for name in model.peft_config["default"].target_modules}
+    assert {"in_proj", "x_proj"} <= adapted
+    assert "out_proj" not in adapted
 
 
 def test_a_torch_that_cannot_multiply_groups_is_enough(monkeypatch):

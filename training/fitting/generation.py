@@ -38,6 +38,8 @@ def generation_trainer(
     # Of a mixture of experts TRL asks for the router's loss in each step, and has the base's own config ask for it too:
     # then what the base answers later would have it beside the logits, and in its loss.
     own = model.config.get_text_config()
+    if hasattr(own, "num_local_experts") and not hasattr(own, "num_experts"):
+        own.num_experts = own.num_local_experts  # the name that TRL (1.16) knows, and Granite's config doesn't
     asked = getattr(own, "output_router_logits", None)
     trainer = GenerationTrainer(
         model=model, args=one_device(config), data_collator=collator, processing_class=tokenizer, **rows

@@ -33,7 +33,7 @@ def add_adapter(
     from transformers import set_seed
 
     if targets is None:
-        targets = chosen_targets(base.model, recipe, base.saved)
+        targets = chosen_targets(base.model, recipe, base.saved, note)
     if targets is not None:
         targets = _alive(base, task, targets, sample, note)
     set_seed(recipe.training.seed)

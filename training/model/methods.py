@@ -12,6 +12,7 @@ from lorary.adapters.base.device import pick_device
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.modules import map_modules
 from lorary.hub.errors import RecipeError, TrainingError, first_line
+from lorary.training.data import Note
 from lorary.training.model.base import Base
 from lorary.training.model.new_tokens import token_rows
 from lorary.training.model.targets import resolve_targets
@@ -73,22 +74,25 @@ def virtual_tokens(recipe: Recipe) -> int:
     return int(_settings(recipe).get("num_virtual_tokens") or 0)
 
 
-def chosen_targets(model: Any, recipe: Recipe, saved: Sequence[str]) -> list[str] | None:
+def chosen_targets(model: Any, recipe: Recipe, saved: Sequence[str], note: Note | None = None) -> list[str] | None:
     """The paths of the modules that get an adapter; None where the method picks them itself.
 
+    ``note`` is told what PEFT can't adapt and is left out.
+
     Raises:
-        TrainingError: a name or a pattern matches nothing.
+        TrainingError: a name or a pattern matches nothing, or what PEFT can't adapt.
     """
     if recipe.method in LORA_METHODS:
         lora = recipe.lora
-        return resolve_targets(model, lora.targets, saved, exclude=lora.exclude, layers=lora.layers)
-    kind = PEFT_METHODS[recipe.method].targets
+        return resolve_targets(model, lora.targets, saved, exclude=lora.exclude, layers=lora.layers, note=note)
+    facts = PEFT_METHODS[recipe.method]
+    kind = facts.targets
     if kind is None or (kind == "norms" and "target_modules" in recipe.peft):
         return None
     if kind == "norms":
         return [path for path, module in body_of(model).named_modules(prefix=_prefix(model)) if _is_norm(module)]
     asked = recipe.peft.get("target_modules", "all-linear")
-    return resolve_targets(model, asked, saved, key="peft.target_modules")
+    return resolve_targets(model, asked, saved, key="peft.target_modules", peft_type=facts.peft_type, note=note)
 
 
 def _prefix(model: Any) -> str:

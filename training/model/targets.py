@@ -10,6 +10,9 @@ from typing import Any
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.modules import map_modules
 from lorary.hub.errors import TrainingError
+from lorary.training.data import Note
+from lorary.training.model.takes import why_not
+from lorary.training.recipe.check_method import TARGET_WORDS
 from lorary.training.recipe.raw import nearest
 
 _ATTENTION = re.compile(r"att(ention|n)[^.]*\.", re.IGNORECASE)
@@ -24,10 +27,13 @@ def resolve_targets(
     exclude: str | Sequence[str] | None = None,
     layers: str | Sequence[int] | None = None,
     key: str = "lora.targets",
+    peft_type: str = "LORA",
+    note: Note | None = None,
 ) -> list[str]:
     """The paths of the linear modules that get an adapter: all of the body's, its attention's, or those asked for.
 
-    PEFT's own ``all-linear`` also takes the head of some task classes, and then fails.
+    PEFT's own ``all-linear`` also takes the head of some task classes, and then fails. What PEFT gives no adapter of
+    this kind (:func:`why_not`) is left out of all and of an attention's, and is an error where it is asked for by name.
 
     Args:
         model: a base with its task's head.
@@ -37,9 +43,12 @@ def resolve_targets(
         exclude: names or a regular expression of modules to leave out.
         layers: numbers of the layers to keep, negative ones from the end, ``first N`` or ``last N``.
         key: the setting that errors name.
+        peft_type: PEFT's name for the method.
+        note: is told what is left out.
 
     Raises:
-        TrainingError: a name or a pattern matches nothing; the message lists what could match.
+        TrainingError: a name or a pattern matches nothing; the message lists what could match. Or it matches what PEFT
+            can't adapt.
     """
     modules = map_modules(model, body_of(model))
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -51,6 +60,12 @@ def resolve_targets(
         # A T5's language-modelling head stands in its body; it stays everybody's.
         and (head is None or model.get_submodule(path) is not head)
     ]
+    refused = {path: reason for path in linear if (reason := why_not(model, path, peft_type))}
+    by_word = targets in TARGET_WORDS
+    if by_word:
+        linear = [path for path in linear if path not in refused]
+    if by_word and refused and note is not None:
+        note(f"left out: {_counted([*refused])}; {next(iter(refused.values()))}")
     if targets == "all-linear":
         chosen = linear
     elif targets == "attention":
@@ -68,6 +83,9 @@ def resolve_targets(
         chosen = _in_layers(chosen, layers)
     if not chosen:
         raise TrainingError(f"lora.exclude leaves none of the layers that {key} names; exclude fewer")
+    if unfit := [path for path in chosen if path in refused]:
+        mend = "leave them out, with lora.exclude" if key == "lora.targets" else "name others"
+        raise TrainingError(f"{key} {targets!r} matches {_counted(unfit)}, and {refused[unfit[0]]}; {mend}")
     return chosen
 
 

@@ -17,7 +17,7 @@ STEPS = 8  # of one repetition
 def against_bare(both: Contenders, repetitions: int) -> Iterator[list[dict[str, object]]]:
     """Three tables: whole generations, single-token steps and prefill. Short work is repeated more often."""
     rows, tokens = both.inputs["input_ids"].shape
-    differences = {"mixed": f"{both.difference():.2g} ({both.dtype})"}
+    differences = {} if both.peft is None else {"mixed": f"{both.difference():.2g} ({both.dtype})"}
     timings = compare(generations(both), repetitions=repetitions)
     yield rows_of(f"generation, {rows} rows x {NEW_TOKENS} tokens", timings, differences)
     with steps(both) as contenders:
@@ -46,7 +46,7 @@ def generations(both: Contenders) -> dict[str, Callable[[], object]]:
     """Greedy generations of a fixed length; the bare backbone first."""
     settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     count = len(both.names)
-    return {
+    contenders = {
         "bare backbone": lambda: both.plain(**settings),
         "lorary, no adapter": lambda: both.ours([None], **settings),
         "lorary, one adapter": lambda: both.ours(both.names[:1], **settings),
@@ -54,6 +54,7 @@ def generations(both: Contenders) -> dict[str, Callable[[], object]]:
         f"lorary, {count} adapters mixed": lambda: both.ours(both.mixed, **settings),
         f"PEFT, {count} adapters mixed": lambda: both.theirs(adapter_names=both.mixed, **settings),
     }
+    return _at_hand(both, contenders)
 
 
 def prefills(both: Contenders) -> dict[str, Callable[[], object]]:
@@ -68,7 +69,7 @@ def prefills(both: Contenders) -> dict[str, Callable[[], object]]:
             return once(model)
 
     count = len(both.names)
-    return {
+    contenders = {
         "bare backbone": lambda: once(both.bare),
         "lorary, no adapter": lambda: ours([None]),
         "lorary, one adapter": lambda: ours(both.names[:1]),
@@ -76,6 +77,12 @@ def prefills(both: Contenders) -> dict[str, Callable[[], object]]:
         f"lorary, {count} adapters mixed": lambda: ours(both.mixed),
         f"PEFT, {count} adapters mixed": lambda: once(both.peft, adapter_names=both.mixed),
     }
+    return _at_hand(both, contenders)
+
+
+def _at_hand(both: Contenders, contenders: dict[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    """The contenders without PEFT's, where it isn't one."""
+    return {name: run for name, run in contenders.items() if both.peft is not None or not name.startswith("PEFT")}
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """The loader against the bare backbone and PEFT, side by side in one run, on models that it makes itself.
 
     python benchmarks/loader.py [--shapes 10M 30M] [--adapters 16 32] [--rows 32] [--repetitions 5]
+                                [--without-peft]
 
-Ratios are run by run to the bare backbone, the bound that nothing beats. Figures with their dates: docs/benchmarks.md.
+Ratios are run by run to the bare backbone, the bound that nothing beats. PEFT's mixed batch takes most of the time, so
+that without it there is time for more repetitions. Figures with their dates: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--without-peft", action="store_true", help="time the loader and the bare backbone alone")
     options = parser.parse_args()
     print(environment())
     for shape in options.shapes:
@@ -30,7 +33,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 base = make_base(Path(name) / "base", shape)
                 print(f"\n{shape} Llama shape, rank 16 on all linears, {adapters} adapters resident\n")
-                both = Contenders(base, Path(name), adapters=adapters, rows=options.rows)
+                both = Contenders(base, Path(name), adapters=adapters, rows=options.rows, peft=not options.without_peft)
                 for rows in against_bare(both, options.repetitions):
                     print(table(rows), end="\n\n", flush=True)
 

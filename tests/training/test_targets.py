@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import transformers as t
 
 from lorary.hub.errors import RecipeError, TrainingError
 from runs import prepared
+from samples import bpe_tokenizer, save_base
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,30 @@ def test_targets_are_narrowed(settings, expected, make_recipe):
     assert all(any(name.endswith(end) for end in expected) for name in chosen)
     assert all(any(name.endswith(end) for name in chosen) for end in expected)
     assert settings["lora.targets"] != "mlp" or not any("attention" in name for name in chosen)
+
+
+def test_a_loss_that_depends_on_no_target_is_told(make_recipe, tmp_path):
+    """SqueezeBERT is made of convolutions but for its pooler, which tagging leaves out."""
+    tokenizer = bpe_tokenizer()
+    config = t.SqueezeBertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, embedding_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=32, q_groups=1, k_groups=1, v_groups=1, intermediate_groups=1, output_groups=1,
+        pad_token_id=0,
+    )  # fmt: skip
+    base = str(save_base(t.SqueezeBertModel(config), tokenizer, tmp_path / "base"))
+    with pytest.raises(TrainingError, match=r"none of the targets takes part in token-classification: .*pooler"):
+        prepared(make_recipe("token-classification", base=base))
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_class_that_reads_what_a_backbone_is_served_without_is_refused(method, make_recipe, tmp_path):
+    """It was trained, checked on the base of its training, and couldn't be loaded on any other."""
+    tokenizer = bpe_tokenizer()
+    config = t.NomicBertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        pad_token_id=0,
+    )  # fmt: skip
+    base = str(save_base(t.AutoModelForMaskedLM.from_config(config), tokenizer, tmp_path / "base"))
+    with pytest.raises(TrainingError, match="NomicBertForSequenceClassification reads the pooler of its body"):
+        prepared(make_recipe("text-classification", base=base, method=method))
+    assert prepared(make_recipe("token-classification", base=base, method=method, output="other")).model

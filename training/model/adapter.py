@@ -112,12 +112,17 @@ def _reached(model: Any, task: Task, batch: Mapping[str, torch.Tensor], targets:
     zeros = {name: torch.zeros((), device=device, requires_grad=True) for name in targets}
 
     def add(zero: torch.Tensor) -> Any:
-        return lambda module, inputs, output: output + zero.to(output.device, output.dtype)
+        # I-BERT's layers give their output's scale along, and take no adapter.
+        return lambda module, inputs, output: (
+            output + zero.to(output.device, output.dtype) if isinstance(output, torch.Tensor) else output
+        )
 
     hooks = [model.get_submodule(name).register_forward_hook(add(zero)) for name, zero in zeros.items()]
     try:
         with evaluating(model), precision(model):  # without dropout no random numbers are used up
-            task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()}).backward()
+            loss = task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            if loss.requires_grad:  # it doesn't where it depends on none of them
+                loss.backward()
     finally:
         for hook in hooks:
             hook.remove()

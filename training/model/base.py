@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorary.adapters.base.bodies import parts_of_body
+from lorary.adapters.base.bodies import bare_body, parts_of_body
 from lorary.adapters.base.identity import body_of
-from lorary.adapters.base.loading import is_encoder, load_base
+from lorary.adapters.base.loading import is_encoder, load_base, natural_class
 from lorary.adapters.base.modules import linear_shape, map_modules
 from lorary.adapters.heads.masked import lacking_in_head
+from lorary.adapters.heads.task_heads import TASK_CLASSES, empty_head
 from lorary.hub.base_files import resolve_base
-from lorary.hub.errors import BaseNotFoundError, TrainingError, first_line
+from lorary.hub.errors import BaseNotFoundError, TrainingError, UnsupportedAdapterError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
@@ -74,12 +75,29 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     if loaded.tokenizer is None:
         raise BaseNotFoundError(f"base {recipe.base!r} has no tokenizer; expected its files beside the weights")
     task.check_base(loaded.model)
+    _demand_served(loaded.model, task, recipe)
     own = _own_head(loaded.model, loaded.new_parameters, task, recipe) if not task.new_head and not task.bare else ()
     if recipe.training.classifier_dropout is not None:
         _set_head_dropout(loaded.model, recipe.training.classifier_dropout)
     head_of_task = head_modules(loaded.model) if task.new_head else own
     saved = (*head_of_task, *_new_in_body(loaded.model, loaded.new_parameters))
     return Base(loaded.model, loaded.tokenizer, loaded.identity, saved, loaded.new_parameters, loaded.files)
+
+
+def _demand_served(model: Any, task: Task, recipe: Recipe) -> None:
+    """Refuse a class whose body has a part that a backbone is served without, such as NomicBERT's classifier a pooler.
+
+    Raises:
+        TrainingError: it has one.
+    """
+    if not (task.name in TASK_CLASSES and is_encoder(model.config)):
+        return
+    with torch.device("meta"):
+        served = bare_body(natural_class(model.config).from_config(model.config))
+    try:
+        empty_head(served, task.name, source=f"base {recipe.base!r}", labels=("0", "1"), problem_type=None, pad_token=0)
+    except UnsupportedAdapterError as error:
+        raise TrainingError(str(error)) from error
 
 
 def reseed(base: Base, seed: int) -> None:

@@ -44,6 +44,13 @@ def adapter(base, folder, config, model_class=transformers.ModernBertForSequence
     return folder
 
 
+def peft_logits(base, folder, model_class):
+    """What PEFT answers for ``ROW``: [labels]."""
+    plain = PeftModel.from_pretrained(model_class.from_pretrained(base, num_labels=3), folder).eval()
+    with torch.no_grad():
+        return plain(input_ids=torch.tensor([ROW])).logits[0]
+
+
 @pytest.mark.parametrize("method", list(CONFIGS))
 @pytest.mark.parametrize("opened", ["files", "memory"])
 def test_the_base_brings_the_layers_that_the_adapter_doesnt(base, tmp_path, method, opened):
@@ -55,10 +62,8 @@ def test_the_base_brings_the_layers_that_the_adapter_doesnt(base, tmp_path, meth
         model.config._name_or_path = "nowhere"
         backbone = Backbone.from_model(model, make_tokenizer("bert"))
     backbone.load(folder, "a")
-    plain = transformers.ModernBertForSequenceClassification.from_pretrained(base, num_labels=3)
-    with torch.no_grad():
-        expected = PeftModel.from_pretrained(plain, folder).eval()(input_ids=torch.tensor([ROW])).logits
-    assert torch.allclose(backbone.logits([ROW], "a")[0], expected[0], atol=1e-5)
+    expected = peft_logits(base, folder, transformers.ModernBertForSequenceClassification)
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
 
 
 def test_the_random_head_of_a_model_in_memory_is_nobodys(base, tmp_path):
@@ -107,10 +112,8 @@ def test_factors_in_the_head_of_the_base_say_how_many_labels_there_are(classifie
     folder = adapter(classifier, tmp_path / "a", config, transformers.BartForSequenceClassification)
     backbone = Backbone.from_pretrained(str(classifier))
     backbone.load(folder, "a")
-    plain = transformers.BartForSequenceClassification.from_pretrained(classifier)
-    with torch.no_grad():
-        expected = PeftModel.from_pretrained(plain, folder).eval()(input_ids=torch.tensor([ROW])).logits
-    assert torch.allclose(backbone.logits([ROW], "a")[0], expected[0], atol=1e-5)
+    expected = peft_logits(classifier, folder, transformers.BartForSequenceClassification)
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
 
 
 def test_an_attentions_output_says_nothing_of_the_labels(tmp_path):
@@ -127,10 +130,8 @@ def test_an_attentions_output_says_nothing_of_the_labels(tmp_path):
         folder = adapter(base, tmp_path / targets[0], lora, transformers.OPTForSequenceClassification)
         backbone = Backbone.from_pretrained(str(base))
         backbone.load(folder, "a")
-        plain = transformers.OPTForSequenceClassification.from_pretrained(base, num_labels=3)
-        with torch.no_grad():
-            expected = PeftModel.from_pretrained(plain, folder).eval()(input_ids=torch.tensor([ROW])).logits
-        assert torch.allclose(backbone.logits([ROW], "a")[0], expected[0], atol=1e-5)
+        expected = peft_logits(base, folder, transformers.OPTForSequenceClassification)
+        assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
 
 
 def test_factors_in_a_head_that_nobody_has_are_lost(classifier, tmp_path):

@@ -38,6 +38,13 @@ def save_adapter(base, folder, auto_class, seed=1, **lora):
     return folder
 
 
+def causal_logits(base, folder):
+    """What PEFT answers for ``ROW``: [tokens, vocabulary]."""
+    plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    with torch.no_grad():
+        return plain(input_ids=torch.tensor([ROW])).logits[0]
+
+
 def test_a_router_that_answers_with_several_tensors_takes_no_adapter(tmp_path):
     """Phi-MoE's is a linear layer by its class. PEFT's `all-linear` reaches it, and fails when it is called."""
     config = t.PhimoeConfig(**TOKENS, **SIZES, num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64)
@@ -49,10 +56,7 @@ def test_a_router_that_answers_with_several_tensors_takes_no_adapter(tmp_path):
     with pytest.raises(UnsupportedAdapterError, match=r"updates the router '.*layers\.0\.mlp\.router'"):
         backbone.load(routed)
     backbone.load(fine)
-    plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), fine).eval()
-    with torch.no_grad():
-        expected = plain(input_ids=torch.tensor([ROW])).logits[0]
-    assert torch.allclose(backbone.logits([ROW], "fine")[0], expected, atol=1e-5)
+    assert torch.allclose(backbone.logits([ROW], "fine")[0], causal_logits(base, fine), atol=1e-5)
 
 
 def test_an_encoder_decoder_whose_config_names_no_first_token(tmp_path):
@@ -201,10 +205,7 @@ def test_a_weight_that_the_model_reads_by_itself(tmp_path):
     folder = save_adapter(base, tmp_path / "a", t.AutoModelForCausalLM, **lora)
     backbone = Backbone.from_pretrained(str(base))
     assert any("'dt_proj' has no effect" in note for note in backbone.load(folder, "a").notes)
-    plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), folder).eval()
-    with torch.no_grad():
-        expected = plain(input_ids=torch.tensor([ROW])).logits[0]
-    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
+    assert torch.allclose(backbone.logits([ROW], "a")[0], causal_logits(base, folder), atol=1e-5)
     backbone.merge("a", tmp_path / "merged")
 
 
@@ -245,10 +246,7 @@ def test_parameters_that_peft_names_by_itself(tmp_path):
     assert "gate.weight" in PeftConfig.from_pretrained(folder).target_parameters
     backbone = Backbone.from_pretrained(str(base))
     backbone.load(folder, "a")
-    plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), folder).eval()
-    with torch.no_grad():
-        expected = plain(input_ids=torch.tensor([ROW])).logits[0]
-    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
+    assert torch.allclose(backbone.logits([ROW], "a")[0], causal_logits(base, folder), atol=1e-5)
 
 
 def test_layers_with_values_of_their_own(tmp_path):
@@ -260,7 +258,4 @@ def test_layers_with_values_of_their_own(tmp_path):
     folder = save_adapter(base, tmp_path / "a", t.AutoModelForCausalLM, **lora)
     backbone = Backbone.from_pretrained(str(base))
     backbone.load(folder, "a")
-    plain = PeftModel.from_pretrained(t.AutoModelForCausalLM.from_pretrained(base), folder).eval()
-    with torch.no_grad():
-        expected = plain(input_ids=torch.tensor([ROW])).logits[0]
-    assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
+    assert torch.allclose(backbone.logits([ROW], "a")[0], causal_logits(base, folder), atol=1e-5)

@@ -107,6 +107,8 @@ def test_layers_that_mamba_reads_by_itself_are_left_out(make_recipe, tmp_path):
     adapted = {name.rpartition(".")[2] for name in model.peft_config["default"].target_modules}
     assert {"in_proj", "x_proj"} <= adapted
     assert "out_proj" not in adapted
+    excluded = make_recipe("text-generation", base=base, output="other", **{"lora.exclude": ["out_proj"]})
+    assert prepared(excluded).model.peft_config["default"].target_modules
 
 
 def test_a_torch_that_cannot_multiply_groups_is_enough(monkeypatch):

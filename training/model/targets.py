@@ -11,7 +11,7 @@ from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.modules import map_modules
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
-from lorary.training.model.takes import why_not
+from lorary.training.model.peft_limits import peft_refusal
 from lorary.training.recipe.check_method import TARGET_WORDS
 from lorary.training.recipe.raw import nearest
 
@@ -33,7 +33,7 @@ def resolve_targets(
     """The paths of the linear modules that get an adapter: all of the body's, its attention's, or those asked for.
 
     PEFT's own ``all-linear`` also takes the head of some task classes, and then fails. What PEFT gives no adapter of
-    this kind (:func:`why_not`) is left out of all and of an attention's, and is an error where it is asked for by name.
+    this kind (:func:`peft_refusal`) is left out where ``targets`` is a word, an error where a list or pattern names it.
 
     Args:
         model: a base with its task's head.
@@ -60,12 +60,6 @@ def resolve_targets(
         # A T5's language-modelling head stands in its body; it stays everybody's.
         and (head is None or model.get_submodule(path) is not head)
     ]
-    refused = {path: reason for path in linear if (reason := why_not(model, path, peft_type))}
-    by_word = targets in TARGET_WORDS
-    if by_word:
-        linear = [path for path in linear if path not in refused]
-    if by_word and refused and note is not None:
-        note(f"left out: {_counted([*refused])}; {next(iter(refused.values()))}")
     if targets == "all-linear":
         chosen = linear
     elif targets == "attention":
@@ -83,10 +77,24 @@ def resolve_targets(
         chosen = _in_layers(chosen, layers)
     if not chosen:
         raise TrainingError(f"lora.exclude leaves none of the layers that {key} names; exclude fewer")
-    if unfit := [path for path in chosen if path in refused]:
-        mend = "leave them out, with lora.exclude" if key == "lora.targets" else "name others"
-        raise TrainingError(f"{key} {targets!r} matches {_counted(unfit)}, and {refused[unfit[0]]}; {mend}")
-    return chosen
+    return _adaptable(model, chosen, targets, key=key, peft_type=peft_type, note=note)
+
+
+def _adaptable(
+    model: Any, chosen: list[str], targets: str | Sequence[str], *, key: str, peft_type: str, note: Note | None
+) -> list[str]:
+    """What PEFT can adapt of the modules that the settings choose."""
+    reasons = {name: peft_refusal(model, name, peft_type) for name in {_last(path) for path in chosen}}
+    refused = [path for path in chosen if reasons[_last(path)]]
+    if not refused:
+        return chosen
+    why, left = reasons[_last(refused[0])], [path for path in chosen if path not in refused]
+    if targets not in TARGET_WORDS or not left:
+        mend = "leave them out, with lora.exclude" if left and key == "lora.targets" else "name others"
+        raise TrainingError(f"{key} {targets!r} matches {_counted(refused)}, and {why}; {mend}")
+    if note is not None:
+        note(f"left out: {_counted(refused)}; {why}")
+    return left
 
 
 def lies_in(path: str, modules: Sequence[str]) -> bool:
@@ -103,11 +111,15 @@ def _matching(patterns: str | Sequence[str], names: Sequence[str], key: str) -> 
         return found
     for one in patterns:
         if not any(_is(name, one) for name in names):
-            known = {name.rpartition(".")[2] for name in names}
+            known = {_last(name) for name in names}
             raise TrainingError(
                 f"{key}: no linear layer is called {one!r}{nearest(one, known)}; there are {_counted(names)}"
             )
     return [name for name in names if any(_is(name, one) for one in patterns)]
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _is(name: str, one: str) -> bool:
@@ -137,5 +149,5 @@ def _layer(name: str) -> int | None:
 
 def _counted(names: Sequence[str]) -> str:
     """The last parts of paths, with how many modules are called so."""
-    counts = Counter(name.rpartition(".")[2] for name in names)
+    counts = Counter(_last(name) for name in names)
     return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none"

@@ -14,20 +14,20 @@ except ImportError:
 _LORA = "LORA"
 
 
-def why_not(model: Any, path: str, peft_type: str = _LORA) -> str | None:
-    """Why the layer at ``path`` can't have an adapter of this kind; None for one that can."""
+def peft_refusal(model: Any, name: str, peft_type: str = _LORA) -> str | None:
+    """Why PEFT gives layers of this name, the last part of a path, no adapter of this kind; None where it does."""
     if convert_peft_config_for_transformers is None:
         return None
     try:
-        _check_lora_target_modules_mamba(SimpleNamespace(peft_type=peft_type), model, path.rpartition(".")[2])
+        _check_lora_target_modules_mamba(SimpleNamespace(peft_type=peft_type), model, name)
     except ValueError:
         return "PEFT gives it no LoRA in Mamba's kin, whose kernels may read its weight without calling it"
-    if peft_type == _LORA and _stands_for_experts(model, path):
+    if peft_type == _LORA and _stands_for_experts(model, name):
         return "PEFT takes its name for that of the experts, whose weights are one parameter"
     return None
 
 
-def _stands_for_experts(model: Any, path: str) -> bool:
+def _stands_for_experts(model: Any, name: str) -> bool:
     """Would PEFT put the adapter on a mixture's fused experts, or ask for their other half?
 
     So it reads adapters from before transformers 5, in which each expert had layers of these names. Shared experts
@@ -35,9 +35,9 @@ def _stands_for_experts(model: Any, path: str) -> bool:
     """
     from peft import LoraConfig
 
-    config = LoraConfig(target_modules=[path])
+    config = LoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(config, model, None)
     except ValueError:
         return True
-    return path not in (config.target_modules or ())
+    return name not in (config.target_modules or ())

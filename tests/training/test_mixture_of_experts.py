@@ -93,7 +93,10 @@ def test_shared_experts_that_peft_takes_for_the_fused_ones_are_left_out(make_rec
         peft_logits(tmp_path / "out", base, "text-generation"), golden(tmp_path / "out"), strict=True
     ):
         torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
-    with pytest.raises(TrainingError, match=r"matches up_proj \(2\), and PEFT takes its name .* with lora\.exclude"):
+    with pytest.raises(
+        TrainingError,
+        match=r"targets q_proj, up_proj matches up_proj \(2\), and PEFT takes its name .* with lora\.exclude",
+    ):
         prepared(make_recipe("text-generation", base=base, output="other", **{"lora.targets": ["q_proj", "up_proj"]}))
 
 

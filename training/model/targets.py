@@ -91,7 +91,8 @@ def _adaptable(
     why, left = reasons[_last(refused[0])], [path for path in chosen if path not in refused]
     if targets not in TARGET_WORDS or not left:
         mend = "leave them out, with lora.exclude" if left and key == "lora.targets" else "name others"
-        raise TrainingError(f"{key} {targets!r} matches {_counted(refused)}, and {why}; {mend}")
+        named = repr(targets) if isinstance(targets, str) else ", ".join(targets)
+        raise TrainingError(f"{key} {named} matches {_counted(refused)}, and {why}; {mend}")
     if note is not None:
         note(f"left out: {_counted(refused)}; {why}")
     return left

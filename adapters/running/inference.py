@@ -30,7 +30,7 @@ from lorary.adapters.text.settings import (
     settings_of_part,
     takes_one_row,
 )
-from lorary.hub.errors import RoutingError, UsageError
+from lorary.hub.errors import RoutingError, UsageError, first_line
 
 if TYPE_CHECKING:
     from lorary.adapters.through_peft.adapter import PeftAdapter
@@ -131,6 +131,10 @@ class Inference:
             ) from error
         except (TypeError, ValueError, ImportError, AssertionError) as error:  # the last of a torch without CUDA
             raise UsageError(f"can't generate with {', '.join(kwargs) or 'these settings'}: {error}") from error
+        except RuntimeError as error:
+            if torch.cuda.is_available() or "CUDA" not in str(error):  # a torch with CUDA, on a machine without
+                raise
+            raise UsageError(f"can't generate with {', '.join(kwargs)}: {first_line(error)}") from error
 
     def demand_evaluation(self) -> None:
         """Refuse to answer with dropout.

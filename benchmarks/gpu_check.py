@@ -23,6 +23,7 @@ from models import make_base, words
 from resident import swaps
 from timing import environment, table
 
+from lorary.adapters.kernel.measured import measured
 from lorary.adapters.layer import lora
 
 
@@ -52,7 +53,24 @@ def main() -> None:
             print(f"one-token steps of several adapters as {way}\n")
             fresh = Contenders(base, work / way, adapters=options.adapters, rows=options.rows, peft=False)
             print(table(compiled(fresh, options.mode, options.repetitions)), end="\n\n")
+        print(table(ways()), end="\n\n")
         print(f"the bound: {bound(both):.2f} x bare, by the bytes that a mixed step reads")
+
+
+def ways() -> list[dict[str, object]]:
+    """What products of several adapters were measured to take outside of compiled code, by both ways; one row each."""
+    if not measured():
+        return [{"products of several adapters": "by PyTorch alone: there is no Triton for this device"}]
+    return [
+        {
+            "products of several adapters": f"{kind.inputs} to {kind.outputs}, rank {kind.rank}, {kind.dtype}",
+            "vectors, blocks up to": f"{kind.vectors}, {kind.blocks}",
+            "PyTorch, us": f"{found.in_torch * 1e6:.0f}",
+            "Triton, us": found.unused or f"{found.in_kernel * 1e6:.0f}",
+            "taken": "Triton" if found.faster else "PyTorch",
+        }
+        for kind, found in measured().items()
+    ]
 
 
 def bound(both: Contenders) -> float:

@@ -8,18 +8,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd import forward_ad
 
+from lorary.adapters.kernel.blocks import Blocks, blocks_of
 from lorary.adapters.kernel.build import library
+from lorary.adapters.kernel.taken import ASKABLE, takes, vectors_in
 from lorary.adapters.layer.factors import for_rows
-
-try:  # PyTorch's own names, the only ones for who listens: without them C makes nothing
-    from torch._C import _len_torch_dispatch_stack
-    from torch._C._functorch import peek_interpreter_stack
-
-    _ASKABLE = hasattr(forward_ad, "_current_level")
-except ImportError:
-    _ASKABLE = False
 
 if TYPE_CHECKING:
     from lorary.adapters.layer.products import Products
@@ -76,29 +69,21 @@ class Plan(ctypes.Structure):
     blocks: int
     row_slots: torch.Tensor
     address: int
-    _read: tuple[torch.Tensor, ...]  # what the addresses are of
+    _read: Blocks  # what the addresses are of
 
     @classmethod
     def of(cls, slots: Sequence[int], each: int) -> Plan:
         """The plan for rows of these ``slots`` with ``each`` vectors, one after the other."""
-        row_slots = torch.tensor(slots, dtype=torch.long, device="cpu")
-        ordered, rows = row_slots.repeat_interleave(each).sort(stable=True)
-        bare = int((ordered == 0).sum())
-        ordered, rows = ordered[bare:], rows[bare:]
-        place = torch.arange(len(ordered), device="cpu")
-        start = place[(place - torch.searchsorted(ordered, ordered)) % BLOCK == 0]
-        slot = ordered[start]
-        start = torch.cat([start, torch.tensor([len(ordered)], device="cpu")])
-        plan = cls(rows.data_ptr(), start.data_ptr(), slot.data_ptr(), len(slot))
-        plan.row_slots, plan.address = row_slots, ctypes.addressof(plan)
-        plan._read = rows, start, slot
+        made = blocks_of(slots, each, BLOCK)
+        plan = cls(made.rows.data_ptr(), made.start.data_ptr(), made.slot.data_ptr(), len(made.slot))
+        plan.row_slots, plan.address, plan._read = made.row_slots, ctypes.addressof(plan), made
         return plan
 
 
 @cache
 def kernel() -> Any | None:
     """The C function of this machine's library; None where it can't be had."""
-    found = library() if _ASKABLE else None
+    found = library() if ASKABLE else None
     return None if found is None else function_of(found)
 
 
@@ -150,17 +135,15 @@ class MixedRows:
             site = self._sites[path] = self._open(call, path, x)
         if site is _NOTHING:
             return True
-        if site is None or not _takes(x, out):
+        if site is None or not (takes(x, out, torch.float32) and x.is_cpu and out.is_cpu):
             return False
-        shape, size, added = x.shape, x.numel(), out.numel()
-        vectors = size // site.inputs
-        if len(shape) < 2 or len(shape) != out.ndim or shape[-1] != site.inputs or added != vectors * site.outputs:
-            return False
+        vectors = vectors_in(x, out, site.inputs, site.outputs)
         if not vectors or (self._alike and vectors > _MOST_ALIKE):
             return False
-        plan = self._plans.get((shape[0], vectors)) or self._plan(call, shape[0], vectors)
+        rows = x.shape[0]
+        plan = self._plans.get((rows, vectors)) or self._plan(call, rows, vectors)
         threads, read, written = torch.get_num_threads(), x.data_ptr(), out.data_ptr()
-        apart = read and written and (read + 4 * size <= written or written + 4 * added <= read)
+        apart = read and written and (read + x.nbytes <= written or written + out.nbytes <= read)
         if not apart or (plan.blocks < threads and site.numbers > _ALONE):
             return False
         bias, gain = self._bias_and_gain(path, site.view, plan) if site.has_vectors else (None, None)
@@ -200,25 +183,3 @@ class MixedRows:
         if (path, rank) not in known:
             known[path, rank] = Site.of(self._arena.views[path], rank)
         return known[path, rank]
-
-
-def _takes(x: torch.Tensor, out: torch.Tensor) -> bool:
-    return (
-        _plain(x)
-        and _plain(out)
-        and not torch.is_grad_enabled()
-        and forward_ad._current_level < 0  # whose tangents no_grad leaves alone
-        and peek_interpreter_stack() is None  # torch.func
-        and not _len_torch_dispatch_stack()
-        and not torch.jit.is_tracing()
-    )
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    return (
-        type(tensor) is torch.Tensor
-        and tensor.dtype is torch.float32
-        and tensor.is_cpu
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-    )

@@ -1,9 +1,9 @@
 """The low-rank products of a call: what each row's adapter adds to what a wrapped module returns (Hu et al. 2021).
 
-On a CPU with a C compiler they are made in C (:mod:`lorary.adapters.kernel`); what follows is for all else. A call of
-one adapter reads the arena as it is. A call of several copies the factors of its own adapters together, once, and its
-later passes (generation makes one for every token) read those. Modules that are given the same input, as queries, keys
-and values are, share one product with A.
+On a CPU with a C compiler they are made in C, those of several adapters on a GPU in Triton where that is faster
+(:mod:`lorary.adapters.kernel`); what follows is for all else. A call of one adapter reads the arena as it is. A call of
+several copies the factors of its own adapters together, once, and its later passes (generation makes one for every
+token) read those. Modules that are given the same input, as queries, keys and values are, share one product with A.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorary.adapters.kernel.mixed_rows import MixedRows, kernel_for
+from lorary.adapters.kernel.on_gpu import MixedRowsOnGpu, kernel_on_gpu
 from lorary.adapters.layer.bank import Bank
 from lorary.adapters.layer.factors import Factors, Family, look_up, project, stack, update
 from lorary.adapters.layer.rows import RowGroups, group_rows_by_slot, groups_for, put_into_groups
@@ -68,6 +69,8 @@ class Products:
         found = kernel_for(arena)
         alike = self._one is not None
         self._in_c = None if found is None else MixedRows(found, arena, self._rank_at, alike)
+        on_gpu = None if alike else kernel_on_gpu(arena)
+        self._on_gpu = None if on_gpu is None else MixedRowsOnGpu(on_gpu, arena, self._rank_at)
         self._groups: dict[tuple[int, torch.device], RowGroups] = {}
         self._banks: dict[int, Bank] = {}
         self._sites: dict[tuple[str, int], _Site | None] = {}
@@ -82,6 +85,12 @@ class Products:
         """
         if self._in_c is not None and self._in_c.add(self, path, x, out):
             return out
+        if self._on_gpu is not None and self._on_gpu.add(self, path, x, out):
+            return out
+        return self.add_in_torch(path, x, out)
+
+    def add_in_torch(self, path: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """:meth:`add` by PyTorch's own products."""
         key = (path, 0 if self._one is not None else x.shape[0])
         try:
             site = self._sites[key]
@@ -164,7 +173,7 @@ class Products:
             site = self._sites[key] = _Site(None, self._view(path), first=True)
             return site
         groups, bank = self.groups(rows, self._arena.views[path].a.device), self._bank(rows)
-        members = self._members(path)
+        members = self.members(path)
         family = bank.family(members)
         for member in members if family else [path]:
             own = bank.factors(member)
@@ -174,14 +183,14 @@ class Products:
     def _join(self, key: tuple[str, int], site: _Site) -> _Site:
         """The second pass of a call with one adapter: put those sites together that are given the same input."""
         path, rows = key
-        members = [member for member in self._members(path) if (member, rows) in self._sites]
+        members = [member for member in self.members(path) if (member, rows) in self._sites]
         factors = {member: self._view(member) for member in members}
         family = stack(factors)
         for member, own in factors.items():
             self._sites[member, rows] = _Site(None, own, family)
         return self._sites[key] or site
 
-    def _members(self, path: str) -> list[str]:
+    def members(self, path: str) -> list[str]:
         """The sites that are given the same input as ``path``, so far as they act in this call."""
         device = self._arena.views[path].a.device
         return [

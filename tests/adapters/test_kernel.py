@@ -293,5 +293,5 @@ def test_nothing_is_compiled_for_what_c_cannot_read(monkeypatch, device, dtype):
 
 
 def test_without_a_way_to_ask_who_listens_there_is_no_c(monkeypatch):
-    monkeypatch.setattr(mixed_rows, "_ASKABLE", False)
+    monkeypatch.setattr(mixed_rows, "ASKABLE", False)
     assert mixed_rows.kernel.__wrapped__() is None

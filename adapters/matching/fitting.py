@@ -79,7 +79,7 @@ class Fitter:
         if of_base is not None:
             of_base.demand(plan.head, checkpoint.source)
         check_golden_rows(checkpoint)
-        return Fit(task, plan, list(_labels(checkpoint)) if task in LABELLED else None)
+        return Fit(task, plan, list(labels_of(checkpoint)) if task in LABELLED else None)
 
     def factors(self, adapter: Adapter, weights: Weights) -> dict[str, LowRank]:
         """An adapter's factors by site, valid as long as ``weights`` are.
@@ -172,7 +172,7 @@ class Fitter:
     def _empty_head(self, checkpoint: Checkpoint, task: str) -> Any:
         if task not in TASK_CLASSES:
             return None
-        labels, manifest, body = _labels(checkpoint), checkpoint.manifest, self.inference.body
+        labels, manifest, body = labels_of(checkpoint), checkpoint.manifest, self.inference.body
         of_task = self._empty.setdefault(task, {})
         known = of_task.get(len(labels))
         if known is None:  # to build one takes longer than all else that a small adapter's load does
@@ -190,13 +190,13 @@ def task_model(checkpoint: Checkpoint, task: str, body: Any, pad_token: int) -> 
         body,
         task,
         source=checkpoint.source,
-        labels=_labels(checkpoint),
+        labels=labels_of(checkpoint),
         problem_type=manifest.problem_type if manifest else None,
         pad_token=pad_token,
     )
 
 
-def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
+def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The names of a head's classes: the manifest's, else as many as the head has outputs."""
     labels = checkpoint.manifest.labels if checkpoint.manifest else None
     if labels is None:

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 # Every subcommand, in the order and under the titles that `lorary --help` shows.
 GROUPS = {
     "Train": ("quickstart", "train", "estimate", "curve", "pretrain"),
-    "Find": ("list", "show", "best", "domains", "tasks", "diff", "bases"),
+    "Find": ("list", "show", "best", "domains", "tasks", "diff", "eval", "bases"),
     "Use": ("run", "blend", "merge", "export"),
     "Share": ("push", "pull", "status", "sync", "import"),
     "Keep": ("alias", "promote", "rollback", "tag", "rm", "verify", "gc"),

@@ -23,11 +23,12 @@ def find_labels(
     *,
     source: str,
     several: bool = False,
+    learned: bool = True,
 ) -> tuple[str, ...]:
     """The label names in the order of their ids; makes names of the numbers in ``parts``.
 
     With ``several``, a row has any number of labels; each then stands once in it, in the order of the ids.
-    ``source`` is what messages call the training rows.
+    ``source`` is what messages call the training rows. ``learned``: something has to be told apart in them.
 
     Raises:
         DataError: unknown labels by row, a label listed twice, or nothing to tell apart.
@@ -70,9 +71,13 @@ def find_labels(
                 ],
             )
         _order_sets(parts, labels)
+        sets = {tuple(example.values["label"]) for example in parts["train"]}
+        if learned and len(sets) < 2:
+            found = some(sets.pop()) or "no label at all"
+            raise DataError("labels", [f"every training row has the same labels ({found}); expected different ones"])
         return labels
     used = {name for example in parts["train"] for name in _names(example, role)}
-    if len(used) < 2:
+    if learned and len(used) < 2:
         raise DataError(
             "labels", [f"{source}: every training row has the label {some(sorted(used))}; expected at least two"]
         )
@@ -111,10 +116,6 @@ def _order_sets(parts: dict[str, tuple[Example, ...]], labels: tuple[str, ...]) 
             Example({**example.values, "label": label}, example.place)
             for example, label in zip(examples, ordered, strict=True)
         )
-    sets = {tuple(example.values["label"]) for example in parts["train"]}
-    if len(sets) < 2:
-        found = some(sets.pop()) or "no label at all"
-        raise DataError("labels", [f"every training row has the same labels ({found}); expected different ones"])
 
 
 def _names(example: Example, role: str) -> Sequence[str]:

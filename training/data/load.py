@@ -5,10 +5,11 @@ Nothing is trained on half-read data: any bad row stops the run, and all of them
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
-from lorary.training.data.examples import Examples, Note
+from lorary.training.data.examples import Example, Examples, Note
 from lorary.training.data.files import Source, read_source
 from lorary.training.data.inner_columns import with_inner
 from lorary.training.data.labels import find_labels, note_alike
@@ -33,21 +34,59 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
         DataError: bad rows with file and row number, a missing column, unknown labels, a single class.
     """
     data = recipe.data
-    columns = data.columns.named()
-
-    def read(text: str, split: str, subset: str | None) -> Source:
-        if columns.keys() == {"text"} and is_text(text):
-            return read_text(text, data.sample_by, note)
-        source = read_source(text, split=split, subset=subset, revision=data.revision)
-        return with_inner(source, columns.values())
-
-    given = {"train": read(data.train, data.train_split, data.subset)}
+    given = {"train": _read(recipe, data.train, data.train_split, data.subset, note)}
     if data.names_test:
         split = data.test_split or ("test" if data.test is None else data.train_split)
-        given["test"] = read(data.test or data.train, split, data.subset)
+        given["test"] = _read(recipe, data.test or data.train, split, data.subset, note)
     if data.names_validation:
         subset = data.subset if data.validation is None else None
-        given["validation"] = read(data.validation or data.train, data.validation_split or data.train_split, subset)
+        split = data.validation_split or data.train_split
+        given["validation"] = _read(recipe, data.validation or data.train, split, subset, note)
+    checked = _check(recipe, given, note)
+    parts = checked.parts
+    check_weighing(recipe, checked.labels, checked.problem)
+    if "test" not in parts:
+        parts["train"], parts["test"] = split_rows(parts["train"], data.test_size or 0.2, recipe.training.seed, note)
+    train, validation = split_validation(parts, recipe, note)
+    note_overlap(train + validation, parts["test"], note)
+    provenance: dict[str, Any] = {part: source.provenance() for part, source in given.items()}
+    provenance["rows"] = {"train": len(train), "validation": len(validation), "test": len(parts["test"])}
+    if checked.scheme is not None:
+        provenance["tag_scheme"] = checked.scheme
+    return Examples(train, validation, parts["test"], checked.labels, provenance, checked.problem)
+
+
+def load_rows(recipe: Recipe, note: Note = lambda line: None) -> Examples:
+    """Read and check the rows that ``data.train`` names, to measure on: all are held-out rows, and none is trained on.
+
+    Raises:
+        DataError: as :func:`load_data`, but they may all have one label.
+    """
+    source = _read(recipe, recipe.data.train, recipe.data.train_split, recipe.data.subset, note)
+    checked = _check(recipe, {"train": source}, note, learned=False)
+    return Examples((), (), checked.parts["train"], checked.labels, {"test": source.provenance()}, checked.problem)
+
+
+def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note) -> Source:
+    columns = recipe.data.columns.named()
+    if columns.keys() == {"text"} and is_text(text):
+        return read_text(text, recipe.data.sample_by, note)
+    source = read_source(text, split=split, subset=subset, revision=recipe.data.revision)
+    return with_inner(source, columns.values())
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Checked rows by part, and what their labels are; ``scheme`` is that of tags."""
+
+    parts: dict[str, tuple[Example, ...]]
+    labels: tuple[str, ...] | None
+    problem: str | None
+    scheme: str | None
+
+
+def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool = True) -> _Checked:
+    data, columns = recipe.data, recipe.data.columns.named()
     note_beside(given["train"], columns, note)
     problem = find_problem(recipe, given["train"], note)
     if data.label_columns is not None:
@@ -56,25 +95,16 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
         given = {part: _label_lists(recipe, given["train"], source) for part, source in given.items()}
     checks = {**CHECKS, "label": LABEL_CHECKS[problem]} if problem else CHECKS
     parts = {part: check_rows(source, columns, checks) for part, source in given.items()}
+    shown = given["train"].shown
     labels: tuple[str, ...] | None = None
     if problem == REGRESSION:
-        labels = find_numbers(parts, columns, given["train"].shown)
+        labels = find_numbers(parts, columns, shown, learned)
     elif columns.keys() & {"label", "tags"}:
         names = data.labels or data.label_columns
-        several = problem == MULTI_LABEL
-        labels = find_labels(parts, columns, names, source=given["train"].shown, several=several)
+        labels = find_labels(parts, columns, names, source=shown, several=problem == MULTI_LABEL, learned=learned)
         note_alike(labels, note)
     scheme = check_tags(recipe, parts, labels or (), note) if "tags" in columns else None
-    check_weighing(recipe, labels, problem)
-    if "test" not in parts:
-        parts["train"], parts["test"] = split_rows(parts["train"], data.test_size or 0.2, recipe.training.seed, note)
-    train, validation = split_validation(parts, recipe, note)
-    note_overlap(train + validation, parts["test"], note)
-    provenance: dict[str, Any] = {part: source.provenance() for part, source in given.items()}
-    provenance["rows"] = {"train": len(train), "validation": len(validation), "test": len(parts["test"])}
-    if scheme is not None:
-        provenance["tag_scheme"] = scheme
-    return Examples(train, validation, parts["test"], labels, provenance, problem)
+    return _Checked(parts, labels, problem, scheme)
 
 
 def _label_lists(recipe: Recipe, train: Source, source: Source) -> Source:

@@ -11,7 +11,7 @@ from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
 from lorary.training.model.base import Base
 from lorary.training.model.methods import adapter_config, chosen_targets, make_peft_model
-from lorary.training.model.new_tokens import begin_rows, resize
+from lorary.training.model.new_tokens import begin_rows, without_tokens
 from lorary.training.precision import evaluating, precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
@@ -68,8 +68,7 @@ def take_off(model: Any, base: Base) -> Any:
     for path, module in own.items():
         parent, _, last = path.rpartition(".")
         setattr(plain.get_submodule(parent), last, module)
-    if base.before is not None and plain.get_input_embeddings().weight.shape[0] > base.before.rows:
-        resize(plain, base.before.rows)
+    without_tokens(plain, base)
     return plain
 
 

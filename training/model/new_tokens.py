@@ -97,6 +97,12 @@ def _with(base: Base, tokenizer: Any, added: tuple[str, ...]) -> Base:
     return replace(base, tokenizer=tokenizer, before=replace(before, added=(*before.added, *added)))
 
 
+def without_tokens(model: Any, base: Base) -> None:
+    """Cut a base's model to the rows that it had before it got tokens."""
+    if base.before is not None and model.get_input_embeddings().weight.shape[0] > base.before.rows:
+        resize(model, base.before.rows)
+
+
 def resize(model: Any, rows: int) -> None:
     """Give a model's embedding, and its output layer, so many rows.
 

@@ -274,8 +274,8 @@ class Task(ABC):
 
     def through(self, backbone: Backbone, name: str, rows: Encoded) -> list[Any]:
         """The outcomes of an adapter that is loaded on a backbone, for the gate: from each row's token ids."""
-        logits = backbone.logits([feature["input_ids"] for feature in rows.features], name)
-        return [self.outcome(row, feature) for row, feature in zip(logits, rows.features, strict=True)]
+        # One after the other: a long row's logits over a large vocabulary are hundreds of megabytes.
+        return [self.outcome(backbone.logits([row["input_ids"]], name)[0], row) for row in rows.features]
 
     def golden(self, model: Any, rows: list[list[int]]) -> list[torch.Tensor]:
         """The logits of bare token rows as ``Backbone.logits`` gives them, float32 on the CPU."""

@@ -1,0 +1,140 @@
+"""``lorary eval``: adapters measured on rows with known answers, side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorary.hub.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    JsonOption,
+    RegistryOption,
+    given_path,
+    open_registry,
+)
+from lorary.hub.cli.output import print_json, print_line, print_matrix, short_number
+from lorary.hub.errors import UsageError
+from lorary.hub.metrics import SPLITS
+
+if TYPE_CHECKING:
+    from lorary.training.evaluation.evaluate import Evaluation
+
+EXAMPLES = (
+    "lorary eval finance-tone --data new-headlines.jsonl",
+    "lorary eval finance-tone@prod finance-tone@candidate --data new-headlines.jsonl",
+    "lorary eval ./runs/tone/finance-tone --data rows.csv --set data.columns.text=headline",
+    "lorary eval contracts-qa --data leases.jsonl --answers answers.jsonl",
+)
+
+
+def command(
+    references: Annotated[
+        list[str],
+        typer.Argument(metavar="REF", help="name, name@3, name@alias, user/repo[@revision], or a folder; of one task."),
+    ],
+    data: Annotated[str, typer.Option(help="Rows with their answers: JSONL, CSV, TSV, Parquet, text or a dataset id.")],
+    base: Annotated[str | None, typer.Option(help="The base model; default the one that each adapter names.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="Of the base: none, nf4, fp4 or int8; default as each adapter was trained.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A recipe's setting over what the adapters say; repeatable."),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="FILE.jsonl", help="Write what each adapter made of each row there."),
+    ] = None,
+    device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
+    as_json: JsonOption = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Measure adapters on rows with known answers.
+
+    Columns, labels, lengths and prompts are those of each adapter's training. Of several adapters the first is what the
+    others are held against, by paired bootstrap over the rows. Nothing is trained or registered.
+    """
+    if repeated := sorted({reference for reference in references if references.count(reference) > 1}):
+        raise UsageError(f"{repeated[0]} is named twice")
+    if answers is not None and not answers.parent.is_dir():
+        raise UsageError(f"--answers {answers}: there is no folder {answers.parent}")
+    catalogue = open_registry(registry)
+    from lorary.training.evaluation.evaluate import evaluate
+    from lorary.training.progress import BarReporter
+
+    flags = {"base": base, "quantization": quantization, "device": device, "device_map": device_map}
+    settings = {key: value for key, value in flags.items() if value is not None}
+    with BarReporter(references[0]) as reporter:
+        found = evaluate(references, data, catalogue, settings=settings, overrides=set_ or (), progress=reporter)
+    if answers is not None:
+        _write(answers, found)
+    if as_json:
+        print_json(_told(data, found))
+        return
+    _show(found)
+    if answers is not None:
+        print_line(f"Answers: {answers}")
+
+
+def _show(found: Evaluation) -> None:
+    columns = {one.reference: one.metrics for one in found.adapters}
+    columns |= {SPLITS.get(split, split): metrics for split, metrics in found.baselines.items()}
+    names = dict.fromkeys([found.metric, *(name for metrics in columns.values() for name in metrics)])
+    print_matrix(
+        [
+            {
+                "metric": name,
+                **{title: short_number(metrics[name]) if name in metrics else "" for title, metrics in columns.items()},
+            }
+            for name in names
+        ]
+    )
+    print_line("")
+    print_line(f"Measured on {found.rows} rows; nothing was trained or registered.")
+    first = found.adapters[0].reference
+    for one, difference in zip(found.adapters[1:], found.differences, strict=True):
+        if difference is None:
+            print_line(f"{one.reference} and {first} don't expect the same answers to these rows.")
+            continue
+        print_line(
+            f"{one.reference} against {first}: {difference.metric} {difference.value:+.4f} ({difference.low:+.4f} to "
+            f"{difference.high:+.4f} in 95% of resamples): {difference.verdict}"
+        )
+
+
+def _told(data: str, found: Evaluation) -> dict[str, Any]:
+    differences = [None, *found.differences]
+    return {
+        "data": data,
+        "task": found.task,
+        "rows": found.rows,
+        "metric": found.metric,
+        "adapters": [
+            {
+                "reference": one.reference,
+                "digest": one.digest,
+                "metrics": one.metrics,
+                "against_first": None if difference is None else asdict(difference) | {"verdict": difference.verdict},
+            }
+            for one, difference in zip(found.adapters, differences, strict=True)
+        ],
+        "baselines": found.baselines,
+    }
+
+
+def _write(place: Path, found: Evaluation) -> None:
+    """A line for each row and adapter."""
+    try:
+        with place.open("w", encoding="utf-8") as file:
+            for one in found.adapters:
+                for number, answer in enumerate(one.answers, start=1):
+                    line = {"adapter": one.reference, "row": number, **asdict(answer)}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UsageError(f"--answers {place}: can't be written ({error.strerror})") from error

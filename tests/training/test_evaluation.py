@@ -1,0 +1,215 @@
+"""Adapters that are there, on rows with known answers: the metrics that training itself takes, side by side."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from lorary.hub.checkpoint import MANIFEST_NAME, RECIPE_NAME
+from lorary.hub.cli.main import main
+from lorary.hub.errors import BaseMismatchError, DataError, RecipeError, UnknownReferenceError, UsageError
+from lorary.training import evaluate, train
+from lorary.training.tasks import TASKS
+from runs import SHORT
+from samples import tone_rows, write_jsonl
+
+MORE = {
+    "text-generation": {"generation.rows": 2, "generation.max_new_tokens": 8},
+    "summarization": {"generation.rows": 4, "training.max_target_length": 12, "prompt.prefix": "sum: "},
+    "translation": {"generation.rows": 4, "training.max_target_length": 12},
+    "question-answering": {"training.max_length": 32, "training.stride": 8},
+    "feature-extraction": {"embedding.pooling": "cls"},
+}
+
+
+def close(found, expected):
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tone(tmp_path_factory, recipe_in):
+    """Two versions of a classifier, and a registry with them."""
+    from lorary.hub import Registry
+
+    folder = tmp_path_factory.mktemp("tone")
+    registry = Registry(folder / "registry.db")
+    train(recipe_in(folder, **SHORT), registry)
+    train(recipe_in(folder, **{"training.max_steps": 12, "output": str(folder / "more")}), registry)
+    return registry, folder
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_the_rows_it_was_measured_on_give_the_metrics_of_training(task, make_small, registry):
+    recipe = make_small(task, **SHORT, **MORE.get(task, {}))
+    version = train(recipe, registry)
+    found = evaluate([version.reference], recipe.data.test, registry, settings={"device": "cpu"})
+    close(found.adapters[0].metrics, version.metrics["test"])
+    assert found.task == task
+    assert found.rows == len(found.adapters[0].answers)
+    assert found.metric in found.adapters[0].metrics
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokens.add": ["zyx", "wvu"]},
+        {"method": "qlora"},
+        {"strategy": "continual", "data.columns": {"text": "prompt"}},
+        {"method": "ia3"},
+    ],
+    ids=["new tokens", "qlora", "continual", "ia3"],
+)
+def test_so_they_do_whatever_the_adapter_is(settings, make_small, registry):
+    task = "text-classification" if settings.get("method") == "ia3" else "text-generation"
+    recipe = make_small(task, **SHORT, **settings)
+    version = train(recipe, registry)
+    found = evaluate([version.reference], recipe.data.test, registry, settings={"device": "cpu"})
+    close(found.adapters[0].metrics, version.metrics["test"])
+
+
+def labelled(kind):
+    rows = tone_rows(24)
+    for row in rows:
+        row["label"] = [row["label"], "any"] if kind == "several" and "r" in row["text"] else [row["label"]]
+        if kind == "number":
+            row["label"] = len(row["text"]) / 7
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["several", "number"])
+def test_labels_of_other_kinds(kind, make_small, registry, tmp_path):
+    rows = write_jsonl(tmp_path / f"{kind}.jsonl", labelled(kind))
+    train_rows = write_jsonl(tmp_path / "other.jsonl", labelled(kind)[1:])
+    version = train(make_small(**SHORT, **{"data.train": train_rows, "data.test": rows}), registry)
+    found = evaluate([version.reference], rows, registry, settings={"device": "cpu"})
+    close(found.adapters[0].metrics, version.metrics["test"])
+    assert list(found.baselines) == (["majority"] if kind == "several" else ["mean"])
+
+
+def test_several_are_held_against_the_first(tone):
+    registry, folder = tone
+    found = evaluate(["tiny@1", "tiny@2"], str(folder / "test.jsonl"), registry, settings={"device": "cpu"})
+    for one in found.adapters:
+        close(one.metrics, registry.resolve(one.reference).metrics["test"])
+        assert one.digest == registry.resolve(one.reference).digest
+    (difference,) = found.differences
+    first, second = (one.metrics["f1"] for one in found.adapters)
+    assert difference.metric == found.metric == "f1"
+    assert difference.value == pytest.approx(second - first)
+    assert difference.low <= difference.value <= difference.high
+
+
+def test_rows_of_one_label_can_be_measured(tone, tmp_path):
+    registry, _ = tone
+    rows = [row for row in tone_rows(40) if row["label"] == "bad"]
+    found = evaluate(["tiny"], write_jsonl(tmp_path / "one.jsonl", rows), registry, settings={"device": "cpu"})
+    right = sum(answer.right for answer in found.adapters[0].answers)
+    assert found.adapters[0].metrics["accuracy"] == right / len(rows)
+    assert found.baselines["majority"]["accuracy"] == 1
+
+
+def test_a_foreign_adapter_without_a_manifest(tone, tmp_path, bases):
+    import shutil
+
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    registry, folder = tone
+    foreign = shutil.copytree(folder / "more", tmp_path / "foreign")
+    (foreign / MANIFEST_NAME).unlink()
+    (foreign / RECIPE_NAME).unlink()
+    labels = registry.resolve("tiny@2").manifest.labels
+    rows = [{"text": row["text"], "label": labels.index(row["label"])} for row in tone_rows(20, seed=9)]
+    found = evaluate(
+        [foreign], write_jsonl(tmp_path / "rows.jsonl", rows), registry,
+        settings={"base": bases("bert"), "device": "cpu"},
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_pretrained(bases("bert"), num_labels=len(labels))
+    model, tokenizer = PeftModel.from_pretrained(model, foreign).eval(), AutoTokenizer.from_pretrained(bases("bert"))
+    with torch.no_grad():
+        guessed = [int(model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax()) for row in rows]
+    assert [answer.found for answer in found.adapters[0].answers] == [f"LABEL_{guess}" for guess in guessed]
+
+
+def test_other_columns(tone, tmp_path):
+    registry, _ = tone
+    place = tmp_path / "rows.csv"
+    with place.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["headline", "tone"])
+        writer.writerows([row["text"], row["label"]] for row in tone_rows(20, seed=9))
+    overrides = ["data.columns.text=headline", "data.columns.label=tone"]
+    found = evaluate(["tiny@2"], str(place), registry, settings={"device": "cpu"}, overrides=overrides)
+    close(found.adapters[0].metrics, registry.resolve("tiny@2").metrics["test"])
+
+
+def test_what_cannot_be_measured(tone, tmp_path, make_small, registry):
+    ours, folder = tone
+    test = str(folder / "test.jsonl")
+    with pytest.raises(UnknownReferenceError, match="did you mean tiny"):
+        evaluate(["tinny"], test, ours)
+    rows = write_jsonl(tmp_path / "rows.jsonl", [*tone_rows(1), {"text": "so so", "label": "glad"}])
+    with pytest.raises(
+        DataError, match=r"(?s)^tiny@2, .*rows.jsonl, row 2, label: unknown label 'glad'; data.labels has"
+    ):
+        evaluate(["tiny"], rows, ours)
+    with pytest.raises(RecipeError, match="no such file"):
+        evaluate(["tiny"], str(tmp_path / "none.jsonl"), ours)
+    tags = make_small("token-classification", **SHORT)
+    train(tags, registry)
+    with pytest.raises(UsageError, match="out is for token-classification"):
+        evaluate(["tiny", tags.output], test, ours)
+
+
+def test_another_base_is_refused(tone, bases):
+    registry, folder = tone
+    with pytest.raises(BaseMismatchError):
+        evaluate(["tiny"], str(folder / "test.jsonl"), registry, settings={"base": bases("bert-mlm"), "device": "cpu"})
+
+
+def test_the_command_shows_a_table_and_writes_answers(tone, capsys, tmp_path):
+    registry, folder = tone
+    before = registry.path.read_bytes()
+    words = ["eval", "tiny@1", "tiny@2", "--data", str(folder / "test.jsonl"), "--registry", str(registry.path)]
+    assert main([*words, "--answers", str(tmp_path / "answers.jsonl"), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split("  ")[0] == "metric"
+    assert "tiny@1  tiny@2  majority class" in out.splitlines()[0]
+    assert out.splitlines()[1].startswith("f1 ")
+    assert "Measured on 20 rows" in out
+    assert "tiny@2 against tiny@1: f1 " in out
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 40
+    assert answers[0].keys() == {"adapter", "row", "given", "expected", "found", "right"}
+    assert main([*words, "--json", "--device", "cpu"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["reference"] for one in told["adapters"]] == ["tiny@1", "tiny@2"]
+    assert told["adapters"][0]["against_first"] is None
+    assert told["adapters"][1]["against_first"]["verdict"] in ("better", "worse", "no difference")
+    assert told["rows"] == 20
+    assert registry.path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["tiny"], 2, "Missing option '--data'"),
+        (["tiny", "tiny", "--data", "x"], 2, "tiny is named twice"),
+        (["tiny", "--data", "none.jsonl"], 2, "no such file"),
+        (["tiny", "--data", "TEST", "--answers", "nowhere/answers.jsonl"], 2, "nowhere"),
+        (["tiny", "--data", "TEST", "--quantization", "int3"], 2, "quantization"),
+        (["tiny", "--data", "TEST", "--set", "data.columns.txt=a"], 2, "txt"),
+    ],
+)
+def test_wrong_calls_are_one_error_before_anything_is_loaded(tone, words, code, said, capsys, monkeypatch):
+    import lorary.training.evaluation.evaluate as module
+
+    registry, folder = tone
+    monkeypatch.setattr(module, "load_for", lambda *args: pytest.fail("the base was loaded"))
+    words = [str(folder / "test.jsonl") if word == "TEST" else word for word in words]
+    assert main(["eval", *words, "--registry", str(registry.path)]) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error

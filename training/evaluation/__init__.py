@@ -1,0 +1,1 @@
+"""Adapters that are there, measured on other rows than they were trained with."""

@@ -1,0 +1,163 @@
+"""Registered adapters, folders and the Hub's, measured side by side on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.adapters import Backbone
+from lorary.adapters.backbone.sources import Source, find_checkpoint
+from lorary.adapters.matching.support import check_supported
+from lorary.hub.errors import DataError, UsageError
+from lorary.hub.pretrained_bases import bases_of
+from lorary.hub.registry import Registry
+from lorary.training.data import Examples, load_rows
+from lorary.training.evaluation.recipe import recipe_for
+from lorary.training.experiments.bootstrap import Difference, paired_bootstrap
+from lorary.training.model import Shelf, load_for, with_tokens, without_tokens
+from lorary.training.prepare import encode_parts
+from lorary.training.progress import Reporter, quiet_libraries
+from lorary.training.recipe import Recipe
+from lorary.training.tasks import Encoded, Task, make_task
+from lorary.training.tasks.base import Answer, Metrics
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One adapter, measured: its reference and digest, its metrics, and what it made of each row."""
+
+    reference: str
+    digest: str
+    metrics: Metrics
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Adapters measured on the same rows.
+
+    ``metric`` is the task's main one. ``baselines``: the metrics of what knows the rows' labels but not their texts, by
+    its name. ``differences``: how each adapter but the first differs from the first, in their order; None where they
+    don't answer the same rows.
+    """
+
+    task: str
+    rows: int
+    metric: str
+    adapters: Sequence[Evaluated]
+    baselines: Mapping[str, Metrics]
+    differences: Sequence[Difference | None]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    task: Task
+    rows: Encoded
+    outcomes: list[Any]
+    baselines: Mapping[str, Metrics]
+
+
+def evaluate(
+    references: Sequence[str | Path],
+    data: str,
+    registry: Registry | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+    progress: Reporter | None = None,
+) -> Evaluation:
+    """Measure adapters on rows with known answers, through the loader, each on the base that it names.
+
+    Nothing is trained or registered. Rows are read, checked and encoded as in training, by what each adapter's manifest
+    says of columns, labels, lengths and prompts.
+
+    Args:
+        references: of one task.
+        data: the rows, as ``data.train`` in a recipe names them.
+        settings: dotted keys of a recipe and their values, over what the adapters say: ``base``, ``quantization``,
+            ``data.columns.text``, ``training.max_length``, ...
+        overrides: the same as ``key=value`` texts.
+
+    Raises:
+        UsageError: the references are of different tasks, or name no base.
+        UnknownReferenceError: one names nothing.
+        DataError: rows that can't be used, all of them by file and number.
+        RecipeError: settings that contradict each other or the adapter.
+        BaseNotFoundError: a base can't be found or loaded.
+        LoraryError: an adapter can't be loaded on its base; the message says why.
+    """
+    reporter, registry = progress or Reporter(), registry or Registry()
+    sources = [find_checkpoint(reference, registry) for reference in references]
+    for source in sources:
+        check_supported(source.checkpoint)
+    overrides = tuple(overrides)
+    recipes = [recipe_for(source, data, settings or {}, overrides) for source in sources]
+    tasks = {recipe.task: source.reference for recipe, source in zip(recipes, sources, strict=True)}
+    if len(tasks) > 1:
+        told = ", ".join(f"{reference} is for {task}" for task, reference in tasks.items())
+        raise UsageError(f"adapters of one task can be measured on the same rows; {told}")
+    reporter.phase("reading the data")
+    rows = [_rows_for(source, recipe, reporter) for source, recipe in zip(sources, recipes, strict=True)]
+    shelf, measured = Shelf(), []
+    with quiet_libraries(), bases_of(registry):
+        for source, recipe, examples in zip(sources, recipes, rows, strict=True):
+            measured.append(_measure(source, recipe, examples, shelf, registry, reporter))
+    reporter.phase("done")
+    first = measured[0]
+    return Evaluation(
+        first.task.name,
+        len(first.rows.examples),
+        first.task.main_metric,
+        [_evaluated(source, found) for source, found in zip(sources, measured, strict=True)],
+        first.baselines,
+        [_difference(found, first) for found in measured[1:]],
+    )
+
+
+def _rows_for(source: Source, recipe: Recipe, reporter: Reporter) -> Examples:
+    """The rows as an adapter takes them."""
+    try:
+        return load_rows(recipe, reporter.note)
+    except DataError as error:
+        raise DataError(f"{source.reference}, {error.subject}", error.problems) from error
+
+
+def _measure(
+    source: Source, recipe: Recipe, examples: Examples, shelf: Shelf, registry: Registry, reporter: Reporter
+) -> _Measured:
+    task = make_task(recipe, examples.labels, examples.problem_type)
+    task.begin(examples.test)
+    base = shelf.take(recipe, task)
+    if base is None:
+        reporter.phase("loading the base")
+        base = load_for(task, recipe)
+        base.model.requires_grad_(False)
+    own = with_tokens(base, recipe, source.checkpoint, lambda line: None)
+    encoded, _, _ = encode_parts(recipe, {"test": examples.test}, task, own, reporter)
+    rows = task.refer(own.model, encoded["test"], own.tokenizer, recipe.training.batch_size)
+    baselines = task.baselines(examples.test, rows, rows, own.tokenizer)
+    without_tokens(own.model, own)
+    backbone = Backbone.from_model(base.model, base.tokenizer, identity=base.identity, slots=1, registry=registry)
+    reporter.phase(f"measuring {source.reference}")
+    adapter = backbone.load(source.checkpoint, source.name)
+    for line in adapter.notes:
+        reporter.note(line)
+    outcomes = task.through(backbone, adapter.name, rows)
+    backbone.release()
+    shelf.put(recipe, task, base)
+    return _Measured(task, rows, outcomes, baselines)
+
+
+def _evaluated(source: Source, found: _Measured) -> Evaluated:
+    digest = source.digest or source.checkpoint.digest
+    metrics = found.task.metrics(found.outcomes, found.rows.golds)
+    return Evaluated(source.reference, digest, metrics, found.task.answers(found.rows, found.outcomes))
+
+
+def _difference(ours: _Measured, first: _Measured) -> Difference | None:
+    """How an adapter's answers differ from the first one's; None where their rows' right answers aren't the same."""
+    if ours.rows.golds != first.rows.golds:
+        return None
+    return paired_bootstrap(first.task, first.rows.golds, [ours.outcomes], [first.outcomes])

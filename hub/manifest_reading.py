@@ -77,6 +77,7 @@ def _build(raw: Mapping[str, Any]) -> Manifest:
         ("problem_type", str),
         ("golden_rows", list),
         ("added_tokens", list),
+        ("provenance", dict),
     ):
         _demand(name, raw.get(name), kind, NoneType)
     preprocessing = _record(Preprocessing, raw.get("preprocessing") or {})
@@ -99,7 +100,7 @@ def _build(raw: Mapping[str, Any]) -> Manifest:
         filling=_record(Filling, raw["filling"]) if raw.get("filling") else None,
         numerics=_record(Numerics, raw.get("numerics") or {}),
         golden_rows=tuple(_token_ids(row) for row in raw.get("golden_rows") or ()),
-        provenance=dict(raw.get("provenance") or {}),
+        provenance=raw.get("provenance") or {},
     )
 
 

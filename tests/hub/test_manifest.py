@@ -104,7 +104,8 @@ def test_what_came_with_a_later_format_is_written_only_where_it_is_used(fields, 
         ({"golden_rows": [[1, -1]]}, "token ids"),
         ({"golden_rows": [[True]]}, "token ids"),
         ({"golden_rows": [3]}, "token ids"),
-        ({"provenance": "x"}, "manifest"),
+        ({"provenance": "x"}, "provenance: expected dict"),
+        ({"provenance": [[1, 2], ["a", 3]]}, "provenance: expected dict"),  # pairs, to Python, would do for one
     ],
 )
 def test_a_wrong_field_is_named(changes, message):

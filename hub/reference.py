@@ -71,7 +71,10 @@ def parse_reference(text: str) -> Reference:
     if not isinstance(text, str):
         raise InvalidReferenceError(f"{_quoted(text)} isn't a reference; expected one of: {_FORMS}")
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
-        return FolderReference(Path(text).expanduser())
+        try:
+            return FolderReference(Path(text).expanduser())
+        except RuntimeError as error:
+            raise InvalidReferenceError(f"{_quoted(text)}: no such user's home folder is known") from error
     body, at, suffix = text.removeprefix("hf://").partition("@")
     if at and not suffix:
         raise InvalidReferenceError(f"{_quoted(text)}: nothing follows the @; expected one of: {_FORMS}")

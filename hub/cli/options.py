@@ -17,9 +17,14 @@ def given_path(text: str) -> Path:
 
     Raises:
         BadParameter: it is empty, as an unset variable of a shell script is; Python takes that for the current folder.
+            Or it begins with the home folder of a user that there isn't.
     """
     if not text:
         raise typer.BadParameter("expected a path, found an empty text (the current folder is .)")
+    try:
+        Path(text).expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{text}: no such user's home folder is known") from error
     return Path(text)
 
 

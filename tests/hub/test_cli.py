@@ -309,6 +309,8 @@ def test_a_registry_that_is_not_there_is_told(lorary, command):
         (("export", "finance-tone", ""), 2, "'DIR': expected a path, found an empty text"),
         (("train", ""), 2, "expected a path, found an empty text"),
         (("list", "--registry", ""), 2, "'--registry': expected a path, found an empty text"),
+        (("import", "~no-such-user/a"), 2, "~no-such-user/a: no such user's home folder is known"),
+        (("show", "~no-such-user/a"), 2, "no such user's home folder is known"),
         (("list", "--base", ""), 2, "--base '': expected a base's id, its fingerprint or its folder"),
         (("list", "--sort", ""), 2, "no version has a metric ''"),
         (("best", "--metric", ""), 1, "none of 3 fitting versions has it; they have accuracy, f1"),

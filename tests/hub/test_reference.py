@@ -44,7 +44,7 @@ def test_str_is_the_way_back(text):
 @pytest.mark.parametrize(
     "text",
     ["", "@", "a@", "A", "a b", "-a", "a-", "a@b@c", "a@-1", "a@٣", "a@" + "9" * 30, "a" * 97, "a/b/c", "hf://a",
-     "user/repo@../../x", "a\n", "a\x1b[31m", "ä"],
+     "user/repo@../../x", "a\n", "a\x1b[31m", "ä", "~no-such-user/a"],
 )  # fmt: skip
 def test_what_is_none(text):
     with pytest.raises(InvalidReferenceError):

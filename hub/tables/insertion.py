@@ -45,9 +45,9 @@ def check_time(text: str | None) -> str | None:
     """A time in ISO 8601, brought to UTC and seconds, as all times in the catalogue are; None for what isn't one."""
     try:
         time = datetime.fromisoformat(text) if text else None
-    except ValueError:
+        return time.astimezone(UTC).isoformat(timespec="seconds") if time and time.tzinfo else None
+    except (ValueError, OverflowError):  # the latter where UTC has no year for it
         return None
-    return time.astimezone(UTC).isoformat(timespec="seconds") if time and time.tzinfo else None
 
 
 def check_metrics(metrics: Metrics | None) -> dict[str, dict[str, float]]:

@@ -56,6 +56,13 @@ def test_times_are_those_of_the_first_registration(registry, other, monkeypatch)
     assert {version.created_at for version in registry.versions()} == {"2020-01-02T03:04:05+00:00"}
 
 
+def test_a_time_before_all_times_is_none(registry, other):
+    with sqlite3.connect(other.path) as db:
+        db.execute("UPDATE versions SET created_at = '0001-01-01T00:00:00+14:00'")  # in UTC, the year 0
+    assert {outcome.state for outcome in import_registry(registry, other.path)} == {"taken"}
+    assert "0001" not in {version.created_at[:4] for version in registry.versions()}
+
+
 def test_numbers_and_parents_follow_where_names_are_taken(registry, other, tmp_path):
     registry.add(make_checkpoint(tmp_path / "mine", seed=9), name="tone")
     registry.alias("tone", "prod", 1)

@@ -78,6 +78,7 @@ def promote(
 ) -> Promotion:
     """See :meth:`lorary.hub.registry.Registry.promote`."""
     check_name(alias, "alias")
+    require = tuple(require)
     requirements = [parse_requirement(text) for text in require]
     by = signature(why or f"promoted: {', '.join(require) or 'nothing was required'}"[:LONGEST])
     version = registry.resolve(reference)

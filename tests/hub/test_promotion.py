@@ -40,6 +40,11 @@ def test_a_version_that_meets_everything_is_promoted(three):
     assert (move.from_number, move.to_number, move.why) == (1, 2, f"promoted: {', '.join(require)}")
 
 
+def test_the_requirements_may_come_one_by_one(three):
+    three.promote("finance-tone@2", "prod", require=(text for text in ("f1>=0.8", "verify")))
+    assert three.alias_history("finance-tone", "prod")[-1].why == "promoted: f1>=0.8, verify"
+
+
 def test_a_refusal_tells_each_requirement_that_is_not_met(three):
     three.alias("finance-tone", "prod", 1)
     require = ("f1>=prod", "f1>prod", "f1>=prod+0.011", "accuracy>=0.9", "loss<=prod-0.2", "f1>=champion", "f1<1")

@@ -6,6 +6,7 @@ adapter and ``checkpoint-N`` folders in it; of a run that was stopped there are 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 
 PICKLED_WEIGHTS = "adapter_model.bin"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+_BEFORE_HASH = 89  # signs of a name that leave room for a hash
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,27 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _names(root: Path, runs: list[Path]) -> dict[Path, str]:
-    """A name for each run: its folder's, with those above it where that alone stands for several."""
+    """A name for each run: its folder's, with those above it where that alone stands for several.
+
+    Where several come to one name even so, each has a hash of its path behind it: a number would become another's when
+    a folder is added, and the one's adapter the other's next version.
+    """
     names = {run: slug(run.resolve().name) for run in runs}
+    below = {run: run.relative_to(root) for run in runs if run != root and run.is_relative_to(root)}
+    names |= {run: slug("-".join(below[run].parts)) for run in _alike(names) if run in below}
+    alike = [run for run in _alike(names) if run in below]
+    return names | {run: f"{names[run][:_BEFORE_HASH]}-{_short_hash(below[run].as_posix())}" for run in alike}
+
+
+def _alike(names: dict[Path, str]) -> list[Path]:
     counts = Counter(names.values())
-    shared = [run for run, name in names.items() if counts[name] > 1 and run != root and run.is_relative_to(root)]
-    return names | {run: slug("-".join(run.relative_to(root).parts)) for run in shared}
+    return [run for run, name in names.items() if counts[name] > 1]
 
 
 def slug(text: str) -> str:
-    """A text as a name in the catalogue."""
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower())[:96].strip("-._") or "adapter"
+    """A text as a name in the catalogue; of one that has none of the signs of a name, its hash tells it from others."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower())[:96].strip("-._") or f"adapter-{_short_hash(text)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:6]

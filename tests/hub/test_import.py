@@ -313,10 +313,31 @@ def test_yaml_with_aliases_is_refused():
             load_plain_yaml(text)
 
 
+def test_no_two_runs_get_one_name(registry, tmp_path):
+    folders = ["legal-v1", "legal/v1", "finance/v1", "法律", "金融", "x" * 60 + "/" + "y" * 60 + "/a/run",
+               "x" * 60 + "/" + "y" * 60 + "/b/run"]  # fmt: skip
+    for seed, folder in enumerate(folders):
+        make_checkpoint(tmp_path / "saves" / folder, seed=seed)
+    outcomes = list(import_folders(registry, tmp_path / "saves"))
+    references = {outcome.source: outcome.reference for outcome in outcomes}
+    assert [reference.rpartition("@")[2] for reference in references.values()] == ["1"] * len(folders)
+    assert references["finance/v1"] == "finance-v1@1"
+    assert references["法律"] != references["金融"]
+    # Nor does a folder that comes later change what those are called that were there before.
+    make_checkpoint(tmp_path / "saves" / "医学", seed=99)
+    again = {outcome.source: outcome for outcome in import_folders(registry, tmp_path / "saves")}
+    assert {source: again[source].reference for source in references} == references
+    assert again["医学"].state == "taken"
+    assert again["医学"].reference.endswith("@1")
+
+
 def test_names_are_made_valid(tmp_path):
     make_checkpoint(tmp_path / "Übung (v2) final")
     [run], _ = find_runs(tmp_path / "Übung (v2) final")
     assert run.name == "bung-v2-final"
+    [first, second] = [find_runs(make_checkpoint(tmp_path / name))[0][0].name for name in ("法律", "金融")]
+    assert first.startswith("adapter-")
+    assert first != second
 
 
 def test_the_base_of_adapters_that_know_only_a_folder(registry, tmp_path):

@@ -25,12 +25,15 @@ from lorary.hub.tables.insertion import Metrics
 
 _LARGEST = 50_000_000  # bytes
 _SHOWN = 6
+# Of a card's index: by YAML's aliases a few lines may stand for more results than anybody can wait for.
+_MODELS, _RESULTS, _FIGURES = 10, 500, 100
 _READ = frozenset({"trainer_state.json", "training_args.yaml", "all_results.json", "eval_results.json"})
 _NOT_METRICS = re.compile(
     r"runtime|.*_per_second|model_preparation_time|.*_flos|epoch|num_input_tokens_seen|num_tokens"
 )
 _TOOLS = ("axolotl", "llama-factory", "unsloth", "trl")
-_AXOLOTL = re.compile(r"See axolotl config</summary>.*?```yaml\n(.*?)\n```", re.DOTALL)
+_AXOLOTL = ("See axolotl config</summary>", "```yaml\n", "\n```")
+"""What stands before axolotl's config in a card, what the config begins with, and what it ends with."""
 _PACKAGE = re.compile(r"^- (PEFT|Transformers|Pytorch|TRL|Datasets|Tokenizers|Unsloth):? +([\w.+-]+)\s*$", re.MULTILINE)
 # Each setting by its name in a recipe here, then LLaMA-Factory's (and the Trainer's), then axolotl's.
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -66,7 +69,8 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
     readme = next((place / "README.md" for place in places if _readable(place / "README.md")), None)
     card = read_front_matter(readme) if readme else {}
     text = readme.read_bytes().decode("utf-8", "replace") if readme else ""
-    settings = _first_mapping([*(_yaml(_text(place / "training_args.yaml")) for place in places), _axolotl(text)])
+    written = [*(_text(place / "training_args.yaml") for place in places), _axolotl(text)]
+    settings = _first_mapping(map(_yaml, written))
     training, terms = _training(settings, state), terms_in(card)
     told = {
         "imported": {"tool": _tool(card, text, settings), "run": found.run.resolve().name, "checkpoint": found.step},
@@ -105,9 +109,7 @@ def _number_in(value: Any) -> int | float | str | None:
             value = float(value)
         except ValueError:
             return value if len(value) < 100 else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return value
+    return value if _finite(value) else None
 
 
 def _adapter(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def _data(card: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
 
 def _tool(card: Mapping[str, Any], text: str, settings: Mapping[str, Any]) -> str | None:
     tags = {tag.lower() for tag in _listed(card.get("tags")) if isinstance(tag, str)}
-    if "axolotl" in tags or _AXOLOTL.search(text):
+    if "axolotl" in tags or _axolotl(text) is not None:
         return "axolotl"
     if "llama-factory" in tags or "finetuning_type" in settings or "cutoff_len" in settings:
         return "llama-factory"
@@ -178,14 +180,14 @@ def _evaluated(entry: Mapping[str, Any]) -> dict[str, float]:
 
 def _card_results(card: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The model index, in the form that the Hub documents."""
-    for model in _listed(card.get("model-index")):
-        for result in _listed(model.get("results")) if isinstance(model, Mapping) else ():
+    for model in _listed(card.get("model-index"))[:_MODELS]:
+        for result in _listed(model.get("results"))[:_RESULTS] if isinstance(model, Mapping) else ():
             if not isinstance(result, Mapping):
                 continue
             dataset = result.get("dataset")
             values = {
                 str(metric["type"]): float(metric["value"])
-                for metric in _listed(result.get("metrics"))
+                for metric in _listed(result.get("metrics"))[:_FIGURES]
                 if isinstance(metric, Mapping) and isinstance(metric.get("type"), str) and _finite(metric.get("value"))
             }
             yield {"split": dataset.get("split") if isinstance(dataset, Mapping) else None, "metrics": values}
@@ -208,9 +210,11 @@ def _left(folder: Path) -> Iterator[str]:
         yield f"{len(others) - _SHOWN} more"
 
 
-def _axolotl(text: str) -> Any:
-    found = _AXOLOTL.search(text)
-    return _yaml(found[1]) if found else None
+def _axolotl(text: str) -> str | None:
+    """The text of axolotl's config in a card, None where there is none."""
+    before, begin, end = _AXOLOTL
+    config, ended, _ = text.partition(before)[2].partition(begin)[2].partition(end)
+    return config if ended else None
 
 
 def _yaml(text: str | None) -> Any:
@@ -248,7 +252,10 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def _finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _count(value: Any) -> int | None:

@@ -306,6 +306,40 @@ def test_hostile_traces_tell_nothing(registry, tmp_path):
     assert ORIGIN_NAME not in version.files
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("training_args.yaml", f"seed: {10**400}\ncutoff_len: 3\n"),
+        (
+            "README.md",
+            f"---\nmodel-index: [{{results: [{{metrics: [{{type: f1, value: {10**400}}}]}}]}}]\n---\n",
+        ),
+    ],
+)
+def test_a_number_that_no_float_holds_tells_nothing(registry, tmp_path, name, text):
+    run = make_run(tmp_path / "tone", steps=())
+    (run / name).write_text(text)
+    assert run_command(registry, run, "--domain", "x") == 0
+    assert registry.resolve("tone").metrics == {}
+
+
+def test_a_card_of_few_lines_that_stands_for_billions_of_results(registry, tmp_path):
+    run = make_run(tmp_path / "tone", steps=())
+    lines, below = ["---", "m: &m {type: f1, value: 0.5}"], "*m"
+    for name, before in (("a", "{{metrics: [{}]}}"), ("b", "{{results: [{}]}}")):
+        lines.append(f"{name}: &{name} " + before.format(", ".join([below] * 5000)))
+        below = f"*{name}"
+    (run / "README.md").write_text("\n".join([*lines, f"model-index: [{', '.join([below] * 5000)}]", "---", ""]))
+    assert run_command(registry, run, "--domain", "x") == 0
+    assert registry.resolve("tone").metrics == {"validation": {"f1": 0.5}}
+
+
+def test_a_card_of_nothing_but_beginnings_is_read_once(registry, tmp_path):
+    run = make_run(tmp_path / "tone", steps=())
+    (run / "README.md").write_text("See axolotl config</summary>" * 100_000)  # an hour, if searched from each
+    assert run_command(registry, run, "--domain", "x") == 0
+
+
 def test_yaml_with_aliases_is_refused():
     assert load_plain_yaml("a: [1, 2]") == {"a": [1, 2]}
     for text in ("a: &x 1\nb: *x", "[", "!!python/object/apply:os.system [ls]"):

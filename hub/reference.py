@@ -7,6 +7,7 @@ on the Hub; a folder begins with ``./``, ``../``, ``/`` or ``~``, so that neithe
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +112,15 @@ def normalise_domain(text: str, what: str = "domain") -> str:
     Raises:
         InvalidReferenceError: nothing is left, or more than 96 signs.
     """
-    kebab = re.sub(r"[\W_]+", "-", text.strip().lower()).strip("-")
+    kebab = ""
+    for sign in unicodedata.normalize("NFC", text.lower()):  # some systems write é as one sign, some as two
+        in_word = kebab[-1:] not in ("", "-")
+        # In many scripts a vowel is a mark on a letter, and without it that is another word.
+        if sign.isalnum() or (in_word and unicodedata.category(sign)[0] == "M"):
+            kebab += sign
+        elif in_word:
+            kebab += "-"
+    kebab = kebab.rstrip("-")
     if not 0 < len(kebab) <= _LONGEST:
         raise InvalidReferenceError(
             f"{_quoted(text)} can't be a {what}: expected a word such as 'legal', at most {_LONGEST} characters"

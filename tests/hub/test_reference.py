@@ -58,10 +58,24 @@ def test_an_alias_is_not_a_number():
 
 
 @pytest.mark.parametrize(
-    ("text", "domain"), [("Legal Cases", "legal-cases"), (" bio_med ", "bio-med"), ("Médecine", "médecine")]
+    ("text", "domain"),
+    [
+        ("Legal Cases", "legal-cases"),
+        (" bio_med ", "bio-med"),
+        ("Médecine", "m\u00e9decine"),
+        ("Me\u0301decine", "m\u00e9decine"),
+        ("हिन्दी विधि", "हिन्दी-विधि"),
+        ("தமிழ்", "தமிழ்"),
+        ("\u2764\ufe0f legal", "legal"),
+        ("\u0301", None),
+    ],
 )
 def test_domains_have_one_spelling(text, domain):
-    assert normalise_domain(text) == domain
+    if domain is None:
+        with pytest.raises(InvalidReferenceError, match="expected a word"):
+            normalise_domain(text)
+        return
+    assert normalise_domain(text) == normalise_domain(domain) == domain
 
 
 def test_a_domain_of_nothing():

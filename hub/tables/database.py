@@ -138,6 +138,23 @@ def demand_writable(path: Path) -> None:
     for place in (path, path.parent):
         if place.exists() and not os.access(place, os.W_OK):
             raise RegistryError(f"{path}: {_READ_ONLY}")
+    # `a` and `a.db` both keep their files in `a.store`, and each would delete the other's as leftovers.
+    real = path.resolve()
+    twin = real.with_suffix("") if real.suffix == ".db" else real.with_name(f"{real.name}.db")
+    if _is_registry(twin):
+        store = f"{twin.name.removesuffix('.db')}.store"
+        raise RegistryError(f"{path}: would keep its files in {store}, where {twin.name} has its; name it otherwise")
+
+
+def _is_registry(path: Path) -> bool:
+    try:
+        if not path.is_file() or path.stat().st_size < _SMALLEST_PAGE:
+            return False
+        with closing(_connect(_read_uri(path))) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except (OSError, sqlite3.Error):
+        return False
+    return {"adapters", "versions", "files"} <= tables
 
 
 def _demand_database(path: Path) -> None:

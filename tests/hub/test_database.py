@@ -303,3 +303,28 @@ def test_a_circle_of_links_is_told_by_every_python(tmp_path, monkeypatch, place)
 def test_the_home_folder_of_nobody_is_told():
     with pytest.raises(RegistryError, match=r"~no-such-user/a\.db: no such user's home folder is known"):
         Registry("~no-such-user/a.db")
+
+
+@pytest.mark.parametrize("names", [("a.db", "a"), ("a", "a.db")])
+def test_two_registries_dont_share_a_store(tmp_path, names):
+    first, second = (Registry(tmp_path / name) for name in names)
+    first.add(make_checkpoint(tmp_path / "one"), name="one")
+    with pytest.raises(RegistryError, match=rf"/{names[1]}: would keep its files in a.store, where {names[0]} has"):
+        second.add(make_checkpoint(tmp_path / "two", seed=2), name="two")
+    assert not second.path.exists()
+    (tmp_path / "b").write_text("notes")
+    Registry(tmp_path / "b.db").add(tmp_path / "one", name="one")
+    with sqlite3.connect(tmp_path / "c") as db:
+        db.execute("CREATE TABLE adapters (id)")
+    Registry(tmp_path / "c.db").add(tmp_path / "one", name="one")
+    assert first.verify() == []
+
+
+def test_two_registries_that_share_a_store_delete_nothing_of_each_other(tmp_path):
+    first, second = Registry(tmp_path / "a.db"), Registry(tmp_path / "b")
+    first.add(make_checkpoint(tmp_path / "one"), name="one")
+    second.add(make_checkpoint(tmp_path / "two", seed=2), name="two")
+    second.path.rename(tmp_path / "a")
+    with pytest.raises(RegistryError, match="name it otherwise"):
+        Registry(tmp_path / "a").collect()
+    assert first.verify() == []

@@ -84,7 +84,7 @@ class Store:
                 sync_folder(folder)
 
     def publish_folder(self, copy: Path, digest: str) -> None:
-        """Move a copied folder to its place; as :meth:`publish`.
+        """Move a copied folder to its place, unless it is there already; as :meth:`publish`.
 
         Raises:
             RegistryError: the store can't be written.
@@ -93,7 +93,9 @@ class Store:
         with self._named_errors("the new base"):
             sync_folder(copy)
             changed = self._make_folder(target.parent)
-            # One that is there already may have rotted, or be half of what a removal left.
+            if _content(target) == _content(copy):
+                return  # another name's: between deleting and moving, a kill would leave that one without its files
+            # It may have rotted, or be half of what a removal left.
             shutil.rmtree(target, ignore_errors=True)
             copy.replace(target)
             for folder in {target.parent, *changed}:
@@ -183,6 +185,13 @@ class Store:
             raise RegistryError(
                 f"{self.folder}: can't be written ({error.strerror or error}); check its permissions"
             ) from error
+
+
+def _content(folder: Path) -> dict[str, FileEntry] | None:
+    """The files of a folder that holds nothing else; None where it isn't one."""
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    whole = paths and all(path.is_file() and not path.is_symlink() for path in paths)
+    return {path.name: hash_file(path) for path in paths} if whole else None
 
 
 def hash_file(path: Path) -> FileEntry:

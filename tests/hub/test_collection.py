@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,23 @@ def test_two_bases_of_the_same_content_share_a_folder_until_both_are_gone(regist
     assert first.folder.is_dir()
     registry.bases.remove("other")
     assert not first.folder.exists()
+
+
+def test_a_base_stays_while_another_of_the_same_content_comes(registry, tmp_path, monkeypatch):
+    first = add_base(registry, tmp_path / "base")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    facts = {"fingerprint": "e" * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(Path, "replace", killed)
+        registry.bases.add(tmp_path / "base", name="other", **facts)
+    assert registry.verify() == []
+    (first.folder / "model.safetensors").chmod(0o644)
+    (first.folder / "model.safetensors").write_bytes(b"rotten")
+    registry.bases.add(tmp_path / "base", name="third", **facts)
+    assert registry.verify() == []
 
 
 def test_a_place_that_is_gone_is_an_error(tmp_path, monkeypatch):

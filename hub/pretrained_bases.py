@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import (
     BaseNotFoundError,
+    ChangedFilesError,
+    CheckpointError,
     LoraryError,
     RegistryConflictError,
     RegistryError,
     UnknownReferenceError,
+    UnsafeFileError,
+    UsageError,
 )
 from lorary.hub.files.store import Store, hash_file
 from lorary.hub.keeping.removal import sweep_folder
@@ -50,6 +54,7 @@ class Bases:
         parameters: int,
         metrics: Metrics,
         provenance: Mapping[str, Any],
+        expected: str | None = None,
     ) -> PretrainedBase:
         """Register a model's folder under a name, with a copy of its files.
 
@@ -62,15 +67,19 @@ class Bases:
             parameters: how many the model has.
             metrics: numbers by split and name.
             provenance: JSON values that say how the base was made: corpus hashes, recipe, environment.
+            expected: the digest that its files must come to, where one is known.
 
         Raises:
+            CheckpointError: the folder can't be read, or holds links or folders, or something else than is expected.
             InvalidReferenceError: the name can't be one.
             RegistryConflictError: another base has that name.
             RegistryError: the registry or its store can't be written.
         """
         check_name(name)
-        files = {path.name: hash_file(path) for path in sorted(source.iterdir())}
+        files = _hashed(source)
         digest = _digest(files)
+        if expected not in (None, digest):
+            raise ChangedFilesError(f"{source}: its files aren't what was registered, see `lorary verify` there")
         if known := self.demand_free(name, digest):
             return known
         details = {"metrics": check_metrics(metrics), "provenance": dict(provenance)}
@@ -189,6 +198,16 @@ class Bases:
                     yield Finding(base.name, f"base {base.name}: {name}: its content has changed ({path})")
 
 
+def _hashed(source: Path) -> dict[str, FileEntry]:
+    try:
+        paths = sorted(source.iterdir())
+        if odd := next((path for path in paths if path.is_symlink() or not path.is_file()), None):
+            raise UnsafeFileError(f"{odd}: is a link or a folder; expected the files of a model alone")
+        return {path.name: hash_file(path) for path in paths}
+    except OSError as error:
+        raise CheckpointError(f"{source}: can't be read ({error.strerror or error})") from error
+
+
 def _digest(files: Mapping[str, FileEntry]) -> str:
     listing = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(files.items()))
     return hashlib.sha256(b"lorary-base-files-1\n" + listing.encode()).hexdigest()
@@ -201,24 +220,28 @@ def _select(db: Database, store: Store, where: str = "1", parameters: list[str] 
     found = []
     for row in db.query(f"SELECT * FROM bases WHERE digest IS NOT NULL AND ({where}) ORDER BY id", parameters or []):
         try:
-            details = json.loads(row["details"])
-        except ValueError as error:
-            raise RegistryError(f"base {row['id']!r}: its row is damaged ({error})") from error
-        found.append(
-            PretrainedBase(
-                name=str(row["id"]),
-                fingerprint=str(row["fingerprint"]),
-                digest=str(row["digest"]),
-                architecture=str(row["architecture"]),
-                parameters=int(row["parameters"]),
-                created_at=str(row["created_at"]),
-                metrics=details["metrics"],
-                provenance=details["provenance"],
-                files=files.get(str(row["id"]), {}),
-                folder=store.folder_path(str(row["digest"])),
-            )
-        )
+            found.append(_base(row, files.get(str(row["id"]), {}), store))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as error:
+            raise RegistryError(f"base {row['id']!r}: its row is damaged ({error}); go back to a copy of it") from error
     return found
+
+
+def _base(row: Mapping[str, Any], files: Mapping[str, FileEntry], store: Store) -> PretrainedBase:
+    details = json.loads(row["details"])
+    if not isinstance(details["provenance"], dict):
+        raise TypeError("its provenance is no object")
+    return PretrainedBase(
+        name=str(row["id"]),
+        fingerprint=str(row["fingerprint"]),
+        digest=str(row["digest"]),
+        architecture=str(row["architecture"]),
+        parameters=int(row["parameters"]),
+        created_at=str(row["created_at"]),
+        metrics=check_metrics(details["metrics"]),
+        provenance=details["provenance"],
+        files=files,
+        folder=store.folder_path(str(row["digest"])),
+    )
 
 
 _REGISTRY: ContextVar[Registry | None] = ContextVar("lorary_registry_of_bases", default=None)

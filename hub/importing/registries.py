@@ -109,6 +109,7 @@ def _bases(registry: Registry, other: Registry) -> Iterator[Outcome]:
                 parameters=base.parameters,
                 metrics=base.metrics,
                 provenance=base.provenance,
+                expected=base.digest,
             )
         except LoraryError as error:
             yield Outcome(shown, "refused", note=str(error))

@@ -1,6 +1,7 @@
 """Importing another registry: versions, metrics, tags, aliases with their history, lineage, and what is there."""
 
 import re
+import shutil
 import sqlite3
 
 import pytest
@@ -174,6 +175,63 @@ def test_a_damaged_version_is_refused(registry, other):
     states = {outcome.source: outcome.state for outcome in import_registry(registry, other.path)}
     assert states == {"tone@1": "taken", "tone@2": "refused", "aaa@1": "taken"}
     assert registry.verify() == []
+
+
+def with_base(registry, folder):
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    facts = {"fingerprint": "f" * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
+    return registry.bases.add(folder, name="tiny", **facts)
+
+
+def link(path, tmp_path):
+    (tmp_path / "secret").write_text("{}")  # the same content: the hash doesn't tell
+    path.unlink()
+    path.symlink_to(tmp_path / "secret")
+
+
+def change(path, tmp_path):
+    path.chmod(0o644)
+    path.write_text('{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path, _: shutil.rmtree(path.parent), "can't be read"),
+        (link, "is a link or a folder"),
+        (change, "aren't what was registered"),
+    ],
+)
+def test_a_damaged_base_is_refused_and_the_rest_taken(registry, other, tmp_path, damage, words):
+    base = with_base(other, tmp_path / "base")
+    damage(base.folder / "config.json", tmp_path)
+    first, *rest = import_registry(registry, other.path)
+    assert (first.source, first.state) == ("base tiny", "refused")
+    assert words in first.note
+    assert [outcome.state for outcome in rest] == ["taken"] * 3
+    assert (registry.bases.all(), registry.verify()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "details",
+    [None, "[]", "{}", '{"metrics": [1], "provenance": {}}', '{"metrics": {"test": 3}, "provenance": {}}',
+     '{"metrics": {}, "provenance": [[1, 2]]}'],
+)  # fmt: skip
+def test_a_base_whose_row_is_damaged_is_told(registry, tmp_path, capsys, details):
+    with_base(registry, tmp_path / "base")
+    with sqlite3.connect(registry.path) as db:
+        db.execute("UPDATE bases SET details = ?", [details])
+    assert main(["bases", "--registry", str(registry.path)]) == 1
+    assert "base 'tiny': its row is damaged" in capsys.readouterr().err
+
+
+def test_a_base_that_tells_nonsense_of_itself_is_shown(registry, tmp_path, capsys):
+    with_base(registry, tmp_path / "base")
+    with sqlite3.connect(registry.path) as db:
+        db.execute("UPDATE bases SET details = ?", ['{"metrics": {}, "provenance": {"data": 3}}'])
+    assert main(["bases", "tiny", "--registry", str(registry.path)]) == 0
+    assert "config.json" in capsys.readouterr().out
 
 
 def test_a_registry_isnt_imported_into_itself(registry, other, capsys):

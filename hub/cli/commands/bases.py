@@ -81,15 +81,17 @@ def _row(base: PretrainedBase) -> dict[str, object]:
 
 
 def _show(base: PretrainedBase) -> None:
-    data = base.provenance.get("data", {})
+    data = base.provenance.get("data")
+    train = data.get("train") if isinstance(data, dict) else None
+    corpus = train if isinstance(train, dict) else {}  # it may have come with a stranger's registry
     print_fields(
         {
             "base": base.name,
             "architecture": base.architecture,
             "parameters": f"{base.parameters:,}",
             "vocabulary": base.provenance.get("vocabulary"),
-            "corpus": data.get("train", {}).get("name"),
-            "corpus sha256": data.get("train", {}).get("sha256"),
+            "corpus": corpus.get("name"),
+            "corpus sha256": corpus.get("sha256"),
             "created": base.created_at,
             "fingerprint": base.fingerprint,
             "digest": base.digest,

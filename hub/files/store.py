@@ -17,6 +17,7 @@ from lorary.hub.values import FileEntry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of network and FUSE file systems that sync files alone
 
 
 class Store:
@@ -229,11 +230,15 @@ def copy_file(source: Path, target: Path) -> FileEntry:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was written, renamed or removed in ``folder`` reach the disk."""
-    if os.name == "nt":
-        return  # Windows opens no folders
-    handle = os.open(folder, os.O_RDONLY)
+    """Make what was written, renamed or removed in ``folder`` reach the disk, where that can be asked for."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return  # Windows opens no folders, and one that may be written and entered needn't be one that may be read
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)

@@ -1,11 +1,13 @@
 """Reading leaves no trace; writing that fails says why and changes nothing."""
 
+import errno
 import hashlib
 import os
 import resource
 import shutil
 import signal
 import sqlite3
+import stat
 import tempfile
 from pathlib import Path
 
@@ -133,6 +135,43 @@ def test_writing_into_a_read_only_place_says_so(open_folder, tmp_path):
     new = Registry(open_folder / "home/new.db")
     assert "new.db: can't be written" in unprivileged(lambda: new.add(checkpoint, name="b"))
     assert traces(open_folder) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks to drop its privileges")
+def test_a_folder_that_may_be_written_and_not_be_listed(open_folder):
+    checkpoint = make_checkpoint(open_folder / "checkpoint")
+    (open_folder / "home").mkdir()
+    (open_folder / "home").chmod(0o333)
+    registry = Registry(open_folder / "home/registry.db")
+    assert unprivileged(lambda: registry.add(checkpoint, name="a").reference) == "a@1"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_syncs_no_folders(registry, tmp_path, monkeypatch, number):
+    usual = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        usual(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    registry.add(make_checkpoint(tmp_path / "a"), name="a")
+    assert registry.verify() == []
+
+
+def test_a_folder_that_the_disk_doesnt_take_is_an_error(registry, tmp_path, monkeypatch):
+    usual = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        usual(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RegistryError, match="Input/output error"):
+        registry.add(make_checkpoint(tmp_path / "a"), name="a")
+    assert registry.versions() == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks to drop its privileges")

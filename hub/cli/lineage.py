@@ -24,7 +24,7 @@ def draw_lineage(version: Version, everything: Sequence[Version]) -> list[str]:
     # A parent that was removed from the catalogue has no parents that are known.
     roots = [reference for reference in family if not (known[reference].parents if reference in known else ())]
     drawn: set[str] = set()
-    rows = [row for root in roots or [version.reference] for row in _below(root, 0, line, version, everything, drawn)]
+    rows = [row for root in roots or [version.reference] for row in _below(root, line, version, everything, drawn)]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [f"{name:<{widths[0]}}  {strategy:<{widths[1]}}  {rest}".rstrip() for name, strategy, rest in rows]
 
@@ -78,26 +78,29 @@ def _descendants(version: Version, everything: Sequence[Version]) -> list[str]:
 
 
 def _below(
-    reference: str, depth: int, line: set[str], version: Version, everything: Sequence[Version], drawn: set[str]
+    root: str, line: set[str], version: Version, everything: Sequence[Version], drawn: set[str]
 ) -> Iterator[tuple[str, str, str]]:
     """The rows of one version and what of its descendants belongs to the picture."""
-    other = next((one for one in everything if one.reference == reference), None)
-    here = reference == version.reference
-    again = reference in drawn
-    name = f"{'  ' * depth}{reference}"
+    known = {one.reference: one for one in everything}
+    waiting = [(root, 0)]  # a list of its own: Python's calls go a thousand deep, and a line may be longer
+    while waiting:
+        reference, depth = waiting.pop()
+        here, again = reference == version.reference, reference in drawn
+        yield _row(f"{'  ' * depth}{reference}", known.get(reference), here, again)
+        if again:
+            continue
+        drawn.add(reference)
+        # Above the version only the way to it is drawn, below it everything: siblings would bury it.
+        inside = reference not in line or here
+        below = [one.reference for one in everything if reference in one.parents]
+        waiting += [(child, depth + 1) for child in reversed(below) if inside or child in line]
+
+
+def _row(name: str, other: Version | None, here: bool, again: bool) -> tuple[str, str, str]:
     if other is None:
         # Only what is on a remote has a slash in its reference.
-        yield name, "", "(not in this catalogue)" if "/" in reference else "(removed from the catalogue)"
-    else:
-        metric = headline(other.metrics.get("test", {}))
-        told = f"{metric[0]} {short_number(metric[1])}" if metric else ""
-        marks = [told, "<-" if here else "", "(as above)" if again else ""]
-        yield name, other.strategy, "  ".join(mark for mark in marks if mark)
-    if again:
-        return
-    drawn.add(reference)
-    # Above the version only the way to it is drawn, below it everything: siblings would bury it.
-    inside = reference not in line or here
-    for child in (one for one in everything if reference in one.parents):
-        if inside or child.reference in line:
-            yield from _below(child.reference, depth + 1, line, version, everything, drawn)
+        return name, "", "(not in this catalogue)" if "/" in name else "(removed from the catalogue)"
+    metric = headline(other.metrics.get("test", {}))
+    told = f"{metric[0]} {short_number(metric[1])}" if metric else ""
+    marks = [told, "<-" if here else "", "(as above)" if again else ""]
+    return name, other.strategy, "  ".join(mark for mark in marks if mark)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,16 @@ def test_a_root_shows_all_that_came_of_it_and_a_loner_nothing(family, tmp_path):
     assert len(draw_lineage(family.resolve("corpus@1"), family.versions())) == 7
     family.add(make_checkpoint(tmp_path / "alone", seed=99), name="alone")
     assert draw_lineage(family.resolve("alone"), family.versions()) == []
+
+
+def test_a_line_of_thousands_is_drawn(family):
+    first, last = family.resolve("corpus@1"), 2000
+    line = [
+        replace(first, number=number, parents=(f"corpus@{number - 1}",) if number > 1 else ())
+        for number in range(1, last + 1)
+    ]
+    lines = draw_lineage(line[-1], line)
+    assert [row.split()[0] for row in lines] == [version.reference for version in line]
 
 
 def test_a_parent_that_was_removed_is_said_to_be(family):

@@ -1,12 +1,13 @@
 """A card's front matter, as the Hub reads it (https://huggingface.co/docs/hub/model-cards#model-card-metadata).
 
-Made by ``huggingface_hub``'s own ``ModelCardData``. The Hub refuses a card with a license, a language or a base that it
-can't read, so what can't be put in its form is left out here, and told in the card's text.
+Its fields are made by ``huggingface_hub``'s own ``ModelCardData``. The Hub refuses a card with a license, a language or
+a base that it can't read, so what can't be put in its form is left out here, and told in the card's text.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.markup import short
@@ -15,6 +16,7 @@ from lorary.hub.reference import normalise_domain
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:
+    import yaml
     from huggingface_hub import EvalResult
 
 TAG = "lorary"
@@ -37,6 +39,7 @@ LICENSES = frozenset(
 """The licenses that the Hub knows by an identifier (https://huggingface.co/docs/hub/repositories-licenses)."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_NUMBER_IN_YAML_12 = re.compile(r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+|0o[0-7]+)$")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*|multilingual|code")
 
 
@@ -77,6 +80,7 @@ def hub_languages(origin: Origin) -> list[str]:
 
 def front_matter(version: Version, origin: Origin) -> str:
     """The YAML between the card's two lines of dashes, without them."""
+    import yaml
     from huggingface_hub import ModelCardData
 
     results = _results(version, origin)
@@ -98,7 +102,22 @@ def front_matter(version: Version, origin: Origin) -> str:
     )
     if not results:
         data.pop("model_name")
-    return data.to_yaml()
+    return str(yaml.dump(data.to_dict(), Dumper=_dumper(), sort_keys=False, allow_unicode=True)).strip()
+
+
+@cache
+def _dumper() -> type[yaml.SafeDumper]:
+    """PyYAML's, which quotes what YAML 1.1 has another meaning for than a text's; this one also what only 1.2 has.
+
+    The Hub reads 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), where a tag 2e-4 would be a number, and refused.
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER_IN_YAML_12, list("-+.0123456789"))
+    return Dumper
 
 
 def _license(origin: Origin) -> dict[str, Any]:

@@ -72,6 +72,17 @@ def test_the_hub_s_own_reader_gets_every_field(make):
     assert results["accuracy"].dataset_split == "test"
 
 
+@pytest.mark.parametrize("word", ["2e-4", "1e5", "1.5e3", "0o17", "0x10", "no", "2024-01-01", "null", "1_0", "12"])
+def test_a_word_that_yaml_has_another_meaning_for_is_quoted(add, registry, word):
+    # The Hub reads YAML 1.2, in which 2e-4 is a number; PyYAML reads 1.1, in which it is a word, but no isn't.
+    version = add(metrics={"test": {word: 0.5}})
+    front = text_of((make_card(version, registry.checkpoint(version)), version)).split("---\n")[1]
+    assert yaml.safe_load(front)["metrics"] == [word]
+    assert {line.strip() for line in front.splitlines() if word in line} == {
+        f"- '{word}'", f"- type: '{word}'", f"name: '{word}'",
+    }  # fmt: skip
+
+
 def test_the_front_matter_survives_the_hub_s_own_round_trip(make):
     text, _ = make()
     card = ModelCard(text)

@@ -25,6 +25,7 @@ DTYPE_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 
 _CHUNK = 1 << 20
+_LFS_POINTER = b"version "  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 _MAX_DIMENSIONS = 64  # torch's own limit
 
 
@@ -61,6 +62,10 @@ def _read_header(file: BinaryIO, size: int, name: str) -> dict[str, TensorInfo]:
     if len(prefix) < 8:
         raise CheckpointError(
             f"{name}: {size} bytes is too short for a safetensors file; it is truncated, copy it again"
+        )
+    if prefix == _LFS_POINTER:
+        raise CheckpointError(
+            f"{name}: is a pointer of Git LFS in place of the file; `git lfs pull` in its repository fetches that"
         )
     (length,) = struct.unpack("<Q", prefix)
     if length > min(MAX_HEADER_BYTES, size - 8):

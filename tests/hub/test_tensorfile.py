@@ -75,6 +75,13 @@ def test_a_header_that_lies_is_refused(tmp_path, header, data, message):
         read_header(path)
 
 
+def test_what_git_lfs_leaves_in_a_clone_without_it_is_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12345\n")
+    with pytest.raises(CheckpointError, match=r"a pointer of Git LFS.*`git lfs pull`"):
+        read_header(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\1\2\3", struct.pack("<Q", 2**63), struct.pack("<Q", 10) + b"{}"])
 def test_a_file_shorter_than_its_header_is_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"

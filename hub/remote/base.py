@@ -26,6 +26,7 @@ PICKLED = "adapter_model.bin"  # PEFT's weights of old
 WANTED = frozenset({*KEPT_FILES, VERSION_NAME})
 """The files that are fetched; whatever else lies there stays there."""
 
+_TOLD = 5
 # Bytes; an adapter beyond that is a mistake or an attack.
 _LIMIT = 100_000_000  # the largest tokenizers take 40 MB
 _LIMITS = {
@@ -124,6 +125,7 @@ def check_listing(sizes: Mapping[str, int | None], source: str) -> list[str]:
         whole = "; it looks like a whole model" if "config.json" in sizes and missing == CONFIG_NAME else ""
         raise CheckpointError(
             f"{source}: no {missing} there{whole}; expected an adapter as PEFT's save_pretrained writes it"
+            f"{_below(sizes)}"
         )
     names = sorted(WANTED & set(sizes))
     for name in names:
@@ -134,6 +136,17 @@ def check_listing(sizes: Mapping[str, int | None], source: str) -> list[str]:
                 f"{source}: {name} takes {found} bytes, expected at most {limit:,}; nothing was fetched"
             )
     return names
+
+
+def _below(names: Collection[str]) -> str:
+    """Where adapters are in a repository that has several, and how one of them is had."""
+    folders = sorted({name.rpartition("/")[0] for name in names if name.endswith(f"/{CONFIG_NAME}")})
+    if not folders:
+        return ""
+    return (
+        f". There are some in the folders {', '.join(folders[:_TOLD])}: fetch one with `hf download --include` and "
+        "`--local-dir`, and `lorary import` its folder"
+    )
 
 
 def _pickled(source: str) -> str:

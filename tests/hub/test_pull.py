@@ -205,6 +205,10 @@ def test_pickles_only(ann, elsewhere, tmp_path):
         ({"config.json": b"{}", "model.safetensors": b""}, ["no adapter_config.json", "a whole model"]),
         ({"adapter_config.json": b"{}"}, ["no adapter_model.safetensors"]),
         ({}, ["no adapter_config.json"]),
+        (
+            {f"{name}/adapter_config.json": b"{}" for name in ("b/one", "a")},
+            ["no adapter_config.json", "in the folders a, b/one", "hf download", "lorary import"],
+        ),
     ],
 )
 def test_no_adapter_there(ann, elsewhere, files, words):

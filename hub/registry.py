@@ -61,6 +61,8 @@ class Registry(Keeping):
             shown = text if len(text := str(self.path)) < 200 else f"{text[:200]}..."
             why = "its links lead in a circle" if error.errno == errno.ELOOP else error.strerror
             raise RegistryError(f"{shown}: can't be a registry's path ({why}); name another one") from error
+        if not real.name:
+            raise RegistryError(f"{real}: is a folder, and so no registry; name a file")
         # SQLite follows a link to the database; its files are beside the database itself.
         self._store = Store(real.with_name(f"{real.name.removesuffix('.db')}.store"))
 

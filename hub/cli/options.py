@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,14 +18,17 @@ def given_path(text: str) -> Path:
 
     Raises:
         BadParameter: it is empty, as an unset variable of a shell script is; Python takes that for the current folder.
-            Or it begins with the home folder of a user that there isn't.
+            Or it begins with the home folder of a user that there isn't, or is longer than paths can be.
     """
     if not text:
         raise typer.BadParameter("expected a path, found an empty text (the current folder is .)")
     try:
-        Path(text).expanduser()
+        Path(text).expanduser().lstat()
     except RuntimeError as error:
         raise typer.BadParameter(f"{text}: no such user's home folder is known") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise typer.BadParameter(f"{text[:100]}...: {error.strerror}") from error
     return Path(text)
 
 

@@ -18,6 +18,7 @@ from lorary.hub.keeping.aliases import (
     set_alias,
     signature,
 )
+from lorary.hub.markup import clean
 from lorary.hub.provenance.private import own_folder
 from lorary.hub.reference import check_name
 from lorary.hub.registry import Registry
@@ -96,5 +97,5 @@ def _translated(move: AliasMove, path: Path, numbers: Mapping[int, int]) -> Alia
         # Of a move that came from elsewhere before, the place where it was made.
         origin=check_line(move.origin, "the origin of a move")
         if move.origin
-        else f"{folder}/{path.name}: {before} to {after}",
+        else clean(f"{folder}/{path.name}: {before} to {after}"),
     )

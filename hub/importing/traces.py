@@ -18,6 +18,7 @@ from lorary.hub.checkpoint import KEPT_FILES, Checkpoint
 from lorary.hub.importing.discover import Found
 from lorary.hub.importing.plain_yaml import load_plain_yaml
 from lorary.hub.jsontext import load_json
+from lorary.hub.markup import clean
 from lorary.hub.provenance.curve import thinned
 from lorary.hub.provenance.front_matter import read_front_matter, terms_in
 from lorary.hub.provenance.private import bare_name
@@ -71,9 +72,9 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
     text = readme.read_bytes().decode("utf-8", "replace") if readme else ""
     written = [*(_text(place / "training_args.yaml") for place in places), _axolotl(text)]
     settings = _first_mapping(map(_yaml, written))
-    training, terms = _training(settings, state), terms_in(card)
+    training, terms, run = _training(settings, state), terms_in(card), clean(found.run.resolve().name)
     told = {
-        "imported": {"tool": _tool(card, text, settings), "run": found.run.resolve().name, "checkpoint": found.step},
+        "imported": {"tool": _tool(card, text, settings), "run": run, "checkpoint": found.step},
         "recipe": {
             **_adapter(checkpoint.config),
             **({"quantization": quantization} if (quantization := _quantization(settings)) else {}),

@@ -106,11 +106,18 @@ def local_folder(path: str | Path) -> Path | None:
 
 
 def own_folder(path: str | Path | None) -> str | None:
-    """A folder of this machine as its catalogue keeps it: with ``~`` for the home folder; None if it isn't there."""
+    """A folder of this machine as its catalogue keeps it: with ``~`` for the home folder; None if it isn't there.
+
+    None too where its path isn't Unicode, as a text in the catalogue has to be.
+    """
     folder = local_folder(path) if path is not None else None
     if folder is None:
         return None
     folder, home = folder.absolute(), Path.home()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        return None
     if folder == home:
         return "~"
     return f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorary.hub.errors import RegistryError
+from lorary.hub.errors import RegistryError, UsageError
 from lorary.hub.finding.fulltext import refresh
 from lorary.hub.tables.mounts import warn_of_network
 from lorary.hub.tables.schema import is_current, migrate
@@ -109,7 +109,7 @@ def writing(path: Path) -> Iterator[Database]:
 @contextmanager
 def nothing() -> Iterator[Database]:
     """A catalogue in memory that holds nothing: what a question is checked on where there is no registry yet."""
-    with closing(_connect("file::memory:")) as connection:
+    with _named_errors(Path("memory")), closing(_connect("file::memory:")) as connection:
         db = _wrap(connection)
         migrate(db, "memory")
         yield db
@@ -199,6 +199,8 @@ def _named_errors(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
         raise RegistryError(f"{path}: {_explain(name, error)}") from error
+    except UnicodeEncodeError as error:  # of what is looked for: a shell hands other bytes on so
+        raise UsageError(f"{error.object!r:.100} isn't text in UTF-8, and so nothing in a registry") from error
     except OSError as error:
         raise RegistryError(f"{path}: {error.strerror or error}; check the path and its permissions") from error
 

@@ -1,16 +1,19 @@
 """Importing what other trainers leave behind: which of a run's checkpoints, what is read, what is refused."""
 
 import json
+import os
 import pickle
+import sys
 
 import pytest
 
 from checkpoints import make_checkpoint
+from lorary.hub import Registry
 from lorary.hub.card import make_card
 from lorary.hub.checkpoint import ORIGIN_NAME
 from lorary.hub.cli.main import main
 from lorary.hub.errors import UsageError
-from lorary.hub.importing import import_folders
+from lorary.hub.importing import import_folders, import_registry
 from lorary.hub.importing.discover import find_runs
 from lorary.hub.importing.plain_yaml import load_plain_yaml
 
@@ -372,6 +375,21 @@ def test_names_are_made_valid(tmp_path):
     [first, second] = [find_runs(make_checkpoint(tmp_path / name))[0][0].name for name in ("法律", "金融")]
     assert first.startswith("adapter-")
     assert first != second
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_folders_whose_names_are_not_unicode(registry, tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    make_run(odd / "tone", steps=(20,), final=False)
+    (odd / "tone").rename(odd / os.fsdecode(b"t\xf6ne"))
+    there = Registry(odd / "registry.db")
+    base = make_checkpoint(odd / "base")
+    (base / "config.json").write_text("{}")
+    assert run_command(there, odd / os.fsdecode(b"t\xf6ne"), "--domain", "x", "--alias", "prod", "--name", "tone") == 0
+    assert there.checkpoint("tone").told["imported"]["run"] == "t\\udcf6ne"
+    there.add(base, name="on-base", base_folder=base)
+    assert {outcome.state for outcome in import_registry(registry, there.path)} == {"taken"}
+    assert registry.alias_history("tone")[0].origin.endswith("caf\\udce9/registry.db: - to 1")
 
 
 def test_the_base_of_adapters_that_know_only_a_folder(registry, tmp_path):

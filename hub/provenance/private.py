@@ -113,14 +113,25 @@ def own_folder(path: str | Path | None) -> str | None:
     folder = local_folder(path) if path is not None else None
     if folder is None:
         return None
-    folder, home = folder.absolute(), Path.home()
+    folder, home = folder.absolute(), _home()
     try:
         str(folder).encode()
     except UnicodeEncodeError:
         return None
+    if home is None:
+        return str(folder)
     if folder == home:
         return "~"
     return f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
+
+
+def _home() -> Path | None:
+    """The user's home folder; None for one who has none, whose home folder is the root in some containers."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and a user id that the system has no name for
+        return None
+    return home if home.name else None
 
 
 _PART = r"[^\\/\s\"'`<>|:;,()\[\]{}]+"
@@ -137,7 +148,7 @@ class _Homes:
 
 @cache
 def _homes_with(own: str) -> _Homes:
-    first = f"{re.escape(own)}|" if len(own) > 1 else ""
+    first = f"{re.escape(own)}|" if own else ""
     home = rf"(?<![\w.])(?:{first}/(?:home|Users)/{_PART}|/root|[A-Za-z]:[\\/]+Users[\\/]+{_PART})"
     return _Homes(
         inside=re.compile(rf"(?:{home}|(?<![\w.~])~(?=[\\/]\w))(?:[\\/]+{_PART})*[\\/]?(?![\w-])"),
@@ -147,4 +158,4 @@ def _homes_with(own: str) -> _Homes:
 
 
 def _homes() -> _Homes:
-    return _homes_with(str(Path.home()))
+    return _homes_with(str(_home() or ""))

@@ -1,6 +1,7 @@
 """Nothing secret in any file of a version: tokens, keys, logins in addresses, and home folders are taken out."""
 
 import json
+import pwd
 import time
 
 import pytest
@@ -162,3 +163,20 @@ def test_a_folder_of_the_home_folder_is_kept_with_a_tilde(tmp_path, monkeypatch)
     assert own_folder(tmp_path / "alice") == "~"
     assert own_folder(tmp_path) == str(tmp_path)
     assert own_folder(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("home", [None, "/"])
+def test_a_user_without_a_home(registry, tmp_path, monkeypatch, home):
+    """In a container that runs as a number that its system has no name for, HOME is unset, or the root."""
+
+    def nobody(_):
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    base = tmp_path / "base"
+    version = registry.add(make_checkpoint(tmp_path / "tone"), name="tone", base_folder=make_checkpoint(base))
+    assert registry.bases.folders_of("nothing") == []
+    assert own_folder(base) == str(base)
+    assert redact_text("in /home/ann/x") == "in x"
+    assert registry.alias("tone", "prod", version.number)

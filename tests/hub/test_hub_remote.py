@@ -32,6 +32,21 @@ def test_ahead_behind_same_and_diverged(ann, registry, add, elsewhere, tmp_path)
     assert len(registry.versions()) == 3
 
 
+def test_a_version_whose_tag_a_killed_push_left_out_is_found_in_the_history(ann, registry, add, elsewhere, no_wait):
+    add(0)
+    push(registry, "finance-tone")
+    pull(elsewhere, REPO)
+    for seed in (1, 2):
+        add(seed)
+        ann.fail("POST", "/tag/", status=500, times=4)
+        with pytest.raises(RemoteError, match="500"):
+            push(registry, f"finance-tone@{seed + 1}")
+    assert set(ann.repos[REPO].tags) == {"v1"}
+    (synced,) = sync(elsewhere)
+    assert (synced.settled, [pulled.number for pulled in synced.pulled]) == (True, [2, 3])
+    assert [version.digest for version in elsewhere.versions()] == [version.digest for version in registry.versions()]
+
+
 def test_a_version_that_was_never_pushed_is_no_news(ann, registry, add):
     for seed in (0, 1, 2):
         add(seed)

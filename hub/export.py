@@ -120,7 +120,8 @@ def _vllm_problems(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("lora_bias") or config.get("bias") not in (None, "none"):
         yield "it trained biases (bias, lora_bias), which vLLM doesn't load"
     saved = config.get("modules_to_save") or []
-    others = [str(name) for name in saved if name not in _VLLM_MODULES] if isinstance(saved, list) else [str(saved)]
+    names = [str(name) for name in saved] if isinstance(saved, list) else [repr(saved)]
+    others = [name for name in names if name not in _VLLM_MODULES]
     if others:
         yield f"modules_to_save has {', '.join(others)}, vLLM takes classifier and score only"
     for field in ("rank_pattern", "alpha_pattern"):

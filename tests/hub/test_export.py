@@ -108,6 +108,7 @@ def test_vllm_s_command(registry, tmp_path):
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["score", "lm_head"]}, "lm_head"),
+        ({"modules_to_save": [["score"]]}, "modules_to_save"),
         ({"rank_pattern": {"q": 3}}, "rank_pattern"),
         ({"alpha_pattern": {"q": 3}}, "alpha_pattern"),
         ({"peft_type": "IA3"}, "IA3"),

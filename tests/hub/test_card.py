@@ -1,6 +1,7 @@
 """The model card: what the Hub reads of it, what a person reads, and that nothing of a stranger's acts in it."""
 
 import re
+import sqlite3
 
 import pytest
 import yaml
@@ -243,3 +244,12 @@ def test_an_imported_adapter_isn_t_compared_with_its_own_validation_rows(make):
     text, _ = make(metrics=metrics)
     assert "no better than untrained" in text
     assert "no better than on validation rows" not in text
+
+
+def test_a_task_that_somebody_wrote_into_the_row_is_named(add, registry, capsys):
+    add()
+    with sqlite3.connect(registry.path) as db:
+        db.execute("UPDATE adapters SET task = 'ner'")
+    for words in (["show", "finance-tone", "--card"], ["export", "finance-tone", "out"]):
+        assert main([*words, "--registry", str(registry.path)]) == 1
+        assert "finance-tone@1: the registry has 'ner' for its task; expected" in capsys.readouterr().err

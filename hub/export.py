@@ -21,6 +21,7 @@ from lorary.hub.errors import CheckpointError, OutputError, UnsupportedAdapterEr
 from lorary.hub.files.folders import new_folder
 from lorary.hub.files.store import sync_folder
 from lorary.hub.jsontext import load_json
+from lorary.hub.keeping.verification import demand_registered
 from lorary.hub.provenance.private import local_folder
 from lorary.hub.values import Version
 
@@ -42,9 +43,10 @@ def export_folder(version: Version, checkpoint: Checkpoint, folder: Path) -> Pat
 
     Raises:
         OutputError: the folder holds something, or can't be written.
-        CheckpointError: a file of the version can't be read.
+        CheckpointError: a file of the version can't be read, or isn't what was registered.
     """
     folder = folder.expanduser().absolute()
+    demand_registered(version, checkpoint)
     card = _card(version, checkpoint)
     with new_folder(folder) as draft:
         for name, path in checkpoint.files.items():
@@ -66,11 +68,12 @@ def export_tar(version: Version, checkpoint: Checkpoint, file: Path) -> Path:
 
     Raises:
         OutputError: a file is there already, or it can't be written.
-        CheckpointError: a file of the version can't be read.
+        CheckpointError: a file of the version can't be read, or isn't what was registered.
     """
     file = file.expanduser().absolute()
     if file.exists() or file.is_symlink():
         raise OutputError(f"{file}: is there already; name another file, or remove it first")
+    demand_registered(version, checkpoint)
     card = _card(version, checkpoint)
     contents: dict[str, Path | bytes] = dict(checkpoint.files)
     if card is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from lorary.hub.errors import LoraryError, RegistryError
 from lorary.hub.importing.histories import carry_aliases
 from lorary.hub.importing.outcome import Outcome, Watch, unwatched
+from lorary.hub.keeping.verification import demand_registered
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 
@@ -50,8 +51,10 @@ def import_registry(registry: Registry, path: Path, watch: Watch = unwatched) ->
 def _take(registry: Registry, other: Registry, version: Version, references: dict[str, str]) -> Outcome:
     before = registry.numbers(version.name)
     folders = other.bases.folders_of(version.base_id) if version.base_id else []
+    checkpoint = other.checkpoint(version)
+    demand_registered(version, checkpoint)
     ours = registry.add(
-        other.checkpoint(version),
+        checkpoint,
         name=version.name,
         domain=version.domain,
         task=version.task,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
-from lorary.hub.errors import CheckpointError, RegistryError, UnsafeFileError
+from lorary.hub.errors import ChangedFilesError, CheckpointError, RegistryError, UnsafeFileError
 from lorary.hub.files.store import Store, hash_file
 from lorary.hub.finding.fulltext import count_stale
 from lorary.hub.pretrained_bases import Bases
@@ -59,6 +59,24 @@ def open_version(store: Store, version: Version) -> Checkpoint:
                 "then remove the version and register it again from its folder"
             )
     return read_checkpoint(files, shown=version.reference)
+
+
+def demand_registered(version: Version, checkpoint: Checkpoint) -> None:
+    """Hash a version's files before they leave its store: what has rotted there isn't the version.
+
+    Raises:
+        ChangedFilesError: one of them isn't what was registered.
+        CheckpointError: one of them can't be read.
+    """
+    for name, path in checkpoint.files.items():
+        try:
+            found = hash_file(path)
+        except OSError as error:
+            raise CheckpointError(f"{version.reference}: {name} can't be read ({error.strerror or error})") from error
+        if found != version.files[name]:
+            raise ChangedFilesError(
+                f"{version.reference}: {name} isn't what was registered; `lorary verify` on its registry tells more"
+            )
 
 
 def check_version(store: Store, version: Version, hashed: dict[str, FileEntry]) -> Iterator[Finding]:

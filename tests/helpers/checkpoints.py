@@ -68,3 +68,10 @@ def make_checkpoint(folder: Path, *, seed: int = 0, manifest: Manifest | bool = 
     if manifest:
         (make_manifest() if manifest is True else manifest).write(folder)
     return folder
+
+
+def rot(path: Path) -> None:
+    """Change the last byte of a registry's object; of a text's final newline it makes a blank."""
+    content = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 0x2A]))

@@ -7,11 +7,11 @@ import tarfile
 
 import pytest
 
-from checkpoints import lora_tensors, make_checkpoint, write_safetensors
+from checkpoints import lora_tensors, make_checkpoint, rot, write_safetensors
 from lorary.hub import export
 from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.cli.main import main
-from lorary.hub.errors import OutputError, UnsupportedAdapterError
+from lorary.hub.errors import ChangedFilesError, OutputError, UnsupportedAdapterError
 from lorary.hub.export import export_folder, export_tar, vllm_command
 
 
@@ -59,6 +59,16 @@ def test_a_folder_that_holds_something_is_refused(registry, version, tmp_path):
         export_folder(version, registry.checkpoint(version), tmp_path / "link")
     (tmp_path / "empty").mkdir()
     assert export_folder(version, registry.checkpoint(version), tmp_path / "empty").is_dir()
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "lorary.json"])
+@pytest.mark.parametrize("write", [export_folder, export_tar])
+def test_rotten_files_are_not_handed_on(registry, version, tmp_path, write, name):
+    checkpoint = registry.checkpoint(version)
+    rot(checkpoint.files[name])
+    with pytest.raises(ChangedFilesError, match=rf"tone@1: {name} isn't what was registered.*`lorary verify`"):
+        write(version, checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("form", ["folder", "tar"])

@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from checkpoints import make_checkpoint, make_manifest
+from checkpoints import make_checkpoint, make_manifest, rot
 from lorary.hub import Registry
 from lorary.hub.cli.main import main
 from lorary.hub.errors import RegistryError
@@ -174,6 +174,17 @@ def test_a_damaged_version_is_refused(registry, other):
     object_.unlink()
     states = {outcome.source: outcome.state for outcome in import_registry(registry, other.path)}
     assert states == {"tone@1": "taken", "tone@2": "refused", "aaa@1": "taken"}
+    assert registry.verify() == []
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "lorary.json"])
+def test_a_version_whose_bytes_have_rotted_is_refused(registry, other, name):
+    rot(other.checkpoint("tone@2").files[name])
+    outcomes = {outcome.source: outcome for outcome in import_registry(registry, other.path)}
+    # The three have one lorary.json between them.
+    states = {"adapter_model.safetensors": ("taken", "refused", "taken"), "lorary.json": ("refused",) * 3}[name]
+    assert [outcomes[source].state for source in ("tone@1", "tone@2", "aaa@1")] == list(states)
+    assert f"tone@2: {name} isn't what was registered" in outcomes["tone@2"].note
     assert registry.verify() == []
 
 

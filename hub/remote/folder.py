@@ -168,8 +168,8 @@ class SharedFolder:
         if not (self.path / "aliases").is_dir():
             return aliases
         for path in _entries(self.path / "aliases"):
-            if _plain_size(path, self.address) > 20:
-                continue
+            if not 0 < _plain_size(path, self.address) <= 20:
+                continue  # some storage servers put a folder of theirs into each
             text = path.read_bytes().decode("ascii", "replace").strip()
             if _NUMBER.fullmatch(text) and int(text) in numbers:
                 aliases[path.name] = int(text)

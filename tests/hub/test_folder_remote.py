@@ -203,6 +203,20 @@ def test_a_share_that_is_not_mounted_any_more(registry, add, team, place):
             call()
 
 
+def test_what_a_storage_server_puts_into_every_folder_is_passed_over(registry, add, team, place, elsewhere):
+    add(0, aliases=["prod"])
+    push(registry, "finance-tone", team)
+    for folder in [place.parent, *(path for path in place.rglob("*") if path.is_dir())]:
+        (folder / "@eaDir").mkdir()
+        (folder / "@eaDir" / "x@SynoEAStream").write_bytes(b"x")
+        (folder / ".DS_Store").write_bytes(b"\0" * 6148)
+    assert status(registry)[0].relation == "same"
+    assert pull(elsewhere, f"{team}/finance-tone@prod").aliases == ("prod",)
+    add(1)
+    assert push(registry, "finance-tone@2").number == 2
+    assert [row.address for row in list_remote(team)[0]] == [f"{team}/finance-tone"]
+
+
 def test_an_adapter_called_versions(registry, add, team, place, elsewhere):
     add(0, name="versions")
     add(1)

@@ -33,6 +33,7 @@ _PATHS = (
     "chat_template_file",
 )
 
+_LARGEST = 100_000_000  # bytes of a text, as on the way in from a remote
 _AS_IS = "surrogateescape"  # bytes that aren't UTF-8 come out as they went in
 
 
@@ -44,7 +45,7 @@ def cleaned(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
     Weights, vocabularies, prompts and labels aren't touched.
 
     Raises:
-        CheckpointError: a text file that can't be read.
+        CheckpointError: a text file that can't be read, or is of an absurd size.
     """
     changed = {name: text for name in checkpoint.files if (text := _clean_text(checkpoint, name)) is not None}
     if not changed:
@@ -83,6 +84,11 @@ def _clean_text(checkpoint: Checkpoint, name: str) -> str | None:
     if change is None:
         return None
     try:
+        if (size := checkpoint.files[name].stat().st_size) > _LARGEST:
+            raise CheckpointError(
+                f"{checkpoint.source}: {name}: {size:,} bytes is too large to be searched for secrets; expected at "
+                f"most {_LARGEST:,}, shorten it or take it out of the folder"
+            )
         # Not read_text: a line's ending is part of the content.
         text = checkpoint.files[name].read_bytes().decode("utf-8", _AS_IS)
     except OSError as error:

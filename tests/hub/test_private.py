@@ -9,6 +9,7 @@ import pytest
 from checkpoints import BASE_FINGERPRINT, make_checkpoint, make_manifest
 from lorary.hub.base_files import resolve_base
 from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.errors import CheckpointError
 from lorary.hub.manifest import BaseIdentity, Prompt
 from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.provenance.private import own_folder, public_base, redact, redact_text
@@ -143,6 +144,15 @@ def test_a_base_in_a_folder_is_found_again_by_its_name(registry, tmp_path):
         assert resolve_base("llama-mine").path == str(base)
     assert registry.find(base=str(base)) == [version]
     assert registry.find(base="llama-mine") == [version]
+
+
+def test_a_text_too_large_to_be_searched_is_refused(registry, tmp_path):
+    folder = make_checkpoint(tmp_path / "tone")
+    with (folder / "README.md").open("wb") as readme:
+        readme.truncate(10**10)  # of nothing: it takes no room
+    with pytest.raises(CheckpointError, match=r"README\.md: 10,000,000,000 bytes is too large.*at most 100,000,000"):
+        registry.add(folder, name="tone")
+    assert not registry.path.exists()
 
 
 def test_in_the_catalogue_a_folder_below_home_stands_without_its_owner(registry, tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
     )
     readme = next((place / "README.md" for place in places if _readable(place / "README.md")), None)
     card = read_front_matter(readme) if readme else {}
-    text = readme.read_bytes().decode("utf-8", "replace") if readme else ""
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme else ""
     written = [*(_text(place / "training_args.yaml") for place in places), _axolotl(text)]
     settings = _first_mapping(map(_yaml, written))
     training, terms, run = _training(settings, state), terms_in(card), clean(found.run.resolve().name)

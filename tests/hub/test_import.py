@@ -178,9 +178,10 @@ def test_a_checkpoint_that_was_half_written_is_refused_and_the_one_before_taken(
     assert "no adapter_model.safetensors" in capsys.readouterr().out
 
 
-def test_axolotl(registry, tmp_path, capsys):
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_axolotl(registry, tmp_path, capsys, line_end):
     run = make_run(tmp_path / "out", base_model_name_or_path="/home/alice/models/tiny")
-    (run / "README.md").write_text(AXOLOTL)
+    (run / "README.md").write_text(AXOLOTL, newline=line_end)
     assert run_command(registry, run, "--domain", "finance", "--name", "tone") == 0
     [version] = registry.versions()
     checkpoint = registry.checkpoint(version)

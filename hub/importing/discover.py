@@ -6,6 +6,7 @@ adapter and ``checkpoint-N`` folders in it; of a run that was stopped there are 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -39,35 +40,46 @@ class Run:
     adapters: tuple[Found, ...]
 
 
-def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
-    """The runs below ``root``, and the folders that hold an adapter but are reached through a link only."""
+def find_runs(root: Path) -> tuple[list[Run], dict[Path, str]]:
+    """The runs below ``root``, and why other folders weren't looked into: links to adapters, and what can't be read."""
     found: dict[Path, list[Found]] = {}
-    links: list[Path] = []
-    for folder in _folders(root, links):
+    left: dict[Path, str] = {}
+    for folder in _folders(root, left):
         if _is_adapter(folder):
             step = _CHECKPOINT.fullmatch(folder.resolve().name)
             run = folder.resolve().parent if folder == root and step else folder.parent if step else folder
             found.setdefault(run, []).append(Found(folder, run, int(step[1]) if step else None))
     names = _names(root, list(found))
     runs = [Run(run, names[run], tuple(sorted(adapters, key=_newest_first))) for run, adapters in found.items()]
-    return runs, links
+    return runs, left
 
 
 def _newest_first(found: Found) -> tuple[bool, int]:
     return found.step is not None, -(found.step or 0)
 
 
-def _folders(root: Path, links: list[Path]) -> Iterator[Path]:
-    for parent, names, _ in os.walk(root, followlinks=False):
+def _folders(root: Path, left: dict[Path, str]) -> Iterator[Path]:
+    def unread(error: OSError) -> None:
+        left[Path(error.filename)] = f"can't be read ({error.strerror})"
+
+    for parent, names, _ in os.walk(root, onerror=unread, followlinks=False):
         here = Path(parent)
+        if not os.access(here, os.X_OK):  # its names may be read, and nothing of what is behind them
+            unread(PermissionError(errno.EACCES, os.strerror(errno.EACCES), parent))
+            names.clear()
+            continue
         names.sort()
-        links += [here / name for name in names if (here / name).is_symlink() and _is_adapter(here / name)]
-        names[:] = [name for name in names if not name.startswith(".") and not (here / name).is_symlink()]
+        links = [here / name for name in names if (here / name).is_symlink()]
+        left |= {link: "is a link; name the folder itself" for link in links if _is_adapter(link)}
+        names[:] = [name for name in names if not name.startswith(".") and here / name not in links]
         yield here
 
 
 def _is_adapter(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLED_WEIGHTS))
+    try:
+        return any((folder / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLED_WEIGHTS))
+    except PermissionError:  # a link may lead behind a folder that can't be entered
+        return False
 
 
 def _names(root: Path, runs: list[Path]) -> dict[Path, str]:

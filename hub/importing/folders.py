@@ -55,8 +55,8 @@ def import_folders(
         LoraryError: there is one adapter alone, and it can't be taken; of several this is an outcome.
     """
     root = root.expanduser()
-    runs, links = _runs(root, name, alias)
-    alone = len(runs) == 1 and len(runs[0].adapters) == 1 and not links
+    runs, left = _runs(root, name, alias)
+    alone = len(runs) == 1 and len(runs[0].adapters) == 1 and not left
     tags = tuple(tags)
     seen, total = 0, sum(len(run.adapters) for run in runs)
     for run in runs:
@@ -86,16 +86,16 @@ def import_folders(
             yield outcome
         if alias is not None and version is not None and alias not in version.aliases:  # the last was refused
             registry.alias(version.name, alias, version.number)
-    for link in links:
-        yield Outcome(_shown(link, root), "refused", note="is a link; name the folder itself")
+    for folder, why in left.items():
+        yield Outcome(_shown(folder, root), "refused", note=why)
 
 
-def _runs(root: Path, name: str | None, alias: str | None) -> tuple[list[Run], list[Path]]:
+def _runs(root: Path, name: str | None, alias: str | None) -> tuple[list[Run], dict[Path, str]]:
     """What :func:`find_runs` finds in a folder. Raises as :func:`import_folders`."""
     if not root.is_dir():
         raise CheckpointError(f"{root}: no such folder, and no registry; name a folder that holds adapters")
-    runs, links = find_runs(root)
-    if not runs and not links:
+    runs, left = find_runs(root)
+    if not runs and not left:
         raise CheckpointError(
             f"{root}: no adapter in it or below it; expected adapter_config.json and adapter_model.safetensors, as "
             "PEFT's save_pretrained writes them"
@@ -105,7 +105,7 @@ def _runs(root: Path, name: str | None, alias: str | None) -> tuple[list[Run], l
             raise UsageError(
                 f"{root}: holds {len(runs)} adapters, which can't all have the {what} {given!r}; leave it out"
             )
-    return runs, links
+    return runs, left
 
 
 def _take(

@@ -1,3 +1,7 @@
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from checkpoints import make_checkpoint
@@ -27,3 +31,15 @@ def ann(hub, monkeypatch):
 def elsewhere(tmp_path):
     """The registry of another machine."""
     return Registry(tmp_path / "elsewhere" / "registry.db")
+
+
+@pytest.fixture
+def open_folder():
+    """A folder whose parents everybody may enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="lorary-tests-"))
+    folder.chmod(0o755)
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)

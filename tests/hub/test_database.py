@@ -8,10 +8,10 @@ import shutil
 import signal
 import sqlite3
 import stat
-import tempfile
 from pathlib import Path
 
 import pytest
+from privileges import unprivileged
 
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
@@ -48,37 +48,6 @@ def traces(folder):
         str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None)
         for path in [folder, *sorted(folder.rglob("*"))]
     }
-
-
-def unprivileged(action):
-    """Run ``action`` in a process that file permissions bind, which they don't for root; give back its result."""
-    if os.getuid():
-        return action()
-    with tempfile.TemporaryFile("w+") as result:
-        if not (child := os.fork()):
-            try:
-                os.setuid(65534)
-                result.write(str(action()))
-            except BaseException as error:
-                result.write(f"{type(error).__name__}: {error}")
-            finally:
-                result.flush()
-                os._exit(0)
-        os.waitpid(child, 0)
-        result.seek(0)
-        return result.read()
-
-
-@pytest.fixture
-def open_folder():
-    """A folder whose parents everybody may enter, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="lorary-tests-"))
-    folder.chmod(0o755)
-    yield folder
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            path.chmod(0o755)
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)

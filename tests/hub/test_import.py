@@ -6,6 +6,7 @@ import pickle
 import sys
 
 import pytest
+from privileges import unprivileged
 
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
@@ -349,6 +350,20 @@ def test_yaml_with_aliases_is_refused():
     for text in ("a: &x 1\nb: *x", "[", "!!python/object/apply:os.system [ls]"):
         with pytest.raises(ValueError, match="YAML"):
             load_plain_yaml(text)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks to drop its privileges")
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_folders_that_may_not_be_read_are_told_and_the_rest_is_taken(open_folder, mode):
+    make_checkpoint(open_folder / "saves" / "private")
+    make_checkpoint(open_folder / "saves" / "tone", seed=1)
+    (open_folder / "home").mkdir()
+    (open_folder / "home").chmod(0o777)
+    registry = Registry(open_folder / "home" / "registry.db")
+    (open_folder / "saves" / "private").chmod(mode)
+    (open_folder / "saves" / "link").symlink_to(open_folder / "saves" / "private" / "below")
+    told = unprivileged(lambda: [(one.source, one.state) for one in import_folders(registry, open_folder / "saves")])
+    assert told == str([("tone", "taken"), ("private", "refused")])
 
 
 def test_no_two_runs_get_one_name(registry, tmp_path):

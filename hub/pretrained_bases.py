@@ -28,6 +28,7 @@ from lorary.hub.files.store import Store, hash_file
 from lorary.hub.keeping.removal import sweep_folder
 from lorary.hub.provenance.private import is_absolute, last_part, local_folder
 from lorary.hub.reference import check_name
+from lorary.hub.registry_path import suggested
 from lorary.hub.tables.database import reading, writing
 from lorary.hub.tables.insertion import Metrics, check_metrics
 from lorary.hub.values import FileEntry, Finding, PretrainedBase
@@ -115,7 +116,7 @@ class Bases:
         if known is not None and known.digest != digest:
             raise RegistryConflictError(
                 f"{self._path} has a base {name!r} already (of {known.created_at[:10]}); choose another name, or "
-                f"remove it with `lorary bases --remove {name}`"
+                f"remove it with `{suggested(f'lorary bases --remove {name}', self._path)}`"
             )
         return known
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,13 +23,12 @@ from lorary.hub.pretrained_bases import Bases
 from lorary.hub.provenance.cleaning import cleaned
 from lorary.hub.provenance.private import own_folder
 from lorary.hub.reference import check_name
+from lorary.hub.registry_path import registry_path
 from lorary.hub.tables.catalogue import choose_domain, choose_task, describe, named_base, select
 from lorary.hub.tables.database import change_stamp, demand_writable, reading, writing
 from lorary.hub.tables.insertion import Metrics, NewVersion, check_metrics, check_time, insert, registered
 from lorary.hub.tables.lookup import locate
 from lorary.hub.values import FileEntry, Version
-
-PATH_VARIABLE = "LORARY_REGISTRY"
 
 
 class Registry(Keeping):
@@ -47,11 +45,7 @@ class Registry(Keeping):
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        chosen = path if path is not None else os.environ.get(PATH_VARIABLE) or "registry.db"
-        try:
-            self.path = Path(chosen).expanduser().absolute()
-        except RuntimeError as error:
-            raise RegistryError(f"{chosen}: no such user's home folder is known; name another path") from error
+        self.path = registry_path(path)
         try:
             # Path.exists and Path.resolve say nothing of a circle of links in some versions of Python.
             with suppress(FileNotFoundError, NotADirectoryError):

@@ -55,12 +55,15 @@ def _run(options: argparse.Namespace) -> None:
             raise TrainingError("another process has ended; its own words, or the launcher's, say why") from error
         return
     from lorary.hub.registry import Registry
+    from lorary.hub.registry_path import suggested
     from lorary.training.progress import BarReporter
 
+    registry = Registry(options.registry)
     with BarReporter(recipe.name) as reporter:
-        version = train(recipe, Registry(options.registry), reporter, options.resume, group=group)
+        version = train(recipe, registry, reporter, options.resume, group=group)
     figures = ", ".join(f"{name} {value:.4g}" for name, value in version.metrics["test"].items())
-    print(f"{version.reference}: {figures}\nFiles: {reporter.folder}\nNext:  lorary show {version.reference}")
+    following = suggested(f"lorary show {version.reference}", registry.path)
+    print(f"{version.reference}: {figures}\nFiles: {reporter.folder}\nNext:  {following}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.errors import LoraryError, TrainingError
 from lorary.hub.manifest import BaseIdentity
 from lorary.hub.registry import Registry
+from lorary.hub.registry_path import suggested
 from lorary.hub.values import Version
 from lorary.training.progress import Reporter
 from lorary.training.provenance import package_versions
@@ -33,11 +35,12 @@ def choose_run(recipe: AnyRecipe, resume: bool | str | Path, registry: Registry,
         if place and place.resumable and (hint := place.hint(registry)):
             raise TrainingError(f"an unfinished run is in its place: {hint}; or remove {place.folder}")
         return Unfinished(output_folder(recipe), command)
-    return _own(find(recipe, command) if resume is True else Unfinished(run_of(Path(resume).expanduser()), command))
+    found = find(recipe, command) if resume is True else Unfinished(run_of(Path(resume).expanduser()), command)
+    return _own(found, registry)
 
 
-def recipe_of(folder: Path, kind: type[Kind], command: str = "train") -> Kind:
-    """The recipe that the run in ``folder`` was started with.
+def recipe_of(folder: Path, kind: type[Kind], registry: Registry, command: str = "train") -> Kind:
+    """The recipe that the run in ``folder`` was started with; ``registry`` is the one to go on with.
 
     Raises:
         TrainingError: no run is there, it is finished and its recipe isn't needed any more, or another command's.
@@ -45,14 +48,14 @@ def recipe_of(folder: Path, kind: type[Kind], command: str = "train") -> Kind:
     """
     run = Unfinished(run_of(folder), command)
     run.demand_resumable()
-    return _own(run).recipe(kind)
+    return _own(run, registry).recipe(kind)
 
 
-def _own(run: Unfinished) -> Unfinished:
+def _own(run: Unfinished, registry: Registry) -> Unfinished:
     """The run, where it is one of its command's: another's would go on as something else, and then be removed."""
     if (other := run.begun_by) != run.command:
         raise TrainingError(
-            f"{run.final} is a run of `lorary {other}`; go on with: lorary {other} {run.final} --resume"
+            f"{run.final} is a run of `lorary {other}`; go on with: {suggested(run.going_on, registry.path)}"
         )
     return run
 
@@ -72,7 +75,8 @@ def registered_run(folder: Path, registry: Registry) -> Version | None:
         return None
     found = registry.with_digest(digest)
     if not found:
-        raise TrainingError(f"{final}: finished, but not in {registry.path}; put it there with: lorary import {final}")
+        command = suggested(shlex.join(["lorary", "import", str(final)]), registry.path)
+        raise TrainingError(f"{final}: finished, but not in {registry.path}; put it there with: {command}")
     return found[-1]
 
 

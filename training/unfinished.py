@@ -19,6 +19,7 @@ from lorary.hub.errors import RecipeError, TrainingError
 from lorary.hub.files.store import sync_folder
 from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
+from lorary.hub.registry_path import suggested
 from lorary.training.checkpoints import Checkpoint, latest, write_json
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
@@ -199,12 +200,14 @@ class Unfinished:
             return None
         return read_table(self.folder / _RESULT)
 
+    @property
+    def going_on(self) -> str:
+        """The command that goes on with the run, but for the registry that the adapter is to come into."""
+        return shlex.join(["lorary", *self.begun_by.split(), str(self.final), "--resume"])
+
     def hint(self, registry: Registry) -> str | None:
         """What is kept and how to go on with it; None where nothing is kept."""
-        words = ["lorary", *self.begun_by.split(), str(self.final), "--resume"]
-        if registry.path != Registry().path:
-            words += ["--registry", str(registry.path)]
-        command = shlex.join(words)
+        command = suggested(self.going_on, registry.path)
         if self.result() is not None:
             return f"the trained adapter is in {self.final}; put it into the catalogue with: {command}"
         if self.parts.is_dir():

@@ -65,7 +65,7 @@ def load_base(
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     if device is not None and device_map is not None:
         raise UsageError(
@@ -100,14 +100,7 @@ def load_base(
         raise BaseNotFoundError(
             f"base {base!r} can't be loaded as a model: its pickled weights are cut off or damaged; fetch them again"
         ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved.path, **trusted)
-    except (OSError, ValueError):
-        tokenizer = None  # a base without one still serves token ids
-    except Exception as error:  # the reader in Rust raises no class of its own, and transformers whatever it met
-        raise BaseNotFoundError(
-            f"base {base!r}: its tokenizer's files can't be read as one ({first_line(error)}); save the tokenizer again"
-        ) from error
+    tokenizer = read_tokenizer(base, resolved.path)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError(
             f"base {base!r}: device={device!r}, device_map={device_map!r} leave weights on disk or nowhere; name "
@@ -121,6 +114,24 @@ def load_base(
     if tokenizer is not None:
         _settle_padding(model, tokenizer)
     return LoadedBase(model, tokenizer, identity, resolved.path, tuple(sorted(info["missing_keys"])))
+
+
+def read_tokenizer(base: str, folder: str) -> Any:
+    """The tokenizer among a base's files in ``folder``; None where there is none: it still serves token ids.
+
+    Raises:
+        BaseNotFoundError: it is broken; ``base`` is what the base is called.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    except Exception as error:  # the reader in Rust raises no class of its own, and transformers whatever it met
+        raise BaseNotFoundError(
+            f"base {base!r}: its tokenizer's files can't be read as one ({first_line(error)}); save the tokenizer again"
+        ) from error
 
 
 def _whole(model: Any, config: Any, path: str) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from lorary.adapters.base.identity import tokenizer_hash
-from lorary.adapters.base.loading import quietly
+from lorary.adapters.base.loading import quietly, read_tokenizer
+from lorary.hub.base_files import resolve_base
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, first_line
 
@@ -142,6 +143,26 @@ def told_by_tokenizer(checkpoint: Checkpoint) -> tuple[Any, ...] | None:
         if files.keys() & set(_VOCABULARIES):
             return _says(_read(files))
         return (files[_TEMPLATE].read_text(encoding="utf-8"),)
+
+
+def serving_tokenizer(checkpoint: Checkpoint, base: str) -> Any:
+    """The tokenizer that rows of a checkpoint are served with, from files alone: its own, else the base's.
+
+    None where neither brings one. Of a base on the Hub config and tokenizer are downloaded, and no weights.
+
+    Raises:
+        CheckpointError: the checkpoint's files can't be read as a tokenizer.
+        BaseNotFoundError: it brings none, and the base can't be found, or its tokenizer can't be read.
+    """
+    files = tokenizer_files(checkpoint)
+    if files.keys() & set(_VOCABULARIES):
+        with _reading(checkpoint.source):
+            return _read(files)
+    tokenizer = read_tokenizer(base, resolve_base(base, weights=False).path)
+    if tokenizer is not None and files:
+        with _reading(checkpoint.source):
+            tokenizer.chat_template = files[_TEMPLATE].read_text(encoding="utf-8")
+    return tokenizer
 
 
 @contextmanager

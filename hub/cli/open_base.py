@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import BaseNotFoundError, UsageError
+from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.tables.catalogue import named_base
 
 if TYPE_CHECKING:
@@ -27,8 +30,28 @@ def open_backbone(
     chosen = base or _base_of(checkpoint)
     from lorary.adapters import Backbone
 
-    try:
+    with _told_whose(base):
         return Backbone.from_pretrained(chosen, slots=1, registry=registry, **settings)  # type: ignore[arg-type]
+
+
+def find_tokenizer(checkpoint: Checkpoint, base: str | None, registry: Registry) -> Any:
+    """The tokenizer of :func:`open_backbone`'s rows before the base is loaded, which may mean a long download.
+
+    None where neither the adapter nor the base has one. Raises as :func:`open_backbone`, and CheckpointError where the
+    adapter's own can't be read.
+    """
+    chosen = base or _base_of(checkpoint)
+    from lorary.adapters.text.tokenizers import serving_tokenizer
+
+    with _told_whose(base), bases_of(registry):
+        return serving_tokenizer(checkpoint, chosen)
+
+
+@contextmanager
+def _told_whose(base: str | None) -> Iterator[None]:
+    """An error about a base that the user didn't name says where it was named."""
+    try:
+        yield
     except BaseNotFoundError as error:
         if base is not None:
             raise

@@ -118,7 +118,7 @@ def _take(
     with on_base(checkpoint, base) as based, _with_origin(based, traces) as whole:
         if base is not None:
             same = (version for version in registry.with_digest(based.digest) if version.name == name)
-            demand_base(next(same, None), based, base)
+            demand_base(next(same, None), based, base, registry.path)
         version = registry.add(
             whole, name=name, domain=domain, task=task, tags=tags, metrics=traces.metrics, aliases=aliases
         )

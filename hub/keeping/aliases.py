@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import RegistryConflictError, RegistryError, UnknownReferenceError, UsageError
+from lorary.hub.registry_path import suggested
 from lorary.hub.tables.lookup import locate
 from lorary.hub.values import AliasMove, Version
 
@@ -144,8 +145,9 @@ def roll_back(db: Database, name: str, alias: str, by: Signature, path: Path) ->
             removed.append(f"version {target}")
     gone = f"; {', '.join(dict.fromkeys(removed))} of before {'were' if len(removed) > 1 else 'was'} removed"
     meant = "has meant nothing else" if now is None else f"meant nothing else before version {now}"
+    shows = suggested(f"lorary alias {name} --history", path)
     raise RegistryConflictError(
-        f"{name}@{alias}: can't go back, it {meant}{gone if removed else ''}; `lorary alias {name} --history` shows all"
+        f"{name}@{alias}: can't go back, it {meant}{gone if removed else ''}; `{shows}` shows all"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint, read_checkpoint
 from lorary.hub.errors import RegistryConflictError, UsageError
 from lorary.hub.provenance.private import is_absolute, local_folder, public_base
+from lorary.hub.registry_path import suggested
 from lorary.hub.values import Version
 
 # An id on the Hub: https://huggingface.co/docs/huggingface_hub/package_reference/utilities#huggingface_hub.utils.validate_repo_id
@@ -66,13 +67,14 @@ def unknown_base(checkpoint: Checkpoint) -> str | None:
     )
 
 
-def demand_base(version: Version | None, checkpoint: Checkpoint, base: str | None) -> None:
+def demand_base(version: Version | None, checkpoint: Checkpoint, base: str | None, registry: Path) -> None:
     """A version that is there already keeps the base that it has: to be asked before anything is written.
 
     Args:
         version: the one of the same name and digest; None where there is none.
         checkpoint: what is to be registered, on ``base``.
         base: the base that the user gave.
+        registry: the path of the one that it is in.
 
     Raises:
         RegistryConflictError: ``base`` is another one.
@@ -81,5 +83,5 @@ def demand_base(version: Version | None, checkpoint: Checkpoint, base: str | Non
     if version is not None and base is not None and version.base_id != named:
         raise RegistryConflictError(
             f"{version.reference} is the same adapter, on the base {version.base_id}; to have it on {named}, "
-            f"`lorary rm {version.reference}` first"
+            f"`{suggested(f'lorary rm {version.reference}', registry)}` first"
         )

@@ -100,7 +100,7 @@ def pull(
         free = wanted if there.keys() <= {checkpoint.digest} else []
         with on_base(checkpoint, base) as based:
             note = unknown_base(based)
-            demand_base(there.get(checkpoint.digest), based, base)
+            demand_base(there.get(checkpoint.digest), based, base, registry.path)
             version = _register(registry, based, stated, remote, chosen, domain, task, free)
     remember(registry, version.reference, remote.address, fetched.commit)
     number = stated.number if stated else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from shlex import quote
 
 from lorary.hub.errors import RemoteConflictError, RemoteError, UsageError
 from lorary.hub.reference import HubReference
 from lorary.hub.registry import Registry
+from lorary.hub.registry_path import suggested
 from lorary.hub.remote.address import parse_address
 from lorary.hub.remote.base import Parcel, Remote, State
 from lorary.hub.remote.compare import Comparison, compare
@@ -81,7 +83,7 @@ def push(
     number = seen.number_of(version.digest) if seen else None
     if seen is not None and number is not None:
         return _there_already(registry, version, remote, seen, number, dry_run)
-    _demand_nothing_unseen(comparison, version, remote)
+    _demand_nothing_unseen(registry, comparison, version, remote)
     number = max(version.number, max(seen.versions, default=0) + 1) if seen else version.number
     parcel = pack(registry, version, remote.address, number, seen.versions if seen else {})
     names, withheld = _names(version)
@@ -122,13 +124,14 @@ def _demand_mounted(registry: Registry, name: str, remote: SharedFolder) -> None
         )
 
 
-def _demand_nothing_unseen(comparison: Comparison, version: Version, remote: Remote) -> None:
+def _demand_nothing_unseen(registry: Registry, comparison: Comparison, version: Version, remote: Remote) -> None:
     if not comparison.behind:
         return
     there = ", ".join(f"v{number}" if number else "an adapter" for number in comparison.behind)
+    pull = suggested(f"lorary pull {quote(str(remote.address))} --name {version.name}", registry.path)
     raise RemoteConflictError(
         f"{remote.address}: holds {there}, which this registry lacks, so {version.reference} wasn't pushed; "
-        f"`lorary pull {remote.address} --name {version.name}` first, or push to another repository"
+        f"`{pull}` first, or push to another repository"
     )
 
 

@@ -74,7 +74,8 @@ def test_pull_says_what_it_does(ann, lorary, tmp_path):
     Registry(there[1]).add(make_checkpoint(tmp_path / "next", seed=1), name="tone")
     Registry(there[1]).alias("tone", "prod", 2)
     text = lorary("pull", "ann/tone", *there)
-    assert "there it is prod too; tone@prod stays as it is here (`lorary alias tone prod 1` sets it)" in text
+    sets = f"lorary alias tone prod 1 --registry {there[1]}"
+    assert f"there it is prod too; tone@prod stays as it is here (`{sets}` sets it)" in text
     values = json.loads(lorary("pull", "ann/tone", "--json", *there))
     assert (values["reference"], values["remote_number"], values["new"]) == ("tone@1", 1, False)
     assert values["aliases_kept"] == ["prod"]

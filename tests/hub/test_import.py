@@ -416,7 +416,7 @@ def test_the_base_of_adapters_that_know_only_a_folder(registry, tmp_path):
     assert "--base ORG/NAME says which it is, here or (there a folder too) where it is opened" in notes[0]
     outcomes = list(import_folders(registry, tmp_path / "runs", domain="legal", base="org/llama"))
     assert [outcome.state for outcome in outcomes] == ["refused", "taken"]
-    assert "`lorary rm one@1` first" in outcomes[0].note
+    assert f"`lorary rm one@1 --registry {registry.path}` first" in outcomes[0].note
     assert registry.resolve("two").base_id == "org/llama"
 
 
@@ -426,7 +426,7 @@ def test_what_is_refused_for_its_base_sets_no_alias(registry, tmp_path, capsys):
     assert main(told) == 0
     before = registry.stamp()
     assert main([*told, "--base", "org/other", "--alias", "prod"]) == 1
-    assert "`lorary rm one@1` first" in capsys.readouterr().err
+    assert f"`lorary rm one@1 --registry {registry.path}` first" in capsys.readouterr().err
     assert (registry.resolve("one").aliases, registry.alias_history("one"), registry.stamp()) == ((), [], before)
 
 

@@ -131,7 +131,7 @@ def test_a_base_in_a_folder_of_whoever_made_it(ann, elsewhere, tmp_path, named):
     ann.commit_folder("bob/tone", foreign(tmp_path, base_model_name_or_path=named))
     pulled = pull(elsewhere, "bob/tone", domain="legal")
     assert "--base ORG/NAME" in pulled.note
-    with pytest.raises(RegistryConflictError, match="`lorary rm tone@1` first"):
+    with pytest.raises(RegistryConflictError, match=r"`lorary rm tone@1 --registry \S+elsewhere/registry\.db` first"):
         pull(elsewhere, "bob/tone", domain="legal", base="org/tiny")
     elsewhere.remove("tone@1")
     again = pull(elsewhere, "bob/tone", domain="legal", base="org/tiny")
@@ -152,7 +152,7 @@ def test_what_is_refused_for_its_base_sets_no_alias(ann, registry, add, elsewher
     pull(elsewhere, REPO)
     registry.alias("finance-tone", "prod", 1)
     push(registry, "finance-tone@1")
-    with pytest.raises(RegistryConflictError, match="`lorary rm finance-tone@1` first"):
+    with pytest.raises(RegistryConflictError, match=r"`lorary rm finance-tone@1 --registry \S+` first"):
         pull(elsewhere, REPO, base="org/other")
     assert (elsewhere.resolve("finance-tone").aliases, elsewhere.alias_history("finance-tone")) == ((), [])
     assert pull(elsewhere, REPO, base="org/tiny").aliases == ("prod",)

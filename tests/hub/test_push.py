@@ -130,10 +130,8 @@ def test_what_this_registry_lacks_is_not_pushed_over(ann, registry, add, tmp_pat
     push(other, "finance-tone")
     head = ann.repos[REPO].refs["main"]
     add(1)
-    with pytest.raises(
-        RemoteConflictError,
-        match=rf"holds v2, which this registry lacks.*`lorary pull {REPO} --name finance-tone` first",
-    ):
+    command = rf"`lorary pull {REPO} --name finance-tone --registry \S+registry\.db` first"
+    with pytest.raises(RemoteConflictError, match=f"holds v2, which this registry lacks.*{command}"):
         push(registry, "finance-tone")
     assert ann.repos[REPO].refs["main"] == head
     assert pull(registry, REPO).version.reference == "finance-tone@3"

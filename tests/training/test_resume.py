@@ -385,9 +385,7 @@ def test_the_command_goes_on_by_folder_and_by_recipe(make_recipe, registry, tmp_
     assert main(["train", final, "--resume", *place]) == 0
     assert "in the catalogue already, as tiny@1" in capsys.readouterr().out
     assert main(["train", final, "--resume", "--registry", "other.db"]) == 1
-    assert (
-        f"finished, but not in {Path.cwd() / 'other.db'}; put it there with: lorary import {final}"
-        in capsys.readouterr().err
-    )
+    putting = f"lorary import {final} --registry other.db"
+    assert f"finished, but not in {Path.cwd() / 'other.db'}; put it there with: {putting}\n" in capsys.readouterr().err
     assert main(["train", "runs/gone", "--resume", *place]) == 1
     assert "runs/gone.incomplete: no such unfinished run" in capsys.readouterr().err

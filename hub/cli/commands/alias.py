@@ -11,6 +11,7 @@ import typer
 from lorary.hub.cli.options import JsonOption, RegistryOption, WhyOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, print_table
 from lorary.hub.errors import UsageError
+from lorary.hub.registry_path import suggested
 
 if TYPE_CHECKING:
     from lorary.hub.registry import Registry
@@ -83,7 +84,8 @@ def _show(catalogue: Registry, name: str, alias: str | None, history: bool, as_j
     elif rows:
         print_table([{**row, "why": row["why"] or ""} for row in rows], expendable=("who", "since"))
     else:
-        print_line(f"{name} has no aliases; `lorary alias {name} prod 3` makes one")
+        example = suggested(f"lorary alias {name} prod 3", catalogue.path)
+        print_line(f"{name} has no aliases; `{example}` makes one")
 
 
 def _told(alias: str, number: int, move: AliasMove | None) -> dict[str, object]:

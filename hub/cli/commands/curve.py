@@ -54,7 +54,7 @@ def command(
     if run := run_folder(recipe, resume, bool(set_)):
         from lorary.training.resume import recipe_of
 
-        settings = recipe_of(run, Recipe, "curve")
+        settings = recipe_of(run, Recipe, catalogue, "curve")
     else:
         settings = Recipe.load(recipe, set_ or ())
     from lorary.training.experiments.curve import learning_curve

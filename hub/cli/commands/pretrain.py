@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.commands.bases import base_json, print_base_metrics
+from lorary.hub.cli.next_commands import print_next
 from lorary.hub.cli.options import (
     DeviceOption,
     JsonOption,
@@ -21,6 +22,7 @@ from lorary.hub.cli.options import (
 )
 from lorary.hub.cli.output import print_json, print_line, print_table, size
 from lorary.hub.errors import UsageError
+from lorary.hub.registry import Registry
 from lorary.hub.values import PretrainedBase
 
 EXAMPLES = (
@@ -79,7 +81,7 @@ def command(
     if run:
         from lorary.training.resume import recipe_of
 
-        settings = recipe_of(run, PretrainRecipe, "pretrain")
+        settings = recipe_of(run, PretrainRecipe, catalogue, "pretrain")
     elif recipe:
         settings = PretrainRecipe.load(recipe, set_ or (), given)
     else:
@@ -92,10 +94,10 @@ def command(
     if as_json:
         print_json(base_json(base))
     else:
-        _print_result(base)
+        _print_result(base, catalogue)
 
 
-def _print_result(base: PretrainedBase) -> None:
+def _print_result(base: PretrainedBase, catalogue: Registry) -> None:
     provenance = base.provenance
     print_table(
         [
@@ -116,4 +118,5 @@ def _print_result(base: PretrainedBase) -> None:
     print_line("")
     task = {"llama": "text-generation", "t5": "summarization"}.get(base.architecture, "text-classification")
     print_line(f"Files: {base.folder}")
-    print_line(f"Next:  lorary train --base {base.name} --task {task} --name NAME --domain DOMAIN --data FILE")
+    train = f"lorary train --base {base.name} --task {task} --name NAME --domain DOMAIN --data FILE"
+    print_next([train], catalogue.path)

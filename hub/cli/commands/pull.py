@@ -8,8 +8,11 @@ import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line, version_json
+from lorary.hub.registry_path import suggested
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lorary.hub.remote.pull import Pulled
 
 EXAMPLES = (
@@ -47,11 +50,12 @@ def command(
     """
     from lorary.hub.remote import pull
 
-    pulled = pull(open_registry(registry), source, name=name, domain=domain, task=task, base=base, changed=changed)
+    catalogue = open_registry(registry)
+    pulled = pull(catalogue, source, name=name, domain=domain, task=task, base=base, changed=changed)
     if as_json:
         print_json(as_values(pulled))
         return
-    for line in _report(pulled):
+    for line in _report(pulled, catalogue.path):
         print_line(line)
 
 
@@ -68,7 +72,7 @@ def as_values(pulled: Pulled) -> dict[str, object]:
     }
 
 
-def _report(pulled: Pulled) -> list[str]:
+def _report(pulled: Pulled, catalogue: Path) -> list[str]:
     version = pulled.version
     place = f"{pulled.remote}@v{pulled.number}" if pulled.number else f"{pulled.remote}@{pulled.commit[:12]}"
     verb = "is now in the catalogue as" if pulled.new else "was in the catalogue already, as"
@@ -76,10 +80,8 @@ def _report(pulled: Pulled) -> list[str]:
     if pulled.aliases:
         lines.append(f"aliases set: {', '.join(f'{version.name}@{alias}' for alias in pulled.aliases)}")
     for alias in pulled.kept:
-        lines.append(
-            f"there it is {alias} too; {version.name}@{alias} stays as it is here "
-            f"(`lorary alias {version.name} {alias} {version.number}` sets it)"
-        )
+        setting = suggested(f"lorary alias {version.name} {alias} {version.number}", catalogue)
+        lines.append(f"there it is {alias} too; {version.name}@{alias} stays as it is here (`{setting}` sets it)")
     if pulled.note:
         lines.append(pulled.note)
     return lines

@@ -13,6 +13,7 @@ import typer
 from lorary.hub.base_files import EMBEDDED_BASE
 from lorary.hub.cli.options import given_path, open_registry
 from lorary.hub.cli.output import print_line, print_table, short_number, size
+from lorary.hub.registry_path import suggested
 
 if TYPE_CHECKING:
     from lorary.hub.registry import Registry
@@ -34,6 +35,11 @@ _TEXTS = (
 
 _HEADLINE_METRIC = {"text-classification": "accuracy", "token-classification": "f1"}
 _SWAPS = 50
+_NEXT = (
+    "lorary list",
+    "lorary show finance-tone",
+    'lorary run finance-tone "Shares fell after the profit warning."',
+)
 
 
 def command(
@@ -63,8 +69,8 @@ def command(
     _share_one_backbone([version for version, _ in versions], registry)
     print_line("")
     print_line(f"Done in {time.perf_counter() - started:.0f} s. Try next:")
-    for line in _next_commands(registry):
-        print_line(f"  {line}")
+    for command in _NEXT:
+        print_line(f"  {suggested(command, registry.path)}")
 
 
 def _train(name: str, output: Path, registry: Registry, shorter: list[str]) -> tuple[Version, float]:
@@ -168,12 +174,3 @@ def _time_swaps(backbone: Any, versions: list[Version]) -> list[float]:
         seconds.append(time.perf_counter() - started)
     backbone.unload("live")
     return seconds
-
-
-def _next_commands(registry: Registry) -> list[str]:
-    path = registry.path.relative_to(Path.cwd()) if registry.path.is_relative_to(Path.cwd()) else registry.path
-    return [
-        f"lorary list --registry {path}",
-        f"lorary show finance-tone --registry {path}",
-        f'lorary run finance-tone "Shares fell after the profit warning." --registry {path}',
-    ]

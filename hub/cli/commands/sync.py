@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,8 +11,11 @@ from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_line
 from lorary.hub.cli.transfers import tell, version_list
 from lorary.hub.errors import RemoteError
+from lorary.hub.registry_path import suggested
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lorary.hub.remote.sync import Synced
 
 EXAMPLES = ("lorary sync", "lorary sync finance-tone")
@@ -29,14 +33,15 @@ def command(
     """
     from lorary.hub.remote import sync
 
-    done = sync(open_registry(registry), name, watch=tell)
+    catalogue = open_registry(registry)
+    done = sync(catalogue, name, watch=tell)
     if as_json:
         print_json([_values(one) for one in done])
     elif not done:
         print_line("No adapter has a remote yet; `lorary push` or `lorary pull` makes one.")
     else:
         for one in done:
-            print_line(_line(one))
+            print_line(_line(one, catalogue.path))
     left = [one.before.name for one in done if not one.settled]
     if left:
         raise RemoteError(f"{len(left)} of {len(done)} weren't brought to the same versions: {', '.join(left)}")
@@ -54,7 +59,7 @@ def _values(one: Synced) -> dict[str, object]:
     }
 
 
-def _line(one: Synced) -> str:
+def _line(one: Synced, catalogue: Path) -> str:
     from lorary.hub.remote.address import FolderAddress, parse_address
 
     before = one.before
@@ -62,7 +67,7 @@ def _line(one: Synced) -> str:
     if one.problem is not None:
         return f"{where}: {one.problem}"
     if before.relation == "missing":
-        again = f"`lorary push {before.name} {before.remote}` makes it anew"
+        again = f"`{suggested(f'lorary push {before.name} {quote(before.remote)}', catalogue)}` makes it anew"
         if isinstance(address := parse_address(before.remote), FolderAddress):
             return (
                 f"{where}: it isn't there any more; is it mounted? If it was deleted on purpose, make the folder "
@@ -71,9 +76,10 @@ def _line(one: Synced) -> str:
         return f"{where}: it isn't there any more; {again}"
     if before.relation == "diverged":
         here, there = version_list(before.ahead), version_list(before.behind, "v")
+        pull = suggested(f"lorary pull {quote(before.remote)} --name {before.name}", catalogue)
+        push = suggested(f"lorary push {before.name}@{before.ahead[-1]}", catalogue)
         return (
-            f"{where}: diverged, nothing was changed; only here: {here}; only there: {there} "
-            f"(`lorary pull {before.remote} --name {before.name}`, then `lorary push {before.name}@{before.ahead[-1]}`)"
+            f"{where}: diverged, nothing was changed; only here: {here}; only there: {there} (`{pull}`, then `{push}`)"
         )
     pulled = [pulled.version.reference for pulled in one.pulled]
     pushed = [pushed.version.reference for pushed in one.pushed]

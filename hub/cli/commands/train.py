@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.cli.experiments import ablate_recipe, measure_base, print_repeated
+from lorary.hub.cli.next_commands import after_training, print_next
 from lorary.hub.cli.options import (
     DeviceMapOption,
     DeviceOption,
@@ -23,6 +24,7 @@ from lorary.hub.cli.options import (
 from lorary.hub.cli.output import print_json, print_line, print_metrics, print_table, size, version_json
 from lorary.hub.cli.several_recipes import train_each
 from lorary.hub.errors import UsageError
+from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 
 EXAMPLES = (
@@ -37,12 +39,6 @@ EXAMPLES = (
     "lorary train runs/tone-20261124-120000 --ablate --resume",
     "lorary train --name tone --domain finance --task text-classification --base org/base --data train.jsonl",
 )
-
-_ASKED = {
-    "text-generation": '"PROMPT"',
-    "question-answering": '"QUESTION" --context "TEXT"',
-    "feature-extraction": '"TEXT" --json',
-}
 
 
 def command(
@@ -124,9 +120,9 @@ def command(
         from lorary.training.resume import recipe_of, registered_run
 
         if not ablate and (finished := registered_run(run, catalogue)):
-            _print_version(finished, False, run, as_json)
+            _print_version(finished, catalogue, False, run, as_json)
             return
-        settings = recipe_of(run, Recipe, ablation.COMMAND if ablate else "train")
+        settings = recipe_of(run, Recipe, catalogue, ablation.COMMAND if ablate else "train")
     else:
         settings = Recipe.load(recipe, set_ or (), given) if recipe else Recipe.from_flags(given, set_ or ())
     if corpus is not None and not ablate:
@@ -145,10 +141,10 @@ def command(
     known = {version.reference for version in catalogue.versions(settings.name)}
     with BarReporter(settings.name) as reporter:
         version = train(settings, catalogue, reporter, resume=run or resume)
-    _print_version(version, version.reference not in known, reporter.folder, as_json)
+    _print_version(version, catalogue, version.reference not in known, reporter.folder, as_json)
 
 
-def _print_version(version: Version, new: bool, folder: Path | None, as_json: bool) -> None:
+def _print_version(version: Version, catalogue: Registry, new: bool, folder: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({**version_json(version), "folder": str(folder)})
         return
@@ -176,8 +172,4 @@ def _print_version(version: Version, new: bool, folder: Path | None, as_json: bo
     if not new:
         print_line(f"The same adapter was in the catalogue already, as {version.reference}.")
     print_line(f"Files: {folder}")
-    columns = version.manifest.preprocessing.columns if version.manifest else {}
-    paired = version.task == "text-classification" and "text_pair" in columns
-    asked = '"TEXT" --pair "TEXT"' if paired else _ASKED.get(version.task, '"TEXT"')
-    print_line(f"Next:  lorary show {version.reference}")
-    print_line(f"       lorary run {version.reference} {asked}")
+    print_next(after_training(version, catalogue), catalogue.path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.cli.open_base import find_tokenizer
 from lorary.hub.errors import UsageError
+from lorary.hub.registry import Registry
 from lorary.hub.template_kwargs import template_kwargs_problem
 
 
@@ -51,6 +53,27 @@ def read_template(checkpoint: Checkpoint, settings: Iterable[str]) -> dict[str, 
     if problem := template_kwargs_problem(told):
         raise UsageError(f"--template: {problem}")
     return told
+
+
+def demand_known(checkpoint: Checkpoint, names: Collection[str], base: str | None, registry: Registry) -> None:
+    """Does the chat template of an adapter of chats speak of these variables? Asked of files alone.
+
+    Args:
+        base: as the user names it, else None.
+        registry: where bases are known from.
+
+    Raises:
+        UsageError: it doesn't, so nothing would come of telling it.
+        BaseNotFoundError, CheckpointError: the tokenizer whose template it is can't be found or read.
+    """
+    from lorary.adapters.text.templates import unknown_variables
+
+    prompt = checkpoint.manifest.prompt if checkpoint.manifest else None
+    own = prompt.chat_template if prompt else None
+    tokenizer = None if own else find_tokenizer(checkpoint, base, registry)
+    if own or getattr(tokenizer, "chat_template", None):
+        for problem in unknown_variables(tokenizer, own, names).values():
+            raise UsageError(f"--template: {problem}")
 
 
 def _demand_chats(checkpoint: Checkpoint, flag: str) -> None:

@@ -4,14 +4,17 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hub_server import HubServer
 from lorary.adapters import Backbone
+from lorary.hub.checkpoint import read_checkpoint
 from lorary.hub.cli.main import main
 from lorary.hub.manifest import BaseIdentity, Manifest, Prompt
 from tiny import make_adapter, make_base
@@ -114,12 +117,32 @@ def test_what_a_chat_template_is_told(run, folders):
         (["loud=2026-05-01"], "--template: loud: expected a value that JSON has (a text, such as a date in quotes"),
         (["loud=1", "a-b=2"], "--template: expected names of variables, such as enable_thinking, found 'a-b'"),
         (["tools=[]"], "--template: 'tools' isn't the template's to be told; leave it out"),
-        (["loud=1", "lowd=1"], "chat_template_kwargs: the chat template knows no 'lowd'; near it: loud"),
     ],
 )
 def test_what_a_chat_template_cant_be_told_is_one_error(words, message, run, folders):
     told = [word for setting in words for word in ("--template", setting)]
     assert message in run(folders["agent"], "profit", *told, code=2)
+
+
+@pytest.mark.parametrize("whose", ["manifest", "adapter", "base"])
+def test_what_a_chat_template_does_not_know_is_told_before_the_base_is_loaded(
+    whose, run, folders, tmp_path, monkeypatch
+):
+    base, folder = (shutil.copytree(folders[name], tmp_path / name) for name in ("llama", "agent"))
+    if whose != "manifest":
+        # The manifest's is what was trained with only where the tokenizer's is another.
+        prompt = Prompt("chat")
+        replace(read_checkpoint(folder).manifest, prompt=prompt).write(folder)
+        ({"adapter": folder, "base": base}[whose] / "chat_template.jinja").write_text(AGENT)
+    expected = run(folders["agent"], "profit", "--template", "loud=1", "--max-new-tokens", 5)
+    assert run(folder, "profit", "--base", base, "--template", "loud=1", "--max-new-tokens", 5) == expected
+
+    def load(*_, **__):
+        raise AssertionError("the base was loaded")
+
+    monkeypatch.setattr(Backbone, "from_pretrained", load)
+    line = run(folder, "profit", "--base", base, "--template", "loud=1", "--template", "lowd=1", code=2)
+    assert line.endswith("--template: the chat template knows no 'lowd'; near it: loud")
 
 
 @pytest.mark.parametrize(("name", "text"), [("story", "a"), ("tone", "a"), ("summary", "a")])

@@ -14,7 +14,7 @@ from lorary.hub.cli.answers import GENERATING, Rows, show_answers
 from lorary.hub.cli.open_base import open_backbone
 from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_note
-from lorary.hub.cli.told import read_template, read_tools
+from lorary.hub.cli.told import demand_known, read_template, read_tools
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import MULTI_LABEL
 
@@ -102,6 +102,8 @@ def command(
     }
     passage = _passage(task, context, context_file)
     pairs = _pairs(source.checkpoint, inputs, pair)
+    if variables := told["chat_template_kwargs"]:
+        demand_known(source.checkpoint, variables, base, catalogue)
     backbone = open_backbone(
         source.checkpoint, base, catalogue, quantization=quantization, device=device, device_map=device_map
     )

@@ -1,6 +1,7 @@
-"""``run.json`` of a run that isn't finished: what its result depends on beside its recipe, and whether it is whole.
+"""What a run that isn't finished keeps in JSON files, and whether they are whole.
 
-Runs write it themselves and in one step, so what else is in it was put there by hand.
+That is ``run.json``, on which its result depends beside its recipe, and what came out of those of its parts that are
+done. Runs write such files themselves and in one step, so what else is in them was put there by hand.
 """
 
 from __future__ import annotations
@@ -16,41 +17,63 @@ from lorary.training.recipe.raw import shown
 Check = Callable[[Any], str | None]
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """The JSON table that a run has in a file.
-
-    Raises:
-        TrainingError: it can't be read, or is something else.
-    """
-    try:
-        found = load_json(path.read_bytes())
-    except OSError as error:
-        raise broken(path, f"can't be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise broken(path, f"not valid JSON ({error})") from error
-    if problem := a_table(found, "a table of facts"):
-        raise broken(path, problem)
-    return dict(found)
-
-
 def read_facts(path: Path) -> dict[str, Any]:
     """What was written down of a run when it began, and since.
 
     Raises:
-        TrainingError: as :func:`read_table`; or a fact is missing, or isn't what it has to be.
+        TrainingError: it can't be read, a fact is missing, or one isn't what it has to be.
     """
-    facts = read_table(path)
-    if missing := [key for key in _BEGUN_WITH if key not in facts]:
-        raise broken(path, "has " + ", ".join(f"no {key!r}" for key in missing))
-    for key, check in {**_BEGUN_WITH, **_SINCE}.items():
-        if key in facts and (problem := check(facts[key])):
-            raise broken(path, f"{key}: {problem}")
-    return facts
+    return _read(path, _BEGUN_WITH, _SINCE, broken)
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, float]]:
+    """A run's metrics by split and name. Raises TrainingError where the file holds something else."""
+    found = _read(path, {}, {}, broken)
+    if problem := metric_tables(found):
+        raise broken(path, problem)
+    return found
+
+
+def read_part(path: Path, expected: Mapping[str, Check], since: Mapping[str, Check] | None = None) -> dict[str, Any]:
+    """What a run keeps of a part that is done.
+
+    Args:
+        path: its file.
+        expected: what is there from the first, with the check of each.
+        since: what may come later.
+
+    Raises:
+        TrainingError: as :func:`read_facts`; such a file can be removed by itself.
+    """
+    return _read(path, expected, since or {}, _broken_part)
+
+
+def _read(
+    path: Path, expected: Mapping[str, Check], since: Mapping[str, Check], wrong: Callable[[Path, str], TrainingError]
+) -> dict[str, Any]:
+    try:
+        found = load_json(path.read_bytes())
+    except OSError as error:
+        raise wrong(path, f"can't be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise wrong(path, f"not valid JSON ({error})") from error
+    if problem := a_table(found, "a table of facts"):
+        raise wrong(path, problem)
+    if missing := [key for key in expected if key not in found]:
+        raise wrong(path, "has " + ", ".join(f"no {key!r}" for key in missing))
+    for key, check in {**expected, **since}.items():
+        if key in found and (problem := check(found[key])):
+            raise wrong(path, f"{key}: {problem}")
+    return dict(found)
 
 
 def broken(path: Path, problem: str) -> TrainingError:
     """The error for a file of a run that says what no run writes."""
     return TrainingError(f"{path}: {problem}; put it back as it was, or remove {path.parent} and start anew")
+
+
+def _broken_part(path: Path, problem: str) -> TrainingError:
+    return TrainingError(f"{path}: {problem}; put it back as it was, or remove it, and what it keeps is made again")
 
 
 def a_table(value: Any, expected: str = "a table") -> str | None:
@@ -67,6 +90,19 @@ def a_count(value: Any) -> str | None:
 def a_text(expected: str) -> Check:
     """The check of a value that has to be a text, which ``expected`` names."""
     return lambda value: None if isinstance(value, str) else f"expected {expected}, found {shown(value)}"
+
+
+def metric_tables(value: Any) -> str | None:
+    """What is wrong with a value that has to be numbers by split and name."""
+    if problem := a_table(value):
+        return problem
+    for split, named in value.items():
+        if problem := a_table(named):
+            return f"{split}: {problem}"
+        for name, number in named.items():
+            if not isinstance(number, (int, float)) or isinstance(number, bool):
+                return f"{split}, {name}: expected a number, found {shown(number)}"
+    return None
 
 
 def or_null(check: Check) -> Check:

@@ -17,14 +17,13 @@ from typing import Any, BinaryIO, TypeVar
 
 from lorary.hub.errors import RecipeError, TrainingError
 from lorary.hub.files.store import sync_folder
-from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
 from lorary.hub.registry_path import suggested
 from lorary.training.checkpoints import Checkpoint, latest, write_json
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.place import INCOMPLETE
-from lorary.training.run_facts import read_facts, read_table
+from lorary.training.run_facts import Check, read_facts, read_metrics, read_part
 from lorary.training.save import RUNS, writing
 
 AnyRecipe = Recipe | PretrainRecipe
@@ -165,10 +164,16 @@ class Unfinished:
             if mine.get(key) != theirs.get(key) and key not in _FREE
         ]
 
-    def part(self, title: str) -> Any:
-        """What was kept under a title; None where nothing was."""
+    def part(
+        self, title: str, expected: Mapping[str, Check], since: Mapping[str, Check] | None = None
+    ) -> dict[str, Any] | None:
+        """What was kept under a title; None where nothing was.
+
+        Raises:
+            TrainingError: it isn't what is ``expected`` and comes ``since``, as :func:`read_part` has it.
+        """
         path = self.parts / f"{title}.json"
-        return load_json(path.read_bytes()) if path.is_file() else None
+        return read_part(path, expected, since) if path.is_file() else None
 
     def keep_part(self, title: str, value: Any) -> None:
         """Keep a part's result, as JSON, for when the run goes on. Raises OSError where the disk is full."""
@@ -198,7 +203,7 @@ class Unfinished:
         # Where its own files still wait for the place, what is in it is somebody else's.
         if not (self.folder / _RESULT).is_file() or self.files.exists() or not _is_run(self.final):
             return None
-        return read_table(self.folder / _RESULT)
+        return read_metrics(self.folder / _RESULT)
 
     @property
     def going_on(self) -> str:

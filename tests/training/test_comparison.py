@@ -57,7 +57,7 @@ def test_a_curve_that_was_killed_goes_on_to_the_same_table(live, make_small, tmp
     # In the middle of the second run, before the third one, and where a result is there and its checkpoints still are.
     for moment in ("16 rows, seed 42: measuring", "8 rows, seed 43: training", "forget"):
         assert live(**order, at=moment) == [-signal.SIGKILL, ""], moment
-        assert run.part("8 rows, seed 42")["metric"] == "f1"
+        assert run.part("8 rows, seed 42", {})["metric"] == "f1"
         path.write_text(recipe.model_copy(update={"output": None}).to_yaml())
         order["resume"] = str(run.final)
     assert live(**order) == [0, whole]

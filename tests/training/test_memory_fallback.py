@@ -86,3 +86,12 @@ def test_measuring_goes_on_in_smaller_batches_too(make_recipe, registry, tmp_pat
 def test_a_smaller_batch_divides_the_larger_one(size, smaller):
     assert Batching(size, 2).smaller() == Batching(smaller, 2 * size // smaller)
     assert Batching(1, 4).smaller() is None
+
+
+def test_what_was_written_down_of_it_and_was_edited_is_one_error(make_recipe, tmp_path):
+    training = make_recipe().training
+    Batching(2, 8).keep(tmp_path)
+    assert Batching.of(training, tmp_path) == Batching(2, 8)
+    (tmp_path / "batching.json").write_text('{"size": "2", "accumulation": 8}')
+    with pytest.raises(TrainingError, match=r"batching\.json: size: expected a whole number from 1 on, found '2'; put"):
+        Batching.of(training, tmp_path)

@@ -381,6 +381,27 @@ def test_a_stopped_run_says_how_to_go_on_and_keeps_its_tokenizer(make, registry,
     assert "no such unfinished run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"parameters": "many"}, "parameters: expected a whole number from 1 on, found 'many'"),
+        ({"metrics": {"test": [1]}}, "metrics: test: expected a table, found [1]"),
+    ],
+)
+def test_what_is_kept_of_a_base_that_is_done_and_was_edited_is_one_error(changed, problem, make, registry, tmp_path):
+    recipe = with_checkpoints(make, **{"training.max_steps": 2})
+    with pytest.raises(InterruptedRunError):
+        pretrain(recipe, registry, Signal("registering"))
+    path = tmp_path / "run.incomplete" / "base.json"
+    whole = path.read_text()
+    path.write_text(json.dumps({**json.loads(whole), **changed}))
+    with pytest.raises(TrainingError) as caught:
+        pretrain(recipe, registry, resume=True)
+    assert str(caught.value).startswith(f"{path}: {problem}; put it back as it was, or remove it, and what it keeps")
+    path.unlink()
+    assert pretrain(recipe, registry, resume=True).name == "village"
+
+
 def test_early_stopping_and_memory_work_as_in_every_run(make, registry):
     recipe = with_checkpoints(
         make, **{"training.epochs": 40, "training.learning_rate": 0.5, "training.early_stopping": 1}

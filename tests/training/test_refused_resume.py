@@ -12,6 +12,7 @@ from lorary.hub.cli.main import main
 from lorary.hub.errors import InterruptedRunError, LoraryError, TrainingError
 from lorary.training import train
 from lorary.training.data import load_data
+from lorary.training.experiments.ablation import ablate
 from lorary.training.experiments.curve import learning_curve
 from lorary.training.resume import begin
 from lorary.training.unfinished import Unfinished
@@ -41,9 +42,9 @@ def begun(make_small):
     return start
 
 
-def edit(run, text):
-    """The facts of a run, edited by hand: as ``text``, or with keys changed, or left out where the value is ``...``."""
-    path = run.folder / "run.json"
+def edit(run, text, file="run.json"):
+    """A file of a run, edited by hand: as ``text``, or with keys changed, or left out where the value is ``...``."""
+    path = run.folder / file
     if isinstance(text, dict):
         facts = {**json.loads(path.read_text()), **text}
         text = json.dumps({key: value for key, value in facts.items() if value is not ...})
@@ -127,6 +128,73 @@ def test_options_of_a_comparison_that_were_edited_are_one_error(options, problem
     with pytest.raises(TrainingError) as caught:
         learning_curve(recipe, registry, resume=run.final)
     assert str(caught.value).startswith(f"{run.folder / 'run.json'}: {problem}; put it back")
+
+
+PUT_BACK = "; put it back as it was, or remove it, and what it keeps is made again"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "not valid JSON (Expecting value: line 1 column 1 (char 0))"),
+        ("[1]", "expected a table of facts, found [1]"),
+        ("{}", "has no 'metric', no 'metrics'"),
+        ({"metric": ["f1"]}, "metric: expected 'f1', found ['f1']"),
+        ({"metric": "accuracy"}, "metric: expected 'f1', found 'accuracy'"),
+        ({"metrics": [0.5]}, "metrics: expected a table, found [0.5]"),
+        ({"metrics": {"test": 0.5}}, "metrics: test: expected a table, found 0.5"),
+        ({"metrics": {"test": {"f1": "0.5"}}}, "metrics: test, f1: expected a number, found '0.5'"),
+        ({"metrics": {"test": {"f1": None}}}, "metrics: test, f1: expected a number, found nothing"),
+        ({"metrics": {"test": {"accuracy": 0.5}}}, "metrics: test has no 'f1'"),
+        ({"metrics": {"untrained": {"f1": 0.5}}}, "metrics: test has no 'f1'"),
+    ],
+)
+def test_what_a_curve_keeps_of_a_run_and_was_edited_is_one_error(text, problem, begun, registry, capsys):
+    run, _ = begun(command="curve", options={"points": 2, "seeds": 1, "smallest": 8})
+    run.keep_part("8 rows, seed 42", {"metric": "f1", "metrics": {"test": {"f1": 0.5}}})
+    path = edit(run, text, "parts/8 rows, seed 42.json")
+    kept = content_of(run)
+    assert main(["curve", str(run.final), "--resume", "--registry", str(registry.path)]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lorary: error: ")]
+    assert line.startswith(f"lorary: error: {path}: {problem}")
+    assert line.endswith(PUT_BACK)
+    assert content_of(run) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[]", "expected a table of facts, found []"),
+        ("{}", "has no 'folder'"),
+        ({"folder": 7}, "folder: expected a folder, found 7"),
+        ({"reference": ["x@1"]}, "reference: expected a reference, found ['x@1']"),
+    ],
+)
+def test_what_an_ablation_keeps_of_its_domain_stage_too(text, problem, begun, registry, tmp_path):
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": row["text"]} for row in tone_rows(16)])
+    run, recipe = begun(command="train --ablate", options={"corpus": corpus, "seeds": 1})
+    run.keep_part("domain stage", {"folder": "runs/x", "reference": "x@1"})
+    path = edit(run, text, "parts/domain stage.json")
+    with pytest.raises(TrainingError) as caught:
+        ablate(recipe, registry, resume=run.final)
+    assert str(caught.value) == f"{path}: {problem}{PUT_BACK}"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "problem"),
+    [
+        ('{"test": 1}', "test: expected a table, found 1"),
+        ('{"test": {"f1": [1]}}', "test, f1: expected a number, found [1]"),
+    ],
+)
+def test_metrics_of_a_run_whose_files_are_in_place_too(metrics, problem, begun, registry):
+    run, recipe = begun()
+    path = edit(run, metrics, "result.json")
+    run.final.mkdir()
+    (run.final / "adapter_config.json").write_text("{}")
+    with pytest.raises(TrainingError) as caught:
+        train(recipe, registry, resume=run.final)
+    assert str(caught.value).startswith(f"{path}: {problem}; put it back")
 
 
 def test_rows_that_have_changed_are_told_by_their_files_alone(begun, registry):

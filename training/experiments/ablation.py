@@ -29,6 +29,7 @@ SEEDS = 3
 COMMAND = "train --ablate"
 
 _STAGE = "domain stage"
+_BEGUN, _DONE = {"folder": a_text("a folder")}, {"reference": a_text("a reference")}
 _SHAPE = {"rank", "alpha", "targets", "rank_pattern", "alpha_pattern"}
 
 
@@ -175,8 +176,8 @@ def _with_parent(comparison: Comparison, registry: Registry, corpus: str | None)
     recipe, run = comparison.recipe, comparison.unfinished
     if corpus is None:
         return recipe.model_copy(update={"strategy": "intermediate"})
-    stage = run.part(_STAGE) or {}
-    if "folder" not in stage:
+    stage = run.part(_STAGE, _BEGUN, _DONE)
+    if stage is None:
         # Noted before it is trained: a kill at any moment leaves where to find it, half done or done.
         stage = {"folder": str(output_folder(_domain_recipe(recipe, corpus)).absolute())}
         run.keep_part(_STAGE, stage)

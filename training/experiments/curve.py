@@ -19,7 +19,10 @@ from lorary.training.experiments.comparison import Comparison, Option, comparing
 from lorary.training.experiments.summary import means, summarise
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.raw import shown
+from lorary.training.run_facts import Check, metric_tables
 from lorary.training.save import writing
+from lorary.training.tasks import make_task
 from lorary.training.tasks.base import Metrics
 
 POINTS, SEEDS, SMALLEST = 5, 2, 8
@@ -93,7 +96,7 @@ def _draw(comparison: Comparison) -> Curve:
     sizes = curve_sizes(len(data.train), points, smallest)
     comparison.begin(data)
     found: dict[int, list[Mapping[str, Metrics]]] = {size: [] for size in sizes}
-    part: dict[str, Any] = {}
+    metric = make_task(recipe, data.labels, data.problem_type).main_metric
     with writing(run.final):
         session = comparison.session()
         for seed in range(recipe.training.seed, recipe.training.seed + seeds):
@@ -104,9 +107,8 @@ def _draw(comparison: Comparison) -> Curve:
             )
             for size in sizes:
                 title = f"{size} rows, seed {seed}"
-                if kept := run.part(title):
-                    part = kept
-                    found[size].append(part["metrics"])
+                if kept := run.part(title, _kept(metric)):
+                    found[size].append(kept["metrics"])
                     continue
                 count = round(len(watched) * size / len(data.train))
                 rows = replace(
@@ -116,15 +118,29 @@ def _draw(comparison: Comparison) -> Curve:
                 )
                 finished = session.run(one, rows, title)
                 session.release(finished)
-                part = {"metric": finished.prepared.task.main_metric, "metrics": dict(finished.metrics)}
-                run.keep_part(title, part)
+                run.keep_part(title, {"metric": metric, "metrics": dict(finished.metrics)})
                 session.forget(title)
-                found[size].append(part["metrics"])
-    metric, whole = part["metric"], found[sizes[-1]]
-    baselines = {split: means([run[split] for run in whole]) for split in part["metrics"] if split != "test"}
+                found[size].append(finished.metrics)
+    whole = found[sizes[-1]]
+    splits = [split for split in whole[0] if split != "test" and all(split in metrics for metrics in whole)]
+    baselines = {split: means([metrics[split] for metrics in whole]) for split in splits}
     drawn = tuple(Point(size, summarise([run["test"] for run in found[size]])) for size in sizes)
     reporter.phase("done")
     return Curve(metric, drawn, len(data.test), baselines, advise(metric, drawn))
+
+
+def _kept(metric: str) -> Mapping[str, Check]:
+    """The checks of what is kept of a run whose task has this main metric."""
+
+    def measured(value: Any) -> str | None:
+        if problem := metric_tables(value):
+            return problem
+        return None if metric in value.get("test", {}) else f"test has no {metric!r}"
+
+    return {
+        "metric": lambda value: None if value == metric else f"expected {metric!r}, found {shown(value)}",
+        "metrics": measured,
+    }
 
 
 def _check(recipe: Recipe) -> None:

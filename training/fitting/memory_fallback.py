@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
-from lorary.hub.jsontext import load_json
 from lorary.training.checkpoints import write_json
+from lorary.training.run_facts import a_count, read_part
 
 if TYPE_CHECKING:
     from lorary.training.fitting.job import RunSettings
@@ -36,9 +36,14 @@ class Batching:
 
     @classmethod
     def of(cls, training: RunSettings, folder: Path) -> Self:
-        """That of the settings, or what an earlier process came to in the run's ``folder``."""
+        """That of the settings, or what an earlier process came to in the run's ``folder``.
+
+        Raises:
+            TrainingError: what it wrote down isn't what it was.
+        """
         if (folder / _FILE).is_file():
-            return cls(**load_json((folder / _FILE).read_bytes()))
+            kept = read_part(folder / _FILE, {"size": a_count, "accumulation": a_count})
+            return cls(kept["size"], kept["accumulation"])
         return cls(training.batch_size, training.gradient_accumulation)
 
     def keep(self, folder: Path) -> None:

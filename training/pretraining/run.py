@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorary.adapters.base.device import pick_device
 from lorary.adapters.base.identity import fingerprint_model
 from lorary.hub.files.store import sync_folder
-from lorary.hub.jsontext import load_json
 from lorary.hub.registry import Registry
 from lorary.hub.values import PretrainedBase
 from lorary.training.attempt import attempt
@@ -24,11 +23,19 @@ from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.pretraining.tokenizer import train_tokenizer
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.resume import begin, check_same, choose_run
+from lorary.training.run_facts import Check, a_count, a_table, a_text, metric_tables, read_part
 from lorary.training.save import writing
 from lorary.training.tasks.metrics.tokens import token_metrics
 from lorary.training.tasks.rows.encoded import Encoded
 from lorary.training.unfinished import Unfinished, sync_files
 
+_TOLD: Mapping[str, Check] = {
+    "fingerprint": a_text("a fingerprint"),
+    "architecture": a_text("a model type"),
+    "parameters": a_count,
+    "metrics": metric_tables,
+    "provenance": a_table,
+}
 _RESULT = "base.json"  # what the catalogue is told of the base; written when its files are complete
 
 
@@ -68,7 +75,9 @@ def pretrain(
             registry.bases.demand_free(recipe.name)
             _train(recipe, unfinished, registry, reporter, stops, resumed=resume is not False)
         reporter.phase("registering")
-        base = registry.bases.add(unfinished.folder / "base", name=recipe.name, **load_json(result.read_bytes()))
+        told = read_part(result, _TOLD)
+        kept = {key: told[key] for key in _TOLD}
+        base = registry.bases.add(unfinished.folder / "base", name=recipe.name, **kept)
     reporter.folder = base.folder
     reporter.phase("done")
     return base

@@ -82,13 +82,17 @@ FILES = {
     "a key twice": ("a.jsonl", lines('{"text": "a", "text": "b", "label": "good"}\n'), "row 13: the key 'text' stands"),
     "a key twice in a message": (
         "a.json", '[{"a": 1}, {"messages": [{"role": "user", "content": "a", "content": "b"}]}]',
-        "a.json: 1 problem - row 2: the key 'content' stands twice; keep one of them",
+        "a.json, row 2: the key 'content' stands twice; keep one of them",
     ),
-    "ragged CSV": ("a.csv", "text,label\nx,y\na,b,c\nd\n", "row 3: 3 cells, the header has 2; quote commas - row 4: 1"),
+    "ragged CSV": (
+        "a.csv",
+        "text,label\nx,y\na,b,c\nd\n",
+        "row 3: 3 cells, the header has 2; quote commas - a.csv, row 4: 1",
+    ),
     "semicolons": ("a.csv", 'text;label\n"a";b\nc;d;e\n', "row 3: 3 cells, the header has 2; quote semicolons"),
     "tabs": ("a.csv", "text\tlabel\na\tb, c\n", "label'); name the file .tsv"),
     "commas": ("a.tsv", "text,label\na,b\n", "expected tabs between columns, found commas ('text,label'); name"),
-    "ragged TSV": ("a.tsv", 'text\tlabel\n"x\ty\na\tb\tc\n', "a.tsv: 1 problem - row 3: 3 cells, the header has 2"),
+    "ragged TSV": ("a.tsv", 'text\tlabel\n"x\ty\na\tb\tc\n', "rows: 1 problem - a.tsv, row 3: 3 cells, the header has"),
     "duplicated columns": ("a.csv", "text,label,text\na,b,c\n", "row 1: the header names 'text' twice"),
     "duplicated Parquet columns": ("a.parquet", parquet([("text", ["a"]), ("text", ["b"])]), "two columns 'text'"),
     "missing column": ("a.jsonl", table([{"txt": "a", "label": "b"}] * 3), "a.jsonl: no column 'text' (for text)"),
@@ -126,7 +130,7 @@ FILES = {
         "data.broken_tags=error",
     ),
     "answers that aren't there": ("a.jsonl", table(misplaced()), "a.jsonl, row 7", ANSWER),
-    "capitals": ("A.CSV", "text,label\nx,y\na,b,c\n", "A.CSV: 1 problem - row 3: 3 cells, the header has 2"),
+    "capitals": ("A.CSV", "text,label\nx,y\na,b,c\n", "rows: 1 problem - A.CSV, row 3: 3 cells, the header has 2"),
     "an unknown kind of file": ("a.xlsx", "PK", "'a.xlsx' isn't one of .jsonl, .json, .csv, .tsv"),
 }  # fmt: skip
 
@@ -188,6 +192,45 @@ def test_a_bad_file_is_one_error_and_leaves_nothing(kind, train, tmp_path):
     found = train(name, *task)
     assert name in found
     assert message in found
+
+
+def test_a_row_that_cant_be_read_hides_no_mistake_of_the_others(train, tmp_path):
+    rows = ['{"text": "", "label": "good"}', '{"text": "a"}', '{"text": "a", "label": "goood"}', '{"text": 1,']
+    (tmp_path / "a.jsonl").write_text("\n".join([*LINES.splitlines(), *rows]) + "\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "a"\n{"text": "a", "label": "unheard"}\n')
+    count = len(LINES.splitlines())
+    found = train("a.jsonl", CLASSIFY, "data.test=b.jsonl", "data.labels=[good, bad]")
+    problems = found.removeprefix("lorary: error: data: 6 problems - ").split(" - ")
+    for problem, expected in zip(
+        problems,
+        [
+            f"a.jsonl, row {count + 4}: not valid JSON (",
+            f"a.jsonl, row {count + 1}, text: is empty",
+            f"a.jsonl, row {count + 2}, label: missing; the row has text",
+            f"a.jsonl, row {count + 3}, label: unknown label 'goood'; data.labels has good, bad; did you mean 'good'?",
+            "b.jsonl, row 1: not valid JSON (",
+            "b.jsonl, row 2, label: unknown label 'unheard'; data.labels has good, bad",
+        ],
+        strict=True,
+    ):
+        assert problem.startswith(expected)
+
+
+def test_a_row_that_cant_be_read_hides_no_missing_column(train, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "lable": "good"}\n{"text"\n')
+    found = train("a.jsonl")
+    assert "columns: 2 problems - a.jsonl, row 2: not valid JSON (" in found
+    assert "a.jsonl: no column 'label' (for label); there are lable, text; did you mean 'lable'?" in found
+
+
+def test_rows_that_cant_be_read_are_left_out_of_nothing(train, tmp_path):
+    """Where the others are right, too, and where labels are read from them."""
+    (tmp_path / "a.jsonl").write_text(LINES + '{"text"\n')
+    assert "rows: 1 problem - a.jsonl, row" in train("a.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "x": 1, "y": 0}\n{"text": "b", "x": 2, "y": 0}\n{"text"\n')
+    found = train("a.jsonl", CLASSIFY, "data.label_columns=[x, y]")
+    assert "rows: 2 problems - a.jsonl, row 3: not valid JSON (" in found
+    assert "a.jsonl, row 2, x: expected 0 or 1, found 2" in found
 
 
 def test_bad_held_out_rows_are_named_by_their_file(train, tmp_path):

@@ -26,6 +26,8 @@ def read(tmp_path):
             source = read_source(str(path))
         except DataError as error:
             return list(error.problems)
+        if source.unread:
+            return list(source.unread)
         return {int(row.place.rpartition(" ")[2]): tuple(row.values.values()) for row in source.rows}
 
     return read

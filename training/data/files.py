@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lorary.hub.errors import DataError, LoraryError, first_line
 from lorary.hub.files.store import hash_file
@@ -17,6 +17,8 @@ from lorary.training.data.nested import as_written
 from lorary.training.data.opening import read_content
 from lorary.training.data.readers import READERS
 from lorary.training.recipe.data_files import is_data_file, kind_of
+
+_Made = TypeVar("_Made")
 
 SHOWN_PROBLEMS = 20
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -34,13 +36,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """All rows of one file or dataset, with what provenance says about it."""
+    """All rows of one file or dataset, with what provenance says about it.
+
+    ``unread`` says of each row that can't be read why: whoever checks the others tells of it beside their mistakes.
+    """
 
     shown: str
     rows: tuple[Row, ...]
     sha256: str | None = None
     revision: str | None = None
     files: Mapping[str, str] | None = None  # each file's own hash, where there are several
+    unread: tuple[str, ...] = ()
 
     def provenance(self) -> dict[str, Any]:
         """Name, row count and hash; a file's name without the folders above it, which are nobody's business."""
@@ -54,7 +60,7 @@ def read_source(text: str, *, split: str = "train", subset: str | None = None, r
     """Read a data file, a dataset's folder or a dataset from the Hub.
 
     Raises:
-        DataError: rows that can't be read, each by its number; no rows; no such dataset or split.
+        DataError: no row can be read, no rows, no such dataset or split.
     """
     path = Path(text).expanduser()
     if is_data_file(text) and not path.is_dir():
@@ -73,16 +79,40 @@ def report(subject: str, problems: list[str], count: int | None = None) -> DataE
     return DataError(f"{subject} ({count} in all)" if more > 0 else subject, listed)
 
 
+def bad_rows(source: Source, problems: Sequence[str]) -> DataError:
+    """The error for a source: its rows that can't be read, then the ``problems`` of the others."""
+    return report("rows", [*(f"{source.shown}, {problem}" for problem in source.unread), *problems])
+
+
+def for_each(sources: Mapping[str, Source], do: Callable[[Source], _Made]) -> dict[str, _Made]:
+    """What ``do`` makes of each source, whose mistakes come together.
+
+    Raises:
+        DataError: what ``do`` raises of one of them, or the problems of several.
+    """
+    made, errors = {}, []
+    for part, source in sources.items():
+        try:
+            made[part] = do(source)
+        except DataError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise DataError("data", [problem for error in errors for problem in error.problems])
+    if errors:
+        raise errors[0]
+    return made
+
+
 def _read_file(path: Path, shown: str) -> Source:
     content, sha256 = read_content(path, shown)
     problems: list[str] = []
     found = READERS[kind_of(path)](content, problems)
     rows = tuple(Row(values, f"{shown}, row {number}") for number, values in found)
-    if problems:
+    if problems and not rows:
         raise report(shown, problems)
     if not rows:
         raise DataError(shown, ["holds no rows; expected at least a few"])
-    return Source(shown, rows, sha256)
+    return Source(shown, rows, sha256, unread=tuple(problems))
 
 
 def _read_dataset(location: str, shown: str, split: str, subset: str | None, revision: str | None) -> Source:

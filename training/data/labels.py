@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.hub.manifest import MULTI_LABEL
 from lorary.training.data.examples import Example, Note
 from lorary.training.data.files import SHOWN_PROBLEMS, report
 from lorary.training.recipe.raw import nearest, shown, some
+
+Check = Callable[[Any], str | None]
 
 _NUMBER = re.compile(r"-?\d+")
 
@@ -28,16 +32,19 @@ def find_labels(
     """The label names in the order of their ids; makes names of the numbers in ``parts``.
 
     With ``several``, a row has any number of labels; each then stands once in it, in the order of the ids.
-    ``source`` is what messages call the training rows. ``learned``: something has to be told apart in them.
+    ``source`` is what messages call the training rows. Those that are ``given`` know the rows' labels already
+    (:func:`known_labels`). ``learned``: something has to be told apart in them.
 
     Raises:
-        DataError: unknown labels by row, a label listed twice, or nothing to tell apart.
+        DataError: labels by row that the training rows don't have, a label listed twice, or nothing to tell apart.
     """
     role = "label" if "label" in columns else "tags"
-    # Labels that are numbers themselves (one to five stars) are names, which no number counts.
-    counted = () if given is None or any(_NUMBER.fullmatch(label) for label in given) else given
+    counted = _counted(given or ())
     for part, examples in parts.items():
-        parts[part] = tuple(_with_names(example, role, counted) for example in examples)
+        parts[part] = tuple(
+            Example({**example.values, role: _named(example.values[role], counted)}, example.place)
+            for example in examples
+        )
     if given is not None:
         repeated = sorted(name for name, count in Counter(given).items() if count > 1)
         if repeated:
@@ -55,9 +62,8 @@ def find_labels(
     ]
     if unknown:
         problems = [
-            f"{example.place}, {columns[role]}: unknown label {shown(name)}; "
-            + ("data.labels has" if given is not None else "the training rows have")
-            + f" {some(labels)}{nearest(name, labels)}"
+            f"{example.place}, {columns[role]}: unknown label {shown(name)}; the training rows have {some(labels)}"
+            f"{nearest(name, labels)}"
             for example, name in unknown[:SHOWN_PROBLEMS]  # looking for the nearest of many labels takes its time
         ]
         raise report("labels", problems, len(unknown))
@@ -95,16 +101,37 @@ def note_alike(labels: Sequence[str], note: Note) -> None:
         note(f"labels that look alike are kept apart: {some(alike, 3)}; if they are one, mend the rows")
 
 
-def _with_names(example: Example, role: str, counted: Sequence[str]) -> Example:
-    """An example with names in place of numbers (texts, in CSV), which count the labels in ``counted`` from 0."""
+def known_labels(labels: Sequence[str], check: Check) -> Check:
+    """The check of a row's label, or of its labels: that of their form, then whether they are among ``labels``."""
+    counted, known = _counted(labels), frozenset(labels)
+
+    @functools.cache
+    def unknown(name: str) -> str:  # looking for the nearest of many labels takes its time
+        return f"unknown label {shown(name)}; data.labels has {some(labels)}{nearest(name, labels)}"
+
+    def problem(value: Any) -> str | None:
+        if found := check(value):
+            return found
+        named = _named(value, counted)
+        names = dict.fromkeys(named if isinstance(named, list) else [named])
+        return "; ".join(unknown(name) for name in names if name not in known) or None
+
+    return problem
+
+
+def _counted(labels: Sequence[str]) -> Sequence[str]:
+    """The labels that numbers count: none where they are numbers themselves (one to five stars), which are names."""
+    return () if any(_NUMBER.fullmatch(label) for label in labels) else labels
+
+
+def _named(value: Any, counted: Sequence[str]) -> str | list[str]:
+    """A row's label or labels with names in place of numbers (texts, in CSV), which count ``counted`` from 0."""
 
     def name(value: str | int | float) -> str:
         text = str(int(value) if isinstance(value, float) else value)
         return counted[int(text)] if text.isdecimal() and int(text) < len(counted) else text
 
-    value = example.values[role]
-    named = [name(item) for item in value] if isinstance(value, list) else name(value)
-    return Example({**example.values, role: named}, example.place)
+    return [name(item) for item in value] if isinstance(value, list) else name(value)
 
 
 def _order_sets(parts: dict[str, tuple[Example, ...]], labels: tuple[str, ...]) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
 from lorary.training.data.examples import Example, Examples, Note
-from lorary.training.data.files import Source, read_source
+from lorary.training.data.files import Source, for_each, read_source
 from lorary.training.data.inner_columns import with_inner
-from lorary.training.data.labels import find_labels, note_alike
+from lorary.training.data.labels import find_labels, known_labels, note_alike
 from lorary.training.data.layouts import note_beside
 from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places
 from lorary.training.data.numbers import find_numbers
@@ -92,9 +92,14 @@ def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool =
     if data.label_columns is not None:
         columns["label"] = "label"
     if problem == MULTI_LABEL:
-        given = {part: _label_lists(recipe, given["train"], source) for part, source in given.items()}
-    checks = {**CHECKS, "label": LABEL_CHECKS[problem]} if problem else CHECKS
-    parts = {part: check_rows(source, columns, checks) for part, source in given.items()}
+        train_source = given["train"]
+        given = for_each(given, lambda source: _label_lists(recipe, train_source, source))
+    checks = dict(CHECKS)
+    if problem:
+        checks["label"] = LABEL_CHECKS[problem]
+    if data.labels is not None and problem != REGRESSION:
+        checks |= {role: known_labels(data.labels, checks[role]) for role in columns.keys() & {"label", "tags"}}
+    parts = for_each(given, lambda source: check_rows(source, columns, checks))
     shown = given["train"].shown
     labels: tuple[str, ...] | None = None
     if problem == REGRESSION:

@@ -7,10 +7,11 @@ column of 0 and 1 for each label.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorary.hub.errors import DataError
-from lorary.training.data.files import Row, Source, report
+from lorary.training.data.files import Row, Source, bad_rows
 from lorary.training.recipe.raw import nearest, shown
 
 _YES_OR_NO: Mapping[Any, bool] = {
@@ -44,8 +45,8 @@ def join_columns(source: Source, columns: Sequence[str], into: str) -> Source:
         ]
         rows.append(Row({**row.values, into: [column for column in columns if marks[column]]}, row.place))
     if problems:
-        raise report("rows", problems)
-    return Source(source.shown, tuple(rows), source.sha256, source.revision)
+        raise bad_rows(source, problems)
+    return replace(source, rows=tuple(rows))
 
 
 def is_multi_hot(source: Source, column: str) -> bool:
@@ -82,8 +83,8 @@ def name_places(source: Source, column: str, labels: Sequence[str] | None) -> So
             value = [name for name, item in zip(names, value, strict=False) if _yes(item)]
         rows.append(Row({**row.values, column: value}, row.place))
     if problems:
-        raise report("rows", problems)
-    return Source(source.shown, tuple(rows), source.sha256, source.revision)
+        raise bad_rows(source, problems)
+    return replace(source, rows=tuple(rows))
 
 
 def _yes(value: Any) -> bool | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
-from lorary.training.data.files import Row, Source, report
+from lorary.training.data.files import SHOWN_PROBLEMS, Row, Source, bad_rows
 from lorary.training.data.inner_columns import inner_hint
 from lorary.training.data.layouts import hint
 from lorary.training.data.roles import CHECKS, OPTIONAL_ROLES, READERS, half_character, row_problem
@@ -20,7 +20,7 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
     """The rows of a source by role; ``checks`` say what is wrong with a value in each of them.
 
     Raises:
-        DataError: a column that no row has, and every bad value with its file and row.
+        DataError: a row that can't be read, a column that no row has, and every bad value with its file and row.
     """
     seen = {column for row in source.rows for column in row.values}
     known = hint(seen, columns)  # says more than the nearest name of each column
@@ -31,15 +31,16 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
         if column not in seen
     ]
     if absent:
-        raise DataError("columns", absent + (known or inner_hint(source)))
+        unread = [f"{source.shown}, {problem}" for problem in source.unread[:SHOWN_PROBLEMS]]
+        raise DataError("columns", unread + absent + (known or inner_hint(source)))
     examples = tuple(Example(_values(row, columns), row.place) for row in source.rows)
     problems = [
         problem
         for row, example in zip(source.rows, examples, strict=True)
         for problem in _row_problems(row, example, columns, checks)
     ]
-    if problems:
-        raise report("rows", problems)
+    if problems or source.unread:
+        raise bad_rows(source, problems)
     return examples
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lorary.training.data import Example, Note, split_rows
-from lorary.training.data.files import Source, read_source
+from lorary.training.data.files import Source, for_each, read_source
 from lorary.training.data.rows import check_rows
 from lorary.training.data.splits import FEWEST_VALIDATION_ROWS, note_overlap
 from lorary.training.data.text import read_text
@@ -50,10 +50,9 @@ def load_corpus(recipe: PretrainRecipe, note: Note) -> Corpus:
         return read_text(text, data.sample_by, note) if is_text(text) else read_source(text)
 
     sources = {part: read(text) for part, text in (("train", data.train), ("test", data.test)) if text is not None}
-    parts = {
-        part: check_rows(source, {"text": "text" if is_text(source.shown) else data.text})
-        for part, source in sources.items()
-    }
+    parts = for_each(
+        sources, lambda source: check_rows(source, {"text": "text" if is_text(source.shown) else data.text})
+    )
     train, test = parts["train"], parts.get("test")
     if test is None:
         train, test = split_rows(train, data.test_size or 0.1, seed, note)

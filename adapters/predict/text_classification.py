@@ -57,8 +57,19 @@ class TextClassificationRows:
         return dict.fromkeys(labels, float(value))
 
     def encode(self, row: Row) -> list[dict[str, Any]]:
-        """Tokenize a text, or a pair given as ``{"text", "text_pair"}`` or under the adapter's own column names."""
+        """Tokenize a text, or a pair given as ``{"text", "text_pair"}`` or under the adapter's own column names.
+
+        Raises:
+            UsageError: it is a pair and the adapter was trained on single texts, or the other way round. One that
+                doesn't say what it was trained on takes both.
+        """
         text, pair = read_text(row, self._columns)
+        if self._columns and (pair is not None) != ("text_pair" in self._columns):
+            raise UsageError(
+                "a row is a single text, and this adapter was trained on pairs; pass {text, text_pair}"
+                if pair is None
+                else "a row has a text_pair, and this adapter was trained on single texts; leave it out"
+            )
         texts = {"text": self._prefix + text} | ({"text_pair": pair} if pair is not None else {})
         return [dict(self._pipeline.preprocess(texts, truncation=True, max_length=self._limit))]
 

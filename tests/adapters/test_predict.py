@@ -47,6 +47,30 @@ def test_text_classification(loaded, params):
         assert_same(backbone.predict(inputs, "adapter", **params), pipeline(inputs, **params))
 
 
+@pytest.mark.parametrize(
+    ("columns", "row", "problem"),
+    [
+        (
+            {"text": "q"},
+            {"q": "a dog", "text_pair": "ran"},
+            "a row has a text_pair, and .* was trained on single texts",
+        ),
+        ({"text": "q", "text_pair": "r"}, {"q": "a dog"}, "a row is a single text, and .* was trained on pairs"),
+        ({"text": "q", "text_pair": "r"}, "a dog", "a row is a single text, and .* was trained on pairs"),
+    ],
+)
+def test_pairs_are_of_adapters_that_were_trained_on_them(columns, row, problem, bases, tmp_path):
+    adapter = make_adapter(bases("bert"), tmp_path / "adapter", task="text-classification")
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    manifest = Manifest("text-classification", backbone.identity, preprocessing=Preprocessing(columns))
+    manifest.write(adapter)
+    backbone.load(adapter)
+    with pytest.raises(UsageError, match=problem):
+        backbone.predict(row, "adapter")
+    right = {"q": "a dog", **({"r": "ran"} if "text_pair" in columns else {})}
+    assert backbone.predict(right, "adapter")["label"].startswith("LABEL_")
+
+
 @pytest.mark.parametrize("params", [{}, {"aggregation_strategy": "simple"}, {"ignore_labels": ["LABEL_0"]}])
 def test_token_classification(loaded, params):
     backbone, pipeline = loaded("bert", "token-classification")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MobileBertConfig, MobileBertModel
 
 from lorary.adapters import Backbone
 from lorary.hub.checkpoint import MANIFEST_NAME, WEIGHTS_NAME
 from lorary.hub.errors import GateError
+from lorary.training import train
 from lorary.training.data import load_data
 from lorary.training.gate import compare_metrics, compare_tensors, gate
 from lorary.training.one_run import run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.save import save
+from samples import save_base, wordpiece_tokenizer
 
 
 class Run:
@@ -144,9 +148,41 @@ def test_labels_in_another_order_show_in_the_metric(make_recipe, tmp_path):
         classifier.check()
 
 
+def test_a_base_that_lets_no_gradient_through_is_told_of(make_small, registry, tmp_path):
+    recipe = make_small(rows=8, held=4, **{"training.max_steps": 1})
+    base = shutil.copytree(recipe.base, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["pooler.dense.weight"] *= 1e6  # its tanh is 1 or -1 for every text
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(GateError, match="every lora_B is zero after the training as it was before it: in no step did"):
+        train(recipe.model_copy(update={"base": str(base)}), registry)
+    assert registry.versions() == []
+
+
+@pytest.mark.parametrize("task", ["fill-mask", "text-classification"])
+def test_an_empty_weight_of_the_head_is_no_obstacle(task, make_recipe, registry, tmp_path):
+    """As MobileBERT has one where its embeddings are as wide as its hidden states."""
+    sizes = {
+        "hidden_size": 16, "embedding_size": 16, "intra_bottleneck_size": 8, "true_hidden_size": 8,
+        "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    tokenizer = wordpiece_tokenizer()
+    model = MobileBertModel(MobileBertConfig(vocab_size=len(tokenizer), pad_token_id=0, **sizes))
+    base = str(save_base(model, tokenizer, tmp_path / "base"))
+    recipe = make_recipe(task, rows=8, held=4, **{"training.max_steps": 1}).model_copy(update={"base": base})
+    assert train(recipe, registry).reference == "tiny@1"
+    backbone = Backbone.from_pretrained(base, registry=registry)
+    backbone.load("tiny")
+    assert backbone.predict("profit [MASK] the bank", "tiny")
+
+
 def test_differences_are_told_one_by_one():
     tensors = {"a": torch.ones(2, 2), "b": torch.ones(3)}
     compare_tensors(tensors, {key: tensor.clone() for key, tensor in tensors.items()}, 1e-6)
+    empty = {**tensors, "none": torch.ones(0, 32)}
+    compare_tensors(empty, empty, 1e-6)
+    with pytest.raises(GateError, match=r"'none': trained with shape \[0, 32\], loaded with \[0, 1\]"):
+        compare_tensors(empty, {**empty, "none": torch.ones(0, 1)}, 1e-6)
     with pytest.raises(GateError, match="'b' was trained, but the loaded adapter lacks it"):
         compare_tensors(tensors, {"a": tensors["a"]}, 1e-6)
     with pytest.raises(GateError, match="the loaded adapter has 'b', which wasn't trained"):

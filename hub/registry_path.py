@@ -31,9 +31,12 @@ def suggested(command: str, registry: Path) -> str:
         command: as the shell reads it, quoted where need be.
         registry: the absolute path of the one that it is about.
     """
-    if registry == registry_path():
-        return command
-    here = Path.cwd()
-    near = str(registry.relative_to(here)) if registry.is_relative_to(here) else str(registry)
+    try:
+        if registry == registry_path():
+            return command
+        here = Path.cwd()
+    except (RegistryError, OSError):  # nothing is meant without, or this folder is gone
+        here = registry
+    near = str(registry.relative_to(here)) if here in registry.parents else str(registry)
     # At the beginning, a command would take a - for an option, and a ~ for a home folder.
     return f"{command} --registry {shlex.quote(str(registry) if near.startswith(('-', '~')) else near)}"

@@ -12,6 +12,7 @@ from lorary.hub.errors import ChangedFilesError, CheckpointError, RegistryError,
 from lorary.hub.files.store import Store, hash_file
 from lorary.hub.finding.fulltext import count_stale
 from lorary.hub.pretrained_bases import Bases
+from lorary.hub.registry_path import suggested
 from lorary.hub.tables.catalogue import describe, select
 from lorary.hub.tables.database import reading
 from lorary.hub.tables.lookup import locate_id
@@ -165,7 +166,7 @@ def check_leftovers(path: Path, store: Store, bases: Collection[str]) -> Iterato
         yield Finding(
             None,
             f"{left} file(s) in {store.folder} belong to no version: of a command that is at work, or one that was "
-            "broken off (`lorary gc` deletes those)",
+            f"broken off (`{suggested('lorary gc', path)}` deletes those)",
             "note",
         )
 

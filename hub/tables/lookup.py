@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lorary.hub.errors import InvalidReferenceError, UnknownReferenceError
 from lorary.hub.reference import FolderReference, RegistryReference, parse_reference
+from lorary.hub.registry_path import suggested
 from lorary.hub.tables.catalogue import select
 from lorary.hub.values import Version
 
@@ -85,7 +86,7 @@ def _no_such_name(db: Database, name: str, path: Path) -> str:
     alike = "(substr(a.name, 1, 1) = substr(?, 1, 1) OR substr(a.name, -2) = substr(?, -2))"
     rows = db.execute(f"SELECT a.name {held} AND {alike} AND abs(length(a.name) - ?) < 8", [name, name, len(name)])
     near = get_close_matches(name, [str(row[0]) for row in rows.fetchmany(_COMPARED)], n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`lorary list` shows what there is"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"`{suggested('lorary list', path)}` shows what there is"
     return f"no adapter named {name!r} in {path}; {hint}"
 
 

@@ -149,7 +149,7 @@ def test_resolving(add, registry):
     ("reference", "message"),
     [
         ("finance-tune", "did you mean finance-tone"),
-        ("zzz", "`lorary list`"),
+        ("zzz", "`lorary list --registry "),
         ("finance-tone@7", "no version 7; it has versions 1, 2, alias prod"),
         ("finance-tone@999999999999999999", "no version 9"),
         ("finance-tone@candidate", "no alias 'candidate'; it has versions 1, 2, alias prod"),

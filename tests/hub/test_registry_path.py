@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints import make_checkpoint
+from lorary.hub.cli.main import main
 from lorary.hub.registry import Registry
 from lorary.hub.registry_path import suggested
 
@@ -18,6 +20,32 @@ def test_a_registry_of_another_name_is_named_so_that_a_shell_reads_it(name, tmp_
     assert (command, option) == ("list", "--registry")
     assert Registry(path).path == tmp_path / name
     assert not path.startswith("-")
+
+
+def test_a_registry_is_named_where_none_is_meant_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORARY_REGISTRY", "~nobody-of-that-name/registry.db")
+    assert suggested("lorary list", tmp_path / "own.db") == f"lorary list --registry {tmp_path / 'own.db'}"
+    monkeypatch.delenv("LORARY_REGISTRY")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert suggested("lorary list", tmp_path / "own.db") == f"lorary list --registry {tmp_path / 'own.db'}"
+
+
+def test_what_a_command_does_not_find_is_looked_for_in_the_same_registry(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    registry = Registry("own.db")
+    registry.add(make_checkpoint(tmp_path / "x"), name="tone")
+    place = ["--registry", "own.db"]
+    assert main(["show", "unheard", *place]) == 1
+    assert "; `lorary list --registry own.db` shows what there is" in capsys.readouterr().err
+    assert main(["list", "--domain", "unheard", *place]) == 0
+    assert "fits; `lorary domains --registry own.db` shows what there is." in capsys.readouterr().out
+    (registry.path.with_name("own.store") / "objects" / "00").mkdir(parents=True, exist_ok=True)
+    (registry.path.with_name("own.store") / "objects" / "00" / ("0" * 62)).write_text("left")
+    assert main(["verify", *place]) == 0
+    assert "`lorary gc --registry own.db` deletes those" in capsys.readouterr().out
 
 
 def test_the_one_that_is_meant_anyway_is_not_named(tmp_path, monkeypatch):

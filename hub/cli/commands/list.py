@@ -20,6 +20,7 @@ from lorary.hub.cli.output import (
 )
 from lorary.hub.finding.search import NUMBERS, Filter, parse_comparison
 from lorary.hub.metrics import headline
+from lorary.hub.registry_path import suggested
 from lorary.hub.values import Version
 
 EXAMPLES = (
@@ -96,7 +97,7 @@ def command(
     else:
         filled = catalogue.search(Filter(), limit=1).total
         print_line(
-            f"Nothing in {catalogue.path} fits; `lorary domains` shows what there is."
+            f"Nothing in {catalogue.path} fits; `{suggested('lorary domains', catalogue.path)}` shows what there is."
             if filled
             else f"{catalogue.path} is empty."
         )

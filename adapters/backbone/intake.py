@@ -163,7 +163,7 @@ class Intake:
         check_supported(checkpoint)
         inference = self._files.inference
         if runs_through_peft(checkpoint, inference.model, self._files.fitter.modules):
-            return _loaded(self._through_peft(checkpoint, name or source.name), reference, notes, started)
+            return _loaded(self._through_peft(source, name or source.name), reference, notes, started)
         fit = self._files.fitter.fit(checkpoint)
         notes += _idle(fit)
         tokenizer = self._files.tokenizers.of(checkpoint, inference.body.get_input_embeddings().weight.shape[0])
@@ -188,17 +188,19 @@ class Intake:
                         self._publish(adapter)
         return _loaded(adapter, reference, notes, started)
 
-    def _through_peft(self, checkpoint: Checkpoint, name: str) -> PeftAdapter:
+    def _through_peft(self, source: Source, name: str) -> PeftAdapter:
         """Load an adapter that slots can't hold; whatever had its name serves until then."""
-        adapter = build_peft_adapter(
-            checkpoint,
-            name=name,
-            inference=self._files.inference,
-            dtype=self._files.fitter.dtype,
-            of_base=self._files.fitter.of_base,
-            tokenizers=self._files.tokenizers,
-            masked=self._files.fitter.masked,
-        )
+        with self._files.reader.read(source.checkpoint, floats=False) as weights:
+            _demand_stated(source.digest, weights.digest, source.checkpoint.source)
+            adapter = build_peft_adapter(
+                weights,
+                name=name,
+                inference=self._files.inference,
+                dtype=self._files.fitter.dtype,
+                of_base=self._files.fitter.of_base,
+                tokenizers=self._files.tokenizers,
+                masked=self._files.fitter.masked,
+            )
         with eagerly():
             adapter.demand_effect()
         with self._residency.lock:

@@ -28,7 +28,7 @@ from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import Parameters
-from lorary.adapters.proving.golden import load_tensors, read_golden
+from lorary.adapters.proving.golden import read_golden
 from lorary.adapters.proving.proof import GoldenReport, judge_golden, probe_row
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.text.generate import PromptRow
@@ -39,7 +39,8 @@ from lorary.adapters.through_peft.model import build_peft_model, peft_errors, pe
 from lorary.adapters.through_peft.own_pass import OwnPass
 from lorary.adapters.through_peft.view import PeftView, UnpaddedPasses
 from lorary.adapters.through_peft.vocabulary import PREFIXES, own_vocabulary, resize_vocabulary
-from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint
+from lorary.adapters.tiers.weights import Weights
+from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import NoEffectError, UnsupportedAdapterError, UsageError
 from lorary.hub.manifest import Manifest, Numerics
 
@@ -185,7 +186,7 @@ class _Headed:
 
 
 def build_peft_adapter(
-    checkpoint: Checkpoint,
+    weights: Weights,
     *,
     name: str,
     inference: Inference,
@@ -199,10 +200,9 @@ def build_peft_adapter(
     Nothing of the backbone changes. Raises what :func:`build_peft_model`, :func:`fill_head` and
     :meth:`MaskedHead.get` do, and NoEffectError for tensors that hold NaN or infinity.
     """
-    task, digest = task_of(checkpoint), checkpoint.digest
-    names = plain_names(checkpoint.tensors)
-    tensors = {names[key]: tensor for key, tensor in load_tensors(checkpoint.files[WEIGHTS_NAME]).items()}
-    checkpoint = plain_checkpoint(checkpoint)
+    task, names = task_of(weights.checkpoint), plain_names(weights.tensors)
+    tensors = {names[key]: tensor.clone() for key, tensor in weights.tensors.items()}
+    checkpoint = plain_checkpoint(weights.checkpoint)
     # Some methods keep indices beside their weights.
     largest_values({key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}, checkpoint.source)
     whole, body = inference.model, inference.body
@@ -223,7 +223,7 @@ def build_peft_adapter(
     return PeftAdapter(
         name=name,
         checkpoint=checkpoint,
-        digest=digest,
+        digest=weights.digest,
         task=task,
         view=view,
         inference=Inference(**(settings | own)),

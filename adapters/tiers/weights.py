@@ -21,7 +21,12 @@ from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint, read_checkpoint
 from lorary.hub.errors import ChangedFilesError, CheckpointError, UnsupportedAdapterError
 from lorary.hub.tensorfile import TensorInfo
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_ANY = _FLOATS | {
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+}  # fmt: skip
 _SEVERAL_THREADS = 2**23  # bytes from which on hashing in several threads pays
 _KEPT_BYTES = 2**28  # what is larger costs its own memory each time
 
@@ -44,8 +49,10 @@ class WeightsReader:
         self._hashing: ThreadPoolExecutor | None = None
 
     @contextmanager
-    def read(self, checkpoint: Checkpoint) -> Iterator[Weights]:
+    def read(self, checkpoint: Checkpoint, *, floats: bool = True) -> Iterator[Weights]:
         """The tensors of a checkpoint whose header was just read; they are gone when the block ends.
+
+        ``floats``: numbers of another kind, such as the indices that some of PEFT's methods keep, are refused.
 
         Raises:
             CheckpointError: the file can't be read, or isn't as long as it was.
@@ -56,7 +63,10 @@ class WeightsReader:
         buffer = self._take(size)
         try:
             _fill(buffer[:size], path)
-            tensors = {key: _cut(buffer, key, info, checkpoint.source) for key, info in checkpoint.tensors.items()}
+            known = _FLOATS if floats else _ANY
+            tensors = {
+                key: _cut(buffer, key, info, known, checkpoint.source) for key, info in checkpoint.tensors.items()
+            }
             yield Weights(checkpoint, tensors, checkpoint.digest_of(self._hash(buffer, checkpoint.tensors, size)))
         finally:
             with self._lock:
@@ -119,10 +129,12 @@ def _fill(buffer: torch.Tensor, path: Path) -> None:
         )
 
 
-def _cut(buffer: torch.Tensor, key: str, info: TensorInfo, source: str) -> torch.Tensor:
-    if info.dtype not in _DTYPES:
+def _cut(
+    buffer: torch.Tensor, key: str, info: TensorInfo, known: Mapping[str, torch.dtype], source: str
+) -> torch.Tensor:
+    if info.dtype not in known:
         raise UnsupportedAdapterError(f"{source}: {key!r} holds {info.dtype}; expected floating-point weights")
-    dtype = _DTYPES[info.dtype]
+    dtype = known[info.dtype]
     raw = buffer[info.start : info.end]
     # A view needs an address that the dtype divides; the format pads the header to 8 bytes, but not each tensor.
     if info.start % dtype.itemsize:

@@ -10,7 +10,7 @@ import torch
 from lorary.adapters import Backbone
 from lorary.adapters.tiers import weights
 from lorary.adapters.tiers.host import Budget
-from lorary.hub.checkpoint import read_checkpoint
+from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,
     CheckpointError,
@@ -20,6 +20,7 @@ from lorary.hub.errors import (
     UnknownReferenceError,
     UsageError,
 )
+from methods import make_method
 from tiny import make_adapter
 from variants import change, make_variants
 
@@ -186,19 +187,50 @@ def test_a_lazy_file_that_changes_before_its_first_use_is_refused(bases, folders
         backbone.logits(ROW, "a0")
 
 
+def damage(path):
+    """Another last bit in a file of the registry's."""
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def test_what_the_catalogue_states_is_held_against_the_files(bases, folders, registry):
     registry.add(folders(1)["a0"], name="sql", domain="code")
     version = registry.resolve("sql")
     backbone = llama(bases, registry=registry)
     assert backbone.load("sql", lazy=True).digest == version.digest
     backbone.logits(ROW, "sql")
-    path = registry.checkpoint(version).files["adapter_model.safetensors"]
-    path.chmod(0o644)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    damage(registry.checkpoint(version).files["adapter_model.safetensors"])
     with pytest.raises(ChangedFilesError, match="the catalogue states the digest"):
         backbone.load("sql", "other")
+
+
+def test_what_the_catalogue_states_of_an_adapter_that_runs_through_peft(bases, registry, tmp_path, monkeypatch):
+    folder = make_method(bases("llama"), tmp_path / "own", "IA3", task="text-generation")
+    registry.add(folder, name="sql", domain="code")
+    version = registry.resolve("sql")
+    backbone = llama(bases, registry=registry)
+    assert backbone.load("sql").digest == version.digest
+    served = backbone.logits(ROW, "sql")[0]
+    path = registry.checkpoint(version).files["adapter_model.safetensors"]
+    digest_of, whole = Checkpoint.digest_of, path.read_bytes()
+
+    def damaged_meanwhile(checkpoint, hashes):
+        damage(path)
+        return digest_of(checkpoint, hashes)
+
+    with monkeypatch.context() as patch:  # what was hashed is what is served
+        patch.setattr(Checkpoint, "digest_of", damaged_meanwhile)
+        backbone.load("sql", "again")
+    assert path.read_bytes() != whole
+    assert torch.equal(backbone.logits(ROW, "again")[0], served)
+    for lazy in (False, True):
+        with pytest.raises(ChangedFilesError, match="the catalogue states the digest"):
+            backbone.load("sql", "other", lazy=lazy)
+    with pytest.raises(ChangedFilesError):
+        backbone.swap("sql", "sql@1")
+    assert torch.equal(backbone.logits(ROW, "sql")[0], served)
 
 
 def test_hundreds_of_adapters_through_a_few_slots(bases, folders):

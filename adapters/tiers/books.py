@@ -144,6 +144,12 @@ class Books:
         """The contents that pinned names stand for."""
         return {self.named[name].content for name in self.pins}
 
+    def predecessor(self, name: str) -> Content | None:
+        """What gives its slot up for another version under this name, if it is pinned by no other name."""
+        held = self.named.get(name)
+        shared = held is not None and any(self.named[pin].content is held.content for pin in self.pins - {name})
+        return None if held is None or shared else held.content
+
     def take_slot(self, adapter: Adapter, predecessor: Content | None, thread: int) -> tuple[int, Content | None]:
         """A slot for ``adapter``, and the content that lost it: the least recently used idle one, if none was free.
 

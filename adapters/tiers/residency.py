@@ -176,7 +176,7 @@ class Residency:
 
         Args:
             adapters: one per row.
-            replacing: the idle adapter of this name gives up its slot if no other can be had.
+            replacing: the idle adapter of this name gives up its slot, its own pin or not, if no other can be had.
             weights: the tensors of a single adapter, where they have just been read.
             packing: where the rows are the sequences of a packed one, how long each is.
             patience: how many seconds to wait for slots that other calls have; the backbone's unless given.
@@ -246,9 +246,8 @@ class Residency:
                     self._books.touch(distinct)
                     self.figures.hits += len(distinct)
                     return 0
-                previous = self._books.named.get(replacing) if replacing else None
+                predecessor = self._books.predecessor(replacing) if replacing else None
             try:
-                predecessor = previous.content if previous else None
                 self._arrivals.bring(missing, thread=reader.thread, predecessor=predecessor, weights=weights)
             except SlotsBusyError:
                 self._leave(distinct, reader)

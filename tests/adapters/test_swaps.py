@@ -152,6 +152,21 @@ def test_a_pinned_adapter_can_be_swapped_when_every_slot_is_pinned(bases, adapte
     assert torch.equal(logits(backbone, "legal"), logits_of(bases, folders["v2"]))
 
 
+def test_a_swap_leaves_a_shared_slot_to_the_other_pinned_name(bases, adapters):
+    folders = adapters(v1={}, v2={})
+    backbone = llama(bases, slots=1)
+    for name in ("legal", "contracts"):
+        backbone.load(folders["v1"], name)
+        backbone.pin(name)
+    with pytest.raises(SlotsFullError, match="1 are pinned"):
+        backbone.swap("legal", folders["v2"])
+    for name in ("legal", "contracts"):
+        assert torch.equal(logits(backbone, name), logits_of(bases, folders["v1"]))
+    backbone.unpin("contracts")
+    backbone.swap("legal", folders["v2"])
+    assert torch.equal(logits(backbone, "legal"), logits_of(bases, folders["v2"]))
+
+
 def scores(found):
     """Of two labels, the probability of the first."""
     return [one["score"] if one["label"] == "LABEL_0" else 1 - one["score"] for one in found]

@@ -108,9 +108,8 @@ class Following:
             return known is not None
 
     def states(self) -> tuple[Followed, ...]:
-        """What each followed name serves."""
-        with self._lock:
-            return tuple(state.shown for state in self._states.values())
+        """What each followed name serves; not under the lock, since picking a version up may wait for a slot."""
+        return tuple(state.shown for state in tuple(self._states.values()))
 
     def refresh(self) -> list[str]:
         """Look at the catalogue now; returns the names that were swapped."""

@@ -129,6 +129,31 @@ def test_lack_of_slots_passes(bases, registry, versions):
     assert backbone.refresh() == ["sql"]
 
 
+def test_figures_dont_wait_for_what_is_being_picked_up(backbone, registry, versions, monkeypatch):
+    first = backbone.follow("sql@prod", interval=1000).digest
+    going, done = threading.Event(), threading.Event()
+    load = backbone._following._load
+
+    def slowly(*asked):
+        going.set()
+        assert done.wait(20)
+        return load(*asked)
+
+    monkeypatch.setattr(backbone._following, "_load", slowly)
+    registry.alias("sql", "prod", 2)
+    looking = threading.Thread(target=backbone.refresh)
+    looking.start()
+    assert going.wait(20)
+    found = []
+    asking = threading.Thread(target=lambda: found.append(backbone.stats().followed[0].digest), daemon=True)
+    asking.start()
+    asking.join(10)
+    done.set()
+    looking.join(20)
+    assert found == [first]
+    assert backbone.stats().followed[0].digest == registry.resolve("sql@2").digest
+
+
 def test_a_registry_that_goes_away_and_comes_back(backbone, registry, versions):
     backbone.follow("sql@prod", interval=3600)
     away = registry.path.with_suffix(".away")

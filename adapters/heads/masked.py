@@ -118,8 +118,9 @@ class MaskedHead:
 
         embedding = self._body.get_input_embeddings().weight
         with quietly():
+            # Loading in another dtype would make it the whole process's default meanwhile.
             model, info = AutoModelForMaskedLM.from_pretrained(
-                resolve_base(self._base).path, dtype=embedding.dtype, output_loading_info=True
+                resolve_base(self._base).path, dtype=torch.float32, output_loading_info=True
             )
         prefix = f"{model.base_model_prefix}."
         lacking = lacking_in_head(model, [name for name in info["missing_keys"] if not name.startswith(prefix)])
@@ -128,7 +129,8 @@ class MaskedHead:
                 f"{source}: the files of {self._base!r} hold another model than the backbone in memory, so its "
                 "fill-mask head can't be taken from there; give Backbone.from_model the masked language model itself"
             )
-        return model.to(embedding.device).eval().requires_grad_(False), frozenset(lacking)
+        model.config.dtype = embedding.dtype
+        return model.to(embedding).eval().requires_grad_(False), frozenset(lacking)
 
 
 def lacking_in_head(model: Any, missing: Sequence[str]) -> list[str]:

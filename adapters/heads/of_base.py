@@ -52,7 +52,10 @@ class HeadsOfBase:
     def _in_files(self, task_class: Any) -> Mapping[str, torch.Tensor]:
         try:
             with quietly():
-                model, info = task_class.from_pretrained(resolve_base(self._base).path, output_loading_info=True)
+                # Loading in another dtype would make it the whole process's default meanwhile.
+                model, info = task_class.from_pretrained(
+                    resolve_base(self._base).path, dtype=torch.float32, output_loading_info=True
+                )
         except (BaseNotFoundError, OSError, ValueError):
             return {}  # a model that was made in memory, or files that are gone: then there is nothing to find
         if self._fingerprint is not None and fingerprint_model(model) != self._fingerprint:

@@ -159,11 +159,15 @@ def empty_head(
     auto_class = getattr(transformers, TASK_CLASSES[task])
     try:
         with torch.device("meta"):
-            model = auto_class.from_config(config)
+            # Of no dtype: any would be the whole process's default while the model is built. Its own tensors follow.
+            model = auto_class.from_config(config, dtype=None)
     except ValueError as error:
         raise UnsupportedAdapterError(
             f"{source}: transformers has no {task} head for the architecture {config.model_type!r}"
         ) from error
+    for said in (model.config, *(getattr(model.config, part) for part in model.config.sub_configs)):
+        if said is not None:
+            said.dtype = body.config.dtype
     own = getattr(model, model.base_model_prefix, None)
     if _is_of(own, body) and (lacking := _only_in(own, body)):
         raise UnsupportedAdapterError(

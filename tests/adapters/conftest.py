@@ -74,6 +74,19 @@ def kinds(bases, tmp_path_factory):
 
 
 @pytest.fixture
+def default_dtypes(monkeypatch):
+    """The dtypes that have been made the process's default in the test."""
+    seen, put = set(), torch.set_default_dtype
+
+    def note(dtype):
+        seen.add(dtype)
+        put(dtype)
+
+    monkeypatch.setattr(torch, "set_default_dtype", note)
+    return seen
+
+
+@pytest.fixture
 def backbone(bases, kinds):
     """A tiny Llama with the adapters one and two."""
     backbone = Backbone.from_pretrained(str(bases("llama")))

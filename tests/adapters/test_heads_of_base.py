@@ -66,6 +66,19 @@ def test_the_base_brings_the_layers_that_the_adapter_doesnt(base, tmp_path, meth
     assert torch.allclose(backbone.logits([ROW], "a")[0], expected, atol=1e-5)
 
 
+def test_reading_them_leaves_the_default_dtype_alone(base, tmp_path, default_dtypes):
+    published = tmp_path / "published"
+    transformers.ModernBertForMaskedLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(published)
+    make_tokenizer("bert").save_pretrained(published)
+    folder = adapter(published, tmp_path / "a", CONFIGS["lora"])
+    backbone = Backbone.from_pretrained(str(published))
+    default_dtypes.clear()
+    backbone.load(folder, "a")
+    assert default_dtypes <= {torch.float32}
+    expected = peft_logits(published, folder, transformers.ModernBertForSequenceClassification)
+    assert torch.allclose(backbone.logits([ROW], "a")[0], expected.float(), atol=5e-2)
+
+
 def test_the_random_head_of_a_model_in_memory_is_nobodys(base, tmp_path):
     """transformers makes one for a task that the files are not of."""
     from safetensors.torch import load_file, save_file

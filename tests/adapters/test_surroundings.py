@@ -8,11 +8,12 @@ import time
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
-from tiny import make_adapter
+from lorary.hub.manifest import BaseIdentity, Manifest
+from tiny import make_adapter, make_config, make_tokenizer
 
 LM = "text-generation"
 ROW = [[7, 8, 9]]
@@ -39,6 +40,24 @@ def test_a_default_device_is_for_the_programs_own_tensors(backbone, folders):
         backbone.load(folders["three"])
         assert backbone.generate(["profit rose", "dog"], "one", **settings) == want  # back into its slot
         backbone.blend({"one": 0.5, "three": 0.5}, "both")
+
+
+def test_the_default_dtype_stays_the_programs_own(bases, tmp_path, default_dtypes):
+    """It is one for all threads: while it is another, what they compute comes to other numbers."""
+    masked = tmp_path / "masked"
+    AutoModelForMaskedLM.from_config(make_config("bert")).save_pretrained(masked)
+    make_tokenizer("bert").save_pretrained(masked)
+    filling = make_adapter(masked, tmp_path / "filling", task="fill-mask")
+    Manifest("fill-mask", BaseIdentity("x")).write(filling)
+    tagger = make_adapter(masked, tmp_path / "tagger", task="token-classification")
+    backbone = Backbone.from_pretrained(str(masked), dtype="bfloat16")
+    default_dtypes.clear()
+    for folder in (tagger, filling):
+        backbone.load(folder, "it")
+        with backbone.using("it") as model:
+            assert model.config.dtype is torch.bfloat16
+            assert model(input_ids=torch.tensor(ROW)).logits.dtype is torch.bfloat16
+        assert default_dtypes <= {torch.float32}
 
 
 def test_a_default_device_and_questions(bases, tmp_path):

@@ -22,6 +22,7 @@ from lorary.adapters.proving.proof import probe_row
 from lorary.adapters.running.inference import Inference, can_generate, padding_token
 from lorary.adapters.running.padding import PaddingProbe
 from lorary.adapters.through_peft.book import PeftBook
+from lorary.adapters.through_peft.mirror import without_wrappers
 from lorary.adapters.tiers.following import Following
 from lorary.adapters.tiers.host import Budget
 from lorary.adapters.tiers.residency import Limits, Residency
@@ -125,8 +126,11 @@ class Assembly:
         self._intake.released = True
         for name in self.adapters:
             self._withdraw(name)
+        self._peft.release()
         unwrap(self.model)
-        self.body.__dict__.pop("forward", None)
+        own = without_wrappers(self.body.__dict__.pop("forward", None))
+        if own is not None and getattr(own, "__func__", None) is not type(self.body).forward:
+            self.body.forward = own  # the caller's, or accelerate's
 
     def __getstate__(self) -> Any:
         """Refuse a copy or a pickle.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.through_peft.adapter import PeftAdapter
@@ -25,7 +26,7 @@ class PeftBook:
         self._body = body
         self._lock = threading.Lock()
         self._named: dict[str, PeftAdapter] = {}
-        self._guarded = False
+        self._guard: RemovableHandle | None = None
 
     def names(self) -> list[str]:
         """The names, in the order they were loaded."""
@@ -52,10 +53,16 @@ class PeftBook:
     def publish(self, adapter: PeftAdapter) -> None:
         """Make ``adapter`` the one that its name stands for."""
         with self._lock:
-            if not self._guarded:
-                self._body.register_forward_pre_hook(demand_own_model)
-                self._guarded = True
+            if self._guard is None:
+                self._guard = self._body.register_forward_pre_hook(demand_own_model)
             self._named[adapter.name] = adapter
+
+    def release(self) -> None:
+        """Take the guard off the body."""
+        with self._lock:
+            if self._guard is not None:
+                self._guard.remove()
+                self._guard = None
 
     def withdraw(self, name: str) -> bool:
         """Forget the adapter under ``name``; False where there is none."""

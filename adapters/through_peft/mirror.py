@@ -34,7 +34,7 @@ def mirror(model: Any) -> Any:
         if _in_shards(module):
             memo[id(module)] = module
         forward = vars(module).get("forward")
-        if (own := _without_wrappers(forward)) is not forward:
+        if (own := without_wrappers(forward)) is not forward:
             forwards[path] = own
             memo[id(forward)] = None
     copied = copy.deepcopy(model, memo)
@@ -68,7 +68,7 @@ def _in_shards(module: torch.nn.Module) -> bool:
     return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
 
 
-def _without_wrappers(forward: Any) -> Any:
+def without_wrappers(forward: Any) -> Any:
     """A module's forward without what the loader put around it."""
     while hasattr(forward, "eager"):
         forward = forward.eager

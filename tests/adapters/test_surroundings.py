@@ -8,11 +8,13 @@ import time
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import BaseIdentity, Manifest
+from methods import make_method
 from tiny import make_adapter, make_config, make_tokenizer
 
 LM = "text-generation"
@@ -111,6 +113,30 @@ def test_nothing_is_loaded_after_a_release(backbone, folders):
     backbone.release()
     with pytest.raises(UsageError, match="was released"):
         backbone.load(folders["one"])
+
+
+def test_a_release_leaves_the_model_as_it_was(bases, tmp_path):
+    """With a forward of its own, as accelerate gives to one whose inputs have to be brought to its device."""
+    own = make_method(bases("llama"), tmp_path / "own", "IA3", task=LM)
+    for compiled in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(bases("llama"))
+        add_hook_to_module(model.model, ModelHook())
+        forward = model.model.forward
+        backbone = Backbone.from_model(model, make_tokenizer("llama"))
+        backbone.load(own)
+        if compiled:
+            backbone.compile()
+        backbone.release()
+        assert model.model.forward is forward
+        assert not model.model._forward_pre_hooks
+        again = Backbone.from_model(model, make_tokenizer("llama"))
+        again.load(own)
+        assert len(model.model._forward_pre_hooks) == 1
+    plain = AutoModelForCausalLM.from_pretrained(bases("llama"))
+    backbone = Backbone.from_model(plain, make_tokenizer("llama"))
+    backbone.compile()
+    backbone.release()
+    assert "forward" not in vars(plain.model)
 
 
 def test_no_release_below_a_running_call(backbone):

@@ -6,7 +6,7 @@ from typing import Any
 
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.modules import ModuleMap, is_router
-from lorary.adapters.matching.keys import PEFT_PREFIX
+from lorary.adapters.matching.keys import PEFT_PREFIX, is_saved
 from lorary.adapters.matching.naming import Naming
 from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.support import asks_for_peft
@@ -41,7 +41,7 @@ def runs_through_peft(checkpoint: Checkpoint, model: Any, modules: ModuleMap) ->
     if others:
         return True
     saved = tuple(checkpoint.config.get("modules_to_save") or ())
-    inside = [name for name in whole if name.endswith(saved)] if saved else []
+    inside = [name for name in whole if is_saved(name, saved)]
     if any(place is not None and place not in modules.linears for place in (places[name] for name in inside)):
         return True
     return any(places[name] is None for name in factors) and renamed_keys(checkpoint, model) is None

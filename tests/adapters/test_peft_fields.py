@@ -47,6 +47,8 @@ CASES = [
     ("llama", "text-generation", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     ("tied", "text-generation", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     ("llama", "text-generation", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
+    ("llama", "text-generation", {"target_modules": ["q_proj"], "modules_to_save": ["layers.1"]}),
+    ("bert", "feature-extraction", {"target_modules": ["query"], "modules_to_save": ["layer.1"]}),
     ("bert", "text-classification", {"target_modules": ["query"], "modules_to_save": ["LayerNorm"]}),
     ("bert", "feature-extraction", {"target_modules": ["query"], "modules_to_save": ["word_embeddings"]}),
     ("mixtral", "text-generation", {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),

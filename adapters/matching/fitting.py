@@ -31,7 +31,7 @@ from lorary.adapters.matching.renaming import renamed_keys
 from lorary.adapters.matching.soundness import are_tame, check_copies, largest_values
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.proving.golden import check_golden_rows
-from lorary.adapters.running.inference import Inference
+from lorary.adapters.running.inference import Inference, longest_input
 from lorary.adapters.tiers.content import Parts
 from lorary.adapters.tiers.weights import Weights
 from lorary.hub.checkpoint import Checkpoint
@@ -53,8 +53,9 @@ class Fitter:
     def fit(self, checkpoint: Checkpoint) -> Fit:
         """Place every key and check every shape, by the files' headers alone.
 
-        Raises what :func:`plan_keys` and :meth:`MaskedHead.get` do, CheckpointError for golden logits that don't fit
-        the manifest, and NoEffectError for an adapter of embeddings that acts after them.
+        Raises what :func:`plan_keys` and :meth:`MaskedHead.get` do, CheckpointError for golden rows that the backbone
+        can't read and logits that don't fit the manifest, and NoEffectError for an adapter of embeddings that acts
+        after them.
         """
         task = task_of(checkpoint)
         of_base = self._head_of_base(checkpoint, task)
@@ -78,7 +79,8 @@ class Fitter:
             )
         if of_base is not None:
             of_base.demand(plan.head, checkpoint.source)
-        check_golden_rows(checkpoint)
+        vocabulary = self.inference.body.get_input_embeddings().weight.shape[0]
+        check_golden_rows(checkpoint, vocabulary, longest_input(self.inference.model))
         return Fit(task, plan, list(labels_of(checkpoint)) if task in LABELLED else None)
 
     def factors(self, adapter: Adapter, weights: Weights) -> dict[str, LowRank]:

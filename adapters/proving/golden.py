@@ -71,12 +71,25 @@ def write_golden(folder: Path, logits: Sequence[torch.Tensor]) -> Path:
     return path
 
 
-def check_golden_rows(checkpoint: Checkpoint) -> None:
-    """Do a checkpoint's golden logits, where it has any, fit its manifest? Asked of the file's header.
+def check_golden_rows(checkpoint: Checkpoint, vocabulary: int, longest: int | None) -> None:
+    """Can a model with this ``vocabulary`` and room for ``longest`` tokens (None: any number) read the golden rows?
+
+    And are there as many golden logits, where there are any? Asked of the file's header.
 
     Raises:
-        CheckpointError: the file is damaged or doesn't fit the manifest's rows.
+        CheckpointError: it can't, or the file is damaged or doesn't fit the manifest's rows.
     """
+    for row in checkpoint.manifest.golden_rows if checkpoint.manifest else ():
+        if not row or max(row) >= vocabulary or (longest is not None and len(row) > longest):
+            most = "of at least 1 token" if longest is None else f"from 1 to {longest} tokens"
+            raise CheckpointError(
+                f"{checkpoint.source}: golden rows: expected {most} below {vocabulary}, found {list(row)!s:.80}; the "
+                "manifest is damaged, or of another base"
+            )
+    _check_number(checkpoint)
+
+
+def _check_number(checkpoint: Checkpoint) -> None:
     path = checkpoint.files.get(GOLDEN_NAME)
     if path is None or checkpoint.manifest is None:
         return
@@ -94,7 +107,7 @@ def read_golden(checkpoint: Checkpoint) -> list[torch.Tensor] | None:
     path = checkpoint.files.get(GOLDEN_NAME)
     if path is None or checkpoint.manifest is None:
         return None
-    check_golden_rows(checkpoint)
+    _check_number(checkpoint)
     tensors = load_tensors(path)
     return [tensors[str(index)] for index in range(len(checkpoint.manifest.golden_rows))]
 
@@ -114,6 +127,19 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
 
 
+def _demand_shapes(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> None:
+    """Are golden logits of the shapes of those computed now?
+
+    Raises:
+        GoldenMismatchError: they aren't.
+    """
+    for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
+        if want.shape != got.shape:
+            raise GoldenMismatchError(
+                f"golden row {index}: expected logits of shape {list(want.shape)}, found {list(got.shape)}"
+            )
+
+
 def compare_golden(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], numerics: Numerics) -> float:
     """The largest difference, relative to 1 + the row's largest logit.
 
@@ -123,11 +149,8 @@ def compare_golden(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tens
     limit = tolerance(numerics.dtype, numerics.quantization)
     arithmetic = "int8" if numerics.quantization == "int8" else numerics.dtype
     worst = 0.0
+    _demand_shapes(expected, actual)
     for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
-        if want.shape != got.shape:
-            raise GoldenMismatchError(
-                f"golden row {index}: expected logits of shape {list(want.shape)}, found {list(got.shape)}"
-            )
         difference = float((want - got).abs().max() / (1 + want.abs().max()))
         # A NaN compares false with everything, so ask whether it is within, not whether it is beyond.
         if not difference <= limit:
@@ -142,7 +165,12 @@ def compare_golden(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tens
 def effect_cosine(
     golden: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], bare: Sequence[torch.Tensor]
 ) -> float:
-    """The cosine between the golden effect (golden minus bare) and the actual one, over all rows; 1 means the same."""
+    """The cosine between the golden effect (golden minus bare) and the actual one, over all rows; 1 means the same.
+
+    Raises:
+        GoldenMismatchError: a row has another shape.
+    """
+    _demand_shapes(golden, actual)
 
     def effect(rows: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat([(row - base).flatten() for row, base in zip(rows, bare, strict=True)])

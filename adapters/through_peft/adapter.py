@@ -28,9 +28,9 @@ from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.predict.base import Row
 from lorary.adapters.predict.rows import predict_rows
 from lorary.adapters.predict.table import Parameters
-from lorary.adapters.proving.golden import read_golden
+from lorary.adapters.proving.golden import check_golden_rows, read_golden
 from lorary.adapters.proving.proof import GoldenReport, judge_golden, probe_row
-from lorary.adapters.running.inference import Inference
+from lorary.adapters.running.inference import Inference, longest_input
 from lorary.adapters.text.generate import PromptRow
 from lorary.adapters.text.settings import settings_of_part
 from lorary.adapters.text.tokenizers import OwnTokenizer, Tokenizers
@@ -209,6 +209,7 @@ def build_peft_adapter(
     made = _models(checkpoint, task, tensors, inference, dtype, of_base, masked)
     root, bare, plain_head = made.root, made.bare, made.plain_head
     rows = root.get_input_embeddings().weight.shape[0]
+    check_golden_rows(checkpoint, rows, longest_input(root))
     view = PeftView(build_peft_model(checkpoint, tensors, root, made.lender))
     virtual = view.virtual_tokens
     passes = _passes(view, view)

@@ -1,5 +1,7 @@
 """Golden logits: written with a version, recomputed through the slots."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from lorary.adapters import Backbone
 from lorary.adapters.proving.golden import TOLERANCE, choose_rows, condense, write_golden
 from lorary.hub.errors import CheckpointError, GoldenMismatchError
 from lorary.hub.manifest import Manifest
+from methods import make_method
 from tiny import make_adapter
 from variants import change
 
@@ -82,6 +85,36 @@ def test_rows_that_dont_fit_the_manifest(bases, tmp_path):
     write_golden(adapter, [torch.zeros(3)])
     with pytest.raises(CheckpointError, match="holds 1 rows, the manifest names 3"):
         backbone.load(adapter)
+
+
+@pytest.mark.parametrize("method", ["slots", "IA3"])
+@pytest.mark.parametrize("row", [(7, 44), (7, 999_999_999), (), tuple(range(7, 40)) * 2], ids=str)
+def test_rows_that_the_backbone_cant_read(bases, tmp_path, method, row):
+    """On a GPU a token beyond the vocabulary ends whatever else the process does there."""
+    task = "text-classification"
+    if method == "slots":
+        adapter = make_adapter(bases("bert"), tmp_path / "a", task=task)
+    else:
+        adapter = make_method(bases("bert"), tmp_path / "a", method, task=task)
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    for rows in ((row,), ((7, 8), row)):
+        manifest = Manifest(task=task, base=backbone.identity, labels=("a", "b", "c"), golden_rows=rows)
+        manifest.write(adapter)
+        with pytest.raises(CheckpointError, match=r"golden rows: expected from 1 to 64 tokens below 44, found"):
+            backbone.load(adapter)
+    assert backbone.adapters == []
+    replace(manifest, golden_rows=((7, 43),)).write(adapter)
+    backbone.load(adapter)
+
+
+def test_logits_of_another_shape_are_an_error_in_any_arithmetic(bases, tmp_path):
+    _, adapter = with_golden(bases, tmp_path / "a")
+    write_golden(adapter, [torch.zeros(4) for _ in range(3)])
+    for quantization in ("none", "nf4"):
+        backbone = Backbone.from_pretrained(str(bases("bert")), quantization=quantization)
+        backbone.load(adapter)
+        with pytest.raises(GoldenMismatchError, match=r"expected logits of shape \[4\], found \[3\]"):
+            backbone.verify("a")
 
 
 def test_rows_are_spread_over_those_given():

@@ -17,6 +17,7 @@ from lorary.adapters.predict.generation import GENERATED, ROLES, generated
 from lorary.adapters.predict.table import Parameters, row_predictor, task_of_row
 from lorary.adapters.running.forward import forward_rows
 from lorary.adapters.text.generate import prompt_of
+from lorary.hub.errors import UsageError
 
 if TYPE_CHECKING:
     from lorary.adapters.adapter import Adapter
@@ -53,8 +54,10 @@ def _score(inference: Inference, rows: Sequence[Row], routing: Routing, params: 
     flat = [piece for pieces in encoded for piece in pieces]
     made: dict[int, torch.Tensor] = {}
     lengths = [piece["input_ids"].shape[1] for piece in flat]
+    if 0 in lengths:
+        raise UsageError("an empty text: this tokenizer adds no token of its own, so there is nothing to read")
     classifiers = [_classifier(routing.adapters[owner]) for owner in owners]
-    for part in inference.padding.groups(lengths, generating=False, classifiers=classifiers):
+    for part in inference.padding.groups(lengths, generating=False, classifiers=classifiers) if flat else ():
         made |= zip(
             part, _pass(inference, [flat[index] for index in part], [owners[i] for i in part], routing), strict=True
         )

@@ -65,7 +65,8 @@ class TokenClassificationRows:
         windows = self._pipeline.preprocess(
             list(row) if words else row, is_split_into_words=words, delimiter=" ", tokenizer_params=settings
         )
-        return [dict(window) for window in windows]
+        # A text without a token has no entities; some tokenizers add none of their own.
+        return [dict(window) for window in windows if window["input_ids"].numel()]
 
     def _find(self, row: Mapping[str, Any]) -> Any:
         found = row.get("tokens", row.get(self._column, row.get("text")))
@@ -78,4 +79,4 @@ class TokenClassificationRows:
     def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
         """The pipeline's reading of [tokens, classes] logits, window by window."""
         outputs = [{**piece, "logits": own.unsqueeze(0)} for piece, own in zip(pieces, logits, strict=True)]
-        return self._pipeline.postprocess(outputs, **self._post)
+        return self._pipeline.postprocess(outputs, **self._post) if outputs else []

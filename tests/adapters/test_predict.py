@@ -1,11 +1,14 @@
 """`predict` gives what `transformers.pipeline` gives for the same model in PEFT's hands."""
 
+from functools import partial
+
 import pytest
 import transformers
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Manifest, Preprocessing
+from methods import make_method
 from tiny import make_adapter, peft_reference
 
 TEXTS = ["profit rose the bank", "patient with asthma and cancer"]
@@ -148,3 +151,21 @@ def test_bad_rows_and_parameters(loaded):
     for size in (0, 1.5, "many"):
         with pytest.raises(UsageError, match=r"batch_size=.*: expected a whole number of at least 1"):
             backbone.predict(TEXTS, "adapter", batch_size=size)
+
+
+@pytest.mark.parametrize("method", ["slots", "IA3"])
+def test_texts_without_a_token(bases, tmp_path, method):
+    """Llama's tokenizer here adds none of its own, as GPT-2's and Qwen's; padding isn't to be answered for it."""
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    for task in ("text-classification", "token-classification", "feature-extraction"):
+        make = make_adapter if method == "slots" else partial(make_method, method=method)
+        backbone.load(make(bases("llama"), tmp_path / task, task=task), task)
+    for task in ("text-classification", "feature-extraction"):
+        for inputs in ("", [""], ["", TEXTS[0]]):
+            with pytest.raises(UsageError, match="an empty text: this tokenizer adds no token of its own"):
+                backbone.predict(inputs, task)
+    alone = backbone.predict(TEXTS[0], "token-classification")
+    assert alone
+    assert backbone.predict("", "token-classification") == []
+    assert backbone.predict(["", ""], "token-classification") == [[], []]
+    assert_same(backbone.predict(["", TEXTS[0], ""], "token-classification"), [[], alone, []])

@@ -130,6 +130,18 @@ def token_rows(rows: Any, vocabulary: int) -> list[list[int]]:
     return [[int(token) for token in row] for row in found]
 
 
+def demand_known(largest: int, vocabulary: int) -> None:
+    """Refuse a text whose ``largest`` token isn't below ``vocabulary``: on a GPU it would end all that runs there.
+
+    Raises:
+        UsageError: it isn't.
+    """
+    if largest >= vocabulary:
+        raise UsageError(
+            f"the tokenizer gives token {largest}, but the model has {vocabulary}; they don't belong together"
+        )
+
+
 def _plain(values: Any) -> Any:
     """An array or a tensor, or what is listed, as plain lists and numbers."""
     plain = values.tolist() if hasattr(values, "tolist") else values

@@ -135,7 +135,7 @@ class Calls:
         """See :meth:`lorary.adapters.Backbone.logits`."""
         (found,) = self.resolve([None if adapter is None else adapter_name(adapter)])
         inference = found.inference if isinstance(found, PeftAdapter) else self._inference
-        rows = token_rows(rows, inference.body.get_input_embeddings().weight.shape[0])
+        rows = token_rows(rows, inference.vocabulary)
         if isinstance(found, PeftAdapter):
             return [found.logits(row) for row in rows]
         with self._residency.lease([found]) as routing:

@@ -52,7 +52,7 @@ class Files:
         self.reader = WeightsReader()
         self.fitter = Fitter(inference, modules, dtype, masked, of_base)
         self.inference = inference
-        vocabulary = inference.body.get_input_embeddings().weight.shape[0]
+        vocabulary = inference.vocabulary
         self.tokenizers = Tokenizers(inference.tokenizer, vocabulary)
         self._tails = Tails(inference, probe_row((), vocabulary))
         self._reads_body_output: dict[type, bool] = {}  # by the class of a head's task model, whose code decides it
@@ -166,7 +166,7 @@ class Intake:
             return _loaded(self._through_peft(source, name or source.name), reference, notes, started)
         fit = self._files.fitter.fit(checkpoint)
         notes += _idle(fit)
-        tokenizer = self._files.tokenizers.of(checkpoint, inference.body.get_input_embeddings().weight.shape[0])
+        tokenizer = self._files.tokenizers.of(checkpoint, inference.vocabulary)
         for path in fit.plan.overrides:
             wrap(inference.model, path, self._residency.home)
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.adapters.arguments import adapter_name, demand_unicode
+from lorary.adapters.arguments import adapter_name, demand_known, demand_unicode
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.compatibility import Comparison, check_backbone, check_version, most_positions
 from lorary.adapters.engine.decoding import Decoding, plan_decoding
@@ -19,7 +19,7 @@ from lorary.adapters.text.asked import ask
 from lorary.adapters.text.generate import PromptRow, demand_prompt
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
-from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError, UsageError
+from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError
 
 _PROBES = (8, 3)  # the lengths of the prompts that are compared when an engine opens
 _PROBED_TOKENS = 3
@@ -188,11 +188,7 @@ class Engine:
                     f"{len(ids)} prompt tokens and {decoding.max_new_tokens} new ones need {needed} places, {whose} "
                     f"has {room}: shorten the prompt, lower max_new_tokens, or open an engine or a base with more"
                 )
-        vocabulary = self._inference.body.get_input_embeddings().weight.shape[0]
-        if max(ids) >= vocabulary:
-            raise UsageError(
-                f"the tokenizer gives token {max(ids)}, but the model has {vocabulary}; they don't belong together"
-            )
+        demand_known(max(ids), self._inference.vocabulary)
 
     def _compare(self) -> None:
         """Run a few tokens of two prompts at once through the loop, and hold their logits against the model's own.
@@ -202,7 +198,7 @@ class Engine:
         """
         comparison = Comparison(self._inference)
         self._chooser.witness = comparison.note
-        vocabulary = self._inference.body.get_input_embeddings().weight.shape[0]
+        vocabulary = self._inference.vocabulary
         decoding = Decoding(_PROBED_TOKENS, (), (), None)
         requests = [
             self._request([vocabulary * (place + 1) // (length + 1) for place in range(length)], None, decoding)

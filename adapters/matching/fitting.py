@@ -79,7 +79,7 @@ class Fitter:
             )
         if of_base is not None:
             of_base.demand(plan.head, checkpoint.source)
-        vocabulary = self.inference.body.get_input_embeddings().weight.shape[0]
+        vocabulary = self.inference.vocabulary
         check_golden_rows(checkpoint, vocabulary, longest_input(self.inference.model))
         return Fit(task, plan, list(labels_of(checkpoint)) if task in LABELLED else None)
 

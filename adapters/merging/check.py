@@ -43,7 +43,7 @@ class Answers:
 def check_rows(adapter: Merged, inference: Inference) -> list[list[int]]:
     """Token rows to compare on: the adapter's golden ones, or some spread over the vocabulary."""
     golden = adapter.manifest.golden_rows if adapter.manifest else ()
-    probe = probe_row((), inference.body.get_input_embeddings().weight.shape[0])
+    probe = probe_row((), inference.vocabulary)
     rows = [list(row) for row in golden[:_ROWS]] or [probe, probe[::-1]]
     config = inference.model.config
     if not config.is_encoder_decoder or config.eos_token_id is None:

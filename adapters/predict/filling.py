@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
-from lorary.adapters.arguments import whole_number
+from lorary.adapters.arguments import demand_known, whole_number
 from lorary.adapters.layer.routing import Routing, routed
 from lorary.adapters.predict.base import Row, read_text
 from lorary.adapters.text.gaps import Gapped, find_gaps, sentinel_ids
@@ -95,6 +95,7 @@ def _search(
         _never(inference.tokenizer_of(adapter), inference.model.config.vocab_size) for adapter in routing.adapters
     ]
     batch = pad_prompts([ids for ids, _ in rows], encoder_decoder=True, pad=inference.pad_id)
+    demand_known(int(batch["input_ids"].max()), inference.vocabulary)
     ends = {row.end for row in gapped}
     with torch.no_grad(), routed(routing):
         made = inference.model.generate(

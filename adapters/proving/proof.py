@@ -55,7 +55,7 @@ def demand_effect(inference: Inference, routing: Routing, source: str, tails: Ta
     # is one of ours, so that all of a user's calls give the same, bit for bit.
     if shown and needs.keys() <= routing.arena.same_input.keys():
         return
-    vocabulary = inference.body.get_input_embeddings().weight.shape[0]
+    vocabulary = inference.vocabulary
     if _has_effect(inference, routing, probe_row((), vocabulary), source):
         return
     if golden_rows and _has_effect(inference, routing, probe_row(golden_rows, vocabulary), source):
@@ -87,7 +87,7 @@ def settle_head(inference: Inference, routing: Routing, adapter: Adapter) -> Non
     if adapter.head is None or not adapter.head.reads_body_output:
         return
     golden_rows = adapter.manifest.golden_rows if adapter.manifest else ()
-    row = probe_row(golden_rows, inference.body.get_input_embeddings().weight.shape[0])
+    row = probe_row(golden_rows, inference.vocabulary)
     if hasattr(adapter.head.model, "classification_head"):
         row.append(adapter.head.model.config.eos_token_id)  # where the classifiers of encoder-decoders read
     separator = getattr(adapter.head.model.config, "sep_token_id", None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.arguments import demand_known
 from lorary.adapters.layer.routing import Routing, routed
 from lorary.adapters.running.forward import forward_rows, group_rows
 from lorary.adapters.running.padding import PaddingProbe
@@ -87,6 +88,7 @@ class Inference:
             batch = encode_prompts(
                 prompts, routing.adapters, tokenizers, encoder_decoder=encoder_decoder, pad=self.pad_id
             )
+        demand_known(int(batch["input_ids"].max()), self.vocabulary)
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
         settings = {"pad_token_id": self.pad_id} | self.own_settings(routing.adapters[0], kwargs)
         ends = end_tokens(settings | kwargs, self.model.generation_config)
@@ -247,8 +249,13 @@ class Inference:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | decoder_start(self.model.config, ids)
 
     def pad(self, encoded: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Pad on the right, so that a token's position doesn't depend on its batch mates."""
+        """Pad on the right, so that a token's position doesn't depend on its batch mates.
+
+        Raises:
+            UsageError: a token that the model lacks.
+        """
         rows = [{name: row[name][0] for name in row if name in _MODEL_INPUTS} for row in encoded]
+        demand_known(max(int(row["input_ids"].max()) for row in rows), self.vocabulary)
         fill = {"input_ids": self.pad_id, "attention_mask": 0, "token_type_ids": 0}
         return {
             name: torch.nn.utils.rnn.pad_sequence(
@@ -256,6 +263,11 @@ class Inference:
             ).to(self.device)
             for name in rows[0]
         }
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the embedding has."""
+        return int(self.body.get_input_embeddings().weight.shape[0])
 
     @property
     def pad_id(self) -> int:

@@ -42,7 +42,7 @@ def rows_come_first(inference: Inference, sites: Collection[str]) -> bool:
     """
     if any("experts" in path.split(".") for path in sites):
         return False
-    vocabulary = inference.body.get_input_embeddings().weight.shape[0]
+    vocabulary = inference.vocabulary
     ids = torch.arange(1, 3 * _TOKENS + 1, device=inference.device) * vocabulary // (3 * _TOKENS + 1)
     first, second, other = ids.reshape(3, _TOKENS)
     one, two = (_watch(inference, torch.stack([first, mate])) for mate in (second, other))

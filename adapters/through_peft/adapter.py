@@ -146,7 +146,7 @@ class PeftAdapter:
             UnsupportedAdapterError: it acts after tokens that the vocabulary doesn't have.
         """
         golden_rows = self.manifest.golden_rows if self.manifest else ()
-        vocabulary = self.backbone.body.get_input_embeddings().weight.shape[0]
+        vocabulary = self.backbone.vocabulary
         invocation = self.checkpoint.config.get("alora_invocation_tokens") or []
         if not isinstance(invocation, list) or not all(token in range(vocabulary) for token in invocation):
             raise UnsupportedAdapterError(

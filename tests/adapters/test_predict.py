@@ -9,7 +9,7 @@ from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import Manifest, Preprocessing
 from methods import make_method
-from tiny import make_adapter, peft_reference
+from tiny import make_adapter, make_tokenizer, peft_reference
 
 TEXTS = ["profit rose the bank", "patient with asthma and cancer"]
 
@@ -169,3 +169,21 @@ def test_texts_without_a_token(bases, tmp_path, method):
     assert backbone.predict("", "token-classification") == []
     assert backbone.predict(["", ""], "token-classification") == [[], []]
     assert_same(backbone.predict(["", TEXTS[0], ""], "token-classification"), [[], alone, []])
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks(bases, tmp_path):
+    """On a GPU one of them would end whatever else the process does there."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(bases("llama"))
+    tokenizer = make_tokenizer("llama")
+    tokenizer.add_tokens(["rocket"])
+    backbone = Backbone.from_model(model, tokenizer)
+    tagger = make_adapter(bases("llama"), tmp_path / "tagger", task="token-classification")
+    backbone.load(tagger)
+    backbone.load(make_method(bases("llama"), tmp_path / "own", "IA3", task="text-generation"))
+    for adapter in (None, "own"):
+        with pytest.raises(UsageError, match="the tokenizer gives token 44, but the model has 44"):
+            backbone.generate(["profit", "a rocket"], adapter, max_new_tokens=2)
+    for rows, adapter in (("a rocket", None), (["profit", "a rocket"], "tagger")):
+        with pytest.raises(UsageError, match="the tokenizer gives token 44, but the model has 44"):
+            backbone.predict(rows, adapter)
+    assert backbone.predict("profit", "tagger")

@@ -63,7 +63,9 @@ def generation_settings(manner: Manner, model: Any, tokenizer: Any) -> dict[str,
     if generation is None:
         stops = list(dict.fromkeys([*ends, *manner.stop_tokens]))
         return settings | ({"eos_token_id": stops} if manner.stop_tokens else {})
-    # The token that ended what the adapter learned ends what it writes, whatever the base's files say.
+    # The token that ended what the adapter learned ends what it writes, whatever the base's files say. Tokenizers of
+    # BERT's kind, with which some bases write, have none.
+    ends = list(dict.fromkeys(end for end in (*ends, tokenizer.eos_token_id) if end is not None))
     return settings | {
         "do_sample": False,
         "max_new_tokens": generation.max_new_tokens,
@@ -72,7 +74,7 @@ def generation_settings(manner: Manner, model: Any, tokenizer: Any) -> dict[str,
         "length_penalty": generation.length_penalty,
         "no_repeat_ngram_size": generation.no_repeat_ngram_size,
         "repetition_penalty": 1.0,
-        "eos_token_id": list(dict.fromkeys([*ends, tokenizer.eos_token_id])),
+        "eos_token_id": ends or None,
     }
 
 

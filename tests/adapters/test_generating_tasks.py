@@ -4,8 +4,8 @@ import pytest
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
-from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing
-from tiny import make_adapter, peft_reference
+from lorary.hub.manifest import BaseIdentity, Generation, Manifest, Preprocessing
+from tiny import make_adapter, make_tokenizer, peft_reference, task_class
 
 TEXTS = ["story mother house dog cat", "profit rose the bank", "free cash"]
 SETTINGS = {"max_new_tokens": 6, "do_sample": False}
@@ -119,6 +119,25 @@ def test_arguments_that_transformers_refuses(bases, settings):
     backbone = Backbone.from_pretrained(str(bases("llama")))
     with pytest.raises(UsageError, match=f"can't generate with {', '.join(settings)}: ."):
         backbone.generate("profit", **settings)
+
+
+@pytest.mark.parametrize("end", [3, None])
+def test_a_tokenizer_without_an_end_of_text(bases, tmp_path, end):
+    """As BERT's, which some bases in other languages write with; the adapter says how much it was measured with."""
+    folder = make_adapter(bases("llama"), tmp_path / "a", task="text-generation")
+    Manifest("text-generation", BaseIdentity("x"), generation=Generation(5)).write(folder)
+    model, tokenizer = task_class("text-generation").from_pretrained(bases("llama")), make_tokenizer("llama")
+    tokenizer.eos_token = None
+    model.generation_config.eos_token_id = end
+    backbone = Backbone.from_model(model, tokenizer)
+    backbone.load(folder)
+    plain = peft_reference(bases("llama"), folder, task="text-generation")
+    inputs = tokenizer("profit rose", return_tensors="pt", return_token_type_ids=False)
+    made = plain.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=end, pad_token_id=0)
+    want = tokenizer.decode(made[0, 2:], skip_special_tokens=True)
+    assert backbone.generate(["profit rose", "a"], "a")[0] == want
+    with backbone.engine(cache_tokens=64) as engine:
+        assert engine.submit("profit rose", "a").result(30).text == want
 
 
 def test_what_is_no_prompt(bases):

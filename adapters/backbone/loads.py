@@ -111,7 +111,7 @@ class Loads(Assembly):
         Raises:
             UsageError: the reference can't move; and all that :meth:`load` raises.
         """
-        name = name or registry_reference(reference).name
+        name = registry_reference(reference).name if name is None else adapter_name(name)
         return self._following.follow(reference, name, self._intake.registry, interval)
 
     def unfollow(self, name: str) -> None:

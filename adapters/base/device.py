@@ -30,10 +30,10 @@ def pick_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> 
     """The dtype asked for, else float32 on the CPU and bfloat16 on CUDA (float16 on cards without bfloat16).
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: none of :data:`DTYPES`.
     """
     if isinstance(dtype, torch.dtype):
-        return dtype
+        dtype = dtype_name(dtype)
     if dtype is not None:
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")

@@ -70,6 +70,7 @@ def test_what_is_no_name(decoder, engine, name):
     ]  # fmt: skip
     if name is not None:
         calls += [lambda name: decoder.load("./folder", name), lambda name: decoder.logits([[5]], name)]
+        calls += [lambda name: decoder.follow("sql@prod", name)]
         calls += [lambda name: engine.submit("profit", name)]
     for call in calls:
         with pytest.raises(UsageError, match="expected the name of a loaded adapter"):
@@ -139,6 +140,17 @@ def test_settings_of_a_backbone(decoder, settings):
         Backbone.from_model(None, None)
     with pytest.raises(UsageError, match="expected a tokenizer or None, found str: 'bert'"):
         Backbone.from_model(decoder.model, "bert")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.float64, "float64"], ids=str)
+def test_dtypes_that_nothing_is_served_in(bases, decoder, tmp_path, dtype):
+    for call in (
+        lambda: Backbone.from_pretrained(str(bases("llama")), dtype=dtype),
+        lambda: decoder.merge("one", tmp_path / "merged", dtype=dtype),
+    ):
+        with pytest.raises(UsageError, match=r"unknown dtype '\w+'; expected one of float32, bfloat16, float16"):
+            call()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("settings", [{"device": "meta"}, {"device_map": {"": "disk"}}], ids=str)

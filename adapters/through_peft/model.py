@@ -20,7 +20,7 @@ from lorary.adapters.matching.problems import KeyProblems
 from lorary.adapters.matching.renaming import rename_tensors
 from lorary.adapters.matching.soundness import is_copy
 from lorary.adapters.matching.support import is_off
-from lorary.adapters.matching.targets import is_target
+from lorary.adapters.matching.targets import MOST_PATTERNS, is_target
 from lorary.adapters.through_peft.mirror import memory_of
 from lorary.adapters.through_peft.sizes import demand_sizes
 from lorary.adapters.through_peft.vocabulary import TRAINED_ROWS
@@ -33,7 +33,13 @@ _SAVED = ".modules_to_save."
 _PARTS_OF_A_WRAPPER = (".original_module.", _SAVED)
 _SHORTHANDS = ("all-linear",)
 _PLAIN_TEXT = ("ADAPTION_PROMPT",)  # there it is the end of a name
+_LEFT_TO_PEFT = (
+    "rank_pattern", "alpha_pattern", "lambda_pattern", "block_size_pattern", "n_frequency_pattern", "layers_pattern",
+    "modules_to_save",
+)  # fmt: skip
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
+_REPETITION = re.compile(r"[*+{]")
+_MOST_REPETITIONS = 4  # each multiplies the places in a name at which a match may be tried
 _INITIALISATION = ("eva_config", "loftq_config", "corda_config", "lora_ga_config")
 
 
@@ -218,19 +224,25 @@ def _without_patterns(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[st
                 f"{checkpoint.source}: PEFT can't put this {checkpoint.peft_type} adapter into the backbone: "
                 f"target_modules={pattern!r} matches none of its modules"
             )
-    layers = config.get("layers_pattern") or ()
-    left = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ()), *_listed(layers)]
-    for pattern in left:
-        if _REPEATED_GROUP.search(str(pattern)):
+    for field in _LEFT_TO_PEFT:
+        left = _listed(config.get(field) or ())
+        if len(left) > MOST_PATTERNS:
             raise UnsupportedAdapterError(
-                f"{checkpoint.source}: the pattern {str(pattern)[:80]!r} repeats a group, which may take forever to "
-                "match; write the modules' names out in the adapter's config"
+                f"{checkpoint.source}: {field} in its config has {len(left):,} names or patterns; expected at most "
+                f"{MOST_PATTERNS:,}, since PEFT compiles each for each module"
             )
+        for pattern in left:
+            if _REPEATED_GROUP.search(str(pattern)) or len(_REPETITION.findall(str(pattern))) > _MOST_REPETITIONS:
+                raise UnsupportedAdapterError(
+                    f"{checkpoint.source}: the pattern {str(pattern)[:80]!r} repeats a group, or much else, which may "
+                    "take forever to match; write the modules' names out in the adapter's config"
+                )
     return config
 
 
 def _listed(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str) else list(value)
+    """A field's names and patterns; what isn't any is for PEFT to refuse."""
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, (list, Mapping)) else []
 
 
 @contextmanager

@@ -160,11 +160,16 @@ def test_a_field_of_tomorrow(backbone, method):
         ("IA3", {"target_modules": 7}),
         ("IA3", {"target_modules": "(([a-z._0-9])+)+[A-Z]"}),
         ("LOHA", {"rank_pattern": {"(([a-z._0-9])+)+[A-Z]": 2}}),
+        ("LOHA", {"rank_pattern": {".*" * 14 + "Z": 2}}),
+        ("DELORA", {"lambda_pattern": {"(([a-z._0-9])+)+[A-Z]": 2}}),
+        ("IA3", {"modules_to_save": ["(([a-z._0-9])+)+[A-Z]"]}),
+        ("IA3", {"modules_to_save": [f"x{number}" for number in range(20_000)]}),
+        ("IA3", {"modules_to_save": 7}),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_patterns_that_arent_any_or_take_forever(backbone, method, kind, config):
-    match = "PEFT can't|isn't a regular|more than 1 s|repeats a group"
+    match = "PEFT can't|isn't a regular|more than 1 s|repeats a group|at most 1,000"
     refuse(backbone, method(kind, **config), UnsupportedAdapterError, match)
 
 

@@ -250,6 +250,17 @@ def test_a_pattern_made_to_take_forever(backbone, adapter):
     assert backbone.load(adapter).rank == 4
 
 
+def test_more_names_than_there_is_time_for(backbone, adapter):
+    """An expression for each of them and for each module takes minutes."""
+    names = [f"x{number}y" for number in range(20_000)]
+    change_config(adapter, modules_to_save=names)
+    assert backbone.load(adapter, "many").rank == 4
+    for fields in ({"modules_to_save": [f"{name}." for name in names]}, {"layers_pattern": names}):
+        change_config(adapter, **({"modules_to_save": None, "layers_to_transform": [0]} | fields))
+        with pytest.raises(UnsupportedAdapterError, match=f"more than 1,000 patterns in {next(iter(fields))}"):
+            backbone.load(adapter)
+
+
 def test_tensors_for_a_module_that_the_config_doesnt_target(backbone, adapter):
     change_config(adapter, exclude_modules=["layers.0.self_attn.q_proj"])
     refuse(backbone, adapter, KeyMismatchError, r"unexpected: .*q_proj.* \(the config doesn't target it\)")

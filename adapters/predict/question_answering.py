@@ -57,6 +57,7 @@ class QuestionAnsweringRows:
 
     def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
         preprocessing = setting.preprocessing
+        params = {name: value for name, value in params.items() if value is not None}  # as the pipelines take it
         self._tokenizer, self._columns, self._prefix = (
             setting.tokenizer, preprocessing.columns, preprocessing.prefix,
         )  # fmt: skip

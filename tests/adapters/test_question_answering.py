@@ -1,11 +1,13 @@
 """Question answering: the windows, and their reading held against a plain one made here, span by span."""
 
+import shutil
+
 import pytest
 import torch
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
-from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing
+from lorary.hub.manifest import Answering, BaseIdentity, Manifest, Preprocessing
 from tiny import WORDS, make_adapter, peft_reference
 
 QUESTION = "profit of the bank"
@@ -124,6 +126,21 @@ def test_columns_length_and_stride_are_the_manifests(bases, backbone, folder, tm
     want = backbone.predict({"question": QUESTION, "context": LONG}, "qa", top_k=3, max_seq_len=40, doc_stride=12)
     assert got == want
     assert got != backbone.predict({"question": QUESTION, "context": LONG}, "qa", top_k=3)
+
+
+def test_what_a_call_leaves_open_is_the_adapters(bases, folder, tmp_path):
+    """transformers' pipelines take None for what isn't said."""
+    own = shutil.copytree(folder, tmp_path / "own")
+    settings = {"answering": Answering(2, impossible=True), "preprocessing": Preprocessing(max_length=20, stride=3)}
+    Manifest("question-answering", BaseIdentity("x"), **settings).write(own)
+    backbone = Backbone.from_pretrained(str(bases("bert")))
+    backbone.load(own)
+    row = {"question": QUESTION, "context": LONG}
+    names = ("handle_impossible_answer", "max_answer_len", "align_to_words", "max_seq_len", "doc_stride")
+    said = backbone.predict(row, "own", top_k=1000)
+    assert "" in {answer["answer"] for answer in said}
+    assert backbone.predict(row, "own", top_k=1000, **dict.fromkeys(names)) == said
+    assert backbone.predict(row, "own", top_k=None) == said[0]
 
 
 def test_whole_words():

@@ -43,8 +43,13 @@ def fill_rows(inference: Inference, rows: Sequence[Row], routing: Routing, param
     than ``top_k``.
 
     Raises:
-        UsageError: a row without a gap, or a parameter that only masked language models take.
+        UsageError: a row without a gap, a parameter that only masked language models take, or no encoder-decoder.
     """
+    if not inference.model.config.is_encoder_decoder:
+        raise UsageError(
+            "the adapter writes what fills a gap, which takes an encoder-decoder, as T5 and BART are, and "
+            f"{type(inference.model).__name__} is none; open the base that it was trained on"
+        )
     if params.get("targets") is not None:
         raise UsageError("targets: an encoder-decoder fills a gap with as many tokens as it likes; leave it out")
     top_k = whole_number("top_k", params.get("top_k") or _TOP_K, most=_MOST_BEAMS)

@@ -186,6 +186,16 @@ def test_without_word_of_how_gaps_are_filled_a_t5_has_no_masks(gap_bases, tmp_pa
         Backbone.from_pretrained(str(gap_bases("t5"))).load(folder)
 
 
+@pytest.mark.parametrize(("family", "task"), [("bert", "feature-extraction"), ("llama", "text-generation")])
+def test_only_an_encoder_decoder_writes_what_fills_a_gap(bases, tmp_path, family, task):
+    folder = make_adapter(bases(family), tmp_path / "it", task=task)
+    Manifest("fill-mask", BaseIdentity("x"), filling=Filling("mask", 2)).write(folder)
+    backbone = Backbone.from_pretrained(str(bases(family)))
+    backbone.load(folder)
+    with pytest.raises(UsageError, match="writes what fills a gap, which takes an encoder-decoder"):
+        backbone.predict(ONE["bart"], "it")
+
+
 def test_the_sentinels_of_mt5_begin_with_a_space():
     class Pieces:
         unk_token_id = 2

@@ -23,7 +23,7 @@ from lorary.hub.tensorfile import TensorInfo
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ANY = _FLOATS | {
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
+    "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
 }  # fmt: skip
@@ -133,7 +133,9 @@ def _cut(
     buffer: torch.Tensor, key: str, info: TensorInfo, known: Mapping[str, torch.dtype], source: str
 ) -> torch.Tensor:
     if info.dtype not in known:
-        raise UnsupportedAdapterError(f"{source}: {key!r} holds {info.dtype}; expected floating-point weights")
+        raise UnsupportedAdapterError(
+            f"{source}: {key!r} holds {info.dtype}; expected floating-point weights of 16 bits or more"
+        )
     dtype = known[info.dtype]
     raw = buffer[info.start : info.end]
     # A view needs an address that the dtype divides; the format pads the header to 8 bytes, but not each tensor.

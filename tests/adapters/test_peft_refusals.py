@@ -173,6 +173,14 @@ def test_patterns_that_arent_any_or_take_forever(backbone, method, kind, config)
     refuse(backbone, method(kind, **config), UnsupportedAdapterError, match)
 
 
+def test_numbers_of_eight_bits(backbone, method):
+    def change(tensors):
+        for key, tensor in tensors.items():
+            tensors[key] = tensor.to(torch.float8_e4m3fn)
+
+    refuse(backbone, method("IA3", change), UnsupportedAdapterError, "holds F8_E4M3; expected")
+
+
 def test_patterns_are_resolved(backbone, method, tmp_path):
     pattern = {"target_modules": r".*\.(q|k)_proj"}
     adapter = method("IA3", **pattern)

@@ -149,3 +149,4 @@ class Assembly:
         with self._residency.lock:
             if not self._peft.withdraw(name):
                 self._residency.withdraw(name)
+            self._residency.note_pin(name, False)

@@ -66,14 +66,13 @@ class Loads(Assembly):
         self._withdraw(name)
 
     def pin(self, name: str) -> None:
-        """Keep an adapter on the device, whatever else is loaded; one that runs through PEFT always is.
+        """Keep an adapter on the device, and whatever its name is swapped for; one that runs through PEFT always is.
 
         Raises:
             UnknownReferenceError: nothing is loaded under ``name``.
             SlotsFullError: every slot is pinned or in use.
         """
-        if self._peft.find(adapter_name(name)) is None:
-            self._residency.pin(name, True)
+        self._pin(name, True)
 
     def unpin(self, name: str) -> None:
         """Let an adapter be moved to the host again when slots run short.
@@ -81,8 +80,14 @@ class Loads(Assembly):
         Raises:
             UnknownReferenceError: nothing is loaded under ``name``.
         """
-        if self._peft.find(adapter_name(name)) is None:
-            self._residency.pin(name, False)
+        self._pin(name, False)
+
+    def _pin(self, name: str, pinned: bool) -> None:
+        adapter_name(name)
+        with self._residency.lock:
+            if self._peft.find(name) is not None:
+                return self._residency.note_pin(name, pinned)  # for when it is swapped for one in slots
+        return self._residency.pin(name, pinned)
 
     def prefetch(self, names: Sequence[str]) -> dict[str, Future[None]]:
         """Begin to bring adapters in, in the background: to the host, and as many as there are slots into slots.

@@ -30,7 +30,7 @@ class Books:
     """Names, pins, readers and slots.
 
     ``slot_of`` and the host tier are in order of use, the least recently used first. ``readers`` has, for each content
-    that is in use, who reads it.
+    that is in use, who reads it. ``pins`` may have names that stand for an adapter outside of the slots just now.
     """
 
     def __init__(self, slots: int, host: HostTier) -> None:
@@ -70,10 +70,9 @@ class Books:
             self._unname(previous.content)
 
     def withdraw(self, name: str) -> None:
-        """Forget a name."""
+        """Forget a name, but not its pin."""
         adapter = self.get(name)
         del self.named[name]
-        self.pins.discard(name)
         self._unname(adapter.content)
 
     def _unname(self, content: Content) -> None:
@@ -142,12 +141,13 @@ class Books:
 
     def pinned(self) -> set[Content]:
         """The contents that pinned names stand for."""
-        return {self.named[name].content for name in self.pins}
+        return {self.named[name].content for name in self.pins & self.named.keys()}
 
     def predecessor(self, name: str) -> Content | None:
         """What gives its slot up for another version under this name, if it is pinned by no other name."""
         held = self.named.get(name)
-        shared = held is not None and any(self.named[pin].content is held.content for pin in self.pins - {name})
+        others = (self.pins & self.named.keys()) - {name}
+        shared = held is not None and any(self.named[pin].content is held.content for pin in others)
         return None if held is None or shared else held.content
 
     def take_slot(self, adapter: Adapter, predecessor: Content | None, thread: int) -> tuple[int, Content | None]:

@@ -124,20 +124,25 @@ class Residency:
             self._books.publish(adapter)
 
     def withdraw(self, name: str) -> None:
-        """Forget the adapter under ``name``; calls in flight finish on it."""
+        """Forget the adapter under ``name``, not its pin; calls in flight finish on it."""
         with self._lock:
             self._books.withdraw(name)
+
+    def note_pin(self, name: str, pinned: bool) -> None:
+        """Note whether what a name comes to stand for is kept in its slot."""
+        with self._lock:
+            (self._books.pins.add if pinned else self._books.pins.discard)(name)
 
     def pin(self, name: str, pinned: bool) -> None:
         """Keep an adapter in its slot, or let it be evicted again."""
         if not pinned:
             with self._lock:
                 self._books.get(name)
-                self._books.pins.discard(name)
+                self.note_pin(name, False)
             return
         with self.lease([self.get(name)]), self._lock:
             self._books.get(name)
-            self._books.pins.add(name)
+            self.note_pin(name, True)
 
     def resolve(self, names: Sequence[str | None]) -> list[Adapter | None]:
         """The adapters that these names stand for now, all looked up at one moment."""

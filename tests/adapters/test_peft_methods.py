@@ -10,7 +10,7 @@ import torch
 
 from lorary.adapters import Backbone
 from lorary.adapters.matching.methods import THROUGH_PEFT
-from lorary.hub.errors import RoutingError, UsageError
+from lorary.hub.errors import RoutingError, SlotsFullError, UsageError
 from methods import make_method
 from tiny import make_adapter, peft_reference
 
@@ -237,6 +237,29 @@ def test_a_swap_between_methods_and_slots(bases, tmp_path):
         assert torch.equal(model(input_ids=torch.tensor([[7, 8]])).logits[0], through_peft)
     torch.testing.assert_close(backbone.logits([[7, 8]], "a")[0], in_slots)
     assert backbone.adapters == ["a"]
+
+
+def test_a_pin_stays_with_a_name_that_runs_through_peft_for_a_while(bases, tmp_path):
+    slot = make_adapter(bases("llama"), tmp_path / "slot", task="text-generation")
+    other = make_adapter(bases("llama"), tmp_path / "other", task="text-generation", seed=2)
+    own = make_method(bases("llama"), tmp_path / "own", "IA3", task="text-generation")
+    for first, then in ((slot, (own, slot)), (own, (slot,)), (own, (own, slot))):
+        backbone = Backbone.from_pretrained(str(bases("llama")), slots=1)
+        backbone.load(first, "a")
+        backbone.pin("a")
+        for version in then:
+            backbone.swap("a", version)
+        with pytest.raises(SlotsFullError, match="1 are pinned"):
+            backbone.load(other)
+        backbone.unpin("a")
+        backbone.load(other)
+    for last in ("unpin", "unload"):
+        backbone = Backbone.from_pretrained(str(bases("llama")), slots=1)
+        backbone.load(own, "a")
+        backbone.pin("a")
+        getattr(backbone, last)("a")
+        backbone.load(slot, "a")
+        backbone.load(other)
 
 
 def test_unloading_frees_its_memory(bases, tmp_path):

@@ -191,6 +191,17 @@ def test_more_of_the_same_task_goes_on_with_the_head(make_recipe, registry, tmp_
     assert second.metrics["untrained"]["f1"] == pytest.approx(first.metrics["test"]["f1"])
 
 
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_head_that_answers_with_numbers_goes_on_from_where_it_was(family, make_recipe, registry, tmp_path):
+    """With a bias and without one: steps that move nothing leave the parent's answers, in the data's own numbers."""
+    rows = [{**row, "label": 1000.0 * len(row["text"]) + 0.5} for row in tone_rows(24)]
+    settings = {"data.train": write_jsonl(tmp_path / "prices.jsonl", rows), "data.test": None, "lora.dropout": 0.0}
+    first = train(make_recipe("text-classification", family, **settings), registry)
+    more = {**settings, "from": first.reference, "training.learning_rate": 1e-12, "training.max_steps": 1}
+    second = train(make_recipe("text-classification", family, output=str(tmp_path / "more"), **more), registry)
+    assert second.metrics["test"]["rmse"] == pytest.approx(first.metrics["test"]["rmse"], rel=1e-4)
+
+
 def test_a_lineage_is_that_of_the_weights_whatever_became_of_the_parent(make_recipe, bases, registry, tmp_path):
     first = train(make_recipe(alias="stable", **SHORT), registry)
     more = make_recipe(**{"from": "tiny@stable", "output": str(tmp_path / "more"), "training.seed": 7, **SHORT})

@@ -65,7 +65,7 @@ class Inheritance:
 
 
 def inherit(parent: Parent, base: Base, task: Task, note: Note) -> Inheritance:
-    """Find the place of each of a parent's tensors in the child's task model.
+    """Find the place of each of a parent's tensors in the child's task model; the task is told if it keeps the head.
 
     Raises:
         BaseMismatchError: the parent was trained on another base.
@@ -177,6 +177,7 @@ def _whole(
     kind = manifest.problem_type if manifest is not None else None
     same = (parent.task, kind) == (task.name, task.problem_type) and theirs == {name: shapes[name] for name in heads}
     if same and manifest is not None and (manifest.labels or ()) == task.labels:
+        task.keep_head()
         return whole | {name: tensors[key] for name, key in plan.head.items()}
     if parent.task == task.name:
         found = ", ".join(manifest.labels or ()) if manifest else "labels without names"

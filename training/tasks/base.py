@@ -98,6 +98,9 @@ class Task(ABC):
         """
         return max_length
 
+    def keep_head(self) -> None:  # noqa: B027 - as above
+        """Called where the head isn't a fresh one: it is that of the adapter that the run starts from."""
+
     def encode(
         self, examples: Sequence[Example], tokenizer: Any, max_length: int, note: Note, cache: TokenCache | None = None
     ) -> Encoded:

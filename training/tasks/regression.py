@@ -34,6 +34,11 @@ class TextRegression(TextClassification):
     def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
         super().__init__(recipe, labels)
         self._scale = Scale()
+        self._goes_on = False
+
+    def keep_head(self) -> None:
+        """It answers with the data's own numbers."""
+        self._goes_on = True
 
     def target(self, label: Any) -> float:
         """The number itself."""
@@ -53,8 +58,8 @@ class TextRegression(TextClassification):
             yield
             return
         self._scale = Scale.of(train.golds, layer)
-        # A fresh head has no bias yet and begins at the mean; one that goes on from another adapter has one.
-        if layer.bias is not None and layer.bias.any():
+        # A fresh head begins at the mean.
+        if self._goes_on:
             self._scale.unfold(layer)
         try:
             yield

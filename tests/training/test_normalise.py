@@ -11,9 +11,10 @@ from lorary.training.data import load_data
 from lorary.training.one_run import run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
+from samples import prompt_rows, write_jsonl
 
 
-@pytest.mark.parametrize("task", ["text-classification", "token-classification", "text-generation"])
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "text-generation", "preference pairs"])
 def test_accumulated_batches_make_the_same_adapter_as_one(task, make_recipe, tmp_path):
     """30 rows in steps of 8: the last step of an epoch has 6 rows, in batches of 4 and 2."""
     found = {}
@@ -22,7 +23,16 @@ def test_accumulated_batches_make_the_same_adapter_as_one(task, make_recipe, tmp
             "training.batch_size": size, "training.gradient_accumulation": 8 // size, "training.epochs": 1,
             "lora.dropout": 0.0,
         }  # fmt: skip
-        recipe = make_recipe(task, rows=30, **settings)
+        if task == "preference pairs":
+            rows = [
+                {"prompt": row["prompt"], "chosen": row["prompt"][: 3 + place], "rejected": "sales fell"}
+                for place, row in enumerate(prompt_rows(31))
+            ]
+            settings |= {
+                "data.columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+                "data.train": write_jsonl(tmp_path / "pairs.jsonl", rows), "data.test": None, "data.test_size": 0.01,
+            }  # fmt: skip
+        recipe = make_recipe("text-generation" if task == "preference pairs" else task, rows=30, **settings)
         prepared = prepare(recipe, load_data(recipe), Reporter())
         for module in prepared.model.modules():
             if isinstance(module, torch.nn.Dropout):

@@ -14,6 +14,7 @@ from lorary.training.tasks.base import one_device
 class GenerationTrainer(SFTTrainer):
     """Validation rows are padded, not packed: their loss is weighed by the rows of a batch, and should stay so."""
 
+    averages_steps = True
     data_collator: Callable[..., Any]
     validation_collator: Callable[..., Any]
 

@@ -19,12 +19,14 @@ _ITEMS = "items_of_batch"
 
 
 def normalise(trainer: Any) -> None:
-    """Make ``trainer`` average its loss over all items of a step. TRL's trainers do so themselves.
+    """Make ``trainer`` average its loss over all items of a step; one that ``averages_steps`` does so itself.
 
     A loss of our own (:class:`lorary.training.fitting.losses.Loss`) says by ``share`` what its mean is over.
     """
-    if any(kind.__module__.startswith("trl.") for kind in type(trainer).__mro__):
+    if getattr(trainer, "averages_steps", False):
         return
+    # A batch of pairs has two sequences a row, and TRL's batches are left as accelerate makes them.
+    takes_repeated_out = not any(kind.__module__.startswith("trl.") for kind in type(trainer).__mro__)
     shifted = bool(getattr(trainer, "_loss_shifts_labels", False))
     share = getattr(trainer.compute_loss_func, "share", None)
     take, loss_of, accelerator = trainer.get_batch_samples, trainer.compute_loss, trainer.accelerator
@@ -33,7 +35,8 @@ def normalise(trainer: Any) -> None:
         taken, _ = take(batches, count, device)
         if not taken:
             return taken, None
-        _drop_repeated(taken, accelerator, trainer.args.per_device_train_batch_size)
+        if takes_repeated_out:
+            _drop_repeated(taken, accelerator, trainer.args.per_device_train_batch_size)
         for batch in taken:
             if _ITEMS not in batch:
                 batch[_ITEMS] = share(batch["labels"]) if share else _items(batch, shifted)

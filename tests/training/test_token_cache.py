@@ -178,6 +178,26 @@ def reads(monkeypatch):
     return paths
 
 
+def test_rows_that_differ_in_the_order_of_their_keys_are_two(cache, make_recipe):
+    """Templates write a call's arguments, and tools, in the order that a row has them in."""
+    template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}"
+    calls = [{"arguments": {"from": 1, "to": 2}}, {"arguments": {"to": 2, "from": 1}}]
+    rows = [
+        {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+        for call in calls
+    ]
+    columns = {"data.columns": {"messages": "messages"}, "prompt.chat_template": template}
+    recipe = make_recipe("text-generation", **columns)
+
+    def encode(cache):
+        made = make_task(recipe, None).encode(numbered(rows), bpe_tokenizer(), 256, lambda line: None, cache)
+        return [feature["input_ids"] for feature in made.features]
+
+    first, second = encode(None)
+    assert first != second
+    assert encode(cache) == encode(cache) == [first, second]
+
+
 def test_no_table_is_read_when_all_rows_are_found(cache, make_recipe, reads):
     tokenizer, rows = wordpiece_tokenizer(), ROWS["text-classification"](9)
     for part in (rows[:3], rows[3:6], rows[6:]):

@@ -23,19 +23,22 @@ class Example:
 
     @cached_property
     def digest(self) -> bytes:
-        """A hash of all that the row holds: 32 bytes, equal for equal rows wherever they stand."""
-        return _hash(self.values)
+        """A hash of all that the row holds: 32 bytes, equal for equal rows wherever they stand.
+
+        Tables within it count with the order of their keys, in which a chat template writes them.
+        """
+        return _hash(dict(sorted(self.values.items())), ordered=True)
 
     @property
     def inputs(self) -> bytes:
         """What the model is given, as a hash that is equal for equal inputs: a corpus isn't held twice for it."""
         given = {role: value for role, value in self.values.items() if role not in TARGET_ROLES}
-        return _hash(given)
+        return _hash(given, ordered=False)
 
 
-def _hash(values: Mapping[str, Any]) -> bytes:
+def _hash(values: Mapping[str, Any], *, ordered: bool) -> bytes:
     # Parquet also holds what JSON doesn't: a message's timestamp, a decimal number.
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=repr).encode()).digest()
+    return hashlib.sha256(json.dumps(values, sort_keys=not ordered, default=repr).encode()).digest()
 
 
 @dataclass(frozen=True)

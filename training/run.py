@@ -106,8 +106,7 @@ def _train(
     demand_login(recipe)
     # Rows are checked before the seconds that the libraries and the base take.
     reporter.phase("reading the data")
-    # Folds hold every row out once, so what the first split has to say of its sizes says nothing.
-    data = load_data(recipe, (lambda line: None) if recipe.training.folds else reporter.note)
+    data = load_data(recipe, reporter.note)
     with writing(unfinished.final):
         if resumed:
             check_same(unfinished, recipe, data.provenance, parent, group.count, reporter)

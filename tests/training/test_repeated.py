@@ -13,7 +13,7 @@ from lorary.hub.cli.experiments import print_repeated
 from lorary.hub.errors import DataError, InterruptedRunError, RecipeError, UsageError
 from lorary.training import measure, train
 from lorary.training.data import load_data
-from lorary.training.experiments.folds import final_recipe, fold_data
+from lorary.training.experiments.folds import all_rows, final_recipe, fold_data
 from lorary.training.experiments.session import Session
 from lorary.training.experiments.summary import spread
 from lorary.training.model import load_for, reseed
@@ -164,6 +164,24 @@ def test_folds_keep_questions_about_one_context_together(make_recipe, tmp_path):
     short = replace(data, train=data.train[:9])
     with pytest.raises(DataError, match="3 contexts are too few for 4 folds"):
         list(fold_data(recipe, short, short.train, lambda line: None))
+
+
+def test_folds_tell_of_rows_that_are_there_twice_and_of_what_else_is_odd(make_recipe, tmp_path):
+    """What the first split says of its own rows is left out: folds don't go by it."""
+    rows = tone_rows(40, seed=3) + [{"text": "bank", "label": label} for label in ("good", "bad", "bad")]
+    rows += [{"text": "one row", "label": "GOOD"}]
+    settings = {
+        "data.train": write_jsonl(tmp_path / "twice.jsonl", rows), "data.test": None, "training.folds": 4,
+        "training.early_stopping": 2,
+    }  # fmt: skip
+    recipe, said = make_recipe(**settings), list[str]()
+    data = load_data(recipe, said.append)
+    assert said == ["labels that look alike are kept apart: 'GOOD' and 'good'; if they are one, mend the rows"]
+    all_rows_, _ = all_rows(recipe, data)
+    folds = list(fold_data(recipe, data, all_rows_, said.append))
+    torn = [row for fold in folds for row in fold.test if row.inputs in {other.inputs for other in fold.train}]
+    assert torn
+    assert said[-1].startswith(f"{len(torn)} of 44 rows are held out by a fold that trains on the same once more")
 
 
 def test_folds_without_test_rows_end_in_an_adapter_of_all_rows(make_small, registry, tmp_path):

@@ -45,10 +45,13 @@ def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
     checked = _check(recipe, given, note)
     parts = checked.parts
     check_weighing(recipe, checked.labels, checked.problem)
+    # Folds hold every row out once, so what is said of the rows of this split says nothing.
+    of_split: Note = (lambda line: None) if recipe.training.folds else note
     if "test" not in parts:
-        parts["train"], parts["test"] = split_rows(parts["train"], data.test_size or 0.2, recipe.training.seed, note)
-    train, validation = split_validation(parts, recipe, note)
-    note_overlap(train + validation, parts["test"], note)
+        share = data.test_size or 0.2
+        parts["train"], parts["test"] = split_rows(parts["train"], share, recipe.training.seed, of_split)
+    train, validation = split_validation(parts, recipe, of_split)
+    note_overlap(train + validation, parts["test"], note if data.names_test else of_split)
     provenance: dict[str, Any] = {part: source.provenance() for part, source in given.items()}
     provenance["rows"] = {"train": len(train), "validation": len(validation), "test": len(parts["test"])}
     if checked.scheme is not None:

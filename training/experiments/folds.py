@@ -30,7 +30,9 @@ def fold_data(recipe: Recipe, data: Examples, rows: Sequence[Example], note: Not
     Raises:
         DataError: there are fewer rows than folds ask for, or fewer contexts than folds.
     """
-    for kept, held in _parts(recipe, rows, note):
+    parts = list(_parts(recipe, rows, note))
+    _note_torn(rows, parts, note)
+    for kept, held in parts:
         inside = {"train": tuple(rows[index] for index in kept)}
         if recipe.data.names_validation:
             inside["validation"] = data.validation
@@ -71,6 +73,20 @@ def _note_rare(rows: Sequence[Example], count: int, note: Note) -> None:
     rarest = min(counts, key=lambda label: (counts[label], label))
     if counts[rarest] < count:
         note(f"{rarest!r} has {counts[rarest]} rows, fewer than {count} folds: not every fold holds one of them out")
+
+
+def _note_torn(rows: Sequence[Example], parts: Sequence[tuple[Any, Any]], note: Note) -> None:
+    """Tell ``note`` of rows that are there twice, where one is trained on and the other held out."""
+    inputs = [example.inputs for example in rows]
+    torn: list[int] = []
+    for kept, held in parts:
+        known = {inputs[place] for place in kept}
+        torn += [index for index in held if inputs[index] in known]
+    if torn:
+        note(
+            f"{len(torn)} of {len(rows)} rows are held out by a fold that trains on the same once more (first: "
+            f"{rows[min(torn)].place}); their metrics flatter the adapter"
+        )
 
 
 def final_recipe(

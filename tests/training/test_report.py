@@ -109,6 +109,17 @@ def test_of_many_labels_the_confused_ones_are_shown():
     assert {"l70", "l71"} <= set(found.rows)
 
 
+def test_nothing_is_drawn_where_there_is_nothing_to_count(make_small, registry, tmp_path):
+    labels = [f"l{index}" for index in range(MOST_LABELS + 1)]
+    assert count_labels(labels, labels, labels) is None
+    rows = [{"tokens": ["rose", "bank"], "tags": ["O", "B-ORG"]}, *({"tokens": ["rose"], "tags": ["O"]},) * 30]
+    files = {"data.train": write_jsonl(tmp_path / "rows.jsonl", rows)}
+    files["data.test"] = write_jsonl(tmp_path / "without.jsonl", rows[1:9])
+    version = train(make_small("token-classification", **files, **{"report.write": True}), registry)
+    assert version.metrics["test"]["accuracy"] == 1
+    assert read_report(tmp_path / "out" / "report.json", "tiny").mistakes is None
+
+
 def test_spans_are_counted_by_what_became_of_them():
     golds = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "O", "B-PER"]]
     tags = [["B-PER", "I-PER", "O", "B-PER"], ["B-LOC", "I-LOC", "O", "O"]]

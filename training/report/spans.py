@@ -11,10 +11,11 @@ _COLUMNS = ("right", "other type", "other bounds", "missed", "invented")
 Span = tuple[str, int, int]  # type, first word, last word
 
 
-def count_spans(golds: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Mistakes:
+def count_spans(golds: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Mistakes | None:
     """Each type's entities: found, found with another type, with other bounds, not at all; and those that aren't there.
 
-    Tags mark entities as seqeval reads them (BIO, BIOES). An invented entity counts under the type that was answered.
+    None where there is no entity. Tags mark entities as seqeval reads them (BIO, BIOES). An invented one counts under
+    the type that was answered.
     """
     from seqeval.metrics.sequence_labeling import get_entities
 
@@ -30,6 +31,8 @@ def count_spans(golds: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
         for span in sorted(found):
             if not any(_touch(span, other) for other in gold):
                 add(span[0], "invented")
+    if not counts:
+        return None
     kinds = sorted(counts)
     return Mistakes(
         kind="spans", rows=tuple(kinds), columns=_COLUMNS, counts=tuple(tuple(counts[kind]) for kind in kinds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import shutil
 import sys
@@ -18,6 +19,12 @@ from lorary.hub.errors import CheckpointError, RecipeError, TrainingError
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 from lorary.training import Recipe, train
+from lorary.training.data import load_data
+from lorary.training.fitting.loop import Fitted
+from lorary.training.one_run import run
+from lorary.training.prepare import prepare
+from lorary.training.progress import Reporter
+from lorary.training.report.build import build_report
 from lorary.training.report.confusion import MOST_LABELS, count_labels
 from lorary.training.report.content import Report, read_report
 from lorary.training.report.page import page
@@ -253,6 +260,18 @@ def drawn(**parts):
 
 def table(names, count=1):
     return {"kind": "confusion", "rows": names, "columns": names, "counts": [[count] * len(names)] * len(names)}
+
+
+def test_gradients_that_overflow_while_float16_finds_its_scale_are_left_out(make_small, tmp_path):
+    """JSON has no number for them, and a report with one couldn't be read back."""
+    recipe = make_small(**{"training.max_steps": 2})
+    prepared = prepare(recipe, load_data(recipe), Reporter())
+    finished = run(prepared, tmp_path / "checkpoints", Reporter())
+    entries = ({"step": 1, "loss": 0.7, "grad_norm": math.inf}, {"step": 2, "loss": 0.6, "grad_norm": 2.0})
+    fitted = Fitted(steps=2, loss=0.65, best_epoch=None, history=entries, seconds=1.0)
+    report = build_report(prepared, fitted, finished.metrics, finished.outcomes, finished.trained.provenance)
+    report.write(tmp_path)
+    assert [point.gradient for point in read_report(tmp_path / "report.json", "tiny").points] == [None, 2.0]
 
 
 def test_names_that_are_no_formulas_are_drawn(tmp_path):

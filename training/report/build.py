@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,8 @@ def _points(history: Sequence[Mapping[str, float]]) -> tuple[Point, ...]:
             step=int(entry["step"]),
             loss=entry["loss"],
             learning_rate=entry.get("learning_rate"),
-            gradient=entry.get("grad_norm"),
+            # float16's first steps overflow, until their scale is found.
+            gradient=norm if math.isfinite(norm := entry.get("grad_norm", math.nan)) else None,
         )
         for entry in thinned(steps, _MOST_POINTS)
     )

@@ -84,10 +84,9 @@ def _base_and_terms(prepared: Prepared) -> dict[str, Any]:
 
 def _speed(prepared: Prepared, fitted: Fitted) -> float:
     """The rows' own tokens, without padding, that the run went through in a second of its training."""
-    lengths = [len(feature["input_ids"]) for feature in prepared.train.features]
-    training = prepared.recipe.training
-    rows = fitted.steps * training.batch_size * training.gradient_accumulation
-    return round(rows * sum(lengths) / len(lengths) / fitted.seconds, 1) if fitted.seconds else 0.0
+    once = sum(len(feature["input_ids"]) for feature in prepared.train.features)
+    epochs = max(entry["epoch"] for entry in fitted.history)
+    return round(epochs * once / fitted.seconds, 1) if fitted.seconds else 0.0
 
 
 def environment(device: torch.device) -> dict[str, Any]:

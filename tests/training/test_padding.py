@@ -49,6 +49,17 @@ def test_much_padding_is_said_with_what_spares_it(make_recipe, uneven, registry)
     assert version.manifest.provenance["tokens_per_second"] > 0
 
 
+@pytest.mark.parametrize(
+    ("task", "settings"), [("text-classification", {}), ("text-generation", {"training.packing": True})]
+)
+def test_the_tokens_a_second_are_those_of_the_rows_that_were_gone_through(task, settings, make_small, registry):
+    """20 rows in batches of 16, so that an epoch's second step has 4; and packed rows, several in each sequence."""
+    recipe = make_small(task, rows=20, **settings, **{"training.batch_size": 16, "training.epochs": 3})
+    tokens = sum(len(feature["input_ids"]) for feature in prepare(recipe, load_data(recipe), Reporter()).train.features)
+    told = train(recipe, registry).manifest.provenance
+    assert told["tokens_per_second"] * told["seconds"] == pytest.approx(3 * tokens, rel=0.02)
+
+
 def test_no_hint_where_nothing_is_padded(make_recipe):
     assert padding_hint([10] * 20, make_recipe()) is None
     assert padding_hint([1, 50] * 20, make_recipe("text-generation")) is None

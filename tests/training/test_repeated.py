@@ -21,6 +21,7 @@ from lorary.training.progress import Reporter
 from lorary.training.report.content import read_report
 from lorary.training.report.page import page
 from lorary.training.tasks import make_task
+from runs import SHORT
 from samples import question_rows, tone_rows, write_jsonl
 
 
@@ -144,6 +145,17 @@ def test_folds_of_several_labels_a_row_have_the_rarest_in_proportion(rare, held,
     folds = list(fold_data(recipe, data, data.train + data.test, said.append))
     assert sorted(sum("debt" in row.values["label"] for row in fold.test) for fold in folds) == held
     assert said == ["'debt' has 3 rows, fewer than 4 folds: not every fold holds one of them out"] * notes
+
+
+@pytest.mark.parametrize("several", ["seeds", "folds"])
+def test_the_kept_version_tells_what_is_odd_in_the_rows(several, make_small, registry, tmp_path):
+    rows = [*tone_rows(30), *({"text": "bank", "label": "GOOD"},) * 4]
+    settings = {"data.train": write_jsonl(tmp_path / "odd.jsonl", rows), "data.test": None, **SHORT}
+    recipe = make_small(**settings, **{f"training.{several}": 2})
+    told = train(recipe, registry).manifest.provenance["notices"]
+    assert any("labels that look alike are kept apart" in line for line in told)
+    if several == "folds":
+        assert any("held out by a fold that trains on the same" in line for line in told)
 
 
 def test_folds_keep_questions_about_one_context_together(make_recipe, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorary.training.data import Examples
@@ -18,10 +18,14 @@ from lorary.training.tasks.base import Metrics
 
 
 class OneRun(Reporter):
-    """The reporter of one of several runs: it keeps the run's own notices, and says which run a phase belongs to."""
+    """The reporter of one of several runs: it keeps the run's own notices, and says which run a phase belongs to.
 
-    def __init__(self, whole: Reporter, title: str) -> None:
+    ``before``: what was told of the rows, which is of each run.
+    """
+
+    def __init__(self, whole: Reporter, title: str, before: Sequence[str]) -> None:
         super().__init__()
+        self.notices += before
         self._whole, self._title = whole, title
 
     def phase(self, text: str) -> None:
@@ -63,6 +67,7 @@ class Session:
         self._stops = stops
         self._loaded = loaded
         self._base = base
+        self._before: tuple[str, ...] | None = None  # the notices of the rows, which precede those of any run
         if base is not None:
             loaded(base)
 
@@ -71,7 +76,9 @@ class Session:
 
         ``title`` names the run to the user and its checkpoints' folder, so it has to be its own.
         """
-        told = OneRun(self.reporter, title)
+        if self._before is None:
+            self._before = tuple(self.reporter.notices)
+        told = OneRun(self.reporter, title, self._before)
         prepared = prepare(recipe, data, told, parent, self._base)
         if self._base is None:
             self._loaded(prepared.base)

@@ -13,6 +13,7 @@ from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError, EstimateError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.data import Examples, load_data
+from lorary.training.estimate.batches import Widths
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
@@ -24,7 +25,6 @@ from lorary.training.recipe.steps import with_enough_epochs
 from lorary.training.strategies.inherit import inherit, inherited_recipe
 from lorary.training.strategies.parent import Parent
 from lorary.training.tasks import Task, make_task
-from lorary.training.tasks.rows.encoded import Encoded
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,20 @@ def estimate(
         rows = encode_parts(recipe, {"train": data.train}, task, base, reporter)[0]["train"]
         recipe = with_enough_epochs(recipe, len(rows.features))
 
-        def step_of(variant: Recipe) -> StepCost:
+        def step_of(variant: Recipe) -> tuple[StepCost, Widths]:
             task, base = _without_weights(variant, data, tokenizer, config, parent)
             meet(variant, task, base, Reporter())
-            return step_cost(
-                variant, task, base.tokenizer, base.model.config, _cut(rows, variant),
+            longest = variant.training.max_length
+            features = task.batched([task.shortened(feature, longest) for feature in rows.features])
+            step = step_cost(
+                variant, task, base.tokenizer, base.model.config, features,
                 dtype=pick_dtype(device, variant.dtype), device=device, before=base.before,
             )  # fmt: skip
+            return step, [task.widths(feature) for feature in features]
 
-        def cost(variant: Recipe, step: StepCost, measure: bool) -> RunCost:
-            lengths = [len(feature["input_ids"]) for feature in _cut(rows, variant)]
+        def cost(variant: Recipe, step: tuple[StepCost, Widths], measure: bool) -> RunCost:
             known = past or PastRuns()
-            return run_cost(variant, step, lengths, device, known, libraries=libraries, measure=measure)
+            return run_cost(variant, *step, device, known, libraries=libraries, measure=measure)
 
         step = step_of(recipe)
         libraries = held_by_libraries(device)  # once: this process grows with each variant that is tried
@@ -156,18 +158,6 @@ def _without_weights(
     return task, with_tokens(base, recipe, parent.checkpoint if parent else None, lambda line: None)
 
 
-def _cut(rows: Encoded, recipe: Recipe) -> list[dict[str, Any]]:
-    """The rows under a shorter ``max_length``: every list that is as long as the tokens is cut with them."""
-    longest = recipe.training.max_length
-    return [
-        {
-            name: value[:longest] if isinstance(value, list) and len(value) == len(feature["input_ids"]) else value
-            for name, value in feature.items()
-        }
-        for feature in rows.features
-    ]
-
-
 def _variants(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Recipe]]:
     """What would need less, one change at a time and then all together; the global batch stays what it is."""
     training = recipe.training
@@ -205,21 +195,22 @@ def predict(prepared: Prepared) -> dict[str, int] | None:
     recipe, base = prepared.recipe, prepared.base
     device = next(prepared.model.parameters()).device
     dtype = pick_dtype(device, recipe.dtype)
+    features = prepared.task.batched(prepared.train.features)
     try:
         step = step_cost(
             recipe,
             prepared.task,
             base.tokenizer,
             base.model.config,
-            prepared.train.features,
+            features,
             dtype=dtype,
             device=device,
             before=base.before,
         )
     except EstimateError:
         return None
-    lengths = [len(feature["input_ids"]) for feature in prepared.train.features]
-    cost = run_cost(recipe, step, lengths, device, PastRuns(), libraries=held_by_libraries(device))
+    widths = [prepared.task.widths(feature) for feature in features]
+    cost = run_cost(recipe, step, widths, device, PastRuns(), libraries=held_by_libraries(device))
     # The base is in memory already, so what the process holds counts it too.
     loaded = step.weights if device.type == "cpu" else CUDA_CONTEXT
     return {"peak_memory_bytes": max(cost.peak - loaded, 0), "flops": cost.flops, "steps": cost.steps}

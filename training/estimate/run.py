@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from lorary.training.estimate.batches import Widths, batches_of_an_epoch
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.step import StepCost
-from lorary.training.fitting.padding import padded_tokens
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.steps import steps_per_epoch
 
@@ -52,24 +51,24 @@ class RunCost:
 
 
 def run_cost(
-    recipe: Recipe, step: StepCost, lengths: Sequence[int], device: torch.device, past: PastRuns, *, libraries: int,
+    recipe: Recipe, step: StepCost, widths: Widths, device: torch.device, past: PastRuns, *, libraries: int,
     measure: bool = False,
 ) -> RunCost:  # fmt: skip
     """The cost of a whole run.
 
     Args:
         step: of the largest batch.
-        lengths: the training rows' tokens.
+        widths: of the training rows, as batches are made of them.
         past: runs that the catalogue remembers; those on the same device tell the speed.
         libraries: bytes, see :func:`held_by_libraries`.
         measure: time a product on the device where no run tells the speed.
     """
     training = recipe.training
-    per_epoch = steps_per_epoch(len(lengths), training.batch_size, training.gradient_accumulation)
+    per_epoch = steps_per_epoch(len(widths), training.batch_size, training.gradient_accumulation)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
     # An epoch's tokens with their padding; what is linear in them makes up nearly all of the arithmetic.
-    share = steps / per_epoch * padded_tokens(lengths, training.batch_size, training.seed) / step.tokens
-    flops = int(step.flops * share)
+    batches = steps / per_epoch * batches_of_an_epoch(widths, training.batch_size, training.seed)
+    flops = int(step.flops * batches)
     rate = past.rate(recipe, device)
     count = past.count(recipe, device)
     basis = f"from {count} past run{'s' if count != 1 else ''} on this device"

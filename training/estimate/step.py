@@ -13,6 +13,7 @@ from torch import nn
 from lorary.adapters.base.quantization import HEAD_MODULES, READ_BY_MODELS
 from lorary.hub.errors import EstimateError, first_line
 from lorary.hub.manifest import BaseIdentity
+from lorary.training.estimate.batches import largest_batch
 from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.products import Products
 from lorary.training.estimate.quantized import stand_in
@@ -59,7 +60,7 @@ def step_cost(
         task: gives the model class and the collator.
         tokenizer: the base's.
         config: the base's transformers config.
-        features: encoded rows; the longest ones make the batch.
+        features: encoded rows, as batches are made of them; the longest ones make the batch.
         dtype: of the base where it isn't quantized.
         device: where it will run; a CUDA device counts with its own kernels.
         before: what the base was before it got new tokens, which ``tokenizer`` and ``config`` have.
@@ -70,7 +71,8 @@ def step_cost(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    longest = sorted(features, key=lambda feature: -len(feature["input_ids"]))[: recipe.training.batch_size]
+    widths = [task.widths(feature) for feature in features]
+    longest = [features[place] for place in largest_batch(widths, recipe.training.batch_size)]
     batch = task.collator(tokenizer)([dict(feature) for feature in task.sequences(longest)])
     try:
         with torch.device("meta"), WithoutValues():

@@ -211,6 +211,22 @@ class Task(ABC):
         """What a training step puts before the model for these rows: themselves, unless a task asks more of them."""
         return features
 
+    def batched(self, features: Sequence[Feature]) -> Sequence[Feature]:
+        """What batches of training rows are made of: these rows, unless several are put into one beforehand."""
+        return features
+
+    def widths(self, feature: Feature) -> tuple[int, ...]:
+        """The tokens of a row's longest text of each kind that a batch pads by itself."""
+        return (len(feature["input_ids"]),)
+
+    def shortened(self, feature: Feature, length: int) -> Feature:
+        """A row as a smaller ``max_length`` has it: every list that is as long as the tokens is cut with them."""
+        tokens = len(feature["input_ids"])
+        return {
+            name: value[:length] if isinstance(value, list) and len(value) == tokens else value
+            for name, value in feature.items()
+        }
+
     @abstractmethod
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
         """What one row's logits ([classes], [tokens, classes] or [tokens, vocabulary]) come to, for the metrics."""

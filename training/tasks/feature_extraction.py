@@ -139,6 +139,15 @@ class FeatureExtraction(Task):
 
         return collate
 
+    def widths(self, feature: Feature) -> tuple[int, ...]:
+        """All of a row's texts are padded alike."""
+        return (max(len(one["input_ids"]) for one in (feature, *feature["others"])),)
+
+    def shortened(self, feature: Feature, length: int) -> Feature:
+        """Each of its texts."""
+        others = [super(FeatureExtraction, self).shortened(one, length) for one in feature["others"]]
+        return {**super().shortened(feature, length), "others": others}
+
     def inputs(self, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Each text as a row of its own, [rows * texts, tokens]."""
         return {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name not in ("labels", "texts")}

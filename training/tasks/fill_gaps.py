@@ -89,6 +89,10 @@ class FillGaps(FillMask):
         """Pads; the model makes the decoder's inputs of the labels."""
         return span_collator(self.form, tokenizer)
 
+    def widths(self, feature: Feature) -> tuple[int, ...]:
+        """The encoder's and the decoder's."""
+        return self.form.widths(feature)
+
     def asked(self, feature: Feature) -> list[int]:
         """What is written behind sentinels, or what is hidden of the text."""
         return measured_labels(feature)

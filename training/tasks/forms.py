@@ -29,6 +29,9 @@ class Form(Protocol):
     def feature(self, source: list[int], target: list[int]) -> Feature:
         """What the collator takes."""
 
+    def widths(self, feature: Feature) -> tuple[int, ...]:
+        """The tokens of each part of a row that a batch pads by itself."""
+
     def collator(self, tokenizer: Any) -> Collator:
         """Pads features to one batch; padding is never learned, a real end of text is."""
 
@@ -51,6 +54,10 @@ class EncoderDecoder:
     def feature(self, source: list[int], target: list[int]) -> Feature:
         """Text and target apart."""
         return {"input_ids": source, "attention_mask": [1] * len(source), "labels": target}
+
+    def widths(self, feature: Feature) -> tuple[int, ...]:
+        """The encoder's and the decoder's."""
+        return len(feature["input_ids"]), len(feature["labels"])
 
     def collator(self, tokenizer: Any) -> Collator:
         """transformers' own; the model makes the decoder's inputs of the labels."""
@@ -101,6 +108,10 @@ class Causal:
         """One row, of which the text's part isn't learned."""
         ids = source + target
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(source) + target}
+
+    def widths(self, feature: Feature) -> tuple[int, ...]:
+        """The row's."""
+        return (len(feature["input_ids"]),)
 
     def collator(self, tokenizer: Any) -> Collator:
         """TRL's, which masks by length: a padding token that is also the end of text stays learned where it is real."""

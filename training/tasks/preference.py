@@ -129,6 +129,16 @@ class PreferencePairs(TextGeneration):
         """Both replies of each pair."""
         return _sequences(Encoded((), tuple(features), ())).features
 
+    def widths(self, feature: Feature) -> tuple[int, ...]:
+        """Both replies' sequences are padded alike."""
+        return (len(feature["prompt_ids"]) + max(len(feature["chosen_ids"]), len(feature["rejected_ids"])),)
+
+    def shortened(self, feature: Feature, length: int) -> Feature:
+        """Prompt and replies, as rows are cut."""
+        prompt, room = feature["prompt_ids"][:length], max(0, length - len(feature["prompt_ids"]))
+        replies = {name: feature[name][:room] for name in ("chosen_ids", "rejected_ids")}
+        return {**super().shortened(feature, length), "prompt_ids": prompt, **replies}
+
     def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
         """The prompt, the better reply, and how the rewards of both came out."""
         turns = [as_told(message) for message in messages_of(_as_rows(example)[0])]

@@ -245,6 +245,10 @@ class Rewriting(WritesTexts):
         """The form's."""
         return self.form.collator(tokenizer)
 
+    def widths(self, feature: Feature) -> tuple[int, ...]:
+        """The form's."""
+        return self.form.widths(feature)
+
     # Measuring
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> TokenScore:

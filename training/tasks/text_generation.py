@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ from lorary.training.tasks.rows.conversation import (
 )
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length
-from lorary.training.tasks.rows.packing import PackingCollator, keeps_rows_apart
+from lorary.training.tasks.rows.packing import PackingCollator, first_fit, keeps_rows_apart
 
 PART = "part"
 """Marks a row that stands for one turn of another row."""
@@ -191,6 +191,15 @@ class TextGeneration(Task):
         return generation_trainer(
             model, tokenizer, settings, rows, collator=self._packed or padding, validation_collator=padding
         )
+
+    def batched(self, features: Sequence[Feature]) -> Sequence[Feature]:
+        """Where ``training.packing`` is true, sequences of up to ``max_length`` tokens."""
+        if self.recipe.training.packing is not True:
+            return features
+        bins = first_fit([len(feature["input_ids"]) for feature in features], self.recipe.training.max_length)
+        return [
+            {name: list(chain(*(features[place][name] for place in places))) for name in features[0]} for places in bins
+        ]
 
     def _packing(self, model: Any, rows: Any) -> bool | str:
         """How the training rows are packed: as the recipe says, and by default where the model allows it."""

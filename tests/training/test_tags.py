@@ -69,6 +69,12 @@ def test_tags_that_are_no_entities():
     assert as_iobes(["L-PER", "U-U-boat", "O", "B-L"]) == ["E-PER", "S-U-boat", "O", "B-L"]
 
 
+def test_words_that_were_cut_off_are_wrong_where_tags_are_no_entities(make_recipe):
+    task = make_task(make_recipe(TAG), ("ADJ", "NOUN"))
+    golds = [Gold(("NOUN", "ADJ", "ADJ", "NOUN"), (0,))]
+    assert task.metrics([["NOUN"]], golds)["accuracy"] == 0.25
+
+
 def test_broken_sentences_are_counted_or_refused(make_recipe, tmp_path):
     rows = [*tag_rows(8), {"tokens": ["the", "bank"], "tags": ["O", "I-ORG"]}]
     settings = {"data.train": write_jsonl(tmp_path / "b.jsonl", rows)}

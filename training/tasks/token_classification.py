@@ -111,7 +111,7 @@ class TokenClassification(Task):
         """Entity F1, precision and recall (seqeval, as CoNLL-2003 counts), ``f1_macro`` over the types, each type's F1,
         and the share of words with the right tag.
 
-        Words that were cut off count as predicted to be outside of any entity.
+        Words that were cut off count as predicted to be outside of any entity, and as wrong where there is no outside.
         """
         predicted = [self._whole(outcome, gold) for outcome, gold in zip(outcomes, golds, strict=True)]
         return self._score(predicted, [list(gold.tags) for gold in golds])
@@ -129,7 +129,10 @@ class TokenClassification(Task):
         return count_labels(self.labels, list(chain(*(gold.tags for gold in golds))), list(chain(*predicted)))
 
     def _whole(self, outcome: Sequence[str], gold: Gold) -> list[str]:
-        tags = ["O" if "O" in self.labels else self.labels[0]] * len(gold.tags)
+        if self.entities or "O" in self.labels:
+            tags = ["O"] * len(gold.tags)
+        else:  # one tag for all of them would be right for some
+            tags = [next(label for label in self.labels if label != tag) for tag in gold.tags]
         for word, tag in zip(gold.words, outcome, strict=True):
             tags[word] = tag
         return tags

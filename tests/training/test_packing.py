@@ -200,3 +200,13 @@ def test_packing_that_would_leak_is_refused_where_it_is_asked_for(make_recipe, r
 def test_packing_knows_three_words(make_recipe):
     with pytest.raises(RecipeError, match=r"training\.packing: expected true, false or batch, found 'full'"):
         make_recipe("text-generation", **{"training.packing": "full"})
+
+
+def test_the_warm_up_is_a_share_of_the_packed_sequences_steps(make_small, tmp_path):
+    """40 rows make a dozen sequences, of whose steps a share of 0.06 isn't one: the first step would learn nothing."""
+    settings = {"training.packing": True, "training.batch_size": 1, "training.epochs": 1}
+    recipe = make_small("text-generation", **settings)
+    ready = prepare(recipe, load_data(recipe), Reporter())
+    trainer = make_trainer(ready.model, ready.base.tokenizer, ready.task, ready.train, None, recipe, tmp_path / "c")
+    assert len(ready.train.features) * recipe.training.warmup >= 1 > len(trainer.train_dataset) * recipe.training.warmup
+    assert trainer.args.warmup_steps == 0

@@ -43,7 +43,7 @@ def make_trainer(
         "eval_dataset": _dataset(validation) if validation else None,
     }
     trainer = task.trainer(model, tokenizer, settings, sets)
-    settle_warmup(trainer, training, batching, len(train.features))
+    settle_warmup(trainer, training, batching)
     keep_tensorboard_logs(trainer, recipe)
     if training.lora_plus_ratio is not None:
         _use_lora_plus(trainer, training.lora_plus_ratio)
@@ -78,11 +78,12 @@ def _dataset(rows: Encoded) -> Any:
     return rows.features if isinstance(rows.features, MadeRows) else Dataset.from_list(list(rows.features))
 
 
-def settle_warmup(trainer: Any, training: RunSettings, batching: Batching, rows: int) -> None:
+def settle_warmup(trainer: Any, training: RunSettings, batching: Batching) -> None:
     """Let a share of ``trainer``'s steps warm up: none where that isn't one whole step.
 
     transformers rounds up, and a warm-up's first step has a learning rate of 0: a run of one step would learn nothing.
     """
+    rows = len(trainer.train_dataset)  # or sequences, where rows were packed
     per_epoch = steps_per_epoch(rows, batching.size, batching.accumulation, trainer.args.world_size)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
     trainer.args.warmup_steps = training.warmup if steps * training.warmup >= 1 else 0.0

@@ -51,7 +51,7 @@ class BaseJob(Job):
             train_dataset=self.objective.training_rows(self.train.features),
             eval_dataset=self.validation.features if self.validation else None,
         )
-        settle_warmup(trainer, self.training, batching, len(self.train.features))
+        settle_warmup(trainer, self.training, batching)
         if isinstance(trainer.train_dataset, HiddenRows):
             trainer.add_callback(Epochs(trainer.train_dataset))
         return trainer

@@ -12,7 +12,7 @@ from lorary.training.distributed import Group
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from lorary.training.recipe.steps import with_enough_epochs
-from samples import ROWS, write_jsonl
+from samples import ROWS, tone_rows, write_jsonl
 
 
 @pytest.fixture
@@ -113,3 +113,12 @@ def test_the_estimate_counts_the_steps_of_the_run(plain):
 
     recipe = plain(16, **{"training.min_steps": 6, "training.epochs": 1, "training.batch_size": 8})
     assert estimate(recipe).cost.steps == 6
+
+
+def test_a_rare_label_is_trained_on_however_many_rows_are_held_out(make_recipe, tmp_path):
+    rows = [*tone_rows(40), *({"text": "debt", "label": "rare"},) * 2]
+    recipe = make_recipe(
+        **{"data.train": write_jsonl(tmp_path / "rare.jsonl", rows), "data.test": None, "data.test_size": 0.8}
+    )
+    data = load_data(recipe)
+    assert {row.values["label"] for row in data.train} == {row.values["label"] for row in data.test} == set(data.labels)

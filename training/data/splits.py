@@ -51,7 +51,12 @@ def split_rows(
         first = {label: index for index, label in reversed(list(enumerate(labels)))}
         stratify, indices = None, sorted(set(indices) - set(first.values()))
     _, chosen = train_test_split(indices, test_size=count, random_state=seed, stratify=stratify)
-    return _parted(examples, set(chosen))
+    held = set(chosen)
+    if stratify:
+        # In proportion, a label of few rows may go to the other side with all of them.
+        seen = {label for index, label in enumerate(labels) if index not in held}
+        held -= {labels.index(label) for label in classes - seen}
+    return _parted(examples, held)
 
 
 def _whole_contexts(examples: Sequence[Example], count: int, seed: int) -> set[int]:

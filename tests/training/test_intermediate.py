@@ -94,7 +94,7 @@ def test_a_run_that_inherits_goes_on_by_its_folder(corpus, make_recipe, registry
     path.write_text(yaml.safe_dump({key: value for key, value in settings.items() if key != "lora"}))
     with pytest.raises(InterruptedRunError):
         train(Recipe.load(path, ["output=" + str(tmp_path / "child")]), registry, Signal("step 1"))
-    begun = recipe_of(tmp_path / "child", Recipe)
+    begun = recipe_of(tmp_path / "child", Recipe, registry)
     assert train(begun, registry, resume=tmp_path / "child").manifest.provenance["recipe"]["lora"]["rank"] == 6
 
 

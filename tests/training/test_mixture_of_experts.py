@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers as t
 from peft import LoraConfig
+from safetensors.torch import load_file
 
-from lorary.hub.errors import TrainingError
+from lorary.hub.errors import RecipeError, TrainingError
 from lorary.training import train
 from lorary.training.estimate import without_values
 from lorary.training.estimate.plan import estimate
@@ -119,3 +120,128 @@ def test_a_torch_that_cannot_multiply_groups_is_enough(monkeypatch):
     monkeypatch.delattr(torch, "_grouped_mm", raising=False)
     monkeypatch.delattr(torch.nn.functional, "grouped_mm", raising=False)
     assert runpy.run_path(without_values.__file__)["_GROUPED"] == ()
+
+
+EXPERTS = {"experts.down_proj", "experts.gate_up_proj"}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "adapted"),
+    [
+        ("mixtral", {"lora.parameters": "experts"}, EXPERTS),
+        ("qwen3_moe", {"lora.parameters": "experts", "quantization": "nf4"}, EXPERTS),
+        ("qwen3_moe", {"lora.parameters": "experts", "quantization": "int8", "method": "rslora"}, EXPERTS),
+        ("qwen3_moe", {"lora.parameters": ["experts.gate_up_proj"], "lora.targets": []}, {"experts.gate_up_proj"}),
+        (
+            "mixtral",
+            {"lora.parameters": r".*\.(gate\.weight|down_proj)", "lora.targets": ["q_proj"]},
+            {"gate.weight", "experts.down_proj"},
+        ),
+        ("glm4_moe", {"lora.parameters": "experts", "lora.layers": "last 1", "training.lora_plus_ratio": 4}, EXPERTS),
+        ("granitemoe", {"lora.parameters": "experts", "lora.rank_pattern": {"gate_up_proj": 2}}, EXPERTS),
+    ],
+)
+def test_an_adapter_is_trained_on_the_fused_experts(family, settings, adapted, make_recipe, registry, tmp_path):
+    base = base_of(family, tmp_path / "base")
+    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 3, **settings})
+    version = train(recipe, registry)
+    assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
+    config = LoraConfig.from_pretrained(tmp_path / "out")
+    assert config.lora_dropout == 0
+    assert {".".join(name.split(".")[-2:]) for name in config.target_parameters} == adapted
+    factors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    learned = [tensor for key, tensor in factors.items() if ".lora_B" in key]
+    assert len(learned) == len(config.target_modules) + len(config.target_parameters)
+    assert all(tensor.abs().max() > 0 for tensor in learned)
+    if "lora.rank_pattern" in settings:
+        assert {tensor.shape[1] for tensor in learned} == {4, 4 * 4, 4 * 2}  # of each of the four experts
+    quantized = {
+        "nf4": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.float32,
+        },
+        "int8": {"load_in_8bit": True},
+    }.get(settings.get("quantization"))
+    options = {"quantization_config": t.BitsAndBytesConfig(**quantized)} if quantized else {}
+    for found, want in zip(
+        peft_logits(tmp_path / "out", base, "text-generation", **options), golden(tmp_path / "out"), strict=True
+    ):
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"lora.parameters": ["gate_upproj"]},
+            r"lora.parameters: no parameter is called 'gate_upproj'; did you mean 'gate_up_proj'\?; "
+            r"there are down_proj \(2\), gate.weight \(2\), gate_up_proj \(2\)",
+        ),
+        ({"lora.parameters": "no.*"}, r"lora.parameters 'no.\*' matches no parameter; there are down_proj \(2\), gate"),
+        ({"lora.parameters": "experts", "lora.layers": [2]}, "asks for layers that aren't there"),
+        (
+            {"lora.targets": ["down_proj"]},
+            r"no linear layer is .*; and parameters, for lora.parameters: down_proj \(2\)",
+        ),
+    ],
+)
+def test_parameters_that_the_base_does_not_have_are_named(settings, message, make_recipe, tmp_path):
+    base = base_of("qwen3_moe", tmp_path / "base")
+    with pytest.raises(TrainingError, match=message):
+        prepared(make_recipe("text-generation", base=base, **settings))
+
+
+def test_parameters_are_counted_by_an_estimate(make_recipe, tmp_path):
+    recipe = make_recipe(
+        "text-generation", base=base_of("qwen3_moe", tmp_path / "base"), **{"lora.parameters": "experts"}
+    )
+    trained = sum(p.numel() for p in prepared(recipe).model.parameters() if p.requires_grad)
+    step = estimate(recipe).cost.step
+    assert step.adapter == 4 * 4 * trained  # in float32, with the gradient and the optimizer's two moments
+    assert (
+        step.activations
+        > estimate(
+            recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"parameters": None})})
+        ).cost.step.activations
+    )
+
+
+def test_layers_are_counted_as_those_of_the_base(make_recipe, tmp_path):
+    """GLM's first layer is dense."""
+    recipe = make_recipe(
+        "text-generation", base=base_of("glm4_moe", tmp_path / "base"), **{"lora.parameters": "experts"}
+    )
+
+    def within(layers):
+        lora = recipe.lora.model_copy(update={"layers": layers})
+        return prepared(recipe.model_copy(update={"lora": lora})).model.peft_config["default"].target_parameters
+
+    assert len(within((1,))) == len(within((0, 1))) == len(within(None)) == 2
+    with pytest.raises(TrainingError, match=r"lora.layers leaves none of the parameters that lora.parameters names"):
+        within("first 1")
+
+
+def test_a_base_without_experts_has_none_to_adapt(make_recipe):
+    with pytest.raises(TrainingError, match="LlamaForCausalLM has no parameters but those of its layers"):
+        prepared(make_recipe("text-generation", **{"lora.parameters": "experts"}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora.parameters": "expert"}, "expected 'experts', a list of names or .*, found 'expert'; did you mean"),
+        ({"lora.parameters": "(a.b"}, "isn't a regular expression"),
+        ({"lora.parameters": []}, "lora.parameters: the list is empty"),
+        ({"lora.targets": []}, "lora.targets: the list is empty"),
+        ({"lora.parameters": "experts", "lora.dropout": 0.1}, "lora.dropout: PEFT has none on parameters"),
+        ({"lora.parameters": "experts", "method": "dora"}, "lora.parameters: PEFT has no DoRA on parameters"),
+        ({"lora.parameters": "experts", "lora.init": "pissa"}, "lora.init: 'pissa' isn't for parameters"),
+        ({"lora.parameters": "experts", "from": "other@1"}, "lora.parameters: .* can't start from another one"),
+        ({"target_parameters": ["experts"]}, "here it is called 'lora.parameters'"),
+    ],
+)
+def test_what_an_adapter_of_parameters_cannot_be_is_named(settings, message, make_recipe):
+    with pytest.raises(RecipeError, match=message):
+        make_recipe("text-generation", **settings)

@@ -18,7 +18,7 @@ from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.products import Products
 from lorary.training.estimate.quantized import stand_in
 from lorary.training.estimate.without_values import WithoutValues
-from lorary.training.model import Base, Before, adapter_config, chosen_targets, head_modules, wrap
+from lorary.training.model import Base, Before, adapter_config, chosen_parameters, chosen_targets, head_modules, wrap
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Task
@@ -102,10 +102,10 @@ def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: tor
         stand_in(model, dtype, recipe.quantization, double, (*HEAD_MODULES, *READ_BY_MODELS, *heads))
     model.requires_grad_(False)
     base = Base(model, tokenizer, BaseIdentity(recipe.base), heads, before=before)
-    targets = chosen_targets(model, recipe, heads)
+    targets, parameters = chosen_targets(model, recipe, heads), chosen_parameters(model, recipe, heads)
     # An initialisation reads weights, which aren't there, and leaves the layers what they are.
     plain = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"init": "default"})})
-    return wrap(model, adapter_config(base, task, plain, targets), on_meta=True)
+    return wrap(model, adapter_config(base, task, plain, targets, parameters), on_meta=True)
 
 
 def _materialise(model: nn.Module, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Note
 from lorary.training.model.base import Base
-from lorary.training.model.methods import adapter_config, chosen_targets, make_peft_model
+from lorary.training.model.methods import adapter_config, chosen_parameters, chosen_targets, make_peft_model
 from lorary.training.model.new_tokens import begin_rows, without_tokens
 from lorary.training.precision import evaluating, precision
 from lorary.training.recipe import Recipe
@@ -32,12 +32,14 @@ def add_adapter(
     """
     from transformers import set_seed
 
+    parameters: Sequence[str] = ()
     if targets is None:
         targets = chosen_targets(base.model, recipe, base.saved, note)
+        parameters = chosen_parameters(base.model, recipe, base.saved)
     if targets is not None:
-        targets = _alive(base, task, targets, sample, note)
+        targets, parameters = _alive(base, task, targets, parameters, sample, note)
     set_seed(recipe.training.seed)
-    model = make_peft_model(base.model, adapter_config(base, task, recipe, targets), recipe.method)
+    model = make_peft_model(base.model, adapter_config(base, task, recipe, targets, parameters), recipe.method)
     begin_rows(model, base)
     in_float32(model)
     return model
@@ -88,35 +90,48 @@ def _unloaded(model: Any) -> Any:
         return base
 
 
-def _alive(base: Base, task: Task, targets: Sequence[str], sample: Feature, note: Note) -> list[str]:
-    """The targets that the loss depends on; others, such as a pooler in token classification, would stay untrained.
+def _alive(
+    base: Base, task: Task, targets: Sequence[str], parameters: Sequence[str], sample: Feature, note: Note
+) -> tuple[list[str], list[str]]:
+    """The targets and parameters that the loss depends on; others, such as a tagger's pooler, would stay untrained.
 
     Raises:
         TrainingError: there are none.
     """
-    reached = _reached(base.model, task, task.collator(base.tokenizer)([dict(sample)]), targets)
-    alive = [target for target in targets if target in reached]
-    if not alive:
-        raise TrainingError(f"none of the targets takes part in {task.name}: {', '.join(targets[:5])}")
-    dead = [target for target in targets if target not in reached]
+    owners = {parameter: parameter.rpartition(".")[0] for parameter in parameters}
+    modules = [*targets, *dict.fromkeys(owners.values())]
+    reached = _reached(base.model, task, task.collator(base.tokenizer)([dict(sample)]), modules, set(owners.values()))
+    asked = [*targets, *parameters]
+    dead = [path for path in asked if owners.get(path, path) not in reached]
+    if len(dead) == len(asked):
+        raise TrainingError(f"none of the targets takes part in {task.name}: {', '.join(dead[:5])}")
     if dead:
         note(f"left out, since nothing of them reaches the loss: {', '.join(dead)}")
-    return alive
+    alive = set(asked) - set(dead)
+    return [path for path in targets if path in alive], [path for path in parameters if path in alive]
 
 
-def _reached(model: Any, task: Task, batch: Mapping[str, torch.Tensor], targets: Sequence[str]) -> set[str]:
-    """The targets whose outputs the loss depends on: a zero is added to each, and one backward pass asks for it."""
+def _reached(
+    model: Any, task: Task, batch: Mapping[str, torch.Tensor], modules: Sequence[str], several: Collection[str]
+) -> set[str]:
+    """The modules whose outputs the loss depends on: a zero is added to each, and one backward pass asks for it.
+
+    ``several``: those that may give more than one tensor, as routers do.
+    """
     device = next(model.parameters()).device
     model.requires_grad_(False)  # frozen under an adapter anyway, and so no gradients of theirs are computed
-    zeros = {name: torch.zeros((), device=device, requires_grad=True) for name in targets}
+    zeros = {name: torch.zeros((), device=device, requires_grad=True) for name in modules}
 
-    def add(zero: torch.Tensor) -> Any:
+    def plus(zero: torch.Tensor, output: Any, name: str) -> Any:
+        if isinstance(output, torch.Tensor):
+            return output + zero.to(output.device, output.dtype) if output.is_floating_point() else output
         # I-BERT's layers give their output's scale along, and take no adapter.
-        return lambda module, inputs, output: (
-            output + zero.to(output.device, output.dtype) if isinstance(output, torch.Tensor) else output
-        )
+        return tuple(plus(zero, one, name) for one in output) if name in several else output
 
-    hooks = [model.get_submodule(name).register_forward_hook(add(zero)) for name, zero in zeros.items()]
+    def add(name: str) -> Any:
+        return lambda module, inputs, output: plus(zeros[name], output, name)
+
+    hooks = [model.get_submodule(name).register_forward_hook(add(name)) for name in modules]
     try:
         with evaluating(model), precision(model):  # without dropout no random numbers are used up
             loss = task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()})

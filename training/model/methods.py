@@ -15,6 +15,7 @@ from lorary.hub.errors import RecipeError, TrainingError, first_line
 from lorary.training.data import Note
 from lorary.training.model.base import Base
 from lorary.training.model.new_tokens import token_rows
+from lorary.training.model.parameters import resolve_parameters
 from lorary.training.model.targets import resolve_targets
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS, RESERVED
@@ -84,6 +85,8 @@ def chosen_targets(model: Any, recipe: Recipe, saved: Sequence[str], note: Note 
     """
     if recipe.method in LORA_METHODS:
         lora = recipe.lora
+        if not lora.targets:
+            return []
         return resolve_targets(model, lora.targets, saved, exclude=lora.exclude, layers=lora.layers, note=note)
     facts = PEFT_METHODS[recipe.method]
     kind = facts.targets
@@ -95,6 +98,17 @@ def chosen_targets(model: Any, recipe: Recipe, saved: Sequence[str], note: Note 
     return resolve_targets(model, asked, saved, key="peft.target_modules", peft_type=facts.peft_type, note=note)
 
 
+def chosen_parameters(model: Any, recipe: Recipe, saved: Sequence[str]) -> list[str]:
+    """The paths of the parameters that get an adapter beside the modules.
+
+    Raises:
+        TrainingError: as :func:`resolve_parameters`.
+    """
+    if recipe.method not in LORA_METHODS or recipe.lora.parameters is None:
+        return []
+    return resolve_parameters(model, recipe.lora.parameters, saved, recipe.lora.layers)
+
+
 def _prefix(model: Any) -> str:
     return map_modules(model, body_of(model)).body_prefix.removesuffix(".")
 
@@ -104,14 +118,16 @@ def _is_norm(module: Any) -> bool:
     return type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None
 
 
-def adapter_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str] | None) -> Any:
-    """PEFT's config for a recipe, with every target by its path.
+def adapter_config(
+    base: Base, task: Task, recipe: Recipe, targets: Sequence[str] | None, parameters: Sequence[str] = ()
+) -> Any:
+    """PEFT's config for a recipe, with every target and every parameter by its path.
 
     Raises:
         TrainingError: PEFT refuses the settings.
     """
     if recipe.method in LORA_METHODS:
-        return lora_config(base, task, recipe, targets or ())
+        return lora_config(base, task, recipe, targets or (), parameters)
     config_class, known = _config_class(recipe)
     settings = _settings(recipe)
     if targets is not None:
@@ -122,7 +138,7 @@ def adapter_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str
         return config_class(task_type=task.peft_task_type, **settings)
 
 
-def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) -> Any:
+def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str], parameters: Sequence[str] = ()) -> Any:
     """PEFT's ``LoraConfig`` for a recipe."""
     from peft import EvaConfig, LoraConfig
 
@@ -135,6 +151,7 @@ def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str]) 
         use_rslora=recipe.method == "rslora",
         use_dora=recipe.method == "dora",
         target_modules=list(targets),
+        target_parameters=list(parameters) or None,
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern=dict(lora.alpha_pattern),
         init_lora_weights=lora.init if lora.init in _BY_PEFT else True,

@@ -76,6 +76,8 @@ def _inherited(values: Mapping[str, Any]) -> Problems:
     method, lora = values.get("method"), section(values, "lora")
     if method in PEFT_METHODS:
         yield "method", f"{method!r} can't start from another adapter; only low-rank weights are continued or stacked"
+    if lora.get("parameters") is not None:
+        yield "lora.parameters", "adapters of parameters can't start from another one; leave it out"
     if values.get("start") == "stack":
         if method == "dora":
             yield "method", "'dora' can't be stacked, since its magnitudes are relative to the base alone; use lora"

@@ -20,6 +20,9 @@ from lorary.training.recipe.raw import nearest, section
 
 FOUR_BIT = ("nf4", "fp4")
 TARGET_WORDS = ("all-linear", "attention", "mlp")
+EXPERTS = "experts"
+"""Of ``lora.parameters``: all fused experts."""
+
 LAYER_RANGE = r"(first|last) [1-9]\d*"
 
 Problems = Iterator[tuple[str, str]]
@@ -88,12 +91,15 @@ def _peft(values: Mapping[str, Any], method: str) -> Problems:
 
 def _lora(values: Mapping[str, Any], method: str) -> Problems:
     lora = section(values, "lora")
-    yield from _targets("lora.targets", lora.get("targets"))
+    if lora.get("parameters") is None or lora.get("targets") not in ((), []):
+        yield from _targets("lora.targets", lora.get("targets"))
     exclude = lora.get("exclude")
     if isinstance(exclude, str):
         yield from _regex("lora.exclude", exclude)
     elif exclude in ((), []):
         yield "lora.exclude", "the list is empty; name layers, or leave it out"
+    if lora.get("parameters") is not None:
+        yield from _parameters(lora, method)
     layers = lora.get("layers")
     if isinstance(layers, str) and not re.fullmatch(LAYER_RANGE, layers):
         yield "lora.layers", f"expected numbers such as [0, 1], 'first 4' or 'last 4', found {layers!r}"
@@ -107,6 +113,26 @@ def _lora(values: Mapping[str, Any], method: str) -> Problems:
         yield "lora.init", "the run goes on with the weights of another adapter; leave it out, or set start: stack"
     elif isinstance(init, str):
         yield from _initialisation(init, lora, method, values.get("quantization", "none"))
+
+
+def _parameters(lora: Mapping[str, Any], method: str) -> Problems:
+    """What PEFT's layer for parameters can't do; it adds to the weight, and never sees the weight's input."""
+    dotted, asked = "lora.parameters", lora["parameters"]
+    if isinstance(asked, str) and asked != EXPERTS:
+        if re.fullmatch(r"[\w-]+", asked):
+            hint = nearest(asked, [EXPERTS]) or f"; a list of one name is [{asked}]"
+            yield dotted, f"expected {EXPERTS!r}, a list of names or a regular expression, found {asked!r}{hint}"
+        else:
+            yield from _regex(dotted, asked)
+    elif asked in ((), []):
+        yield dotted, "the list is empty; name parameters, or leave it out"
+    if method == "dora":
+        yield dotted, "PEFT has no DoRA on parameters; use method 'lora'"
+    if lora.get("dropout"):
+        yield "lora.dropout", "PEFT has none on parameters, nor beside them; leave it out, or leave lora.parameters out"
+    init = lora.get("init", "default")
+    if init in INITIALISATIONS and init not in ("default", "gaussian"):
+        yield "lora.init", f"{init!r} isn't for parameters; use 'default' or 'gaussian', or leave lora.parameters out"
 
 
 def _initialisation(init: str, lora: Mapping[str, Any], method: str, quantization: str) -> Problems:

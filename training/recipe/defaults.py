@@ -34,6 +34,8 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     lora = filled.get("lora")
     if isinstance(lora, dict) and isinstance(lora.get("rank"), int):
         lora.setdefault("alpha", 2 * max(1, lora["rank"]))  # a wrong rank is one mistake, not two
+    if isinstance(lora, dict) and lora.get("parameters") is not None:
+        lora.setdefault("dropout", 0.0)  # PEFT has none on parameters
     if values.get("method") == "qlora":
         filled.setdefault("quantization", "nf4")
     peft = values.get("peft", {})

@@ -43,6 +43,7 @@ CALLED: Mapping[str, tuple[str, ...]] = {
     "lora.dropout": ("lora_dropout", "peft_lora_dropout"),
     "lora.targets": ("target_modules", "lora_target_modules", "lora_target", "lora_target_linear", "lora_attn_modules"),
     "lora.exclude": ("exclude_modules",),
+    "lora.parameters": ("target_parameters", "lora_target_parameters"),
     "lora.layers": ("layers_to_transform", "peft_layers_to_transform", "num_layers", "lora_layers"),
     "lora.init": ("init_lora_weights", "peft_init_lora_weights", "pissa_init", "loftq_config"),
     "tokens.add": ("special_tokens", "add_tokens", "additional_special_tokens", "new_special_tokens"),

@@ -114,8 +114,9 @@ class Lora(Section):
     """The adapter (Hu et al. 2021).
 
     ``targets`` is ``all-linear``, ``attention``, ``mlp``, a list of names, or a regex; ``exclude`` (names or a regex)
-    takes some of them out, and ``layers`` keeps those of a few layers: numbers (negative ones from the end),
-    ``first N`` or ``last N``. ``init`` is what A and B begin as
+    takes some of them out. ``parameters`` get one too, which no linear layer holds: ``experts`` (all of a mixture's
+    fused ones), a list of names, or a regex; ``targets`` may be an empty list then. ``layers`` keeps those of a few
+    layers: numbers (negative ones from the end), ``first N`` or ``last N``. ``init`` is what A and B begin as
     (:data:`~lorary.training.recipe.methods.INITIALISATIONS`).
     """
 
@@ -124,6 +125,7 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     targets: Text | tuple[Text, ...] = "all-linear"
     exclude: Text | tuple[Text, ...] | None = None
+    parameters: Text | tuple[Text, ...] | None = None
     layers: Text | tuple[int, ...] | None = None
     init: Text = "default"
     rank_pattern: dict[str, Positive] = {}

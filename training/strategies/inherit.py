@@ -26,7 +26,7 @@ from lorary.hub.checkpoint import WEIGHTS_NAME
 from lorary.hub.errors import BaseMismatchError, RecipeError, TrainingError
 from lorary.training.data import Note
 from lorary.training.model import Base, resolve_targets
-from lorary.training.model.targets import lies_in
+from lorary.training.model.picking import lies_in
 from lorary.training.recipe import Recipe
 from lorary.training.strategies.parent import Parent, variant_of
 from lorary.training.tasks import Task

@@ -163,6 +163,8 @@ def _not_continued(recipe: Recipe) -> Iterator[str]:
     if recipe.method in PEFT_METHODS:
         yield f"method: {recipe.method!r} can't go on with a domain adapter; only low-rank weights are continued"
         return
+    if recipe.lora.parameters is not None:
+        yield "lora.parameters: adapters of parameters can't go on with a domain adapter; leave it out"
     for key in ("init", "exclude", "layers"):
         if getattr(recipe.lora, key) not in (None, "default"):
             yield (

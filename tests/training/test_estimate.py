@@ -69,6 +69,7 @@ CHECKPOINTING = {"training.gradient_checkpointing": True}
         ("text-classification", "bert", {"method": "vera", "quantization": "nf4"}),
         ("text-classification", "bert", {"quantization": "int8"}),
         ("text-classification", "bert", {"method": "boft"}),
+        ("text-classification", "bert", {"method": "adamss"}),
         ("text-classification", "bert", {"method": "unilora"}),
         ("token-classification", "roberta", {}),
         ("text-generation", "llama", {}),
@@ -236,7 +237,7 @@ def test_every_method_can_be_estimated(settings, make_small):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "adamss"}, "can't be estimated without its weights: "),
+        ({"method": "frod"}, "can't be estimated without its weights: "),
         ({"method": "vblora"}, "can't be estimated: `in_features` 32 must be divisible by `vector_length` 256"),
     ],
 )

@@ -15,8 +15,9 @@ class WithoutValues(TorchFunctionMode):
     T5's and BART's classifiers look for the last end-of-text token of each row, by a mask: that is one token a row
     here. The experts of a mixture multiply groups of rows, which torch plans for bfloat16 alone, and without counting
     its operations: each row is multiplied by one matrix, whichever. LayerDrop (BART's) throws a die for each layer, and
-    leaves none out here. Of PEFT's methods, BOFT writes permutations entry by entry, and UniLoRA counts how often each
-    of its numbers is used.
+    leaves none out here. Of PEFT's methods, BOFT writes permutations entry by entry, UniLoRA counts how often each of
+    its numbers is used, and AdaMSS sorts a weight's rows into clusters on the CPU, which may be any rows: only how many
+    each cluster has depends on them.
     """
 
     def __torch_function__(
@@ -35,6 +36,9 @@ class WithoutValues(TorchFunctionMode):
             return args[0]
         if func is torch.Tensor.__setitem__ and args[0].is_meta:
             return None
+        if func is torch.Tensor.cpu and args[0].is_meta:
+            # Any values, without throwing a die that a run's own come from.
+            return torch.arange(args[0].numel(), dtype=args[0].dtype, device="cpu").reshape(args[0].shape)
         if func in _GROUPED:
             return args[0] @ args[1][0]
         return func(*args, **(kwargs or {}))

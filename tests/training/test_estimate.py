@@ -193,9 +193,16 @@ def test_a_runs_provenance_predicts_the_next_and_a_strangers_does_not(make_small
     found = estimate(recipe, past)
     assert found.cost.basis == "from 1 past run on this device"
     assert found.cost.seconds > 0
-    for told in ({"estimate": 3}, {"estimate": {"flops": "x"}}, {"estimate": {"steps": 0, "flops": 1}}, {}):
-        mixed = {**provenance, **told} if told else {}
-        manifest = replace(version.manifest, provenance=mixed)
+    unreadable = ({"estimate": 3}, {"estimate": {"flops": "x"}}, {"estimate": {"steps": 0, "flops": 1}})
+    # A run takes time and memory; of one that says otherwise a speed or an error would be infinite, or negative.
+    measured = [{key: value} for key in ("peak_memory_bytes", "seconds", "steps") for value in (0, -1)]
+    told = provenance["estimate"]
+    predicted = [{"estimate": {**told, key: value}} for key in ("peak_memory_bytes", "flops") for value in (0, -1)]
+    for other in (*unreadable, *measured, *predicted):
+        manifest = replace(version.manifest, provenance={**provenance, **other})
+        assert PastRuns([replace(version, manifest=manifest)]).runs == [], other
+    for nothing in ({}, {"estimate": told}):
+        manifest = replace(version.manifest, provenance=nothing)
         assert PastRuns([replace(version, manifest=manifest)]).runs == []
     assert PastRuns([replace(version, manifest=None)]).runs == []
 

@@ -273,3 +273,14 @@ def test_too_few_steps_are_told_before_the_first_one(make_recipe, registry):
 def test_the_scale_goes_with_the_rank(make_recipe):
     assert dict(make_recipe(method="adalora").peft) == {"init_r": 12, "target_r": 8, "lora_alpha": 24}
     assert dict(make_recipe(method="adalora", **{"peft.init_r": 10}).peft)["lora_alpha"] == 20
+
+
+def test_in_half_precision_the_ranks_are_counted_and_not_trained(make_recipe, registry, tmp_path):
+    """PEFT's cast made the count a trained number, which no checkpoint has: a run that went on had another scale."""
+    recipe = make_recipe(rows=40, held=4, **EXACT, dtype="bfloat16")
+    trained = {name for name, p in prepared(recipe).model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[-2] for name in trained} <= {"lora_A", "lora_B", "lora_E", "default"}  # and the head
+    whole = train(recipe.model_copy(update={"output": str(tmp_path / "whole")}), Registry(tmp_path / "whole.db"))
+    with pytest.raises(InterruptedRunError):
+        train(recipe, registry, Signal("step 5"))
+    assert train(recipe, registry, resume=True).digest == whole.digest

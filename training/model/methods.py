@@ -195,6 +195,10 @@ def wrap(model: Any, config: Any, *, on_meta: bool = False) -> Any:
 
     plain = config.task_type == TaskType.QUESTION_ANS and not config.is_prompt_learning
     wrapped = (PeftModel if plain else get_peft_model)(model, config, low_cpu_mem_usage=on_meta)
+    for name, parameter in wrapped.named_parameters():
+        if ".ranknum." in name:
+            # How many ranks AdaLoRA began with; PEFT (0.21) lets it be trained where it casts it from half precision.
+            parameter.requires_grad_(False)
     # PEFT's card is an empty form, and each checkpoint would get one.
     wrapped.create_or_update_model_card = lambda output_dir: None
     return wrapped

@@ -402,6 +402,13 @@ def test_what_is_kept_of_a_base_that_is_done_and_was_edited_is_one_error(changed
     assert pretrain(recipe, registry, resume=True).name == "village"
 
 
+def test_an_encoder_that_learns_nothing_for_a_while_is_waited_for(make):
+    """Between token frequencies and the rest it may take several epochs."""
+    patience = {kind: make(kind).training.early_stopping for kind in ("bert", "llama", "t5")}
+    assert patience == {"bert": 10, "llama": 3, "t5": 3}
+    assert make(**{"training.early_stopping": 2}).training.early_stopping == 2
+
+
 def test_early_stopping_and_memory_work_as_in_every_run(make, registry):
     recipe = with_checkpoints(
         make, **{"training.epochs": 40, "training.learning_rate": 0.5, "training.early_stopping": 1}

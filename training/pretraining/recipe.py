@@ -58,6 +58,10 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 """Sizes that go together: about 0.7, 5 and 34 million parameters."""
 
 
+_BERTS_PATIENCE = 10
+"""Epochs. An encoder learns how frequent tokens are, then hardly anything for several epochs, and then a lot."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -102,7 +106,8 @@ class ModelSizes(_Section):
 
 
 class Pretraining(_Section):
-    """The run, in full precision. ``early_stopping`` counts epochs without a better validation loss; 0 turns it off.
+    """The run, in full precision. ``early_stopping`` counts epochs without a better validation loss (bert's default is
+    10); 0 turns it off.
 
     ``checkpoint_steps`` puts checkpoints inside an epoch; there is one after each epoch, and after ten minutes without
     one, in any case.
@@ -205,6 +210,8 @@ def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     kinds = _TOKENIZERS.get(str(values.get("architecture")), ("bpe",))
     if isinstance(filled["tokenizer"], dict):
         filled["tokenizer"].setdefault("kind", kinds[0])
+    if isinstance(filled["training"], dict) and values.get("architecture") == "bert":
+        filled["training"].setdefault("early_stopping", _BERTS_PATIENCE)
     if isinstance(filled["training"], dict) and values.get("architecture") in ("bert", "t5"):
         filled["training"].setdefault("mlm_probability", 0.15)
         if values["architecture"] == "t5":

@@ -36,7 +36,7 @@ def normalise(trainer: Any) -> None:
         if not taken:
             return taken, None
         if takes_repeated_out:
-            _drop_repeated(taken, accelerator, trainer.args.per_device_train_batch_size)
+            _drop_repeated(taken, accelerator, len(trainer.train_dataset), trainer.args.per_device_train_batch_size)
         for batch in taken:
             if _ITEMS not in batch:
                 batch[_ITEMS] = share(batch["labels"]) if share else _items(batch, shifted)
@@ -68,12 +68,15 @@ def _items(batch: Mapping[str, Any], shifted: bool) -> torch.Tensor:
     return (labels[..., 1:] if shifted else labels).ne(IGNORED).sum()
 
 
-def _drop_repeated(taken: list[Any], accelerator: Any, size: int) -> None:
-    """Take out the rows that accelerate repeats at an epoch's end, so that each process has as many as the others."""
-    state = accelerator.gradient_state
-    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+def _drop_repeated(taken: list[Any], accelerator: Any, rows: int, size: int) -> None:
+    """Take out what accelerate repeats of the epoch's ``rows`` at its end, so that all processes have as many of them.
+
+    accelerate's own count of those that remain is lost where a run goes on in the middle of an epoch.
+    """
+    remaining = rows % (size * accelerator.num_processes)
+    if accelerator.num_processes == 1 or not accelerator.gradient_state.end_of_dataloader or not remaining:
         return
-    real = min(size, max(0, state.remainder - accelerator.process_index * size))
+    real = min(size, max(0, remaining - accelerator.process_index * size))
     last = taken[-1]
     kept = max(1, real)  # a process without rows of its own has to take part all the same
     for name, value in last.items():

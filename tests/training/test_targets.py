@@ -48,6 +48,8 @@ def test_what_the_base_or_the_rows_do_not_have_is_named(settings, message, make_
         ({"lora.init": "pissa_niter_0"}, "lora.init: expected one of"),
         ({"lora.init": "loftq"}, "lora.init: 'loftq' makes up for what quantizing the base lost"),
         ({"lora.init": "pissa", "method": "dora"}, "lora.init: 'pissa' changes what DoRA's norm is taken of"),
+        ({"lora.init": "orthogonal", "method": "qlora"}, "lora.init: PEFT gives 'orthogonal' factors the .* nf4"),
+        ({"lora.init": "orthogonal", "quantization": "int8"}, "lora.init: PEFT gives 'orthogonal' factors the .* int8"),
         ({"lora.init": "orthogonal", "lora.rank": 5}, "lora.init: 'orthogonal' needs even ranks, found 5"),
         ({"lora.layers": "last few"}, r"lora.layers: expected numbers such as \[0, 1\], 'first 4' or 'last 4'"),
         ({"lora.layers": []}, "lora.layers: the list is empty"),

@@ -155,6 +155,12 @@ def _initialisation(init: str, lora: Mapping[str, Any], method: str, quantizatio
             f"{init!r} changes what DoRA's norm is taken of, so the result can't be written against the base as it is; "
             "use method 'lora' or another init",
         )
+    if kind == "orthogonal" and quantization != "none":
+        yield (
+            "lora.init",
+            f"PEFT gives 'orthogonal' factors the type of the base's weights, whole numbers in {quantization}; "
+            "use another init",
+        )
     rank = lora.get("rank")
     ranks = [rank, *section(lora, "rank_pattern").values()]
     odd = [rank for rank in ranks if isinstance(rank, int) and rank % 2]

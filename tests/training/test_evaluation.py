@@ -57,13 +57,14 @@ def test_the_rows_it_was_measured_on_give_the_metrics_of_training(task, make_sma
         {"tokens.add": ["zyx", "wvu"]},
         {"method": "qlora"},
         {"strategy": "continual", "data.columns": {"text": "prompt"}},
-        {"method": "ia3"},
+        {"method": "ia3", "task": "text-classification"},
+        {"strategy": "fine-tune", "training.mlm_probability": 0.3, "task": "fill-mask"},
     ],
-    ids=["new tokens", "qlora", "continual", "ia3"],
+    ids=["new tokens", "qlora", "continual", "ia3", "masked rows"],
 )
 def test_so_they_do_whatever_the_adapter_is(settings, make_small, registry):
-    task = "text-classification" if settings.get("method") == "ia3" else "text-generation"
-    recipe = make_small(task, **SHORT, **settings)
+    settings = dict(settings)
+    recipe = make_small(settings.pop("task", "text-generation"), **SHORT, **settings)
     version = train(recipe, registry)
     found = evaluate([version.reference], recipe.data.test, registry, settings={"device": "cpu"})
     close(found.adapters[0].metrics, version.metrics["test"])
@@ -143,6 +144,29 @@ def test_other_columns(tone, tmp_path):
     overrides = ["data.columns.text=headline", "data.columns.label=tone"]
     found = evaluate(["tiny@2"], str(place), registry, settings={"device": "cpu"}, overrides=overrides)
     close(found.adapters[0].metrics, registry.resolve("tiny@2").metrics["test"])
+
+
+def test_other_settings_are_those_that_the_adapter_is_asked_by(tone, make_small, registry, tmp_path):
+    from transformers import AutoTokenizer
+
+    ours, _ = tone
+    rows = [
+        {**row, "text": f"{row['text']} {other['text']}"}
+        for row, other in zip(tone_rows(20), tone_rows(20, 5), strict=True)
+    ]
+    long, short = write_jsonl(tmp_path / "long.jsonl", rows), write_jsonl(tmp_path / "short.jsonl", tone_rows(20))
+    overrides = ["training.max_length=8"]  # as many tokens as the first half has
+    (cut,) = evaluate(["tiny@2"], long, ours, settings={"device": "cpu"}, overrides=overrides).adapters
+    (half,) = evaluate(["tiny@2"], short, ours, settings={"device": "cpu"}).adapters
+    assert cut.metrics == pytest.approx(half.metrics)
+    assert [answer.found for answer in cut.answers] == [answer.found for answer in half.answers]
+    recipe = make_small("summarization", **SHORT, **MORE["summarization"])
+    train(recipe, registry)
+    settings = {"device": "cpu", "generation.max_new_tokens": 2}
+    (short,) = evaluate(["tiny"], recipe.data.test, registry, settings=settings).adapters
+    tokenizer = AutoTokenizer.from_pretrained(recipe.base)
+    written = [answer.found for answer in short.answers if "perplexity" not in answer.found]
+    assert max(len(tokenizer.tokenize(text)) for text in written) <= 2
 
 
 def test_what_cannot_be_measured(tone, tmp_path, make_small, registry):

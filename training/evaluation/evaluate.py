@@ -14,6 +14,7 @@ from lorary.hub.errors import DataError, UsageError
 from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.registry import Registry
 from lorary.training.data import Examples, load_rows
+from lorary.training.evaluation.manner import as_measured
 from lorary.training.evaluation.recipe import recipe_for
 from lorary.training.experiments.bootstrap import Difference, paired_bootstrap
 from lorary.training.model import Shelf, load_for, with_tokens, without_tokens
@@ -135,13 +136,14 @@ def _measure(
         base = load_for(task, recipe)
         base.model.requires_grad_(False)
     own = with_tokens(base, recipe, source.checkpoint, lambda line: None)
-    encoded, _, _ = encode_parts(recipe, {"test": examples.test}, task, own, reporter)
+    encoded, _, max_length = encode_parts(recipe, {"test": examples.test}, task, own, reporter)
     rows = task.refer(own.model, encoded["test"], own.tokenizer, recipe.training.batch_size)
     baselines = task.baselines(examples.test, rows, rows, own.tokenizer)
+    checkpoint = as_measured(source.checkpoint, recipe, task, own.tokenizer, max_length)
     without_tokens(own.model, own)
     backbone = Backbone.from_model(base.model, base.tokenizer, identity=base.identity, slots=1, registry=registry)
     reporter.phase(f"measuring {source.reference}")
-    adapter = backbone.load(source.checkpoint, source.name)
+    adapter = backbone.load(checkpoint, source.name)
     for line in adapter.notes:
         reporter.note(line)
     outcomes = task.through(backbone, adapter.name, rows)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lorary.adapters.adapter import task_of
 from lorary.adapters.backbone.sources import Source
 from lorary.adapters.heads.task_heads import LABELLED
 from lorary.adapters.matching.fitting import labels_of
-from lorary.hub.checkpoint import RECIPE_NAME, Checkpoint
+from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UsageError
-from lorary.hub.manifest import REGRESSION, Manifest
+from lorary.hub.manifest import MULTI_LABEL, REGRESSION, Manifest
 from lorary.hub.tables.catalogue import named_base
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.raw import read_recipe
+from lorary.training.recipe.corpus import is_text
+from lorary.training.recipe.raw import some
 
 _FROM_RECIPE: Mapping[str, tuple[str, ...]] = {
-    "data": ("label_columns", "sample_by", "subset"),
     "training": ("batch_size", "seed", "max_target_length", "mlm_probability", "whole_word_mask", "mean_span"),
     "generation": ("rows",),
     "preference": ("beta", "loss"),
     "prompt": ("learn",),
 }
-"""Settings that only measuring asks for: manifests don't have them, the run's recipe beside the weights does."""
+"""Settings that only measuring asks for: of a manifest, its provenance alone has them, in the run's recipe."""
 
 
 def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -32,24 +33,28 @@ def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: I
 
     Args:
         source: the adapter. One without a manifest is measured by its task's defaults.
-        data: as ``data.train`` in a recipe.
+        data: as ``data.train`` in a recipe; of a dataset with several splits the test split, unless
+            ``data.train_split`` names another.
         flags: dotted keys and values, over what the adapter says.
         overrides: ``key=value`` texts, over both.
 
     Raises:
-        UsageError: it names no base, and ``flags`` has none.
+        UsageError: it names no base, and ``flags`` has none; or ``data.labels`` doesn't name its labels.
         RecipeError: as :meth:`Recipe.load`.
     """
-    checkpoint = source.checkpoint
+    checkpoint, overrides = source.checkpoint, tuple(overrides)
+    given = {*flags, *(override.partition("=")[0].strip() for override in overrides)}
     base = flags.get("base") or named_base(checkpoint)
     if base is None:
         raise UsageError(f"{source.reference} doesn't name its base; pass it with --base")
     told = {"name": source.name, "domain": "evaluation", "task": task_of(checkpoint), "base": base, "data.train": data}
-    told |= _of_labels(checkpoint)
+    if not (Path(data).expanduser() / "state.json").is_file():  # a table that was saved alone has no splits
+        told["data.train_split"] = "test"
     if checkpoint.manifest is not None:
-        told |= _of_manifest(checkpoint.manifest)
-    told |= _of_recipe(checkpoint)
-    return Recipe.from_flags({key: value for key, value in {**told, **flags}.items() if value is not None}, overrides)
+        told |= _of_manifest(checkpoint.manifest) | _of_run(checkpoint.manifest, data, other_base="base" in given)
+    told |= _of_labels(checkpoint, given)
+    flags = {key: value for key, value in {**told, **flags}.items() if value is not None}
+    return _with_own_labels(Recipe.from_flags(flags, overrides), source)
 
 
 def _of_manifest(manifest: Manifest) -> dict[str, Any]:
@@ -73,27 +78,61 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
     return told
 
 
-def _of_labels(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The labels' names, LABEL_0 and so on where only the head's shape tells of them; a head of one is regression's."""
+def _of_labels(checkpoint: Checkpoint, given: set[str]) -> dict[str, Any]:
+    """The labels' names, LABEL_0 and so on where only the head's shape tells of them; a head of one is regression's.
+
+    ``given``: the settings that say otherwise.
+    """
     task, manifest = task_of(checkpoint), checkpoint.manifest
     if task not in LABELLED:
         return {}
-    labels = labels_of(checkpoint)
+    labels = list(labels_of(checkpoint))
     problem = manifest.problem_type if manifest else (REGRESSION if len(labels) == 1 else None)
-    return {"problem_type": problem, "data.labels": None if problem == REGRESSION else list(labels)}
+    told: dict[str, Any] = {"problem_type": problem}
+    in_columns = problem == MULTI_LABEL and manifest is not None and "label" not in manifest.preprocessing.columns
+    if "data.label_columns" in given:
+        return {**told, "data.columns.label": None}
+    if in_columns and not given & {"data.columns", "data.columns.label"}:
+        return {**told, "data.label_columns": labels}
+    return {**told, "data.labels": None if problem == REGRESSION else labels}
 
 
-def _of_recipe(checkpoint: Checkpoint) -> dict[str, Any]:
-    file = checkpoint.files.get(RECIPE_NAME)
-    if file is None:
+def _with_own_labels(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe with labels in the order of the adapter's head, by its names or by others in their place.
+
+    Raises:
+        UsageError: they are neither.
+    """
+    if recipe.task not in LABELLED or recipe.problem_type == REGRESSION:
+        return recipe
+    own, data = labels_of(source.checkpoint), recipe.data
+    labels: Sequence[str] = data.label_columns or data.labels or own
+    if set(labels) == set(own):
+        labels = own
+    elif len(labels) != len(own) or set(labels) & set(own):
+        key = "data.label_columns" if data.label_columns else "data.labels"
+        raise UsageError(
+            f"{key}: {source.reference} answers with {some(own)}; name these, or as many others in this order, "
+            f"found {some(labels)}"
+        )
+    told = {"label_columns" if data.label_columns else "labels": tuple(labels)}
+    return recipe.model_copy(update={"data": data.model_copy(update=told)})
+
+
+def _of_run(manifest: Manifest, data: str, other_base: bool) -> dict[str, Any]:
+    """What the recipe that it was trained by says of measuring."""
+    recipe = manifest.provenance.get("recipe")
+    if not isinstance(recipe, Mapping):
         return {}
-    values = read_recipe(file).values
-    told = {
-        f"{section}.{name}": values[section].get(name)
+    told: dict[str, Any] = {
+        f"{section}.{name}": values.get(name)
         for section, names in _FROM_RECIPE.items()
-        if isinstance(values.get(section), dict)
+        if isinstance(values := recipe.get(section), Mapping)
         for name in names
     }
-    if values.get("strategy") == "continual":
-        told["strategy"] = "continual"
-    return told | {"revision": values.get("revision")}
+    if is_text(data) and isinstance(values := recipe.get("data"), Mapping):
+        told["data.sample_by"] = values.get("sample_by")
+    if "strategy" in recipe:
+        told["strategy"] = "continual" if recipe["strategy"] == "continual" else "fine-tune"
+    # A revision is the named base's, not that of whatever stands in for it.
+    return told | ({} if other_base else {"revision": recipe.get("revision")})

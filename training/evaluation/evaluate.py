@@ -40,8 +40,8 @@ class Evaluation:
     """Adapters measured on the same rows.
 
     ``metric`` is the task's main one. ``baselines``: the metrics of what knows the rows' labels but not their texts, by
-    its name. ``differences``: how each adapter but the first differs from the first, in their order; None where they
-    don't answer the same rows.
+    its name. ``differences``: how each adapter but the first differs from the first, in their order; None where what
+    they are measured on isn't the same: other rows or answers, or for a loss other tokens.
     """
 
     task: str
@@ -159,7 +159,10 @@ def _evaluated(source: Source, found: _Measured) -> Evaluated:
 
 
 def _difference(ours: _Measured, first: _Measured) -> Difference | None:
-    """How an adapter's answers differ from the first one's; None where their rows' right answers aren't the same."""
-    if ours.rows.golds != first.rows.golds:
+    """How an adapter's answers differ from the first one's; None where what is measured isn't the same for both."""
+    rows = [[example.place for example in one.rows.examples] for one in (ours, first)]
+    asked = (one.task.measured_on(one.rows) for one in (ours, first))
+    if rows[0] != rows[1] or any(own != theirs for own, theirs in zip(*asked, strict=True)):
         return None
-    return paired_bootstrap(first.task, first.rows.golds, [ours.outcomes], [first.outcomes])
+    against = first.task, first.rows.golds
+    return paired_bootstrap(ours.task, ours.rows.golds, [ours.outcomes], [first.outcomes], against=against)

@@ -42,6 +42,7 @@ def paired_bootstrap(
     ours: Sequence[Sequence[Any]],
     theirs: Sequence[Sequence[Any]],
     *,
+    against: tuple[Task, Sequence[Any]] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
@@ -52,22 +53,31 @@ def paired_bootstrap(
         golds: what each row's answer should be.
         ours: what each seed's run made of each row.
         theirs: the same of the other way; the seeds' metrics are averaged on both sides.
+        against: the other way's own task and golds of the same rows, where its labels have another order, say.
         resamples: how often rows are drawn.
         seed: of the drawing.
     """
     name = task.main_metric
+    sides = (task, golds, ours), (*(against or (task, golds)), theirs)
 
-    def mean(runs: Sequence[Sequence[Any]], places: Sequence[int]) -> float:
-        drawn = [golds[place] for place in places]
-        return float(numpy.mean([task.main_score([run[place] for place in places], drawn) for run in runs]))
+    def difference(places: Sequence[int]) -> float:
+        first, second = (_mean_score(*side, places) for side in sides)
+        return first - second
 
-    scored = [place for place in range(len(golds)) if task.is_scored(ours[0][place])]
+    scored = [
+        place for place in range(len(golds)) if task.is_scored(ours[0][place]) and task.is_scored(theirs[0][place])
+    ]
     random = numpy.random.default_rng(seed)
     differences = []
     for _ in range(resamples):
         places = [scored[drawn] for drawn in random.integers(0, len(scored), len(scored))]
-        differences.append(mean(ours, places) - mean(theirs, places))
+        differences.append(difference(places))
     sign = -1 if lower_is_better(name) else 1
     low, high = numpy.quantile(differences, (0.025, 0.975))
-    better = float(numpy.mean([sign * difference > 0 for difference in differences]))
-    return Difference(name, mean(ours, scored) - mean(theirs, scored), float(low), float(high), better)
+    better = float(numpy.mean([sign * value > 0 for value in differences]))
+    return Difference(name, difference(scored), float(low), float(high), better)
+
+
+def _mean_score(task: Task, golds: Sequence[Any], runs: Sequence[Sequence[Any]], places: Sequence[int]) -> float:
+    drawn = [golds[place] for place in places]
+    return float(numpy.mean([task.main_score([run[place] for place in places], drawn) for run in runs]))

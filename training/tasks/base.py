@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -247,6 +247,13 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Every metric of the task, by name."""
+
+    def measured_on(self, rows: Encoded) -> Iterable[Any]:
+        """What the main metric holds outcomes against: two adapters compare where it is the same for both.
+
+        It must not depend on an adapter's own affairs, such as the order of its labels.
+        """
+        return rows.golds
 
     def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
         """The main metric alone; it is asked for thousands of times when two runs are compared."""

@@ -7,7 +7,7 @@ each row stands alone and is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,6 +103,10 @@ class FillMask(Task):
         """A row's labels as they are measured: ignored but for the hidden tokens."""
         labels: list[int] = feature["labels"]
         return labels
+
+    def measured_on(self, rows: Encoded) -> Iterable[Any]:
+        """The hidden tokens, each in its place."""
+        return map(self.asked, rows.features)
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Of the hidden tokens: mean loss (nats), its exponential (pseudo-perplexity), and the share of top-1 hits."""

@@ -6,7 +6,7 @@ before the first step: its log-probabilities are computed once, and no second mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,6 +146,10 @@ class PreferencePairs(TextGeneration):
         return Answer(
             "\n".join(turns[:-1]), turns[-1], f"reward {chosen:.3f} against {rejected:.3f}", chosen > rejected
         )
+
+    def measured_on(self, rows: Encoded) -> Iterable[Any]:
+        """The pairs, whatever they are in tokens: which reply is preferred is a question of the texts."""
+        return rows.golds
 
     def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float]:
         """The pairs'."""

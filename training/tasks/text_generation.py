@@ -6,7 +6,7 @@ the prompt's ids are exactly those that ``generate`` will make, and beginning-of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
@@ -276,6 +276,10 @@ class TextGeneration(Task):
         plain = example.values.get("text")
         turns = [as_told(message) for message in messages_of(example.values)] if plain is None else [plain, ""]
         return Answer("\n".join(turns[:-1]), turns[-1], outcome.told, outcome.correct == outcome.tokens)
+
+    def measured_on(self, rows: Encoded) -> Iterable[Any]:
+        """The tokens that are predicted: a mean over those of another tokenizer is another loss."""
+        return ([label for label in feature["labels"] if label != IGNORED] for feature in rows.features)
 
     def losses(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Sequence[float]:
         """The mean over each row's trained tokens."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from lorary.training.report.spans import count_spans
 from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.heads.weights import weighed
 from lorary.training.tasks.rows.coding import Coded
-from lorary.training.tasks.rows.encoded import Feature
+from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Length
 
 if TYPE_CHECKING:
@@ -106,6 +106,10 @@ class TokenClassification(Task):
         """The predicted tag of each tagged word, in order."""
         best = logits.argmax(-1).tolist()
         return [self.labels[best[place]] for place, label in enumerate(feature["labels"]) if label != IGNORED]
+
+    def measured_on(self, rows: Encoded) -> Iterable[Any]:
+        """The tags of all words, also of those that a tokenizer has cut off."""
+        return (gold.tags for gold in rows.golds)
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """Entity F1, precision and recall (seqeval, as CoNLL-2003 counts), ``f1_macro`` over the types, each type's F1,

@@ -100,7 +100,10 @@ def _show(found: Evaluation) -> None:
     first = found.adapters[0].reference
     for one, difference in zip(found.adapters[1:], found.differences, strict=True):
         if difference is None:
-            print_line(f"{one.reference} and {first} don't expect the same answers to these rows.")
+            print_line(
+                f"{one.reference} and {first} aren't held against each other: what they are measured on isn't the same "
+                "(rows, labels, or the tokens of a loss)."
+            )
             continue
         print_line(
             f"{one.reference} against {first}: {difference.metric} {difference.value:+.4f} ({difference.low:+.4f} to "

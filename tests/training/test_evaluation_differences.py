@@ -1,0 +1,81 @@
+"""How adapters differ on the same rows: each is scored by its own labels, and only what is the same is compared."""
+
+import pytest
+
+from lorary.training import evaluate, train
+from runs import SHORT
+from samples import tag_rows, tone_rows, write_jsonl
+
+ON_CPU = {"device": "cpu"}
+LONGER = {"training.max_steps": 60, "training.batch_size": 8}
+
+
+@pytest.fixture
+def trained(make_small, registry):
+    """``trained("one", task, ...)``: a recipe whose adapter is in the registry under that name."""
+
+    def make(name, *words, **settings):
+        recipe = make_small(*words, held=20, **{**SHORT, "name": name, **settings})
+        recipe = recipe.model_copy(update={"output": f"{recipe.output}-{name}"})
+        train(recipe, registry)
+        return recipe
+
+    return make
+
+
+def differs(found):
+    """The difference, held against that of the metrics."""
+    first, second = (one.metrics[found.metric] for one in found.adapters)
+    (difference,) = found.differences
+    assert difference.value == pytest.approx(second - first)
+    assert difference.low <= difference.value <= difference.high
+    return difference.value
+
+
+def test_labels_in_another_order(trained, registry, tmp_path):
+    # Of one label there are more, so that taking one for the other shows in the scores.
+    more = [row for row in tone_rows(40) if row["label"] == "bad"]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [*more, *tone_rows(8)])
+    trained("one", **{"data.labels": ["bad", "good"]})
+    trained("other", **{"data.labels": ["good", "bad", "any"]})
+    differs(evaluate(["one", "other"], rows, registry, settings=ON_CPU))
+
+
+def test_several_labels_a_row_in_another_order(trained, registry, tmp_path):
+    rows = [{**row, "label": [row["label"], "any"]} for row in tone_rows(40)]
+    files = {"data.train": write_jsonl(tmp_path / "sets.jsonl", rows)}
+    files["data.test"] = write_jsonl(tmp_path / "held.jsonl", rows[:20])
+    trained("one", **files, **{"data.labels": ["any", "bad", "good"]})
+    trained("other", **files, **{"data.labels": ["good", "any", "bad"]})
+    differs(evaluate(["one", "other"], files["data.test"], registry, settings=ON_CPU))
+
+
+def test_words_that_only_one_of_them_sees(trained, registry, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", tag_rows(20, seed=9))
+    trained("one", "token-classification", **{"training.max_length": 8, **LONGER})
+    trained("other", "token-classification", **LONGER)
+    assert differs(evaluate(["one", "other"], rows, registry, settings=ON_CPU)) > 0
+
+
+def test_texts_that_were_generated_for_fewer_rows(trained, registry):
+    short = {"training.max_target_length": 12}
+    recipe = trained("one", "summarization", **short, **{"generation.rows": 4})
+    trained("other", "summarization", **short, **{"generation.rows": 2})
+    found = evaluate(["one", "other"], recipe.data.test, registry, settings=ON_CPU)
+    assert found.differences[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("task", "other"),
+    [
+        ("text-generation", {"training.max_length": 16}),
+        ("fill-mask", {"training.mlm_probability": 0.3}),
+    ],
+    ids=["cut", "hidden"],
+)
+def test_losses_on_other_tokens_are_not_compared(task, other, trained, registry):
+    recipe = trained("one", task)
+    trained("other", task, **other)
+    trained("same", task, **{"training.seed": 7})
+    found = evaluate(["one", "other", "same"], recipe.data.test, registry, settings=ON_CPU)
+    assert [difference is None for difference in found.differences] == [True, False]

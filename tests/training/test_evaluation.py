@@ -225,6 +225,8 @@ def test_the_command_shows_a_table_and_writes_answers(tone, capsys, tmp_path):
         (["tiny", "--data", "TEST", "--answers", "nowhere/answers.jsonl"], 2, "nowhere"),
         (["tiny", "--data", "TEST", "--quantization", "int3"], 2, "quantization"),
         (["tiny", "--data", "TEST", "--set", "data.columns.txt=a"], 2, "txt"),
+        (["tiny", "--data", "TEST", "--set", "data.test=more.jsonl"], 2, "nothing is trained"),
+        (["tiny", "--data", "TEST", "--set", "training.epochs=3"], 2, "nothing is trained"),
     ],
 )
 def test_wrong_calls_are_one_error_before_anything_is_loaded(tone, words, code, said, capsys, monkeypatch):

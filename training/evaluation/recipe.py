@@ -18,6 +18,7 @@ from lorary.hub.tables.catalogue import named_base
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.raw import some
+from lorary.training.recipe.sections import Training
 
 _FROM_RECIPE: Mapping[str, tuple[str, ...]] = {
     "training": ("batch_size", "seed", "max_target_length", "mlm_probability", "whole_word_mask", "mean_span"),
@@ -26,6 +27,22 @@ _FROM_RECIPE: Mapping[str, tuple[str, ...]] = {
     "prompt": ("learn",),
 }
 """Settings that only measuring asks for: of a manifest, its provenance alone has them, in the run's recipe."""
+
+_OF_MANIFEST = ("max_length", "stride", "max_answer_length", "threshold")  # of the section training
+
+_UNREAD = frozenset(
+    {
+        *("name", "domain", "from", "start", "method", "lora", "peft", "tokens", "report", "output", "tags", "alias"),
+        *(f"data.{name}" for name in ("train", "license", "language")),
+        *(f"data.{part}{end}" for part in ("test", "validation") for end in ("", "_size", "_split")),
+        *(
+            f"training.{name}"
+            for name in Training.model_fields
+            if name not in (*_FROM_RECIPE["training"], *_OF_MANIFEST)
+        ),
+    }
+)
+"""Settings that only training reads."""
 
 
 def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -39,12 +56,15 @@ def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: I
         overrides: ``key=value`` texts, over both.
 
     Raises:
-        UsageError: it names no base, and ``flags`` has none; or ``data.labels`` doesn't name its labels.
+        UsageError: it names no base, and ``flags`` has none; ``data.labels`` doesn't name its labels; or a setting
+            that only training reads.
         RecipeError: as :meth:`Recipe.load`.
     """
     checkpoint, overrides = source.checkpoint, tuple(overrides)
     given = {*flags, *(override.partition("=")[0].strip() for override in overrides)}
     base = flags.get("base") or named_base(checkpoint)
+    if unread := sorted(key for key in given if {key, key.partition(".")[0]} & _UNREAD):
+        raise UsageError(f"--set {unread[0]}: nothing is trained, so it has no say here; leave it out")
     if base is None:
         raise UsageError(f"{source.reference} doesn't name its base; pass it with --base")
     told = {"name": source.name, "domain": "evaluation", "task": task_of(checkpoint), "base": base, "data.train": data}

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lorary.adapters.adapter import Adapter, Fit
-from lorary.adapters.backbone.sources import Source, find_checkpoint
+from lorary.adapters.backbone.sources import Source, demand_stated, find_checkpoint
 from lorary.adapters.base.identity import match_base
 from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.base.quantization import READ_BY_MODELS
@@ -38,7 +38,7 @@ from lorary.adapters.tiers.residency import Residency
 from lorary.adapters.tiers.weights import Weights, WeightsReader
 from lorary.adapters.values import LoadedAdapter
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.errors import ChangedFilesError, UsageError
+from lorary.hub.errors import UsageError
 from lorary.hub.manifest import BaseIdentity
 from lorary.hub.registry import Registry
 
@@ -178,7 +178,7 @@ class Intake:
             self._publish(adapter)
         else:
             with self._files.reader.read(checkpoint) as weights:
-                _demand_stated(source.digest, weights.digest, checkpoint.source)
+                demand_stated(source, weights.digest)
                 adapter = adapter_of(weights.digest)
                 if lazy:
                     self._publish(adapter)
@@ -265,11 +265,3 @@ def _idle(fit: Fit) -> tuple[str, ...]:
         for name in READ_BY_MODELS
         if name in names
     )
-
-
-def _demand_stated(stated: str | None, found: str, source: str) -> None:
-    if stated not in (None, found):
-        raise ChangedFilesError(
-            f"{source}: the catalogue states the digest {str(stated)[:12]}, its files have {found[:12]}; "
-            "`lorary verify` tells what has changed, put the files back or register them as a new version"
-        )

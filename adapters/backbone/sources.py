@@ -57,6 +57,16 @@ def find_checkpoint(reference: str | Path | Checkpoint, registry: Registry) -> S
     return _registered(parsed, registry)
 
 
+def demand_stated(source: Source, found: str) -> None:
+    """Raise ChangedFilesError where the catalogue states another digest than the one that the files have."""
+    if source.digest not in (None, found):
+        raise ChangedFilesError(
+            f"{source.checkpoint.source}: the catalogue states the digest {str(source.digest)[:12]}, its files have "
+            f"{found[:12]}; `lorary verify` tells what has changed, put the files back or register them as a new "
+            "version"
+        )
+
+
 def _name_in(source: str) -> str:
     """The name in what a checkpoint was read from: a folder's own, of a reference what stands before the @."""
     path = Path(source)

@@ -207,6 +207,7 @@ def test_the_command_shows_a_table_and_writes_answers(tone, capsys, tmp_path):
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 40
     assert answers[0].keys() == {"adapter", "row", "given", "expected", "found", "right"}
+    assert answers[0]["row"] == f"{folder}/test.jsonl, row 1"
     assert main([*words, "--json", "--device", "cpu"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["reference"] for one in told["adapters"]] == ["tiny@1", "tiny@2"]
@@ -221,6 +222,9 @@ def test_the_command_shows_a_table_and_writes_answers(tone, capsys, tmp_path):
     [
         (["tiny"], 2, "Missing option '--data'"),
         (["tiny", "tiny", "--data", "x"], 2, "tiny is named twice"),
+        (["tiny", "tiny@2", "--data", "TEST"], 2, "tiny and tiny@2 are both tiny@2"),
+        (["tiny", "--data", "TEST", "--answers", "."], 2, "it is a folder"),
+        (["tiny", "--data", "TEST", "--answers", "TEST"], 2, "these are the rows of --data"),
         (["tiny", "--data", "none.jsonl"], 2, "no such file"),
         (["tiny", "--data", "TEST", "--answers", "nowhere/answers.jsonl"], 2, "nowhere"),
         (["tiny", "--data", "TEST", "--quantization", "int3"], 2, "quantization"),

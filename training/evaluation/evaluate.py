@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.adapters import Backbone
-from lorary.adapters.backbone.sources import Source, find_checkpoint
+from lorary.adapters.backbone.sources import Source, demand_stated, find_checkpoint
 from lorary.adapters.matching.support import check_supported
 from lorary.hub.errors import DataError, UsageError
 from lorary.hub.pretrained_bases import bases_of
@@ -27,12 +27,17 @@ from lorary.training.tasks.base import Answer, Metrics
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One adapter, measured: its reference and digest, its metrics, and what it made of each row."""
+    """One adapter, measured: its reference and digest, its metrics, and what it made of each row.
+
+    ``places``: each answer's file and row. An answer may stand for less than a row, or for more: a turn of a chat, a
+    block of running text.
+    """
 
     reference: str
     digest: str
     metrics: Metrics
     answers: Sequence[Answer]
+    places: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def evaluate(
         overrides: the same as ``key=value`` texts.
 
     Raises:
-        UsageError: the references are of different tasks, or name no base.
+        UsageError: the references are of different tasks, are the same one, or name no base.
+        ChangedFilesError: an adapter's files aren't what the catalogue says they are.
         UnknownReferenceError: one names nothing.
         DataError: rows that can't be used, all of them by file and number.
         RecipeError: settings that contradict each other or the adapter.
@@ -91,14 +97,22 @@ def evaluate(
     """
     reporter, registry = progress or Reporter(), registry or Registry()
     sources = [find_checkpoint(reference, registry) for reference in references]
-    for source in sources:
+    named: dict[str, str | Path] = {}
+    for reference, source in zip(references, sources, strict=True):
         check_supported(source.checkpoint)
+        if source.reference in named:
+            raise UsageError(f"{named[source.reference]} and {reference} are both {source.reference}; leave one out")
+        named[source.reference] = reference
     overrides = tuple(overrides)
     recipes = [recipe_for(source, data, settings or {}, overrides) for source in sources]
     tasks = {recipe.task: source.reference for recipe, source in zip(recipes, sources, strict=True)}
     if len(tasks) > 1:
         told = ", ".join(f"{reference} is for {task}" for task, reference in tasks.items())
         raise UsageError(f"adapters of one task can be measured on the same rows; {told}")
+    for source in sources:
+        demand_stated(
+            source, source.checkpoint.digest
+        )  # not while it is loaded: it is asked by a manifest that the catalogue doesn't have
     reporter.phase("reading the data")
     rows = [_rows_for(source, recipe, reporter) for source, recipe in zip(sources, recipes, strict=True)]
     shelf, measured = Shelf(), []
@@ -137,6 +151,8 @@ def _measure(
         base.model.requires_grad_(False)
     own = with_tokens(base, recipe, source.checkpoint, lambda line: None)
     encoded, _, max_length = encode_parts(recipe, {"test": examples.test}, task, own, reporter)
+    for line in task.caveats(encoded["test"].golds):
+        reporter.note(line)
     rows = task.refer(own.model, encoded["test"], own.tokenizer, recipe.training.batch_size)
     baselines = task.baselines(examples.test, rows, rows, own.tokenizer)
     checkpoint = as_measured(source.checkpoint, recipe, task, own.tokenizer, max_length)
@@ -153,9 +169,10 @@ def _measure(
 
 
 def _evaluated(source: Source, found: _Measured) -> Evaluated:
-    digest = source.digest or source.checkpoint.digest
     metrics = found.task.metrics(found.outcomes, found.rows.golds)
-    return Evaluated(source.reference, digest, metrics, found.task.answers(found.rows, found.outcomes))
+    places = [example.place for example in found.rows.examples]
+    answers = found.task.answers(found.rows, found.outcomes)
+    return Evaluated(source.reference, source.checkpoint.digest, metrics, answers, places)
 
 
 def _difference(ours: _Measured, first: _Measured) -> Difference | None:

@@ -17,7 +17,7 @@ from lorary.hub.cli.options import (
     given_path,
     open_registry,
 )
-from lorary.hub.cli.output import print_json, print_line, print_matrix, short_number
+from lorary.hub.cli.output import print_json, print_line, print_matrix, print_note, short_number
 from lorary.hub.errors import UsageError
 from lorary.hub.metrics import SPLITS
 
@@ -62,8 +62,8 @@ def command(
     """
     if repeated := sorted({reference for reference in references if references.count(reference) > 1}):
         raise UsageError(f"{repeated[0]} is named twice")
-    if answers is not None and not answers.parent.is_dir():
-        raise UsageError(f"--answers {answers}: there is no folder {answers.parent}")
+    if answers is not None:
+        _check_place(answers, data)
     catalogue = open_registry(registry)
     from lorary.training.evaluation.evaluate import evaluate
     from lorary.training.progress import BarReporter
@@ -72,19 +72,30 @@ def command(
     settings = {key: value for key, value in flags.items() if value is not None}
     with BarReporter(references[0]) as reporter:
         found = evaluate(references, data, catalogue, settings=settings, overrides=set_ or (), progress=reporter)
-    if answers is not None:
-        _write(answers, found)
+    # Before the answers, which may find the disk full: what took an hour to measure isn't lost with them.
     if as_json:
         print_json(_told(data, found))
-        return
-    _show(found)
+    else:
+        _show(found)
     if answers is not None:
-        print_line(f"Answers: {answers}")
+        _write(answers, found)
+        print_note(f"Answers: {answers}", aside=as_json)
+
+
+def _check_place(answers: Path, data: str) -> None:
+    """Raise UsageError where answers can't be written, or would take the place of the rows."""
+    if not answers.parent.is_dir():
+        raise UsageError(f"--answers {answers}: there is no folder {answers.parent}")
+    if answers.is_dir():
+        raise UsageError(f"--answers {answers}: it is a folder; name a file in it")
+    if answers.exists() and answers.resolve() == Path(data).expanduser().resolve():
+        raise UsageError(f"--answers {answers}: these are the rows of --data; name another file")
 
 
 def _show(found: Evaluation) -> None:
     columns = {one.reference: one.metrics for one in found.adapters}
-    columns |= {SPLITS.get(split, split): metrics for split, metrics in found.baselines.items()}
+    titles = {**SPLITS, "mean": "mean of these rows"}
+    columns |= {titles.get(split, split): metrics for split, metrics in found.baselines.items()}
     names = dict.fromkeys([found.metric, *(name for metrics in columns.values() for name in metrics)])
     print_matrix(
         [
@@ -136,8 +147,8 @@ def _write(place: Path, found: Evaluation) -> None:
     try:
         with place.open("w", encoding="utf-8") as file:
             for one in found.adapters:
-                for number, answer in enumerate(one.answers, start=1):
-                    line = {"adapter": one.reference, "row": number, **asdict(answer)}
+                for row, answer in zip(one.places, one.answers, strict=True):
+                    line = {"adapter": one.reference, "row": row, **asdict(answer)}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UsageError(f"--answers {place}: can't be written ({error.strerror})") from error

@@ -1,0 +1,76 @@
+"""``lorary eval`` on files that change, disks that are full, folders of data, and what it says beside its table."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lorary.hub.cli.main import main
+from lorary.hub.errors import ChangedFilesError
+from lorary.training import evaluate, train
+from runs import SHORT
+from samples import tone_rows, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, recipe_in):
+    """A classifier's registry, and its folder with ``test.jsonl``."""
+    from lorary.hub import Registry
+
+    folder = tmp_path_factory.mktemp("tiny")
+    registry = Registry(folder / "registry.db")
+    train(recipe_in(folder, **SHORT), registry)
+    return registry, folder
+
+
+def words(tiny, data="test.jsonl"):
+    registry, folder = tiny
+    return ["eval", "tiny", "--data", str(folder / data), "--registry", str(registry.path), "--device", "cpu"]
+
+
+def test_a_folder_of_data_is_measured_on_its_test_split(tiny):
+    registry, folder = tiny
+    data = folder / "data"
+    data.mkdir()
+    shutil.copy(folder / "train.jsonl", data)
+    shutil.copy(folder / "test.jsonl", data)
+    settings = {"device": "cpu"}
+    found = evaluate(["tiny"], str(data), registry, settings=settings)
+    assert found.adapters[0].metrics == pytest.approx(registry.resolve("tiny").metrics["test"])
+    assert found.adapters[0].places[0] == f"{data} (test), row 1"
+    assert evaluate(["tiny"], str(data), registry, settings={**settings, "data.train_split": "train"}).rows == 40
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_takes_the_answers_but_not_the_metrics(tiny, capsys):
+    assert main([*words(tiny), "--answers", "/dev/full", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["adapters"][0]["metrics"]
+    assert "--answers /dev/full: can't be written (No space left on device)" in captured.err
+
+
+def test_a_metric_that_the_rows_leave_undefined_is_told_of(tiny, tmp_path):
+    from lorary.training.progress import Reporter
+
+    registry, _ = tiny
+    reporter, rows = Reporter(), [row for row in tone_rows(8) if row["label"] == "bad"]
+    data = write_jsonl(tmp_path / "bad.jsonl", rows)
+    found = evaluate(["tiny"], data, registry, settings={"device": "cpu"}, progress=reporter)
+    assert "auc" not in found.adapters[0].metrics
+    assert "no auc: none of the held-out rows has the label 'good'" in reporter.notices
+
+
+def test_files_that_were_changed_are_not_measured_under_their_digest(tiny, tmp_path):
+    from lorary.hub import Registry
+
+    _, folder = tiny
+    for name in ("registry.db", "registry.store"):
+        copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
+        copy(folder / name, tmp_path / name)
+    ours = Registry(tmp_path / "registry.db")
+    manifest = ours.checkpoint(ours.resolve("tiny")).files["lorary.json"]
+    manifest.chmod(0o644)
+    manifest.write_text(manifest.read_text().replace('"max_length": 64', '"max_length": 32'))
+    with pytest.raises(ChangedFilesError, match="the catalogue states the digest"):
+        evaluate(["tiny"], str(folder / "test.jsonl"), ours, settings={"device": "cpu"})

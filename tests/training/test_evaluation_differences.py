@@ -79,3 +79,18 @@ def test_losses_on_other_tokens_are_not_compared(task, other, trained, registry)
     trained("same", task, **{"training.seed": 7})
     found = evaluate(["one", "other", "same"], recipe.data.test, registry, settings=ON_CPU)
     assert [difference is None for difference in found.differences] == [True, False]
+
+
+def test_the_score_that_is_drawn_again_is_the_metric(make_small):
+    import random
+
+    from lorary.training.tasks import make_task
+    from lorary.training.tasks.token_classification import Gold
+
+    tags = ("B-LOC", "B-ORG", "I-LOC", "I-ORG", "O")
+    tagger, draw = make_task(make_small("token-classification"), tags), random.Random(0)
+    golds = [Gold(tuple(draw.choices(tags, k=6)), (0, 1, 2, 4, 5)) for _ in range(40)]
+    found = [draw.choices(tags, k=5) for _ in golds]
+    assert tagger.main_score(found, golds) == pytest.approx(tagger.metrics(found, golds)["f1"])
+    outside = [["O"] * 5]
+    assert tagger.main_score(outside, [Gold(("O",) * 6, (0, 1, 2, 4, 5))]) == 0

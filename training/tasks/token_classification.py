@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from lorary.hub.errors import TrainingError
 from lorary.training.data import Example
 from lorary.training.data.tags import as_iobes, mark_entities
 from lorary.training.fitting.losses import IGNORED
+from lorary.training.recipe import Recipe
 from lorary.training.report.confusion import count_labels
 from lorary.training.report.content import Mistakes
 from lorary.training.report.spans import count_spans
@@ -46,6 +48,10 @@ class TokenClassification(Task):
     name = "token-classification"
     peft_task_type = "TOKEN_CLS"
     main_metric = "f1"
+
+    def __init__(self, recipe: Recipe, labels: tuple[str, ...] | None) -> None:
+        super().__init__(recipe, labels)
+        self._counted = cache(self._count)
 
     @property
     def entities(self) -> bool:
@@ -119,6 +125,22 @@ class TokenClassification(Task):
         """
         predicted = [self._whole(outcome, gold) for outcome, gold in zip(outcomes, golds, strict=True)]
         return self._score(predicted, [list(gold.tags) for gold in golds])
+
+    def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
+        """``f1`` from each sentence's counts of entities, taken once: seqeval takes half a second for a thousand."""
+        if not self.entities:
+            return super().main_score(outcomes, golds)
+        counts = [self._counted(gold, tuple(outcome)) for outcome, gold in zip(outcomes, golds, strict=True)]
+        right, there = (sum(column) for column in zip(*counts, strict=True))
+        return 2 * right / there if there else 0.0
+
+    def _count(self, gold: Gold, outcome: tuple[str, ...]) -> tuple[int, int]:
+        """How many entities are right, and how many there are and were found."""
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        tags = gold.tags, self._whole(outcome, gold)
+        expected, found = (set(get_entities(as_iobes(one))) for one in tags)
+        return len(expected & found), len(expected) + len(found)
 
     def answer(self, example: Example, gold: Any, outcome: Any) -> Answer:
         """The words, with the tag behind each that is part of an entity."""

@@ -191,7 +191,7 @@ class Intake:
     def _through_peft(self, source: Source, name: str) -> PeftAdapter:
         """Load an adapter that slots can't hold; whatever had its name serves until then."""
         with self._files.reader.read(source.checkpoint, floats=False) as weights:
-            _demand_stated(source.digest, weights.digest, source.checkpoint.source)
+            demand_stated(source, weights.digest)
             adapter = build_peft_adapter(
                 weights,
                 name=name,

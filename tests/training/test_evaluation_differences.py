@@ -3,6 +3,7 @@
 import pytest
 
 from lorary.training import evaluate, train
+from lorary.training.progress import Reporter
 from runs import SHORT
 from samples import tag_rows, tone_rows, write_jsonl
 
@@ -94,3 +95,26 @@ def test_the_score_that_is_drawn_again_is_the_metric(make_small):
     assert tagger.main_score(found, golds) == pytest.approx(tagger.metrics(found, golds)["f1"])
     outside = [["O"] * 5]
     assert tagger.main_score(outside, [Gold(("O",) * 6, (0, 1, 2, 4, 5))]) == 0
+
+
+class Steps(Reporter):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def step(self, done, total, loss):
+        self.steps.append((done, total))
+
+
+def test_it_tells_how_far_it_is_and_that_rows_are_few(trained, registry, tmp_path):
+    trained("one")
+    trained("other")
+    told = Steps()
+    rows = write_jsonl(tmp_path / "rows.jsonl", tone_rows(40))
+    found = evaluate(["one", "other"], rows, registry, settings=ON_CPU, progress=told)
+    assert told.steps == [(32, 40), (40, 40)] * 2
+    assert [len(one.answers) for one in found.adapters] == [40, 40]
+    assert told.notices == []
+    rows = write_jsonl(tmp_path / "few.jsonl", tone_rows(20))
+    evaluate(["one", "other"], rows, registry, settings=ON_CPU, progress=told)
+    assert told.notices == ["20 rows are few to tell adapters apart by: others may well say otherwise"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
 from lorary.training.tasks import Encoded, Task, make_task
 from lorary.training.tasks.base import Answer, Metrics
+
+_AT_ONCE = 32  # rows, after which the bar moves
+_FEW = 30
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,8 @@ def evaluate(
     if len(tasks) > 1:
         told = ", ".join(f"{reference} is for {task}" for task, reference in tasks.items())
         raise UsageError(f"adapters of one task can be measured on the same rows; {told}")
-    for source in sources:
-        demand_stated(
-            source, source.checkpoint.digest
-        )  # not while it is loaded: it is asked by a manifest that the catalogue doesn't have
+    for source in sources:  # not while it is loaded: it is asked by a manifest that the catalogue doesn't have
+        demand_stated(source, source.checkpoint.digest)
     reporter.phase("reading the data")
     rows = [_rows_for(source, recipe, reporter) for source, recipe in zip(sources, recipes, strict=True)]
     shelf, measured = Shelf(), []
@@ -121,6 +123,8 @@ def evaluate(
             measured.append(_measure(source, recipe, examples, shelf, registry, reporter))
     reporter.phase("done")
     first = measured[0]
+    if len(measured) > 1 and (count := len(first.rows.examples)) < _FEW:
+        reporter.note(f"{count} rows are few to tell adapters apart by: others may well say otherwise")
     return Evaluation(
         first.task.name,
         len(first.rows.examples),
@@ -162,10 +166,21 @@ def _measure(
     adapter = backbone.load(checkpoint, source.name)
     for line in adapter.notes:
         reporter.note(line)
-    outcomes = task.through(backbone, adapter.name, rows)
+    outcomes = _outcomes(task, backbone, adapter.name, rows, reporter)
     backbone.release()
     shelf.put(recipe, task, base)
     return _Measured(task, rows, outcomes, baselines)
+
+
+def _outcomes(task: Task, backbone: Backbone, name: str, rows: Encoded, reporter: Reporter) -> list[Any]:
+    """What an adapter makes of each row, with the bar moved on as they are answered."""
+    if not task.scored_in_one_pass:  # texts are generated for some rows, chosen among all
+        return task.through(backbone, name, rows)
+    total, found = len(rows.examples), []
+    for first in range(0, total, _AT_ONCE):
+        found += task.through(backbone, name, rows.pick(range(first, min(first + _AT_ONCE, total))))
+        reporter.step(len(found), total, math.nan)
+    return found
 
 
 def _evaluated(source: Source, found: _Measured) -> Evaluated:

@@ -100,7 +100,8 @@ def _measure(kind: Kind, kernel: Kernel, call: Products, path: str, x: torch.Ten
     except Exception as error:  # of a compiler, a driver, a device with too little room
         _MEASURED[kind] = Measured(0.0, 0.0, f"{type(error).__name__}: {error}")
         return True
-    if (apart := float((ours - theirs).abs().max())) > (allowed := _allowed(out, theirs)):
+    apart, allowed = float((ours - theirs).abs().max()), _allowed(out, theirs)
+    if not apart <= allowed:  # NaN is neither less nor more
         _MEASURED[kind] = Measured(0.0, 0.0, f"it is {apart:.1e} off, more than {allowed:.1e}")
         return True
     with_a = _seconds(lambda: call.add_in_torch(path, x.view(x.shape), theirs), x)

@@ -175,11 +175,18 @@ def wrong(view, rank, plan, x, out):
     out += 1
 
 
+def not_a_number(view, rank, plan, x, out):
+    out += torch.nan
+
+
 def failing(view, rank, plan, x, out):
     raise RuntimeError("out of resource: shared memory")
 
 
-@pytest.mark.parametrize(("kernel", "why"), [(wrong, "off, more than"), (failing, "RuntimeError: out of resource")])
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [(wrong, "off, more than"), (not_a_number, "nan off, more than"), (failing, "RuntimeError: out of resource")],
+)
 def test_a_kernel_that_is_wrong_or_fails_is_not_used(on_cpu, monkeypatch, kernel, why):
     monkeypatch.setattr(on_gpu, "kernel", lambda: kernel)
     compare(Products.add, make_arena(4), 4, torch.float32, (0, 1, 2), 2)

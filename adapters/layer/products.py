@@ -72,6 +72,7 @@ class Products:
         on_gpu = None if alike else kernel_on_gpu(arena)
         self._on_gpu = None if on_gpu is None else MixedRowsOnGpu(on_gpu, arena, self._rank_at)
         self._groups: dict[tuple[int, torch.device], RowGroups] = {}
+        self._rows_of: dict[tuple[int, int, torch.device], torch.Tensor] = {}
         self._banks: dict[int, Bank] = {}
         self._sites: dict[tuple[str, int], _Site | None] = {}
         # Both are replaced as a whole, so threads that share a call find the one or the other, never a mixture.
@@ -145,11 +146,16 @@ class Products:
             )
         return [slot for slot in self._slots for _ in range(repeats)]
 
-    def row_slots(self, rows: int, device: torch.device) -> torch.Tensor:
-        """The slot of each of a layer's ``rows``: [rows], on ``device``. Raises as :meth:`slots_of` does."""
-        if self._one is not None:
-            return torch.full((rows,), self._one, device=device)
-        return self.groups(rows, device).row_slots
+    def rows_of(self, slot: int, rows: int, device: torch.device) -> torch.Tensor:
+        """Which of a layer's ``rows`` have this slot, on ``device``; raises as :meth:`slots_of` does.
+
+        Told on the host, once: for a mask, a GPU is waited for in every pass until it has counted what is in it.
+        """
+        key = slot, rows, device
+        if key not in self._rows_of:
+            found = [row for row, own in enumerate(self.slots_of(rows)) if own == slot]
+            self._rows_of[key] = torch.tensor(found, dtype=torch.long, device=device)
+        return self._rows_of[key]
 
     def _bank(self, rows: int) -> Bank:
         """The factors for a layer's ``rows``, in the order of their groups."""

@@ -93,7 +93,7 @@ class Routing:
             return torch.full((rows,), self.slots[0], device="cpu")
         if self._products is None:
             raise RoutingError("this call has ended")
-        return self._products.row_slots(rows, torch.device("cpu"))
+        return self._products.groups(rows, torch.device("cpu")).row_slots
 
     def close(self) -> None:
         """The call is over: whoever still holds its routing gets an error, and what was laid out for it is freed."""
@@ -150,7 +150,7 @@ class Routing:
         """``out`` [rows, ...] with the rows of ``x`` whose adapter trained the module put through the trained one."""
         for slot, own in self._overriding.items():
             if (override := own.overrides.get(path)) is not None:
-                chosen = products.row_slots(x.shape[0], out.device) == slot
+                chosen = products.rows_of(slot, x.shape[0], out.device)
                 out = out.clone()
                 out[chosen] = override(x[chosen]).to(out.dtype)
         return out

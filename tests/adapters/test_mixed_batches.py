@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import RoutingError, UnknownReferenceError, UsageError
@@ -101,3 +102,35 @@ def test_wrong_names_and_counts(backbone_with):
         backbone.predict(["profit"], ["headlines", None])
     with pytest.raises(UsageError, match="no language-modelling head"):
         backbone.generate(["profit"], None)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what a GPU would be waited for: numbers that the host asks for, and masks, whose hits are counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        masks = [part for part in indices if part is not None and part.dtype is torch.bool]
+        if masks or name in ("nonzero", "masked_select", "_local_scalar_dense", "equal"):
+            self.found.append(name)
+        return function(*args, **kwargs or {})
+
+
+def test_adapted_layers_wait_for_no_device(bases, kinds):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    names = ["large", "dora", "embedding", "biased", "whole", None]
+    for name in filter(None, names):
+        backbone.load(kinds(name), name)
+    ids, waited = torch.tensor([[7, 8, 9, 10]] * len(names)), []
+    for choice in ([None] * len(names), names):
+        with torch.no_grad(), backbone.using(choice) as model:
+            model(input_ids=ids)  # lays out what the passes after it read
+            with Waits() as waits:
+                model(input_ids=ids)
+        waited.append(waits.found)
+    bare, adapted = waited
+    assert adapted == bare

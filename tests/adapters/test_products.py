@@ -142,7 +142,10 @@ def test_what_is_kept_serves_steps_of_other_rows(arena, spare, monkeypatch):
             adapters = {slot: residents[slot] for slot in slots if slot}
             tokens = [slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)]
             product = keeper.packed(arena, adapters, tokens)
-            assert product.row_slots(len(tokens), CPU).tolist() == tokens
+            for slot in set(slots):
+                assert product.rows_of(slot, len(tokens), CPU).tolist() == [
+                    i for i, t in enumerate(tokens) if t == slot
+                ]
             shared = torch.randn(len(tokens), 6)
             x = {"q": shared, "k": shared, "o": torch.randn(len(tokens), 8)}
             with torch.no_grad():

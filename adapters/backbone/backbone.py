@@ -52,7 +52,7 @@ class Backbone(Loads, Derives, Serves):
             quantization: ``none``, ``nf4``, ``fp4`` (``nf4-single``, ``fp4-single``: without double quantization) or
                 ``int8``.
             dtype: float32 on the CPU and bfloat16 on CUDA unless given.
-            device: the first CUDA device unless given, else the CPU.
+            device: the first CUDA device (or the one that the process has chosen) unless given, else the CPU.
             device_map: transformers' own, to spread the model over several devices; not beside ``device``.
             revision: a branch, tag or commit.
             slots: how many adapters are on the device at once; more can be loaded and wait on the host.

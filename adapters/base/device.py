@@ -10,20 +10,28 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else the first CUDA device, else the CPU.
+    """The device asked for, else CUDA's, else the CPU.
+
+    CUDA's is the first one, unless this process has chosen another one for itself, as each of several that train
+    together does.
 
     Raises:
         UsageError: a CUDA device was asked for and there is none.
     """
     if device is None:
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"unknown device {device!r}; expected 'cpu', 'cuda' or 'cuda:0'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for, but torch finds no CUDA device; use 'cpu'")
-    return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
+    return _own_gpu() if chosen.type == "cuda" and chosen.index is None else chosen
+
+
+def _own_gpu() -> torch.device:
+    # Who has chosen one has initialised CUDA, which isn't worth doing only to ask.
+    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
 
 
 def pick_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:

@@ -51,7 +51,8 @@ def load_base(
         auto_class: the transformers class to load with; by default the one that :func:`natural_class` picks.
         quantization: one of :data:`lorary.adapters.base.quantization.QUANTIZATIONS`.
         dtype: of what isn't quantized, and of 4-bit products.
-        device: where to put the model; the first CUDA device by default, else the CPU.
+        device: where to put the model; the first CUDA device (or the one that the process has chosen) by default, else
+            the CPU.
         device_map: transformers' own, to spread a model over devices; excludes ``device``.
         revision: the branch, tag or commit on the Hub.
         skip_modules: modules to leave in full precision besides the heads.

@@ -76,8 +76,10 @@ def test_a_repository_that_was_deleted(ann, registry, add, capsys):
     del ann.repos[REPO]
     assert status(registry)[0].relation == "missing"
     assert sync(registry)[0].settled is False
-    assert main(["sync", "--registry", str(registry.path)]) == 1
-    assert "isn't there any more; `lorary push finance-tone ann/finance-tone` makes it anew" in capsys.readouterr().out
+    where = f"--registry {registry.path}"
+    assert main(["sync", *where.split()]) == 1
+    hint = f"isn't there any more; `lorary push finance-tone ann/finance-tone {where}` makes it anew"
+    assert hint in capsys.readouterr().out
     assert push(registry, "finance-tone").created
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import struct
 
@@ -6,6 +7,7 @@ import pytest
 import safetensors.numpy
 
 from checkpoints import header_bytes, lora_tensors, write_safetensors
+from lorary.hub import tensorfile
 from lorary.hub.errors import CheckpointError
 from lorary.hub.tensorfile import read_header, tensor_hashes
 
@@ -102,6 +104,14 @@ def test_every_truncation_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         read_header(tmp_path / "x.safetensors")
+
+
+def test_the_hashes_are_those_of_each_tensor_s_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorfile, "_CHUNK", 5)  # a tensor is read in several pieces
+    tensors = lora_tensors()
+    path = write_safetensors(tmp_path / "x.safetensors", tensors)
+    expected = {name: hashlib.sha256(content).hexdigest() for name, (_, _, content) in tensors.items()}
+    assert dict(tensor_hashes(path, read_header(path))) == expected
 
 
 def test_hashes_notice_a_file_cut_after_its_header_was_read(tmp_path):

@@ -9,6 +9,11 @@ def test_the_fingerprint_ignores_the_order_and_other_fields():
     assert fingerprint(ARCHITECTURE, TENSORS) == fingerprint({**ARCHITECTURE, "dtype": "x"}, reversed(TENSORS))
 
 
+def test_the_fingerprint_is_the_one_that_versions_were_registered_with():
+    """A stored number: another way of writing it down would make every known base a stranger."""
+    assert fingerprint(ARCHITECTURE, TENSORS) == "d45212dec17a6e17b584ef85f180a74470c27501ed15ed838e7d86bd10eb695a"
+
+
 def test_the_fingerprint_knows_sizes_names_shapes_and_bytes():
     variants = [
         fingerprint(ARCHITECTURE, TENSORS),
@@ -29,6 +34,8 @@ def test_the_fingerprint_decides_and_the_rest_are_notes():
     match = compare(mirror, backbone)
     assert match.same is True
     assert len(match.notes) == 3
+    silent = BaseIdentity("org/base", fingerprint="f")
+    assert compare(silent, backbone).notes == compare(backbone, silent).notes == ()
     assert compare(BaseIdentity("org/base", fingerprint="g"), backbone).same is False
 
 

@@ -33,14 +33,16 @@ class RowGroups:
             x = x.index_select(0, self.take)
         return x.reshape(self.slots.shape[0], -1, x.shape[-1])
 
-    def spread(self, grouped: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Add ``grouped`` [groups, ..., n] to its rows of ``out`` [rows, ..., n], in place."""
-        if self.take is None or self.rows is None or self.give is None:
-            return out.add_(grouped.reshape(out.shape))
+    def spread(self, grouped: torch.Tensor, out: torch.Tensor) -> None:
+        """Add ``grouped`` [groups, ..., n] to its rows of ``out`` [rows, ..., n], in place; of rows put together."""
+        assert self.take is not None
+        assert self.rows is not None
+        assert self.give is not None
         grouped = grouped.reshape(self.take.shape[0], *out.shape[1:]).index_select(0, self.give)
         if self.rows.shape == self.row_slots.shape:
-            return out.add_(grouped)
-        return out.index_add_(0, self.rows, grouped)
+            out.add_(grouped)
+        else:
+            out.index_add_(0, self.rows, grouped)
 
 
 def group_rows_by_slot(slots: Sequence[int], device: torch.device) -> RowGroups:

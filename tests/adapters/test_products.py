@@ -10,7 +10,7 @@ from lorary.adapters import Backbone
 from lorary.adapters.base.modules import LinearShape
 from lorary.adapters.layer import bank, products, step_cache
 from lorary.adapters.layer.products import Products
-from lorary.adapters.layer.rows import group_rows_by_slot
+from lorary.adapters.layer.rows import group_rows_by_slot, put_into_groups
 from lorary.adapters.layer.slots import Arena, LowRank, SiteSpec
 from lorary.adapters.layer.step_cache import StepCache
 from lorary.adapters.tiers.blocks import pack
@@ -108,6 +108,14 @@ def test_groups_waste_little():
         adapted = sum(slot > 0 for slot in slots)
         places = len(slots) if groups.take is None else len(groups.take)
         assert places < 2 * adapted + len(set(slots))
+        assert groups.slots.all()  # none for the bare backbone
+
+
+def test_a_group_without_rows_adds_nothing_to_the_row_that_fills_it():
+    groups = put_into_groups((0, 3), (1, 3), CPU)
+    out = torch.zeros(2, 1)
+    groups.spread(torch.ones(2, 1, 1), out)
+    assert out.flatten().tolist() == [0, 1]
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,15 @@ def test_a_missing_file_is_named(tmp_path, name):
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_file_that_a_registry_lacks_is_named(tmp_path, name):
+    files = read_checkpoint(make_checkpoint(tmp_path)).files
+    with pytest.raises(CheckpointError, match=f"^tone@1: no {name} among"):
+        read_checkpoint({other: path for other, path in files.items() if other != name}, shown="tone@1")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        read_checkpoint({**files, name: tmp_path / "gone"})
+
+
 def test_no_folder(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         read_checkpoint(tmp_path / "nowhere")
@@ -175,9 +184,9 @@ def test_a_newer_manifest(tmp_path):
 def test_an_error_in_the_weights_names_their_source(tmp_path):
     weights = make_checkpoint(tmp_path / "a") / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"x")
-    files = {path.name: path for path in weights.parent.iterdir()}
-    with pytest.raises(CheckpointError, match=r"^ann/tone@v1/adapter_model\.safetensors: 1 bytes follow"):
-        read_checkpoint(files, shown="ann/tone@v1")
+    for source in (weights.parent, {path.name: path for path in weights.parent.iterdir()}):
+        with pytest.raises(CheckpointError, match=r"^ann/tone@v1/adapter_model\.safetensors: 1 bytes follow"):
+            read_checkpoint(source, shown="ann/tone@v1")
 
 
 @pytest.mark.parametrize(

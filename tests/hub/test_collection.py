@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -9,8 +12,8 @@ import pytest
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.errors import CheckpointError, RegistryConflictError, UnknownReferenceError
-from lorary.hub.files.staging import staging_folder
-from lorary.hub.values import Collected
+from lorary.hub.files.staging import _locked, abandoned, staging_folder
+from lorary.hub.values import Collected, FileEntry
 
 DAY = 86400
 
@@ -22,6 +25,12 @@ def tree(folder):
 @pytest.fixture
 def store(registry):
     return registry.path.with_name("registry.store")
+
+
+def aged(path, seconds):
+    """A file or a folder, with all in it, that was last written to so long ago."""
+    for one in (path, *path.rglob("*")):
+        os.utime(one, (time.time() - seconds,) * 2)
 
 
 def put_object(store, sha256="ab" + "c" * 62, content="12345"):
@@ -73,6 +82,8 @@ def test_copies_of_a_killed_process_go_and_those_of_a_running_one_stay(add, regi
     os.waitpid(child, 0)
     with registry._store.staging() as staging:
         staging.put(source)
+        for copy in staging.files.values():
+            aged(copy.parent, 2 * DAY)
         assert registry.collect() == Collected(objects=0, copies=1, bases=0, bytes=1000, busy=1)
         assert all(copy.is_file() for copy in staging.files.values())
     assert registry.verify() == []
@@ -84,10 +95,66 @@ def test_copies_without_a_lock_go_after_a_day(add, registry, store):
         (store / "incoming" / name).mkdir(parents=True)
         copy = store / "incoming" / name / "copy"
         copy.write_text("12")
-        for path in (copy, copy.parent):
-            os.utime(path, (time.time() - age,) * 2)
+        aged(copy.parent, DAY + 60)
+        aged(copy, age)
     assert registry.collect() == Collected(objects=0, copies=1, bases=0, bytes=2, busy=1)
     assert tree(store / "incoming") == ["new/copy"]
+    with abandoned(store / "incoming" / "old") as free:
+        assert not free  # it is gone, and nobody's to take
+
+
+def test_where_the_file_system_has_no_locks_a_day_decides_too(add, registry, store, monkeypatch):
+    def flock(lock, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    add()
+    for name, age in (("old", DAY + 60), ("new", DAY - 60)):
+        (store / "incoming" / name).mkdir(parents=True)
+        (store / "incoming" / name / "lock").touch()
+        aged(store / "incoming" / name, age)
+    assert registry.collect() == Collected(objects=0, copies=1, bases=0, bytes=0, busy=1)
+    assert tree(store / "incoming") == ["new/lock"]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_that_was_taken_for_abandoned_before_it_was_locked(tmp_path, monkeypatch, anew):
+    taken = []
+
+    def locked(lock, *, wait):
+        if not taken:
+            taken.append(Path(lock.name).parent)
+            shutil.rmtree(taken[0])
+            if anew:
+                taken[0].mkdir()
+                (taken[0] / "lock").touch()
+        return _locked(lock, wait=wait)
+
+    monkeypatch.setattr("lorary.hub.files.staging._locked", locked)
+    with staging_folder(tmp_path / "store/incoming") as folder:
+        assert folder.is_dir()
+        assert folder not in taken
+
+
+def test_a_place_that_another_process_tidies_away_is_made_again(tmp_path, monkeypatch):
+    usual, tidied = Path.mkdir, []
+
+    def mkdir(path, *arguments, **options):
+        usual(path, *arguments, **options)
+        if path.name == "incoming" and not tidied:
+            tidied.append(path)
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with staging_folder(tmp_path / "store/incoming") as folder:
+        assert folder.is_dir()
+
+
+def test_a_base_that_changes_while_it_is_copied_is_refused(registry, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    hashed = {"model.safetensors": FileEntry("0" * 64, 7)}
+    with registry._store.staging() as copies, pytest.raises(CheckpointError, match="changed while it was copied"):
+        copies.put_folder(tmp_path, hashed)
 
 
 def test_without_a_registry_nothing_is_deleted(registry, store):

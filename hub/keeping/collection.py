@@ -101,6 +101,7 @@ class _Collection:
 
     def _take(self, path: Path, delete: Callable[[], None]) -> bool:
         try:
+            path.lstat()  # of what is gone the sum is 0
             size = sum(one.lstat().st_size for one in (path, *path.rglob("*")) if one.is_symlink() or one.is_file())
             if not self._dry_run:
                 delete()

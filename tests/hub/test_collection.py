@@ -3,8 +3,9 @@ import fcntl
 import os
 import shutil
 import signal
+import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.errors import CheckpointError, RegistryConflictError, UnknownReferenceError
 from lorary.hub.files.staging import _locked, abandoned, staging_folder
+from lorary.hub.files.store import Store, hash_file
 from lorary.hub.values import Collected, FileEntry
 
 DAY = 86400
@@ -179,6 +181,97 @@ def test_a_link_in_an_objects_place_is_told_and_the_rest_goes(add, registry, sto
     assert (collected.objects, len(collected.problems)) == (1, 1)
     assert "is a link" in collected.problems[0]
     assert precious.read_text() == "keep me"
+
+
+def meanwhile(monkeypatch, act):
+    """Something happens after a collection has listed what nothing refers to, before it takes any of that."""
+    usual = Store.incoming
+
+    def incoming(store):
+        monkeypatch.undo()
+        found = usual(store)
+        act()
+        return found
+
+    monkeypatch.setattr(Store, "incoming", incoming)
+
+
+def test_what_comes_in_while_a_collection_is_at_work_stays(registry, store, tmp_path, monkeypatch):
+    registry.add(make_checkpoint(tmp_path / "old"), name="old")
+    new = make_checkpoint(tmp_path / "new", seed=1)
+    for path in new.iterdir():  # as a removal left them that was broken off
+        put_object(store, hash_file(path).sha256).write_bytes(path.read_bytes())
+    meanwhile(monkeypatch, lambda: Registry(registry.path).add(new, name="new"))
+    assert registry.collect().objects == 0
+    assert registry.verify() == []
+
+
+def test_what_another_collection_took_is_no_problem(add, registry, store, monkeypatch):
+    add()
+    put_object(store)
+    (store / "incoming" / "new").mkdir(parents=True)
+    meanwhile(monkeypatch, lambda: [shutil.rmtree(store / name) for name in ("incoming", "objects/ab")])
+    assert registry.collect() == Collected(0, 0, 0, 0, 0)
+
+
+def test_many_leftovers_are_taken_a_part_at_a_time(add, registry, store, monkeypatch):
+    monkeypatch.setattr("lorary.hub.keeping.collection._BATCH", 2)
+    add()
+    for number in range(5):
+        put_object(store, f"ab{number}" + "c" * 61)
+    assert registry.collect().objects == 5
+
+
+def test_files_and_links_among_the_copies_go_too(add, registry, store, tmp_path):
+    add()
+    (tmp_path / "precious").mkdir()
+    (store / "incoming").mkdir()
+    (store / "incoming/file").touch()
+    (store / "incoming/link").symlink_to(tmp_path / "precious")
+    for path in (store / "incoming").iterdir():
+        os.utime(path, (time.time() - 2 * DAY,) * 2, follow_symlinks=False)
+    assert registry.collect().copies == 2
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_nobody_writes_while_a_collection_deletes(add, registry, store, monkeypatch):
+    add()
+    put_object(store)
+    usual = Store.delete
+
+    def delete(store, sha256):
+        with (
+            closing(sqlite3.connect(registry.path, timeout=0)) as other,
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            other.execute("BEGIN IMMEDIATE")
+        usual(store, sha256)
+
+    monkeypatch.setattr(Store, "delete", delete)
+    assert registry.collect().objects == 1
+
+
+def test_what_can_t_be_deleted_is_told_and_the_rest_goes(add, registry, store, monkeypatch):
+    add()
+    stuck, stray = put_object(store), put_object(store, "ef" + "c" * 62)
+    copy = store / "incoming" / "old"
+    copy.mkdir(parents=True)
+    aged(copy, DAY + 60)
+    unlink = Path.unlink
+
+    def refuse(path, *arguments, **options):
+        if path == stuck:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(path, *arguments, **options)
+
+    def refuse_all(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr("lorary.hub.keeping.collection.shutil.rmtree", refuse_all)
+    collected = registry.collect()
+    assert (collected.objects, collected.copies, stray.exists()) == (1, 0, False)
+    assert collected.problems == tuple(f"{path}: can't be deleted (Permission denied)" for path in (copy, stuck))
 
 
 def test_a_collection_does_not_take_anything_from_an_addition(registry, tmp_path, monkeypatch):

@@ -47,11 +47,6 @@ class Store:
             raise UnsafeFileError(f"{path}: is a link; the store holds files only, put the file itself there")
         return path
 
-    def holds(self, entry: FileEntry) -> bool:
-        """True when the object is there in its full size; :func:`hash_file` tells whether its content is right."""
-        path = self.path(entry.sha256)
-        return path.is_file() and path.stat().st_size == entry.size
-
     @contextmanager
     def staging(self) -> Iterator[Staging]:
         """A place for copies that are on their way in; what isn't published when the block ends is deleted.

@@ -1,12 +1,23 @@
-"""Files are on the disk before a row refers to them, and stay as they are."""
+"""The store: its files are on the disk before a row refers to them, stay as they are, and are files of its own."""
 
 import os
-from pathlib import Path
+import sqlite3
+from contextlib import closing
 
 import pytest
 
 from checkpoints import make_checkpoint
+from lorary.hub.errors import UnsafeFileError
+from lorary.hub.files.store import copy_file
 from lorary.hub.tables import database
+from lorary.hub.values import Collected
+
+
+def add_base(registry, source, name="tiny"):
+    source.mkdir(exist_ok=True)
+    (source / "model.safetensors").write_bytes(b"weights")
+    facts = {"fingerprint": "f" * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
+    return registry.bases.add(source, name=name, **facts)
 
 
 @pytest.fixture
@@ -45,15 +56,72 @@ def test_a_version_s_files_are_on_the_disk_before_its_rows(registry, tmp_path, o
 
 
 def test_a_base_s_files_are_on_the_disk_before_its_rows(registry, tmp_path, on_the_disk):
-    source = tmp_path.parent / f"{tmp_path.name}-source"
-    source.mkdir()
-    (source / "model.safetensors").write_bytes(b"weights")
-    facts = {"fingerprint": "f" * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
-    base = registry.bases.add(source, name="tiny", **facts)
+    base = add_base(registry, tmp_path.parent / f"{tmp_path.name}-source")
     assert (base.folder / "model.safetensors").is_file()
     assert lacking(registry.path.parent, on_the_disk) == []
 
 
 def test_what_is_in_the_store_is_read_only(registry, tmp_path):
     registry.add(make_checkpoint(tmp_path / "a"), name="a")
-    assert {path.stat().st_mode & 0o222 for path in Path(tmp_path / "registry.store").rglob("objects/*/*")} == {0}
+    assert {path.stat().st_mode & 0o222 for path in tmp_path.glob("registry.store/objects/*/*")} == {0}
+
+
+def test_a_copy_takes_no_file_s_place(tmp_path):
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    with pytest.raises(FileExistsError):
+        copy_file(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "old"
+
+
+def test_what_is_gone_already_is_no_error(registry):
+    registry._store.delete("0" * 64)
+    registry._store.delete_folder("0" * 64)
+
+
+def test_somebody_else_s_files_are_left_alone(registry, tmp_path):
+    registry.add(make_checkpoint(tmp_path / "a"), name="a")
+    add_base(registry, tmp_path / "base")
+    notes = [tmp_path / "registry.store" / place for place in ("objects/ab/notes", "bases/notes")]
+    for path in notes:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    assert registry.verify() == []
+    assert registry.collect() == Collected(0, 0, 0, 0, 0)
+    assert all(path.read_text() == "mine" for path in notes)
+
+
+def test_a_link_in_the_place_of_a_base_is_refused(registry, tmp_path):
+    base = add_base(registry, tmp_path / "base")
+    base.folder.rename(tmp_path / "elsewhere")
+    base.folder.symlink_to(tmp_path / "elsewhere")
+    for use in (lambda: registry.bases.get("tiny"), lambda: add_base(registry, tmp_path / "base", "other")):
+        with pytest.raises(UnsafeFileError, match="is a link; the store holds files only"):
+            use()
+
+
+def test_a_base_s_row_that_leads_out_of_the_store_is_refused(registry, tmp_path):
+    add_base(registry, tmp_path / "base")
+    with closing(sqlite3.connect(registry.path)) as connection, connection:
+        connection.execute("UPDATE bases SET digest = '../../precious'")
+    (tmp_path / "precious").mkdir()
+    for use in (registry.bases.get, registry.bases.remove):
+        with pytest.raises(UnsafeFileError, match="isn't a sha256"):
+            use("tiny")
+    assert (tmp_path / "precious").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["a link", "a folder", "another file"])
+def test_adding_a_base_again_mends_what_was_put_into_its_folder(registry, tmp_path, damage):
+    folder = add_base(registry, tmp_path / "base").folder
+    weights = folder / "model.safetensors"
+    if damage == "a link":
+        weights.rename(tmp_path / "elsewhere")
+        weights.symlink_to(tmp_path / "elsewhere")
+    elif damage == "a folder":
+        (folder / "more").mkdir()
+    else:
+        (folder / "more").touch()
+    add_base(registry, tmp_path / "base", "other")
+    assert list(folder.iterdir()) == [weights]
+    assert not weights.is_symlink()

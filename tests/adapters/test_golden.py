@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.proving.golden import TOLERANCE, choose_rows, condense, write_golden
+from lorary.adapters.proving.golden import TOLERANCE, choose_rows, condense, load_tensors, write_golden
 from lorary.hub.errors import CheckpointError, GoldenMismatchError
 from lorary.hub.manifest import Manifest
 from methods import make_method
@@ -82,9 +82,18 @@ def test_an_adapter_without_golden_logits(bases, tmp_path):
 
 def test_rows_that_dont_fit_the_manifest(bases, tmp_path):
     backbone, adapter = with_golden(bases, tmp_path / "a")
+    backbone.load(adapter)
     write_golden(adapter, [torch.zeros(3)])
-    with pytest.raises(CheckpointError, match="holds 1 rows, the manifest names 3"):
-        backbone.load(adapter)
+    for use in (lambda: backbone.verify("a"), lambda: backbone.load(adapter)):
+        with pytest.raises(CheckpointError, match="holds 1 rows, the manifest names 3"):
+            use()
+
+
+def test_tensors_that_cant_be_read(tmp_path):
+    for path in (tmp_path / "none", tmp_path / "text"):
+        (tmp_path / "text").write_text("no tensors")
+        with pytest.raises(CheckpointError, match=f"{path.name}: not a readable safetensors file"):
+            load_tensors(path)
 
 
 @pytest.mark.parametrize("method", ["slots", "IA3"])

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
+from lorary.adapters.layer.slots import Layout
 from lorary.adapters.tiers import weights
-from lorary.adapters.tiers.host import Budget
+from lorary.adapters.tiers.blocks import Block
+from lorary.adapters.tiers.content import Content
+from lorary.adapters.tiers.host import Budget, HostTier
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,
@@ -335,7 +338,19 @@ def test_a_grown_arena_takes_what_waited_on_the_host(bases, folders, tmp_path):
     backbone.load(large)
     reads = backbone.stats().disk_reads
     same(answers(backbone, made), alone(bases, made))
-    assert backbone.stats().disk_reads == reads
+    stats = backbone.stats()
+    assert stats.disk_reads == reads
+    assert stats.host_bytes == 4 * stats.slot_bytes  # each in its new size alone
+
+
+def test_the_least_recently_used_gives_up_its_block_first():
+    host, first, second, third = HostTier(Budget(adapters=2)), Content("1"), Content("2"), Content("3")
+    block = Block(Layout({}, 1, torch.float32), {})
+    assert host.hold(first, block) == host.hold(second, block) == []
+    host.touch([first])
+    assert host.hold(third, block) == [second]
+    assert first.block is third.block is block
+    assert second.block is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from privileges import unprivileged
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.errors import LoraryError, RegistryError, UnknownReferenceError
-from lorary.hub.tables.database import writing
+from lorary.hub.tables.database import reading, writing
 
 READS = {
     "versions": lambda registry: registry.versions(),
@@ -261,6 +262,49 @@ def test_sqlites_own_word_for_a_full_disk(filled):
     with pytest.raises(RegistryError, match="no space left on the disk"):
         overfill()
     assert filled.verify() == []
+
+
+def test_a_write_keeps_others_out_from_its_beginning_and_is_on_the_disk_at_its_end(filled):
+    with writing(filled.path) as db, closing(sqlite3.connect(filled.path, timeout=0)) as other:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        assert db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA; what it does shows in a power cut alone
+
+
+def test_what_is_read_stays_as_it_was_at_the_first_look(filled):
+    with closing(sqlite3.connect(filled.path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = wal")  # else a writer would wait
+        other.execute("INSERT INTO tags VALUES (1, 'before')")
+        with reading(filled.path) as db:
+            other.execute("INSERT INTO tags VALUES (1, 'meanwhile')")
+            assert db.execute("SELECT tag FROM tags").fetchall() == [("before",)]
+        assert filled.resolve("a").tags == ("before", "meanwhile")
+
+
+def test_the_stamp_tells_of_a_write_to_a_log_and_of_another_file_in_the_place(filled):
+    before = filled.stamp()
+    assert filled.stamp() == before
+    shutil.copy2(filled.path, filled.path.with_name("copy"))
+    filled.path.with_name("copy").replace(filled.path)
+    replaced = filled.stamp()
+    assert replaced != before
+    with closing(sqlite3.connect(filled.path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = wal")
+        stamps = {replaced}
+        for tag in "ab":
+            other.execute("INSERT INTO tags VALUES (1, ?)", [tag])
+            stamps.add(filled.stamp())
+    assert len(stamps) == 3
+
+
+@pytest.mark.parametrize("use", [reading, writing])
+def test_a_view_of_somebody_else_s_calls_nothing(filled, use):
+    with closing(sqlite3.connect(filled.path)) as other:
+        other.execute("CREATE VIEW trap AS SELECT spring()")
+    with use(filled.path) as db:
+        db.conn.create_function("spring", 0, lambda: "sprung")
+        with pytest.raises(sqlite3.OperationalError, match="unsafe use of spring"):
+            db.execute("SELECT * FROM trap")
 
 
 def test_an_exception_undoes_the_transaction(filled):

@@ -39,13 +39,15 @@ class ModuleMap:
     """A backbone's modules by path.
 
     ``body_prefix`` is the body's own path in the model, with a dot (empty where the model is the body itself).
-    ``random`` are the modules whose parameters the base's files lack, so that they differ from load to load.
+    ``weighted`` are those of the others that have parameters of their own, as norms do. ``random`` are the modules
+    whose parameters the base's files lack, so that they differ from load to load.
     """
 
     linears: Mapping[str, LinearShape]
     embeddings: Mapping[str, LinearShape]
     others: frozenset[str]
     body_prefix: str
+    weighted: frozenset[str] = frozenset()
     random: frozenset[str] = frozenset()
 
     def __contains__(self, path: str) -> bool:
@@ -61,6 +63,7 @@ def map_modules(model: Any, body: Any, random_parameters: Collection[str] = ()) 
     linears: dict[str, LinearShape] = {}
     embeddings: dict[str, LinearShape] = {}
     others: set[str] = set()
+    weighted: set[str] = set()
     prefix = ""
     for path, module in model.named_modules():
         if module is body and path:
@@ -73,8 +76,10 @@ def map_modules(model: Any, body: Any, random_parameters: Collection[str] = ()) 
             embeddings[path] = LinearShape(*sizes, transposed=True, embedding=True)
         elif path:
             others.add(path)
+            if any(True for _ in module.parameters(recurse=False)):
+                weighted.add(path)
     random = frozenset(name.rpartition(".")[0] for name in random_parameters)
-    return ModuleMap(linears, embeddings, frozenset(others), prefix, random)
+    return ModuleMap(linears, embeddings, frozenset(others), prefix, frozenset(weighted), random)
 
 
 def linear_shape(module: torch.nn.Module) -> LinearShape | None:

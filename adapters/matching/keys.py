@@ -6,7 +6,7 @@ Here a key that is missing, unexpected or of another shape is an error that name
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,29 +109,28 @@ def plan_keys(
     head_sites = _plan_head(checkpoint, found, head or {}, problems)
     sites, located = _plan_sites(checkpoint, found, naming, modules, problems)
     overrides, whole, copies = _plan_whole(checkpoint, found, naming, modules, problems)
-    for path in _used(modules, naming, offered):
+    for path in _used([*modules.linears, *modules.embeddings], naming, offered):
         name = naming.to_checkpoint(path)
         if path not in located and is_target(checkpoint.config, name, embedding=path in modules.embeddings):
             first, *others = wanted_tensors(checkpoint.config, embedding=path in modules.embeddings)
             problems.missing.append(f"{PEFT_PREFIX}{name}{first} (and {', '.join(others)})")
-        if path in modules.embeddings:
-            continue
+        if path in modules.linears and path not in overrides and path in modules.random and offered is not None:
+            problems.missing.append(f"{PEFT_PREFIX}{name}.weight (the base's files lack it too, so it would be random)")
+    for path in _used([*modules.linears, *modules.embeddings, *sorted(modules.weighted)], naming, offered):
+        name = naming.to_checkpoint(path)
         if path not in overrides and is_saved(name, _saved_names(checkpoint)):
             problems.missing.append(f"{PEFT_PREFIX}{name}.weight")
-        if path not in overrides and path in modules.random and offered is not None:
-            problems.missing.append(f"{PEFT_PREFIX}{name}.weight (the base's files lack it too, so it would be random)")
     if not found.lora and not head_sites:
         problems.missing.append("any lora_A or lora_B tensor")
     problems.raise_if_any()
     return KeyPlan(tuple(sites), overrides, whole, copies, tuple(head_sites))
 
 
-def _used(modules: ModuleMap, naming: Naming, offered: Collection[str] | None) -> list[str]:
-    """The sites that the task model has: of the backbone's all, but for parts that its class leaves out.
+def _used(paths: Sequence[str], naming: Naming, offered: Collection[str] | None) -> list[str]:
+    """Of these modules of the backbone those that the task model has: all, but for parts that its class leaves out.
 
     Where the class isn't known, BERT's pooler is taken to be left out: masked language models have none.
     """
-    paths = [*modules.linears, *modules.embeddings]
     if offered is not None:
         return [path for path in paths if naming.to_checkpoint(path) in offered]
     return [path for path in paths if not path.startswith("pooler.")]

@@ -202,6 +202,8 @@ def test_pickles(backbone, adapter):
     [
         ({"lora_bias": True}, lambda t: None, r"missing: .*lora_B\.bias"),
         ({"modules_to_save": ["lm_head"]}, lambda t: None, r"missing: base_model\.model\.lm_head\.weight"),
+        ({"modules_to_save": ["embed_tokens"]}, lambda t: None, r"missing: .*\.embed_tokens\.weight"),
+        ({"modules_to_save": ["norm"]}, lambda t: None, r"missing: .*; base_model\.model\.model\.norm\.weight"),
         (
             {"modules_to_save": ["lm_head"]},
             lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(47, 32)}),

@@ -6,8 +6,8 @@ import pytest
 
 from lorary.hub.errors import RecipeError
 from lorary.training import Recipe, train
-from lorary.training.data import load_data
-from lorary.training.data.splits import fewest_validation
+from lorary.training.data import Example, load_data
+from lorary.training.data.splits import fewest_validation, split_rows
 from lorary.training.distributed import Group
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
@@ -122,3 +122,24 @@ def test_a_rare_label_is_trained_on_however_many_rows_are_held_out(make_recipe, 
     )
     data = load_data(recipe)
     assert {row.values["label"] for row in data.train} == {row.values["label"] for row in data.test} == set(data.labels)
+
+
+def test_labels_keep_their_proportion_where_each_side_has_just_room_for_all():
+    rows = tuple(Example({"label": label}, str(number)) for number, label in enumerate("abab"))
+    notes: list[str] = []
+    kept, held = split_rows(rows, 0.5, 0, notes.append)
+    assert {row.values["label"] for row in kept} == {row.values["label"] for row in held} == {"a", "b"}
+    assert notes == []
+
+
+def test_no_more_contexts_are_held_out_than_make_the_rows_asked_for():
+    rows = tuple(Example({"context": str(number // 2)}, str(number)) for number in range(16))
+    kept, held = split_rows(rows, 0.25, 0, lambda line: None)
+    assert (len(kept), len(held)) == (12, 4)
+    assert not {row.values["context"] for row in kept} & {row.values["context"] for row in held}
+
+
+def test_one_context_is_left_to_train_on():
+    rows = tuple(Example({"context": "short" if number == 0 else "long"}, str(number)) for number in range(16))
+    for seed in range(8):
+        assert all(split_rows(rows, 0.5, seed, lambda line: None))

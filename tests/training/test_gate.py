@@ -16,7 +16,7 @@ from lorary.hub.checkpoint import MANIFEST_NAME, WEIGHTS_NAME
 from lorary.hub.errors import GateError
 from lorary.training import train
 from lorary.training.data import load_data
-from lorary.training.gate import compare_metrics, compare_tensors, gate
+from lorary.training.gate import compare_metrics, compare_tensors, demand_learned, gate
 from lorary.training.one_run import run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
@@ -193,6 +193,14 @@ def test_differences_are_told_one_by_one():
         compare_tensors(tensors, {**tensors, "a": torch.full((2, 2), float("nan"))}, 1e-6)
     with pytest.raises(GateError, match="metric 'f1'"):
         compare_metrics({"f1": 0.5}, {"f1": float("nan")}, 1e-4, rows=20)
+
+
+def test_only_a_b_begins_as_zero():
+    demand_learned({"ia3_l": torch.zeros(3)})
+    demand_learned({"0.lora_B.weight": torch.zeros(3), "1.lora_B.weight": torch.ones(3)})
+    for name in ("lora_B.weight", "lora_embedding_B"):
+        with pytest.raises(GateError, match="every lora_B is zero"):
+            demand_learned({name: torch.zeros(3), "lora_A.weight": torch.ones(3)})
 
 
 def test_metrics_of_an_order_may_differ_by_a_near_tie():

@@ -62,11 +62,22 @@ def test_broken_sentences_are_seen(scheme, tags):
     assert is_broken(tags.split(), scheme)
 
 
-def test_tags_that_are_no_entities():
+def test_sentences_without_an_entity_show_no_odd_scheme():
+    assert find_scheme([["O", "O"], ["O"]]) == "IOB2"
+
+
+def test_tags_that_are_no_entities(make_recipe, tmp_path):
     assert not mark_entities(("DET", "NOUN"))
     assert not mark_entities(("O",))
     assert mark_entities(("O", "S-PER"))
     assert as_iobes(["L-PER", "U-U-boat", "O", "B-L"]) == ["E-PER", "S-U-boat", "O", "B-L"]
+    rows = [{"tokens": ["red", "bank"], "tags": ["ADJ", "NOUN"]}] * 8
+    notes: list[str] = []
+    data = load_data(
+        make_recipe(TAG, **{"data.train": write_jsonl(tmp_path / "w.jsonl", rows), "data.test": None}), notes.append
+    )
+    assert "tag_scheme" not in data.provenance
+    assert any(note.endswith("scored word by word") for note in notes)
 
 
 def test_words_that_were_cut_off_are_wrong_where_tags_are_no_entities(make_recipe):

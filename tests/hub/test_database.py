@@ -271,6 +271,14 @@ def test_a_write_keeps_others_out_from_its_beginning_and_is_on_the_disk_at_its_e
         assert db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA; what it does shows in a power cut alone
 
 
+def test_a_busy_registry_is_told(filled, monkeypatch):
+    monkeypatch.setattr("lorary.hub.tables.database._PATIENCE", 0.01)
+    with closing(sqlite3.connect(filled.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RegistryError, match="kept busy by another process"):
+            filled.tag("a", "b")
+
+
 def test_what_is_read_stays_as_it_was_at_the_first_look(filled):
     with closing(sqlite3.connect(filled.path, isolation_level=None)) as other:
         other.execute("PRAGMA journal_mode = wal")  # else a writer would wait

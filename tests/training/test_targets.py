@@ -111,3 +111,11 @@ def test_a_class_that_reads_what_a_backbone_is_served_without_is_refused(method,
     with pytest.raises(TrainingError, match="NomicBertForSequenceClassification reads the pooler of its body"):
         prepared(make_recipe("text-classification", base=base, method=method))
     assert prepared(make_recipe("token-classification", base=base, method=method, output="other")).model
+
+
+@pytest.mark.parametrize("table", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_no_target_matches_is_told(table, make_recipe):
+    settings = {"lora.targets": ["query", "key"], f"lora.{table}": {"query": 2, "kye": 3}}
+    with pytest.raises(TrainingError, match=rf"lora.{table}: 'kye' matches none of .*they are key \(2\), query \(2\)"):
+        prepared(make_recipe("token-classification", **settings))
+    assert prepared(make_recipe("token-classification", **{**settings, f"lora.{table}": {r"layer\.1\..*key": 2}})).model

@@ -16,6 +16,7 @@ from lorary.training.data import Note
 from lorary.training.model.base import Base
 from lorary.training.model.new_tokens import token_rows
 from lorary.training.model.parameters import resolve_parameters
+from lorary.training.model.picking import demand_used
 from lorary.training.model.targets import resolve_targets
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.methods import LORA_METHODS, PEFT_METHODS, RESERVED
@@ -139,10 +140,16 @@ def adapter_config(
 
 
 def lora_config(base: Base, task: Task, recipe: Recipe, targets: Sequence[str], parameters: Sequence[str] = ()) -> Any:
-    """PEFT's ``LoraConfig`` for a recipe."""
+    """PEFT's ``LoraConfig`` for a recipe.
+
+    Raises:
+        TrainingError: a rank or an alpha is for modules that aren't among the targets.
+    """
     from peft import EvaConfig, LoraConfig
 
     lora = recipe.lora
+    for table in ("rank_pattern", "alpha_pattern"):
+        demand_used(getattr(lora, table), [*targets, *parameters], f"lora.{table}")
     return LoraConfig(
         task_type=task.peft_task_type,
         r=lora.rank,

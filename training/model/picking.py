@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lorary.hub.errors import TrainingError
 from lorary.training.recipe.raw import nearest
@@ -43,6 +43,20 @@ def matching(
                 f"{key}: no {kind} is called {one!r}{nearest(one, known)}; there are {counted(paths)}{beside}"
             )
     return [path for path in paths if any(_is(path, one) for one in patterns)]
+
+
+def demand_used(patterns: Iterable[str], paths: Sequence[str], key: str) -> None:
+    """Each pattern must match a path as PEFT matches them: a regular expression for its end, from a dot on.
+
+    Raises:
+        TrainingError: one matches nothing, so its value would never be read.
+    """
+    for one in patterns:
+        if not any(re.match(rf"(.*\.)?({one})$", path) for path in paths):
+            known = {short(path) for path in paths}
+            raise TrainingError(
+                f"{key}: {one!r} matches none of the targets{nearest(one, known)}; they are {counted(paths)}"
+            )
 
 
 def _is(path: str, one: str) -> bool:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 _OF_LANGUAGES = frozenset({"forced_bos_token_id", "decoder_start_token_id"})
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state an astronomic one
+_OF_A_GPU = ("CUDA", "Stream")  # what a torch with CUDA says on a machine without a GPU names one of these
 
 
 def can_generate(model: Any) -> bool:
@@ -134,7 +135,7 @@ class Inference:
         except (TypeError, ValueError, ImportError, AssertionError) as error:  # the last of a torch without CUDA
             raise UsageError(f"can't generate with {', '.join(kwargs) or 'these settings'}: {error}") from error
         except RuntimeError as error:
-            if torch.cuda.is_available() or "CUDA" not in str(error):  # a torch with CUDA, on a machine without
+            if torch.cuda.is_available() or not any(word in str(error) for word in _OF_A_GPU):
                 raise
             raise UsageError(f"can't generate with {', '.join(kwargs)}: {first_line(error)}") from error
 

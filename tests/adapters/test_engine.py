@@ -124,7 +124,7 @@ def test_without_a_seed_answers_differ_and_nobody_elses_random_numbers_change(ba
     torch.manual_seed(5)
     with backbone.engine(**SMALL) as engine:
         requests = [engine.submit("profit", do_sample=True, temperature=5.0, max_new_tokens=10) for _ in range(4)]
-        assert len({request.result(20).text for request in requests}) == 4
+        assert len({request.result(20).text for request in requests}) > 1  # two may be alike by chance
     assert torch.equal(torch.rand(3), expected)
 
 

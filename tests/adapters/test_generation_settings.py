@@ -141,7 +141,18 @@ def test_a_thread_that_knows_nothing_of_the_adapters(backbone, name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="served there")
 def test_a_cache_that_moves_to_a_device_that_isnt_there(backbone):
-    with pytest.raises(UsageError, match=r"can't generate with .*cache_implementation: .*CUDA"):
+    with pytest.raises(UsageError, match=r"can't generate with .*cache_implementation: "):
+        backbone.generate("profit", "one", **SETTINGS, cache_implementation="offloaded")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="served there")
+@pytest.mark.parametrize("words", ["CUDA error: no driver", "Backend doesn't support create a new Stream."])
+def test_so_it_is_whatever_a_torch_with_cuda_says_of_it(backbone, monkeypatch, words):
+    def stream(*args, **kwargs):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "Stream", stream)
+    with pytest.raises(UsageError, match=f"can't generate with .*cache_implementation: {words}"):
         backbone.generate("profit", "one", **SETTINGS, cache_implementation="offloaded")
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from lorary.adapters import Backbone
-from lorary.hub.manifest import Answering, Filling, Generation, Pooling, Preprocessing, Prompt
 from lorary.training.data import Example, Note
 from lorary.training.data.roles import TARGET_ROLES
 from lorary.training.fitting.evaluate import outcomes, token_logits
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
+from lorary.training.tasks.in_manifest import InManifest
 from lorary.training.tasks.rows.coding import Coded, code_rows, settings_of
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.rows.lengths import Room
@@ -38,7 +38,7 @@ class Answer:
     right: bool
 
 
-class Task(ABC):
+class Task(InManifest, ABC):
     """One task of one run: a recipe's settings and the labels found in its data."""
 
     name: ClassVar[str]
@@ -60,10 +60,10 @@ class Task(ABC):
         self.labels = labels or ()
         self.notices: list[str] = []  # what its trainer has to tell the user
 
-    def begin(self, train: Sequence[Example]) -> None:  # noqa: B027 - most tasks have nothing to do here
+    def begin(self, train: Sequence[Example]) -> None:
         """Called once, before any row is encoded: what the task has to know of the training rows."""
 
-    def check_base(self, model: Any) -> None:  # noqa: B027 - as above
+    def check_base(self, model: Any) -> None:
         """Called once with the base that was loaded with :meth:`auto_class`.
 
         Raises:
@@ -98,7 +98,7 @@ class Task(ABC):
         """
         return max_length
 
-    def keep_head(self) -> None:  # noqa: B027 - as above
+    def keep_head(self) -> None:
         """Called where the head isn't a fresh one: it is that of the adapter that the run starts from."""
 
     def encode(
@@ -129,9 +129,7 @@ class Task(ABC):
         self.remark(encoded, rows, tokenizer, note)
         return encoded
 
-    def look(  # noqa: B027 - most have nothing to look for
-        self, examples: Sequence[Example], tokenizer: Any, max_length: int
-    ) -> None:
+    def look(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
         """Called with rows before they are encoded. Raises as :meth:`encode`."""
 
     def code(self, example: Example, tokenizer: Any, max_length: int) -> Coded:
@@ -156,9 +154,7 @@ class Task(ABC):
         """What the row's outcome is compared with."""
         return None
 
-    def remark(  # noqa: B027 - as above
-        self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note
-    ) -> None:
+    def remark(self, encoded: Encoded, rows: Sequence[Coded], tokenizer: Any, note: Note) -> None:
         """Tell ``note`` what the user should know of rows that were encoded, beside what was cut."""
 
     @abstractmethod
@@ -314,34 +310,6 @@ class Task(ABC):
     def room(self, max_length: int) -> Room:
         """How long a row may be, and which settings say so."""
         return Room(f"{max_length} tokens", "training.max_length")
-
-    def preprocessing(self, max_length: int) -> Preprocessing:
-        """How rows become token ids, for the manifest."""
-        return Preprocessing(self.recipe.data.columns.named(), max_length)
-
-    def pooling(self) -> Pooling | None:
-        """How hidden states become an embedding, for the manifest; None where the task has none."""
-        return None
-
-    def answering(self) -> Answering | None:
-        """How spans are read as answers, for the manifest; None where the task has none."""
-        return None
-
-    def filling(self, tokenizer: Any) -> Filling | None:
-        """How gaps are filled, for the manifest; None where the task has none."""
-        return None
-
-    def thresholds(self) -> tuple[float, ...] | None:
-        """From which score on a row has each label, for the manifest; None where that is one half, or not asked."""
-        return None
-
-    def prompt(self, tokenizer: Any) -> Prompt | None:
-        """How prompts are put, for the manifest; None where the task has none."""
-        return None
-
-    def generation(self) -> Generation | None:
-        """How texts were generated to be measured, for the manifest; None where none were."""
-        return None
 
 
 def _as_text(value: Any) -> str:

@@ -12,13 +12,13 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from arenas import by_formula, make_arena
 from lorary.adapters.base.modules import LinearShape
 from lorary.adapters.kernel import build, mixed_rows
 from lorary.adapters.kernel.mixed_rows import MixedRows
 from lorary.adapters.layer import pages
 from lorary.adapters.layer.products import Products
-from lorary.adapters.layer.slots import Arena, LowRank, SiteSpec
-from lorary.adapters.tiers.blocks import pack
+from lorary.adapters.layer.slots import Arena, SiteSpec
 
 pytestmark = pytest.mark.usefixtures("with_c")
 
@@ -26,28 +26,6 @@ CPU = torch.device("cpu")
 SIZES = {"square": (32, 32), "odd": (7, 13), "wide": (40, 171), "narrow": (129, 5)}
 # A processor with AVX-512 runs code for AVX2 too.
 PROCESSORS = {"AVX512": ["AVX2", "AVX512"], "AVX2": ["AVX2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
-
-
-def make_arena(rank, *, width=None, slots=3, sizes=SIZES, **room):
-    """An arena of ``slots`` adapters of one rank, with room for ``width``."""
-    torch.manual_seed(rank)
-    sites = {path: SiteSpec(LinearShape(*shape), CPU, **room) for path, shape in sizes.items()}
-    arena = Arena(sites, rank=width or rank, slots=slots, dtype=torch.float32)
-    for slot in range(1, slots + 1):
-        weights = {
-            path: LowRank(torch.randn(rank, i), torch.randn(o, rank), None, 0.5) for path, (i, o) in sizes.items()
-        }
-        arena.place(slot, pack(arena.layout, weights))
-    return arena
-
-
-def expected(arena, path, slots, x, out, rank):
-    """What the formula gives, in double precision."""
-    rows = []
-    for slot, row, own in zip(slots, x.double(), out.double(), strict=True):
-        held = arena.read(slot, path, rank) if slot else None
-        rows.append(own if held is None else own + row @ held.a.double().T @ held.b.double().T)
-    return torch.stack(rows).float()
 
 
 def compiled_for(processor, folder, monkeypatch):
@@ -68,7 +46,7 @@ def function(request, tmp_path_factory):
     ("rank", "width"), [(1, 1), (3, 8), (4, 4), (8, 16), (12, 12), (16, 16), (23, 40), (64, 64), (112, 112)]
 )
 def test_every_size_gives_the_formulas_numbers(function, rank, width, threads):
-    arena = make_arena(rank, width=width)
+    arena = make_arena(SIZES, rank, width=width)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -78,7 +56,7 @@ def test_every_size_gives_the_formulas_numbers(function, rank, width, threads):
             for tokens in (1, 3, 9):
                 for path, (inputs, outputs) in SIZES.items():
                     x, out = torch.randn(len(slots), tokens, inputs), torch.randn(len(slots), tokens, outputs)
-                    want = expected(arena, path, slots, x, out, rank)
+                    want = by_formula(arena, path, slots, x, out, rank)
                     with torch.no_grad():
                         assert products._in_c.add(products, path, x, out)
                     torch.testing.assert_close(out, want, atol=1e-5 * rank, rtol=1e-5)
@@ -87,7 +65,7 @@ def test_every_size_gives_the_formulas_numbers(function, rank, width, threads):
 
 
 def test_it_is_the_way_that_products_go():
-    arena = make_arena(4)
+    arena = make_arena(SIZES, 4)
     for slots in [(1, 2), (1, 1)]:
         products = Products(arena, slots, lambda path: 4)
         with torch.no_grad():
@@ -118,7 +96,7 @@ def left_to_torch():
 
 @pytest.mark.parametrize(("x", "out"), [pytest.param(x, out, id=name) for name, x, out in left_to_torch()])
 def test_what_is_left_to_pytorch(x, out):
-    products = Products(make_arena(4), (1,), lambda path: 4)
+    products = Products(make_arena(SIZES, 4), (1,), lambda path: 4)
     with torch.no_grad():
         before = out.clone()
         assert not products._in_c.add(products, "square", x, out)
@@ -126,7 +104,7 @@ def test_what_is_left_to_pytorch(x, out):
 
 
 def test_rows_that_are_many_and_alike_and_few_that_are_large(monkeypatch):
-    arena = make_arena(4)
+    arena = make_arena(SIZES, 4)
     one, several = Products(arena, (1,), lambda path: 4), Products(arena, (1, 2), lambda path: 4)
     monkeypatch.setattr(mixed_rows, "_MOST_ALIKE", 8)
     monkeypatch.setattr(mixed_rows, "_ALONE", 4 * (32 + 32) - 1)
@@ -146,7 +124,7 @@ def test_rows_that_are_many_and_alike_and_few_that_are_large(monkeypatch):
 
 @pytest.mark.parametrize("trace", [partial(torch.jit.trace, check_trace=False), lambda layer, x: make_fx(layer)(x)])
 def test_who_traces_sees_the_product(trace):
-    products = Products(make_arena(4), (1,), lambda path: 4)
+    products = Products(make_arena(SIZES, 4), (1,), lambda path: 4)
     weight = torch.randn(13, 7)
 
     def layer(x):
@@ -172,7 +150,7 @@ def dual(layer):
 
 @pytest.mark.parametrize("transform", [two_rows, tangent, dual])
 def test_who_transforms_gets_what_pytorch_gives(transform):
-    arena, weight, made = make_arena(4), torch.randn(13, 7), []
+    arena, weight, made = make_arena(SIZES, 4), torch.randn(13, 7), []
     for in_c in (True, False):
         products = Products(arena, (1,), lambda path: 4)
         products._in_c = products._in_c if in_c else None
@@ -197,7 +175,7 @@ def test_modes_of_two_threads_that_end_in_the_order_they_began():
             entered.set()
             left.wait()
 
-    products = Products(make_arena(4), (1,), lambda path: 4)
+    products = Products(make_arena(SIZES, 4), (1,), lambda path: 4)
     x, out = torch.randn(2, 7), torch.randn(2, 13)
     thread = threading.Thread(target=other)
     thread.start()
@@ -213,7 +191,7 @@ def test_modes_of_two_threads_that_end_in_the_order_they_began():
 
 
 def test_a_block_of_many_shapes_keeps_few_plans():
-    products = Products(make_arena(4), (1, 2), lambda path: 4)
+    products = Products(make_arena(SIZES, 4), (1, 2), lambda path: 4)
     products._in_c._plans = {(rows, rows): mixed_rows.Plan() for rows in range(1000, 1017)}  # as threads may leave them
     with torch.no_grad():
         for tokens in range(1, 100):
@@ -223,7 +201,7 @@ def test_a_block_of_many_shapes_keeps_few_plans():
 
 def test_what_a_call_laid_out_goes_with_it():
     """At once: the collector may be long in coming, and an arena is large."""
-    arena, x = make_arena(4), torch.randn(2, 7)
+    arena, x = make_arena(SIZES, 4), torch.randn(2, 7)
     products = Products(arena, (1, 2), lambda path: 4)
     with torch.no_grad():
         products.add("odd", x, torch.zeros(2, 13))
@@ -238,7 +216,7 @@ def test_what_a_call_laid_out_goes_with_it():
 
 
 def test_threads_share_a_call():
-    arena = make_arena(8)
+    arena = make_arena(SIZES, 8)
     slots = (1, 2, 3, 0)
     products = Products(arena, slots, lambda path: 8)
     wrong = []
@@ -249,7 +227,7 @@ def test_threads_share_a_call():
             x = torch.randn(4, tokens, 32, generator=generator)
             with torch.no_grad():
                 out = products.add("square", x, torch.zeros(4, tokens, 32))
-            if not torch.allclose(out, expected(arena, "square", slots, x, torch.zeros(4, tokens, 32), 8), atol=1e-4):
+            if not torch.allclose(out, by_formula(arena, "square", slots, x, torch.zeros(4, tokens, 32), 8), atol=1e-4):
                 wrong.append((seed, tokens))
 
     threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from arenas import by_formula, make_arena
 from lorary.adapters import Backbone
 from lorary.adapters.base.modules import LinearShape
 from lorary.adapters.kernel import measured, on_gpu
 from lorary.adapters.kernel.on_gpu import Plan
 from lorary.adapters.layer.products import Products
-from lorary.adapters.layer.slots import Arena, LowRank, SiteSpec
-from lorary.adapters.tiers.blocks import pack
+from lorary.adapters.layer.slots import Arena, SiteSpec
 
 SIZES = {"odd": (7, 13), "wide": (40, 171), "deep": (700, 70)}
 MIXES = [((1, 2, 3), 1), ((0, 2, 0, 2), 3), ((3,) * 17 + (1, 2), 1), ((3, 0, 1), 40)]  # slots, vectors of each row
@@ -63,49 +63,13 @@ def stand_on(device, monkeypatch):
     monkeypatch.setattr(measured, "_MEASURED", {})
 
 
-def make_arena(rank, *, width=None, dtype=torch.float32, vectors=False, device="cpu"):
-    """An arena of three adapters of one rank, with room for ``width``; ``vectors``: with a bias and a gain."""
-    torch.manual_seed(rank)
-    sites = {
-        path: SiteSpec(LinearShape(*shape), torch.device(device), bias=vectors, gain=vectors)
-        for path, shape in SIZES.items()
-    }
-    arena = Arena(sites, rank=width or rank, slots=3, dtype=dtype)
-    for slot in (1, 2, 3):
-        weights = {
-            path: LowRank(
-                torch.randn(rank, i) / i**0.5,
-                torch.randn(o, rank) / rank**0.5,
-                torch.randn(o) if vectors else None,
-                0.5,
-                torch.randn(o) if vectors else None,
-            )
-            for path, (i, o) in SIZES.items()
-        }
-        arena.place(slot, pack(arena.layout, weights))
-    return arena
-
-
-def expected(arena, path, slots, x, out, rank):
-    """What the formula gives, in double precision."""
-    rows = []
-    for slot, row, own in zip(slots, x.double(), out.double(), strict=True):
-        held = arena.read(slot, path, rank) if slot else None
-        if held is not None:
-            own = own if held.gain is None else own * (1 + held.gain.to(own))
-            own = own + row @ held.a.to(own).T @ held.b.to(own).T
-            own = own if held.bias is None else own + held.bias.to(own)
-        rows.append(own)
-    return torch.stack(rows).to(out.dtype)
-
-
 def compare(run, arena, rank, dtype, slots, tokens, device="cpu"):
     """``run(products, path, x, out)`` against the formula, at each site."""
     products = Products(arena, slots, lambda path: rank)
     for path, (inputs, outputs) in SIZES.items():
         x = torch.randn(len(slots), tokens, inputs, dtype=dtype, device=device)
         out = torch.randn(len(slots), tokens, outputs, dtype=dtype, device=device)
-        want = expected(arena, path, slots, x, out, rank)
+        want = by_formula(arena, path, slots, x, out, rank)
         with torch.no_grad():
             run(products, path, x, out)
         torch.testing.assert_close(out, want, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
@@ -116,7 +80,7 @@ def compare(run, arena, rank, dtype, slots, tokens, device="cpu"):
 @pytest.mark.parametrize("dtype", INTERPRETED, ids=str)
 def test_every_size_gives_the_formulas_numbers(add_rows, monkeypatch, dtype, rank, width, vectors, few):
     monkeypatch.setitem(add_rows.__globals__, "_FEW", few)  # blocks, from which on each is one program's
-    arena = make_arena(rank, width=width, dtype=dtype, vectors=vectors)
+    arena = make_arena(SIZES, rank, width=width, dtype=dtype, vectors=vectors)
 
     def run(products, path, x, out):
         add_rows(arena.views[path], rank, Plan.of(products, len(x), x.shape[1], x.device, dtype), x, out)
@@ -126,7 +90,7 @@ def test_every_size_gives_the_formulas_numbers(add_rows, monkeypatch, dtype, ran
 
 
 def test_large_blocks_are_for_many_vectors():
-    products = Products(make_arena(1), (0, 1, 2), lambda path: 1)
+    products = Products(make_arena(SIZES, 1), (0, 1, 2), lambda path: 1)
     few, many, exact = (
         Plan.of(products, 3, each, torch.device("cpu"), dtype)
         for each, dtype in ((1, torch.bfloat16), (40, torch.bfloat16), (40, torch.float32))
@@ -140,7 +104,7 @@ def test_large_blocks_are_for_many_vectors():
 def test_the_faster_way_is_taken_and_gives_the_formulas_numbers(on_cpu, monkeypatch, kernel_is_faster):
     took = iter([1.0, 0.5, 0.75 if kernel_is_faster else 1.25] * len(SIZES))  # with A, without, in Triton
     monkeypatch.setattr(measured, "_seconds", lambda run, x: next(took))
-    arena = make_arena(4)
+    arena = make_arena(SIZES, 4)
     compare(Products.add, arena, 4, torch.float32, (0, 1, 2), 2)
     assert len(measured.measured()) == len(SIZES)
     assert {found.faster for found in measured.measured().values()} == {kernel_is_faster}
@@ -154,7 +118,7 @@ def test_the_faster_way_is_taken_and_gives_the_formulas_numbers(on_cpu, monkeypa
 def test_what_it_takes_is_measured(on_cpu, monkeypatch):
     monkeypatch.setattr(on_gpu, "kernel", lambda: lambda *args: by_hand(*args) or time.sleep(0.01))
     with torch.no_grad():
-        Products(make_arena(4), (1, 2), lambda path: 4).add("odd", torch.randn(2, 1, 7), torch.randn(2, 1, 13))
+        Products(make_arena(SIZES, 4), (1, 2), lambda path: 4).add("odd", torch.randn(2, 1, 7), torch.randn(2, 1, 13))
     (found,) = measured.measured().values()
     assert not found.unused
     assert 0 < found.in_torch < 0.01 <= found.in_kernel
@@ -189,7 +153,7 @@ def failing(view, rank, plan, x, out):
 )
 def test_a_kernel_that_is_wrong_or_fails_is_not_used(on_cpu, monkeypatch, kernel, why):
     monkeypatch.setattr(on_gpu, "kernel", lambda: kernel)
-    compare(Products.add, make_arena(4), 4, torch.float32, (0, 1, 2), 2)
+    compare(Products.add, make_arena(SIZES, 4), 4, torch.float32, (0, 1, 2), 2)
     assert len(measured.measured()) == len(SIZES)
     for found in measured.measured().values():
         assert not found.faster
@@ -201,10 +165,10 @@ def test_what_is_not_known_yet_is_made_by_pytorch_and_asked_again(on_cpu, monkey
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(on_gpu, "kernel", lambda: short_of_memory)
-    compare(Products.add, make_arena(4), 4, torch.float32, (0, 1, 2), 2)
+    compare(Products.add, make_arena(SIZES, 4), 4, torch.float32, (0, 1, 2), 2)
     with measured._LOCK:  # another thread measures
-        compare(Products.add, make_arena(4), 4, torch.float32, (0, 1, 2), 2)
-    arena = make_arena(4)
+        compare(Products.add, make_arena(SIZES, 4), 4, torch.float32, (0, 1, 2), 2)
+    arena = make_arena(SIZES, 4)
     products, out = Products(arena, (0, 1), lambda path: 4), torch.full((2, 1, 13), torch.inf)
     with torch.no_grad():
         products.add("odd", torch.randn(2, 1, 7), out)
@@ -224,20 +188,20 @@ def test_what_is_not_known_yet_is_made_by_pytorch_and_asked_again(on_cpu, monkey
     ids=["no adapter acts", "a large rank", "double", "gaps", "no vectors", "another device"],
 )
 def test_what_is_left_to_pytorch(on_cpu, rank, x, out):
-    products = Products(make_arena(max(rank, 1)), (1, 2), lambda path: rank)
+    products = Products(make_arena(SIZES, max(rank, 1)), (1, 2), lambda path: rank)
     with torch.no_grad():
         assert not products._on_gpu.add(products, "odd", x, out)
     assert not measured.measured()
 
 
 def test_gradients_are_left_to_pytorch(on_cpu):
-    products = Products(make_arena(4), (1, 2), lambda path: 4)
+    products = Products(make_arena(SIZES, 4), (1, 2), lambda path: 4)
     assert not products._on_gpu.add(products, "odd", torch.randn(2, 1, 7), torch.randn(2, 1, 13))
 
 
 def test_a_block_of_many_shapes_keeps_few_plans(on_cpu, monkeypatch):
     monkeypatch.setattr(on_gpu, "faster", lambda *args: False)
-    products = Products(make_arena(4), (1, 2), lambda path: 4)
+    products = Products(make_arena(SIZES, 4), (1, 2), lambda path: 4)
     with torch.no_grad():
         for tokens in range(1, 60):
             products.add("odd", torch.randn(2, tokens, 7), torch.zeros(2, tokens, 13))
@@ -247,10 +211,10 @@ def test_a_block_of_many_shapes_keeps_few_plans(on_cpu, monkeypatch):
 
 def test_where_it_is_not_for(monkeypatch):
     monkeypatch.setattr(on_gpu, "kernel", lambda: pytest.fail("asked for"))
-    assert Products(make_arena(4), (1, 2), lambda path: 4)._on_gpu is None  # on a CPU
+    assert Products(make_arena(SIZES, 4), (1, 2), lambda path: 4)._on_gpu is None  # on a CPU
     stand_on("cpu", monkeypatch)
-    assert Products(make_arena(4), (1, 1), lambda path: 4)._on_gpu is None  # of one adapter
-    assert Products(make_arena(4, dtype=torch.float64), (1, 2), lambda path: 4)._on_gpu is None
+    assert Products(make_arena(SIZES, 4), (1, 1), lambda path: 4)._on_gpu is None  # of one adapter
+    assert Products(make_arena(SIZES, 4, dtype=torch.float64), (1, 2), lambda path: 4)._on_gpu is None
 
 
 def test_it_can_be_switched_off_and_done_without(monkeypatch):
@@ -308,7 +272,7 @@ def test_on_a_gpu_both_ways_give_the_formulas_numbers(dtype, monkeypatch):
     if on_gpu.kernel() is None:
         pytest.skip("needs Triton")
     stand_on("cuda", monkeypatch)
-    arena = make_arena(16, dtype=dtype, vectors=True, device="cuda")
+    arena = make_arena(SIZES, 16, dtype=dtype, vectors=True, device="cuda")
     for slots, tokens in MIXES:
         compare(Products.add, arena, 16, dtype, slots, tokens, "cuda")
         compare(Products.add_in_torch, arena, 16, dtype, slots, tokens, "cuda")

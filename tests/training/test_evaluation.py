@@ -226,6 +226,7 @@ def test_the_command_shows_a_table_and_writes_answers(tone, capsys, tmp_path):
         (["tiny", "--data", "TEST", "--answers", "."], 2, "it is a folder"),
         (["tiny", "--data", "TEST", "--answers", "TEST"], 2, "these are the rows of --data"),
         (["tiny", "--data", "none.jsonl"], 2, "no such file"),
+        (["tiny", "--data", "~nobody-here/rows.jsonl"], 2, "no such user's home folder is known"),
         (["tiny", "--data", "TEST", "--answers", "nowhere/answers.jsonl"], 2, "nowhere"),
         (["tiny", "--data", "TEST", "--quantization", "int3"], 2, "quantization"),
         (["tiny", "--data", "TEST", "--set", "data.columns.txt=a"], 2, "txt"),

@@ -388,3 +388,11 @@ def test_the_docs_have_every_setting():
             yield from settings(inner) if hasattr(inner, "model_fields") else [field.alias or name]
 
     assert not set(settings(Recipe)) - told
+
+
+def test_a_home_folder_of_nobody_is_told_for_each_path(make_recipe):
+    given = {"base": "~nobody-here/base", "data.train": "~nobody-here/rows.jsonl", "output": "~nobody-here/run"}
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(**given)
+    told = " ".join(caught.value.problems)
+    assert all(f"{key}: {path!r}: no such user's home folder is known" in told for key, path in given.items())

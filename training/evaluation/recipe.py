@@ -17,7 +17,9 @@ from lorary.hub.manifest import MULTI_LABEL, REGRESSION, Manifest
 from lorary.hub.tables.catalogue import named_base
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import is_text
-from lorary.training.recipe.raw import some
+from lorary.training.recipe.place import demand_homes
+from lorary.training.recipe.raw import RawRecipe, some
+from lorary.training.recipe.schema import FLAG_OF
 from lorary.training.recipe.sections import Training
 
 _FROM_RECIPE: Mapping[str, tuple[str, ...]] = {
@@ -60,6 +62,7 @@ def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: I
             that only training reads.
         RecipeError: as :meth:`Recipe.load`.
     """
+    demand_homes(RawRecipe("rows", {"data": {"train": data}}, {"data.train": FLAG_OF["data.train"]}))
     checkpoint, overrides = source.checkpoint, tuple(overrides)
     given = {*flags, *(override.partition("=")[0].strip() for override in overrides)}
     base = flags.get("base") or named_base(checkpoint)

@@ -15,6 +15,7 @@ from lorary.hub.reference import check_name
 from lorary.training.recipe.corpus import MEAN_SPAN, is_text
 from lorary.training.recipe.data_files import DATA_SUFFIXES, TEXT_SUFFIXES, is_data_file, refusal
 from lorary.training.recipe.explain import explain, where
+from lorary.training.recipe.place import demand_homes
 from lorary.training.recipe.raw import RawRecipe, in_order, no_such_file, read_recipe, section
 from lorary.training.recipe.schema import FLAG_OF
 
@@ -167,6 +168,7 @@ class PretrainRecipe(_Section):
 
     @classmethod
     def _build(cls, raw: RawRecipe) -> PretrainRecipe:
+        demand_homes(raw)
         values = _with_defaults(raw.values)
         recipe: PretrainRecipe | None = None
         problems: list[str] = []

@@ -15,6 +15,7 @@ from lorary.training.recipe.defaults import with_defaults
 from lorary.training.recipe.explain import explain
 from lorary.training.recipe.methods import LORA_METHODS
 from lorary.training.recipe.new_tokens import listed
+from lorary.training.recipe.place import demand_homes
 from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
 from lorary.training.recipe.sections import (
     Data,
@@ -104,6 +105,7 @@ class Recipe(Section):
     @classmethod
     def build(cls, raw: RawRecipe) -> Recipe:
         """Check raw values as a whole, with each task's defaults put in. Raises as :meth:`load`."""
+        demand_homes(raw)
         values = with_defaults(raw.values)
         recipe: Recipe | None = None
         problems: list[str] = []

@@ -132,19 +132,11 @@ def make_manifest(base: Base, task: Task, recipe: Recipe, trained: Trained, max_
         task=task.name,
         base=base.identity,
         domain=normalise_domain(recipe.domain),
-        labels=task.labels or None,
-        problem_type=task.problem_type,
-        preprocessing=task.preprocessing(max_length),
-        prompt=task.prompt(base.tokenizer),
-        pooling=task.pooling(),
-        generation=task.generation(),
-        answering=task.answering(),
-        thresholds=task.thresholds(),
         added_tokens=base.before.added if base.before is not None else None,
-        filling=task.filling(base.tokenizer),
         numerics=trained.numerics,
         golden_rows=trained.golden_rows,
         provenance={**trained.provenance, "recipe": public(recipe).settings("json")},
+        **task.in_manifest(base.tokenizer, max_length),
     )
     return clean_manifest(manifest)
 

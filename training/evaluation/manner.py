@@ -24,30 +24,14 @@ def as_measured(checkpoint: Checkpoint, recipe: Recipe, task: Task, tokenizer: A
         tokenizer: that of the adapter's rows.
         max_length: the most tokens of a row.
     """
-    own, answering, thresholds = checkpoint.manifest, task.answering(), None
+    own, asked = checkpoint.manifest, task.in_manifest(tokenizer, max_length)
+    if recipe.training.threshold is None:
+        asked["thresholds"] = own.thresholds if own is not None else None
+    if own is not None and own.answering is not None and asked["answering"] is not None:
+        # Whether it may give no answer is what it has learned, not what these rows ask.
+        asked["answering"] = replace(asked["answering"], impossible=own.answering.impossible)
     if own is not None:
-        thresholds = own.thresholds
-        if answering is not None and own.answering is not None:
-            # Whether it may give no answer is what it has learned, not what these rows ask.
-            answering = replace(answering, impossible=own.answering.impossible)
-    if recipe.training.threshold is not None:
-        thresholds = task.thresholds()
-    files, told = checkpoint.files, own
-    if told is None:
-        told = Manifest(task.name, BaseIdentity(recipe.base), numerics=Numerics(recipe.base_quantization))
-        files = {name: path for name, path in files.items() if name != GOLDEN_NAME}  # of rows that nobody tells of
-    return replace(
-        checkpoint,
-        files=files,
-        manifest=replace(
-            told,
-            labels=task.labels or None,
-            problem_type=task.problem_type,
-            preprocessing=task.preprocessing(max_length),
-            prompt=task.prompt(tokenizer),
-            pooling=task.pooling(),
-            generation=task.generation(),
-            answering=answering,
-            thresholds=thresholds,
-        ),
-    )
+        return replace(checkpoint, manifest=replace(own, **asked))
+    manifest = Manifest(task.name, BaseIdentity(recipe.base), numerics=Numerics(recipe.base_quantization), **asked)
+    files = {name: path for name, path in checkpoint.files.items() if name != GOLDEN_NAME}  # of rows nobody tells of
+    return replace(checkpoint, files=files, manifest=manifest)

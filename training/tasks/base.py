@@ -44,7 +44,6 @@ class Task(InManifest, ABC):
     name: ClassVar[str]
     peft_task_type: str | None
     main_metric: str
-    problem_type: ClassVar[str | None] = None
     new_head: ClassVar[bool] = True  # False: the base's own head stays as it is
     bare: ClassVar[bool] = False  # True: the body alone is trained and served, without any head
     masks: ClassVar[bool] = False  # True: that head is a masked language model's

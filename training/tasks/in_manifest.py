@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lorary.hub.manifest import Answering, Filling, Generation, Pooling, Preprocessing, Prompt
 from lorary.training.recipe import Recipe
@@ -11,7 +11,28 @@ from lorary.training.recipe import Recipe
 class InManifest:
     """The part of a task that its manifest holds; most tasks have little of it."""
 
+    problem_type: ClassVar[str | None] = None
     recipe: Recipe
+    labels: tuple[str, ...]
+
+    def in_manifest(self, tokenizer: Any, max_length: int) -> dict[str, Any]:
+        """The manifest's fields that are the task's to say, by their names.
+
+        Args:
+            tokenizer: the one that the rows were read with.
+            max_length: the most tokens of a row.
+        """
+        return {
+            "labels": self.labels or None,
+            "problem_type": self.problem_type,
+            "preprocessing": self.preprocessing(max_length),
+            "prompt": self.prompt(tokenizer),
+            "pooling": self.pooling(),
+            "generation": self.generation(),
+            "answering": self.answering(),
+            "thresholds": self.thresholds(),
+            "filling": self.filling(tokenizer),
+        }
 
     def preprocessing(self, max_length: int) -> Preprocessing:
         """How rows become token ids."""

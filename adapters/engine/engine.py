@@ -76,6 +76,7 @@ class Engine:
         seed: int | None = None,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        open_ended: bool = False,
         **generate_kwargs: Any,
     ) -> Request:
         """Hand in a prompt; it runs as soon as there is room, on the version that the adapter's name stands for now.
@@ -89,6 +90,8 @@ class Engine:
             seed: of the request's own random numbers, with ``do_sample``; a new one unless given.
             tools: what may be called in answer to a conversation: JSON schemas, or functions.
             chat_template_kwargs: what else its chat template is told, as for :meth:`Backbone.generate`.
+            open_ended: where neither the call, the adapter nor the base says how many tokens may follow, as many as
+                there is room for, in place of transformers' 20.
             generate_kwargs: transformers' own (``max_new_tokens``, ``eos_token_id``, ``do_sample``, ``temperature``,
                 ``top_k``, ``top_p``, ``repetition_penalty``, ``stop_strings``, ...): those of ``decoding.SETTINGS``.
 
@@ -116,6 +119,8 @@ class Engine:
             )
         ids = self._inference.prompt_ids(ask(demand_prompt(prompt), tools, chat_template_kwargs), loaded)
         own = self._inference.own_settings(loaded, generate_kwargs)
+        if open_ended:
+            own = self._left(len(ids)) | own
         with self._inference.tokenizing:
             tokenizer = self._inference.tokenizer_of(loaded)
             decoding = plan_decoding(self._inference.model, ids, seed, generate_kwargs, own, tokenizer)
@@ -177,6 +182,14 @@ class Engine:
             self._inference.tokenizer_of(adapter),
             self._admission,
         )
+
+    def _left(self, prompt_tokens: int) -> dict[str, int]:
+        """As many new tokens as a prompt leaves room for; nothing where the base says how many."""
+        base = self._inference.model.generation_config
+        if base.max_new_tokens is not None or base.max_length is not None:
+            return {}
+        rooms = (self._loop.longest_request, most_positions(self._inference.model))
+        return {"max_new_tokens": max(min(room for room in rooms if room is not None) - prompt_tokens + 1, 1)}
 
     def _demand_room(self, ids: Sequence[int], decoding: Decoding) -> None:
         """Refuse what could never run: the loop would fail with it, and everybody's requests with the loop."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lorary.adapters.adapter import Adapter
@@ -23,7 +25,8 @@ WATCH_SECONDS = 1.0  # how often a waiting caller makes sure that somebody is st
 class Request:
     """A request to an engine, made by :meth:`Engine.submit`; any thread may wait for it, read it or cancel it.
 
-    Iterating gives pieces of the text as they come, from the beginning for each reader.
+    Iterating gives pieces of the text as they come, from the beginning for each reader: with ``for`` in a thread that
+    may wait, with ``async for`` in an event loop, which goes on meanwhile.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Request:
         self._tokenizer = tokenizer
         self._books = books
         self._news = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []  # of event loops, which can't wait for a condition
         self._tokens: list[int] = []
         self._done = self._stopped = False
         self._error: Exception | None = None
@@ -69,19 +73,31 @@ class Request:
         self._wait(math.inf, deadline)
         return self._completion()
 
+    async def completed(self) -> Completion:
+        """Wait for the whole answer in an event loop; raises what :meth:`result` does, but for the time."""
+        await self._awaited(math.inf)
+        return self._completion()
+
     def __iter__(self) -> Iterator[str]:
         """Pieces of the text as they come, whole characters only; raises what :meth:`result` does."""
-        stream, read = TextStream(self._tokenizer), 0
-        done = False
+        stream, read, done = TextStream(self._tokenizer), 0, False
         while not done:
             done = self._wait(read + 1, None)
-            fresh = self._tokens[read:]
-            read += len(fresh)
-            if piece := stream.add(fresh):
+            read, piece = self._read(stream, read)
+            if piece:
                 yield piece
-        if self._error is not None:
-            raise self._error.with_traceback(None)  # it is raised for each who asks, and would keep all their frames
-        if rest := stream.rest():
+        if rest := self._rest(stream):
+            yield rest
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The same in an event loop."""
+        stream, read, done = TextStream(self._tokenizer), 0, False
+        while not done:
+            done = await self._awaited(read + 1)
+            read, piece = self._read(stream, read)
+            if piece:
+                yield piece
+        if rest := self._rest(stream):
             yield rest
 
     def cancel(self) -> None:
@@ -125,9 +141,51 @@ class Request:
                     raise TimeoutError(f"request {self.id} isn't done yet: {len(self._tokens)} tokens so far")
             self._books.watch()
 
-    def _completion(self) -> Completion:
+    async def _awaited(self, tokens: float) -> bool:
+        """As :meth:`_wait`, without a deadline, in an event loop."""
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the event loop was closed, and nobody waits in it any more
+                loop.call_soon_threadsafe(news.set)
+
+        with self._news:
+            self._listeners.append(tell)
+        try:
+            while True:
+                news.clear()  # before the look: what comes after it is told
+                if self._done or len(self._tokens) >= tokens:
+                    return self._done
+                try:
+                    await asyncio.wait_for(news.wait(), WATCH_SECONDS)
+                except TimeoutError:
+                    self._books.watch()
+        finally:
+            with self._news:
+                self._listeners.remove(tell)
+
+    def _tell(self) -> None:
+        """Wake all who wait; under the lock."""
+        self._news.notify_all()
+        for tell in self._listeners:
+            tell()
+
+    def _read(self, stream: TextStream, read: int) -> tuple[int, str]:
+        """Give the stream the tokens after the first ``read``: how many there are now, and the text they complete."""
+        fresh = self._tokens[read:]
+        return read + len(fresh), stream.add(fresh)
+
+    def _rest(self, stream: TextStream) -> str:
+        """What a stream holds back at the end, or the error."""
+        self._demand_sound()
+        return stream.rest()
+
+    def _demand_sound(self) -> None:
         if self._error is not None:
             raise self._error.with_traceback(None)  # it is raised for each who asks, and would keep all their frames
+
+    def _completion(self) -> Completion:
+        self._demand_sound()
         assert self._began is not None
         assert self._first is not None
         assert self._ended is not None
@@ -169,7 +227,7 @@ class Request:
             self._first = self._first or now
             if done or self._stopped:
                 self._ended, self._done = now, True
-            self._news.notify_all()
+            self._tell()
             return fresh
 
     def fail(self, error: Exception) -> bool:
@@ -178,7 +236,7 @@ class Request:
             if self._done:
                 return False
             self._error, self._done = error, True
-            self._news.notify_all()
+            self._tell()
             return True
 
 

@@ -277,3 +277,16 @@ def test_settings_that_cant_be_meant_are_refused(engine, settings, message):
 def test_what_is_no_prompt(engine, prompt):
     with pytest.raises(UsageError, match=r"expected a prompt \(a text, or a list of .*found"):
         engine.submit(prompt)
+
+
+def test_an_open_ended_request_goes_on_while_there_is_room(backbone, engine):
+    """64 positions are less than the cache; the last token is never looked back at."""
+    room = {"eos_token_id": None, "open_ended": True}
+    assert len(engine.submit("story dog", None, **room).result(20).tokens) == 64 - 2 + 1
+    assert len(engine.submit("story dog", None, **room, max_new_tokens=3).result(20).tokens) == 3
+    assert len(engine.submit("story dog", None, eos_token_id=None).result(20).tokens) == 20
+
+
+def test_an_open_ended_request_keeps_to_what_the_base_says(backbone, engine, monkeypatch):
+    monkeypatch.setattr(backbone.model.generation_config, "max_new_tokens", 5)
+    assert len(engine.submit("story", None, eos_token_id=None, open_ended=True).result(20).tokens) == 5

@@ -110,6 +110,11 @@ class Assembly:
             return [*self._residency.names(), *self._peft.names()]
 
     @property
+    def registry(self) -> Registry:
+        """Where references such as ``finance-tone@prod`` are looked up."""
+        return self._intake.registry
+
+    @property
     def numerics(self) -> Numerics:
         """The arithmetic this backbone computes with."""
         return Numerics(self.quantization, dtype_name(self.dtype), self.device.type)

@@ -130,6 +130,13 @@ class Admission:
                 self.admit()
                 self._idle.notify_all()
 
+    def finish(self, request: Request) -> None:
+        """End a running request with the tokens that it has."""
+        with self._lock:
+            if request.close():
+                self.finished += 1
+                self._given_up.add(request.id)
+
     def given_up(self) -> tuple[str, ...]:
         """The running requests that the loop is to let go of."""
         return tuple(self._given_up)
@@ -161,6 +168,12 @@ class Admission:
             if left <= 0:
                 return False
             self.watch()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no request is taken on any more; None while they are."""
+        self.watch()
+        return None if self._stopped is None else str(self._stopped)
 
     def watch(self) -> None:
         """Called by those who wait: a loop that is gone without a word must not keep them waiting."""

@@ -149,6 +149,11 @@ class Engine:
             reused_tokens=books.reused,
         )
 
+    @property
+    def stopped(self) -> str | None:
+        """Why it takes no requests any more: it was closed, or its thread has failed; None while it does."""
+        return self._admission.stopped
+
     def close(self, *, drain: bool = False, timeout: float | None = None) -> None:
         """Stop the loop and give its memory back; closing twice is fine.
 

@@ -104,6 +104,10 @@ class Request:
         """Give the request up: its caller gets RequestCancelledError, its part of the cache and its slot are freed."""
         self._books.give_up(self)
 
+    def finish(self) -> None:
+        """Let the answer end with the tokens that are there, as if at a stop token; nothing while there are none."""
+        self._books.finish(self)
+
     @property
     def done(self) -> bool:
         """Is there a result, or an error, to be had without waiting?"""
@@ -229,6 +233,15 @@ class Request:
                 self._ended, self._done = now, True
             self._tell()
             return fresh
+
+    def close(self) -> bool:
+        """End it with the tokens that are there. Says whether that was news."""
+        with self._news:
+            if self._done or not self._tokens:
+                return False
+            self._ended, self._stopped, self._done = time.perf_counter(), True, True
+            self._tell()
+            return True
 
     def fail(self, error: Exception) -> bool:
         """End it with an error. Says whether that was news."""

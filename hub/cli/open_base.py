@@ -27,10 +27,10 @@ def open_backbone(
         UsageError: neither the caller nor the adapter names a base.
         BaseNotFoundError: it can't be found or isn't a model.
     """
-    chosen = base or _base_of(checkpoint)
+    chosen = base or base_of(checkpoint)
     from lorary.adapters import Backbone
 
-    with _told_whose(base):
+    with told_whose(base):
         return Backbone.from_pretrained(chosen, slots=1, registry=registry, **settings)  # type: ignore[arg-type]
 
 
@@ -40,15 +40,15 @@ def find_tokenizer(checkpoint: Checkpoint, base: str | None, registry: Registry)
     None where neither the adapter nor the base has one. Raises as :func:`open_backbone`, and CheckpointError where the
     adapter's own can't be read.
     """
-    chosen = base or _base_of(checkpoint)
+    chosen = base or base_of(checkpoint)
     from lorary.adapters.text.tokenizers import serving_tokenizer
 
-    with _told_whose(base), bases_of(registry):
+    with told_whose(base), bases_of(registry):
         return serving_tokenizer(checkpoint, chosen)
 
 
 @contextmanager
-def _told_whose(base: str | None) -> Iterator[None]:
+def told_whose(base: str | None) -> Iterator[None]:
     """An error about a base that the user didn't name says where it was named."""
     try:
         yield
@@ -58,7 +58,12 @@ def _told_whose(base: str | None) -> Iterator[None]:
         raise BaseNotFoundError(f"{error} (it is the base that the adapter names; --base says another)") from error
 
 
-def _base_of(checkpoint: Checkpoint) -> str:
+def base_of(checkpoint: Checkpoint) -> str:
+    """The base that an adapter names.
+
+    Raises:
+        UsageError: it names none.
+    """
     named = named_base(checkpoint)
     if named is None:
         raise UsageError(f"{checkpoint.source}: doesn't name its base; pass it with --base")

@@ -174,3 +174,29 @@ def test_a_tokenizer_that_transformers_cant_search(tmp_path):
     backbone = Backbone.from_pretrained(str(make_base("llama", tmp_path / "base")))
     with backbone.engine(**SMALL) as engine, pytest.raises(UsageError, match="can't find texts with"):
         engine.submit("profit", stop_strings="bank")
+
+
+def test_a_request_that_is_finished_early_has_what_is_there(backbone, engine):
+    """Its part of the cache is free for others, and who reads it gets what there is."""
+    request = engine.submit("profit", None, max_new_tokens=100)
+    pieces = iter(request)
+    first = next(pieces)
+    request.finish()
+    completion = request.result(5)
+    assert completion.finish_reason == request.usage.finish_reason == "stop"
+    assert 1 <= len(completion.tokens) < 100
+    assert completion.text == first + "".join(pieces)
+    request.finish()
+    assert request.result(5) == completion
+    assert engine.submit("profit", None, max_new_tokens=3).result(20).finish_reason == "length"
+    assert engine.stats().cache_free == 1.0
+    assert engine.stats().running == 0
+
+
+def test_a_request_without_a_token_is_not_finished(backbone):
+    with backbone.engine(**SMALL | {"max_running": 1}) as engine:
+        busy = engine.submit("profit", None, max_new_tokens=60)
+        waiting = engine.submit("profit", None, max_new_tokens=2)
+        waiting.finish()
+        busy.finish()
+        assert len(waiting.result(20).tokens) == 2

@@ -1,0 +1,187 @@
+"""What callers send: OpenAI's requests as far as they are served, and predictions.
+
+A field that isn't known is an error, and so is a known one of OpenAI's that isn't served, unless it asks for nothing:
+a setting that does nothing without a word would be worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=256)]
+
+_ABOUT_THE_CALLER = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+)
+"""Fields of OpenAI's that change no answer here, whatever they hold."""
+
+_ASKS_FOR_NOTHING: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "presence_penalty": (0,), "function_call": ("auto",),
+    "logit_bias": ({},), "logprobs": (False,), "top_logprobs": (0,), "modalities": (["text"],), "suffix": ("",),
+    "response_format": ({"type": "text"},), "tool_choice": ("auto",),
+}  # fmt: skip
+"""Fields of OpenAI's that aren't served, and the values (besides null) with which they ask for nothing."""
+
+EXPECTED: Mapping[str, str] = {
+    "prompt": "a text, or a list of 1 to 256 texts, none of them empty",
+    "input": "a text, or a list of 1 to 256 texts, none of them empty",
+    "inputs": "a text, an object with the task's columns, or a list of 1 to 256 of these, none of them empty",
+    "model": "a model's name, or for /v1/predict a list of names and nulls",
+    "stop": "a text, or a list of at most 16 texts, none of them empty",
+    "content": "a text, or a list of parts of the type text",
+}
+"""What may stand in fields of several kinds, in place of what is wrong with each of the kinds."""
+
+
+class Body(BaseModel):
+    """A request's body; fields that ask for nothing are taken out before it is read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        kept = {}
+        for name, value in body.items():
+            if name in cls.model_fields:
+                kept[name] = value
+            elif name in _ASKS_FOR_NOTHING:
+                neutral = _ASKS_FOR_NOTHING[name]
+                if value is not None and not any(value == one and type(value) is type(one) for one in neutral):
+                    raise ValueError(f"{name} isn't served here; leave it out, or pass {neutral[0]!r}")
+            elif name not in _ABOUT_THE_CALLER:
+                kept[name] = value
+        return kept
+
+
+class StreamOptions(BaseModel):
+    """What a stream says besides the text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class Sampling(Body):
+    """How new tokens are chosen.
+
+    With any of ``temperature`` (above 0), ``top_p``, ``top_k``, ``min_p`` and ``seed`` they are sampled; with none of
+    them they are chosen as the adapter or the base says, which is mostly greedily.
+    """
+
+    model: Text
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of ``generate`` that this asks for."""
+        given = {
+            "temperature": self.temperature or None,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "max_new_tokens": self.max_tokens,
+            "min_new_tokens": self.min_tokens,
+        }
+        settings = {name: value for name, value in given.items() if value is not None}
+        if self.temperature == 0:
+            settings = {name: value for name, value in settings.items() if name not in ("top_p", "top_k", "min_p")}
+            return settings | {"do_sample": False}
+        sampled = any(name in settings for name in ("temperature", "top_p", "top_k", "min_p")) or self.seed is not None
+        return settings | ({"do_sample": True} if sampled else {})
+
+
+class CompletionBody(Sampling):
+    """``POST /v1/completions``: one prompt or several, each put the way its adapter was trained."""
+
+    prompt: Text | Texts
+
+
+class Message(BaseModel):
+    """A turn of a conversation, as its chat template reads it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Text
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatBody(Sampling):
+    """``POST /v1/chat/completions``: a conversation.
+
+    ``chat_template_kwargs``: what else the chat template is told, such as ``{"enable_thinking": false}``.
+    """
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of ``generate``; OpenAI has two names for the most new tokens, of which this one is newer."""
+        newer = self.max_completion_tokens
+        return super().settings() | ({"max_new_tokens": newer} if newer is not None else {})
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The turns; a content in parts is put together.
+
+        Raises:
+            ValueError: a part that isn't text.
+        """
+        return [_turn(message) for message in self.messages]
+
+
+class EmbeddingBody(Body):
+    """``POST /v1/embeddings``: texts to embed."""
+
+    model: Text
+    input: Text | Texts
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class PredictBody(Body):
+    """``POST /v1/predict``: rows for adapters of any task, in one batch.
+
+    ``model`` is one for all rows or one for each, None (null) being the bare backbone; ``inputs`` are what
+    :meth:`Backbone.predict` takes, ``parameters`` those of the tasks' pipelines.
+    """
+
+    MOST_ROWS: ClassVar[int] = 256
+
+    model: Text | Annotated[list[Text | None], Field(min_length=1)]
+    inputs: Text | dict[str, Any] | Annotated[list[Text | dict[str, Any]], Field(min_length=1, max_length=MOST_ROWS)]
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn = message.model_dump(exclude_unset=True)
+    if isinstance(message.content, list):
+        for part in message.content:
+            if part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise ValueError(
+                    f"a part of type {part.get('type')!r} in a message of {message.role}; only text is read here"
+                )
+        turn["content"] = "".join(part["text"] for part in message.content)
+    return turn

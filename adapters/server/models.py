@@ -1,0 +1,202 @@
+"""Which adapters the service's callers may name: versions of the registry, looked up anew for each request."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lorary.adapters.backbone import Backbone
+from lorary.adapters.values import LoadedAdapter
+from lorary.hub.errors import BaseMismatchError, InvalidReferenceError, UnknownReferenceError, UsageError
+from lorary.hub.reference import RegistryReference, parse_reference
+from lorary.hub.values import Version
+
+_MOST_LOADED = 1000  # versions that are kept loaded; those whose turn is longest ago are forgotten
+_BARE_TASK = "feature-extraction"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a request's ``model`` stands for: the name on the backbone (None: the bare one), its task and its digest."""
+
+    name: str | None
+    task: str
+    digest: str | None = None
+
+
+class Models:
+    """The models that requests may name.
+
+    A reference to the registry means what it means there at that moment: a new version, or an alias that was moved,
+    answers the next request, and a version that was removed answers no more. Folders and repositories on the Hub are
+    loaded once, when the service starts; no request can name one.
+
+    Args:
+        backbone: what they run on, and whose registry references are looked up in.
+        references: the models to offer; none of them means every version of the registry that fits the backbone.
+
+    Raises:
+        UsageError: a reference that stands there twice.
+        LoraryError: one of them can't be loaded; all that :meth:`Backbone.load` raises.
+    """
+
+    def __init__(self, backbone: Backbone, references: Sequence[str] = ()) -> None:
+        self.base = _shown_base(backbone.identity.id)
+        self._backbone = backbone
+        self._registry = backbone.registry
+        self._offered: dict[str, Served | None] | None = None  # None as a value: to be looked up each time
+        self._lock = threading.Lock()
+        self._loading: dict[str, threading.Lock] = {}
+        self._loaded: OrderedDict[str, str] = OrderedDict()  # digests by reference, the one used last at the end
+        self._stamp: tuple[object, ...] = ()
+        self._versions: dict[str, Version] = {}
+        if references:
+            self._offered = {}
+            for reference in references:
+                self._offer(reference, self._offered)
+
+    def find(self, model: str) -> Served:
+        """What a request's ``model`` stands for now, loaded; it may take as long as a load does.
+
+        Raises:
+            UnknownReferenceError: no such model is offered.
+            BaseMismatchError: it is for another base.
+            LoraryError: it can't be loaded; all that :meth:`Backbone.load` raises.
+        """
+        if model == self.base:
+            return Served(None, "text-generation" if self.generates else _BARE_TASK)
+        if self._offered is not None:
+            if model not in self._offered:
+                raise self._unknown(model)
+            if (fixed := self._offered[model]) is not None:
+                return fixed
+        try:
+            version = self._version(model)
+        except (InvalidReferenceError, UnknownReferenceError) as error:
+            raise self._unknown(model) from error
+        ours, theirs = self._backbone.identity.fingerprint, version.base_fingerprint
+        if ours is not None and theirs is not None and ours != theirs:
+            raise BaseMismatchError(f"{model} was trained on another base than {self.base}, which is served here")
+        self._demand_loaded(version)
+        return Served(version.reference, version.task, version.digest)
+
+    @property
+    def generates(self) -> bool:
+        """Has the bare backbone a language-modelling head?"""
+        return hasattr(self._backbone.model, "generate")
+
+    def listing(self) -> list[dict[str, Any]]:
+        """The models in the shape of OpenAI's list, with ``task``, ``domain``, ``version`` and ``digest`` besides.
+
+        Of the registry each name (its latest version) and each alias.
+        """
+        bare = Served(None, "text-generation" if self.generates else _BARE_TASK)
+        rows = [_row(self.base, bare, None, self.base)]
+        if self._offered is None:
+            return rows + [self._registered(model, version) for model, version in self._fitting()]
+        for model, fixed in self._offered.items():
+            if fixed is not None:
+                rows.append(_row(model, fixed, None, self.base))
+                continue
+            try:
+                rows.append(self._registered(model, self._version(model)))
+            except UnknownReferenceError:
+                continue  # removed meanwhile
+        return rows
+
+    # Inside
+
+    def _offer(self, reference: str, offered: dict[str, Served | None]) -> None:
+        if isinstance(parse_reference(reference), RegistryReference):
+            self._demand_loaded(self._registry.resolve(reference))
+            model, served = reference, None
+        else:
+            loaded: LoadedAdapter = self._backbone.load(reference)
+            model, served = loaded.name, Served(loaded.name, loaded.task, loaded.digest)
+        if model in offered:
+            raise UsageError(f"two models of the name {model!r}; expected each once")
+        offered[model] = served
+
+    def _version(self, model: str) -> Version:
+        """The version that a reference means; the catalogue is asked again once it has changed."""
+        stamp = self._registry.stamp()
+        with self._lock:
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._versions.clear()
+            if (known := self._versions.get(model)) is not None:
+                return known
+        version = self._registry.resolve(model)
+        with self._lock:
+            if stamp == self._stamp:
+                self._versions[model] = version
+        return version
+
+    def _demand_loaded(self, version: Version) -> None:
+        """Load a version under its reference, once, however many ask for it at the same time."""
+        with self._lock:
+            turn = self._loading.setdefault(version.reference, threading.Lock())
+        with turn:
+            with self._lock:
+                if self._loaded.get(version.reference) == version.digest:
+                    self._loaded.move_to_end(version.reference)
+                    return
+            self._backbone.load(version.reference, version.reference)
+            with self._lock:
+                self._loaded[version.reference] = version.digest
+                self._loaded.move_to_end(version.reference)
+                forgotten = self._loaded.popitem(last=False)[0] if len(self._loaded) > _MOST_LOADED else None
+                if forgotten is not None:
+                    self._loading.pop(forgotten, None)
+        if forgotten is not None:
+            self._backbone.unload(forgotten)
+
+    def _fitting(self) -> list[tuple[str, Version]]:
+        """What the registry has for this backbone: a model for each name and each alias."""
+        identity = self._backbone.identity
+        found: dict[str, Version] = {}
+        for base in dict.fromkeys(base for base in (identity.fingerprint, identity.id) if base):
+            found |= {version.reference: version for version in self._registry.find(base=base)}
+        latest: dict[str, Version] = {}
+        for version in found.values():
+            if version.name not in latest or version.number > latest[version.name].number:
+                latest[version.name] = version
+        aliases = {f"{version.name}@{alias}": version for version in found.values() for alias in version.aliases}
+        return sorted((latest | aliases).items())
+
+    def _registered(self, model: str, version: Version) -> dict[str, Any]:
+        served = Served(version.reference, version.task, version.digest)
+        return _row(model, served, version, self.base)
+
+    def _unknown(self, model: str) -> UnknownReferenceError:
+        offered = [row["id"] for row in self.listing()]
+        near = get_close_matches(model, offered, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "GET /v1/models lists what there is"
+        return UnknownReferenceError(f"no model {model[:100]!r} here; {hint}")
+
+
+def _row(model: str, served: Served, version: Version | None, base: str) -> dict[str, Any]:
+    created = int(datetime.fromisoformat(version.created_at).timestamp()) if version else 0
+    return {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "lorary",
+        "root": base,
+        "parent": None if served.name is None else base,
+        "task": served.task,
+        "domain": version.domain if version else None,
+        "version": version.reference if version else None,
+        "digest": served.digest,
+    }
+
+
+def _shown_base(identifier: str) -> str:
+    """How callers name the bare backbone: by its id, or by its folder's own name."""
+    return Path(identifier).name if Path(identifier).is_absolute() or Path(identifier).is_dir() else identifier

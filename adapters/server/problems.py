@@ -1,0 +1,116 @@
+"""What goes wrong, as callers are told: OpenAI's shape of an error, and a status for each of lorary's errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lorary.adapters.server.bodies import EXPECTED
+from lorary.hub.errors import (
+    BaseMismatchError,
+    EngineStoppedError,
+    EngineUnsupportedError,
+    InvalidReferenceError,
+    LoraryError,
+    RequestCancelledError,
+    RequestFailedError,
+    SlotsFullError,
+    UnknownReferenceError,
+    UnsupportedAdapterError,
+    UsageError,
+)
+
+_LOGGER = logging.getLogger(__name__)
+
+# The first that fits; what isn't here is the service's own fault, of which its log says more than its callers may know.
+_STATUS: Sequence[tuple[type[BaseException], int, str]] = (
+    (UnknownReferenceError, 404, "model_not_found"),
+    (InvalidReferenceError, 404, "model_not_found"),
+    (BaseMismatchError, 400, "model_not_served"),
+    (UnsupportedAdapterError, 400, "model_not_served"),
+    (EngineUnsupportedError, 400, "model_not_served"),
+    (UsageError, 400, "invalid_request"),
+    (SlotsFullError, 503, "overloaded"),
+    (EngineStoppedError, 503, "stopping"),
+    (RequestCancelledError, 503, "stopping"),
+    (RequestFailedError, 500, "request_failed"),
+    (torch.OutOfMemoryError, 503, "out_of_memory"),
+    (MemoryError, 503, "out_of_memory"),
+)
+_RETRY_SECONDS = "1"
+
+
+class OverloadedError(LoraryError):
+    """More requests wait than the service takes on."""
+
+
+class CallerGoneError(LoraryError):
+    """Nobody is there any more to have the answer."""
+
+
+class Refusal(HTTPException):
+    """A request that is refused for what it says or who sends it, with OpenAI's ``code``."""
+
+    def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, message, headers)
+        self.code = code
+
+
+def problem(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """The status of an error, and the body that tells of it; one that callers can do nothing about is logged."""
+    if isinstance(error, HTTPException):
+        return error.status_code, _body(str(error.detail), error.status_code, getattr(error, "code", "invalid_request"))
+    if isinstance(error, OverloadedError):
+        return 429, _body(str(error), 429, "overloaded")
+    if isinstance(error, CallerGoneError):
+        return 499, _body(str(error), 499, "gone")  # nginx's number for it; it stands in a log alone
+    for kind, status, code in _STATUS:
+        if isinstance(error, kind):
+            if status >= 500:
+                _LOGGER.warning("%s: %s", type(error).__name__, error)
+            message = str(error) if isinstance(error, LoraryError) else "out of memory; send fewer or shorter texts"
+            return status, _body(message, status, code)
+    _LOGGER.error("a request failed: %s: %s", type(error).__name__, error)
+    return 500, _body(f"{type(error).__name__}; the service's log says more", 500, "internal_error")
+
+
+async def answer_problem(_request: Request | None, error: Exception) -> JSONResponse:
+    """The response to a request that went wrong."""
+    status, body = problem(error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if status in (429, 503):
+        headers["Retry-After"] = _RETRY_SECONDS
+    return JSONResponse(body, status, headers)
+
+
+async def answer_invalid(_request: Request, error: Exception) -> JSONResponse:
+    """The response to a body that isn't what its path takes: every mistake, with its place."""
+    assert isinstance(error, RequestValidationError)
+    told = list(dict.fromkeys(map(_mistake, error.errors())))
+    return JSONResponse(_body("; ".join(told[:8]), 400, "invalid_request"), 400)
+
+
+def _mistake(found: Any) -> str:
+    path = [part for part in found["loc"] if part != "body"]
+    kinds = next((place for place, part in enumerate(path) if part in EXPECTED), None)
+    if kinds is not None and len(path) > kinds + 1:
+        path, found = path[: kinds + 1], {**found, "msg": f"expected {EXPECTED[path[kinds]]}"}
+    place = ".".join(map(str, path))
+    message = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        message = "no such field"
+    if found["type"] == "json_invalid":
+        return f"the body isn't JSON: {found.get('ctx', {}).get('error', message)}"
+    return f"{place}: {message}" if place else message
+
+
+def _body(message: str, status: int, code: str) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -1,0 +1,79 @@
+"""Running the service: a socket that is taken before anything is loaded, and an end that lets requests finish."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from lorary.adapters.arguments import whole_number
+from lorary.hub.errors import UsageError
+
+_DRAIN_SECONDS = 30  # that running requests have to finish once the service is told to stop
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at this address; nobody is let in before :func:`run`.
+
+    Args:
+        host: a name or an address.
+        port: 0 for any that is free.
+
+    Raises:
+        UsageError: the address isn't this machine's, or somebody else is there.
+    """
+    whole_number("port", port, 0, 65535)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"can't listen at {host}:{port} ({reason}); choose another --host or --port") from error
+    taken.set_inheritable(True)
+    return taken
+
+
+def address_of(taken: socket.socket) -> str:
+    """``http://127.0.0.1:8000``, for a socket at any address this machine's own."""
+    host, port = taken.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_local(taken: socket.socket) -> bool:
+    """Can it be reached from this machine alone?"""
+    return ipaddress.ip_address(taken.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def run(app: FastAPI, taken: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until the process is told to stop (SIGINT, SIGTERM); requests that run then have half a minute.
+
+    Args:
+        app: what answers.
+        taken: where (:func:`listen`).
+        ready: called once callers are let in.
+    """
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=_DRAIN_SECONDS,
+        server_header=False,
+    )  # fmt: skip
+    _Server(config, ready).run(sockets=[taken])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()

@@ -1,0 +1,154 @@
+"""A backbone as a service holds it: its engine, its batches, and the models that callers may name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from lorary.adapters.arguments import whole_number
+from lorary.adapters.backbone import Backbone
+from lorary.adapters.engine import Engine
+from lorary.adapters.predict.generation import GENERATED
+from lorary.adapters.server.batching import Batcher
+from lorary.adapters.server.metrics import Metrics
+from lorary.adapters.server.models import Models, Served
+from lorary.adapters.server.problems import CallerGoneError, OverloadedError
+from lorary.hub.errors import EngineUnsupportedError, UsageError
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """How the service treats its callers.
+
+    Args:
+        api_key: what callers have to send as a bearer token; None: nothing.
+        hosts: the names under which it may be called; None: any. Without a key, a page that a browser of the same
+            machine shows could otherwise reach a service that is there for this machine alone, under a name of its own.
+        batch_rows: the most rows of a pass of ``/v1/predict`` and ``/v1/embeddings``.
+        max_waiting: how many requests may wait; those beyond are told to come again.
+        max_bytes: the most bytes of a request.
+        engine: the settings of :class:`~lorary.adapters.engine.EngineSettings` by name.
+
+    Raises:
+        UsageError: a number that is too small, or an empty key.
+    """
+
+    api_key: str | None = None
+    hosts: tuple[str, ...] | None = None
+    batch_rows: int = 32
+    max_waiting: int = 256
+    max_bytes: int = 16 * 2**20
+    engine: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_rows", "max_waiting", "max_bytes"):
+            whole_number(name, getattr(self, name))
+        if self.api_key is not None and not self.api_key.strip():
+            raise UsageError("api_key: expected a secret, found an empty text; None asks for none")
+
+
+class Service:
+    """What answers the requests of :func:`~lorary.adapters.server.create_app`.
+
+    Args:
+        backbone: what it serves, and whose registry references are looked up in.
+        references: the models to offer, all of the registry that fit unless given (:class:`Models`).
+        settings: how callers are treated.
+
+    Raises:
+        UsageError: an engine's setting that can't be one.
+        LoraryError: one of the references can't be loaded.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        references: Sequence[str] = (),
+        settings: ServiceSettings | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.settings = settings or ServiceSettings()
+        self.models = Models(backbone, references)
+        self.engine: Engine | None = None
+        self.why_no_engine = "this base doesn't generate"
+        if self.models.generates:
+            try:
+                self.engine = backbone.engine(**self.settings.engine or {})
+            except EngineUnsupportedError as error:
+                self.why_no_engine = str(error)
+        self._scoring = Batcher(backbone, rows=self.settings.batch_rows)
+        self._generating = Batcher(backbone, rows=self.settings.batch_rows)  # takes long, and keeps no score waiting
+        self.metrics = Metrics(backbone, self.engine)
+
+    async def find(self, model: str) -> Served:
+        """What a request's ``model`` stands for; raises what :meth:`Models.find` does."""
+        return await asyncio.to_thread(self.models.find, model)
+
+    def demand_engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            EngineUnsupportedError: this backbone has none.
+            OverloadedError: too many wait for it.
+        """
+        if self.engine is None:
+            raise EngineUnsupportedError(f"{self.why_no_engine}; POST /v1/predict serves every task")
+        self._demand_room(self.engine.stats().waiting)
+        return self.engine
+
+    async def predict(self, rows: Sequence[Any], served: Sequence[Served], params: dict[str, Any]) -> list[Any]:
+        """A prediction for each row, which has its own adapter; raises what :meth:`Backbone.predict` does.
+
+        Raises:
+            OverloadedError: too many wait already.
+        """
+        generating = any(one.task in GENERATED and one.name is not None for one in served)
+        batcher = self._generating if generating else self._scoring
+        self._demand_room(batcher.waiting)
+        names, tasks = [one.name for one in served], [one.task for one in served]
+        return await batcher.predict(rows, names, tasks, params)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why nothing is answered any more, if so."""
+        return self.engine.stopped if self.engine is not None else None
+
+    def close(self) -> None:
+        """Stop the engine and the batches; who still waits gets EngineStoppedError."""
+        if self.engine is not None:
+            self.engine.close()
+        self._scoring.close()
+        self._generating.close()
+
+    def _demand_room(self, waiting: int) -> None:
+        if waiting >= self.settings.max_waiting:
+            raise OverloadedError(f"{waiting} requests wait already; come again in a moment")
+
+
+async def while_there(request: Request, answer: Awaitable[Answer]) -> Answer:
+    """Wait for an answer for as long as its caller does.
+
+    Raises:
+        CallerGoneError: it has gone; what was to make the answer is cancelled.
+    """
+    work = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise CallerGoneError("the caller has gone")
+        return work.result()
+    finally:
+        gone.cancel()
+        work.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,237 @@
+"""The models of the HTTP service: what the registry means at the moment of each request."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from http_service import running
+from lorary.adapters import Backbone
+from lorary.adapters.server import Service, models
+from lorary.hub import Registry
+from lorary.hub.errors import BaseMismatchError, UnknownReferenceError, UsageError
+from lorary.hub.manifest import Manifest
+from tiny import make_adapter
+
+pytestmark = pytest.mark.usefixtures("frozen_imports")
+LABELS = ("down", "flat", "up")
+
+
+@pytest.fixture(scope="module")
+def base(bases):
+    return bases("bert")
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(tmp_path / "registry.db")
+
+
+@pytest.fixture
+def backbone(base, registry):
+    return Backbone.from_pretrained(str(base), registry=registry)
+
+
+@pytest.fixture
+def add(base, backbone, registry, tmp_path):
+    """Register the next version of a classifier."""
+
+    def add(name, seed, **fields):
+        folder = make_adapter(base, tmp_path / f"{name}-{seed}", task="text-classification", seed=seed, labels=3)
+        identity = fields.pop("base", backbone.identity)
+        Manifest(task="text-classification", base=identity, labels=LABELS, **fields).write(folder)
+        return registry.add(folder, name=name, domain="finance")
+
+    return add
+
+
+def answer(caller, model):
+    return caller.call("/v1/predict", {"model": model, "inputs": "profit rose", "parameters": {"top_k": None}})
+
+
+def test_a_new_version_answers_the_next_request(backbone, registry, add):
+    first = add("tone", 1)
+    registry.alias("tone", "prod", 1)
+    with running(Service(backbone)) as caller:
+        assert answer(caller, "tone")["digests"] == [first.digest]
+        second = add("tone", 2)
+        assert answer(caller, "tone")["digests"] == [second.digest]
+        assert answer(caller, "tone@prod")["digests"] == answer(caller, "tone@1")["digests"] == [first.digest]
+        registry.alias("tone", "prod", 2)
+        found = answer(caller, "tone@prod")
+        assert found["digests"] == [second.digest]
+        assert found["predictions"] == [backbone.predict("profit rose", "tone@2", top_k=None)]
+        assert answer(caller, "tone@1")["predictions"] != found["predictions"]
+
+
+def test_a_version_that_was_removed_answers_no_more(backbone, registry, add):
+    add("tone", 1)
+    add("tone", 2)
+    with running(Service(backbone)) as caller:
+        answer(caller, "tone@1")
+        registry.remove("tone@1")
+        told = caller.problem("/v1/predict", {"model": "tone@1", "inputs": "profit"}, code=404)
+        assert told == "no model 'tone@1' here; did you mean tone?"
+        answer(caller, "tone@2")
+
+
+def test_the_list(backbone, base, registry, add, bases, tmp_path):
+    version = add("tone", 1)
+    add("tone", 2)
+    registry.alias("tone", "prod", 1)
+    other = make_adapter(bases("roberta"), tmp_path / "other", task="text-classification")
+    foreign = Backbone.from_pretrained(str(bases("roberta"))).identity
+    Manifest(task="text-classification", base=foreign).write(other)
+    registry.add(other, name="other", domain="finance")
+    with running(Service(backbone)) as caller:
+        found = caller.call("/v1/models")
+        assert [row["id"] for row in found["data"]] == ["bert", "tone", "tone@prod"]
+        assert [row["version"] for row in found["data"]] == [None, "tone@2", "tone@1"]
+        row = caller.call("/v1/models/tone@prod")
+        assert row == found["data"][2]
+        assert (row["object"], row["parent"], row["digest"]) == ("model", "bert", version.digest)
+        assert (row["task"], row["domain"]) == ("text-classification", "finance")
+        assert str(base.parent) not in str(found)
+        assert caller.problem("/v1/models/tune", code=404).startswith("no model 'tune' here")
+        told = caller.problem("/v1/predict", {"model": "other", "inputs": "profit"})
+        assert told == "other was trained on another base than bert, which is served here"
+
+
+@pytest.mark.parametrize(
+    "model", ["./tone", "/etc", "~", "org/repo", "hf://org/repo", "tone@", "tone@9", "", "a" * 500]
+)
+def test_no_request_names_a_folder_or_a_repository(backbone, add, model, tmp_path, monkeypatch):
+    """What stands in a folder here isn't a model of the service."""
+    add("tone", 1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tone-1").rename(tmp_path / "tone")
+    with pytest.raises(UnknownReferenceError, match="no model"):
+        Service(backbone).models.find(model)
+
+
+def test_only_what_is_offered(backbone, registry, add, base, tmp_path):
+    add("tone", 1)
+    add("other", 2)
+    registry.alias("tone", "prod", 1)
+    folder = make_adapter(base, tmp_path / "mine", task="text-classification", seed=7, labels=3)
+    with running(Service(backbone, ["tone@prod", str(folder)])) as caller:
+        assert [row["id"] for row in caller.call("/v1/models")["data"]] == ["bert", "tone@prod", "mine"]
+        answer(caller, "tone@prod")
+        assert answer(caller, "mine")["predictions"] == [backbone.predict("profit rose", "mine", top_k=None)]
+        for model in ("tone", "tone@1", "other", str(folder)):
+            assert caller.call("/v1/predict", {"model": model, "inputs": "profit"}, code=404)
+        newer = add("tone", 3)
+        registry.alias("tone", "prod", newer.number)
+        assert answer(caller, "tone@prod")["digests"] == [newer.digest]
+
+
+def test_what_cant_be_offered(backbone, add, base, bases, tmp_path):
+    add("tone", 1)
+    folder = make_adapter(bases("roberta"), tmp_path / "other", task="text-classification")
+    Manifest(task="text-classification", base=Backbone.from_pretrained(str(bases("roberta"))).identity).write(folder)
+    with pytest.raises(BaseMismatchError):
+        Service(backbone, [str(folder)])
+    with pytest.raises(UnknownReferenceError):
+        Service(backbone, ["tune"])
+    with pytest.raises(UsageError, match="two models of the name 'tone'"):
+        Service(backbone, ["tone", "tone"])
+
+
+def test_many_who_ask_at_once_load_it_once(backbone, add, monkeypatch):
+    add("tone", 1)
+    service, loads = Service(backbone), []
+    load = backbone.load
+
+    def counted(*given):
+        loads.append(given)
+        return load(*given)
+
+    monkeypatch.setattr(backbone, "load", counted)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: service.models.find("tone"), range(16)))
+    assert len(loads) == 1
+    assert {one.name for one in found} == {"tone@1"}
+    service.close()
+
+
+def test_a_load_that_fails_is_tried_again(backbone, add, monkeypatch):
+    add("tone", 1)
+    service = Service(backbone)
+    monkeypatch.setattr(backbone, "load", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        service.models.find("tone")
+    monkeypatch.undo()
+    assert service.models.find("tone").name == "tone@1"
+    service.close()
+
+
+def test_versions_that_nobody_asked_for_lately_are_forgotten(backbone, add, monkeypatch):
+    monkeypatch.setattr(models, "_MOST_LOADED", 2)
+    for seed in range(3):
+        add("tone", seed + 1)
+    with running(Service(backbone)) as caller:
+        for model in ("tone@1", "tone@2", "tone@1", "tone@3"):
+            answer(caller, model)
+        assert sorted(backbone.adapters) == ["tone@1", "tone@3"]
+        answer(caller, "tone@2")
+        assert sorted(backbone.adapters) == ["tone@2", "tone@3"]
+
+
+def test_the_catalogue_is_read_again_only_once_it_has_changed(backbone, registry, add, monkeypatch):
+    add("tone", 1)
+    service, looks = Service(backbone), []
+    resolve = registry.resolve
+    monkeypatch.setattr(registry, "resolve", lambda model: looks.append(model) or resolve(model))
+    for _ in range(3):
+        service.models.find("tone")
+    assert looks.count("tone") == 1
+    registry.alias("tone", "prod", 1)
+    service.models.find("tone")
+    assert looks.count("tone") == 2
+    service.close()
+
+
+def test_an_adapter_that_cant_be_loaded_is_the_services_own_fault(backbone, registry, add):
+    version = add("tone", 1)
+    object_ = registry.path.with_suffix(".store") / "objects"
+    weights = version.files["adapter_model.safetensors"].sha256
+    (file,) = [path for path in object_.rglob("*") if path.is_file() and weights in str(path).replace("/", "")]
+    file.chmod(0o600)
+    file.write_bytes(file.read_bytes()[:-8])
+    with running(Service(backbone)) as caller:
+        told = caller.problem("/v1/predict", {"model": "tone", "inputs": "profit"}, code=500)
+        assert "the service's log says more" in told
+        assert str(registry.path.parent) not in told
+
+
+def test_versions_come_and_go_while_many_ask(backbone, registry, add):
+    """Each answer is that of the version that it names."""
+    digests = {add("tone", seed + 1).reference: seed for seed in range(3)}
+    registry.alias("tone", "prod", 1)
+    service, stop = Service(backbone), threading.Event()
+    expected = dict.fromkeys(digests)
+    with running(service) as caller:
+        for name in digests:
+            expected[name] = answer(caller, name)
+
+        def move():
+            number = 1
+            while not stop.is_set():
+                number = number % 3 + 1
+                registry.alias("tone", "prod", number)
+
+        mover = threading.Thread(target=move)
+        mover.start()
+        try:
+            with ThreadPoolExecutor(6) as threads:
+                found = list(threads.map(lambda _: answer(caller, "tone@prod"), range(60)))
+        finally:
+            stop.set()
+            mover.join()
+    by_digest = {one["digests"][0]: one["predictions"][0] for one in expected.values()}
+    assert len(by_digest) == 3
+    for one in found:
+        scores = {row["label"]: row["score"] for row in one["predictions"][0]}
+        alone = {row["label"]: row["score"] for row in by_digest[one["digests"][0]]}
+        assert scores == pytest.approx(alone, abs=1e-5)
+    assert len({one["digests"][0] for one in found}) > 1

@@ -1,0 +1,259 @@
+"""Predictions over HTTP: any task, the rows of all callers in common passes, each with its own adapter."""
+
+import asyncio
+import base64
+import json
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from http_service import running
+from lorary.adapters import Backbone
+from lorary.adapters.server import Service, ServiceSettings
+from lorary.adapters.server.batching import Batcher
+from lorary.hub import Registry
+from lorary.hub.errors import EngineStoppedError
+from lorary.hub.manifest import Manifest, Pooling
+from tiny import make_adapter
+
+pytestmark = pytest.mark.usefixtures("frozen_imports")
+PREDICT, EMBED = "/v1/predict", "/v1/embeddings"
+KINDS = {
+    "tone": ("text-classification", {"labels": ("down", "flat", "up")}),
+    "spam": ("text-classification", {"labels": ("ham", "spam")}),
+    "entities": ("token-classification", {"labels": ("O", "B-Disease", "I-Disease")}),
+    "answers": ("question-answering", {}),
+    "vectors": ("feature-extraction", {"pooling": Pooling("mean", True)}),
+    "states": ("feature-extraction", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(bases, tmp_path_factory):
+    place, base = tmp_path_factory.mktemp("served"), bases("bert")
+    registry = Registry(place / "registry.db")
+    backbone = Backbone.from_pretrained(str(base), registry=registry)
+    for seed, (name, (task, fields)) in enumerate(KINDS.items()):
+        labels = {"labels": len(fields["labels"])} if "labels" in fields else {}
+        make_adapter(base, place / name, task=task, seed=seed + 1, **labels)
+        Manifest(task=task, base=backbone.identity, **fields).write(place / name)
+        registry.add(place / name, name=name, domain="tests")
+        backbone.load(name, f"{name}@1")
+    return backbone
+
+
+@pytest.fixture(scope="module")
+def service(backbone):
+    return Service(backbone, settings=ServiceSettings(batch_rows=8))
+
+
+@pytest.fixture(scope="module")
+def caller(service):
+    with running(service) as caller:
+        yield caller
+
+
+def close(found, expected):
+    """Are two answers alike, but for rounding?"""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[key], expected[key]) for key in expected)
+    if isinstance(expected, (list, tuple)):
+        return len(found) == len(expected) and all(map(close, found, expected))
+    return found == pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else found == expected
+
+
+def test_every_task_in_one_request(backbone, caller):
+    rows = {
+        "tone": "profit rose", "spam": {"text": "win cash"}, "entities": "acute asthma and cancer",
+        "answers": {"question": "the bank", "context": "a dog and a cat ran"}, "vectors": "a dog", "states": "a dog",
+    }  # fmt: skip
+    names = [f"{name}@1" for name in rows]
+    found = caller.call(PREDICT, {"model": [*rows, None], "inputs": [*rows.values(), "a dog"]})
+    expected = backbone.predict([*rows.values(), "a dog"], [*names, None])
+    assert len(expected) == 7
+    assert close(found["predictions"], expected)
+    assert found["model"] == [*rows, None]
+    assert found["digests"][-1] is None
+    assert len(set(found["digests"])) == 7
+
+
+def test_one_row_and_parameters(backbone, caller):
+    found = caller.call(PREDICT, {"model": "tone", "inputs": "profit rose", "parameters": {"top_k": 2}})
+    assert close(found["predictions"], backbone.predict(["profit rose"], "tone@1", top_k=2))
+    assert len(found["predictions"][0]) == 2
+    told = caller.problem(PREDICT, {"model": "tone", "inputs": "profit rose", "parameters": {"top_q": 2}})
+    assert told == "parameters.top_q: not for this request; known: function_to_apply, threshold, top_k"
+
+
+class Slow:
+    """A backbone whose first pass waits until it is let go, and that notes the rows of all passes."""
+
+    def __init__(self, backbone):
+        self.backbone, self.passes = backbone, []
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def predict(self, rows, names, **params):
+        self.passes.append(list(zip(rows, names, strict=True)))
+        self.begun.set()
+        assert self.go.wait(10)
+        return self.backbone.predict(rows, names, **params)
+
+
+@pytest.fixture
+def held(service, monkeypatch):
+    """The service's first pass waits, so that what comes meanwhile has to."""
+    slow = Slow(service.backbone)
+    monkeypatch.setattr(service._scoring, "_backbone", slow)
+    yield slow
+    slow.go.set()
+
+
+def ask_while_held(caller, slow, bodies, codes=None):
+    """The answers to requests that all wait behind a first one."""
+    with ThreadPoolExecutor(len(bodies) + 1) as threads:
+        first = threads.submit(caller.call, PREDICT, {"model": "tone", "inputs": "story"})
+        assert slow.begun.wait(10)
+        waiting = []
+        for place, body in enumerate(bodies):
+            waiting.append(threads.submit(caller.call, PREDICT, body, code=(codes or {}).get(place, 200)))
+            while slow.batcher.waiting < place + 1:
+                pass
+        slow.go.set()
+        first.result()
+        return [one.result() for one in waiting]
+
+
+def test_rows_that_come_meanwhile_share_a_pass(backbone, caller, service, held):
+    held.batcher = service._scoring
+    bodies = [
+        {"model": "tone", "inputs": "profit rose"}, {"model": "spam", "inputs": ["win cash", "story"]},
+        {"model": "entities", "inputs": "acute asthma"}, {"model": "tone", "inputs": "sales fell"},
+    ]  # fmt: skip
+    found = ask_while_held(caller, held, bodies)
+    assert [len(rows) for rows in held.passes] == [1, 5]
+    for body, answer in zip(bodies, found, strict=True):
+        rows = body["inputs"] if isinstance(body["inputs"], list) else [body["inputs"]]
+        assert close(answer["predictions"], backbone.predict(rows, f"{body['model']}@1"))
+
+
+def test_no_pass_is_larger_than_it_may_be(caller, service, held):
+    held.batcher = service._scoring
+    ask_while_held(caller, held, [{"model": "tone", "inputs": ["story"] * 3} for _ in range(5)])
+    assert [len(rows) for rows in held.passes] == [1, 6, 6, 3]
+
+
+def test_parameters_stay_with_their_own_request(backbone, caller, service, held):
+    """What one asked for changes nobody else's answer."""
+    held.batcher = service._scoring
+    bodies = [
+        {"model": "tone", "inputs": "profit", "parameters": {"top_k": 3}},
+        {"model": "spam", "inputs": "profit"},
+        {"model": "spam", "inputs": "profit", "parameters": {"function_to_apply": "none"}},
+    ]
+    found = ask_while_held(caller, held, bodies)
+    assert len(found[0]["predictions"][0]) == 3
+    assert close(found[1]["predictions"], backbone.predict(["profit"], "spam@1"))
+    assert close(found[2]["predictions"], backbone.predict(["profit"], "spam@1", function_to_apply="none"))
+
+
+def test_a_row_that_cant_be_read_fails_its_own_request_alone(backbone, caller, service, held):
+    held.batcher = service._scoring
+    bodies = [
+        {"model": "tone", "inputs": "profit"}, {"model": "answers", "inputs": {"question": "the bank"}},
+        {"model": "spam", "inputs": "win"},
+    ]  # fmt: skip
+    found = ask_while_held(caller, held, bodies, codes={1: 400})
+    assert close(found[0]["predictions"], backbone.predict(["profit"], "tone@1"))
+    assert "context" in found[1]["error"]["message"]
+    assert close(found[2]["predictions"], backbone.predict(["win"], "spam@1"))
+
+
+def test_a_caller_who_has_gone_is_left_out(caller, service, held):
+    held.batcher = service._scoring
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(caller.call, PREDICT, {"model": "tone", "inputs": "story"})
+        assert held.begun.wait(10)
+        gone = caller.send_only(PREDICT, {"model": "tone", "inputs": "nobody waits"})
+        while not service._scoring.waiting:
+            pass
+        (job,) = service._scoring._jobs
+        gone.close()
+        while not job.done.cancelled():
+            pass
+        held.go.set()
+        first.result()
+    caller.call(PREDICT, {"model": "tone", "inputs": "profit"})
+    assert "nobody waits" not in str(held.passes)
+
+
+def test_who_waits_when_it_stops(backbone):
+    slow = Slow(backbone)
+    service = Service(backbone)
+    service._scoring._backbone = slow
+    with ThreadPoolExecutor(4) as threads, running(service) as caller:
+        first = threads.submit(caller.call, PREDICT, {"model": "tone", "inputs": "story"})
+        assert slow.begun.wait(10)
+        waits = threads.submit(caller.problem, PREDICT, {"model": "tone", "inputs": "profit"}, code=503)
+        while not service._scoring.waiting:
+            pass
+        closing = threads.submit(service.close)
+        while not service._scoring._closed:
+            pass
+        slow.go.set()
+        closing.result()
+        assert len(first.result()["predictions"]) == 1
+        assert "was stopped" in waits.result()
+        assert "was stopped" in caller.problem(PREDICT, {"model": "tone", "inputs": "late"}, code=503)
+
+
+def test_too_many_who_wait(caller, service, monkeypatch):
+    monkeypatch.setattr(Batcher, "waiting", property(lambda self: 256))
+    assert "256 requests wait" in caller.problem(PREDICT, {"model": "tone", "inputs": "late"}, code=429)
+
+
+def test_embeddings(backbone, caller):
+    expected = backbone.predict(["a dog", "the bank"], "vectors@1")
+    found = caller.call(EMBED, {"model": "vectors", "input": ["a dog", "the bank"]})
+    assert [row["index"] for row in found["data"]] == [0, 1]
+    assert close([row["embedding"] for row in found["data"]], expected)
+    coded = caller.call(EMBED, {"model": "vectors", "input": "a dog", "encoding_format": "base64"})
+    raw = base64.b64decode(coded["data"][0]["embedding"])
+    assert close(list(struct.unpack(f"<{len(raw) // 4}f", raw)), expected[0])
+
+
+def test_embeddings_of_an_adapter_that_doesnt_say_how(backbone, caller):
+    found = caller.call(EMBED, {"model": "states", "input": "a dog"})
+    assert close(found["data"][0]["embedding"], backbone.predict(["a dog"], "states@1", pooling="mean")[0])
+
+
+@pytest.mark.parametrize(("path", "body", "code", "message"), [
+    (PREDICT, {"model": "tone", "inputs": []}, 400, "inputs: expected a text"),
+    (PREDICT, {"model": "tone", "inputs": ["a", ""]}, 400, "inputs: expected a text"),
+    (PREDICT, {"model": "tone", "inputs": 3}, 400, "inputs: expected a text"),
+    (PREDICT, {"model": "tone", "inputs": ["a"] * 257}, 400, "inputs: expected a text"),
+    (PREDICT, {"model": ["tone"], "inputs": ["a", "b"]}, 400, "1 models for 2 inputs"),
+    (PREDICT, {"model": ["tone", "tune"], "inputs": ["a", "b"]}, 404, "no model 'tune'"),
+    (PREDICT, {"model": "tone", "inputs": "a", "top_k": 3}, 400, "top_k: no such field"),
+    (PREDICT, {"model": "tone", "inputs": "a", "parameters": [3]}, 400, "parameters: "),
+    (PREDICT, {"model": "tone", "inputs": "\\ud800"}, 400, "inputs: expected a text"),
+    (PREDICT, {"model": "tone", "inputs": "a", "parameters": {"batch_size": 3}}, 400, "batch_size"),
+    (PREDICT, {"model": "tone", "inputs": "a", "parameters": {"adapter": "spam"}}, 400, "adapter"),
+    (EMBED, {"model": "tone", "input": "a"}, 400, "tone is for text-classification"),
+    (EMBED, {"model": "bert", "input": "a"}, 400, "needs an adapter for feature-extraction"),
+    (EMBED, {"model": "vectors", "input": [[1, 2]]}, 400, "input: expected a text"),
+    (EMBED, {"model": "vectors", "input": "a", "dimensions": 8}, 400, "dimensions: no such field"),
+    ("/v1/completions", {"model": "tone", "prompt": "a"}, 400, "this base doesn't generate"),
+])  # fmt: skip
+def test_what_is_refused(caller, path, body, code, message):
+    text = json.dumps(body).replace("\\\\ud800", "\\ud800")
+    assert message in caller.problem(path, text, code=code)
+
+
+def test_a_closed_batcher_ends_for_good(backbone):
+    batcher = Batcher(backbone, rows=4)
+    batcher.close()
+    batcher.close()
+    with pytest.raises(EngineStoppedError):
+        asyncio.run(batcher.predict(["a"], [None], ["feature-extraction"], {}))

@@ -1,0 +1,150 @@
+"""`lorary serve` as a process: it says where it is, answers, and ends as it is told to."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import pytest
+import torch
+
+from lorary.adapters import Backbone
+from lorary.hub import Registry
+from lorary.hub.cli.main import main
+from lorary.hub.manifest import Manifest
+from tiny import make_adapter, make_base
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """Two classifiers of one base, and a writer of another."""
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("serve")
+    registry = Registry(place / "registry.db")
+    for name, family, task in (
+        ("tone", "bert", "text-classification"), ("spam", "bert", "text-classification"),
+        ("writer", "llama", "text-generation"),
+    ):  # fmt: skip
+        base = place / family
+        if not base.exists():
+            make_base(family, base)
+        make_adapter(base, place / name, task=task, seed=len(name))
+        Manifest(task=task, base=Backbone.from_pretrained(str(base)).identity).write(place / name)
+        registry.add(place / name, name=name, domain="tests")
+    return registry
+
+
+class Process:
+    """A service in a process of its own, once it has said where it is."""
+
+    def __init__(self, *words, **environment):
+        command = [sys.executable, "-m", "lorary.hub.cli", "serve", "--port", "0", *map(str, words)]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env={**os.environ, **environment}, **streams)
+        self.first = self.process.stdout.readline()
+        assert self.first, self.process.stderr.read()
+        self.address = re.search(r"http://\S+", self.first)[0]
+
+    def call(self, path, body=None, **headers):
+        request = urllib.request.Request(
+            self.address + path, None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"} | headers,
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def end(self, number):
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=40)
+        return self.process.returncode, out, err
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run `lorary serve` in this process, where it ends before it serves; gives back its error."""
+
+    def run(*words, code=2):
+        assert main(["serve", *map(str, words)]) == code
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+def test_it_serves_what_is_named_and_ends_by_ctrl_c(registry):
+    with Process("tone@1", "spam", "--registry", registry.path) as service:
+        assert re.fullmatch(r"Serving tone@1, spam on bert at http://127\.0\.0\.1:\d+\n", service.first)
+        found = service.call("/v1/predict", {"model": ["tone@1", "spam"], "inputs": ["profit", "win"]})
+        assert len(found["predictions"]) == 2
+        code, out, err = service.end(signal.SIGINT)
+        assert (code, out, err) == (0, "Stopped.\n", "")
+
+
+def test_a_text_that_is_being_written_is_finished_when_it_is_told_to_end(registry):
+    with Process("--base", registry.resolve("writer").base_id, "--registry", registry.path) as service:
+        assert "Serving writer on llama at" in service.first
+        answers = []
+        body = {"model": "writer", "prompt": "story", "max_tokens": 60, "n": 16, "temperature": 2.0}
+
+        def ask():
+            answers.append(service.call("/v1/completions", body))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while not running(service):
+            pass
+        code, _, err = service.end(signal.SIGTERM)
+        asking.join()
+        assert len(answers[0]["choices"]) == 16
+        assert code == -signal.SIGTERM
+        assert err == ""
+
+
+def running(service):
+    with urllib.request.urlopen(service.address + "/metrics", timeout=10) as answer:
+        found = re.search(r"^lorary_requests_running (\S+)$", answer.read().decode(), re.MULTILINE)
+    return float(found[1]) > 0
+
+
+def test_a_key_from_the_environment(registry):
+    with Process("tone", "--registry", registry.path, LORARY_API_KEY="secret") as service:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            service.call("/v1/models")
+        assert service.call("/v1/models", Authorization="Bearer secret")["object"] == "list"
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(registry, fails):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = fails("--base", "no/such-base", "--port", port, "--registry", registry.path)
+        assert f"can't listen at 127.0.0.1:{port}" in told
+
+
+def test_what_ends_before_it_serves(registry, fails, tmp_path, monkeypatch):
+    assert "the catalogue has adapters of" in fails("--registry", registry.path)
+    assert "holds no adapter that names its base" in fails("--registry", tmp_path / "none.db")
+    assert "no adapter named 'tune'" in fails("tune", "--registry", registry.path, code=1)
+    assert "trained on" in fails("tone", "writer", "--port", 0, "--registry", registry.path, code=1)
+    assert "no/such-base" in fails("--base", "no/such-base", "--port", 0, "--registry", registry.path, code=1)
+    assert "--port" in fails("--port", 70000)
+    monkeypatch.setenv("LORARY_API_KEY", " ")
+    assert "$LORARY_API_KEY is empty" in fails("tone", "--registry", registry.path)
+
+
+def test_without_the_extra(registry, fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "pip install 'lorary[serve]'" in fails("tone", "--registry", registry.path, code=1)

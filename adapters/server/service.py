@@ -147,6 +147,7 @@ async def while_there(request: Request, answer: Awaitable[Answer]) -> Answer:
     finally:
         gone.cancel()
         work.cancel()
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio logs what nobody looks at
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,5 +1,6 @@
 """The HTTP service's texts: OpenAI's paths give what ``generate`` gives alone, whole or as a stream."""
 
+import gc
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -193,8 +194,8 @@ def eventually(condition):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_caller_who_goes_away_frees_what_it_held(service, caller, stream, monkeypatch):
-    """Slowed down, so that there is time to go."""
+def test_a_caller_who_goes_away_frees_what_it_held(service, caller, stream, monkeypatch, caplog):
+    """And nothing is said of it. Slowed down, so that there is time to go."""
     engine = service.engine
     choose = engine._chooser.__class__.__call__
 
@@ -212,6 +213,8 @@ def test_a_caller_who_goes_away_frees_what_it_held(service, caller, stream, monk
     after = engine.stats()
     assert after.cancelled - before.cancelled == 2
     assert after.cache_free == 1.0
+    gc.collect()
+    assert caplog.text == ""
 
 
 def test_too_many_who_wait_are_told_to_come_again(service, caller, monkeypatch):

@@ -1,7 +1,8 @@
-"""How ``lorary run`` shows answers: tables where a row has one, a heading and lines where it has several."""
+"""How answers are shown: one adapter's in tables or below each text, several adapters' below one another."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.hub.cli.output import print_line, print_table
@@ -36,6 +37,39 @@ def show_answers(task: str, rows: Rows) -> None:
         else:
             print_line(row["input"])
             _show_entities(row["input"], row["output"])
+
+
+def show_compared(task: str, texts: Sequence[str], answers: Mapping[str, Sequence[Any]]) -> None:
+    """Print each text with what each of several adapters (by its reference) makes of it, and how often they agree."""
+    width = max(map(len, answers))
+    alike = 0
+    for place, text in enumerate(texts):
+        told = {name: _brief(task, text, found[place]) for name, found in answers.items()}
+        alike += len({gist for gist, _ in told.values()}) == 1
+        print_line(f"> {text}")
+        for name, (gist, more) in told.items():
+            first, *lines = (f"{gist} {more}".strip() or "(nothing)").splitlines()
+            print_line(f"  {name:<{width}}  {first}")
+            for line in lines:
+                print_line(f"  {'':<{width}}  {line}")
+        print_line("")
+    print_line(f"The same answer to {alike} of {len(texts)} {'texts' if len(texts) > 1 else 'text'}.")
+
+
+def _brief(task: str, text: str, answer: Any) -> tuple[str, str]:
+    """What an answer says, by which answers are alike, and how sure it is of that."""
+    if task in GENERATING:
+        return answer.strip(), ""
+    if task == "text-classification":
+        labels = _labels(answer)
+        return labels["label"], f"({labels['score']})" if labels["score"] else ""
+    if task == "question-answering":
+        return answer["answer"] or "(no answer)", f"({answer['score']:.3f})"
+    if task == "fill-mask":
+        masks = answer if isinstance(answer[0], list) else [answer]
+        return ", ".join(words[0]["token_str"].strip() for words in masks), f"({masks[0][0]['score']:.3f})"
+    spans = [f"{text[entity['start'] : entity['end']]} [{entity['entity_group']}]" for entity in answer]
+    return ", ".join(spans), ""
 
 
 def _labels(answer: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 GROUPS = {
     "Train": ("quickstart", "train", "estimate", "curve", "pretrain"),
     "Find": ("list", "show", "best", "domains", "tasks", "diff", "eval", "bases"),
-    "Use": ("run", "serve", "blend", "merge", "export"),
+    "Use": ("run", "compare", "serve", "blend", "merge", "export"),
     "Share": ("push", "pull", "status", "sync", "import"),
     "Keep": ("alias", "promote", "rollback", "tag", "rm", "verify", "gc"),
 }

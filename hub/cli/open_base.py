@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 def open_backbone(
-    checkpoint: Checkpoint, base: str | None, registry: Registry | None = None, **settings: str | None
+    checkpoint: Checkpoint,
+    base: str | None,
+    registry: Registry | None = None,
+    *,
+    slots: int = 1,
+    **settings: str | None,
 ) -> Backbone:
-    """A backbone for this one adapter: on ``base``, or on the one that it names; ``settings`` are the backbone's.
+    """A backbone for this adapter: on ``base``, or on the one that it names; ``settings`` are the backbone's.
 
     ``registry``: where bases that were pretrained here, and folders that adapters were trained on, are known from.
 
@@ -31,7 +36,7 @@ def open_backbone(
     from lorary.adapters import Backbone
 
     with told_whose(base):
-        return Backbone.from_pretrained(chosen, slots=1, registry=registry, **settings)  # type: ignore[arg-type]
+        return Backbone.from_pretrained(chosen, slots=slots, registry=registry, **settings)  # type: ignore[arg-type]
 
 
 def find_tokenizer(checkpoint: Checkpoint, base: str | None, registry: Registry) -> Any:

@@ -14,7 +14,7 @@ GROUPS = {
     "Find": ("list", "show", "best", "domains", "tasks", "diff", "eval", "bases"),
     "Use": ("run", "compare", "serve", "blend", "merge", "export"),
     "Share": ("push", "pull", "status", "sync", "import"),
-    "Keep": ("alias", "promote", "rollback", "tag", "rm", "verify", "gc"),
+    "Keep": ("alias", "promote", "rollback", "tag", "rm", "verify", "gc", "doctor"),
 }
 
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)

@@ -46,6 +46,7 @@ class _State:
 
     shown: Followed
     seen: str
+    interval: float
     retry: bool = False
 
 
@@ -62,12 +63,13 @@ class Following:
         self._states: dict[str, _State] = {}
         self._registry: Registry | None = None
         self._stamp: tuple[object, ...] | None = None
-        self._interval = 0.0
         self._stop: threading.Event | None = None  # of the thread that looks, None while there is none
         _FOLLOWING.add(self)
 
     def follow(self, reference: str, name: str, registry: Registry, interval: float) -> LoadedAdapter:
         """Load ``reference`` under ``name``, and again whenever it means another version.
+
+        One thread looks for all names, as often as the one with the shortest interval asks for.
 
         Raises:
             UsageError: the reference can't move, or the interval isn't positive; and all that loading raises.
@@ -80,8 +82,11 @@ class Following:
             if self._registry is None or self._registry.path != registry.path:
                 self._registry, self._stamp = registry, None
             loaded = self._load(reference, name)
-            self._states[name] = _State(Followed(name, reference, loaded.digest), loaded.digest)
-            self._interval = interval if len(self._states) == 1 else min(self._interval, interval)
+            before = self.interval
+            self._states[name] = _State(Followed(name, reference, loaded.digest), loaded.digest, interval)
+            if self._stop is not None and self.interval < before:
+                self._stop.set()  # its thread may be waiting for the end of the longer one
+                self._stop = None
             if self._stop is None:
                 self._look_on()
         return loaded
@@ -145,8 +150,8 @@ class Following:
 
     @property
     def interval(self) -> float:
-        """Seconds between two looks."""
-        return self._interval
+        """Seconds between two looks: the shortest of the followed names', and no more than a thread can wait."""
+        return min((threading.TIMEOUT_MAX, *(state.interval for state in tuple(self._states.values()))))
 
 
 def _watch(followed: weakref.ref[Following], stop: threading.Event) -> None:

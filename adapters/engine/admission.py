@@ -156,17 +156,17 @@ class Admission:
         with self._lock:
             self._stopped = self._stopped or reason
 
-    def drain(self, timeout: float | None) -> bool:
-        """Wait until no request is left. False when that takes longer than ``timeout`` seconds."""
+    def drain(self, timeout: float | None) -> None:
+        """Wait until no request is left, or ``timeout`` seconds are over."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = math.inf if deadline is None else deadline - time.monotonic()
             with self._idle:
                 pause = max(min(left, WATCH_SECONDS), 0)
                 if self._idle.wait_for(lambda: not self._waiting and not self._running, pause):
-                    return True
+                    return
             if left <= 0:
-                return False
+                return
             self.watch()
 
     @property

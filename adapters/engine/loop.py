@@ -146,7 +146,8 @@ class Loop:
     def stop(self, *, wait: bool = True) -> None:
         """End the thread after the step it is in, and let go of the cache."""
         self._manager.stop(block=wait, hard_stop=True)
-        self._manager.destroy()
+        if wait:
+            self._manager.destroy()  # which waits for the thread too
 
 
 def _configuration(settings: EngineSettings) -> ContinuousBatchingConfig:

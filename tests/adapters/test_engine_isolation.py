@@ -1,9 +1,11 @@
 """What happens to one request of an engine stays with it: caches, versions, cancellations, errors, the end."""
 
 import gc
+import sys
 import threading
 import time
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -85,20 +87,41 @@ def test_a_waiting_request_keeps_its_version_too(backbone, kinds):
         assert first.done
 
 
+@contextmanager
+def gated(backbone):
+    """The loop goes on by as many steps as are released."""
+    gate = threading.Semaphore(0)
+
+    def wait(module, args, output):
+        assert gate.acquire(timeout=20)
+
+    handle = backbone.model.lm_head.register_forward_hook(wait)
+    try:
+        yield gate
+    finally:
+        handle.remove()
+        gate.release(1000)
+
+
 def test_a_cancelled_request_gives_its_memory_back(backbone):
+    """Before the next step, not when it would have ended."""
     with backbone.engine(**SMALL) as engine:
-        kept = engine.submit(LONG, "one", max_new_tokens=40, eos_token_id=None)
-        dropped = [engine.submit(LONG, name, max_new_tokens=44, eos_token_id=None) for name in ("two", None, "two")]
-        next(iter(dropped[0]))
-        held = engine.stats()
-        for request in dropped:
-            request.cancel()
-        with pytest.raises(RequestCancelledError, match="was cancelled after"):
-            dropped[0].result(5)
-        with pytest.raises(RequestCancelledError):
-            list(dropped[1])
-        settled(engine, running=1)
-        freed = engine.stats()
+        with gated(backbone) as gate:
+            kept = engine.submit(LONG, "one", max_new_tokens=40, eos_token_id=None)
+            dropped = [engine.submit(LONG, name, max_new_tokens=44, eos_token_id=None) for name in ("two", None, "two")]
+            gate.release(12)
+            next(iter(dropped[0]))
+            held = engine.stats()
+            for request in dropped:
+                request.cancel()
+            with pytest.raises(RequestCancelledError, match="was cancelled after"):
+                dropped[0].result(5)
+            with pytest.raises(RequestCancelledError):
+                list(dropped[1])
+            gate.release(2)
+            settled(engine, running=1)
+            freed = engine.stats()
+            assert not kept.done
         assert kept.result(20).text == backbone.generate(LONG, "one", max_new_tokens=40, eos_token_id=None)
         settled(engine, running=0)
         stats = engine.stats()
@@ -107,6 +130,24 @@ def test_a_cancelled_request_gives_its_memory_back(backbone):
     assert (stats.finished, stats.cancelled, stats.failed) == (1, 3, 0)
     backbone.unload("two")
     assert backbone.stats().slots_used == 1
+
+
+def test_a_request_that_waits_for_cache_can_be_cancelled(backbone):
+    """It has its slot by then, and gives it back while what has the cache goes on."""
+    with backbone.engine(**SMALL | {"cache_tokens": 32}) as engine:
+        with gated(backbone) as gate:
+            first = engine.submit(LONG, "one", max_new_tokens=13, eos_token_id=None)
+            second = engine.submit(LONG, "two", max_new_tokens=13, eos_token_id=None)
+            gate.release(4)
+            next(iter(first))
+            assert engine.stats().running_adapters == ("one", "two")
+            second.cancel()
+            gate.release(2)
+            settled(engine, running=1)
+            assert engine.stats().running_adapters == ("one",)
+            assert not first.done
+            assert not second.tokens
+        assert first.result(20).text == backbone.generate(LONG, "one", max_new_tokens=13, eos_token_id=None)
 
 
 def settled(engine, running):
@@ -235,6 +276,8 @@ def test_a_crash_reaches_everybody(backbone):
         assert found == ["the engine's thread has failed (MemoryError: no more); open another engine"] * 3
         with pytest.raises(EngineStoppedError, match="has failed"):
             engine.submit("story")
+    with pytest.raises(EngineStoppedError, match="has failed"):  # closed since, but that isn't why
+        engine.submit("story")
     backbone.unload("one")
     assert backbone.stats().slots_used == 1  # nothing is held any more
     with backbone.engine(**SMALL) as engine:
@@ -269,6 +312,20 @@ def test_closing_can_wait_for_what_is_there(backbone):
     assert all(len(request.result(0).tokens) == 20 for request in requests)
 
 
+def test_closing_waits_for_no_longer_than_it_is_told(backbone):
+    with backbone.engine(**SMALL | {"max_running": 1}) as engine:
+        with gated(backbone) as gate:
+            requests = [engine.submit("story", "one", max_new_tokens=60, eos_token_id=None) for _ in range(2)]
+            gate.release(2)
+            next(iter(requests[0]))
+            threading.Timer(0.1, gate.release, [8]).start()  # closing waits for the step that is running
+            engine.close(drain=True, timeout=0.05)
+        for request in requests:
+            with pytest.raises(EngineStoppedError, match="was closed"):
+                request.result(5)
+        assert len(requests[0].tokens) < 20
+
+
 def test_an_engine_that_is_dropped_ends_its_thread(backbone):
     threads = set(threading.enumerate())
     engine = backbone.engine(**SMALL)
@@ -287,3 +344,32 @@ def test_waiting_has_an_end(backbone):
         with pytest.raises(TimeoutError, match="isn't done yet"):
             request.result(0.0)
         assert len(request.result(20).tokens) == 60
+
+
+def test_an_engine_that_is_garbage_to_its_own_thread_ends_it(backbone, monkeypatch):
+    """Garbage is collected in any thread; one can't wait for itself."""
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: lost.append(str(found.exc_value)))
+    monkeypatch.setattr(sys, "excepthook", lambda *found: lost.append(str(found[1])))
+    threads = set(threading.enumerate())
+    engine = backbone.engine(**SMALL)
+    (loop,) = set(threading.enumerate()) - threads
+
+    def collect(module, args, output):
+        gc.collect()
+
+    backbone.model.lm_head.register_forward_hook(collect)
+    with gated(backbone) as gate:
+        request = engine.submit("story", max_new_tokens=40, eos_token_id=None)
+        engine.itself = engine  # in a circle, so that it is left to the collector
+        gc.disable()
+        try:
+            del engine
+            gate.release(1000)
+            loop.join(10)
+        finally:
+            gc.enable()
+    assert not loop.is_alive()
+    assert not lost
+    with pytest.raises(EngineStoppedError):
+        request.result(5)

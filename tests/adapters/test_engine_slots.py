@@ -1,11 +1,18 @@
 """More adapters than slots: requests wait their turn, none for ever, and slots that others use stay theirs."""
 
+import gc
+import threading
+import time
+import weakref
+from contextlib import contextmanager
+
 import pytest
 
 from lorary.adapters import Backbone
 from lorary.adapters.engine import Request, admission
 from lorary.adapters.engine.decoding import Decoding
 from lorary.adapters.engine.step import Step
+from lorary.adapters.layer import step_cache
 from lorary.hub.errors import SlotsFullError
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
@@ -73,6 +80,20 @@ def test_a_slot_that_another_call_leaves_goes_to_who_waits(open_backbone):
                 waiting.result(0.3)
             assert engine.stats().waiting == 1
         assert waiting.result(10).text == expected
+
+
+def test_closing_waits_for_who_waits_for_a_slot(open_backbone):
+    backbone = open_backbone(1)
+    expected = backbone.generate("story", "a1", max_new_tokens=6)
+    engine = backbone.engine(**SMALL)
+    with backbone.using("a0"):
+        waiting = engine.submit("story", "a1", max_new_tokens=6)
+        closing = threading.Thread(target=engine.close, kwargs={"drain": True, "timeout": 20})
+        closing.start()
+        closing.join(0.1)
+        assert closing.is_alive()
+    closing.join(20)
+    assert waiting.result(0).text == expected
 
 
 def test_pinned_adapters_keep_their_slots(open_backbone):
@@ -162,3 +183,49 @@ def test_factors_are_laid_out_once_while_the_same_requests_go_on(open_backbone):
         assert {len(request.result(20).tokens) for request in requests} == {40}
         assert engine.stats().steps - steps >= 40
     assert len(laid_out) <= 12  # a few while they join and leave, not one for each of the steps
+
+
+def test_two_who_look_for_slots_at_once_begin_a_request_once(open_backbone, monkeypatch):
+    """The loop, for a slot that fell free, and callers who submit."""
+    backbone = open_backbone(1)
+    expected = backbone.generate("story", "a1", max_new_tokens=3)
+    lease = backbone._residency.lease
+
+    @contextmanager
+    def slowly(*asked, **settings):
+        with lease(*asked, **settings) as routing:
+            time.sleep(0.05)
+            yield routing
+
+    with backbone.engine(**SMALL) as engine:
+        with backbone.using("a0"):
+            waiting = engine.submit("story", "a1", max_new_tokens=3)
+            monkeypatch.setattr(backbone._residency, "lease", slowly)
+        others = []
+        while not waiting.done:
+            others.append(engine.submit("story", None, max_new_tokens=1))
+            time.sleep(0.005)
+        assert waiting.result().text == expected
+        assert all(request.result(10).tokens for request in others)
+        assert engine.stats().finished == 1 + len(others)
+
+
+def test_an_idle_loop_keeps_nothing_that_was_laid_out(open_backbone, monkeypatch):
+    backbone = open_backbone(3)
+    kept = []
+    make = step_cache.KeptBank.__init__
+
+    def noted(self, *asked):
+        kept.append(weakref.ref(self))
+        make(self, *asked)
+
+    monkeypatch.setattr(step_cache.KeptBank, "__init__", noted)
+    with backbone.engine(**SMALL) as engine:
+        requests = [engine.submit("story", name, max_new_tokens=4) for name in ("a0", "a1", None)]
+        assert all(request.result(10).tokens for request in requests)
+        deadline = time.monotonic() + 10
+        while any(bank() is not None for bank in kept) and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.01)
+        assert kept
+        assert all(bank() is None for bank in kept)

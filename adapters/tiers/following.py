@@ -168,4 +168,3 @@ def _watch(followed: weakref.ref[Following], stop: threading.Event) -> None:
             return
         with suppress(FollowWarning):  # where the user turned warnings into errors; it is in the stats too
             following.refresh()
-        del following

@@ -193,6 +193,19 @@ def test_a_version_that_cant_be_loaded_leaves_the_one_before(bases, backbone, re
     assert backbone.stats().followed[0].error is None
 
 
+def test_a_warning_that_is_an_error_does_not_end_the_looking(backbone, registry, versions):
+    backbone.follow("sql@prod", interval=0.02)
+    broken = versions["v3"]
+    change(broken, lambda tensors: [t.zero_() for key, t in tensors.items() if "lora_B" in key])
+    bad = registry.add(broken, name="sql", domain="code")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registry.alias("sql", "prod", bad.number)
+        until(lambda: backbone.stats().followed[0].error is not None)
+        registry.alias("sql", "prod", 2)
+        until(lambda: backbone.stats().followed[0].digest == registry.resolve("sql@2").digest)
+
+
 def test_lack_of_slots_passes(bases, registry, versions):
     backbone = Backbone.from_pretrained(str(bases("llama")), registry=registry, slots=1, slot_wait=0)
     backbone.follow("sql@prod", interval=3600)

@@ -169,19 +169,46 @@ def test_what_is_kept_serves_steps_of_other_rows(arena, spare, monkeypatch):
         residents[slot] = Resident(f"another in {slot}", RANKS[slot])
 
 
-def test_what_is_copied_late_is_not_taken_for_an_adapter_that_had_left_its_slot(arena):
+def test_steps_of_what_is_laid_out_copy_nothing_anew(arena, monkeypatch, without_c):
+    """However their rows change; only an adapter that wasn't there, or another one in its slot, is laid out."""
+    copied, read = [], bank.Bank.read
+    monkeypatch.setattr(bank.Bank, "read", lambda self, path: copied.append(path) or read(self, path))
+    keeper = StepCache()
+    residents = {slot: Resident(f"digest {slot}", rank) for slot, rank in RANKS.items()}
+
+    def copies(*slots):
+        copied.clear()
+        x = {path: torch.randn(len(slots), inputs) for path, (inputs, _) in SITES.items()}
+        with torch.no_grad():
+            for _ in range(2):
+                one_pass(keeper.packed(arena, {slot: residents[slot] for slot in slots if slot}, slots), x)
+        return len(copied)
+
+    assert copies(1, 2, 3) == len(SITES)
+    assert copies(3, 3, 2, 1) == 0
+    assert copies(0, 2, 3) == 0  # one is absent
+    assert copies(0, 1, 2, 3) == 0
+    assert copies(1, 2, 3, 4) == len(SITES)
+    assert copies(1, 0) == len(SITES)  # three of the four would be read by every step for nothing
+    residents[1] = Resident("another", 4)
+    assert copies(1, 0) == len(SITES)
+
+
+@pytest.mark.parametrize("last", [(1, 2), (0, 2)])
+def test_what_is_copied_late_is_not_taken_for_an_adapter_that_had_left_its_slot(arena, last):
     """A module that only some steps reach is copied when one does, and by then a slot may hold something else."""
-    keeper, one, two = StepCache(), Resident("one", 4), Resident("two", 2)
+    keeper, residents = StepCache(), {1: Resident("one", 4), 2: Resident("two", 2)}
     x = {"q": torch.randn(2, 6), "o": torch.randn(2, 8)}
     with torch.no_grad():
-        keeper.packed(arena, {1: one, 2: two}, (1, 2)).add("q", x["q"], torch.ones(2, 8))
+        keeper.packed(arena, residents, (1, 2)).add("q", x["q"], torch.ones(2, 8))
         at_home = pack(arena.layout, {path: arena.read(2, path, 2) for path in SITES})
         arena.place(2, pack(arena.layout, {"o": LowRank(torch.randn(2, 8), torch.randn(6, 2), None, 1.0)}))
-        step = keeper.packed(arena, {1: one}, (1, 1))
+        step = keeper.packed(arena, {1: residents[1]}, (1, 1))
         step.add("o", x["o"], torch.ones(2, 6))  # copies for slot 2 too, which isn't that of `two` at present
         arena.place(2, at_home)
-        out = keeper.packed(arena, {1: one, 2: two}, (1, 2)).add("o", x["o"], torch.ones(2, 6))
-    torch.testing.assert_close(out, expected(arena, "o", (1, 2), x["o"], torch.ones(2, 6)), atol=1e-5, rtol=1e-5)
+        present = {slot: residents[slot] for slot in last if slot}
+        out = keeper.packed(arena, present, last).add("o", x["o"], torch.ones(2, 6))
+    torch.testing.assert_close(out, expected(arena, "o", last, x["o"], torch.ones(2, 6)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

@@ -1,6 +1,7 @@
 """Slots: swaps while calls are in flight, eviction, pins, growth, threads."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -101,9 +102,11 @@ def test_more_adapters_than_slots(bases, adapters):
     assert backbone.stats().slots_used == 2
     for name in ("a", "b", "c", "a", "c"):
         assert torch.equal(logits(backbone, name), alone[name])
-    assert backbone.stats().evictions >= 3
-    with pytest.raises(SlotsFullError, match="of 2 slots"):
+    evictions = backbone.stats().evictions
+    assert evictions >= 3
+    with pytest.raises(SlotsFullError, match="3 different adapters in one batch are beyond the number of 2 slots"):
         backbone.generate(["profit"] * 3, ["a", "b", "c"], max_new_tokens=1)
+    assert backbone.stats().evictions == evictions  # nobody lost a slot to what can't be
 
 
 def logits_of(bases, folder):
@@ -123,6 +126,34 @@ def test_pinned_adapters_stay(bases, adapters):
     with pytest.raises(SlotsFullError, match="2 are pinned"):
         logits(backbone, "b")
     backbone.unpin("a")
+    logits(backbone, "b")
+
+
+def test_a_pin_of_a_name_that_is_not_there(bases, adapters):
+    """Or that is gone by the time its slot is free: what is loaded under it later isn't pinned."""
+    folders = adapters(a={}, b={})
+    backbone = llama(bases, slots=1)
+    for change in (backbone.pin, backbone.unpin):
+        with pytest.raises(UnknownReferenceError, match="no adapter 'a' is loaded"):
+            change("a")
+    backbone.load(folders["a"])
+    backbone.load(folders["b"])
+    found = []
+
+    def pin():
+        with pytest.raises(UnknownReferenceError):
+            backbone.pin("a")
+        found.append("refused")
+
+    with backbone.using("b"):
+        pinning = threading.Thread(target=pin)
+        pinning.start()
+        while pinning.is_alive() and not backbone._residency._waiting:
+            time.sleep(0.005)
+        backbone.unload("a")
+    pinning.join(20)
+    assert found == ["refused"]
+    backbone.load(folders["a"])
     logits(backbone, "b")
 
 

@@ -127,6 +127,24 @@ def test_a_file_that_changed_is_not_served(bases, folders):
     same(answers(backbone, made), before)
 
 
+def test_a_file_that_goes_away_as_soon_as_it_was_read(bases, folders, monkeypatch):
+    """What was read of it is served."""
+    made = folders(2)
+    expected = alone(bases, made)
+    backbone = llama(bases, slots=1, host_adapters=0)
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    files = backbone._residency._arrivals._origin
+    factors = files.factors
+
+    def gone(adapter, weights):
+        shutil.rmtree(made[adapter.name])
+        return factors(adapter, weights)
+
+    monkeypatch.setattr(files, "factors", gone)
+    same(answers(backbone, ["a0"]), {"a0": expected["a0"]})
+
+
 def test_two_names_share_one_content(bases, folders):
     made = folders(2)
     copy = shutil.copytree(made["a0"], made["a0"].parent / "copy")

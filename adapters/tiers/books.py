@@ -151,7 +151,14 @@ class Books:
         return None if held is None or shared else held.content
 
     def take_slot(self, adapter: Adapter, predecessor: Content | None, thread: int) -> tuple[int, Content | None]:
-        """A slot for ``adapter``, and the content that lost it: the least recently used idle one, if none was free.
+        """:meth:`find_slot`, with the content that has it out of it; raises what that does."""
+        slot, idle = self.find_slot(adapter, predecessor, thread)
+        if idle is not None:
+            del self.slot_of[idle]
+        return slot, idle
+
+    def find_slot(self, adapter: Adapter, predecessor: Content | None, thread: int) -> tuple[int, Content | None]:
+        """A slot for ``adapter``, and the content that has it: the least recently used idle one, if none is free.
 
         Raises:
             SlotsBusyError: every slot is pinned or in use, and other threads' calls will give some back.
@@ -165,7 +172,7 @@ class Books:
         unread = [held for held in self.slot_of if held not in self.readers]
         idle = next((held for held in unread if held not in pinned), predecessor if predecessor in unread else None)
         if idle is not None:
-            return self.slot_of.pop(idle), idle
+            return self.slot_of[idle], idle
         message = (
             f"no slot for {adapter.name!r}: of {self.slots} slots {sum(held in pinned for held in self.slot_of)} are "
             "pinned and the others are in use by running calls; unpin one, use fewer adapters in a batch, or open the "

@@ -242,6 +242,7 @@ class Residency:
                 f"{len(distinct)} different adapters in one batch are beyond the number of {self.slots} slots; use "
                 "fewer in a batch, or open the backbone with more slots"
             )
+        waited = False
         while True:
             with self._lock:
                 seen = self._released
@@ -253,18 +254,29 @@ class Residency:
                     return 0
                 predecessor = self._books.predecessor(replacing) if replacing else None
             try:
+                # Who may wait reads ahead meanwhile, once; else a file that the host has no room for is read in vain.
+                if weights is None and (waited or time.monotonic() >= deadline):
+                    self._demand_slots(missing, predecessor, reader)
                 self._arrivals.bring(missing, thread=reader.thread, predecessor=predecessor, weights=weights)
             except SlotsBusyError:
                 self._leave(distinct, reader)
                 if time.monotonic() >= deadline:
                     raise
                 self._wait(seen + 1, deadline)
+                waited = True
             else:
                 with self._lock:
                     self._books.touch(distinct)
                     self.figures.hits += len(distinct) - len(missing)
                     self.figures.misses += len(missing)
                 return len(missing)
+
+    def _demand_slots(self, missing: Sequence[Adapter], predecessor: Content | None, reader: Reader) -> None:
+        """Raise, as :meth:`Books.find_slot` does, unless each adapter whose file would be read can have a slot now."""
+        with self._lock:
+            for adapter in missing:
+                if adapter.content.block is None and adapter.content not in self._books.slot_of:
+                    self._books.find_slot(adapter, predecessor, reader.thread)
 
     def _leave(
         self, contents: Collection[Content], reader: Reader, took: tuple[int, float, float] | None = None

@@ -1,6 +1,7 @@
 """More adapters than slots: requests wait their turn, none for ever, and slots that others use stay theirs."""
 
 import gc
+import shutil
 import threading
 import time
 import weakref
@@ -13,7 +14,7 @@ from lorary.adapters.engine import Request, admission
 from lorary.adapters.engine.decoding import Decoding
 from lorary.adapters.engine.step import Step
 from lorary.adapters.layer import step_cache
-from lorary.hub.errors import SlotsFullError
+from lorary.hub.errors import CheckpointError, SlotsFullError
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 SMALL = {"cache_tokens": 1024, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
@@ -24,8 +25,8 @@ NAMES = ["a0", "a1", "a2", "a3", "a4"]
 def open_backbone(bases, kinds):
     """A function: a tiny Llama with five adapters and so many slots."""
 
-    def open_with(slots):
-        backbone = Backbone.from_pretrained(str(bases("llama")), slots=slots)
+    def open_with(slots, **settings):
+        backbone = Backbone.from_pretrained(str(bases("llama")), slots=slots, **settings)
         for name, kind in zip(NAMES, ("small", "other", "large", "dora", "output"), strict=True):
             backbone.load(kinds(kind), name)
         return backbone
@@ -107,6 +108,48 @@ def test_pinned_adapters_keep_their_slots(open_backbone):
         evictions = held.evictions
         assert engine.submit("story", "a0", max_new_tokens=4).result(10).tokens
         assert backbone.stats().evictions == evictions  # it was there all the time
+
+
+def test_requests_of_adapters_that_have_slots_run_at_once(open_backbone):
+    """Pinned, or running already; however few slots its requests may have."""
+    backbone = open_backbone(2)
+    backbone.pin("a0")
+    with backbone.engine(**SMALL, spare_slots=1) as engine:
+        requests = [
+            engine.submit("story", name, max_new_tokens=60, eos_token_id=None) for name in ("a1", "a0", "a1", "a0")
+        ]
+        assert engine.stats().running == 4
+        assert not any(request.done for request in requests)
+
+
+def test_files_that_are_gone_when_a_slot_is_free_fail_their_request_alone(bases, kinds, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("llama")), slots=1, host_adapters=0)
+    for name in ("a0", "a1"):
+        backbone.load(shutil.copytree(kinds("small" if name == "a0" else "other"), tmp_path / name))
+    expected = backbone.generate("story", "a0", max_new_tokens=4)
+    with backbone.engine(**SMALL) as engine:
+        with backbone.using("a0"):
+            requests = [engine.submit("story", name, max_new_tokens=4) for name in ("a1", "a0", None)]
+            shutil.rmtree(tmp_path / "a1")
+        with pytest.raises(CheckpointError, match="can't be read"):
+            requests[0].result(10)
+        assert requests[1].result(10).text == expected
+        assert requests[2].result(10).tokens
+        assert engine.stats().failed == 1
+
+
+def test_a_request_that_waits_for_a_slot_has_its_file_read_by_no_step(open_backbone):
+    """Where the host keeps no adapters, it is read when there is a slot for it."""
+    backbone = open_backbone(1, host_adapters=0)
+    expected = backbone.generate("story", "a1", max_new_tokens=4)
+    with backbone.engine(**SMALL) as engine:
+        with backbone.using("a0"):
+            waiting = engine.submit("story", "a1", max_new_tokens=4)
+            reads = backbone.stats().disk_reads
+            assert engine.submit("story", None, max_new_tokens=20, eos_token_id=None).result(10).tokens
+            assert backbone.stats().disk_reads == reads
+        assert waiting.result(10).text == expected
+        assert backbone.stats().disk_reads == reads + 1
 
 
 def test_a_slot_that_will_never_be_free_is_an_error(open_backbone):

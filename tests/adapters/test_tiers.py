@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 import warnings
 
 import pytest
@@ -345,6 +346,27 @@ def test_a_call_waits_for_a_slot_that_another_thread_gives_back(bases, folders):
     threading.Timer(0.2, done.set).start()
     same(answers(backbone, ["a1"]), alone(bases, {"a1": made["a1"]}))
     holder.join()
+
+
+def test_a_call_that_waits_for_a_slot_reads_its_file_no_more_whenever_another_ends(bases, folders):
+    """Once before it waits, and once for the slot, where the host keeps nothing."""
+    made = folders(2)
+    backbone = llama(bases, slots=1, host_adapters=0)
+    for name, folder in made.items():
+        backbone.load(folder, name)
+    found = []
+    with backbone.using("a0"):
+        waiter = threading.Thread(target=lambda: found.append(answers(backbone, ["a1"])))
+        reads = backbone.stats().disk_reads
+        waiter.start()
+        while waiter.is_alive() and not backbone._residency._waiting:
+            time.sleep(0.001)
+        for _ in range(10):
+            backbone.logits(ROW, None)
+            time.sleep(0.01)
+    waiter.join(30)
+    same(found[0], alone(bases, {"a1": made["a1"]}))
+    assert backbone.stats().disk_reads - reads <= 2
 
 
 def test_a_grown_arena_takes_what_waited_on_the_host(bases, folders, tmp_path):

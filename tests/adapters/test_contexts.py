@@ -85,7 +85,7 @@ def test_a_block_broken_off_anywhere_leaves_nothing_behind(backbone, monkeypatch
 def test_a_model_that_outlives_its_block_is_refused(backbone):
     with backbone.using("a") as model:
         pass
-    with pytest.raises(RoutingError, match="has ended"):
+    with pytest.raises(RoutingError, match="block that gave this model has ended; enter another"):
         model(input_ids=IDS)
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from lorary.adapters.engine.compatibility import Comparison
+from lorary.adapters.engine.request import WATCH_SECONDS
 from lorary.hub.errors import (
     EngineStoppedError,
     RequestCancelledError,
@@ -324,6 +326,7 @@ def test_closing_waits_for_no_longer_than_it_is_told(backbone):
             with pytest.raises(EngineStoppedError, match="was closed"):
                 request.result(5)
         assert len(requests[0].tokens) < 20
+        assert (engine.stats().waiting, engine.stats().running) == (0, 0)
 
 
 def test_an_engine_that_is_dropped_ends_its_thread(backbone):
@@ -336,6 +339,55 @@ def test_an_engine_that_is_dropped_ends_its_thread(backbone):
     gc.collect()
     loop.join(5)
     assert not loop.is_alive()
+
+
+def test_a_piece_comes_with_its_token(backbone):
+    with backbone.engine(**SMALL) as engine:
+        with gated(backbone) as gate:
+            request = engine.submit("story", "one", max_new_tokens=3, eos_token_id=None)
+            pieces, read = iter(request), []
+            for place in range(1, 3):
+                gate.release()
+                read.append(next(pieces))
+                assert len(request.tokens) == place
+        assert "".join([*read, *pieces]) == request.result(10).text
+    with pytest.raises(EngineStoppedError, match="was closed"):  # as the block has ended
+        engine.submit("story")
+
+
+def test_waiting_is_as_long_as_it_is_told(backbone, monkeypatch):
+    with backbone.engine(**SMALL) as engine, gated(backbone) as gate:
+        request = engine.submit("story", "one", max_new_tokens=3, eos_token_id=None)
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match="isn't done yet"):
+            request.result(0.05)
+        assert time.monotonic() - began < WATCH_SECONDS
+        monkeypatch.setattr("lorary.adapters.engine.request.WATCH_SECONDS", 0.02)  # it looks around meanwhile
+        found = []
+        waiting = [threading.Thread(target=lambda most=most: found.append(request.result(most))) for most in (None, 20)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.1)
+        assert not found
+        gate.release(3)
+        for thread in waiting:
+            thread.join(20)
+        assert [len(completion.tokens) for completion in found] == [3, 3]
+
+
+def test_what_was_compared_as_it_opened_is_free(backbone, monkeypatch):
+    """It kept each row of logits."""
+    made = []
+
+    def comparison(inference):
+        made.append(weakref.ref(found := Comparison(inference)))
+        return found
+
+    monkeypatch.setattr("lorary.adapters.engine.engine.Comparison", comparison)
+    with backbone.engine(**SMALL):
+        gc.collect()
+        (found,) = made
+        assert found() is None
 
 
 def test_waiting_has_an_end(backbone):

@@ -119,7 +119,10 @@ def test_requests_of_adapters_that_have_slots_run_at_once(open_backbone):
             engine.submit("story", name, max_new_tokens=60, eos_token_id=None) for name in ("a1", "a0", "a1", "a0")
         ]
         assert engine.stats().running == 4
-        assert not any(request.done for request in requests)
+        waiting = engine.submit("story", "a2", max_new_tokens=3)
+        requests.append(engine.submit("story", "a1", max_new_tokens=60, eos_token_id=None))  # passes that one
+        assert (engine.stats().running, engine.stats().waiting) == (5, 1)
+        assert not any(request.done for request in (*requests, waiting))
 
 
 def test_files_that_are_gone_when_a_slot_is_free_fail_their_request_alone(bases, kinds, tmp_path):
@@ -158,6 +161,7 @@ def test_a_slot_that_will_never_be_free_is_an_error(open_backbone):
     with backbone.engine(**SMALL) as engine:
         with pytest.raises(SlotsFullError, match="of 1 slots 1 are pinned"):
             engine.submit("story", "a1", max_new_tokens=4).result(10)
+        assert engine.stats().waiting == 0
         assert engine.submit("story", "a0", max_new_tokens=4).result(10).tokens
         backbone.unpin("a0")
         assert engine.submit("story", "a1", max_new_tokens=4).result(10).tokens

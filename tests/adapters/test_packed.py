@@ -97,8 +97,9 @@ def test_wrong_lengths_are_refused(backbone):
         backbone.using(["small", None], lengths=[1, 2, 3]),
     ):
         pass
-    with pytest.raises(UsageError, match="at least one token"), backbone.using(["small", None], lengths=[3, 0]):
-        pass
+    for lengths in ([3, 0], [3, 1.5]):
+        with pytest.raises(UsageError, match="at least one token"), backbone.using(["small", None], lengths=lengths):
+            pass
     with (
         torch.no_grad(),
         backbone.using(["small", "large"], lengths=[5, 5]) as model,

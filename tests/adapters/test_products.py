@@ -169,6 +169,20 @@ def test_what_is_kept_serves_steps_of_other_rows(arena, spare, monkeypatch):
         residents[slot] = Resident(f"another in {slot}", RANKS[slot])
 
 
+def test_no_more_is_kept_than_there_is_room_for(arena, monkeypatch, without_c):
+    """What is beyond is copied in every pass."""
+    copied, read = [], bank.Bank.read
+    monkeypatch.setattr(bank.Bank, "read", lambda self, path: copied.append(path) or read(self, path))
+    monkeypatch.setattr(bank, "COPIED_BYTES", 2 * 4 * (6 + 8) * 4)  # of "q" for two adapters
+    product = Products(arena, (1, 2), lambda path: 4)
+    x = {"q": torch.randn(2, 6), "k": torch.randn(2, 6), "o": torch.randn(2, 8)}
+    with torch.no_grad():
+        one_pass(product, x)
+        copied.clear()
+        one_pass(product, x)
+    assert copied == ["k", "o"]
+
+
 def test_steps_of_what_is_laid_out_copy_nothing_anew(arena, monkeypatch, without_c):
     """However their rows change; only an adapter that wasn't there, or another one in its slot, is laid out."""
     copied, read = [], bank.Bank.read

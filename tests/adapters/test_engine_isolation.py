@@ -12,6 +12,7 @@ import torch
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from lorary.adapters.engine.compatibility import Comparison
+from lorary.adapters.engine.loop import Router
 from lorary.adapters.engine.request import WATCH_SECONDS
 from lorary.hub.errors import (
     EngineStoppedError,
@@ -284,6 +285,24 @@ def test_a_crash_reaches_everybody(backbone):
     assert backbone.stats().slots_used == 1  # nothing is held any more
     with backbone.engine(**SMALL) as engine:
         assert engine.submit("story", "two", max_new_tokens=3).result(10).tokens
+
+
+def test_a_loop_that_is_gone_without_a_word_keeps_nobody_waiting(backbone, monkeypatch):
+    for waits in ("engine.admission", "engine.request"):
+        monkeypatch.setattr(f"lorary.adapters.{waits}.WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(Router, "fail_and_deliver", lambda *failure: None)
+    engine = backbone.engine(**SMALL | {"max_running": 1})
+    with gated(backbone):
+        requests = [engine.submit("story", name, max_new_tokens=20) for name in ("one", "two")]
+        handle = backbone.model.lm_head.register_forward_hook(lambda *_: 1 / 0)
+    for request in requests:
+        with pytest.raises(EngineStoppedError, match="thread has ended"):
+            request.result(20)
+    handle.remove()
+    engine.close(drain=True, timeout=20)
+    for name in ("one", "two"):
+        backbone.unload(name)
+    assert backbone.stats().slots_used == 0
 
 
 def test_closing_ends_what_runs_and_frees_the_cache(backbone):

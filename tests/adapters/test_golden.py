@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from lorary.adapters import Backbone
-from lorary.adapters.proving.golden import TOLERANCE, choose_rows, condense, load_tensors, write_golden
+from lorary.adapters.proving.golden import (
+    TOLERANCE,
+    choose_rows,
+    compare_golden,
+    condense,
+    effect_cosine,
+    load_tensors,
+    write_golden,
+)
+from lorary.hub.checkpoint import MANIFEST_NAME
 from lorary.hub.errors import CheckpointError, GoldenMismatchError
-from lorary.hub.manifest import Manifest
+from lorary.hub.manifest import Manifest, Numerics
 from methods import make_method
 from tiny import make_adapter
 from variants import change
@@ -76,8 +85,11 @@ def test_labels_of_the_manifest_are_shown(bases, tmp_path):
 
 
 def test_an_adapter_without_golden_logits(bases, tmp_path):
-    backbone, _ = with_golden(bases, tmp_path / "a")
+    backbone, adapter = with_golden(bases, tmp_path / "a")
     assert backbone.verify("foreign").matches is None
+    (adapter / MANIFEST_NAME).unlink()  # whose rows would say what the logits are of
+    backbone.load(adapter)
+    assert backbone.verify("a").matches is None
 
 
 def test_rows_that_dont_fit_the_manifest(bases, tmp_path):
@@ -112,7 +124,7 @@ def test_rows_that_the_backbone_cant_read(bases, tmp_path, method, row):
         with pytest.raises(CheckpointError, match=r"golden rows: expected from 1 to 64 tokens below 44, found"):
             backbone.load(adapter)
     assert backbone.adapters == []
-    replace(manifest, golden_rows=((7, 43),)).write(adapter)
+    replace(manifest, golden_rows=((7, 43), (7,) * 64)).write(adapter)
     backbone.load(adapter)
 
 
@@ -124,6 +136,40 @@ def test_logits_of_another_shape_are_an_error_in_any_arithmetic(bases, tmp_path)
         backbone.load(adapter)
         with pytest.raises(GoldenMismatchError, match=r"expected logits of shape \[4\], found \[3\]"):
             backbone.verify("a")
+
+
+@pytest.mark.parametrize(("quantization", "dtype", "limit"), [
+    ("none", "float32", 1e-4), ("nf4", "bfloat16", 5e-2), ("none", "float16", 1e-2), ("int8", "float32", 0.1),
+    ("int8", "bfloat16", 0.1),
+])  # fmt: skip
+def test_how_far_logits_may_differ(quantization, dtype, limit):
+    """Relative to 1 + the row's largest logit; the worst of all rows is told."""
+    numerics = Numerics(quantization, dtype, "cpu")
+    golden = [torch.tensor([-3.0, 2.0]), torch.tensor([0.0, 1.0])]
+    moved = [torch.tensor([0.0, 4 * 0.9 * limit]), torch.tensor([2 * 0.5 * limit, 0.0])]
+    found = compare_golden(golden, [row + move for row, move in zip(golden, moved, strict=True)], numerics)
+    assert found == pytest.approx(0.9 * limit, rel=0.01)
+    for wrong in (4 * 1.1 * limit, torch.nan, torch.inf):
+        for place in range(2):
+            rows = [row.clone() for row in golden]
+            rows[place][0] += wrong / (1 + place)
+            with pytest.raises(GoldenMismatchError, match=f"golden row {place}: logits differ by"):
+                compare_golden(golden, rows, numerics)
+
+
+def test_the_cosine_is_that_of_what_the_adapter_adds():
+    """Over all rows together, and whatever the bare backbone answers."""
+    bare = [torch.tensor([90.0, -70.0]), torch.tensor([50.0, 80.0])]
+    added = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])]
+    golden = [row + more for row, more in zip(bare, added, strict=True)]
+    for actual, cosine in (
+        ([3 * more for more in added], 1),
+        ([-more for more in added], -1),
+        ([torch.tensor([0.0, 5.0]), torch.tensor([5.0, 0.0])], 0),
+        ([added[0], torch.zeros(2)], 5**-0.5),
+    ):
+        rows = [row + more for row, more in zip(bare, actual, strict=True)]
+        assert effect_cosine(golden, rows, bare) == pytest.approx(cosine, abs=1e-4)
 
 
 def test_rows_are_spread_over_those_given():

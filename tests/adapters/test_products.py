@@ -79,6 +79,20 @@ def test_each_row_gets_its_own_product_in_every_pass(arena, slots, kept, monkeyp
                     torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("slots", [(1, 1, 2), (1, 2), (3, 1, 3, 3, 3, 2)])
+def test_passes_of_more_rows_in_one_call(arena, slots):
+    """Beams, answers, or tokens one after the other: other groups than those of the rows as they were given."""
+    product = Products(arena, slots, lambda path: 4)
+    with torch.no_grad():
+        for repeats in (1, 2, 5, 1, 2):
+            repeated = [slot for slot in slots for _ in range(repeats)]
+            shared = torch.randn(len(repeated), 6)
+            x = {"q": shared, "k": shared, "o": torch.randn(len(repeated), 8)}
+            for path, out in one_pass(product, x).items():
+                want = expected(arena, path, repeated, x[path], torch.ones_like(out))
+                torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+
+
 def test_sites_that_share_an_input_share_a_product(arena, monkeypatch, without_c):
     made = []
     project = products.project

@@ -29,11 +29,11 @@ def registry(tmp_path):
 
 @pytest.fixture
 def add(bases, backbones, registry, tmp_path):
-    """Register an adapter with golden logits; ``altered`` changes its folder before that."""
+    """Register an adapter with golden logits of a backbone (``on``); ``altered`` changes its folder before that."""
 
-    def add(name, family="bert", seed=1, altered=None, **fields):
+    def add(name, family="bert", seed=1, altered=None, on=None, **fields):
         folder = make_adapter(bases(family), tmp_path / name, task=TASK, seed=seed)
-        backbone = backbones[family]
+        backbone = on or backbones[family]
         backbone.load(folder, name)
         manifest = Manifest(
             task=TASK,
@@ -68,6 +68,13 @@ def test_sound_versions_on_two_bases_give_no_finding(add, registry, monkeypatch)
     monkeypatch.setattr(Backbone, "from_pretrained", lambda base, **more: opened.append(base) or usual(base, **more))
     assert found(registry) == {}
     assert len(opened) == 2  # one for each base
+
+
+@pytest.mark.parametrize("arithmetic", [{"quantization": "nf4"}, {"dtype": "bfloat16"}], ids=str)
+def test_each_is_judged_in_the_arithmetic_of_its_training(add, bases, registry, arithmetic):
+    add("usual", seed=1)
+    add("other", seed=2, on=Backbone.from_pretrained(str(bases("bert")), **arithmetic))
+    assert found(registry) == {}  # else a note would say that they are compared, not judged
 
 
 def test_a_version_that_answers_otherwise_is_an_error(add, registry, tmp_path, capsys):

@@ -111,7 +111,7 @@ class Loads(Assembly):
         Args:
             reference: what to follow, in the registry.
             name: the name to load it under; the adapter's own unless given.
-            interval: seconds between two looks at the registry's change counter.
+            interval: seconds between two looks at the registry's change counter; of several names, the shortest holds.
 
         Raises:
             UsageError: the reference can't move; and all that :meth:`load` raises.

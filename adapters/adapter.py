@@ -117,6 +117,8 @@ def _task_of_class(config: Mapping[str, Any]) -> str:
     name = str(mapping.get("base_model_class")) if isinstance(mapping, Mapping) else ""
     if name.endswith(GENERATING_CLASSES):
         return "text-generation"
+    if name.endswith("ForMaskedLM"):
+        return "fill-mask"
     ends = {auto.removeprefix("AutoModel"): task for task, auto in TASK_CLASSES.items()}
     # Without a task type PEFT saves a head only where the config names it; without one, it is the states that are left.
     found = next((task for end, task in ends.items() if name.endswith((end, f"{end}Simple"))), None)

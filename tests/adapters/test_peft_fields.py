@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorary.adapters import Backbone
-from tiny import make_adapter, peft_reference
+from tiny import make_adapter, make_base, peft_reference
 
 ROW = [7, 8, 9, 10, 11]
 PROMPT = "profit rose the bank"
@@ -179,3 +179,19 @@ def test_a_classifier_without_a_task_type(bases, tmp_path):
     want = peft_answer(peft_reference(bases("bert"), headed, task="text-classification"))
     torch.testing.assert_close(backbone.logits([ROW], "headed")[0], want, atol=1e-5, rtol=1e-5)
     assert backbone.load(headless).task == "feature-extraction"
+
+
+def test_a_masked_language_model_without_a_task_type(tmp_path):
+    """PEFT has no task type for it, so the class that it notes is all that a plain adapter can say."""
+    from transformers import AutoModelForMaskedLM, pipeline
+
+    base = make_base("bert", tmp_path / "base")
+    AutoModelForMaskedLM.from_pretrained(base).save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "it", task="fill-mask", target_modules=["query", "value"])
+    backbone = Backbone.from_pretrained(str(base))
+    assert backbone.load(adapter).task == "fill-mask"
+    model = peft_reference(base, adapter, task="fill-mask").base_model.model
+    wanted = pipeline("fill-mask", model=model, tokenizer=backbone.tokenizer)("profit [MASK] the bank", top_k=2)
+    found = backbone.predict("profit [MASK] the bank", "it", top_k=2)
+    assert [one["token_str"] for one in found] == [one["token_str"] for one in wanted]
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in wanted], abs=1e-5)

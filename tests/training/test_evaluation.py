@@ -12,7 +12,7 @@ from lorary.hub.errors import BaseMismatchError, DataError, RecipeError, Unknown
 from lorary.training import evaluate, train
 from lorary.training.tasks import TASKS
 from runs import SHORT
-from samples import tone_rows, write_jsonl
+from samples import summary_rows, tone_rows, write_jsonl
 
 MORE = {
     "text-generation": {"generation.rows": 2, "generation.max_new_tokens": 8},
@@ -132,6 +132,24 @@ def test_a_foreign_adapter_without_a_manifest(tone, tmp_path, bases):
     with torch.no_grad():
         guessed = [int(model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax()) for row in rows]
     assert [answer.found for answer in found.adapters[0].answers] == [f"LABEL_{guess}" for guess in guessed]
+
+
+def test_a_foreign_adapter_is_for_what_the_catalogue_has_it_for(bases, registry, tmp_path):
+    """Of encoder-decoders and masked models PEFT's task type says too little or nothing; who imports it does."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSeq2SeqLM
+
+    config = LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM", init_lora_weights=False)
+    get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(bases("t5")), config).save_pretrained(tmp_path / "brief")
+    registry.add(tmp_path / "brief", name="brief", domain="finance", task="summarization")
+    rows = write_jsonl(tmp_path / "rows.jsonl", summary_rows(4))
+    settings = {"device": "cpu", "base": bases("t5"), "training.max_length": 32, "generation.max_new_tokens": 4}
+    found = evaluate(["brief"], rows, registry, settings=settings)
+    assert found.task == "summarization"
+    assert "rougeL" in found.adapters[0].metrics
+    settings["task"] = "translation"
+    columns = {"data.columns.source": "text", "data.columns.target": "summary"}
+    assert evaluate(["brief"], rows, registry, settings=settings | columns).task == "translation"
 
 
 def test_other_columns(tone, tmp_path):

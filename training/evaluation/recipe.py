@@ -70,12 +70,14 @@ def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: I
         raise UsageError(f"--set {unread[0]}: nothing is trained, so it has no say here; leave it out")
     if base is None:
         raise UsageError(f"{source.reference} doesn't name its base; pass it with --base")
-    told = {"name": source.name, "domain": "evaluation", "task": task_of(checkpoint), "base": base, "data.train": data}
+    # Whoever imported a foreign adapter said what PEFT's task type leaves open.
+    task = source.task or task_of(checkpoint)
+    told = {"name": source.name, "domain": "evaluation", "task": task, "base": base, "data.train": data}
     if not (Path(data).expanduser() / "state.json").is_file():  # a table that was saved alone has no splits
         told["data.train_split"] = "test"
     if checkpoint.manifest is not None:
         told |= _of_manifest(checkpoint.manifest) | _of_run(checkpoint.manifest, data, other_base="base" in given)
-    told |= _of_labels(checkpoint, given)
+    told |= _of_labels(checkpoint, task, given)
     flags = {key: value for key, value in {**told, **flags}.items() if value is not None}
     return _with_own_labels(Recipe.from_flags(flags, overrides), source)
 
@@ -101,14 +103,14 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
     return told
 
 
-def _of_labels(checkpoint: Checkpoint, given: set[str]) -> dict[str, Any]:
+def _of_labels(checkpoint: Checkpoint, task: str, given: set[str]) -> dict[str, Any]:
     """The labels' names, LABEL_0 and so on where only the head's shape tells of them; a head of one is regression's.
 
     ``given``: the settings that say otherwise.
     """
-    task, manifest = task_of(checkpoint), checkpoint.manifest
     if task not in LABELLED:
         return {}
+    manifest = checkpoint.manifest
     labels = list(labels_of(checkpoint))
     problem = manifest.problem_type if manifest else (REGRESSION if len(labels) == 1 else None)
     told: dict[str, Any] = {"problem_type": problem}

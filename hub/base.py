@@ -46,7 +46,8 @@ def fingerprint(architecture: Mapping[str, Any], tensors: Iterable[tuple[str, tu
 class BaseMatch:
     """What comparing an adapter's base with a backbone came to.
 
-    ``same`` is None when the adapter doesn't say which base it was trained on; ``notes`` are lines for the user.
+    ``same`` is None where the adapter doesn't say which base it was trained on, or the backbone's can't be told;
+    ``notes`` are lines for the user.
     """
 
     same: bool | None
@@ -55,8 +56,10 @@ class BaseMatch:
 
 def compare(adapter: BaseIdentity | None, backbone: BaseIdentity) -> BaseMatch:
     """Is ``backbone`` the base that the adapter was trained on? The fingerprint decides, the rest makes notes."""
-    if adapter is None or adapter.fingerprint is None or backbone.fingerprint is None:
+    if adapter is None or adapter.fingerprint is None:
         return BaseMatch(None, ("base unverified: the adapter doesn't carry its base's fingerprint",))
+    if backbone.fingerprint is None:  # in float16, or of a part of a model
+        return BaseMatch(None, ("base unverified: the base in memory has no fingerprint, as in float16",))
     notes = []
     if public_base(adapter.id) != public_base(backbone.id):
         notes.append(f"trained on {adapter.id!r}, loaded on {backbone.id!r}")

@@ -457,3 +457,13 @@ def test_half_a_character_is_named_by_its_row(make_recipe, tmp_path):
     file.write_text('{"text": "fine", "label": "a"}\n{"text": "cut \\ud83d", "label": "b"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"cut.jsonl, row 2, text: holds half of a character"):
         load_data(make_recipe(**{"data.train": str(file)}))
+
+
+def test_a_folder_that_cannot_be_a_dataset_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "train.jsonl", tone_rows(3))
+    assert len(read_source(".").rows) == 3
+    for end, why in (('{"text": "x", "label": ', "JSON parse error"), ('{"tokens": ["x"]}', "don't have the same col")):
+        (tmp_path / "train-2.jsonl").write_text(f"{end}\n")
+        with pytest.raises(DataError, match=rf"can't be loaded as a dataset \(split 'train'\): .*{why}"):
+            read_source(".")

@@ -65,7 +65,8 @@ def read_source(text: str, *, split: str = "train", subset: str | None = None, r
     path = Path(text).expanduser()
     if is_data_file(text) and not path.is_dir():
         return _read_file(path, text)
-    return _read_dataset(str(path) if path.is_dir() else text, text, split, subset, revision)
+    # Whole, since a folder that is called `.` has no name for the library.
+    return _read_dataset(str(path.resolve()) if path.is_dir() else text, text, split, subset, revision)
 
 
 def report(subject: str, problems: list[str], count: int | None = None) -> DataError:
@@ -131,7 +132,7 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
     except LoraryError:
         raise
     except Exception as error:  # the library raises a dozen kinds of its own and its file systems'
-        raise DataError(shown, [f"can't be loaded as a dataset (split {split!r}): {first_line(error)}"]) from error
+        raise DataError(shown, [f"can't be loaded as a dataset (split {split!r}): {_reason(error)}"]) from error
     finally:
         datasets.enable_progress_bars()
     named = with_label_names(as_written(table, table.features.arrow_schema, json_text=False), table.features)
@@ -147,6 +148,18 @@ def _read_dataset(location: str, shown: str, split: str, subset: str | None, rev
         hashes = _hash_folder(folder)
         return Source(shown, rows, hash_of_all(hashes), files=hashes if len(hashes) <= MOST_HASHES else None)
     return Source(shown, rows, revision=_commit(table, location, revision) or revision)
+
+
+def _reason(error: Exception) -> str:
+    """Why ``datasets`` couldn't make a table: of an error while it did, the one beneath says so."""
+    from datasets.exceptions import DatasetGenerationError
+    from datasets.table import CastError
+
+    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        if isinstance(error.__cause__, CastError):
+            return "its files don't have the same columns; name one of them, or put those of a kind into a folder"
+        return first_line(error.__cause__)
+    return first_line(error)
 
 
 def _hash_folder(folder: Path) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +120,34 @@ def test_the_command_prints_draws_and_gives_json(make_small, tmp_path, capsys):
     assert [point["rows"] for point in told["points"]] == [8, 16]
     assert told["metric"] == "f1"
     assert told["advice"]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("nowhere/curve.png", "there is no folder"),
+        (".", "it is a folder"),
+        ("curve", "expected a name that ends in one of .*png"),
+        ("recipe.yaml", "expected a name that ends in one of .*png"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_trained(
+    place, words, make_recipe, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lorary.training.experiments.curve.load_data", lambda *args: pytest.fail("rows were read"))
+    (tmp_path / "recipe.yaml").write_text(make_recipe(**{"output": None}).to_yaml())
+    assert main(["curve", "recipe.yaml", "--plot", place]) == 2
+    assert re.search(f"--plot {re.escape(place)}: {words}", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_takes_the_plot_but_not_the_figures(make_small, tmp_path, capsys):
+    recipe = make_small(rows=16, **{"training.max_steps": 1, "output": None})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    words = ["curve", str(tmp_path / "recipe.yaml"), "--points", "2", "--seeds", "1", "--json"]
+    assert main([*words, "--plot", str(tmp_path / "full.png")]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["points"]
+    assert "the curve can't be written there" in told.err

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.errors import DataError, OutputError, RecipeError
+from lorary.hub.errors import DataError, OutputError, RecipeError, UsageError
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.registry import Registry
 from lorary.training.data import Example, load_data
@@ -227,6 +227,20 @@ def _power_law(rows: Sequence[int], means: Sequence[float], metric: str) -> floa
         return None
     error = math.exp(level + slope * (math.log(2 * rows[-1]) - centre))
     return error if low else 1 - error
+
+
+def demand_place(path: Path) -> None:
+    """Raise UsageError where :func:`plot` can't draw into a file: known before the hours that a curve takes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"--plot {path}: it is a folder; name a file in it")
+    if path.suffix[1:].lower() not in (kinds := FigureCanvasBase.filetypes):
+        raise UsageError(
+            f"--plot {path}: expected a name that ends in one of {', '.join(f'.{kind}' for kind in kinds)}"
+        )
 
 
 def plot(curve: Curve, path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, SetOption, given_path, open_registry, run_folder
-from lorary.hub.cli.output import print_json, print_line, print_table, short_number
+from lorary.hub.cli.output import print_json, print_line, print_note, print_table, short_number
 from lorary.hub.pretrained_bases import bases_of
+
+if TYPE_CHECKING:
+    from lorary.training.experiments.curve import Curve
 
 EXAMPLES = (
     "lorary curve recipe.yaml",
@@ -57,24 +60,32 @@ def command(
         settings = recipe_of(run, Recipe, catalogue, "curve")
     else:
         settings = Recipe.load(recipe, set_ or ())
-    from lorary.training.experiments.curve import learning_curve
+    from lorary.training.experiments.curve import demand_place, learning_curve
     from lorary.training.experiments.curve import plot as draw
     from lorary.training.progress import BarReporter
 
+    if plot is not None:
+        demand_place(plot)
     with BarReporter(settings.name) as reporter, bases_of(catalogue):
         curve = learning_curve(
             settings, catalogue, points=points, seeds=seeds, smallest=smallest, progress=reporter, resume=run or resume
         )
-    if plot is not None:
-        draw(curve, plot)
+    # Before the plot, which may find the disk full: what took hours to measure isn't lost with it.
     if as_json:
         print_json({
             "metric": curve.metric, "held_out_rows": curve.held_out, "baselines": curve.baselines,
             "points": [{"rows": point.rows, "metrics": point.metrics} for point in curve.points],
             "advice": curve.advice,
         })  # fmt: skip
-        return
-    first = settings.training.seed
+    else:
+        _show(curve, settings.training.seed)
+    if plot is not None:
+        draw(curve, plot)
+        print_note(f"Drawn in {plot}", aside=as_json)
+
+
+def _show(curve: Curve, first: int) -> None:
+    """``first``: the first seed."""
     print_table(
         [
             {
@@ -94,5 +105,3 @@ def command(
         if curve.metric in values:
             print_line(f"{split}: {curve.metric} {short_number(values[curve.metric])}")
     print_line(curve.advice)
-    if plot is not None:
-        print_line(f"Drawn in {plot}")

@@ -74,7 +74,7 @@ def train(
         raise UsageError("strategy 'direct' trains nothing; lorary.training.measure(recipe) measures the base as it is")
     reporter = progress or Reporter()
     registry = registry or Registry()
-    _check_registry(recipe, registry)
+    demand_room(recipe, registry)
     unfinished = choose_run(recipe, resume, registry)
     if resume is not False and (version := registered_run(unfinished.final, registry)):
         reporter.note(f"{unfinished.final} is finished already: it is {version.reference}")
@@ -186,8 +186,13 @@ def take_part(recipe: Recipe, group: Group) -> None:
         lend()  # and while it checks the files
 
 
-def _check_registry(recipe: Recipe, registry: Registry) -> None:
-    """What the catalogue would refuse after the run is refused before it."""
+def demand_room(recipe: Recipe, registry: Registry) -> None:
+    """What the catalogue would refuse after the run is refused before it.
+
+    Raises:
+        RegistryConflictError: it has the recipe's name with another domain or task.
+        RegistryError: it can't be written.
+    """
     place = next(path for path in (registry.path, *registry.path.parents) if path.exists())
     if not os.access(place, os.W_OK) or (place != registry.path and not place.is_dir()):
         raise RegistryError(f"{registry.path}: can't be written; name another registry, or make it writable")

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from lorary.hub.cli.output import print_error, print_json, print_note, print_table, short_number, version_json
-from lorary.hub.errors import InterruptedRunError, LoraryError, ProblemsError, RecipeError, UsageError
+from lorary.hub.errors import (
+    InterruptedRunError,
+    LoraryError,
+    ProblemsError,
+    RecipeError,
+    RegistryConflictError,
+    UsageError,
+)
 from lorary.hub.metrics import headline
+from lorary.hub.reference import normalise_domain
 
 if TYPE_CHECKING:
     from lorary.hub.registry import Registry
@@ -23,7 +31,7 @@ def train_each(
     """Train recipe after recipe; a base that two in a row share is loaded once.
 
     Raises:
-        RecipeError: every mistake of every recipe; nothing was trained.
+        RecipeError: every mistake of every recipe, and what can't stand side by side; nothing was trained.
         InterruptedRunError: a run was stopped, and those after it weren't begun; those before it are told of.
         typer.Exit: 1, when a run has failed; the others were trained.
     """
@@ -32,6 +40,7 @@ def train_each(
     from lorary.training.progress import BarReporter
     from lorary.training.run import train
 
+    _demand_rooms(files, recipes, registry)
     shelf, done, failed = Shelf(), [], 0
     stopped: InterruptedRunError | None = None
     for begun, recipe in enumerate(recipes, 1):
@@ -78,6 +87,39 @@ def _read(files: Sequence[Path], overrides: Sequence[str], flags: Mapping[str, A
     if problems:
         raise RecipeError(f"{len(files)} recipes", problems)
     return recipes
+
+
+def _demand_rooms(files: Sequence[Path], recipes: Sequence[Recipe], registry: Registry) -> None:
+    """Can all of the adapters have their folders and their names?
+
+    Raises:
+        RecipeError: some can't, because of the catalogue or of one another.
+        RegistryError: the catalogue can't be written.
+    """
+    from lorary.training.run import demand_room
+
+    problems: list[str] = []
+    folders: dict[Path, Path] = {}
+    named: dict[str, tuple[Path, Recipe]] = {}
+    for file, recipe in zip(files, recipes, strict=True):
+        try:
+            demand_room(recipe, registry)
+        except RegistryConflictError as error:
+            problems.append(f"{file}: {error}")
+        if recipe.output is not None:
+            before = folders.setdefault(Path(recipe.output).expanduser().resolve(), file)
+            if before is not file:
+                problems.append(f"{file}: output: {recipe.output!r} is that of {before} too; name another folder")
+        other, own = named.setdefault(recipe.name, (file, recipe))
+        domains = normalise_domain(own.domain), normalise_domain(recipe.domain)
+        for what, theirs, ours in (("domain", *domains), ("task", own.task, recipe.task)):
+            if theirs != ours:
+                problems.append(
+                    f"{file}: {recipe.name!r} is in {other} with the {what} {theirs!r}, here with {ours!r}; choose "
+                    "another name"
+                )
+    if problems:
+        raise RecipeError(f"{len(files)} recipes", problems)
 
 
 def _row(version: Any, folder: Path | None) -> dict[str, object]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 
 import pytest
 
+from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.cli.main import main
 from lorary.training import train
@@ -134,3 +136,28 @@ def test_mistakes_of_all_recipes_are_told_before_anything_runs(make_recipe, tmp_
     assert not (tmp_path / "r.db").exists()
     assert main(["train", one, one, "--name", "same"]) == 2
     assert main(["train", one, one, "--resume"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"output": "same"}, "output: 'same' is that of .*one.yaml too; name another folder"),
+        ({"output": "x/../same"}, "output: 'x/../same' is that of .*one.yaml too"),
+        ({"name": "one", "domain": "law"}, "'one' is in .*one.yaml with the domain 'finance', here with 'law'"),
+        ({"name": "known"}, "'known' is in .* with the domain 'legal', the recipe says 'finance'"),
+    ],
+)
+def test_what_would_stand_in_each_others_way_is_told_before_anything_runs(
+    changes, said, make_recipe, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lorary.training.run.load_data", lambda *args: pytest.fail("a run was begun"))
+    registry = Registry(tmp_path / "r.db")
+    registry.add(make_checkpoint(tmp_path / "known", manifest=False), name="known", domain="legal")
+    for name, own in (("one", {}), ("two", changes)):
+        recipe = make_recipe(**{"name": name, "output": "same" if "output" in changes else None, **own})
+        (tmp_path / f"{name}.yaml").write_text(recipe.to_yaml())
+    assert main(["train", "one.yaml", "two.yaml", "--registry", str(registry.path)]) == 2
+    told = capsys.readouterr().err
+    assert re.search(f"two.yaml: {said}", told)
+    assert "1 problem" in told

@@ -82,6 +82,7 @@ def test_a_corpus_trains_and_registers_the_domain_stage(corpus, make_recipe, reg
         ({}, None, "from: missing; an ablation needs a domain adapter"),
         ({"from": "legal@1"}, "text.jsonl", "leave one of them out"),
         ({"from": "legal@1", "training.folds": 3}, None, "training.folds: an ablation compares seeds"),
+        ({"strategy": "direct"}, "text.jsonl", "strategy: 'direct' trains nothing"),
         ({"method": "adalora"}, "text.jsonl", "method: 'adalora' can't go on with a domain adapter"),
         ({"lora.layers": "first 1"}, "text.jsonl", "lora.layers: the domain adapter of --corpus has it settled"),
         ({"lora.parameters": "experts"}, "text.jsonl", "lora.parameters: .* can't go on with a domain adapter"),

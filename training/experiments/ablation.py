@@ -143,11 +143,14 @@ def _check(recipe: Recipe, corpus: str | None) -> None:
     """Is there one domain stage, and nothing that contradicts it?
 
     Raises:
-        RecipeError: the recipe has no domain stage, has two, or asks for folds or for what can't go on with one.
+        RecipeError: the recipe has no domain stage, has two, or asks for folds, for no training, or for what can't go
+            on with one.
     """
     problems = []
     if recipe.training.folds:
         problems.append("training.folds: an ablation compares seeds on the same held-out rows; leave it out")
+    if recipe.strategy == "direct":
+        problems.append("strategy: 'direct' trains nothing; an ablation has the base as it is beside the others")
     if corpus is None and recipe.from_ is None:
         problems.append("from: missing; an ablation needs a domain adapter (from), or --corpus with the domain's text")
     if corpus is not None and recipe.from_ is not None:

@@ -23,6 +23,7 @@ from lorary.training.checkpoints import Checkpoint, latest, write_json
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.place import INCOMPLETE
+from lorary.training.recipe.raw import shown
 from lorary.training.run_facts import Check, read_facts, read_metrics, read_part
 from lorary.training.save import RUNS, writing
 
@@ -157,9 +158,9 @@ class Unfinished:
 
     def differences(self, recipe: AnyRecipe) -> list[str]:
         """What ``recipe`` has otherwise than the run, setting by setting, where it counts."""
-        mine, theirs = _flat(self.like(recipe).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+        mine, theirs = (_flat(one.model_dump(mode="json", by_alias=True)) for one in (self.like(recipe), recipe))
         return [
-            f"{key}: {mine.get(key)!r} in the run, {theirs.get(key)!r} now"
+            f"{key}: {shown(mine.get(key))} in the run, {shown(theirs.get(key))} now"
             for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key) and key not in _FREE
         ]

@@ -279,6 +279,10 @@ def test_what_has_changed_is_refused_by_name(stopped, make_recipe, registry, tmp
     other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(TrainingError, match=r"training.learning_rate: 0.01 in the run, 0.5 now"):
         train(other, registry, resume=True)
+    staged = recipe.model_copy(update={"from_": "legal@1", "start": "stack", "strategy": "intermediate"})
+    (said, *rest) = run.differences(staged)
+    assert said == "from: nothing in the run, 'legal@1' now"
+    assert rest == ["start: nothing in the run, 'stack' now", "strategy: 'fine-tune' in the run, 'intermediate' now"]
     with pytest.raises(TrainingError, match="an unfinished run is in its place: step 6 of 12 is kept"):
         train(recipe, registry)
     rows = Path(recipe.data.train).read_text()

@@ -69,6 +69,40 @@ class Stops:
             note("stopping after this step; once more stops at once, without a checkpoint")
 
 
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Let a signal that asks to stop wait until the block ends; a second one stops at once.
+
+    For what torch calls back into Python for, as it does under its modes: where a handler raises there, torch may be in
+    a function that can't, and the process aborts without a word on what is kept.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: handler for number in _signals() if (handler := signal.getsignal(number)) is not None}
+    waiting: list[tuple[int, float]] = []
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if waiting and time.monotonic() - waiting[0][1] >= SAME:
+            restore()
+            signal.raise_signal(number)
+        waiting.append((number, time.monotonic()))
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, wait)
+    try:
+        yield
+    finally:
+        restore()
+        if waiting:
+            signal.raise_signal(waiting[0][0])
+
+
 def _signals() -> Iterator[signal.Signals]:
     """Those that ask a run to stop; a lost terminal doesn't where it is ignored already, as under ``nohup``."""
     yield from (signal.SIGINT, signal.SIGTERM)

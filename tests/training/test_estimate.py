@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,28 @@ def test_layers_that_a_die_may_leave_out_are_counted(make_small):
         )  # fmt: skip
 
     assert cost(0.9) == cost(0.0)
+
+
+def test_a_signal_waits_until_a_step_is_counted(make_small, monkeypatch):
+    """torch calls Python while it counts, and where that raises between two of its functions the process aborts."""
+    recipe = make_small(rows=8)
+    prepared = prepare(recipe, load_data(recipe), Reporter())
+    config, features = prepared.base.model.config, prepared.train.features
+    counted, dispatch = [], LiveBytes.__torch_dispatch__
+
+    def signalled(self, *args):
+        counted.append(args)
+        if len(counted) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return dispatch(self, *args)
+
+    monkeypatch.setattr(LiveBytes, "__torch_dispatch__", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        step_cost(
+            recipe, prepared.task, prepared.base.tokenizer, config, features, dtype=torch.float32,
+            device=torch.device("cpu"),
+        )  # fmt: skip
+    assert len(counted) > 100
 
 
 CHECKPOINTING = {"training.gradient_checkpointing": True}

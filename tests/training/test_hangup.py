@@ -124,3 +124,26 @@ def test_a_second_sighup_does_not_disturb_what_the_first_one_ends():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
+
+
+def test_a_postponed_signal_comes_when_the_block_ends_and_a_second_one_at_once(before, monkeypatch):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    reached = []
+
+    def twice():
+        with interrupt.postponed():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            reached.append(True)
+
+    with Stops() as stops, pytest.raises(KeyboardInterrupt):
+        twice()  # by a terminal and a script, say
+    assert stops.requested
+    assert reached == [True]
+    monkeypatch.setattr(interrupt, "SAME", 0.0)
+    with Stops(), pytest.raises(KeyboardInterrupt):
+        twice()
+    assert reached == [True]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -18,6 +18,7 @@ from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.products import Products
 from lorary.training.estimate.quantized import stand_in
 from lorary.training.estimate.without_values import WithoutValues
+from lorary.training.interrupt import postponed
 from lorary.training.model import Base, Before, adapter_config, chosen_parameters, chosen_targets, head_modules, wrap
 from lorary.training.precision import precision
 from lorary.training.recipe import Recipe
@@ -75,9 +76,9 @@ def step_cost(
     longest = [features[place] for place in largest_batch(widths, recipe.training.batch_size)]
     batch = task.collator(tokenizer)([dict(feature) for feature in task.sequences(longest)])
     try:
-        with torch.device("meta"), WithoutValues():
+        with postponed(), torch.device("meta"), WithoutValues():
             model = _adapted(recipe, task, tokenizer, config, dtype, before)
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with postponed(), FakeTensorMode(allow_non_fake_inputs=True):
             _materialise(model, device)
             fake = {name: torch.empty(value.shape, dtype=value.dtype, device=device) for name, value in batch.items()}
             return _count(model, task, fake, recipe)

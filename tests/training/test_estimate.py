@@ -93,6 +93,7 @@ CHECKPOINTING = {"training.gradient_checkpointing": True}
         ("text-classification", "bert", {"quantization": "int8"}),
         ("text-classification", "bert", {"method": "boft"}),
         ("text-classification", "bert", {"method": "adamss"}),
+        ("text-classification", "bert", {"method": "adamss", "peft.use_dynamic_rank": True}),
         ("text-classification", "bert", {"method": "unilora"}),
         ("token-classification", "roberta", {}),
         ("text-generation", "llama", {}),
@@ -262,6 +263,18 @@ def test_every_method_can_be_estimated(settings, make_small):
     found = estimate(make_small(rows=8, **settings))
     assert found.cost.step.peak > found.cost.step.weights > 0
     assert found.cost.step.adapter > 0
+
+
+def test_ranks_that_depend_on_values_are_counted_with_the_most_that_they_can_be(make_small):
+    settings = {"method": "adamss", "peft.subspace_rank": 4}
+    fixed, dynamic = (
+        make_small(rows=8, **settings, **more)
+        for more in ({}, {"peft.use_dynamic_rank": True, "peft.svd_threshold": 0.9})
+    )
+    assert (found := estimate(dynamic).cost.step) == estimate(fixed).cost.step
+    ready = prepare(dynamic, load_data(dynamic), Reporter())
+    trained = sum(parameter.numel() for parameter in ready.model.parameters() if parameter.requires_grad)
+    assert found.adapter > 4 * 4 * trained
 
 
 @pytest.mark.parametrize(

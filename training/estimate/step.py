@@ -105,7 +105,10 @@ def _adapted(recipe: Recipe, task: Task, tokenizer: Any, config: Any, dtype: tor
     base = Base(model, tokenizer, BaseIdentity(recipe.base), heads, before=before)
     targets, parameters = chosen_targets(model, recipe, heads), chosen_parameters(model, recipe, heads)
     # An initialisation reads weights, which aren't there, and leaves the layers what they are.
-    plain = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"init": "default"})})
+    # AdaMSS's ranks that depend on values are at most those that it has without.
+    settings = {name: value for name, value in recipe.peft.items() if name != "use_dynamic_rank"}
+    lora = recipe.lora.model_copy(update={"init": "default"})
+    plain = recipe.model_copy(update={"lora": lora, "peft": settings})
     return wrap(model, adapter_config(base, task, plain, targets, parameters), on_meta=True)
 
 

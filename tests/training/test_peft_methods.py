@@ -179,6 +179,7 @@ def test_all_norms_are_trained_unless_some_are_named(make_recipe):
         ),
         ({"method": "prefix-tuning", "task": "fill-mask"}, "PEFT has prefix-tuning for text-classification, .* only"),
         ({"method": "trainable-tokens"}, "PEFT has trainable-tokens for text-generation only"),
+        ({"method": "adamss", "peft.use_asa": True}, "peft.use_asa: PEFT allocates subspaces in a callback"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(settings, message, make_recipe):

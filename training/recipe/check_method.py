@@ -85,6 +85,12 @@ def _peft(values: Mapping[str, Any], method: str) -> Problems:
         )
     if facts.targets == "linear":
         yield from _targets("peft.target_modules", peft.get("target_modules"))
+    if method == "adamss" and peft.get("use_asa"):
+        yield (
+            "peft.use_asa",
+            "PEFT allocates subspaces in a callback that no run calls, so it would change nothing; leave it out, or "
+            "use method 'adalora', whose ranks are allocated",
+        )
     if method == "adalora":
         yield from adalora_problems(values)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from lorary.adapters.backbone.sources import find_checkpoint
 from lorary.hub.cli.main import main
 from lorary.hub.errors import ChangedFilesError
 from lorary.training import evaluate, train
+from lorary.training.evaluation.recipe import recipe_for
 from runs import SHORT
 from samples import tone_rows, write_jsonl
 
@@ -74,3 +76,18 @@ def test_files_that_were_changed_are_not_measured_under_their_digest(tiny, tmp_p
     manifest.write_text(manifest.read_text().replace('"max_length": 64', '"max_length": 32'))
     with pytest.raises(ChangedFilesError, match="the catalogue states the digest"):
         evaluate(["tiny"], str(folder / "test.jsonl"), ours, settings={"device": "cpu"})
+
+
+def test_a_revision_is_that_of_the_base_that_the_adapter_names(tiny):
+    from dataclasses import replace
+
+    registry, folder = tiny
+    source = find_checkpoint("tiny", registry)
+    manifest = source.checkpoint.manifest
+    recipe = {**manifest.provenance["recipe"], "revision": "v1"}
+    manifest = replace(manifest, provenance={**manifest.provenance, "recipe": recipe})
+    source = replace(source, checkpoint=replace(source.checkpoint, manifest=manifest))
+    data = str(folder / "test.jsonl")
+    assert recipe_for(source, data, {}).revision == "v1"
+    assert recipe_for(source, data, {"base": manifest.base.id}).revision is None
+    assert recipe_for(source, data, {}, ["base=org/other"]).revision is None

@@ -9,7 +9,7 @@ from lorary.hub.checkpoint import MANIFEST_NAME, RECIPE_NAME
 from lorary.hub.errors import UsageError
 from lorary.training import evaluate, train
 from runs import SHORT
-from samples import tone_rows, write_jsonl
+from samples import question_rows, tone_rows, write_jsonl
 
 NAMES = ("any", "bad", "good")
 ON_CPU = {"device": "cpu"}
@@ -73,6 +73,23 @@ def test_lists_of_labels_as_columns_in_any_order(make_small, registry, tmp_path)
         evaluate(["tiny"], rows, registry, overrides=["data.label_columns=[good, bad]"])
 
 
+def test_thresholds_are_the_adapters_own_unless_others_are_set(make_small, registry, tmp_path):
+    rows = write_jsonl(tmp_path / "lists.jsonl", sets(24, 9))
+    files = {"data.train": write_jsonl(tmp_path / "own.jsonl", sets(40)), "data.test": rows}
+    files["data.validation"] = write_jsonl(tmp_path / "watched.jsonl", sets(20, 5))
+    version = train(make_small(**{**SHORT, **files, "training.early_stopping": 1}), registry)
+    own = version.manifest.thresholds
+    found = evaluate(["tiny"], rows, registry, settings=ON_CPU).adapters[0]
+    assert found.metrics == pytest.approx(version.metrics["test"], abs=1e-4)
+    half, none = (
+        evaluate(["tiny"], rows, registry, settings={**ON_CPU, "training.threshold": least}).adapters[0]
+        for least in (0.5, 0.999)
+    )
+    assert own is not None
+    assert [answer.found for answer in half.answers] != [answer.found for answer in found.answers]
+    assert {answer.found for answer in none.answers} == {"-"}
+
+
 def test_a_foreign_adapter_with_several_labels_a_row(make_small, registry, tmp_path):
     from sklearn.metrics import f1_score
 
@@ -120,3 +137,13 @@ def test_labels_under_other_names(make_small, registry, tmp_path):
         assert {answer.found for answer in one.answers} <= {"down", "up"}
     with pytest.raises(UsageError, match=r"data.labels: tiny@1 answers with bad, good; .* found down, good"):
         evaluate(["tiny"], data, registry, overrides=["data.labels=[down, good]"])
+
+
+def test_an_adapter_that_may_give_no_answer_may_on_rows_that_all_have_one(make_small, registry, tmp_path):
+    none = {"text": [], "answer_start": []}
+    rows = [{**row, "answers": none} if index % 8 else row for index, row in enumerate(question_rows(40))]
+    files = {"data.train": write_jsonl(tmp_path / "mostly-none.jsonl", rows)}
+    train(make_small("question-answering", **files, **{"training.max_steps": 16}), registry)
+    data = write_jsonl(tmp_path / "answered.jsonl", question_rows(8, seed=9))
+    found = evaluate(["tiny"], data, registry, settings=ON_CPU).adapters[0]
+    assert any(answer.found not in answer.given for answer in found.answers)

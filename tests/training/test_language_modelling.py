@@ -159,6 +159,9 @@ def test_the_unigram_baseline():
     expected = torch.nn.functional.cross_entropy(counts.log().expand(3, -1), torch.tensor([1, 2, 3]))
     assert found["loss"] == pytest.approx(float(expected))
     assert found["token_accuracy"] == pytest.approx(1 / 3)
+    found = unigram(train, [{"labels": [0, IGNORED]}], vocabulary, without=(1,))
+    assert found["loss"] == pytest.approx(math.log(5 / 2))  # of the 5 that may be asked for
+    assert found["token_accuracy"] == 1
 
 
 @pytest.mark.parametrize(

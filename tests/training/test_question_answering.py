@@ -262,6 +262,7 @@ def test_measures_are_those_of_the_benchmark():
     assert overlap("the black cat", "cat sat") == pytest.approx(0.5)
     assert best(exact, "", []) == 1.0
     assert best(exact, "cat", []) == 0.0
+    assert best(exact, "", ["the", "cat"]) == 0.0  # nothing is left of one of them
     assert best(overlap, "cat", ["dog", "cat sat"]) == pytest.approx(2 / 3)
 
 

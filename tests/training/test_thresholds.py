@@ -96,6 +96,21 @@ def test_a_label_that_few_rows_have_is_drawn_towards_the_others():
     assert (odds[2] - odds[1]) / (odds[2] - odds[0]) == pytest.approx(2 / 12, abs=0.01)
 
 
+def test_rows_with_equal_scores_have_a_label_together_or_not_at_all():
+    groups = [(0.9, True, 1000), (0.9, False, 1000), (0.5, False, 1000), (0.4, True, 800)]
+    scores = np.concatenate([np.full(count, score) for score, _, count in groups])[:, None]
+    truth = np.concatenate([np.full(count, has) for _, has, count in groups])[:, None]
+    (least,) = tune_thresholds(scores, truth)  # the first thousand alone would be better than all
+    assert least < 0.4
+
+
+def test_of_thresholds_that_are_as_good_for_all_labels_it_is_the_nearest_to_one_half():
+    truth = np.zeros((2000, 2), dtype=bool)
+    truth[::2, 0] = True
+    _, never = tune_thresholds(np.where(truth, 0.95, 0.1), truth)
+    assert never == pytest.approx(0.5, abs=0.01)
+
+
 def test_many_labels_and_rows_take_little_memory():
     random_ = np.random.default_rng(2)
     truth = random_.random((1000, 300)) < 0.02

@@ -87,6 +87,10 @@ def test_rouge_is_rouge_scores():
     assert rouge(FOUND, GOLDS) == {name: pytest.approx(sum(row[name].fmeasure for row in wanted) / 3) for name in names}
 
 
+def test_a_match_is_exact_but_for_white_space():
+    assert exact_match(["a  b\n", "ab", "A b"], ["a b", "a b", "a b"]) == pytest.approx(1 / 3)
+
+
 def test_bleu_and_chrf_are_sacrebleus():
     assert corpus_scores(FOUND, GOLDS) == {
         "bleu": corpus_bleu(FOUND, [GOLDS]).score,

@@ -90,6 +90,16 @@ def test_thresholds_are_the_adapters_own_unless_others_are_set(make_small, regis
     assert {answer.found for answer in none.answers} == {"-"}
 
 
+def test_rows_that_all_have_the_same_labels_can_be_measured(make_small, registry, tmp_path):
+    files = {"data.train": write_jsonl(tmp_path / "own.jsonl", sets(40))}
+    files["data.test"] = write_jsonl(tmp_path / "lists.jsonl", sets(8, 9))
+    train(make_small(**SHORT, **files), registry)
+    alike = write_jsonl(tmp_path / "alike.jsonl", [{**row, "label": ["any", "bad"]} for row in tone_rows(6)])
+    found = evaluate(["tiny"], alike, registry, settings=ON_CPU)
+    assert found.rows == 6
+    assert found.baselines["majority"]["accuracy"] == 1
+
+
 def test_a_foreign_adapter_with_several_labels_a_row(make_small, registry, tmp_path):
     from sklearn.metrics import f1_score
 

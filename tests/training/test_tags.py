@@ -134,6 +134,8 @@ def test_comments_of_a_conll_file_are_no_words(tmp_path):
 def test_a_types_name_says_nothing_about_which_way_is_better():
     assert not lower_is_better("f1_error")
     assert lower_is_better("rmse")
+    assert lower_is_better("eval_loss")
+    assert not lower_is_better("loss_gain")
     assert headline({"f1_PER": 0.1, "f1": 0.5}) == ("f1", 0.5)
 
 

@@ -111,6 +111,11 @@ def test_of_thresholds_that_are_as_good_for_all_labels_it_is_the_nearest_to_one_
     assert never == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_row_has_a_label_from_its_threshold_on(make_small):
+    task = make_task(make_small(**{"training.threshold": {"b": 0.25}}), ("a", "b", "c"), MULTI)
+    assert task.decided((0.5, 0.25, 0.49)).labels == ("a", "b")
+
+
 def test_many_labels_and_rows_take_little_memory():
     random_ = np.random.default_rng(2)
     truth = random_.random((1000, 300)) < 0.02

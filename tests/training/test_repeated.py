@@ -85,6 +85,15 @@ def test_of_several_seeds_the_best_on_the_validation_rows_is_kept(make_small, re
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
 
 
+def test_of_losses_the_least_is_the_best(make_small, registry):
+    settings = {"training.early_stopping": 1, "training.epochs": 1, "data.validation_size": 0.3}
+    recipe = make_small("text-generation", rows=32, **{"training.seeds": 2, "training.max_steps": 2, **settings})
+    told = train(recipe, registry).manifest.provenance["seeds"]
+    assert told["metric"] == "loss"
+    assert told["validation"][0] != told["validation"][1]
+    assert told["kept"] == told["seeds"][told["validation"].index(min(told["validation"]))]
+
+
 def test_without_validation_rows_the_recipes_own_seed_is_kept(make_small, registry, tmp_path):
     recipe = make_small(rows=16, **{"training.seeds": 2, "training.epochs": 1, "training.seed": 5})
     version = train(recipe, registry)

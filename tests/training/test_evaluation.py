@@ -12,7 +12,7 @@ from lorary.hub.errors import BaseMismatchError, DataError, RecipeError, Unknown
 from lorary.training import evaluate, train
 from lorary.training.tasks import TASKS
 from runs import SHORT
-from samples import summary_rows, tone_rows, write_jsonl
+from samples import summary_rows, text_rows, tone_rows, write_jsonl
 
 MORE = {
     "text-generation": {"generation.rows": 2, "generation.max_new_tokens": 8},
@@ -262,3 +262,22 @@ def test_wrong_calls_are_one_error_before_anything_is_loaded(tone, words, code, 
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def test_texts_fall_into_rows_as_in_training(make_small, registry, tmp_path):
+    lines = [row["text"] for row in text_rows(24)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join("\n".join(lines[first : first + 2]) for first in range(0, len(lines), 2)))
+    (tmp_path / "learned.txt").write_text("\n".join(row["text"] for row in text_rows(24, seed=3)))
+    files = {
+        "data.train": str(tmp_path / "learned.txt"),
+        "data.test": str(text),
+        "data.sample_by": "line",
+        "strategy": "fine-tune",
+    }
+    version = train(make_small("fill-mask", **SHORT, **files), registry)
+    found = evaluate(["tiny"], str(text), registry, settings={"device": "cpu"})
+    assert found.rows == len(lines)
+    close(found.adapters[0].metrics, version.metrics["test"])
+    rows = write_jsonl(tmp_path / "rows.jsonl", text_rows(4))
+    assert evaluate(["tiny"], rows, registry, settings={"device": "cpu"}).rows == 4

@@ -15,9 +15,11 @@ from lorary.training.data import load_data
 from lorary.training.experiments.ablation import ablate
 from lorary.training.experiments.curve import learning_curve
 from lorary.training.resume import begin
+from lorary.training.strategies.parent import find_parent
 from lorary.training.unfinished import Unfinished
 from samples import tag_rows, tone_rows, write_jsonl
 from stops import Signal
+from tiny import make_adapter
 
 STEPS = {"training.checkpoint_steps": 2, "training.early_stopping": 0, "data.validation_size": 0.25}
 
@@ -201,6 +203,22 @@ def test_rows_that_have_changed_are_told_by_their_files_alone(begun, registry):
     run, recipe = begun()
     write_jsonl(Path(recipe.data.train), tone_rows(20))
     with pytest.raises(TrainingError, match=r"the rows have changed \(train\.jsonl\)\."):
+        train(recipe, registry, resume=run.final)
+
+
+def test_a_parent_that_has_a_new_version_is_another_one(make_small, registry, tmp_path):
+    recipe = make_small(rows=16, held=4, **{"from": "parent"})
+    first, second = (
+        make_adapter(Path(recipe.base), tmp_path / f"{seed}", task="text-classification", labels=2, seed=seed)
+        for seed in (1, 2)
+    )
+    registry.add(first, name="parent", domain="finance")
+    run = Unfinished(Path(recipe.output))
+    run.claim()
+    begin(run, recipe, load_data(recipe).provenance, find_parent(recipe, registry), 1)
+    run.release()
+    registry.add(second, name="parent", domain="finance")
+    with pytest.raises(TrainingError, match="can't go on as it began, parent@2 is another version now"):
         train(recipe, registry, resume=run.final)
 
 

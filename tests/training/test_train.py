@@ -20,7 +20,7 @@ from lorary.hub.errors import (
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.data import load_data
-from lorary.training.one_run import run
+from lorary.training.one_run import _note_no_gain, run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
 from runs import golden, peft_logits
@@ -360,3 +360,10 @@ def test_a_llama_can_be_trained_to_classify(make_recipe, registry, tmp_path):
     texts = [row["text"] for row in tone_rows(6, seed=3)]
     alone = [backbone.predict(text, "tiny")[0]["label"] for text in texts]
     assert [prediction["label"] for prediction in backbone.predict(texts, "tiny")] == alone
+
+
+def test_of_losses_the_lower_is_no_worse():
+    reporter = Reporter()
+    metrics = {"test": {"loss": 1.0}, "untrained": {"loss": 2.0}, "unigram": {"loss": 0.5}, "majority": {"f1": 1.0}}
+    _note_no_gain(SimpleNamespace(main_metric="loss"), metrics, reporter)
+    assert reporter.notices == ["no better than unigram on the held-out rows: loss 1 against 0.5"]

@@ -38,13 +38,15 @@ def measure_base(recipe: Recipe, registry: Registry, as_json: bool) -> None:
 
 
 def ablate_recipe(
-    recipe: Recipe, registry: Registry, corpus: str | None, as_json: bool, resume: bool | Path = False
-) -> None:
-    """``--ablate``: the base as it is, the task alone, and domain then task."""
+    recipe: Recipe, registry: Registry, corpus: str | None, seeds: int | None, as_json: bool,
+    resume: bool | Path = False,
+) -> None:  # fmt: skip
+    """``--ablate``: the base as it is, the task alone, and domain then task; ``seeds`` as ``--seeds`` says."""
     from lorary.training.experiments.ablation import ablate
     from lorary.training.progress import BarReporter
 
-    seeds = recipe.training.seeds if recipe.training.seeds > 1 else None
+    if seeds is None and recipe.training.seeds > 1:
+        seeds = recipe.training.seeds
     with BarReporter(recipe.name) as reporter, bases_of(registry):
         found = ablate(recipe, registry, corpus=corpus, seeds=seeds, progress=reporter, resume=resume)
     if as_json:

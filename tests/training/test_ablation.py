@@ -74,6 +74,9 @@ def test_a_corpus_trains_and_registers_the_domain_stage(corpus, make_recipe, reg
     assert (domain.strategy, domain.manifest.provenance["recipe"]["lora"]["rank"]) == ("continual", recipe.lora.rank)
     assert set(told["arms"]) == set(ARMS)
     assert told["gain"]["verdict"] in ("better", "worse", "no difference")
+    one = ["train", "recipe.yaml", "--ablate", "--from", "tiny-domain", "--seeds", "1", *words[-2:]]
+    assert main([*one, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seeds"] == [42]
 
 
 @pytest.mark.parametrize(

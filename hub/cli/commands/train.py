@@ -130,7 +130,7 @@ def command(
             "--corpus is the text of --ablate's domain stage; to train on it alone, use strategy: continual"
         )
     if ablate:
-        ablate_recipe(settings, catalogue, corpus, as_json, run or resume)
+        ablate_recipe(settings, catalogue, corpus, seeds, as_json, run or resume)
         return
     if settings.strategy == "direct":
         measure_base(settings, catalogue, as_json)

@@ -109,7 +109,7 @@ def demand_unicode(row: Any) -> None:
                 "read it in its own encoding, or replace it: text.encode('utf-8', 'replace').decode()"
             ) from error
     elif isinstance(row, (Mapping, list, tuple)):
-        for part in row.values() if isinstance(row, Mapping) else row:
+        for part in (*row.keys(), *row.values()) if isinstance(row, Mapping) else row:
             demand_unicode(part)
 
 

@@ -13,24 +13,28 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=256)]
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]  # one mistake is told; millions would take minutes
 
 _ABOUT_THE_CALLER = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 )
 """Fields of OpenAI's that change no answer here, whatever they hold."""
 
-_ASKS_FOR_NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "presence_penalty": (0,), "function_call": ("auto",),
-    "logit_bias": ({},), "logprobs": (False,), "top_logprobs": (0,), "modalities": (["text"],), "suffix": ("",),
-    "response_format": ({"type": "text"},), "tool_choice": ("auto",),
+_ASKS_FOR_NOTHING: Mapping[str, Any] = {
+    "best_of": 1, "echo": False, "frequency_penalty": 0, "presence_penalty": 0, "function_call": "auto",
+    "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "modalities": ["text"], "suffix": "",
+    "response_format": {"type": "text"}, "tool_choice": "auto", "audio": None, "functions": None, "prediction": None,
+    "reasoning_effort": None, "verbosity": None, "web_search_options": None,
 }  # fmt: skip
-"""Fields of OpenAI's that aren't served, and the values (besides null) with which they ask for nothing."""
+"""Fields of OpenAI's that aren't served, and the value (besides null) with which they ask for nothing."""
+
+_MOST_FIELDS = 100  # of a body; millions of unknown ones would take minutes to be told
 
 EXPECTED: Mapping[str, str] = {
     "prompt": "a text, or a list of 1 to 256 texts, none of them empty",
     "input": "a text, or a list of 1 to 256 texts, none of them empty",
     "inputs": "a text, an object with the task's columns, or a list of 1 to 256 of these, none of them empty",
-    "model": "a model's name, or for /v1/predict a list of names and nulls",
+    "model": "a model's name, or for /v1/predict a list of 1 to 256 names and nulls",
     "stop": "a text, or a list of at most 16 texts, none of them empty",
     "content": "a text, or a list of parts of the type text",
 }
@@ -47,14 +51,17 @@ class Body(BaseModel):
     def _without_what_asks_for_nothing(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
+        if len(body) > _MOST_FIELDS:
+            raise ValueError(f"{len(body)} fields; expected at most {_MOST_FIELDS}")
         kept = {}
         for name, value in body.items():
             if name in cls.model_fields:
                 kept[name] = value
             elif name in _ASKS_FOR_NOTHING:
-                neutral = _ASKS_FOR_NOTHING[name]
-                if value is not None and not any(value == one and type(value) is type(one) for one in neutral):
-                    raise ValueError(f"{name} isn't served here; leave it out, or pass {neutral[0]!r}")
+                if not _asks_for_nothing(name, value, body):
+                    neutral = _ASKS_FOR_NOTHING[name]
+                    instead = "" if neutral is None else f", or pass {neutral!r}"
+                    raise ValueError(f"{name} isn't served here; leave it out{instead}")
             elif name not in _ABOUT_THE_CALLER:
                 kept[name] = value
         return kept
@@ -78,13 +85,13 @@ class Sampling(Body):
     model: Text
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -99,7 +106,7 @@ class Sampling(Body):
         given = {
             "temperature": self.temperature or None,
             "top_p": self.top_p,
-            "top_k": self.top_k,
+            "top_k": 0 if self.top_k == -1 else self.top_k,  # all of the vocabulary, as vLLM and transformers write it
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
             "max_new_tokens": self.max_tokens,
@@ -125,7 +132,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Text
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Objects | None = None
 
 
 class ChatBody(Sampling):
@@ -134,9 +141,9 @@ class ChatBody(Sampling):
     ``chat_template_kwargs``: what else the chat template is told, such as ``{"enable_thinking": false}``.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -170,9 +177,17 @@ class PredictBody(Body):
 
     MOST_ROWS: ClassVar[int] = 256
 
-    model: Text | Annotated[list[Text | None], Field(min_length=1)]
+    model: Text | Annotated[list[Text | None], Field(min_length=1, max_length=MOST_ROWS)]
     inputs: Text | dict[str, Any] | Annotated[list[Text | dict[str, Any]], Field(min_length=1, max_length=MOST_ROWS)]
     parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def _asks_for_nothing(name: str, value: Any, body: Mapping[str, Any]) -> bool:
+    neutral = _ASKS_FOR_NOTHING[name]
+    if name == "tool_choice" and value == "none":
+        return not body.get("tools")  # no call where there is nothing to call
+    kinds = isinstance(value, bool) == isinstance(neutral, bool)  # 0.0 is 0, but neither is False
+    return value is None or (kinds and value == neutral)
 
 
 def _turn(message: Message) -> dict[str, Any]:

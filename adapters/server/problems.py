@@ -90,11 +90,14 @@ async def answer_problem(_request: Request | None, error: Exception) -> JSONResp
     return JSONResponse(body, status, headers)
 
 
-async def answer_invalid(_request: Request, error: Exception) -> JSONResponse:
+async def answer_invalid(request: Request, error: Exception) -> JSONResponse:
     """The response to a body that isn't what its path takes: every mistake, with its place."""
     assert isinstance(error, RequestValidationError)
-    told = list(dict.fromkeys(map(_mistake, error.errors())))
-    return JSONResponse(_body("; ".join(told[:8]), 400, "invalid_request"), 400)
+    told = "; ".join(list(dict.fromkeys(map(_mistake, error.errors())))[:8])
+    kind = request.headers.get("content-type")
+    if isinstance(error.body, bytes):  # what isn't said to be JSON isn't read: curl says that it is a form
+        told = f"expected a body of 'Content-Type: application/json', found {repr(kind[:100]) if kind else 'none'}"
+    return JSONResponse(_body(told, 400, "invalid_request"), 400)
 
 
 def _mistake(found: Any) -> str:
@@ -113,4 +116,5 @@ def _mistake(found: Any) -> str:
 
 def _body(message: str, status: int, code: str) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
+    message = message.encode(errors="backslashreplace").decode()  # it may quote what no JSON can be made of
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -77,7 +77,9 @@ def test_a_form_of_another_page_is_no_request(serve):
     """Browsers send these from any page without asking."""
     with serve() as caller:
         for kind in ("text/plain", "application/x-www-form-urlencoded"):
-            caller.call("/v1/completions", json.dumps(BODY), code=400, headers={"Content-Type": kind})
+            told = caller.problem("/v1/completions", json.dumps(BODY), headers={"Content-Type": kind})
+            assert told == f"expected a body of 'Content-Type: application/json', found {kind!r}"
+        assert "found none" in caller.problem("/v1/completions", json.dumps(BODY), headers={"Content-Type": ""})
 
 
 def test_figures(serve):

@@ -1,0 +1,57 @@
+"""What callers of the HTTP service may send: clients' habits pass, and a mistake costs no more than a look."""
+
+import pytest
+from pydantic import ValidationError
+
+from lorary.adapters.server.bodies import ChatBody, CompletionBody, PredictBody
+from lorary.adapters.server.problems import problem
+from lorary.hub.errors import UsageError
+
+TURN = {"role": "user", "content": "a"}
+
+
+@pytest.mark.parametrize("asked", [
+    {"frequency_penalty": 0.0, "presence_penalty": 0.0, "best_of": 1.0, "logprobs": False},
+    dict.fromkeys(["functions", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"]),
+    {"tool_choice": "none"}, {"tool_choice": "none", "tools": []}, {"tool_choice": "auto", "tools": [{"a": 1}]},
+], ids=str)  # fmt: skip
+def test_what_asks_for_nothing_passes(asked):
+    """As clients send it that know only their own settings' defaults."""
+    body = ChatBody.model_validate({"model": "a", "messages": [TURN], **asked})
+    assert body.settings() == {}
+
+
+@pytest.mark.parametrize("asked", [
+    {"frequency_penalty": 0.1}, {"frequency_penalty": False}, {"logprobs": 0}, {"logprobs": True}, {"echo": 0},
+    {"reasoning_effort": "low"}, {"tool_choice": "none", "tools": [{"a": 1}]}, {"tool_choice": "required"},
+    {"best_of": 2.0}, {"made_up": None},
+], ids=str)  # fmt: skip
+def test_what_asks_for_something_is_refused(asked):
+    with pytest.raises(ValidationError, match=next(iter(asked))):
+        ChatBody.model_validate({"model": "a", "messages": [TURN], **asked})
+
+
+def test_all_of_the_vocabulary_in_the_spelling_of_vllm():
+    body = CompletionBody.model_validate({"model": "a", "prompt": "b", "top_k": -1})
+    assert body.settings() == {"top_k": 0, "do_sample": True}
+
+
+@pytest.mark.parametrize(("kind", "body"), [
+    (ChatBody, {"model": "a", "messages": [1] * 50_000}),
+    (ChatBody, {"model": "a", "messages": [{"role": "user", "content": [1] * 50_000}]}),
+    (ChatBody, {"model": "a", "messages": [TURN], "tools": [1] * 50_000}),
+    (CompletionBody, {"model": "a", "prompt": [1] * 50_000}),
+    (CompletionBody, {"model": "a", "prompt": "b", "stop": [1] * 50_000}),
+    (PredictBody, {"model": [1] * 50_000, "inputs": "a"}),
+    (PredictBody, {"model": "a", "inputs": [1] * 50_000}),
+    (PredictBody, {"model": "a", "inputs": "b", **{f"{place}": 1 for place in range(50_000)}}),
+], ids=[*"12345678"])  # fmt: skip
+def test_many_mistakes_are_no_work(kind, body):
+    """A body of some megabytes would otherwise keep everybody waiting while millions of errors are put together."""
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate(body)
+    assert refused.value.error_count() < 300
+
+
+def test_a_message_can_be_sent_whatever_it_quotes():
+    assert problem(UsageError("no \ud800 here"))[1]["error"]["message"] == r"no \ud800 here"

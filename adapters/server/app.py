@@ -18,7 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from lorary.adapters.server import completions, predictions
 from lorary.adapters.server.guard import Guard
 from lorary.adapters.server.metrics import CONTENT_TYPE
-from lorary.adapters.server.problems import Refusal, answer_invalid, answer_problem
+from lorary.adapters.server.problems import answer_invalid, answer_problem
 from lorary.adapters.server.service import Service
 from lorary.hub.errors import LoraryError
 
@@ -62,11 +62,7 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v1/models/{model:path}")
     async def show_model(model: str) -> dict[str, Any]:
         """One of them."""
-        rows = await asyncio.to_thread(service.models.listing)
-        for row in rows:
-            if row["id"] == model:
-                return row
-        raise Refusal(404, f"no model {model[:100]!r} here; GET /v1/models lists what there is", "model_not_found")
+        return await asyncio.to_thread(service.models.show, model)
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -13,11 +14,21 @@ from typing import Any
 
 from lorary.adapters.backbone import Backbone
 from lorary.adapters.values import LoadedAdapter
-from lorary.hub.errors import BaseMismatchError, InvalidReferenceError, UnknownReferenceError, UsageError
+from lorary.hub.errors import (
+    BaseMismatchError,
+    EngineStoppedError,
+    InvalidReferenceError,
+    UnknownReferenceError,
+    UsageError,
+)
 from lorary.hub.reference import RegistryReference, parse_reference
 from lorary.hub.values import Version
 
 _MOST_LOADED = 1000  # versions that are kept loaded; those whose turn is longest ago are forgotten
+_LOADERS = 4  # versions that are loaded at once
+LOOKS = 3  # at a catalogue that changes while a version is loaded
+_SHOWN = 100  # signs of an unknown name that are told
+_COMPARED = 256  # signs of it that are compared with what there is
 _BARE_TASK = "feature-extraction"
 
 
@@ -52,7 +63,9 @@ class Models:
         self._registry = backbone.registry
         self._offered: dict[str, Served | None] | None = None  # None as a value: to be looked up each time
         self._lock = threading.Lock()
-        self._loading: dict[str, threading.Lock] = {}
+        # Threads of their own: those that everybody's requests go through must not all wait for a load.
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="lorary-loads")
+        self._loading: dict[str, Future[None]] = {}
         self._loaded: OrderedDict[str, str] = OrderedDict()  # digests by reference, the one used last at the end
         self._stamp: tuple[object, ...] = ()
         self._versions: dict[str, Version] = {}
@@ -67,24 +80,39 @@ class Models:
         Raises:
             UnknownReferenceError: no such model is offered.
             BaseMismatchError: it is for another base.
+            EngineStoppedError: the service is stopping.
             LoraryError: it can't be loaded; all that :meth:`Backbone.load` raises.
         """
-        if model == self.base:
-            return Served(None, "text-generation" if self.generates else _BARE_TASK)
-        if self._offered is not None:
-            if model not in self._offered:
-                raise self._unknown(model)
-            if (fixed := self._offered[model]) is not None:
-                return fixed
-        try:
-            version = self._version(model)
-        except (InvalidReferenceError, UnknownReferenceError) as error:
-            raise self._unknown(model) from error
-        ours, theirs = self._backbone.identity.fingerprint, version.base_fingerprint
-        if ours is not None and theirs is not None and ours != theirs:
-            raise BaseMismatchError(f"{model} was trained on another base than {self.base}, which is served here")
-        self._demand_loaded(version)
-        return Served(version.reference, version.task, version.digest)
+        for _ in range(LOOKS):
+            served, load = self.look(model)
+            if load is None:
+                return served
+            load.result()
+        raise replaced(model)
+
+    def look(self, model: str) -> tuple[Served, Future[None] | None]:
+        """What ``model`` stands for now, and where it isn't loaded a load that all share who want it.
+
+        The catalogue may mean another version once that has ended, so look again.
+
+        Raises:
+            LoraryError: as :meth:`find`, but for what a load raises.
+        """
+        served, version = self._meant(model)
+        return served, None if version is None else self._load_of(version)
+
+    def show(self, model: str) -> dict[str, Any]:
+        """A row as of :meth:`listing`, for whatever a request may name; nothing is loaded for it.
+
+        Raises:
+            LoraryError: as :meth:`look`.
+        """
+        served, version = self._meant(model)
+        return _row(model, served, version, self.base)
+
+    def close(self) -> None:
+        """Begin no more loads."""
+        self._loaders.shutdown(wait=False, cancel_futures=True)
 
     @property
     def generates(self) -> bool:
@@ -99,22 +127,42 @@ class Models:
         bare = Served(None, "text-generation" if self.generates else _BARE_TASK)
         rows = [_row(self.base, bare, None, self.base)]
         if self._offered is None:
-            return rows + [self._registered(model, version) for model, version in self._fitting()]
+            return rows + [_row(model, _served(version), version, self.base) for model, version in self._fitting()]
         for model, fixed in self._offered.items():
             if fixed is not None:
                 rows.append(_row(model, fixed, None, self.base))
                 continue
             try:
-                rows.append(self._registered(model, self._version(model)))
+                version = self._version(model)
             except UnknownReferenceError:
                 continue  # removed meanwhile
+            rows.append(_row(model, _served(version), version, self.base))
         return rows
 
     # Inside
 
+    def _meant(self, model: str) -> tuple[Served, Version | None]:
+        """What ``model`` stands for, and the version if it is one of the registry."""
+        if model == self.base:
+            return Served(None, "text-generation" if self.generates else _BARE_TASK), None
+        if self._offered is not None:
+            if model not in self._offered:
+                raise self._unknown(model)
+            if (fixed := self._offered[model]) is not None:
+                return fixed, None
+        try:
+            version = self._version(model)
+        except (InvalidReferenceError, UnknownReferenceError) as error:
+            raise self._unknown(model) from error
+        ours, theirs = self._backbone.identity.fingerprint, version.base_fingerprint
+        if ours is not None and theirs is not None and ours != theirs:
+            raise BaseMismatchError(f"{model} was trained on another base than {self.base}, which is served here")
+        return _served(version), version
+
     def _offer(self, reference: str, offered: dict[str, Served | None]) -> None:
         if isinstance(parse_reference(reference), RegistryReference):
-            self._demand_loaded(self._registry.resolve(reference))
+            if (load := self._load_of(self._registry.resolve(reference))) is not None:
+                load.result()
             model, served = reference, None
         else:
             loaded: LoadedAdapter = self._backbone.load(reference)
@@ -138,24 +186,37 @@ class Models:
                 self._versions[model] = version
         return version
 
-    def _demand_loaded(self, version: Version) -> None:
-        """Load a version under its reference, once, however many ask for it at the same time."""
+    def _load_of(self, version: Version) -> Future[None] | None:
+        """The load of a version, one however many ask for it at the same time; None where it is loaded."""
+        name = version.reference
         with self._lock:
-            turn = self._loading.setdefault(version.reference, threading.Lock())
-        with turn:
+            if self._loaded.get(name) == version.digest:
+                self._loaded.move_to_end(name)
+                return None
+            if name not in self._loading:
+                try:
+                    self._loading[name] = self._loaders.submit(self._load, name)
+                except RuntimeError as error:
+                    raise EngineStoppedError("the service was stopped; ask again where it runs") from error
+            return self._loading[name]
+
+    def _load(self, name: str) -> None:
+        try:
+            digest = self._backbone.load(name, name).digest
             with self._lock:
-                if self._loaded.get(version.reference) == version.digest:
-                    self._loaded.move_to_end(version.reference)
-                    return
-            self._backbone.load(version.reference, version.reference)
+                self._loaded[name] = digest
+                self._loaded.move_to_end(name)
+                self._forget()
+        finally:
             with self._lock:
-                self._loaded[version.reference] = version.digest
-                self._loaded.move_to_end(version.reference)
-                forgotten = self._loaded.popitem(last=False)[0] if len(self._loaded) > _MOST_LOADED else None
-                if forgotten is not None:
-                    self._loading.pop(forgotten, None)
-        if forgotten is not None:
-            self._backbone.unload(forgotten)
+                del self._loading[name]
+
+    def _forget(self) -> None:
+        """Let go of what is too much; under the lock, or it might be asked for, and loaded anew, before it is gone."""
+        for name in tuple(self._loaded)[: max(len(self._loaded) - _MOST_LOADED, 0)]:
+            if name not in self._loading:
+                del self._loaded[name]
+                self._backbone.unload(name)
 
     def _fitting(self) -> list[tuple[str, Version]]:
         """What the registry has for this backbone: a model for each name and each alias."""
@@ -170,15 +231,20 @@ class Models:
         aliases = {f"{version.name}@{alias}": version for version in found.values() for alias in version.aliases}
         return sorted((latest | aliases).items())
 
-    def _registered(self, model: str, version: Version) -> dict[str, Any]:
-        served = Served(version.reference, version.task, version.digest)
-        return _row(model, served, version, self.base)
-
     def _unknown(self, model: str) -> UnknownReferenceError:
         offered = [row["id"] for row in self.listing()]
-        near = get_close_matches(model, offered, n=3)
+        near = get_close_matches(model[:_COMPARED], offered, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "GET /v1/models lists what there is"
-        return UnknownReferenceError(f"no model {model[:100]!r} here; {hint}")
+        return UnknownReferenceError(f"no model {model[:_SHOWN]!r} here; {hint}")
+
+
+def replaced(model: str) -> UnknownReferenceError:
+    """A version that can't be had, since the catalogue means another one each time that it has been loaded."""
+    return UnknownReferenceError(f"{model} was replaced again and again while it was loaded; ask anew")
+
+
+def _served(version: Version) -> Served:
+    return Served(version.reference, version.task, version.digest)
 
 
 def _row(model: str, served: Served, version: Version | None, base: str) -> dict[str, Any]:

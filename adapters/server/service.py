@@ -15,7 +15,7 @@ from lorary.adapters.engine import Engine
 from lorary.adapters.predict.generation import GENERATED
 from lorary.adapters.server.batching import Batcher
 from lorary.adapters.server.metrics import Metrics
-from lorary.adapters.server.models import Models, Served
+from lorary.adapters.server.models import LOOKS, Models, Served, replaced
 from lorary.adapters.server.problems import CallerGoneError, OverloadedError
 from lorary.hub.errors import EngineUnsupportedError, UsageError
 
@@ -87,8 +87,13 @@ class Service:
         self.metrics = Metrics(backbone, self.engine)
 
     async def find(self, model: str) -> Served:
-        """What a request's ``model`` stands for; raises what :meth:`Models.find` does."""
-        return await asyncio.to_thread(self.models.find, model)
+        """What a request's ``model`` stands for, as :meth:`Models.find`; no thread is kept waiting for a load."""
+        for _ in range(LOOKS):
+            served, load = await asyncio.to_thread(self.models.look, model)
+            if load is None:
+                return served
+            await asyncio.shield(asyncio.wrap_future(load))  # it is others' too
+        raise replaced(model)
 
     def demand_engine(self) -> Engine:
         """The engine.
@@ -123,6 +128,7 @@ class Service:
         """Stop the engine and the batches; who still waits gets EngineStoppedError."""
         if self.engine is not None:
             self.engine.close()
+        self.models.close()
         self._scoring.close()
         self._generating.close()
 

@@ -1,7 +1,8 @@
 """The models of the HTTP service: what the registry means at the moment of each request."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -235,3 +236,93 @@ def test_versions_come_and_go_while_many_ask(backbone, registry, add):
         alone = {row["label"]: row["score"] for row in by_digest[one["digests"][0]]}
         assert scores == pytest.approx(alone, abs=1e-5)
     assert len({one["digests"][0] for one in found}) > 1
+
+
+def test_one_that_can_be_asked_for_can_be_shown(backbone, registry, add):
+    """Also a version that isn't its name's latest, by its number."""
+    first = add("tone", 1)
+    second = add("tone", 2)
+    with running(Service(backbone)) as caller:
+        assert caller.call("/v1/models/tone@1")["digest"] == first.digest
+        assert caller.call("/v1/models/tone%402")["digest"] == second.digest
+        assert caller.call("/v1/models/bert")["parent"] is None
+        assert "did you mean tone" in caller.problem("/v1/models/tone@3", code=404)
+        assert "no model" in caller.problem("/v1/models/", code=404)
+        assert backbone.adapters == []
+
+
+def test_slow_loads_keep_nobody_else_waiting(backbone, add, monkeypatch):
+    add("tone", 1)
+    slow = [add(f"slow-{place}", place + 2).reference for place in range(6)]
+    go, load = threading.Event(), backbone.load
+
+    def slowly(reference, name):
+        assert reference not in slow or go.wait(60)
+        return load(reference, name)
+
+    with running(Service(backbone)) as caller, ThreadPoolExecutor(48) as threads:
+        answer(caller, "tone")
+        monkeypatch.setattr(backbone, "load", slowly)
+        begun = threading.Barrier(49)
+
+        def ask(model):
+            begun.wait()
+            return answer(caller, model)
+
+        waiting = [threads.submit(ask, model) for model in slow * 8]
+        try:
+            begun.wait()
+            for _ in range(3):  # so that those who wait have come
+                answer(caller, "tone")
+                caller.call("/v1/models")
+                caller.call("/metrics")
+        finally:
+            go.set()
+        assert len({one.result()["digests"][0] for one in waiting}) == 6
+
+
+def test_a_version_that_is_replaced_while_it_loads(backbone, registry, add, monkeypatch):
+    """What answers is what the catalogue has by then, under its own digest."""
+    add("tone", 1)
+    load, replaced = backbone.load, []
+
+    def replace(reference, name):
+        loaded = load(reference, name)
+        if not replaced:
+            registry.remove("tone@1")
+            replaced.append(add("tone", 2))
+        return loaded
+
+    monkeypatch.setattr(backbone, "load", replace)
+    service = Service(backbone)
+    assert service.models.find("tone").digest == replaced[0].digest
+    service.close()
+
+
+def test_a_version_that_is_forgotten_while_it_is_asked_for_anew(backbone, add, monkeypatch):
+    monkeypatch.setattr(models, "_MOST_LOADED", 1)
+    for seed in range(2):
+        add("tone", seed + 1)
+    service, unload, asking = Service(backbone), backbone.unload, []
+
+    def slowly(name):
+        if not asking:
+            asking.append(threads.submit(service.models.find, name))
+            wait(asking, 0.2)
+        unload(name)
+
+    monkeypatch.setattr(backbone, "unload", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        for model in ("tone@1", "tone@2"):
+            service.models.find(model)
+    assert asking[0].result().name in backbone.adapters
+    service.close()
+
+
+def test_a_name_of_megabytes_is_unknown_at_once(backbone, add):
+    add("tone", 1)
+    service, begun = Service(backbone), time.process_time()
+    with pytest.raises(UnknownReferenceError, match="no model 'tonea"):
+        service.models.find("tone" + "a" * 12_000_000)
+    assert time.process_time() - begun < 0.5
+    service.close()

@@ -32,7 +32,8 @@ class Batcher:
     """Predicts for many callers in one thread of its own, the rows of several together, each with its own adapter.
 
     Nobody waits for others to come: a pass begins as soon as the one before has ended, with what is there by then.
-    A row that can't be read fails its own caller alone.
+    Who sends more rows than a pass has lets others in after each, and gets no further ones once it is gone. A row that
+    can't be read fails its own caller alone.
 
     Args:
         backbone: what predicts.
@@ -65,7 +66,15 @@ class Batcher:
         """
         # A parameter goes to all tasks of a call that take it, and must not change a neighbour's answer.
         key = json.dumps([sorted(set(tasks)), params], sort_keys=True, default=repr) if params else ""
-        job = _Job(rows, names, params, key)
+        # A parameter that only some of the tasks take would be an error in a part without them.
+        most = len(rows) if params and len(set(tasks)) > 1 else self._rows
+        answers: list[Any] = []
+        for start in range(0, len(rows), most):
+            end = start + most
+            answers += await self._answered(_Job(rows[start:end], names[start:end], params, key))
+        return answers
+
+    async def _answered(self, job: _Job) -> list[Any]:
         with self._news:
             if self._closed:
                 raise EngineStoppedError(_CLOSED)

@@ -87,6 +87,13 @@ def test_one_row_and_parameters(backbone, caller):
     assert told == "parameters.top_q: not for this request; known: function_to_apply, threshold, top_k"
 
 
+def test_a_parameter_of_one_task_of_many_rows(backbone, caller):
+    """Also where not every pass has that task."""
+    names, rows = ["tone"] * 9 + ["entities"] * 9, ["acute asthma"] * 18
+    found = caller.call(PREDICT, {"model": names, "inputs": rows, "parameters": {"top_k": 2}})
+    assert close(found["predictions"], backbone.predict(rows, [f"{name}@1" for name in names], top_k=2))
+
+
 class Slow:
     """A backbone whose first pass waits until it is let go, and that notes the rows of all passes."""
 
@@ -142,6 +149,36 @@ def test_no_pass_is_larger_than_it_may_be(caller, service, held):
     held.batcher = service._scoring
     ask_while_held(caller, held, [{"model": "tone", "inputs": ["story"] * 3} for _ in range(5)])
     assert [len(rows) for rows in held.passes] == [1, 6, 6, 3]
+
+
+def test_many_rows_of_one_caller_keep_nobody_waiting_for_all_of_them(backbone, caller, service, held):
+    rows = [f"profit {word}" for word in "rose fell gain loss growth market price offer cash win free click".split()]
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(caller.call, PREDICT, {"model": "tone", "inputs": rows * 2})
+        assert held.begun.wait(10)
+        other = threads.submit(caller.call, PREDICT, {"model": "spam", "inputs": "win"})
+        while not service._scoring.waiting:
+            pass
+        held.go.set()
+        other.result()
+        found = first.result()["predictions"]
+    assert [len(part) for part in held.passes] == [8, 1, 8, 8]
+    assert close(found, backbone.predict(rows * 2, "tone@1"))
+
+
+def test_a_caller_who_goes_between_two_passes_has_no_further_one(caller, service, held):
+    gone = caller.send_only(PREDICT, {"model": "tone", "inputs": ["story"] * 40})
+    assert held.begun.wait(10)
+    gone.close()
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(caller.call, PREDICT, {"model": "spam", "inputs": "win"})
+        while not service._scoring.waiting:
+            pass
+        caller.call("/health")  # by now it is known that the first one has gone
+        held.go.set()
+        other.result()
+    caller.call(PREDICT, {"model": "tone", "inputs": "profit"})
+    assert [len(part) for part in held.passes] == [8, 1, 1]
 
 
 def test_parameters_stay_with_their_own_request(backbone, caller, service, held):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
 from lorary.adapters.arguments import is_whole, shown
 from lorary.adapters.predict.generation import GENERATED
@@ -33,7 +34,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.post("/predict")
-    async def predict(body: PredictBody, request: Request) -> JSONResponse:
+    async def predict(body: PredictBody, request: Request) -> Response:
         """Predict with one adapter for all rows or one for each, in the shapes of transformers' pipelines."""
         rows = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         models: list[str | None] = [*body.model] if isinstance(body.model, list) else [body.model] * len(rows)
@@ -48,16 +49,11 @@ def routes(service: Service) -> APIRouter:
         demand_parameters(body.parameters, [one.task for one in served])
         answers = await while_there(request, service.predict(rows, served, body.parameters))
         service.metrics.predicted(models)
-        return JSONResponse(
-            {
-                "model": body.model,
-                "predictions": plain(answers),
-                "digests": [one.digest for one in served],
-            }
-        )
+        about = {"model": body.model, "digests": [one.digest for one in served]}
+        return await _written(about, "predictions", answers)
 
     @router.post("/embeddings")
-    async def embed(body: EmbeddingBody, request: Request) -> JSONResponse:
+    async def embed(body: EmbeddingBody, request: Request) -> Response:
         """Embed texts, one vector for each."""
         texts = [body.input] if isinstance(body.input, str) else body.input
         served = await service.find(body.model)
@@ -67,17 +63,17 @@ def routes(service: Service) -> APIRouter:
                 f"{body.model} is for {served.task}; an embedding needs an adapter for feature-extraction",
                 "model_not_served",
             )
-        vectors = plain(await while_there(request, service.predict(texts, [served] * len(texts), {})))
-        if not isinstance(vectors[0][0], (int, float)):
+        vectors = await while_there(request, service.predict(texts, [served] * len(texts), {}))
+        if hasattr(vectors[0][0], "__len__"):
             # Its manifest doesn't say how tokens become one vector: the mean is what sentence-transformers takes.
             params = {"pooling": "mean"}
-            vectors = plain(await while_there(request, service.predict(texts, [served] * len(texts), params)))
+            vectors = await while_there(request, service.predict(texts, [served] * len(texts), params))
         service.metrics.predicted([body.model] * len(texts))
-        data = [
-            {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
-            for index, vector in enumerate(vectors)
-        ]
-        return JSONResponse({"object": "list", "model": body.model, "data": data})
+
+        def item(index: int, vector: list[float]) -> dict[str, Any]:
+            return {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
+
+        return await _written({"object": "list", "model": body.model}, "data", vectors, item)
 
     return router
 
@@ -106,6 +102,24 @@ async def _find_each(service: Service, models: list[str | None]) -> dict[str | N
     distinct = list(dict.fromkeys(models))
     found = await asyncio.gather(*(service.find(service.models.base if one is None else one) for one in distinct))
     return dict(zip(distinct, found, strict=True))
+
+
+async def _written(
+    about: Mapping[str, Any],
+    name: str,
+    rows: Sequence[Any],
+    item: Callable[[int, Any], Any] = lambda _, row: row,
+) -> Response:
+    """What there is to tell and a list of rows as JSON, written in a thread: it may be millions of numbers.
+
+    Row by row, since no other thread runs while json writes one value.
+    """
+
+    def write() -> bytes:
+        parts = (json.dumps(item(place, plain(row)), ensure_ascii=False) for place, row in enumerate(rows))
+        return f'{json.dumps(about)[:-1]}, "{name}": [{", ".join(parts)}]}}'.encode()
+
+    return Response(await asyncio.to_thread(write), media_type="application/json")
 
 
 def _encoded(vector: list[float], encoding: str | None) -> list[float] | str:

@@ -11,7 +11,7 @@ import pytest
 
 from http_service import running
 from lorary.adapters import Backbone
-from lorary.adapters.server import Service, ServiceSettings
+from lorary.adapters.server import Service, ServiceSettings, predictions
 from lorary.adapters.server.batching import Batcher
 from lorary.hub import Registry
 from lorary.hub.errors import EngineStoppedError
@@ -179,6 +179,28 @@ def test_a_caller_who_goes_between_two_passes_has_no_further_one(caller, service
         other.result()
     caller.call(PREDICT, {"model": "tone", "inputs": "profit"})
     assert [len(part) for part in held.passes] == [8, 1, 1]
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    (PREDICT, {"model": "states", "inputs": ["a dog"] * 2}), (EMBED, {"model": "vectors", "input": ["a dog"] * 2}),
+])  # fmt: skip
+def test_millions_of_numbers_are_written_down_while_others_are_answered(caller, monkeypatch, path, body):
+    begun, go, plain = threading.Event(), threading.Event(), predictions.plain
+
+    def slowly(value):
+        begun.set()
+        assert go.wait(10)
+        return plain(value)
+
+    monkeypatch.setattr(predictions, "plain", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        large = threads.submit(caller.call, path, body)
+        try:
+            assert begun.wait(10)
+            assert caller.call("/health") == {"status": "ok"}
+        finally:
+            go.set()
+        assert len(large.result()["predictions" if path == PREDICT else "data"]) == 2
 
 
 def test_parameters_stay_with_their_own_request(backbone, caller, service, held):

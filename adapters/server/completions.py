@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -175,7 +175,7 @@ async def _read(index: int, generation: Generation, stops: Sequence[str], pieces
         text = StopText(stops)
         async for piece in _shown(generation, text):
             await pieces.put((index, piece, None))
-        await pieces.put((index, text.rest(), await generation.completed()))
+        await pieces.put((index, text.rest(), await _ended(generation, text)))
     except Exception as error:
         await pieces.put((index, "", error))
 
@@ -184,7 +184,7 @@ async def _write(generation: Generation, stops: Sequence[str]) -> tuple[str, Com
     """A whole text, and what the request came to."""
     text = StopText(stops)
     pieces = [piece async for piece in _shown(generation, text)]
-    return "".join([*pieces, text.rest()]), await generation.completed()
+    return "".join([*pieces, text.rest()]), await _ended(generation, text)
 
 
 async def _shown(generation: Generation, text: StopText) -> AsyncGenerator[str, None]:
@@ -194,6 +194,12 @@ async def _shown(generation: Generation, text: StopText) -> AsyncGenerator[str, 
             yield shown
         if text.ended:
             generation.finish()
+
+
+async def _ended(generation: Generation, text: StopText) -> Completion:
+    """What a request came to; its last token may have been the last one allowed, and have brought a stop string too."""
+    completion = await generation.completed()
+    return replace(completion, finish_reason="stop") if text.ended else completion
 
 
 def _give_up(generations: Sequence[Generation]) -> None:

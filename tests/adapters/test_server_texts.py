@@ -164,6 +164,19 @@ def test_a_stop_string_ends_a_text_and_is_left_out(backbone, caller, streamed):
     assert reason == "stop"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_stop_string_in_the_last_token_that_was_allowed(backbone, caller, streamed):
+    whole = alone(backbone, "profit rose", "plain", max_new_tokens=6)
+    stop = whole.split()[-1]
+    body = {"model": "plain", "prompt": "profit rose", "max_tokens": 6, "stop": stop}
+    if streamed:
+        choices = [json.loads(event)["choices"][0] for event in list(caller.events(TEXTS, body))[:-1]]
+    else:
+        choices = caller.call(TEXTS, body)["choices"]
+    assert "".join(choice["text"] for choice in choices) == whole[: whole.index(stop)]
+    assert choices[-1]["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize("pieces", [["one t", "wo thr", "ee"], ["one two three"], list("one two three")])
 def test_pieces_that_may_begin_a_stop_string_are_held_back(pieces):
     kept = StopText(["two t", "zzz"])
@@ -255,7 +268,7 @@ def test_what_is_refused(service, caller, path, body, code, message):
         return
     assert message in caller.problem(path, body, code=code)
     assert message in caller.problem(path, body if isinstance(body, str) else body | {"stream": True}, code=code)
-    eventually(lambda: service.engine.stats().running == 0)
+    eventually(lambda: service.engine.stats().running == 0)  # what was taken on before the refusal is given up
 
 
 def test_fields_that_ask_for_nothing_are_passed_over(caller):

@@ -15,14 +15,15 @@ from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings, EngineStats
 from lorary.adapters.running.inference import Inference
-from lorary.adapters.text.asked import ask
-from lorary.adapters.text.generate import PromptRow, demand_prompt
+from lorary.adapters.text.asked import apart, ask
+from lorary.adapters.text.generate import PromptRow, demand_prompt, manner_of
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError
 
 _PROBES = (8, 3)  # the lengths of the prompts that are compared when an engine opens
 _PROBED_TOKENS = 3
+_SIGNS = 16  # that a token may stand for at most, where no token of the vocabulary is longer
 
 
 class Engine:
@@ -41,6 +42,7 @@ class Engine:
         name = type(inference.model).__name__
         self.settings = settings
         self._inference = inference
+        self._longest_token = max([_SIGNS, *map(len, inference.tokenizer.get_vocab())])
         self._residency = residency
         self._peft = peft
         self._numbers = itertools.count()
@@ -117,6 +119,8 @@ class Engine:
                 f"the layers of {type(self._inference.model).__name__} don't keep the tokens of a step apart, so its "
                 "requests can't have adapters; use Backbone.generate"
             )
+        if not manner_of(loaded).cuts:
+            self._demand_readable(prompt)
         ids = self._inference.prompt_ids(ask(demand_prompt(prompt), tools, chat_template_kwargs), loaded)
         own = self._inference.own_settings(loaded, generate_kwargs)
         if open_ended:
@@ -193,8 +197,23 @@ class Engine:
         base = self._inference.model.generation_config
         if base.max_new_tokens is not None or base.max_length is not None:
             return {}
+        return {"max_new_tokens": max(self._room() - prompt_tokens + 1, 1)}
+
+    def _room(self) -> int:
+        """How many tokens a request may have in all."""
         rooms = (self._loop.longest_request, most_positions(self._inference.model))
-        return {"max_new_tokens": max(min(room for room in rooms if room is not None) - prompt_tokens + 1, 1)}
+        return min(room for room in rooms if room is not None)
+
+    def _demand_readable(self, prompt: PromptRow) -> None:
+        """Refuse megabytes before they are read: it takes minutes, and gigabytes, and keeps other prompts waiting."""
+        said: Any = demand_prompt(apart(prompt).prompt)
+        texts = [said] if isinstance(said, str) else [dict(turn).get("content") for turn in said]
+        signs = sum(len(text) for text in texts if isinstance(text, str))
+        if signs > self._room() * self._longest_token:
+            raise RequestTooLongError(
+                f"a prompt of {signs} signs is far more than the {self._room()} tokens that there is room for: shorten "
+                "the prompt, or open an engine or a base with more"
+            )
 
     def _demand_room(self, ids: Sequence[int], decoding: Decoding) -> None:
         """Refuse what could never run: the loop would fail with it, and everybody's requests with the loop."""

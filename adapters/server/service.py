@@ -43,7 +43,7 @@ class ServiceSettings:
     hosts: tuple[str, ...] | None = None
     batch_rows: int = 32
     max_waiting: int = 256
-    max_bytes: int = 16 * 2**20
+    max_bytes: int = 4 * 2**20
     engine: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

@@ -444,3 +444,12 @@ def test_an_engine_that_is_garbage_to_its_own_thread_ends_it(backbone, monkeypat
     assert not lost
     with pytest.raises(EngineStoppedError):
         request.result(5)
+
+
+@pytest.mark.parametrize("prompt", ["story " * 500_000, [{"role": "user", "content": "story " * 500_000}]])
+def test_what_is_far_too_long_is_refused_before_it_is_read(backbone, prompt, monkeypatch):
+    """Megabytes would take minutes, and gigabytes, in which nobody else's prompt is read."""
+    with backbone.engine(**SMALL) as engine:
+        monkeypatch.setattr(engine._inference, "prompt_ids", None)
+        with pytest.raises(RequestTooLongError, match=r"a prompt of 3000000 signs.*shorten the prompt"):
+            engine.submit(prompt)

@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lorary.adapters.server import completions, predictions
 from lorary.adapters.server.guard import Guard
@@ -43,9 +42,8 @@ def create_app(service: Service) -> FastAPI:
 
     # Its pages for reading the paths' descriptions load code from elsewhere; the descriptions are at /openapi.json.
     app = FastAPI(title="lorary", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, api_key=service.settings.api_key, max_bytes=service.settings.max_bytes)
-    if service.settings.hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(service.settings.hosts))
+    settings = service.settings
+    app.add_middleware(Guard, api_key=settings.api_key, max_bytes=settings.max_bytes, hosts=settings.hosts)
     app.add_exception_handler(HTTPException, answer_problem)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     for kind in (LoraryError, MemoryError, torch.OutOfMemoryError, Exception):

@@ -33,9 +33,10 @@ def listen(host: str, port: int) -> socket.socket:
         taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
+        # Whoever comes while models are loaded, and nobody listens here yet, could take it too.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"can't listen at {host}:{port} ({reason}); choose another --host or --port") from error
+        raise _not_here(f"{host}:{port}", error) from error
     taken.set_inheritable(True)
     return taken
 
@@ -60,12 +61,25 @@ def run(app: FastAPI, taken: socket.socket, ready: Callable[[], None] = lambda: 
         app: what answers.
         taken: where (:func:`listen`).
         ready: called once callers are let in.
+
+    Raises:
+        UsageError: somebody else listens there meanwhile.
     """
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for who comes after, while connections fade away
+    try:
+        taken.listen()
+    except OSError as error:
+        raise _not_here(address_of(taken), error) from error
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=_DRAIN_SECONDS,
         server_header=False,
     )  # fmt: skip
     _Server(config, ready).run(sockets=[taken])
+
+
+def _not_here(address: str, error: Exception) -> UsageError:
+    reason = getattr(error, "strerror", None) or error
+    return UsageError(f"can't listen at {address} ({reason}); choose another --host or --port")
 
 
 class _Server(uvicorn.Server):

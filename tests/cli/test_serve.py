@@ -127,6 +127,13 @@ def test_a_key_from_the_environment(registry):
         assert service.call("/v1/models", Authorization="Bearer secret")["object"] == "list"
 
 
+def test_where_it_says_that_it_is_it_answers(registry):
+    """Also at an address of this machine alone that isn't the usual one."""
+    with Process("tone", "--registry", registry.path, "--host", "127.0.0.2") as service:
+        assert service.address.startswith("http://127.0.0.2:")
+        assert service.call("/health") == {"status": "ok"}
+
+
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(registry, fails):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

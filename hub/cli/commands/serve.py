@@ -79,7 +79,7 @@ def command(
 
     with listen(host, port) as taken:
         service = _open(
-            taken, chosen, base, catalogue, references or (), key,
+            taken, host, chosen, base, catalogue, references or (), key,
             backbone={
                 "quantization": quantization, "device": device, "device_map": device_map, "slots": slots,
                 "host_bytes": host_bytes,
@@ -92,6 +92,7 @@ def command(
 
 def _open(
     taken: socket,
+    host: str,
     chosen: str,
     base: str | None,
     catalogue: Registry,
@@ -105,7 +106,9 @@ def _open(
     from lorary.adapters.server import Service, ServiceSettings
     from lorary.adapters.server.running import is_local
 
-    hosts = _LOCAL_NAMES if key is None and is_local(taken) else None
+    address = taken.getsockname()[0]
+    own = (f"[{address}]" if ":" in address else address, host)
+    hosts = tuple(dict.fromkeys((*_LOCAL_NAMES, *own))) if key is None and is_local(taken) else None
     treatment = ServiceSettings(api_key=key, hosts=hosts, **settings)
     with told_whose(base):
         opened = Backbone.from_pretrained(chosen, registry=catalogue, **backbone)

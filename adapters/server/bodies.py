@@ -28,6 +28,7 @@ _ASKS_FOR_NOTHING: Mapping[str, Any] = {
 }  # fmt: skip
 """Fields of OpenAI's that aren't served, and the value (besides null) with which they ask for nothing."""
 
+_COLDEST = 1e-5  # temperature; scores divided by less may be no numbers any more, and the likeliest token is certain
 _MOST_FIELDS = 100  # of a body; millions of unknown ones would take minutes to be told
 
 EXPECTED: Mapping[str, str] = {
@@ -103,8 +104,9 @@ class Sampling(Body):
 
     def settings(self) -> dict[str, Any]:
         """The arguments of ``generate`` that this asks for."""
+        greedy = self.temperature is not None and self.temperature < _COLDEST
         given = {
-            "temperature": self.temperature or None,
+            "temperature": None if greedy else self.temperature,
             "top_p": self.top_p,
             "top_k": 0 if self.top_k == -1 else self.top_k,  # all of the vocabulary, as vLLM and transformers write it
             "min_p": self.min_p,
@@ -113,7 +115,7 @@ class Sampling(Body):
             "min_new_tokens": self.min_tokens,
         }
         settings = {name: value for name, value in given.items() if value is not None}
-        if self.temperature == 0:
+        if greedy:
             settings = {name: value for name, value in settings.items() if name not in ("top_p", "top_k", "min_p")}
             return settings | {"do_sample": False}
         sampled = any(name in settings for name in ("temperature", "top_p", "top_k", "min_p")) or self.seed is not None

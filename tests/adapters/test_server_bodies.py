@@ -36,6 +36,15 @@ def test_all_of_the_vocabulary_in_the_spelling_of_vllm():
     assert body.settings() == {"top_k": 0, "do_sample": True}
 
 
+@pytest.mark.parametrize(("temperature", "settings"), [
+    (0, {"do_sample": False}), (1e-40, {"do_sample": False}), (1e-3, {"do_sample": True, "temperature": 1e-3}),
+])  # fmt: skip
+def test_a_temperature_of_next_to_nothing_is_none(temperature, settings):
+    """Scores divided by it would be no numbers any more."""
+    body = CompletionBody.model_validate({"model": "a", "prompt": "b", "temperature": temperature, "top_p": 0.5})
+    assert body.settings() == settings | ({"top_p": 0.5} if settings["do_sample"] else {})
+
+
 @pytest.mark.parametrize(("kind", "body"), [
     (ChatBody, {"model": "a", "messages": [1] * 50_000}),
     (ChatBody, {"model": "a", "messages": [{"role": "user", "content": [1] * 50_000}]}),

@@ -7,12 +7,13 @@ a setting that does nothing without a word would be worse.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1, max_length=256)]
+MOST_ROWS = 256  # of a request, and the most texts that one may have made
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_ROWS)]
 Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]  # one mistake is told; millions would take minutes
 
 _ABOUT_THE_CALLER = frozenset(
@@ -176,8 +177,6 @@ class PredictBody(Body):
     ``model`` is one for all rows or one for each, None (null) being the bare backbone; ``inputs`` are what
     :meth:`Backbone.predict` takes, ``parameters`` those of the tasks' pipelines.
     """
-
-    MOST_ROWS: ClassVar[int] = 256
 
     model: Text | Annotated[list[Text | None], Field(min_length=1, max_length=MOST_ROWS)]
     inputs: Text | dict[str, Any] | Annotated[list[Text | dict[str, Any]], Field(min_length=1, max_length=MOST_ROWS)]

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from lorary.adapters.engine import Completion, Engine
 from lorary.adapters.engine import Request as Generation
-from lorary.adapters.server.bodies import ChatBody, CompletionBody
+from lorary.adapters.server.bodies import MOST_ROWS, ChatBody, CompletionBody
 from lorary.adapters.server.models import Served
 from lorary.adapters.server.problems import Refusal, problem
 from lorary.adapters.server.service import Service, while_there
@@ -97,6 +97,8 @@ async def _answer(
     prompts: Sequence[Any],
     told: dict[str, Any],
 ) -> Response:
+    if (texts := len(prompts) * (body.n or 1)) > MOST_ROWS:
+        raise Refusal(400, f"{texts} texts at once; expected at most {MOST_ROWS}", "invalid_request")
     engine = service.demand_engine()
     served = await service.find(body.model)
     generations = await asyncio.to_thread(_submit, engine, served, body, prompts, told)

@@ -250,6 +250,7 @@ def test_too_many_who_wait_are_told_to_come_again(service, caller, monkeypatch):
     (TEXTS, {"model": "plain", "prompt": "story", "logprobs": 3}, 400, "logprobs isn't served here"),
     (TEXTS, {"model": "plain", "prompt": "story", "frequency_penalty": 0.5}, 400, "frequency_penalty isn't served"),
     (TEXTS, {"model": "plain", "prompt": "story " * 70}, 400, "shorten the prompt"),
+    (TEXTS, {"model": "plain", "prompt": ["story"] * 33, "n": 8}, 400, "264 texts at once; expected at most 256"),
     (TEXTS, {"model": "plain", "prompt": "story", "max_tokens": 64, "n": 2}, 200, ""),
     (TEXTS, {"model": "plain", "prompt": ["story", "dog " * 70]}, 400, "shorten the prompt"),
     (TEXTS, {"model": "plian", "prompt": "story"}, 404, "no model 'plian' here; did you mean plain?"),

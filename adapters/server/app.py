@@ -55,12 +55,12 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """What ``model`` may be."""
-        return {"object": "list", "data": await asyncio.to_thread(service.models.listing)}
+        return {"object": "list", "data": await service.look_up(service.models.listing)}
 
     @app.get("/v1/models/{model:path}")
     async def show_model(model: str) -> dict[str, Any]:
         """One of them."""
-        return await asyncio.to_thread(service.models.show, model)
+        return await service.look_up(service.models.show, model)
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.adapters.backbone import Backbone
+from lorary.adapters.server.problems import CLOSED
 from lorary.hub.errors import EngineStoppedError
-
-_CLOSED = "the service was stopped; ask again where it runs"
 
 
 @dataclass
@@ -77,7 +76,7 @@ class Batcher:
     async def _answered(self, job: _Job) -> list[Any]:
         with self._news:
             if self._closed:
-                raise EngineStoppedError(_CLOSED)
+                raise EngineStoppedError(CLOSED)
             self._jobs.append(job)
             self._news.notify()
         return await asyncio.wrap_future(job.done)
@@ -96,7 +95,7 @@ class Batcher:
             left = [job for job in self._jobs if job.done.set_running_or_notify_cancel()]
             self._jobs.clear()
         for job in left:
-            job.done.set_exception(EngineStoppedError(_CLOSED))
+            job.done.set_exception(EngineStoppedError(CLOSED))
 
     def _take(self) -> list[_Job]:
         """The jobs of the next pass: the one that has waited longest, and what fits beside it; none at the end."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.adapters.backbone import Backbone
+from lorary.adapters.server.problems import CLOSED
 from lorary.adapters.values import LoadedAdapter
 from lorary.hub.errors import (
     BaseMismatchError,
@@ -89,6 +90,18 @@ class Models:
                 return served
             load.result()
         raise replaced(model)
+
+    def known(self, model: str) -> Served | None:
+        """What ``model`` stands for now, if that can be told at once: loaded, and the catalogue hasn't changed."""
+        if model == self.base or (self._offered is not None and self._offered.get(model) is not None):
+            return self._meant(model)[0]
+        stamp = self._registry.stamp()
+        with self._lock:
+            version = self._versions.get(model) if stamp == self._stamp else None
+            if version is None or self._loaded.get(version.reference) != version.digest:
+                return None
+            self._loaded.move_to_end(version.reference)
+            return _served(version)
 
     def look(self, model: str) -> tuple[Served, Future[None] | None]:
         """What ``model`` stands for now, and where it isn't loaded a load that all share who want it.
@@ -197,7 +210,7 @@ class Models:
                 try:
                     self._loading[name] = self._loaders.submit(self._load, name)
                 except RuntimeError as error:
-                    raise EngineStoppedError("the service was stopped; ask again where it runs") from error
+                    raise EngineStoppedError(CLOSED) from error
             return self._loading[name]
 
     def _load(self, name: str) -> None:

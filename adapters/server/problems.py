@@ -45,6 +45,7 @@ _STATUS: Sequence[tuple[type[BaseException], int, str]] = (
     (MemoryError, 503, "out_of_memory"),
 )
 _RETRY_SECONDS = "1"
+CLOSED = "the service was stopped; ask again where it runs"
 
 
 class OverloadedError(LoraryError):

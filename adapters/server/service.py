@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,10 +17,11 @@ from lorary.adapters.predict.generation import GENERATED
 from lorary.adapters.server.batching import Batcher
 from lorary.adapters.server.metrics import Metrics
 from lorary.adapters.server.models import LOOKS, Models, Served, replaced
-from lorary.adapters.server.problems import CallerGoneError, OverloadedError
-from lorary.hub.errors import EngineUnsupportedError, UsageError
+from lorary.adapters.server.problems import CLOSED, CallerGoneError, OverloadedError
+from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, UsageError
 
 Answer = TypeVar("Answer")
+_LOOKERS = 4  # threads that ask the catalogue
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Service:
         self.backbone = backbone
         self.settings = settings or ServiceSettings()
         self.models = Models(backbone, references)
+        self._lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="lorary-looks")
         self.engine: Engine | None = None
         self.why_no_engine = "this base doesn't generate"
         if self.models.generates:
@@ -88,12 +91,22 @@ class Service:
 
     async def find(self, model: str) -> Served:
         """What a request's ``model`` stands for, as :meth:`Models.find`; no thread is kept waiting for a load."""
+        if (known := self.models.known(model)) is not None:
+            return known
         for _ in range(LOOKS):
-            served, load = await asyncio.to_thread(self.models.look, model)
+            served, load = await self.look_up(self.models.look, model)
             if load is None:
                 return served
             await asyncio.shield(asyncio.wrap_future(load))  # it is others' too
         raise replaced(model)
+
+    async def look_up(self, call: Callable[..., Answer], *given: Any) -> Answer:
+        """Ask the catalogue, in threads for that alone: who holds it keeps nobody waiting who doesn't ask it."""
+        try:
+            asked = asyncio.get_running_loop().run_in_executor(self._lookers, call, *given)
+        except RuntimeError as error:
+            raise EngineStoppedError(CLOSED) from error
+        return await asked
 
     def demand_engine(self) -> Engine:
         """The engine.
@@ -129,6 +142,7 @@ class Service:
         if self.engine is not None:
             self.engine.close()
         self.models.close()
+        self._lookers.shutdown(wait=False, cancel_futures=True)
         self._scoring.close()
         self._generating.close()
 

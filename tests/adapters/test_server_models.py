@@ -1,8 +1,10 @@
 """The models of the HTTP service: what the registry means at the moment of each request."""
 
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 
 import pytest
 
@@ -279,6 +281,24 @@ def test_slow_loads_keep_nobody_else_waiting(backbone, add, monkeypatch):
         finally:
             go.set()
         assert len({one.result()["digests"][0] for one in waiting}) == 6
+
+
+def test_a_catalogue_that_somebody_holds_keeps_known_models_answering(backbone, registry, add):
+    for place in range(3):
+        add("tone", place + 1)
+    with running(Service(backbone)) as caller, ThreadPoolExecutor(24) as threads:
+        answer(caller, "tone@1")
+        with closing(sqlite3.connect(registry.path, isolation_level=None)) as holder:
+            holder.execute("BEGIN EXCLUSIVE")
+            waiting = [threads.submit(answer, caller, f"tone@{2 + place % 2}") for place in range(24)]
+            try:
+                for _ in range(3):
+                    answer(caller, "tone@1")
+                    caller.call("/metrics")
+                assert not any(one.done() for one in waiting)
+            finally:
+                holder.execute("ROLLBACK")
+        assert len({one.result()["digests"][0] for one in waiting}) == 2
 
 
 def test_a_version_that_is_replaced_while_it_loads(backbone, registry, add, monkeypatch):

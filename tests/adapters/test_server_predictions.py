@@ -264,7 +264,8 @@ def test_who_waits_when_it_stops(backbone):
         closing.result()
         assert len(first.result()["predictions"]) == 1
         assert "was stopped" in waits.result()
-        assert "was stopped" in caller.problem(PREDICT, {"model": "tone", "inputs": "late"}, code=503)
+        for model in ("tone", "states", "made-up"):
+            assert "was stopped" in caller.problem(PREDICT, {"model": model, "inputs": "late"}, code=503)
 
 
 def test_too_many_who_wait(caller, service, monkeypatch):

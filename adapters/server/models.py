@@ -54,7 +54,7 @@ class Models:
         references: the models to offer; none of them means every version of the registry that fits the backbone.
 
     Raises:
-        UsageError: a reference that stands there twice.
+        UsageError: a reference that stands there twice, or is the base's own name.
         LoraryError: one of them can't be loaded; all that :meth:`Backbone.load` raises.
     """
 
@@ -180,6 +180,11 @@ class Models:
         else:
             loaded: LoadedAdapter = self._backbone.load(reference)
             model, served = loaded.name, Served(loaded.name, loaded.task, loaded.digest)
+        if model == self.base:
+            raise UsageError(
+                f"{model!r} is the base's own name, which means the bare one here; offer a version as NAME@1, or a "
+                "folder of another name"
+            )
         if model in offered:
             raise UsageError(f"two models of the name {model!r}; expected each once")
         offered[model] = served

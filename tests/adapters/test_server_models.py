@@ -138,6 +138,10 @@ def test_what_cant_be_offered(backbone, add, base, bases, tmp_path):
         Service(backbone, ["tune"])
     with pytest.raises(UsageError, match="two models of the name 'tone'"):
         Service(backbone, ["tone", "tone"])
+    add("bert", 2)
+    with pytest.raises(UsageError, match="'bert' is the base's own name"):
+        Service(backbone, ["bert"])
+    Service(backbone, ["bert@1"]).close()
 
 
 def test_many_who_ask_at_once_load_it_once(backbone, add, monkeypatch):

@@ -29,7 +29,7 @@ _ASKS_FOR_NOTHING: Mapping[str, Any] = {
 }  # fmt: skip
 """Fields of OpenAI's that aren't served, and the value (besides null) with which they ask for nothing."""
 
-_COLDEST = 1e-5  # temperature; scores divided by less may be no numbers any more, and the likeliest token is certain
+COLDEST = 1e-5  # temperature; scores divided by less may be no numbers any more, and the likeliest token is certain
 _MOST_FIELDS = 100  # of a body; millions of unknown ones would take minutes to be told
 
 EXPECTED: Mapping[str, str] = {
@@ -105,7 +105,7 @@ class Sampling(Body):
 
     def settings(self) -> dict[str, Any]:
         """The arguments of ``generate`` that this asks for."""
-        greedy = self.temperature is not None and self.temperature < _COLDEST
+        greedy = self.temperature is not None and self.temperature < COLDEST
         given = {
             "temperature": None if greedy else self.temperature,
             "top_p": self.top_p,

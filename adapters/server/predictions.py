@@ -13,10 +13,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from lorary.adapters.arguments import is_whole, shown
+from lorary.adapters.arguments import is_number, is_whole, shown
 from lorary.adapters.predict.generation import GENERATED
 from lorary.adapters.predict.table import PREDICTORS
-from lorary.adapters.server.bodies import EmbeddingBody, PredictBody
+from lorary.adapters.server.bodies import COLDEST, EmbeddingBody, PredictBody
 from lorary.adapters.server.models import Served
 from lorary.adapters.server.problems import Refusal
 from lorary.adapters.server.service import Service, while_there
@@ -27,6 +27,8 @@ _MOST: Mapping[str, int | None] = {
     "repetition_penalty": None, "length_penalty": None, "early_stopping": None,
 }  # fmt: skip
 """What of ``generate`` a caller may choose where tasks generate, and how much of it."""
+
+_BETWEEN = {"temperature": (COLDEST, 100), "length_penalty": (-100, 100)}  # beyond, scores are no numbers any more
 
 
 def routes(service: Service) -> APIRouter:
@@ -94,6 +96,12 @@ def demand_parameters(params: Mapping[str, Any], tasks: Iterable[str]) -> None:
         if most is not None and not (is_whole(value) and 0 <= value <= most):
             raise Refusal(
                 400, f"parameters.{name}: expected a whole number of at most {most}, found {shown(value)}",
+                "invalid_request",
+            )  # fmt: skip
+        least, top = _BETWEEN.get(name, (0, 0)) if generates else (0, 0)
+        if top and is_number(value) and value != 0 and not least <= value <= top:
+            raise Refusal(
+                400, f"parameters.{name}: expected a number from {least} to {top}, found {shown(value)}",
                 "invalid_request",
             )  # fmt: skip
 

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from lorary.adapters.server.bodies import ChatBody, CompletionBody, PredictBody
-from lorary.adapters.server.problems import problem
+from lorary.adapters.server.predictions import demand_parameters
+from lorary.adapters.server.problems import Refusal, problem
 from lorary.hub.errors import UsageError
 
 TURN = {"role": "user", "content": "a"}
@@ -43,6 +44,20 @@ def test_a_temperature_of_next_to_nothing_is_none(temperature, settings):
     """Scores divided by it would be no numbers any more."""
     body = CompletionBody.model_validate({"model": "a", "prompt": "b", "temperature": temperature, "top_p": 0.5})
     assert body.settings() == settings | ({"top_p": 0.5} if settings["do_sample"] else {})
+
+
+@pytest.mark.parametrize("asked", [
+    {"temperature": 1e-320}, {"length_penalty": 1e308}, {"length_penalty": -1e308}, {"max_new_tokens": 10**6},
+], ids=str)  # fmt: skip
+def test_what_no_text_can_be_generated_with(asked):
+    """It would fail in the middle, as if the service were at fault."""
+    with pytest.raises(Refusal, match=rf"400: parameters.{next(iter(asked))}: expected"):
+        demand_parameters(asked, ["text-generation"])
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0.5}, {"temperature": 1}, {"length_penalty": -2.0}], ids=str)
+def test_what_texts_can_be_generated_with(asked):
+    demand_parameters(asked, ["text-generation"])
 
 
 @pytest.mark.parametrize(("kind", "body"), [

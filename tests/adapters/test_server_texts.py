@@ -273,8 +273,23 @@ def test_what_is_refused(service, caller, path, body, code, message):
 
 
 def test_fields_that_ask_for_nothing_are_passed_over(caller):
-    asked = {"frequency_penalty": 0, "logprobs": None, "best_of": 1, "user": "me", "logit_bias": {}, "store": True}
-    body = {"model": "plain", "prompt": "story", "max_tokens": 2, "temperature": 1, "top_p": 1, "stop": None} | asked
+    asked = {
+        "frequency_penalty": 0,
+        "logprobs": None,
+        "best_of": 1,
+        "user": "me",
+        "logit_bias": {},
+        "store": True,
+        "top_p": 1,
+    }
+    body = {
+        "model": "plain",
+        "prompt": "story",
+        "max_tokens": 2,
+        "temperature": 1,
+        "min_tokens": 2,
+        "stop": None,
+    } | asked
     assert caller.call(TEXTS, body)["usage"]["completion_tokens"] == 2
 
 

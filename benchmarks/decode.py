@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,16 +16,35 @@ STEPS = 8  # of one repetition
 
 
 def against_bare(both: Contenders, repetitions: int) -> Iterator[list[dict[str, object]]]:
-    """Three tables: whole generations, single-token steps and prefill. Short work is repeated more often."""
-    rows, tokens = both.inputs["input_ids"].shape
-    differences = {} if both.peft is None else {"mixed": f"{both.difference():.2g} ({both.dtype})"}
-    timings = compare(generations(both), repetitions=repetitions)
-    yield rows_of(f"generation, {rows} rows x {NEW_TOKENS} tokens", timings, differences)
+    """Three tables: whole generations, single-token steps and prefill."""
+    for measure in (whole_generations, single_steps, whole_prompts):
+        yield measure(both, repetitions)
+
+
+def whole_generations(both: Contenders, repetitions: int, within: float = math.inf) -> list[dict[str, object]]:
+    """The table of whole generations; no other turn begins ``within`` so many seconds."""
+    rows = both.inputs["input_ids"].shape[0]
+    timings = compare(generations(both), repetitions=repetitions, within=within)
+    return rows_of(f"generation, {rows} rows x {NEW_TOKENS} tokens", timings, _differences(both))
+
+
+def single_steps(both: Contenders, repetitions: int, within: float = math.inf) -> list[dict[str, object]]:
+    """That of single-token steps. Short work is repeated more often."""
+    rows = both.inputs["input_ids"].shape[0]
     with steps(both) as contenders:
-        timings = compare(contenders, repetitions=3 * repetitions)
-    yield rows_of(f"{STEPS} single-token steps, {rows} rows", timings, differences)
-    timings = compare(prefills(both), repetitions=3 * repetitions)
-    yield rows_of(f"prefill, {rows} rows x {tokens} tokens", timings, differences)
+        timings = compare(contenders, repetitions=3 * repetitions, within=within)
+    return rows_of(f"{STEPS} single-token steps, {rows} rows", timings, _differences(both))
+
+
+def whole_prompts(both: Contenders, repetitions: int, within: float = math.inf) -> list[dict[str, object]]:
+    """That of prefill."""
+    rows, tokens = both.inputs["input_ids"].shape
+    timings = compare(prefills(both), repetitions=3 * repetitions, within=within)
+    return rows_of(f"prefill, {rows} rows x {tokens} tokens", timings, _differences(both))
+
+
+def _differences(both: Contenders) -> dict[str, str]:
+    return {} if both.peft is None else {"mixed": f"{both.difference():.2g} ({both.dtype})"}
 
 
 def rows_of(what: str, timings: dict[str, Timing], differences: dict[str, str]) -> list[dict[str, object]]:

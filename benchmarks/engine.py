@@ -41,12 +41,16 @@ def make_load(requests: int) -> Load:
 
 
 @contextmanager
-def bare_manager(base: Path, load: Load) -> Iterator[Callable[[], object]]:
-    """transformers' continuous batching on a model of its own: a function that serves the load once."""
+def bare_manager(base: Path, load: Load, like: Any) -> Iterator[Callable[[], object]]:
+    """transformers' continuous batching on a model of its own, where and as the backbone ``like`` is.
+
+    Yields a function that serves the load once.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=like.dtype).to(like.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
     config = ContinuousBatchingConfig(
         page_size=SETTINGS["page_tokens"],
         num_blocks=SETTINGS["cache_tokens"] // SETTINGS["page_tokens"],
@@ -101,39 +105,35 @@ def check(backbone: Any, engine: Any, load: Load, names: list[str | None]) -> in
     return equal
 
 
-def measure(shape: str, adapters: int, load: Load, repetitions: int) -> None:
+def measure(base: Path, work: Path, adapters: int, load: Load, repetitions: int) -> list[dict[str, object]]:
+    """The contenders' times, and how many answers of the engine are those of ``generate`` alone."""
     from lorary.adapters import Backbone
 
-    with tempfile.TemporaryDirectory() as name:
-        base = make_base(Path(name) / "base", shape)
-        backbone = Backbone.from_pretrained(str(base), slots=adapters)
-        names: list[str | None] = [backbone.load(folder).name for folder in make_adapters(base, Path(name), adapters)]
-        with bare_manager(base, load) as bare, backbone.engine(**SETTINGS) as engine:
-            print(f"\n{shape} Llama shape, {adapters} adapters of rank 16; {len(load.prompts)} requests, ", end="")
-            print(f"{sum(load.lengths)} new tokens; ", end="")
-            print(f"equal to generate alone: {check(backbone, engine, load, names)} of 8\n")
-            timings = compare(
-                {
-                    "transformers, bare model": bare,
-                    "engine, bare backbone": lambda: through(engine, load, [None]),
-                    "engine, one adapter": lambda: through(engine, load, names[:1]),
-                    f"engine, {adapters} adapters mixed": lambda: through(engine, load, names),
-                    f"generate in batches of {BATCH}, {adapters} adapters mixed": lambda: in_batches(
-                        backbone, load, names
-                    ),
-                },
-                repetitions=repetitions,
-            )
-        rows: list[dict[str, object]] = [
+    backbone = Backbone.from_pretrained(str(base), slots=adapters)
+    names: list[str | None] = [backbone.load(folder).name for folder in make_adapters(base, work, adapters)]
+    with bare_manager(base, load, backbone) as bare, backbone.engine(**SETTINGS) as engine:
+        equal = check(backbone, engine, load, names)
+        timings = compare(
             {
-                "all requests at once": name,
-                "requests/s": f"{len(load.prompts) / timing.median:.1f}",
-                "tokens/s": f"{sum(load.lengths) / timing.median:.0f}",
-                "time over transformers' (min to max)": timing.ratio,
-            }
-            for name, timing in timings.items()
-        ]
-        print(table(rows), flush=True)
+                "transformers, bare model": bare,
+                "engine, bare backbone": lambda: through(engine, load, [None]),
+                "engine, one adapter": lambda: through(engine, load, names[:1]),
+                f"engine, {adapters} adapters mixed": lambda: through(engine, load, names),
+                f"generate in batches of {BATCH}, {adapters} adapters mixed": lambda: in_batches(backbone, load, names),
+            },
+            repetitions=repetitions,
+        )
+    rows: list[dict[str, object]] = [
+        {
+            "all requests at once": name,
+            "requests/s": f"{len(load.prompts) / timing.median:.1f}",
+            "tokens/s": f"{sum(load.lengths) / timing.median:.0f}",
+            "time over transformers' (min to max)": timing.ratio,
+        }
+        for name, timing in timings.items()
+    ]
+    told = f"{len(load.prompts)} requests, {sum(load.lengths)} new tokens; equal to generate alone: {equal} of 8"
+    return [*rows, {"all requests at once": told}]
 
 
 def main() -> None:
@@ -147,7 +147,10 @@ def main() -> None:
     load = make_load(options.requests)
     for shape in options.shapes:
         for adapters in options.adapters:
-            measure(shape, adapters, load, options.repetitions)
+            with tempfile.TemporaryDirectory() as name:
+                base = make_base(Path(name) / "base", shape)
+                print(f"\n{shape} Llama shape, {adapters} adapters of rank 16\n")
+                print(table(measure(base, Path(name), adapters, load, options.repetitions)), flush=True)
 
 
 if __name__ == "__main__":

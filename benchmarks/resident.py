@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from contenders import Contenders
@@ -75,11 +76,17 @@ def swaps(both: Contenders, base: Path, work: Path, resident: int) -> list[dict[
     loads = [_seconds(lambda f=folder: backbone.swap(both.names[0], f)) for folder in folders]
     copies = list(backbone.stats().swap_seconds[-SWAPS:])
     assert backbone.stats().swaps == before + SWAPS  # each was a copy
+    on_gpu = both.device.type == "cuda"
+    if on_gpu:  # where those are the times of queueing a copy
+        copies = _placed_again(backbone, both.names[0])
     slot_bytes = backbone.stats().slot_bytes
-    # Sources and places that no cache holds, as an adapter from the host and its slot are.
-    sources = [torch.zeros(slot_bytes, dtype=torch.uint8) + 1 for _ in range(SWAPS)]
+    # Sources and places that no cache holds, as an adapter from the host and its slot are; for a GPU pinned, as it is.
+    sources = [torch.ones(slot_bytes, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(SWAPS)]
     places = torch.zeros(SWAPS, slot_bytes, dtype=torch.uint8, device=both.device)
-    contiguous = [_seconds(lambda p=place, s=source: p.copy_(s)) for place, source in zip(places, sources, strict=True)]
+    contiguous = [
+        _seconds(lambda p=place, s=source: p.copy_(s, non_blocking=on_gpu))
+        for place, source in zip(places, sources, strict=True)
+    ]
     figures = {
         f"one contiguous copy of {slot_bytes / 1e6:.1f} MB": contiguous,
         "lorary, from host to slot": copies,
@@ -106,7 +113,16 @@ def swaps(both: Contenders, base: Path, work: Path, resident: int) -> list[dict[
     ]
 
 
+def _placed_again(backbone: Any, name: str) -> list[float]:
+    """Seconds of copying an adapter from the host into the slot that it has, until it is there."""
+    residency = backbone._residency
+    with residency.lease([residency.get(name)]) as routing:
+        block = routing.adapters[0].content.block
+        return [_seconds(lambda: routing.arena.place(routing.slots[0], block)) for _ in range(SWAPS)]
+
+
 def _seconds(run: Callable[[], object]) -> float:
+    synchronise()
     started = time.perf_counter()
     run()
     synchronise()

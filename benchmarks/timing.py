@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -34,11 +35,21 @@ class Timing:
 
 
 def compare(
-    contenders: Mapping[str, Callable[[], object]], *, repetitions: int = 7, warmup: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    repetitions: int = 7,
+    warmup: int = 1,
+    within: float = math.inf,
 ) -> dict[str, Timing]:
-    """Run every contender ``repetitions`` times in turn; the first one is what the ratios refer to."""
+    """Run every contender ``repetitions`` times in turn; the first one is what the ratios refer to.
+
+    After ``within`` seconds no other turn begins, so long as there was one that counts.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    ends = time.perf_counter() + within
     for repetition in range(warmup + repetitions):
+        if repetition > warmup and time.perf_counter() > ends:
+            break
         for name, run in contenders.items():
             synchronise()
             started = time.perf_counter()

@@ -128,9 +128,11 @@ def _share_one_backbone(versions: list[Version], registry: Registry) -> None:
     copies = len(versions) * stats.backbone_bytes
     shared = stats.backbone_bytes + len(versions) * stats.slot_bytes
     copy, whole = statistics.median(stats.swap_seconds[-_SWAPS:]) * 1000, statistics.median(seconds) * 1000
+    # A GPU copies while the host goes on, so all that was timed there is the queueing.
+    copying = "queue the copy of" if backbone.device.type == "cuda" else "copy"
     print_line(
-        f"Swap: {copy:.2f} ms to copy an adapter into its slot, {whole:.0f} ms with reading, checking and proving it "
-        f"first (medians of {_SWAPS} swaps under one live name)."
+        f"Swap: {copy:.2f} ms to {copying} an adapter into its slot, {whole:.0f} ms with reading, checking and "
+        f"proving it first (medians of {_SWAPS} swaps under one live name)."
     )
     print_line(
         f"Memory: {size(shared)} for one backbone and {len(versions)} adapters, {size(copies)} for {len(versions)} "

@@ -104,8 +104,8 @@ def load_base(
     tokenizer = read_tokenizer(base, resolved.path)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError(
-            f"base {base!r}: device={device!r}, device_map={device_map!r} leave weights on disk or nowhere; name "
-            "devices that hold all of it, or quantize it"
+            f"base {base!r}: device={device!r}, device_map={device_map!r} leave weights on disk, on the CPU beside a "
+            "GPU, or nowhere; name GPUs that hold all of it, or the CPU alone, or quantize it"
         )
     demand_embedding(model)
     guard_cpu(model)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.heads.of_base import HeadsOfBase
+from lorary.adapters.heads.spread import bring_answers
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
 
 TASK_CLASSES: Mapping[str, str] = {
@@ -237,6 +238,8 @@ def fill_head(
         KeyMismatchError: the head needs a tensor that the checkpoint lacks, or has one that it doesn't need.
     """
     reads_body_output = _share_body(model, body, shared)
+    if len({parameter.device for parameter in body.parameters()}) > 1:
+        bring_answers(_answering(model, body), device)
     lacking = {name for name, parameter in model.named_parameters() if parameter.is_meta} - tensors.keys()
     if lacking:
         tensors = {**tensors, **of_base.tensors(type(model), lacking)}
@@ -277,6 +280,16 @@ def _share_body(model: Any, body: Any, shared: bool) -> bool:
         if isinstance(part, torch.nn.Module) and type(part) is type(child):
             setattr(holder, name, SharedPart(name, part) if parted and name in (ENCODER, DECODER) else part)
     return any(isinstance(module, SharedPart) for module in holder.children())
+
+
+def _answering(model: Any, body: Any) -> list[torch.nn.Module]:
+    """What answers a task model's head: the body or its parts, or what stands where they were."""
+    stand_ins: list[torch.nn.Module] = [
+        module for module in model.modules() if isinstance(module, (SharedBody, SharedPart))
+    ]
+    holder = getattr(model, model.base_model_prefix, model)
+    parts = (holder,) if holder is body else (getattr(holder, ENCODER, None), getattr(holder, DECODER, None))
+    return stand_ins or [part for part in parts if part is not None]
 
 
 def _fill(model: Any, tensors: Mapping[str, torch.Tensor], source: str) -> None:

@@ -155,7 +155,7 @@ def test_dtypes_that_nothing_is_served_in(bases, decoder, tmp_path, dtype):
 
 @pytest.mark.parametrize("settings", [{"device": "meta"}, {"device_map": {"": "disk"}}], ids=str)
 def test_devices_that_hold_no_weights(bases, settings):
-    with pytest.raises(UsageError, match="leave weights on disk or nowhere"):
+    with pytest.raises(UsageError, match="leave weights on disk, on the CPU beside a GPU, or nowhere"):
         Backbone.from_pretrained(str(bases("bert")), **settings)
 
 

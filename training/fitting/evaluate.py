@@ -80,7 +80,8 @@ def row_logits(model: Any, collate: Any, features: list[Feature]) -> list[torch.
         return list(logits)
     # A decoder of its own answers for the target's tokens, not for those of the text that the encoder reads.
     real = batch["attention_mask"].bool() if "decoder_input_ids" not in batch else labels != IGNORED
-    return [row[mask] for row, mask in zip(logits, real, strict=True)]
+    # The last layers of a base that is spread over devices answer on their own one.
+    return [row[mask] for row, mask in zip(logits, real.to(logits.device), strict=True)]
 
 
 def _passes(model: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from lorary.training.tasks.base import one_device
+from lorary.training.fitting.own_device import one_device
 
 
 class GenerationTrainer(SFTTrainer):
@@ -43,7 +43,7 @@ def generation_trainer(
         own.num_experts = own.num_local_experts  # the name that TRL (1.16) knows, and Granite's config doesn't
     asked = getattr(own, "output_router_logits", None)
     trainer = GenerationTrainer(
-        model=model, args=one_device(config), data_collator=collator, processing_class=tokenizer, **rows
+        model=model, args=one_device(config, model), data_collator=collator, processing_class=tokenizer, **rows
     )
     if asked is not None:
         own.output_router_logits = asked

@@ -20,6 +20,7 @@ from lorary.training.fitting.memory_fallback import (
     trained_parameters,
 )
 from lorary.training.fitting.normalise import normalise
+from lorary.training.fitting.own_device import device_of
 from lorary.training.fitting.step_rows import StepRows
 from lorary.training.fitting.watch import Watch
 from lorary.training.interrupt import Stops
@@ -63,7 +64,8 @@ def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group
     batching = Batching.of(job.training, folder)
     while True:
         try:
-            return _attempt(job, batching, folder, reporter, stops, group)
+            with device_of(job.model):
+                return _attempt(job, batching, folder, reporter, stops, group)
         except (RuntimeError, MemoryError) as error:
             if lost_another(error) and group.count > 1:
                 raise TrainingError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from trl import DPOConfig, DPOTrainer
 
-from lorary.training.tasks.base import one_device
+from lorary.training.fitting.own_device import one_device
 
 
 class PreferenceTrainer(DPOTrainer):
@@ -26,7 +26,7 @@ def preference_trainer(
 ) -> PreferenceTrainer:
     """The trainer, for rows of ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and the reference's
     ``ref_chosen_logps`` and ``ref_rejected_logps``, which fit the model."""
-    config = one_device(DPOConfig(**settings, max_length=None, beta=beta, loss_type=[loss]))
+    config = one_device(DPOConfig(**settings, max_length=None, beta=beta, loss_type=[loss]), model)
     own = model.peft_config["default"]
     # The trainer makes a second adapter to refer to, which the rows' log-probabilities stand for; and some ways to
     # begin one (PiSSA and its kin) would rewrite the base. Of AdaLoRA's PEFT has one at most that is trained.

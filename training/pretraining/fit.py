@@ -10,12 +10,12 @@ from lorary.training.fitting.evaluate import row_logits
 from lorary.training.fitting.job import Job
 from lorary.training.fitting.loop import Fitted, carry_out
 from lorary.training.fitting.memory_fallback import Batching
+from lorary.training.fitting.own_device import one_device
 from lorary.training.fitting.trainer import settle_warmup, trainer_settings
 from lorary.training.interrupt import Stops
 from lorary.training.pretraining.corpus import Objective
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.progress import Reporter
-from lorary.training.tasks.base import one_device
 from lorary.training.tasks.hiding.masking import Epochs, HiddenRows
 from lorary.training.tasks.metrics.tokens import TokenScore
 from lorary.training.tasks.rows.encoded import Encoded
@@ -46,7 +46,7 @@ class BaseJob(Job):
         settings = trainer_settings(self.model, self.training, batching, folder, validated=validated)
         trainer = Trainer(
             model=self.model,
-            args=one_device(TrainingArguments(**settings)),
+            args=one_device(TrainingArguments(**settings), self.model),
             data_collator=self.objective.collator(),
             train_dataset=self.objective.training_rows(self.train.features),
             eval_dataset=self.validation.features if self.validation else None,

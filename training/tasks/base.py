@@ -175,7 +175,9 @@ class Task(InManifest, ABC):
         """
         from transformers import Trainer, TrainingArguments
 
-        arguments = one_device(TrainingArguments(**{**settings, "label_names": list(self.targets)}))
+        from lorary.training.fitting.own_device import one_device
+
+        arguments = one_device(TrainingArguments(**{**settings, "label_names": list(self.targets)}), model)
         criterion = self.criterion(rows["train_dataset"])
         return Trainer(
             model=model, args=arguments, data_collator=self.collator(tokenizer), compute_loss_func=criterion, **rows
@@ -313,10 +315,3 @@ class Task(InManifest, ABC):
 
 def _as_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def one_device(arguments: Any) -> Any:
-    """One process trains on one device, or on a device map; several visible GPUs must not start DataParallel."""
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments

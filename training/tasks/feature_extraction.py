@@ -22,7 +22,7 @@ from lorary.training.data import Example
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.raw import shown
-from lorary.training.tasks.base import Answer, Metrics, Task, one_device
+from lorary.training.tasks.base import Answer, Metrics, Task
 from lorary.training.tasks.heads import embeddings
 from lorary.training.tasks.rows.coding import Coded
 from lorary.training.tasks.rows.encoded import Encoded, Feature
@@ -170,9 +170,10 @@ class FeatureExtraction(Task):
         """transformers' own, with the loss from here."""
         from transformers import TrainingArguments
 
+        from lorary.training.fitting.own_device import one_device
         from lorary.training.fitting.own_loss import OwnLossTrainer
 
-        arguments = one_device(TrainingArguments(**{**settings, "label_names": list(self.targets)}))
+        arguments = one_device(TrainingArguments(**{**settings, "label_names": list(self.targets)}), model)
         return OwnLossTrainer(self.loss, model=model, args=arguments, data_collator=self.collator(tokenizer), **rows)
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from lorary.adapters.base.quantization import guard_cpu, quantization_config
 from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError, UsageError, first_line
 from lorary.hub.manifest import BaseIdentity
+
+_ALONE = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -177,18 +180,23 @@ def _settle_padding(model: Any, tokenizer: Any) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without transformers' bars and reports: what they say of missing parameters is returned instead."""
+    """Without transformers' bars and reports: what they say of missing parameters is returned instead.
+
+    One thread at a time: how much is told is the whole process's, and so is the dtype that transformers makes torch's
+    default while it builds a model. Two at once would each put back what the other had set.
+    """
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with _ALONE:
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
 
 
 def natural_class(config: Any) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.layer.slots import Arena, Layout, SiteNeed, SiteSpec
+from lorary.adapters.layer.streams import on_default_streams
 from lorary.adapters.tiers.blocks import Block, grow, repack
 from lorary.adapters.tiers.books import Books
 from lorary.adapters.tiers.content import Content, Parts
@@ -68,7 +69,8 @@ class Placing:
                 for path, need in needs.items():
                     sites[path] = (sites.get(path) or self._site(path)).widened(need)
                 rank = max(arena.layout.rank, *(need.rank for need in needs.values()))
-                larger = grow(arena, sites, rank)
+                with on_default_streams({spec.device for spec in sites.values()}):
+                    larger = grow(arena, sites, rank)
                 with self._lock:
                     self.arena = larger
             return self.arena.layout
@@ -87,9 +89,10 @@ class Placing:
                 slot, displaced = self._books.take_slot(adapter, predecessor, thread)
             placement = None
             try:
-                placement = self._displace(slot, displaced, on_trial=not content.proven)
-                started = time.perf_counter()
-                arena.place(slot, block)
+                with on_default_streams(arena.layout.devices):
+                    placement = self._displace(slot, displaced, on_trial=not content.proven)
+                    started = time.perf_counter()
+                    arena.place(slot, block)
             except BaseException:
                 if placement is not None:
                     self._put_back(placement)
@@ -133,7 +136,8 @@ class Placing:
         with self._lock:
             lost = self._books.wanted(displaced) and displaced not in self._books.slot_of
         if lost and block is not None:
-            with suppress(RuntimeError, MemoryError):  # the first failure is the one to tell
+            # The first failure is the one to tell.
+            with suppress(RuntimeError, MemoryError), on_default_streams(self.arena.layout.devices):
                 self.arena.place(placement.slot, repack(block, self.arena.layout))
                 displaced.parts = displaced.parts or placement.parts
                 self._reinstate(displaced, placement.slot)

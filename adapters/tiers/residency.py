@@ -21,6 +21,7 @@ from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import Arena, SiteSpec
 from lorary.adapters.layer.step_cache import StepCache
+from lorary.adapters.layer.streams import in_order
 from lorary.adapters.tiers.arrivals import Arrivals, Origin
 from lorary.adapters.tiers.books import Books, Reader
 from lorary.adapters.tiers.content import Content
@@ -203,7 +204,8 @@ class Residency:
                 slots, arena = self._slots(adapters), self._placing.arena
             routing = Routing(arena, adapters, slots, packing)
             took = missed, brought - started
-            yield routing
+            with in_order(arena.layout.devices):
+                yield routing
         finally:
             try:
                 if routing is not None:

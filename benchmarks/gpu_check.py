@@ -27,6 +27,7 @@ from contenders import Contenders
 from decode import single_steps, whole_generations, whole_prompts
 from engine import make_load
 from engine import measure as through_engine
+from graphs import compiled_generations
 from models import make_base, words
 from resident import swaps
 from timing import environment, table
@@ -112,6 +113,7 @@ class Check:
             "sums": lambda: self.compiled("sums", ("cuda", "cpu")),
             "products": lambda: self.compiled("batched products", ()),
             "engine": self.engine,
+            "graphs": self.graphs,
         }
 
     @cached_property
@@ -154,6 +156,11 @@ class Check:
         """Continuous batching against transformers' own."""
         options = self.options
         yield table(through_engine(self.base, self.work / "engine", options.adapters, make_load(64), repetitions=2))
+
+    def graphs(self) -> Iterator[str]:
+        """Generation on a compiled backbone, of the tiny shape: does it give the same?"""
+        small = make_base(self.work / "small", "tiny")
+        yield table(compiled_generations(small, self.work, self.options.mode))
 
 
 def ways() -> list[dict[str, object]]:

@@ -16,7 +16,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     together does.
 
     Raises:
-        UsageError: a CUDA device was asked for and there is none.
+        UsageError: a CUDA device was asked for and there is none, or not as many.
     """
     if device is None:
         return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
@@ -26,6 +26,9 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         raise UsageError(f"unknown device {device!r}; expected 'cpu', 'cuda' or 'cuda:0'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for, but torch finds no CUDA device; use 'cpu'")
+    if chosen.type == "cuda" and chosen.index is not None and chosen.index >= (count := torch.cuda.device_count()):
+        there = "one CUDA device; use 'cuda:0'" if count == 1 else f"{count}; use 'cuda:0' to 'cuda:{count - 1}'"
+        raise UsageError(f"device {str(device)!r} was asked for, but torch finds {there}")
     return _own_gpu() if chosen.type == "cuda" and chosen.index is None else chosen
 
 

@@ -53,7 +53,7 @@ class CompiledForward:
         self._device = next(body.parameters()).device
         self._slots: dict[int, torch.Tensor] = {}
         self._rows = TracedRows()
-        self._pointed_at: Arena | None = None
+        self._pointed_at: tuple[Arena | None, int] = None, 0
         self._lock = threading.Lock()
         self.__signature__ = inspect.signature(self.eager)  # generate asks a forward which arguments it takes
 
@@ -86,13 +86,15 @@ class CompiledForward:
 
     def _point_at(self, arena: Arena) -> None:
         """Let every layer read this arena."""
-        if self._pointed_at is arena:
+        made = LoraLayer.made
+        if self._pointed_at[0] is arena and self._pointed_at[1] == made:
             return
         for module in self._body[0].modules():
             if isinstance(module, LoraLayer):
                 view = arena.views.get(module.path)
-                module.traced = None if view is None else TracedSite(self._rows, view)
-        self._pointed_at = arena
+                if module.traced is None or module.traced.rows is not self._rows or module.traced.view is not view:
+                    module.traced = TracedSite(self._rows, view)
+        self._pointed_at = arena, made
 
 
 def compile_body(body: torch.nn.Module, arena: Callable[[], Arena], options: dict[str, Any]) -> None:

@@ -37,13 +37,18 @@ class TracedRows:
 
 @dataclass(frozen=True)
 class TracedSite:
-    """What compiled code reads in a layer: the rows' slots, and the site's part of the arena."""
+    """What compiled code reads in a layer: the rows' slots, and the site's part of the arena.
+
+    ``view`` is None where no slot has anything, as in a module that an adapter trained whole.
+    """
 
     rows: TracedRows
-    view: SiteView
+    view: SiteView | None
 
     def add(self, slots: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """``out``, the wrapped module's output for ``x``, with each row's product added; bare rows add zero."""
+        if self.view is None:
+            return out
         # torch.compile takes a size of 1 for another graph, and there all rows share one product.
         view, rows = self.view, slots if len(slots) == 1 else slots.repeat_interleave(x.shape[0] // len(slots))
         if view.embedding:
@@ -75,8 +80,11 @@ class LoraLayer(torch.nn.Module):
     ``path`` is that module's path in the backbone, ``home`` the backbone's number.
     """
 
+    made = 0  # in this process, by which compiled code learns of new ones
+
     def __init__(self, base_layer: torch.nn.Module, path: str, home: int) -> None:
         super().__init__()
+        LoraLayer.made += 1
         self.base_layer = base_layer
         self.path = path
         self.home = home

@@ -72,6 +72,26 @@ def test_one_token_steps_for_cuda_read_the_adapters_where_they_are(bases, folder
     assert [graph.code.count("torch.bmm") > 0 for graph in graphs.graphs] == [True, False], "of one adapter, of several"
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_a_module_that_another_adapter_trained_whole_breaks_no_graph(bases, folders, tmp_path, late):
+    """That adapter's calls run uncompiled; the others' have nothing to do there."""
+    backbone = Backbone.from_pretrained(str(bases("llama")), slots=4)
+    kinds = {"first": {}, "whole": {"modules_to_save": ["o_proj"]}}
+    for name, kind in kinds.items():
+        targets = {"target_modules": ["q_proj", "up_proj"], **kind}
+        kinds[name] = make_adapter(bases("llama"), tmp_path / name, task="text-generation", **targets)
+    backbone.load(kinds["first"])
+    if not late:
+        backbone.load(kinds["whole"])
+    want = answer(backbone, ["first"])
+    backbone.compile(backend=CompileCounter(), fullgraph=True)
+    torch.testing.assert_close(answer(backbone, ["first"]), want, atol=1e-5, rtol=1e-5)
+    if late:
+        backbone.load(kinds["whole"])
+    torch.testing.assert_close(answer(backbone, ["first"]), want, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(answer(backbone, ["whole"]), want, atol=1e-3)
+
+
 def test_a_larger_rank_compiles_once_more(bases, folders, tmp_path):
     backbone = Backbone.from_pretrained(str(bases("llama")), slots=4)
     backbone.load(folders["a"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.adapters.backbone import Backbone
+from lorary.adapters.running.inference import can_generate
 from lorary.adapters.server.problems import CLOSED
 from lorary.adapters.values import LoadedAdapter
 from lorary.hub.errors import (
@@ -130,7 +131,7 @@ class Models:
     @property
     def generates(self) -> bool:
         """Has the bare backbone a language-modelling head?"""
-        return hasattr(self._backbone.model, "generate")
+        return can_generate(self._backbone.model)
 
     def listing(self) -> list[dict[str, Any]]:
         """The models in the shape of OpenAI's list, with ``task``, ``domain``, ``version`` and ``digest`` besides.

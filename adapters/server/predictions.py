@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from fastapi.responses import Response
 
 from lorary.adapters.arguments import is_number, is_whole, shown
 from lorary.adapters.predict.generation import GENERATED
+from lorary.adapters.predict.plain import plain
 from lorary.adapters.predict.table import PREDICTORS
 from lorary.adapters.server.bodies import COLDEST, EmbeddingBody, PredictBody
 from lorary.adapters.server.models import Served
@@ -59,7 +59,7 @@ def routes(service: Service) -> APIRouter:
         """Embed texts, one vector for each."""
         texts = [body.input] if isinstance(body.input, str) else body.input
         served = await service.find(body.model)
-        if served.task != "feature-extraction" or served.name is None:
+        if served.task != "feature-extraction":
             raise Refusal(
                 400,
                 f"{body.model} is for {served.task}; an embedding needs an adapter for feature-extraction",
@@ -67,7 +67,7 @@ def routes(service: Service) -> APIRouter:
             )
         vectors = await while_there(request, service.predict(texts, [served] * len(texts), {}))
         if hasattr(vectors[0][0], "__len__"):
-            # Its manifest doesn't say how tokens become one vector: the mean is what sentence-transformers takes.
+            # Nothing says how tokens become one vector: the mean is what sentence-transformers takes.
             params = {"pooling": "mean"}
             vectors = await while_there(request, service.predict(texts, [served] * len(texts), params))
         service.metrics.predicted([body.model] * len(texts))
@@ -133,13 +133,3 @@ async def _written(
 def _encoded(vector: list[float], encoding: str | None) -> list[float] | str:
     """A vector as numbers, or as the little-endian float32 in base64 that OpenAI's client asks for by itself."""
     return base64.b64encode(array("f", vector).tobytes()).decode() if encoding == "base64" else vector
-
-
-def plain(value: Any) -> Any:
-    """Numbers as JSON has them, out of whatever numpy kind they are; what JSON has no number for is null."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

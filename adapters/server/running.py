@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable
 
 import uvicorn
-from fastapi import FastAPI
 
 from lorary.adapters.arguments import whole_number
+from lorary.adapters.server.app import create_app
+from lorary.adapters.server.service import Service
 from lorary.hub.errors import UsageError
 
-_DRAIN_SECONDS = 30  # that running requests have to finish once the service is told to stop
+_LAST_SECONDS = 5  # for callers to be told that the service has stopped
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -54,11 +56,11 @@ def is_local(taken: socket.socket) -> bool:
     return ipaddress.ip_address(taken.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def run(app: FastAPI, taken: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until the process is told to stop (SIGINT, SIGTERM); requests that run then have half a minute.
+def run(service: Service, taken: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until the process is told to stop (SIGINT, SIGTERM); requests that run then may finish, for a while.
 
     Args:
-        app: what answers.
+        service: what answers.
         taken: where (:func:`listen`).
         ready: called once callers are let in.
 
@@ -71,10 +73,10 @@ def run(app: FastAPI, taken: socket.socket, ready: Callable[[], None] = lambda: 
     except OSError as error:
         raise _not_here(address_of(taken), error) from error
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=_DRAIN_SECONDS,
-        server_header=False,
+        create_app(service), log_level="warning", access_log=False, lifespan="on", server_header=False,
+        timeout_graceful_shutdown=service.settings.drain_seconds + _LAST_SECONDS,
     )  # fmt: skip
-    _Server(config, ready).run(sockets=[taken])
+    _Server(config, service, ready).run(sockets=[taken])
 
 
 def _not_here(address: str, error: Exception) -> UsageError:
@@ -83,11 +85,24 @@ def _not_here(address: str, error: Exception) -> UsageError:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
+        self._service = service
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn itself would cancel what still runs, and tell its callers nothing.
+        closing = asyncio.ensure_future(self._close_late())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
+
+    async def _close_late(self) -> None:
+        await asyncio.sleep(self._service.settings.drain_seconds)
+        await asyncio.to_thread(self._service.close)

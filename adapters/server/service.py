@@ -35,6 +35,7 @@ class ServiceSettings:
         batch_rows: the most rows of a pass of ``/v1/predict`` and ``/v1/embeddings``.
         max_waiting: how many requests may wait; those beyond are told to come again.
         max_bytes: the most bytes of a request.
+        drain_seconds: how long running requests may go on once the service is told to stop.
         engine: the settings of :class:`~lorary.adapters.engine.EngineSettings` by name.
 
     Raises:
@@ -46,10 +47,11 @@ class ServiceSettings:
     batch_rows: int = 32
     max_waiting: int = 256
     max_bytes: int = 4 * 2**20
+    drain_seconds: int = 30
     engine: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "max_waiting", "max_bytes"):
+        for name in ("batch_rows", "max_waiting", "max_bytes", "drain_seconds"):
             whole_number(name, getattr(self, name))
         if self.api_key is not None and not self.api_key.strip():
             raise UsageError("api_key: expected a secret, found an empty text; None asks for none")

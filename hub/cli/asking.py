@@ -71,6 +71,8 @@ def answer(
         max_new_tokens: of generated texts; its own where None.
         told: what its chat template is told.
     """
+    from lorary.adapters.predict.plain import plain
+
     task = task_of(source.checkpoint)
     if task in GENERATING:
         return write(backbone, source, name, texts, max_new_tokens, told)
@@ -155,12 +157,3 @@ def read_passage(task: str, text: str | None, file: Path | None) -> str | None:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--context-file {file}: expected a readable UTF-8 text ({error})") from error
-
-
-def plain(value: Any) -> Any:
-    """Numbers as JSON has them, out of whatever numpy kind they are."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value

@@ -286,6 +286,8 @@ def test_embeddings(backbone, caller):
 def test_embeddings_of_an_adapter_that_doesnt_say_how(backbone, caller):
     found = caller.call(EMBED, {"model": "states", "input": "a dog"})
     assert close(found["data"][0]["embedding"], backbone.predict(["a dog"], "states@1", pooling="mean")[0])
+    bare = caller.call(EMBED, {"model": "bert", "input": "a dog"})
+    assert close(bare["data"][0]["embedding"], backbone.predict(["a dog"], None, pooling="mean")[0])
 
 
 @pytest.mark.parametrize(("path", "body", "code", "message"), [
@@ -304,7 +306,6 @@ def test_embeddings_of_an_adapter_that_doesnt_say_how(backbone, caller):
     (PREDICT, {"model": "tone", "inputs": "a", "parameters": {"batch_size": 3}}, 400, "batch_size"),
     (PREDICT, {"model": "tone", "inputs": "a", "parameters": {"adapter": "spam"}}, 400, "adapter"),
     (EMBED, {"model": "tone", "input": "a"}, 400, "tone is for text-classification"),
-    (EMBED, {"model": "bert", "input": "a"}, 400, "needs an adapter for feature-extraction"),
     (EMBED, {"model": "vectors", "input": [[1, 2]]}, 400, "input: expected a text"),
     (EMBED, {"model": "vectors", "input": "a", "dimensions": 8}, 400, "dimensions: no such field"),
     ("/v1/completions", {"model": "tone", "prompt": "a"}, 400, "this base doesn't generate"),

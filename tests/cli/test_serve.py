@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 
 import pytest
@@ -42,8 +43,9 @@ def registry(tmp_path_factory):
 class Process:
     """A service in a process of its own, once it has said where it is."""
 
-    def __init__(self, *words, **environment):
+    def __init__(self, *words, code=None, **environment):
         command = [sys.executable, "-m", "lorary.hub.cli", "serve", "--port", "0", *map(str, words)]
+        command = command if code is None else [sys.executable, "-c", code]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env={**os.environ, **environment}, **streams)
         self.first = self.process.stdout.readline()
@@ -112,6 +114,41 @@ def test_a_text_that_is_being_written_is_finished_when_it_is_told_to_end(registr
         assert len(answers[0]["choices"]) == 16
         assert code == -signal.SIGTERM
         assert err == ""
+
+
+IMPATIENT = """
+import sys, time
+from lorary.adapters import Backbone
+from lorary.adapters.server import Service, ServiceSettings, listen, run
+from lorary.adapters.server.running import address_of
+backbone = Backbone.from_pretrained({base!r})
+step = backbone.model.forward
+backbone.model.forward = lambda *given, **named: time.sleep(0.3) or step(*given, **named)
+with listen("127.0.0.1", 0) as taken:
+    service = Service(backbone, settings=ServiceSettings(drain_seconds=1))
+    run(service, taken, lambda: print(address_of(taken), flush=True))
+"""
+
+
+def test_a_text_that_takes_too_long_is_told_that_the_service_has_stopped(registry):
+    code = IMPATIENT.format(base=str(registry.path.parent / "llama"))
+    with Process(code=code) as service:
+        told = []
+
+        def ask():
+            with pytest.raises(urllib.error.HTTPError) as raised:
+                service.call("/v1/completions", {"model": "llama", "prompt": "story", "max_tokens": 60})
+            told.append((raised.value.code, json.load(raised.value)["error"]["message"]))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while not running(service):
+            pass
+        code, _, err = service.end(signal.SIGTERM)
+        asking.join()
+        assert told == [(503, "the engine was closed; open another one")]
+        assert code == -signal.SIGTERM
+        assert "Traceback" not in err
 
 
 def running(service):

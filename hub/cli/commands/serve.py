@@ -116,7 +116,7 @@ def _open(
 
 
 def _serve(service: Service, taken: socket, key: str | None) -> None:
-    from lorary.adapters.server import create_app, run
+    from lorary.adapters.server import run
     from lorary.adapters.server.running import address_of, is_local
 
     offered = [row["id"] for row in service.models.listing()][1:]
@@ -127,7 +127,7 @@ def _serve(service: Service, taken: socket, key: str | None) -> None:
     if key is None and not is_local(taken):
         print_note(f"note: anybody who reaches this machine may use it; set ${KEY_VARIABLE}", aside=True)
     try:
-        run(create_app(service), taken, lambda: print(clean(told), flush=True))
+        run(service, taken, lambda: print(clean(told), flush=True))
     except KeyboardInterrupt:  # what ended it, raised again once everything is closed
         print_line("Stopped.")
 

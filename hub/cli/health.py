@@ -160,9 +160,7 @@ def products() -> Iterator[Finding]:
 
 def engine() -> Iterator[Finding]:
     """Is transformers one that the engine was tested with?"""
-    import transformers
-
-    from lorary.adapters.engine.compatibility import check_version
+    from lorary.adapters.engine.compatibility import check_version, transformers
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from checkpoints import make_checkpoint
+from lorary.adapters.engine import compatibility
 from lorary.hub.cli import health
 from lorary.hub.cli.main import main
 
@@ -82,9 +83,9 @@ def test_layers_that_compute_something_else(doctor, monkeypatch):
 
 
 def test_a_transformers_that_the_engine_wasnt_tested_with(doctor, monkeypatch):
-    monkeypatch.setattr("transformers.__version__", "5.99.0")
+    monkeypatch.setattr(compatibility.transformers, "__version__", "5.99.0")
     assert "this is 5.99.0" in doctor()["engine"]["found"]
-    monkeypatch.setattr("lorary.adapters.engine.compatibility._SEAMS", {"transformers": ("Nothing",)})
+    monkeypatch.setattr(compatibility, "_SEAMS", {"transformers": ("Nothing",)})
     assert "transformers has no Nothing" in doctor(code=1)["engine"]["found"]
 
 

@@ -87,11 +87,13 @@ def fails(capsys):
     return run
 
 
-def test_it_serves_what_is_named_and_ends_by_ctrl_c(registry):
-    with Process("tone@1", "spam", "--registry", registry.path) as service:
+def test_it_serves_what_is_named_to_who_has_the_key_and_ends_by_ctrl_c(registry):
+    with Process("tone@1", "spam", "--registry", registry.path, LORARY_API_KEY="secret") as service:
         assert re.fullmatch(r"Serving tone@1, spam on bert at http://127\.0\.0\.1:\d+\n", service.first)
-        found = service.call("/v1/predict", {"model": ["tone@1", "spam"], "inputs": ["profit", "win"]})
-        assert len(found["predictions"]) == 2
+        body = {"model": ["tone@1", "spam"], "inputs": ["profit", "win"]}
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            service.call("/v1/predict", body)
+        assert len(service.call("/v1/predict", body, Authorization="Bearer secret")["predictions"]) == 2
         code, out, err = service.end(signal.SIGINT)
         assert (code, out, err) == (0, "Stopped.\n", "")
 
@@ -155,13 +157,6 @@ def running(service):
     with urllib.request.urlopen(service.address + "/metrics", timeout=10) as answer:
         found = re.search(r"^lorary_requests_running (\S+)$", answer.read().decode(), re.MULTILINE)
     return float(found[1]) > 0
-
-
-def test_a_key_from_the_environment(registry):
-    with Process("tone", "--registry", registry.path, LORARY_API_KEY="secret") as service:
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            service.call("/v1/models")
-        assert service.call("/v1/models", Authorization="Bearer secret")["object"] == "list"
 
 
 def test_where_it_says_that_it_is_it_answers(registry):

@@ -147,7 +147,7 @@ def rows(adapters: int, callers: int, repetitions: int, pool: ProcessPoolExecuto
 def show(timings: dict[str, Timing], count: int, unit: str) -> None:
     first = next(iter(timings))
     print(table([
-        {"way": name, unit: f"{count / timing.median:.0f}", f"time over {first} (min to max)": timing.ratio}
+        {"way": name, unit: f"{count / timing.median:.3g}", f"time over {first} (min to max)": timing.ratio}
         for name, timing in timings.items()
     ]))  # fmt: skip
 

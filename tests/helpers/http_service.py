@@ -56,6 +56,14 @@ class Caller:
         connection.close()
 
 
+def eventually(condition):
+    """Wait until it is so, or fail."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @contextmanager
 def running(service):
     """A caller of this service, which is closed at the end."""

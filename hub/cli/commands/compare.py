@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorary.hub.cli.answers import show_compared
-from lorary.hub.cli.asking import answer, read_pairs, read_passage, read_texts, task_of
+from lorary.hub.cli.asking import (
+    ContextFileOption,
+    ContextOption,
+    PairOption,
+    answer,
+    read_pairs,
+    read_passage,
+    read_texts,
+    task_of,
+)
 from lorary.hub.cli.open_base import open_backbone
-from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, given_path, open_registry
+from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_json, print_note
 from lorary.hub.errors import BaseMismatchError, UsageError
 
@@ -39,13 +47,9 @@ def command(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="For generated texts; default each adapter's own, else 64.")
     ] = None,
-    context: Annotated[str | None, typer.Option(help="For question answering: the text that answers.")] = None,
-    context_file: Annotated[
-        Path | None, typer.Option(parser=given_path, metavar="FILE", help="The text of --context, from a file.")
-    ] = None,
-    pair: Annotated[
-        str | None, typer.Option(help="For adapters of sentence pairs: the second text; or a tab and it in each text.")
-    ] = None,
+    context: ContextOption = None,
+    pair: PairOption = None,
+    context_file: ContextFileOption = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 from lorary.hub.cli.open_base import base_of, told_whose
 from lorary.hub.cli.options import DeviceMapOption, DeviceOption, RegistryOption, open_registry
 from lorary.hub.cli.output import clean, print_line, print_note
+from lorary.hub.cli.requirements import lacking
 from lorary.hub.errors import MissingDependencyError, UsageError
 from lorary.hub.registry import Registry
 
@@ -69,12 +70,8 @@ def command(
         raise UsageError(
             f"${KEY_VARIABLE} is empty: expected a secret, or no such variable for a service without a key"
         )
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(f"{error.name} isn't installed: pip install 'lorary[serve]'") from error
+    if missing := lacking("serve"):
+        raise MissingDependencyError(f"not installed: {', '.join(missing)}; pip install 'lorary[serve]'")
     chosen = base or _base_of_first(references or (), catalogue) or _only_base(catalogue)
     from lorary.adapters.server import listen
 

@@ -6,14 +6,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 
-def bring_answers(modules: Iterable[torch.nn.Module], device: torch.device) -> None:
-    """Let these modules answer on ``device``, but for the caches among what they answer, which stay with the layers."""
+def bring_answers(modules: Iterable[torch.nn.Module], device: torch.device) -> list[RemovableHandle]:
+    """Let these modules answer on ``device``, but for the caches among what they answer, which stay with the layers.
+
+    Returns:
+        Handles, with which that ends.
+    """
     from accelerate.utils import send_to_device
 
     def bring(module: torch.nn.Module, arguments: Any, output: Any) -> Any:
         return send_to_device(output, device, skip_keys="past_key_values")
 
-    for module in modules:
-        module.register_forward_hook(bring)
+    return [module.register_forward_hook(bring) for module in modules]

@@ -28,7 +28,6 @@ from lorary.hub.values import Version
 
 _MOST_LOADED = 1000  # versions that are kept loaded; those whose turn is longest ago are forgotten
 _LOADERS = 4  # versions that are loaded at once
-LOOKS = 3  # at a catalogue that changes while a version is loaded
 _SHOWN = 100  # signs of an unknown name that are told
 _COMPARED = 256  # signs of it that are compared with what there is
 _BARE_TASK = "feature-extraction"
@@ -76,22 +75,6 @@ class Models:
             for reference in references:
                 self._offer(reference, self._offered)
 
-    def find(self, model: str) -> Served:
-        """What a request's ``model`` stands for now, loaded; it may take as long as a load does.
-
-        Raises:
-            UnknownReferenceError: no such model is offered.
-            BaseMismatchError: it is for another base.
-            EngineStoppedError: the service is stopping.
-            LoraryError: it can't be loaded; all that :meth:`Backbone.load` raises.
-        """
-        for _ in range(LOOKS):
-            served, load = self.look(model)
-            if load is None:
-                return served
-            load.result()
-        raise replaced(model)
-
     def known(self, model: str) -> Served | None:
         """What ``model`` stands for now, if that can be told at once: loaded, and the catalogue hasn't changed."""
         if model == self.base or (self._offered is not None and self._offered.get(model) is not None):
@@ -110,7 +93,9 @@ class Models:
         The catalogue may mean another version once that has ended, so look again.
 
         Raises:
-            LoraryError: as :meth:`find`, but for what a load raises.
+            UnknownReferenceError: no such model is offered.
+            BaseMismatchError: it is for another base.
+            EngineStoppedError: the service is stopping.
         """
         served, version = self._meant(model)
         return served, None if version is None else self._load_of(version)
@@ -255,11 +240,6 @@ class Models:
         near = get_close_matches(model[:_COMPARED], offered, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "GET /v1/models lists what there is"
         return UnknownReferenceError(f"no model {model[:_SHOWN]!r} here; {hint}")
-
-
-def replaced(model: str) -> UnknownReferenceError:
-    """A version that can't be had, since the catalogue means another one each time that it has been loaded."""
-    return UnknownReferenceError(f"{model} was replaced again and again while it was loaded; ask anew")
 
 
 def _served(version: Version) -> Served:

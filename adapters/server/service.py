@@ -16,12 +16,13 @@ from lorary.adapters.engine import Engine
 from lorary.adapters.predict.generation import GENERATED
 from lorary.adapters.server.batching import Batcher
 from lorary.adapters.server.metrics import Metrics
-from lorary.adapters.server.models import LOOKS, Models, Served, replaced
+from lorary.adapters.server.models import Models, Served
 from lorary.adapters.server.problems import CLOSED, CallerGoneError, OverloadedError
-from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, UsageError
+from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, UnknownReferenceError, UsageError
 
 Answer = TypeVar("Answer")
 _LOOKERS = 4  # threads that ask the catalogue
+_LOOKS = 3  # at a catalogue that changes while a version is loaded
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,19 @@ class Service:
         self.metrics = Metrics(backbone, self.engine)
 
     async def find(self, model: str) -> Served:
-        """What a request's ``model`` stands for, as :meth:`Models.find`; no thread is kept waiting for a load."""
+        """What a request's ``model`` stands for now, loaded; no thread is kept waiting for a load.
+
+        Raises:
+            LoraryError: as :meth:`Models.look`, or it can't be loaded; all that :meth:`Backbone.load` raises.
+        """
         if (known := self.models.known(model)) is not None:
             return known
-        for _ in range(LOOKS):
+        for _ in range(_LOOKS):
             served, load = await self.look_up(self.models.look, model)
             if load is None:
                 return served
             await asyncio.shield(asyncio.wrap_future(load))  # it is others' too
-        raise replaced(model)
+        raise UnknownReferenceError(f"{model} was replaced again and again while it was loaded; ask anew")
 
     async def look_up(self, call: Callable[..., Answer], *given: Any) -> Answer:
         """Ask the catalogue, in threads for that alone: who holds it keeps nobody waiting who doesn't ask it."""

@@ -1,5 +1,6 @@
 """The models of the HTTP service: what the registry means at the moment of each request."""
 
+import asyncio
 import sqlite3
 import threading
 import time
@@ -46,6 +47,10 @@ def add(base, backbone, registry, tmp_path):
         return registry.add(folder, name=name, domain="finance")
 
     return add
+
+
+def find(service, model):
+    return asyncio.run(service.find(model))
 
 
 def answer(caller, model):
@@ -109,7 +114,7 @@ def test_no_request_names_a_folder_or_a_repository(backbone, add, model, tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tone-1").rename(tmp_path / "tone")
     with pytest.raises(UnknownReferenceError, match="no model"):
-        Service(backbone).models.find(model)
+        find(Service(backbone), model)
 
 
 def test_only_what_is_offered(backbone, registry, add, base, tmp_path):
@@ -155,7 +160,7 @@ def test_many_who_ask_at_once_load_it_once(backbone, add, monkeypatch):
 
     monkeypatch.setattr(backbone, "load", counted)
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: service.models.find("tone"), range(16)))
+        found = list(threads.map(lambda _: find(service, "tone"), range(16)))
     assert len(loads) == 1
     assert {one.name for one in found} == {"tone@1"}
     service.close()
@@ -166,9 +171,9 @@ def test_a_load_that_fails_is_tried_again(backbone, add, monkeypatch):
     service = Service(backbone)
     monkeypatch.setattr(backbone, "load", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        service.models.find("tone")
+        find(service, "tone")
     monkeypatch.undo()
-    assert service.models.find("tone").name == "tone@1"
+    assert find(service, "tone").name == "tone@1"
     service.close()
 
 
@@ -190,10 +195,10 @@ def test_the_catalogue_is_read_again_only_once_it_has_changed(backbone, registry
     resolve = registry.resolve
     monkeypatch.setattr(registry, "resolve", lambda model: looks.append(model) or resolve(model))
     for _ in range(3):
-        service.models.find("tone")
+        find(service, "tone")
     assert looks.count("tone") == 1
     registry.alias("tone", "prod", 1)
-    service.models.find("tone")
+    find(service, "tone")
     assert looks.count("tone") == 2
     service.close()
 
@@ -319,7 +324,7 @@ def test_a_version_that_is_replaced_while_it_loads(backbone, registry, add, monk
 
     monkeypatch.setattr(backbone, "load", replace)
     service = Service(backbone)
-    assert service.models.find("tone").digest == replaced[0].digest
+    assert find(service, "tone").digest == replaced[0].digest
     service.close()
 
 
@@ -331,14 +336,14 @@ def test_a_version_that_is_forgotten_while_it_is_asked_for_anew(backbone, add, m
 
     def slowly(name):
         if not asking:
-            asking.append(threads.submit(service.models.find, name))
+            asking.append(threads.submit(find, service, name))
             wait(asking, 0.2)
         unload(name)
 
     monkeypatch.setattr(backbone, "unload", slowly)
     with ThreadPoolExecutor(1) as threads:
         for model in ("tone@1", "tone@2"):
-            service.models.find(model)
+            find(service, model)
     assert asking[0].result().name in backbone.adapters
     service.close()
 
@@ -347,6 +352,6 @@ def test_a_name_of_megabytes_is_unknown_at_once(backbone, add):
     add("tone", 1)
     service, begun = Service(backbone), time.process_time()
     with pytest.raises(UnknownReferenceError, match="no model 'tonea"):
-        service.models.find("tone" + "a" * 12_000_000)
+        find(service, "tone" + "a" * 12_000_000)
     assert time.process_time() - begun < 0.5
     service.close()

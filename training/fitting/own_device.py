@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
+
+from lorary.adapters.heads.spread import bring_answers
 
 
 def one_device(arguments: Any, model: Any) -> Any:
@@ -32,17 +33,11 @@ def device_of(model: Any) -> Iterator[None]:
     if devices[0].type != "cuda":
         yield
         return
-    hooks = [] if len(set(devices)) == 1 else [model.register_forward_hook(partial(_bring, devices[0]))]
+    # As accelerate does for a model that is spread over GPUs, in whose place TRL puts a forward of its own.
+    hooks = bring_answers([model] if len(set(devices)) > 1 else [], devices[0])
     try:
         with torch.cuda.device(devices[0]):
             yield
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _bring(device: torch.device, module: Any, arguments: Any, output: Any) -> Any:
-    """As accelerate does for a model that is spread over GPUs, in whose place TRL puts a forward of its own."""
-    from accelerate.utils import send_to_device
-
-    return send_to_device(output, device, skip_keys="past_key_values")

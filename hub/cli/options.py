@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -73,6 +74,13 @@ def one_form(as_json: bool, as_csv: bool) -> None:
     """Nothing, where at most one of the two was asked for. Raises UsageError where both were."""
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other; expected one of them")
+
+
+def demand_distinct(references: Sequence[str]) -> None:
+    """Raise UsageError where one of several adapters is named twice."""
+    for reference in references:
+        if references.count(reference) > 1:
+            raise UsageError(f"{reference} is named twice")
 
 
 def run_folder(argument: Path | None, resume: bool, settings: bool) -> Path | None:

@@ -18,7 +18,14 @@ from lorary.hub.cli.asking import (
     task_of,
 )
 from lorary.hub.cli.open_base import open_backbone
-from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, open_registry
+from lorary.hub.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    JsonOption,
+    RegistryOption,
+    demand_distinct,
+    open_registry,
+)
 from lorary.hub.cli.output import print_json, print_note
 from lorary.hub.errors import BaseMismatchError, UsageError
 
@@ -59,8 +66,7 @@ def command(
     """
     if len(references) < 2:
         raise UsageError(f"expected two adapters or more; `lorary run {references[0]}` shows one's answers")
-    if repeated := sorted({reference for reference in references if references.count(reference) > 1}):
-        raise UsageError(f"{repeated[0]} is named twice")
+    demand_distinct(references)
     inputs = read_texts(texts, 'lorary compare REF REF --text "a text"')
     catalogue = open_registry(registry)
     from lorary.adapters.backbone.sources import find_checkpoint

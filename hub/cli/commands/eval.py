@@ -14,6 +14,7 @@ from lorary.hub.cli.options import (
     DeviceOption,
     JsonOption,
     RegistryOption,
+    demand_distinct,
     given_path,
     open_registry,
 )
@@ -60,8 +61,7 @@ def command(
     Columns, labels, lengths and prompts are those of each adapter's training. Of several adapters the first is what the
     others are held against, by paired bootstrap over the rows. Nothing is trained or registered.
     """
-    if repeated := sorted({reference for reference in references if references.count(reference) > 1}):
-        raise UsageError(f"{repeated[0]} is named twice")
+    demand_distinct(references)
     if answers is not None:
         _check_place(answers, data)
     catalogue = open_registry(registry)

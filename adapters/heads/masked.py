@@ -198,7 +198,8 @@ class HeadLora(torch.nn.Module):
         out: torch.Tensor = self.base_layer(x)
         if self.gain is not None:
             out = out + out * self.gain
-        return out + torch.nn.functional.linear(torch.nn.functional.linear(x, self.a), self.b, self.bias)
+        low = torch.nn.functional.linear(x.to(self.a.dtype), self.a)  # a layer of numbers is float32 in any body
+        return out + torch.nn.functional.linear(low, self.b, self.bias)
 
     def merged(self, name: str) -> torch.Tensor:
         """The module's own ``weight`` or ``bias`` with the update in it, float32."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.heads.numbers import answer_in_float32
 from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.heads.spread import bring_answers
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
@@ -232,18 +233,21 @@ def fill_head(
     """Put the body into an empty task model, and an adapter's ``tensors`` (by name there) into its head.
 
     What the adapter's file has no part of may be the base's own, ``of_base``. Where the body isn't ``shared``, the task
-    model holds it as its own, under its name.
+    model holds it as its own, under its name. The head is of ``dtype``, but for the layer that numbers come from
+    (:mod:`lorary.adapters.heads.numbers`).
 
     Raises:
         KeyMismatchError: the head needs a tensor that the checkpoint lacks, or has one that it doesn't need.
     """
+    exact = answer_in_float32(model)
     reads_body_output = _share_body(model, body, shared)
     if len({parameter.device for parameter in body.parameters()}) > 1:
         bring_answers(_answering(model, body), device)
     lacking = {name for name, parameter in model.named_parameters() if parameter.is_meta} - tensors.keys()
     if lacking:
         tensors = {**tensors, **of_base.tensors(type(model), lacking)}
-    _fill(model, {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}, source)
+    dtypes = {name: torch.float32 if name.rpartition(".")[0] == exact else dtype for name in tensors}
+    _fill(model, {name: tensor.to(device=device, dtype=dtypes[name]) for name, tensor in tensors.items()}, source)
     model.eval()
     model.requires_grad_(False)
     return TaskHead(model, reads_body_output)

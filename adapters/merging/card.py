@@ -30,6 +30,7 @@ def write_card(folder: Path, merged: MergedModel, adapter: Merged, base: BaseIde
     template = adapter.manifest.prompt.template if adapter.manifest and adapter.manifest.prompt else None
     if template:
         text += f"\n\nPrompts were put before it as `{template}`."
+    text += "".join(f"\n\nNote: {note}." for note in merged.notes)
     (folder / "README.md").write_text(
         "\n".join(["---", *lines, "---", "", f"# {merged.adapter}", "", text, ""]), encoding="utf-8"
     )

@@ -19,6 +19,7 @@ from lorary.adapters.base.device import dtype_name, pick_dtype
 from lorary.adapters.base.loading import quietly
 from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.base.quantization import QUANTIZATIONS, READ_BY_MODELS
+from lorary.adapters.heads.numbers import number_layer
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.merging.card import write_card
@@ -31,6 +32,10 @@ from lorary.hub.files.folders import new_folder
 from lorary.hub.manifest import BaseIdentity, Numerics
 
 _SHARD = "5GB"
+_ROUNDS = (
+    "answers with numbers: their layer is float32 in the file, but transformers loads it in {0} with the rest, which "
+    "rounds the answers; load the model with dtype=torch.float32"
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def write_checked(
     with new_folder(into.folder) as draft:
         model = merge(chosen)
         kind = type(model)
+        rounds = number_layer(model) is not None and chosen != torch.float32
         with quietly():
             model.save_pretrained(draft, max_shard_size=_SHARD)
         del model
@@ -94,7 +100,7 @@ def write_checked(
             model_class=kind.__name__,
             dtype=dtype_name(chosen),
             difference=difference,
-            notes=_notes(adapter, numerics),
+            notes=(*_notes(adapter, numerics), *((_ROUNDS.format(dtype_name(chosen)),) if rounds else ())),
             seconds=time.perf_counter() - started,
         )
         write_card(draft, merged, adapter, into.base, numerics.quantization)

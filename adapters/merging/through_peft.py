@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.base.modules import ModuleMap
+from lorary.adapters.heads.numbers import number_layer
 from lorary.adapters.matching.keys import PEFT_PREFIX
 from lorary.adapters.merging.check import Answers
 from lorary.adapters.merging.merge import Target, merged_model, write_checked
@@ -45,7 +46,17 @@ def _merge(adapter: PeftAdapter, modules: ModuleMap, dtype: torch.dtype) -> Any:
     except (UnsupportedAdapterError, NotImplementedError, ValueError, TypeError, RuntimeError) as error:
         raise MergeError(f"{adapter.source}: PEFT can't merge it: {first_line(error)}") from error
     merged.config.tie_word_embeddings = said and _tie_again(merged, ties)
-    return merged.to(dtype)
+    return _cast(merged, dtype)
+
+
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    """A float32 model in ``dtype``, but for the layer that numbers come from."""
+    path = number_layer(model)
+    exact = {} if path is None else {name: p.detach() for name, p in model.get_submodule(path).named_parameters()}
+    model.to(dtype)
+    for name, values in exact.items():
+        model.get_submodule(path).get_parameter(name).data = values
+    return model
 
 
 def _unwrapped(model: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from lorary.adapters.base.modules import ModuleMap, output_scale
 from lorary.adapters.base.quantization import dense_weight
 from lorary.adapters.heads.masked import HeadLora
+from lorary.adapters.heads.numbers import Float32Linear
 from lorary.adapters.heads.task_heads import SharedBody, SharedPart
 from lorary.adapters.layer.lora import LoraLayer
 from lorary.adapters.layer.override import TrainedLinear
@@ -31,12 +32,15 @@ class Place:
     path: str | None
 
     @property
+    def owner(self) -> Any:
+        """The module whose tensor it is: what an update of a head was put beside."""
+        return self.module.base_layer if isinstance(self.module, HeadLora) else self.module
+
+    @property
     def source(self) -> torch.Tensor:
         """The tensor as it lies there, quantized or not."""
-        module: Any = self.module.base_layer if isinstance(self.module, HeadLora) else self.module
-        found = module._parameters.get(self.name)
-        tensor = found if found is not None else module._buffers[self.name]
-        assert tensor is not None
+        found = self.owner._parameters.get(self.name)
+        tensor: torch.Tensor = found if found is not None else self.owner._buffers[self.name]
         return tensor
 
 
@@ -85,6 +89,7 @@ def merged_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Each tensor of the merged model by its key, on the CPU, floating-point ones in ``dtype``.
 
+    Those of a layer that numbers come from are float32: a mean that is rounded in the file is lost for good.
     One at a time is dequantized and merged, in float32 on its module's device. What is one tensor in the backbone is
     given as one where the merged model keeps its ties (``tied``), else anew for each key.
 
@@ -97,7 +102,8 @@ def merged_tensors(
         same = id(place.source), path
         if same not in made:
             tensor = _plain(place) if path is None else _merge(place, path, changes)
-            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            wanted = torch.float32 if isinstance(place.owner, Float32Linear) else dtype
+            kind = wanted if tensor.is_floating_point() else tensor.dtype
             made[same] = tensor.to(device="cpu", dtype=kind).contiguous()
         yield place.key, made[same] if tied else made[same].clone()
 

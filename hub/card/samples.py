@@ -84,7 +84,9 @@ def peft_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
     """A script that loads the adapter from ``where`` with PEFT and transformers alone and uses it once."""
     auto_class = _auto_class(version.task, checkpoint)
     labels = _labels(checkpoint)
-    arguments = "base" if not labels else f"base, num_labels={len(labels)}"
+    # transformers loads in the dtype that the base was saved in, and in half precision rounds the numbers.
+    exact = ["dtype=torch.float32"] if _problem(checkpoint) == REGRESSION else []
+    arguments = ", ".join(["base", *([f"num_labels={len(labels)}"] if labels else []), *exact])
     lines = [
         "import torch",
         "from peft import PeftModel",
@@ -167,6 +169,10 @@ def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(f"LABEL_{index}" for index in range(weights[-1].shape[0])) if weights else ()
 
 
+def _problem(checkpoint: Checkpoint) -> str | None:
+    return checkpoint.manifest.problem_type if checkpoint.manifest else None
+
+
 def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     return checkpoint.manifest.preprocessing if checkpoint.manifest else Preprocessing()
 
@@ -188,7 +194,7 @@ _LOGITS = ["with torch.no_grad():", "    logits = model(**inputs).logits[0]"]
 def _text_classification(version: Version, checkpoint: Checkpoint) -> list[str]:
     pair = [python_literal(_texts(version).pair)] if "text_pair" in _preprocessing(checkpoint).columns else []
     lines = [_tokenize(checkpoint, _prefixed(checkpoint, _texts(version).text), *pair), *_LOGITS]
-    problem = checkpoint.manifest.problem_type if checkpoint.manifest else None
+    problem = _problem(checkpoint)
     if problem == REGRESSION or not _labels(checkpoint):
         return [*lines, "print(logits.tolist())"]
     if problem == MULTI_LABEL:

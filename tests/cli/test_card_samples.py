@@ -4,7 +4,9 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from lorary.hub.card import make_card
 from lorary.hub.manifest import (
@@ -95,3 +97,24 @@ def test_samples_run(case, own, tmp_path, registry, monkeypatch, capsys):
     for sample in samples:
         exec(compile(sample, case, "exec"), {})
         assert capsys.readouterr().out.strip(), sample
+
+
+def test_numbers_are_the_same_by_either_sample_on_a_base_that_was_saved_in_bfloat16(
+    tmp_path, registry, monkeypatch, capsys
+):
+    """transformers loads it as it was saved, and would round a number around 290 to an even one."""
+    monkeypatch.chdir(tmp_path)
+    base = make_base("bert", tmp_path / "tiny-base")
+    transformers.AutoModel.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    folder = make_adapter(base, tmp_path / "price", task="text-classification", labels=1)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.classifier.bias"] += 290
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    manifest("text-classification", labels=("price",), problem_type=REGRESSION).write(folder)
+    version = registry.add(folder, name="price", domain="tests", task="text-classification")
+    card = make_card(version, registry.checkpoint(version))
+    for sample in re.findall(r"```python\n(.*?)\n```", card, re.DOTALL):
+        exec(compile(sample, "sample", "exec"), {})
+    ours, theirs = (float(re.search(r"\d+\.\d+", line)[0]) for line in capsys.readouterr().out.split("\n") if line)
+    assert theirs == pytest.approx(ours, abs=1e-3)
+    assert ours % 1

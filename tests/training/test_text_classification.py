@@ -334,6 +334,7 @@ def test_numbers_of_any_size_are_learned(family, shift, times, make_recipe, regi
 
 
 def test_a_head_is_folded_and_unfolded_to_what_it_was():
+    from lorary.adapters.heads.numbers import Float32Linear
     from lorary.training.tasks.heads.scale import Scale, last_layer
 
     torch.manual_seed(0)
@@ -348,5 +349,6 @@ def test_a_head_is_folded_and_unfolded_to_what_it_was():
     torch.testing.assert_close(layer(inputs), before, rtol=1e-4, atol=1e-5)
     bare = torch.nn.Linear(4, 1, bias=False)
     assert Scale.of([3.0, 4.0], bare).mean == 0.0
-    assert last_layer(torch.nn.Sequential(torch.nn.Linear(4, 2), bare)) is bare
-    assert last_layer(torch.nn.Linear(4, 2)) is None
+    frozen, trained = Float32Linear(4, 1).requires_grad_(False), Float32Linear(4, 1)
+    assert last_layer(torch.nn.Sequential(torch.nn.Linear(4, 1), frozen, trained)) is trained
+    assert last_layer(torch.nn.Sequential(torch.nn.Linear(4, 1), frozen)) is None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lorary.adapters.heads.numbers import answer_in_float32
 from lorary.hub.manifest import REGRESSION
-from lorary.training.data import Example
+from lorary.training.data import Example, Note
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Metrics
@@ -35,6 +36,11 @@ class TextRegression(TextClassification):
         super().__init__(recipe, labels)
         self._scale = Scale()
         self._goes_on = False
+
+    def meet(self, model: Any, tokenizer: Any, max_length: int, note: Note) -> int:
+        """Let the head's last layer compute in float32, as it is served (:mod:`lorary.adapters.heads.numbers`)."""
+        answer_in_float32(model)
+        return super().meet(model, tokenizer, max_length, note)
 
     def keep_head(self) -> None:
         """It answers with the data's own numbers."""

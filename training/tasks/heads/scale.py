@@ -2,7 +2,8 @@
 
 Prices or word counts are far from what a fresh head answers, and a step of Adam's is as small for them as for scores
 from 0 to 1. So the head learns numbers of mean 0 and variance 1, and its last layer, which is linear, then takes over
-the mean and the deviation: the saved adapter answers with the number itself, on any loader.
+the mean and the deviation: the saved adapter answers with the number itself, on any loader. From then on it has to
+compute in float32 (:mod:`lorary.adapters.heads.numbers`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from lorary.adapters.heads.numbers import Float32Linear
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,7 @@ class Scale:
                 layer.bias.sub_(self.mean).div_(self.deviation)
 
 
-def last_layer(model: Any) -> torch.nn.Linear | None:
-    """The trained linear layer with one output that a regression head ends with; None where there is none."""
-    found = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and module.out_features == 1
-        and module.weight.requires_grad
-        and "lora_" not in name
-    ]
-    return found[-1] if found else None
+def last_layer(model: Any) -> Float32Linear | None:
+    """The trained layer that a head's numbers come from, which computes in float32; None where there is none."""
+    found = (module for module in model.modules() if isinstance(module, Float32Linear) and module.weight.requires_grad)
+    return next(found, None)

@@ -24,7 +24,8 @@ class Serves(Assembly):
         """Compile the backbone with ``torch.compile``; loading, swapping and mixing adapters don't compile it again.
 
         Args:
-            options: those of ``torch.compile``; ``mode="reduce-overhead"`` records CUDA graphs.
+            options: those of ``torch.compile``; ``mode="reduce-overhead"`` records CUDA graphs, for all but the steps
+                of a cache that grows.
 
         Raises:
             UsageError: the backbone is spread over several devices.

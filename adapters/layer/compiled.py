@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 
+from lorary.adapters.base.loading import is_encoder
 from lorary.adapters.layer.lora import LoraLayer, TracedRows, TracedSite
 from lorary.adapters.layer.routing import Routing, active
 from lorary.adapters.layer.slots import Arena
 from lorary.hub.errors import UsageError
 
 _EAGERLY: ContextVar[bool] = ContextVar("lorary_eagerly", default=False)
+_GRAPHS = "triton.cudagraphs"
+_GRAPH_MODES = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
 _ROWS_FROM = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 
 
@@ -50,6 +53,8 @@ class CompiledForward:
         self._body = (body,)
         self._arena = arena
         self._compiled = torch.compile(body.forward, **options)
+        self._graphs = records_graphs(options)
+        self._ungraphed = torch.compile(body.forward, **without_graphs(options)) if self._graphs else self._compiled
         self._device = next(body.parameters()).device
         self._slots: dict[int, torch.Tensor] = {}
         self._rows = TracedRows()
@@ -71,9 +76,24 @@ class CompiledForward:
             self._point_at(routing.arena if routing is not None else arena)
             self._rows.slots = self._fill(routing, rows)
             try:
-                return self._compiled(*args, **kwargs)
+                if not self._graphs or self._makes_cache(kwargs):
+                    return self._ungraphed(*args, **kwargs)
+                torch.compiler.cudagraph_mark_step_begin()
+                return _kept(self._compiled(*args, **kwargs))
             finally:
                 self._rows.slots = None
+
+    def _makes_cache(self, kwargs: Mapping[str, Any]) -> bool:
+        """Does this call return keys and values that the next one is given? They would lie in the graph's memory.
+
+        Those of a static cache do only where it is still to be made; of one that grows each step is a shape of its own.
+        """
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            return not (getattr(cache, "is_compileable", False) and cache.is_initialized)
+        config = self._body[0].config
+        asked = kwargs.get("use_cache")
+        return not is_encoder(config) and bool(getattr(config, "use_cache", False) if asked is None else asked)
 
     def _fill(self, routing: Routing | None, rows: int) -> torch.Tensor:
         """The tensor for this number of rows, always the same one, with this call's slots in it."""
@@ -97,6 +117,17 @@ class CompiledForward:
         self._pointed_at = arena, made
 
 
+def _kept(output: Any) -> Any:
+    """What a graph returned, in memory that its next replay doesn't write into; a cache is its caller's already."""
+    if isinstance(output, torch.Tensor):
+        return output.clone()
+    if isinstance(output, tuple):
+        return tuple(map(_kept, output))
+    if isinstance(output, Mapping):
+        return type(output)(**{name: _kept(value) for name, value in output.items()})
+    return output
+
+
 def compile_body(body: torch.nn.Module, arena: Callable[[], Arena], options: dict[str, Any]) -> None:
     """Compile the forward of ``body``, again with other options if it was compiled before.
 
@@ -108,3 +139,16 @@ def compile_body(body: torch.nn.Module, arena: Callable[[], Arena], options: dic
     if isinstance(body.forward, CompiledForward):
         body.forward = body.forward.eager
     body.forward = CompiledForward(body, arena, options)
+
+
+def records_graphs(options: Mapping[str, Any]) -> bool:
+    """Do these options of ``torch.compile`` ask for CUDA graphs?"""
+    return options.get("mode") in _GRAPH_MODES or bool((options.get("options") or {}).get(_GRAPHS))
+
+
+def without_graphs(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options, but for CUDA graphs."""
+    mode = _GRAPH_MODES.get(str(options.get("mode")), options.get("mode"))
+    settings = {name: value for name, value in (options.get("options") or {}).items() if name != _GRAPHS}
+    changed = {**options, "mode": mode, "options": settings or None}
+    return {name: value for name, value in changed.items() if value is not None}

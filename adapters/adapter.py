@@ -14,6 +14,7 @@ from lorary.adapters.tiers.content import Content
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnsupportedAdapterError
 from lorary.hub.manifest import Manifest
+from lorary.hub.tables.catalogue import demand_task
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,19 @@ class Adapter:
 
 
 def task_of(checkpoint: Checkpoint) -> str:
-    """The task of a checkpoint: its manifest's, else the one that PEFT's ``task_type`` stands for.
+    """The task of a checkpoint: its manifest's, else the catalogue's, else what PEFT's ``task_type`` stands for.
 
-    PEFT saves no task type unless it was told one, and then the class that was trained (``auto_mapping``).
+    Whoever registered a foreign adapter said what PEFT leaves open. PEFT saves no task type unless it was told one, and
+    then the class that was trained (``auto_mapping``).
 
     Raises:
+        RegistryError: the catalogue has something else for its task.
         UnsupportedAdapterError: a task type that PEFT doesn't define.
     """
     if checkpoint.manifest is not None:
         return checkpoint.manifest.task
+    if checkpoint.catalogued_task is not None:
+        return demand_task(checkpoint.source, checkpoint.catalogued_task)
     task_type = checkpoint.config.get("task_type")
     if task_type is None:
         return _task_of_class(checkpoint.config)
@@ -110,6 +115,12 @@ def task_of(checkpoint: Checkpoint) -> str:
             f"{checkpoint.source}: task_type {task_type!r}; expected one of {', '.join(TASK_OF_PEFT_TYPE)}"
         )
     return TASK_OF_PEFT_TYPE[task_type]
+
+
+def with_its_task(checkpoint: Checkpoint) -> str:
+    """What errors about its task call a checkpoint: the task is told where only the catalogue says it."""
+    told = checkpoint.catalogued_task if checkpoint.manifest is None else None
+    return f"{checkpoint.source} ({told} by the catalogue)" if told else checkpoint.source
 
 
 def _task_of_class(config: Mapping[str, Any]) -> str:

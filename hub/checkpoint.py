@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,9 @@ _CONFIG_SETS = frozenset(
 class Checkpoint:
     """One adapter's files, read and checked.
 
-    ``files`` maps each kept file's name to where it lies: a folder's files, or objects of a store.
+    ``files`` maps each kept file's name to where it lies: a folder's files, or objects of a store. ``catalogued_task``
+    is the task that the catalogue has it under, None of what comes from none: of an adapter without a manifest the
+    files themselves may leave it open.
     """
 
     source: str
@@ -72,6 +74,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     manifest: Manifest | None
+    catalogued_task: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -199,6 +202,15 @@ def read_checkpoint(source: str | Path | Mapping[str, Path], shown: str | None =
         place = f"{shown}/{MANIFEST_NAME}"
         manifest = parse_manifest(_read_text(files[MANIFEST_NAME], place), place)
     return Checkpoint(shown, files, config, tensors, manifest)
+
+
+def read_again(checkpoint: Checkpoint, changed: Mapping[str, Path] | None = None) -> Checkpoint:
+    """The same checkpoint from its files as they are now, with those of ``changed`` in their place.
+
+    Raises as :func:`read_checkpoint`.
+    """
+    fresh = read_checkpoint({**checkpoint.files, **(changed or {})}, shown=checkpoint.source)
+    return replace(fresh, catalogued_task=checkpoint.catalogued_task)
 
 
 def _read_config(path: Path, shown: str) -> dict[str, Any]:

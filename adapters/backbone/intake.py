@@ -171,7 +171,7 @@ class Intake:
             wrap(inference.model, path, self._residency.home)
 
         def adapter_of(digest: str) -> Adapter:
-            return Adapter(name or source.name, checkpoint, fit, self._residency.content(digest), tokenizer)
+            return Adapter(name or source.name, checkpoint, fit, self._residency.content(digest, fit.task), tokenizer)
 
         if lazy and source.digest is not None:
             adapter = adapter_of(source.digest)

@@ -21,14 +21,13 @@ _LOGGER = logging.getLogger(__name__)
 class Source:
     """A checkpoint, the name to load it under when none is given, and the reference that leads back to it.
 
-    ``digest`` and ``task`` are those that the catalogue states; folders and the Hub state none.
+    ``digest`` is the one that the catalogue states; folders and the Hub state none.
     """
 
     checkpoint: Checkpoint
     name: str
     reference: str
     digest: str | None = None
-    task: str | None = None
 
 
 def find_checkpoint(reference: str | Path | Checkpoint, registry: Registry) -> Source:
@@ -81,7 +80,7 @@ def _registered(reference: RegistryReference, registry: Registry) -> Source:
         if (Path(reference.name) / CONFIG_NAME).is_file():
             raise UnknownReferenceError(f"{error} (the folder here is written ./{reference.name})") from error
         raise
-    return Source(registry.checkpoint(version), version.name, version.reference, version.digest, version.task)
+    return Source(registry.checkpoint(version), version.name, version.reference, version.digest)
 
 
 def _download(reference: HubReference) -> Path:

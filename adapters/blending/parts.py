@@ -12,7 +12,7 @@ from lorary.adapters.adapter import Adapter
 from lorary.adapters.arguments import is_number
 from lorary.adapters.blending.contents import Contents, read_contents
 from lorary.adapters.text.tokenizers import told_by_tokenizer
-from lorary.hub.checkpoint import Checkpoint, read_checkpoint
+from lorary.hub.checkpoint import Checkpoint, read_again
 from lorary.hub.errors import ChangedFilesError, InvalidReferenceError, UnknownReferenceError, UsageError
 from lorary.hub.reference import HubReference, parse_reference
 from lorary.hub.registry import Registry
@@ -73,7 +73,7 @@ def read_loaded(adapters: Mapping[str, Adapter], weights: Mapping[str, float], r
 
 def _unchanged(adapter: Adapter) -> Checkpoint:
     """An adapter's checkpoint, its files being still those that were loaded."""
-    again = read_checkpoint(adapter.checkpoint.files, shown=adapter.source)
+    again = read_again(adapter.checkpoint)
     if again.digest != adapter.digest:
         raise ChangedFilesError(
             f"{adapter.source}: its files have changed since they were loaded (digest {adapter.digest[:12]} then, "

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapters.adapter import Adapter, Fit, task_of
+from lorary.adapters.adapter import Adapter, Fit, task_of, with_its_task
 from lorary.adapters.base.modules import LinearShape, ModuleMap, linear_shape, output_scale
 from lorary.adapters.heads.masked import MaskedHead, MaskedModel, adapt_head, update_head
 from lorary.adapters.heads.of_base import HeadsOfBase
@@ -74,7 +74,7 @@ class Fitter:
             )
         if task not in TASK_CLASSES and plan.head and (of_base is None or of_base.offered is None):
             raise UnsupportedAdapterError(
-                f"{checkpoint.source}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
+                f"{with_its_task(checkpoint)}: carries a trained head ({', '.join(plan.head)}) for the task {task!r}; "
                 f"heads are known for {', '.join(TASK_CLASSES)}"
             )
         if of_base is not None:
@@ -119,7 +119,7 @@ class Fitter:
                 empty,
                 self.inference.body,
                 own,
-                source=adapter.source,
+                source=with_its_task(adapter.checkpoint),
                 device=self.inference.device,
                 dtype=self.dtype,
                 of_base=self.of_base,

@@ -28,7 +28,7 @@ APPLIED: Mapping[str, str] = {
     "modules_to_save": "trained heads and whole linear modules; other modules inside the body go through PEFT",
     "lora_bias": "a bias added with B",
     "use_dora": "a gain on the wrapped module's output, from the magnitude and a norm taken once (Liu et al. 2024)",
-    "task_type": "the task, where there is no manifest",
+    "task_type": "the task, where neither a manifest nor the catalogue says it",
 }
 """Fields that change what is computed, and how the loader applies them."""
 

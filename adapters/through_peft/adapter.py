@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from lorary.adapters.adapter import Adapter, task_of
+from lorary.adapters.adapter import Adapter, task_of, with_its_task
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.loading import is_encoder
 from lorary.adapters.heads.masked import MaskedHead
@@ -298,7 +298,7 @@ def _headed(
         name for name, _ in empty.named_parameters() if name.removeprefix(f"{empty.base_model_prefix}.") not in in_body
     ]
     own = {name: tensors[prefix + name] for name in in_head for prefix in PREFIXES if prefix + name in tensors}
-    source, device = checkpoint.source, inference.device
+    source, device = with_its_task(checkpoint), inference.device
     return fill_head(empty, body, own, source=source, device=device, dtype=dtype, of_base=of_base, shared=shared)
 
 

@@ -41,7 +41,7 @@ class Books:
         self.slot_of: OrderedDict[Content, int] = OrderedDict()
         self.readers: dict[Content, list[Reader]] = {}
         self._names: Counter[Content] = Counter()
-        self._contents: WeakValueDictionary[str, Content] = WeakValueDictionary()
+        self._contents: WeakValueDictionary[tuple[str, str], Content] = WeakValueDictionary()
 
     def get(self, name: str) -> Adapter:
         """The adapter loaded under ``name``.
@@ -57,9 +57,9 @@ class Books:
             raise UnknownReferenceError(f"no adapter {name!r} is loaded on this backbone; {hint}")
         return self.named[name]
 
-    def content(self, digest: str) -> Content:
-        """The one content of this digest."""
-        return self._contents.setdefault(digest, Content(digest))
+    def content(self, digest: str, task: str) -> Content:
+        """The one content of this digest for this task, which is part of the digest only where a manifest says it."""
+        return self._contents.setdefault((digest, task), Content(digest))
 
     def publish(self, adapter: Adapter) -> None:
         """Let ``adapter`` be what its name stands for; a pin is the name's and stays."""

@@ -1,4 +1,4 @@
-"""What all adapters of one digest share, whatever names they go by: their tensors, and whether they were proven."""
+"""What all adapters of one digest and task share, whatever their names: their tensors, and whether they were proven."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Parts:
 
 @dataclass(eq=False)
 class Content:
-    """The tensors of one digest on one backbone, as far as they are in memory.
+    """The tensors of one digest, for one task, on one backbone, as far as they are in memory.
 
     ``block`` is the slot's content on the host, None where it was dropped or not yet read; ``parts`` are there while
     the adapter is on the host, in a slot or in use. The books of

@@ -42,10 +42,13 @@ if hasattr(os, "register_at_fork"):  # servers load a backbone once and fork the
 
 @dataclass
 class _State:
-    """``seen``: the digest that the reference was last found to mean, whether or not it could be loaded."""
+    """``serves`` is what is loaded, by digest and task; ``seen`` what the reference was last found to mean, which may
+    not have loaded.
+    """
 
     shown: Followed
-    seen: str
+    serves: tuple[str, str]
+    seen: tuple[str, str]
     interval: float
     retry: bool = False
 
@@ -83,7 +86,8 @@ class Following:
                 self._registry, self._stamp = registry, None
             loaded = self._load(reference, name)
             before = self.interval
-            self._states[name] = _State(Followed(name, reference, loaded.digest), loaded.digest, interval)
+            meant = loaded.digest, loaded.task
+            self._states[name] = _State(Followed(name, reference, loaded.digest), meant, meant, interval)
             if self._stop is not None and self.interval < before:
                 self._stop.set()  # its thread may be waiting for the end of the longer one
                 self._stop = None
@@ -132,10 +136,11 @@ class Following:
         name, reference = state.shown.name, state.shown.reference
         try:
             version = self._registry.resolve(reference)
-            if version.digest == state.seen and not state.retry:
-                state.shown = replace(state.shown, error=None) if version.digest == state.shown.digest else state.shown
+            meant = version.digest, version.task
+            if meant == state.seen and not state.retry:
+                state.shown = replace(state.shown, error=None) if meant == state.serves else state.shown
                 return False
-            state.seen = version.digest
+            state.seen = meant
             loaded = self._load(reference, name)
         except Exception as error:  # whatever it is, the version before goes on serving and the thread goes on looking
             state.retry = isinstance(error, _PASSING)
@@ -144,7 +149,8 @@ class Following:
                 state.shown = replace(state.shown, error=message)
                 warnings.warn(message, FollowWarning, stacklevel=2)
             return False
-        state.seen, state.retry = loaded.digest, False
+        state.serves = state.seen = loaded.digest, loaded.task
+        state.retry = False
         state.shown = Followed(name, reference, loaded.digest)
         return True
 

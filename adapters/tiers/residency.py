@@ -109,10 +109,10 @@ class Residency:
             if self._books.readers:
                 raise UsageError("calls are still running on this backbone; let them end first")
 
-    def content(self, digest: str) -> Content:
-        """The content of this digest, shared by all adapters that have it."""
+    def content(self, digest: str, task: str) -> Content:
+        """The content of this digest for this task, shared by all adapters that have it."""
         with self._lock:
-            return self._books.content(digest)
+            return self._books.content(digest, task)
 
     def stats(self, backbone_bytes: int, followed: tuple[Followed, ...]) -> Stats:
         """The figures of this moment."""

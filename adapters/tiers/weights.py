@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint, read_checkpoint
+from lorary.hub.checkpoint import WEIGHTS_NAME, Checkpoint, read_again
 from lorary.hub.errors import ChangedFilesError, CheckpointError, UnsupportedAdapterError
 from lorary.hub.tensorfile import TensorInfo
 
@@ -81,8 +81,7 @@ class WeightsReader:
             ChangedFilesError: the files have another digest now.
             CheckpointError: they can't be read any more.
         """
-        fresh = read_checkpoint(checkpoint.files, shown=checkpoint.source)
-        with self.read(fresh) as weights:
+        with self.read(read_again(checkpoint)) as weights:
             if weights.digest != digest:
                 raise ChangedFilesError(
                     f"{checkpoint.source}: its files have changed since they were loaded (digest {digest[:12]} then, "

@@ -10,12 +10,11 @@ from typing import Any
 from lorary.hub.card.metadata import front_matter, hub_base, hub_license
 from lorary.hub.card.samples import lorary_sample, peft_sample
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.errors import RegistryError
-from lorary.hub.manifest import TASKS
 from lorary.hub.markup import markdown
 from lorary.hub.metrics import OWN_SPLITS, SPLITS, headline, lower_is_better, splits_of
 from lorary.hub.provenance.origin import DataPart, Origin, git_state, packages, read_origin
 from lorary.hub.provenance.private import public_base
+from lorary.hub.tables.catalogue import demand_task
 from lorary.hub.units import memory, short_number, size
 from lorary.hub.values import Version
 
@@ -56,10 +55,7 @@ def make_card(version: Version, checkpoint: Checkpoint, *, repo: str | None = No
     Raises:
         RegistryError: somebody has written into its row what isn't a task.
     """
-    if version.task not in TASKS:
-        raise RegistryError(
-            f"{version.reference}: the registry has {version.task!r} for its task; expected one of {', '.join(TASKS)}"
-        )
+    demand_task(version.reference, version.task)
     version = replace(version, base_id=public_base(version.base_id) if version.base_id else None)
     origin = read_origin(version, checkpoint.told)
     where = repo or f"./{version.name}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorary.hub.checkpoint import ORIGIN_NAME, Checkpoint, read_checkpoint
+from lorary.hub.checkpoint import ORIGIN_NAME, Checkpoint, read_again, read_checkpoint
 from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, RegistryError, UsageError
 from lorary.hub.importing.discover import Found, Run, find_runs
 from lorary.hub.importing.outcome import Outcome, Watch, unwatched
@@ -138,7 +138,7 @@ def _with_origin(checkpoint: Checkpoint, traces: Traces) -> Iterator[Checkpoint]
     with tempfile.TemporaryDirectory(prefix="lorary-") as folder:
         path = Path(folder) / ORIGIN_NAME
         path.write_text(json.dumps(dict(traces.told), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        yield read_checkpoint({**checkpoint.files, ORIGIN_NAME: path}, shown=checkpoint.source)
+        yield read_again(checkpoint, {ORIGIN_NAME: path})
 
 
 def _worth_keeping(traces: Traces) -> bool:

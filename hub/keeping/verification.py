@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ def open_version(store: Store, version: Version) -> Checkpoint:
                 f"{version.reference}: {name} is missing from {store.folder}; `lorary verify` tells what else is, "
                 "then remove the version and register it again from its folder"
             )
-    return read_checkpoint(files, shown=version.reference)
+    return replace(read_checkpoint(files, shown=version.reference), catalogued_task=version.task)
 
 
 def demand_registered(version: Version, checkpoint: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint, read_checkpoint
+from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint, read_again
 from lorary.hub.errors import RegistryConflictError, UsageError
 from lorary.hub.provenance.private import is_absolute, local_folder, public_base
 from lorary.hub.registry_path import suggested
@@ -47,7 +47,7 @@ def on_base(checkpoint: Checkpoint, base: str | None) -> Iterator[Checkpoint]:
     with tempfile.TemporaryDirectory(prefix="lorary-") as place:
         path = Path(place) / CONFIG_NAME
         path.write_text(json.dumps({**checkpoint.config, "base_model_name_or_path": name}, indent=2), encoding="utf-8")
-        yield read_checkpoint({**checkpoint.files, CONFIG_NAME: path}, shown=checkpoint.source)
+        yield read_again(checkpoint, {CONFIG_NAME: path})
 
 
 def unknown_base(checkpoint: Checkpoint) -> str | None:

@@ -16,7 +16,7 @@ from lorary.hub.checkpoint import (
     RECIPE_NAME,
     REPORT_DATA,
     Checkpoint,
-    read_checkpoint,
+    read_again,
 )
 from lorary.hub.errors import CheckpointError
 from lorary.hub.jsontext import load_json
@@ -52,11 +52,10 @@ def cleaned(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
         yield checkpoint
         return
     with tempfile.TemporaryDirectory(prefix="lorary-") as folder:
-        files = dict(checkpoint.files)
-        for name, text in changed.items():
-            files[name] = Path(folder) / name
-            files[name].write_bytes(text.encode("utf-8", _AS_IS))
-        yield read_checkpoint(files, shown=checkpoint.source)
+        files = {name: Path(folder) / name for name in changed}
+        for name, path in files.items():
+            path.write_bytes(changed[name].encode("utf-8", _AS_IS))
+        yield read_again(checkpoint, files)
 
 
 def clean_manifest(manifest: Manifest) -> Manifest:

@@ -108,7 +108,7 @@ def choose_domain(checkpoint: Checkpoint, domain: str | None) -> str:
 
 
 def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
-    """The task to catalogue under: the caller's, else the manifest's, else what PEFT's task type stands for.
+    """The task to catalogue under: the caller's, the manifest's, another catalogue's, or what PEFT's type stands for.
 
     Raises:
         UsageError: none of them names one, or it is unknown.
@@ -119,7 +119,8 @@ def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
         raise RegistryConflictError(
             f"{checkpoint.source}: was trained for {trained}, not for {task!r}; leave the task out"
         )
-    chosen = task if task is not None else trained or _PEFT_TASKS.get(str(checkpoint.config.get("task_type")))
+    noted = checkpoint.catalogued_task or _PEFT_TASKS.get(str(checkpoint.config.get("task_type")))
+    chosen = task if task is not None else trained or noted
     if chosen is None:
         raise UsageError(f"{checkpoint.source}: doesn't say its task; give one of {', '.join(TASKS)}")
     return check_task(chosen)
@@ -134,6 +135,17 @@ def check_task(text: str) -> str:
     if text not in TASKS:
         raise UsageError(f"{text!r} isn't a task; expected one of {', '.join(TASKS)}")
     return text
+
+
+def demand_task(reference: str, found: str) -> str:
+    """The task that a version's row has, which anybody may have written.
+
+    Raises:
+        RegistryError: it isn't one.
+    """
+    if found not in TASKS:
+        raise RegistryError(f"{reference}: the registry has {found!r} for its task; expected one of {', '.join(TASKS)}")
+    return found
 
 
 def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> dict[int, Version]:

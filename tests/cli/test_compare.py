@@ -87,6 +87,16 @@ def test_what_is_shown(folders, compare):
     assert lines[-1] == f"The same answer to {int(len(labels) == 1)} of 1 text."
 
 
+def test_a_foreign_adapter_is_for_what_the_catalogue_has_it_for(folders, compare, registry, tmp_path):
+    folder = make_adapter(folders["t5"], tmp_path / "brief", task="seq2seq", seed=3)
+    registry.add(folder, name="brief", domain="finance", task="summarization")
+    words = ("--base", folders["t5"], "--text", TEXTS[0], "--json", "--registry", registry.path)
+    found = json.loads(compare("brief", folders["summary-1"], *words))
+    assert found["task"] == "summarization"
+    told = compare(folder, folders["summary-1"], *words, code=2)  # a folder is in no catalogue
+    assert f"{folder} is for text-generation" in told
+
+
 def test_each_writes_as_much_as_it_says(folders, compare):
     found = json.loads(compare(folders["story-1"], folders["short-1"], "--text", "story", "--json"))
     (row,) = found["rows"]

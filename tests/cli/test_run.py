@@ -268,6 +268,17 @@ def test_the_registry(run, folders, registry):
     assert "did you mean finance-tone?" in line
 
 
+def test_the_catalogues_word_for_a_foreign_adapter(run, folders, registry, tmp_path):
+    vectors = make_adapter(folders["llama"], tmp_path / "vectors", task="text-generation")
+    registry.add(vectors, name="vectors", domain="finance", task="feature-extraction")
+    words = ("profit", "--base", folders["llama"], "--json")
+    found = json.loads(run("vectors", *words, "--registry", registry.path))
+    assert found["task"] == "feature-extraction"
+    assert len(found["rows"][0]["output"][0][0]) == 32
+    assert "is for feature-extraction" in run("vectors", "a", "--bare", "--registry", registry.path, code=2)
+    assert json.loads(run(vectors, *words))["task"] == "text-generation"  # a folder is in no catalogue
+
+
 def test_another_place_of_the_base(run, folders, tmp_path):
     folder = make_adapter(folders["bert"], tmp_path / "moved", task="text-classification")
     identity = Backbone.from_pretrained(str(folders["bert"])).identity

@@ -92,6 +92,12 @@ def test_a_foreign_checkpoint_needs_what_it_does_not_say(add):
     assert (version.base_id, version.base_fingerprint) == ("org/tiny", None)
 
 
+def test_a_foreign_checkpoint_out_of_one_registry_is_for_the_same_task_in_another(add, registry, tmp_path):
+    version = add(manifest=False, domain="news", config={"task_type": "SEQ_2_SEQ_LM"}, task="summarization")
+    other = Registry(tmp_path / "other.db")
+    assert other.add(registry.checkpoint(version), name="it", domain="news").task == "summarization"
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

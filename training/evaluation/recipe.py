@@ -70,8 +70,7 @@ def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: I
         raise UsageError(f"--set {unread[0]}: nothing is trained, so it has no say here; leave it out")
     if base is None:
         raise UsageError(f"{source.reference} doesn't name its base; pass it with --base")
-    # Whoever imported a foreign adapter said what PEFT's task type leaves open.
-    task = source.task or task_of(checkpoint)
+    task = task_of(checkpoint)
     told = {"name": source.name, "domain": "evaluation", "task": task, "base": base, "data.train": data}
     if not (Path(data).expanduser() / "state.json").is_file():  # a table that was saved alone has no splits
         told["data.train_split"] = "test"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from lorary.adapters.heads.task_heads import GENERATING_CLASSES, TASK_CLASSES, TASK_OF_PEFT_TYPE, TaskHead
+from lorary.adapters.heads.task_heads import TaskHead
 from lorary.adapters.layer.override import TrainedLinear
 from lorary.adapters.matching.keys import KeyPlan
 from lorary.adapters.text.tokenizers import OwnTokenizer
@@ -14,6 +13,7 @@ from lorary.adapters.tiers.content import Content
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import UnsupportedAdapterError
 from lorary.hub.manifest import Manifest
+from lorary.hub.noted_task import PEFT_TYPES, likely_task
 from lorary.hub.tables.catalogue import demand_task
 
 
@@ -108,29 +108,14 @@ def task_of(checkpoint: Checkpoint) -> str:
     if checkpoint.catalogued_task is not None:
         return demand_task(checkpoint.source, checkpoint.catalogued_task)
     task_type = checkpoint.config.get("task_type")
-    if task_type is None:
-        return _task_of_class(checkpoint.config)
-    if task_type not in TASK_OF_PEFT_TYPE:
+    if task_type not in (None, *PEFT_TYPES):
         raise UnsupportedAdapterError(
-            f"{checkpoint.source}: task_type {task_type!r}; expected one of {', '.join(TASK_OF_PEFT_TYPE)}"
+            f"{checkpoint.source}: task_type {task_type!r}; expected one of {', '.join(PEFT_TYPES)}"
         )
-    return TASK_OF_PEFT_TYPE[task_type]
+    return likely_task(checkpoint.config)
 
 
 def with_its_task(checkpoint: Checkpoint) -> str:
     """What errors about its task call a checkpoint: the task is told where only the catalogue says it."""
     told = checkpoint.catalogued_task if checkpoint.manifest is None else None
     return f"{checkpoint.source} ({told} by the catalogue)" if told else checkpoint.source
-
-
-def _task_of_class(config: Mapping[str, Any]) -> str:
-    mapping = config.get("auto_mapping")
-    name = str(mapping.get("base_model_class")) if isinstance(mapping, Mapping) else ""
-    if name.endswith(GENERATING_CLASSES):
-        return "text-generation"
-    if name.endswith("ForMaskedLM"):
-        return "fill-mask"
-    ends = {auto.removeprefix("AutoModel"): task for task, auto in TASK_CLASSES.items()}
-    # Without a task type PEFT saves a head only where the config names it; without one, it is the states that are left.
-    found = next((task for end, task in ends.items() if name.endswith((end, f"{end}Simple"))), None)
-    return found if found is not None and config.get("modules_to_save") else "feature-extraction"

@@ -54,6 +54,9 @@ TASKS = (
 )
 """The tasks that the catalogue knows: Hugging Face pipeline tags."""
 
+GENERATING = ("text-generation", "summarization", "translation")
+"""Those of them whose answers are texts that are written."""
+
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 """What a classifier's labels are, by transformers' names: one of several, any number of them, or a number."""
 

@@ -30,19 +30,6 @@ TASK_CLASSES: Mapping[str, str] = {
 LABELLED = ("text-classification", "token-classification")
 """The tasks whose heads answer with named labels."""
 
-TASK_OF_PEFT_TYPE: Mapping[str, str] = {
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
-    "CAUSAL_LM": "text-generation",
-    "SEQ_2_SEQ_LM": "text-generation",
-    "FEATURE_EXTRACTION": "feature-extraction",
-}
-"""The task of a foreign adapter, from its config's ``task_type``."""
-
-GENERATING_CLASSES = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "MTModel")
-"""What the names of transformers' generating classes end with."""
-
 _BODY_OUTPUT: ContextVar[Any] = ContextVar("lorary_body_output", default=None)
 
 

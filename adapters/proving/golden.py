@@ -13,7 +13,7 @@ import torch
 
 from lorary.hub.checkpoint import GOLDEN_NAME, Checkpoint
 from lorary.hub.errors import CheckpointError, GoldenMismatchError
-from lorary.hub.manifest import Numerics
+from lorary.hub.manifest import GENERATING, Numerics
 from lorary.hub.tensorfile import read_header
 
 ROWS = 4
@@ -39,9 +39,6 @@ def tolerance(dtype: str, quantization: str) -> float:
     return max(TOLERANCE[dtype], EIGHT_BIT_TOLERANCE) if quantization == "int8" else TOLERANCE[dtype]
 
 
-_VOCABULARY_WIDE = ("text-generation", "summarization", "translation")
-
-
 def choose_rows(token_rows: Sequence[Sequence[int]], count: int = ROWS, longest: int = LONGEST) -> list[list[int]]:
     """Up to ``count`` rows, spread over those given, each cut to ``longest`` tokens; empty rows are passed over."""
     usable = [list(row[:longest]) for row in token_rows if row]
@@ -59,7 +56,7 @@ def condense(task: str, logits: torch.Tensor) -> torch.Tensor:
         logits = logits[len(logits) // 2]
     if task == "feature-extraction":
         logits = logits.float().mean(dim=0)
-    return (logits[-1] if task in _VOCABULARY_WIDE else logits).detach().float().cpu().contiguous()
+    return (logits[-1] if task in GENERATING else logits).detach().float().cpu().contiguous()
 
 
 def write_golden(folder: Path, logits: Sequence[torch.Tensor]) -> Path:

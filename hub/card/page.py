@@ -10,8 +10,10 @@ from typing import Any
 from lorary.hub.card.metadata import front_matter, hub_base, hub_license
 from lorary.hub.card.samples import lorary_sample, peft_sample
 from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.manifest import GENERATING
 from lorary.hub.markup import markdown
 from lorary.hub.metrics import OWN_SPLITS, SPLITS, headline, lower_is_better, splits_of
+from lorary.hub.noted_task import likely_task
 from lorary.hub.provenance.origin import DataPart, Origin, git_state, packages, read_origin
 from lorary.hub.provenance.private import public_base
 from lorary.hub.tables.catalogue import demand_task
@@ -136,9 +138,15 @@ def _use(version: Version, checkpoint: Checkpoint, where: str, *, exported: bool
         *_code(lorary_sample(version, checkpoint, where)),
         "",
     ]
-    if checkpoint.manifest is None and version.task == "fill-mask":
-        own = []  # PEFT has no type for the task, so only a manifest tells the loader of it
+    if checkpoint.manifest is None and not _is_taken_for(version.task, checkpoint):
+        own = []
     return [*folder, *own, "With PEFT alone:", "", *_code(peft_sample(version, checkpoint, where))]
+
+
+def _is_taken_for(task: str, checkpoint: Checkpoint) -> bool:
+    """Is an adapter without a manifest asked the same way once it is in no catalogue that has it for this task?"""
+    found = likely_task(checkpoint.config)
+    return found == task or {found, task} <= set(GENERATING)
 
 
 def _code(text: str) -> list[str]:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.manifest import MULTI_LABEL, REGRESSION, Generation, Preprocessing, Prompt
+from lorary.hub.manifest import GENERATING, MULTI_LABEL, REGRESSION, Generation, Preprocessing, Prompt
 from lorary.hub.markup import python_literal
+from lorary.hub.noted_task import noted_task
 from lorary.hub.values import Version
-
-_GENERATING = ("text-generation", "summarization", "translation")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def _texts(version: Version) -> _Texts:
 def lorary_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
     """A script that loads the adapter from ``where`` through lorary and uses it once."""
     quantization = f", quantization={python_literal(version.quantization)}" if version.quantization != "none" else ""
-    ask = "generate" if version.task in _GENERATING else "predict"
+    ask = "generate" if version.task in GENERATING else "predict"
     return "\n".join(
         [
             "from lorary.adapters import Backbone",
@@ -142,7 +141,7 @@ def _auto_class(task: str, checkpoint: Checkpoint) -> str:
     if task == "fill-mask" and checkpoint.manifest is not None and checkpoint.manifest.filling is not None:
         return "AutoModelForSeq2SeqLM"
     if task in ("summarization", "translation"):
-        causal = checkpoint.config.get("task_type") == "CAUSAL_LM"
+        causal = noted_task(checkpoint.config) == "text-generation"
         return "AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM"
     return {
         "text-classification": "AutoModelForSequenceClassification",
@@ -158,7 +157,7 @@ def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The manifest's labels; of a foreign classifier as many as its head has rows, named as lorary names them."""
     if checkpoint.manifest:
         return checkpoint.manifest.labels or ()
-    if checkpoint.config.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
+    if noted_task(checkpoint.config) not in ("text-classification", "token-classification"):
         return ()
     heads = checkpoint.config.get("modules_to_save") or []
     heads = [f".{name}." for name in heads if isinstance(name, str)] if isinstance(heads, list) else []
@@ -285,19 +284,20 @@ def _generation(version: Version, checkpoint: Checkpoint) -> list[str]:
         lines = [f'inputs = tokenizer({text}, return_tensors="pt")']
     beams = f", num_beams={made.num_beams}" if made.num_beams > 1 else ""
     lines.append(f"output = model.generate(**inputs, max_new_tokens={made.max_new_tokens}, do_sample=False{beams})[0]")
-    cut = "" if _writes_apart(checkpoint) else '[inputs["input_ids"].shape[1] :]'
+    cut = "" if _writes_apart(version, checkpoint) else '[inputs["input_ids"].shape[1] :]'
     return [*lines, f"print(tokenizer.decode(output{cut}, skip_special_tokens=True))"]
 
 
-def _writes_apart(checkpoint: Checkpoint) -> bool:
+def _writes_apart(version: Version, checkpoint: Checkpoint) -> bool:
     """Does the model put its text into a sequence of its own, as encoder-decoders do?"""
-    return checkpoint.config.get("task_type") == "SEQ_2_SEQ_LM"
+    apart = _auto_class(version.task, checkpoint) == "AutoModelForSeq2SeqLM"
+    return apart or checkpoint.config.get("task_type") == "SEQ_2_SEQ_LM"
 
 
 def _rewriting(version: Version, checkpoint: Checkpoint) -> list[str]:
     """As :func:`_generation`; a multilingual tokenizer is told the languages."""
     preprocessing, lines = _preprocessing(checkpoint), _generation(version, checkpoint)
-    if not preprocessing.source_lang or not preprocessing.target_lang or not _writes_apart(checkpoint):
+    if not preprocessing.source_lang or not preprocessing.target_lang or not _writes_apart(version, checkpoint):
         return lines
     # M2M100's codes have no underscore, and its tokens are called otherwise than its codes.
     method = "convert_tokens_to_ids" if "_" in preprocessing.target_lang else "get_lang_id"

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.hub.cli.output import print_line, print_table
-
-GENERATING = ("text-generation", "summarization", "translation")
+from lorary.hub.manifest import GENERATING
 
 Rows = list[dict[str, Any]]
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.cli.answers import GENERATING
 from lorary.hub.cli.options import given_path
 from lorary.hub.errors import UsageError
-from lorary.hub.manifest import MULTI_LABEL
+from lorary.hub.manifest import GENERATING, MULTI_LABEL
 
 if TYPE_CHECKING:
     from lorary.adapters import Backbone

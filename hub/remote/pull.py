@@ -60,8 +60,8 @@ def pull(
 
     The revision is resolved to a commit once; each file is held against the remote's hash of it, and the digest against
     what ``lorary-version.json`` states. The same digest again is the version that is there. Nothing of what arrives is
-    run. Adapters made without lorary carry less: then ``domain`` (and the task, where PEFT's type leaves it open) must
-    be given.
+    run. Adapters made without lorary carry less: then ``domain`` (and the task, where PEFT leaves it open) must be
+    given.
 
     Args:
         registry: the catalogue.

@@ -11,20 +11,12 @@ from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, RegistryConflictError, RegistryError, UsageError
 from lorary.hub.manifest import TASKS, Manifest
 from lorary.hub.manifest_reading import parse_manifest
+from lorary.hub.noted_task import noted_task
 from lorary.hub.reference import normalise_domain
 from lorary.hub.values import FileEntry, Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
-
-# PEFT's task types that stand for one task each; SEQ_2_SEQ_LM may be a summary or a translation.
-_PEFT_TASKS: Mapping[str, str] = {
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
-    "CAUSAL_LM": "text-generation",
-    "FEATURE_EXTRACTION": "feature-extraction",
-}
 
 # unsloth's and others' bases that are stored quantized by bitsandbytes: what their names end with.
 _QUANTIZED_NAMES: Mapping[str, str] = {"-bnb-4bit": "nf4", "-bnb-8bit": "int8"}
@@ -108,7 +100,7 @@ def choose_domain(checkpoint: Checkpoint, domain: str | None) -> str:
 
 
 def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
-    """The task to catalogue under: the caller's, the manifest's, another catalogue's, or what PEFT's type stands for.
+    """The task to catalogue under: the caller's, the manifest's, another catalogue's, or the one that PEFT noted.
 
     Raises:
         UsageError: none of them names one, or it is unknown.
@@ -119,7 +111,7 @@ def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
         raise RegistryConflictError(
             f"{checkpoint.source}: was trained for {trained}, not for {task!r}; leave the task out"
         )
-    noted = checkpoint.catalogued_task or _PEFT_TASKS.get(str(checkpoint.config.get("task_type")))
+    noted = checkpoint.catalogued_task or noted_task(checkpoint.config)
     chosen = task if task is not None else trained or noted
     if chosen is None:
         raise UsageError(f"{checkpoint.source}: doesn't say its task; give one of {', '.join(TASKS)}")

@@ -93,7 +93,7 @@ def test_samples_run(case, own, tmp_path, registry, monkeypatch, capsys):
     version = replace(version, base_id="tiny-base")  # a foreign adapter's config has the whole path
     card = make_card(version, registry.checkpoint(version))
     samples = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
-    assert len(samples) == (1 if task == "fill-mask" and not own else 2)  # only a manifest tells the loader of masks
+    assert len(samples) == 2
     for sample in samples:
         exec(compile(sample, case, "exec"), {})
         assert capsys.readouterr().out.strip(), sample
@@ -118,3 +118,34 @@ def test_numbers_are_the_same_by_either_sample_on_a_base_that_was_saved_in_bfloa
     ours, theirs = (float(re.search(r"\d+\.\d+", line)[0]) for line in capsys.readouterr().out.split("\n") if line)
     assert theirs == pytest.approx(ours, abs=1e-3)
     assert ours % 1
+
+
+@pytest.mark.parametrize(
+    ("family", "made", "task", "lora"),
+    [
+        ("bert", "text-classification", None, {"modules_to_save": ["classifier"]}),
+        ("bert", "feature-extraction", None, {}),
+        ("llama", "text-generation", None, {}),
+        ("t5", "seq2seq", "summarization", {}),
+        ("llama", "text-generation", "summarization", {}),
+    ],
+)
+def test_samples_where_peft_noted_the_class(family, made, task, lora, tmp_path, registry, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = make_base(family, tmp_path / "tiny-base")
+    folder = make_adapter(base, tmp_path / "it", task=made, task_type=None, **lora)
+    version = replace(registry.add(folder, name="it", domain="tests", task=task), base_id="tiny-base")
+    samples = re.findall(r"```python\n(.*?)\n```", make_card(version, registry.checkpoint(version)), re.DOTALL)
+    assert len(samples) == 2
+    for sample in samples:
+        exec(compile(sample, family, "exec"), {})
+    assert ("labels = " in samples[1]) is bool(lora)
+    assert (" :]" in samples[1]) is (family == "llama")  # a decoder goes on with the prompt
+
+
+def test_a_folder_that_would_be_taken_for_another_task_has_no_sample_with_lorary(tmp_path, registry):
+    folder = make_adapter(make_base("llama", tmp_path / "base"), tmp_path / "vectors", task="text-generation")
+    version = registry.add(folder, name="vectors", domain="tests", task="feature-extraction")
+    card = make_card(version, registry.checkpoint(version))
+    assert "from lorary.adapters" not in card
+    assert "With PEFT alone" in card

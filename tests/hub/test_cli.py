@@ -217,6 +217,9 @@ def test_import(lorary, tmp_path):
     assert "finance-tone@1 was there already" in lorary("import", "finance-tone")
     version = Registry(tmp_path / "registry.db").resolve("finance-tone@prod")
     assert version.tags == ("x",)
+    noted = {"base_model_class": "BertForMaskedLM", "parent_library": "transformers.models.bert.modeling_bert"}
+    make_checkpoint(tmp_path / "words", seed=2, manifest=False, task_type=None, auto_mapping=noted)
+    assert "words@1 is in the catalogue (legal, fill-mask" in lorary("import", "words", "--domain", "legal")
     bare = make_checkpoint(tmp_path / "bare", seed=1, manifest=False, task_type=None)
     assert "task" in one_error_line(lorary("import", bare, "--domain", "legal", code=2))
     words = ("--name", "legal-ner", "--domain", "legal", "--task", "token-classification", "--json")

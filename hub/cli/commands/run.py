@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.hub.cli.answers import GENERATING, Rows, show_answers
+from lorary.hub.cli.answers import Rows, show_answers
 from lorary.hub.cli.asking import (
     ContextFileOption,
     ContextOption,
@@ -24,6 +24,7 @@ from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, Re
 from lorary.hub.cli.output import print_json, print_note
 from lorary.hub.cli.told import demand_known, read_template, read_tools
 from lorary.hub.errors import UsageError
+from lorary.hub.manifest import GENERATING
 
 EXAMPLES = (
     'lorary run finance-tone "Profit rose 12%."',

@@ -18,7 +18,7 @@ from lorary.training.progress import Reporter
 from lorary.training.provenance import package_versions
 from lorary.training.save import output_folder
 from lorary.training.strategies.parent import Parent
-from lorary.training.unfinished import AnyRecipe, Kind, Unfinished, find, run_of
+from lorary.training.unfinished import AnyRecipe, Kind, Unfinished, clear_leftovers, find, run_of
 
 
 def choose_run(recipe: AnyRecipe, resume: bool | str | Path, registry: Registry, command: str = "train") -> Unfinished:
@@ -30,6 +30,7 @@ def choose_run(recipe: AnyRecipe, resume: bool | str | Path, registry: Registry,
     Raises:
         TrainingError: the new run's place is taken, there is no such unfinished run, or it is another command's.
     """
+    clear_leftovers()
     if resume is False:
         place = Unfinished(Path(recipe.output).expanduser(), command) if recipe.output is not None else None
         if place and place.resumable and (hint := place.hint(registry)):
@@ -46,6 +47,7 @@ def recipe_of(folder: Path, kind: type[Kind], registry: Registry, command: str =
         TrainingError: no run is there, it is finished and its recipe isn't needed any more, or another command's.
         RecipeError: it can't be read any more, or names files that aren't there.
     """
+    clear_leftovers()
     run = Unfinished(run_of(folder), command)
     run.demand_resumable()
     return _own(run, registry).recipe(kind)

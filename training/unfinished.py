@@ -6,14 +6,13 @@ removed when the adapter, or the base, is in the catalogue. One process at a tim
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 from lorary.hub.errors import RecipeError, TrainingError
 from lorary.hub.files.store import sync_folder
@@ -25,12 +24,15 @@ from lorary.training.recipe import Recipe
 from lorary.training.recipe.place import INCOMPLETE
 from lorary.training.recipe.raw import shown
 from lorary.training.run_facts import Check, read_facts, read_metrics, read_part
+from lorary.training.run_lock import LOCK, holder_of, lock_folder, lock_leftover
 from lorary.training.save import RUNS, writing
 
 AnyRecipe = Recipe | PretrainRecipe
 Kind = TypeVar("Kind", Recipe, PretrainRecipe)
 
-_RECIPE, _RESULT, _LOCK = "recipe.yaml", "result.json", "lock"
+_RECIPE, _RESULT = "recipe.yaml", "result.json"
+_PARTS = frozenset({LOCK, _RECIPE, _RESULT, "checkpoints", "adapter", "parts", "tokenizer", "base"})
+"""What there may be in the folder, beside where it is written down what the run is."""
 
 # What a run's weights don't depend on, so that it may differ when the run goes on.
 _FREE = frozenset({"output", "tags", "alias", "training.checkpoint_steps"})
@@ -57,7 +59,7 @@ class Unfinished:
         self.checkpoints = self.folder / "checkpoints"
         self.files = self.folder / "adapter"
         self.parts = self.folder / "parts"
-        self._lock: BinaryIO | None = None
+        self._lock: IO[Any] | None = None
         self._made: list[Path] = []  # folders around it that weren't there, the innermost first
         self.claimed = self.begun = False
 
@@ -68,25 +70,17 @@ class Unfinished:
             TrainingError: another process works in it, it can't be made, or it holds what no run has put there.
         """
         with writing(self.final):
-            if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / _LOCK).is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / LOCK).is_file():
                 raise TrainingError(
                     f"{self.folder}: holds files that aren't a run's; name another output, or move them away"
                 )
             self._made = [parent for parent in self.folder.parents if not parent.exists()]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / _LOCK).open("a+b")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            process = lock.read(20).decode("ascii", "replace").strip()
-            lock.close()
-            who = f"process {process}" if process else "another process"
-            raise TrainingError(f"{self.final}: is being trained by {who}; wait for it, or stop it") from error
-        with suppress(OSError):  # a full disk is told of when the run is written down
-            lock.truncate(0)
-            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
-        self._lock, self.claimed = lock, True
+            try:
+                self._lock = lock_folder(self.folder)
+            except BlockingIOError as error:
+                who = holder_of(self.folder)
+                raise TrainingError(f"{self.final}: is being trained by {who}; wait for it, or stop it") from error
+        self.claimed = True
 
     def release(self) -> None:
         """Let others have the folder."""
@@ -94,11 +88,19 @@ class Unfinished:
             self._lock.close()
             self._lock = None
 
+    def clear(self) -> None:
+        """Remove what a run has left that was killed before it was written down, or while its folder was removed."""
+        if self.written.exists() or not {path.name for path in self.folder.iterdir()} <= _PARTS:
+            return
+        with lock_leftover(self.folder) or nullcontext() as lock:
+            if lock is not None and not self.written.exists():  # else it has just begun
+                self.discard()
+
     def begin(self, recipe: AnyRecipe, facts: Mapping[str, Any]) -> None:
         """Empty the folder of what an earlier run may have left, and write down what this one is."""
         self.begun = True
         for path in self.folder.iterdir():
-            if path.name == _LOCK:
+            if path.name == LOCK:
                 continue
             if path.is_dir():
                 shutil.rmtree(path)
@@ -252,6 +254,16 @@ def sync_files(folder: Path) -> None:
 def run_of(path: Path) -> Path:
     """The folder that a run will have, from that or from the one that it has while it isn't finished."""
     return path.with_name(path.name.removesuffix(INCOMPLETE))
+
+
+def clear_leftovers() -> None:
+    """Remove what killed runs have left under ``runs/`` that can't be gone on with."""
+    found: list[Path] = []
+    with suppress(OSError):  # whoever removed the last one has removed the folder around it
+        found = list(RUNS.glob(f"*{INCOMPLETE}"))
+    for folder in found:
+        with suppress(OSError):
+            Unfinished(run_of(folder)).clear()
 
 
 def find(recipe: AnyRecipe, command: str = "train") -> Unfinished:

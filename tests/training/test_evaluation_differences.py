@@ -2,6 +2,7 @@
 
 import pytest
 
+from lorary.hub.errors import BaseMismatchError
 from lorary.training import evaluate, train
 from lorary.training.progress import Reporter
 from runs import SHORT
@@ -118,3 +119,32 @@ def test_it_tells_how_far_it_is_and_that_rows_are_few(trained, registry, tmp_pat
     rows = write_jsonl(tmp_path / "few.jsonl", tone_rows(20))
     evaluate(["one", "other"], rows, registry, settings=ON_CPU, progress=told)
     assert told.notices == ["20 rows are few to tell adapters apart by: others may well say otherwise"]
+
+
+def longer_rows(count):
+    return [{**row, "text": f"{row['text']} today"} for row in tone_rows(count)]
+
+
+def test_notices_say_of_whom_they_speak(trained, registry, tmp_path):
+    for name, length in (("one", 8), ("other", 64), ("third", 8)):
+        trained(name, **{"training.max_length": length})
+    rows = write_jsonl(tmp_path / "rows.jsonl", [row for row in longer_rows(80) if row["label"] == "bad"])
+    told, undefined = Steps(), "no auc: none of the held-out rows has the label 'good'"
+    evaluate(["one", "other", "third"], rows, registry, settings=ON_CPU, progress=told)
+    (cut,) = [line for line in told.notices if "were cut" in line]
+    assert cut.startswith("one@1, third@1: ")
+    assert sorted(told.notices) == sorted([cut, undefined])
+    alone = Steps()
+    evaluate(["one"], rows, registry, settings=ON_CPU, progress=alone)
+    assert sorted(alone.notices) == sorted([cut.removeprefix("one@1, third@1: "), undefined])
+
+
+def test_notices_are_told_where_the_rest_fails(trained, registry, tmp_path):
+    base = trained("one", **{"training.max_length": 8}).base
+    trained("other", "text-classification", "distilbert")
+    rows = write_jsonl(tmp_path / "rows.jsonl", longer_rows(40))
+    told = Steps()
+    with pytest.raises(BaseMismatchError):
+        evaluate(["one", "other"], rows, registry, settings={**ON_CPU, "base": base}, progress=told)
+    (line,) = told.notices
+    assert line.startswith("one@1: 40 of 40 held-out rows are longer than 8 tokens")

@@ -16,6 +16,7 @@ from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.registry import Registry
 from lorary.training.data import Examples, load_rows
 from lorary.training.evaluation.manner import as_measured
+from lorary.training.evaluation.notices import Notices
 from lorary.training.evaluation.recipe import recipe_for
 from lorary.training.experiments.bootstrap import Difference, paired_bootstrap
 from lorary.training.model import Shelf, load_for, with_tokens, without_tokens
@@ -116,11 +117,16 @@ def evaluate(
     for source in sources:  # not while it is loaded: it is asked by a manifest that the catalogue doesn't have
         demand_stated(source, source.checkpoint.digest)
     reporter.phase("reading the data")
-    rows = [_rows_for(source, recipe, reporter) for source, recipe in zip(sources, recipes, strict=True)]
+    notices = Notices(reporter, [source.reference for source in sources])
+    with notices.gathered():
+        rows = [
+            _rows_for(source, recipe, notices.of(source.reference))
+            for source, recipe in zip(sources, recipes, strict=True)
+        ]
     shelf, measured = Shelf(), []
-    with quiet_libraries(), bases_of(registry):
+    with quiet_libraries(), bases_of(registry), notices.gathered():
         for source, recipe, examples in zip(sources, recipes, rows, strict=True):
-            measured.append(_measure(source, recipe, examples, shelf, registry, reporter))
+            measured.append(_measure(source, recipe, examples, shelf, registry, notices.of(source.reference)))
     reporter.phase("done")
     first = measured[0]
     if len(measured) > 1 and (count := len(first.rows.examples)) < _FEW:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.adapters.arguments import adapter_name, demand_known, demand_unicode
+from lorary.adapters.collected import when_collected
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.compatibility import Comparison, check_backbone, check_version, most_positions
 from lorary.adapters.engine.decoding import Decoding, plan_decoding
@@ -36,7 +36,7 @@ class Engine:
         check_version()
         check_backbone(inference)
         # Only now: these modules name what it needs of transformers, which the check knows how to miss.
-        from lorary.adapters.engine.loop import Loop, abandon
+        from lorary.adapters.engine.loop import Loop
         from lorary.adapters.engine.serving import TokenChooser
 
         name = type(inference.model).__name__
@@ -58,7 +58,7 @@ class Engine:
         self._admission.connect(self._loop)
         self._loop.start()
         # The loop's thread knows nothing of the engine, so that an engine that is simply dropped ends it.
-        self._finalizer = weakref.finalize(self, abandon, self._loop)
+        self._finalizer = when_collected(self, self._loop.stop)
         try:
             self._compare()
         except EngineStoppedError as error:
@@ -170,8 +170,8 @@ class Engine:
         if drain:
             self._admission.drain(timeout)
         self._admission.end(closed)
-        if self._finalizer.detach() is not None:
-            self._loop.stop()
+        self._finalizer.detach()
+        self._loop.stop()
         self._admission.stop(closed)
 
     def __enter__(self) -> Engine:

@@ -7,8 +7,10 @@ themselves. In a step the order is: schedule, call the model, choose tokens, del
 
 from __future__ import annotations
 
+import atexit
 import threading
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from transformers import GenerationConfig
@@ -113,6 +115,7 @@ class Loop:
         processor.scheduler.step, processor.scheduler.admission = step, admission
         if settings.prefix_cache:
             share_prefixes(processor.cache, admission.running, admission.note_reused)
+        self._ending, self._ended = threading.Lock(), False
         self.longest_request = int(infer_max_single_request_tokens(processor.cache))
         """How many tokens the cache has room for when a single request has all of it."""
 
@@ -121,6 +124,7 @@ class Loop:
         starter = threading.Thread(target=self._manager.start, daemon=True)
         starter.start()
         starter.join()
+        _STARTED.add(self)
 
     def begin(self, request: Request) -> bool:
         """Take a request on. False when the loop has ended, or is about to."""
@@ -143,11 +147,24 @@ class Loop:
         processor = self._manager.batch_processor
         return float(processor.cache.compute_free_capacity()) if processor is not None else 1.0
 
-    def stop(self, *, wait: bool = True) -> None:
-        """End the thread after the step it is in, and let go of the cache."""
-        self._manager.stop(block=wait, hard_stop=True)
-        if wait:
-            self._manager.destroy()  # which waits for the thread too
+    def stop(self) -> None:
+        """End the thread after the step it is in, and let go of the cache; whoever comes second waits for the first."""
+        with self._ending:
+            if not self._ended:
+                self._manager.stop(block=True, hard_stop=True)
+                self._manager.destroy()
+                self._ended = True
+
+
+_STARTED: WeakSet[Loop] = WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """At the interpreter's end no thread may be in the midst of a step."""
+    for loop in list(_STARTED):
+        if loop.is_running():  # not in a fork, which has no such thread
+            loop.stop()
 
 
 def _configuration(settings: EngineSettings) -> ContinuousBatchingConfig:
@@ -166,11 +183,3 @@ def _configuration(settings: EngineSettings) -> ContinuousBatchingConfig:
         use_async_batching=False,
         max_blocks_per_request=0,
     )
-
-
-def abandon(loop: Loop) -> None:
-    """End the loop of an engine that nobody closed and nobody has any more.
-
-    Garbage is collected in any thread, the loop's own too, which can't wait for itself.
-    """
-    loop.stop(wait=threading.current_thread() is threading.main_thread())

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lorary.adapters.arguments import is_number
+from lorary.adapters.collected import when_collected
 from lorary.adapters.values import Followed, LoadedAdapter
 from lorary.hub.errors import FollowWarning, SlotsFullError, UsageError
 from lorary.hub.registry import Registry
@@ -97,7 +98,7 @@ class Following:
 
     def _look_on(self) -> None:
         self._stop = threading.Event()
-        weakref.finalize(self, self._stop.set)
+        when_collected(self, self._stop.set)
         arguments = weakref.ref(self), self._stop
         threading.Thread(target=_watch, args=arguments, name="lorary-follow", daemon=True).start()
 

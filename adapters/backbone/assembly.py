@@ -82,7 +82,7 @@ class Assembly:
         self._peft = PeftBook(self.body)
         self._calls = Calls(self._inference, self._residency, self._peft, self._modules)
         self._intake = Intake(files, self._residency, self._peft, identity, self.quantization, registry)
-        self._following = Following(self._intake.load)
+        self._following = Following(self._intake.load_from)
         if self.quantization != "none":
             self._warm_up(probe_row((), embedding.shape[0]))
 

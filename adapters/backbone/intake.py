@@ -139,6 +139,10 @@ class Intake:
         source = find_checkpoint(reference, self.registry)
         return self.take(source, name, allow_base_mismatch=allow_base_mismatch, lazy=lazy)
 
+    def load_from(self, reference: str, name: str, registry: Registry) -> LoadedAdapter:
+        """As :meth:`load`, with the reference looked up in this registry."""
+        return self.take(find_checkpoint(reference, registry), name)
+
     def take(
         self,
         source: Source,

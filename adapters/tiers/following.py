@@ -1,7 +1,7 @@
 """Following aliases: a name whose reference moves in the catalogue is swapped, without a restart.
 
-A thread looks at the catalogue's change counter every few seconds and resolves the references only when that has moved.
-It holds the backbone weakly, so it ends with it, and as a daemon it never keeps the interpreter from ending.
+A thread looks at each catalogue's change counter every few seconds and resolves the references only when that has
+moved. It holds the backbone weakly, so it ends with it, and as a daemon it never keeps the interpreter from ending.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -23,8 +24,8 @@ from lorary.hub.errors import FollowWarning, SlotsFullError, UsageError
 from lorary.hub.registry import Registry
 from lorary.hub.tables.lookup import registry_reference
 
-Load = Callable[[str, str], LoadedAdapter]
-"""Loads a reference under a name."""
+Load = Callable[[str, str, Registry], LoadedAdapter]
+"""Loads a reference under a name; it is looked up in the registry."""
 
 _PASSING = (SlotsFullError, MemoryError, torch.OutOfMemoryError, OSError)  # the next try may go through
 
@@ -43,11 +44,12 @@ if hasattr(os, "register_at_fork"):  # servers load a backbone once and fork the
 
 @dataclass
 class _State:
-    """``serves`` is what is loaded, by digest and task; ``seen`` what the reference was last found to mean, which may
-    not have loaded.
+    """``registry`` is the one that the name was followed in. ``serves`` is what is loaded, by digest and task; ``seen``
+    what the reference was last found to mean, which may not have loaded.
     """
 
     shown: Followed
+    registry: Registry
     serves: tuple[str, str]
     seen: tuple[str, str]
     interval: float
@@ -55,7 +57,7 @@ class _State:
 
 
 class Following:
-    """The names of one backbone that follow references of a registry.
+    """The names of one backbone that follow references, each of the registry that was the backbone's at the time.
 
     Args:
         load: loads a reference under a name; must leave what serves as it is when it fails.
@@ -65,8 +67,7 @@ class Following:
         self._load = load
         self._lock = threading.RLock()  # held while a version is picked up, never by a call that computes
         self._states: dict[str, _State] = {}
-        self._registry: Registry | None = None
-        self._stamp: tuple[object, ...] | None = None
+        self._stamps: dict[Path, tuple[object, ...]] = {}  # of each registry when it was last looked at
         self._stop: threading.Event | None = None  # of the thread that looks, None while there is none
         _FOLLOWING.add(self)
 
@@ -83,12 +84,11 @@ class Following:
         if not is_number(interval) or not interval > 0:
             raise UsageError(f"interval={interval!r}: expected seconds, more than 0")
         with self._lock:
-            if self._registry is None or self._registry.path != registry.path:
-                self._registry, self._stamp = registry, None
-            loaded = self._load(reference, name)
+            loaded = self._load(reference, name, registry)
             before = self.interval
             meant = loaded.digest, loaded.task
-            self._states[name] = _State(Followed(name, reference, loaded.digest), meant, meant, interval)
+            shown = Followed(name, reference, loaded.digest)
+            self._states[name] = _State(shown, registry, meant, meant, interval)
             if self._stop is not None and self.interval < before:
                 self._stop.set()  # its thread may be waiting for the end of the longer one
                 self._stop = None
@@ -122,27 +122,28 @@ class Following:
         return tuple(state.shown for state in tuple(self._states.values()))
 
     def refresh(self) -> list[str]:
-        """Look at the catalogue now; returns the names that were swapped."""
+        """Look at the catalogues now; returns the names that were swapped."""
         with self._lock:
-            if self._registry is None or not self._states:
-                return []
-            stamp = self._registry.stamp()
-            moved = stamp != self._stamp
-            swapped = [name for name, state in self._states.items() if (moved or state.retry) and self._pick_up(state)]
-            self._stamp = stamp
+            stamps = {state.registry.path: state.registry.stamp() for state in self._states.values()}
+            moved = {path for path, stamp in stamps.items() if stamp != self._stamps.get(path)}
+            swapped = [
+                name
+                for name, state in self._states.items()
+                if (state.registry.path in moved or state.retry) and self._pick_up(state)
+            ]
+            self._stamps = stamps
             return swapped
 
     def _pick_up(self, state: _State) -> bool:
-        assert self._registry is not None
         name, reference = state.shown.name, state.shown.reference
         try:
-            version = self._registry.resolve(reference)
+            version = state.registry.resolve(reference)
             meant = version.digest, version.task
             if meant == state.seen and not state.retry:
                 state.shown = replace(state.shown, error=None) if meant == state.serves else state.shown
                 return False
             state.seen = meant
-            loaded = self._load(reference, name)
+            loaded = self._load(reference, name, state.registry)
         except Exception as error:  # whatever it is, the version before goes on serving and the thread goes on looking
             state.retry = isinstance(error, _PASSING)
             message = f"{reference}: can't be picked up, {name!r} goes on serving {state.shown.digest[:12]}: {error}"

@@ -116,11 +116,11 @@ def test_what_is_said_while_a_version_is_picked_up_is_what_holds(backbone, regis
     going, done = threading.Event(), threading.Event()
     load = backbone._following._load
 
-    def slowly(reference, name):
+    def slowly(reference, *more):
         if reference == "sql@prod":
             going.set()
             assert done.wait(20)
-        return load(reference, name)
+        return load(reference, *more)
 
     monkeypatch.setattr(backbone._following, "_load", slowly)
     registry.alias("sql", "prod", 2)
@@ -267,6 +267,29 @@ def test_two_writes_in_one_tick_of_the_clock_are_two(registry, versions):
     assert registry.path.stat().st_size == status.st_size
     assert registry.stamp() != stamp
     assert Registry(registry.path).stamp() == registry.stamp()
+
+
+def test_each_name_stays_with_the_registry_that_it_was_followed_in(bases, registry, versions, tmp_path, monkeypatch):
+    other, backbone = Registry(tmp_path / "other.db"), Backbone.from_pretrained(str(bases("llama")))
+    for folder in versions.values():
+        other.add(folder, name="sql", domain="code")
+    other.alias("sql", "prod", 3)
+    digests = [version.digest for version in registry.versions("sql")]
+    for place, name in ((registry, "first"), (other, "second"), (registry, "third")):
+        monkeypatch.setenv("LORARY_REGISTRY", str(place.path))
+        backbone.follow("sql@prod", name, interval=3600)
+    monkeypatch.setenv("LORARY_REGISTRY", str(tmp_path / "none.db"))
+
+    def served():
+        return {state.name: digests.index(state.digest) + 1 for state in backbone.stats().followed}
+
+    assert (backbone.refresh(), served()) == ([], {"first": 1, "second": 3, "third": 1})
+    registry.alias("sql", "prod", 2)
+    assert (backbone.refresh(), served()) == (["first", "third"], {"first": 2, "second": 3, "third": 2})
+    other.alias("sql", "prod", 1)
+    assert (backbone.refresh(), served()) == (["second"], {"first": 2, "second": 1, "third": 2})
+    assert backbone.refresh() == []
+    assert [state.error for state in backbone.stats().followed] == [None] * 3
 
 
 def test_unload_stops_following(backbone, registry, versions):

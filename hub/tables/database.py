@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -25,9 +26,9 @@ _PATIENCE = 30.0  # seconds to wait for another process's write
 _SMALLEST_PAGE = 512  # bytes
 _READ_ONLY = "can't be written, the file or its folder is read-only; copy it elsewhere or change the permissions"
 _NOT_SQLITE = "isn't a SQLite file, and so no registry; name another one"
-_WAL_MARK = (
-    b"\x02\x02"  # bytes 18 and 19 of the file: https://www.sqlite.org/fileformat.html#file_format_version_numbers
-)
+_WAL_MARK, _JOURNAL_MARK = b"\x02\x02", b"\x01\x01"
+"""Bytes 18 and 19 of the file: https://www.sqlite.org/fileformat.html#file_format_version_numbers."""
+_PAUSE = 0.01  # seconds until a file that is just being written is copied again
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def reading(path: Path) -> Iterator[Database | None]:
 def _reader(path: Path) -> Iterator[Database]:
     older = False
     for attempt in range(2):
-        with closing(_connect(_read_uri(path))) as connection:
+        with closing(_open_to_read(path)) as connection:
             db = _wrap(connection)
             try:
                 connection.execute("BEGIN")
@@ -150,7 +151,7 @@ def _is_registry(path: Path) -> bool:
     try:
         if not path.is_file() or path.stat().st_size < _SMALLEST_PAGE:
             return False
-        with closing(_connect(_read_uri(path))) as connection:
+        with closing(_open_to_read(path)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except (OSError, sqlite3.Error):
         return False
@@ -180,16 +181,41 @@ def _wrap(connection: sqlite3.Connection) -> Database:
     return Database(connection, execute_plugins=False)
 
 
-def _read_uri(path: Path) -> str:
-    uri = f"{path.as_uri()}?mode=ro"
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection to read by, which makes no files.
+
+    A file in WAL mode is somebody else's doing, and any reader of it would make -wal and -shm files and leave them
+    behind. While it has no log, the file alone is the whole registry, and is read from a copy in memory: opened as
+    immutable, it would be read without a lock, and become another one in the midst of it when somebody writes.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while _in_wal_mode(path) and not _has_log(path):
+        before = change_stamp(path)
+        image = bytearray(path.read_bytes())
+        # A writer fills its log first, and has one for as long as it changes the file.
+        if change_stamp(path) == before and not _has_log(path):
+            return _open_copy(image)
+        if time.monotonic() > deadline:
+            raise RegistryError(f"{path}: {_busy()}")
+        time.sleep(_PAUSE)
+    return _connect(f"{path.as_uri()}?mode=ro")
+
+
+def _in_wal_mode(path: Path) -> bool:
     with path.open("rb") as file:
-        in_wal_mode = file.read(20)[18:] == _WAL_MARK
+        return file.read(20)[18:] == _WAL_MARK
+
+
+def _has_log(path: Path) -> bool:
     log = path.with_name(f"{path.name}-wal")
-    if in_wal_mode and not (log.exists() and log.stat().st_size):
-        # Somebody else's doing. Even a reader would make -wal and -shm files and leave them behind; without a log to
-        # read, the file alone is the whole registry.
-        uri += "&immutable=1"
-    return uri
+    return log.exists() and log.stat().st_size > 0
+
+
+def _open_copy(image: bytearray) -> sqlite3.Connection:
+    image[18:20] = _JOURNAL_MARK  # in memory SQLite has no WAL
+    connection = _connect("file::memory:")
+    connection.deserialize(image)
+    return connection
 
 
 @contextmanager
@@ -205,6 +231,10 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise RegistryError(f"{path}: {error.strerror or error}; check the path and its permissions") from error
 
 
+def _busy() -> str:
+    return f"kept busy by another process for {_PATIENCE:.0f} seconds; try again when it has finished"
+
+
 def _explain(name: str, error: sqlite3.Error) -> str:
     if name == "SQLITE_FULL":
         return "no space left on the disk; nothing was changed, make room and try again"
@@ -213,7 +243,7 @@ def _explain(name: str, error: sqlite3.Error) -> str:
     if name.startswith("SQLITE_CANTOPEN"):
         return "can't be opened; check the path and the permissions of the file and its folder"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return f"kept busy by another process for {_PATIENCE:.0f} seconds; try again when it has finished"
+        return _busy()
     if name == "SQLITE_NOTADB":
         return _NOT_SQLITE
     return f"can't be used ({error}); if it is damaged, go back to a copy"

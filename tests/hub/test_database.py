@@ -17,6 +17,7 @@ from privileges import unprivileged
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.errors import LoraryError, RegistryError, UnknownReferenceError
+from lorary.hub.tables import database
 from lorary.hub.tables.database import reading, writing
 
 READS = {
@@ -287,6 +288,53 @@ def test_what_is_read_stays_as_it_was_at_the_first_look(filled):
             other.execute("INSERT INTO tags VALUES (1, 'meanwhile')")
             assert db.execute("SELECT tag FROM tags").fetchall() == [("before",)]
         assert filled.resolve("a").tags == ("before", "meanwhile")
+
+
+def in_wal_mode(registry):
+    with closing(sqlite3.connect(registry.path)) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
+
+
+def tag_anew(path):
+    """Another process's write, by which the file itself changes as it ends."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("DELETE FROM tags")
+        other.executemany("INSERT INTO tags VALUES (1, ?)", [[f"new-{number}"] for number in range(1000)])
+        other.execute("COMMIT")
+
+
+def test_what_is_read_without_a_log_stays_too(filled):
+    filled.tag("a", *(f"old-{number}" for number in range(200)))
+    in_wal_mode(filled)
+    with reading(filled.path) as db:
+        tags = filled.resolve("a").tags
+        tag_anew(filled.path)
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert tuple(tag for (tag,) in db.execute("SELECT tag FROM tags ORDER BY tag")) == tags
+    assert len(filled.resolve("a").tags) == 1000
+
+
+@pytest.mark.parametrize("times", [1, 3, None])
+def test_what_changes_while_it_is_copied_is_copied_anew(filled, monkeypatch, times):
+    """A write may begin and end between the first and the last byte."""
+    in_wal_mode(filled)
+    usual, looks = database.change_stamp, []
+
+    def stamp(path):
+        looks.append(path)
+        if len(looks) % 2 == 0 and (times is None or len(looks) <= 2 * times):
+            tag_anew(path)
+        return usual(path)
+
+    monkeypatch.setattr(database, "change_stamp", stamp)
+    monkeypatch.setattr(database, "_PATIENCE", 0.1)
+    if times is None:
+        with pytest.raises(RegistryError, match="kept busy by another process"):
+            filled.resolve("a")
+        return
+    assert len(filled.resolve("a").tags) == 1000
+    assert len(looks) == 2 * times + 2
 
 
 def test_the_stamp_tells_of_a_write_to_a_log_and_of_another_file_in_the_place(filled):

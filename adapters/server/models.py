@@ -118,10 +118,16 @@ class Models:
         """Has the bare backbone a language-modelling head?"""
         return can_generate(self._backbone.model)
 
+    @property
+    def namesake(self) -> str | None:
+        """What the catalogue's adapter of the base's own name is asked for by; None where none of that name fits."""
+        fitting = self._fitting() if self._offered is None else []
+        return next((model for model, version in fitting if version.name == self.base), None)
+
     def listing(self) -> list[dict[str, Any]]:
         """The models in the shape of OpenAI's list, with ``task``, ``domain``, ``version`` and ``digest`` besides.
 
-        Of the registry each name (its latest version) and each alias.
+        Of the registry each name (its latest version; by number where the name is the base's) and each alias.
         """
         bare = Served(None, "text-generation" if self.generates else _BARE_TASK)
         rows = [_row(self.base, bare, None, self.base)]
@@ -232,8 +238,10 @@ class Models:
         for version in found.values():
             if version.name not in latest or version.number > latest[version.name].number:
                 latest[version.name] = version
+        # The base's own name is the bare one's; a version of that name is asked for by its number.
+        named = {version.reference if name == self.base else name: version for name, version in latest.items()}
         aliases = {f"{version.name}@{alias}": version for version in found.values() for alias in version.aliases}
-        return sorted((latest | aliases).items())
+        return sorted((named | aliases).items())
 
     def _unknown(self, model: str) -> UnknownReferenceError:
         offered = [row["id"] for row in self.listing()]

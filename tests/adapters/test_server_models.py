@@ -105,6 +105,19 @@ def test_the_list(backbone, base, registry, add, bases, tmp_path):
         assert told == "other was trained on another base than bert, which is served here"
 
 
+def test_an_adapter_of_the_base_s_own_name_is_listed_as_what_it_is_asked_for_by(backbone, registry, add):
+    add("bert", 1)
+    version = add("bert", 2)
+    registry.alias("bert", "prod", 1)
+    with running(Service(backbone)) as caller:
+        rows = {row["id"]: row["version"] for row in caller.call("/v1/models")["data"]}
+        assert rows == {"bert": None, "bert@2": "bert@2", "bert@prod": "bert@1"}
+        assert answer(caller, "bert@2")["digests"] == [version.digest]
+        found = caller.call("/v1/predict", {"model": "bert", "inputs": "profit rose"})
+        assert found["digests"] == [None]
+        assert caller.call("/v1/models/bert")["version"] is None
+
+
 @pytest.mark.parametrize(
     "model", ["./tone", "/etc", "~", "org/repo", "hf://org/repo", "tone@", "tone@9", "", "a" * 500]
 )

@@ -99,6 +99,20 @@ def test_it_serves_what_is_named_to_who_has_the_key_and_ends_by_ctrl_c(registry)
         assert (code, out, err) == (0, "Stopped.\n", "")
 
 
+def test_an_adapter_of_the_base_s_own_name_is_told_of(registry, tmp_path, monkeypatch, capsys):
+    own = Registry(tmp_path / "own.db")
+    for name in ("tone", "bert"):
+        own.add(registry.checkpoint("tone"), name=name, domain="tests")
+    monkeypatch.setattr("lorary.adapters.server.run", lambda service, taken, ready: ready())
+    words = ["serve", "--port", "0", "--base", registry.path.parent / "bert", "--registry", own.path]
+    told = "note: bert means the base without an adapter; the adapter of that name is bert@1 here\n"
+    for references, note in ([], told), (["tone"], ""):
+        assert main(list(map(str, [*words, *references]))) == 0
+        captured = capsys.readouterr()
+        assert captured.err == note
+        assert captured.out.startswith(f"Serving {'tone' if references else 'bert@1, tone'} on bert at")
+
+
 def test_a_text_that_is_being_written_is_finished_when_it_is_told_to_end(registry):
     with Process("--base", registry.resolve("writer").base_id, "--registry", registry.path) as service:
         assert "Serving writer on llama at" in service.first

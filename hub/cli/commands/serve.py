@@ -122,6 +122,11 @@ def _serve(service: Service, taken: socket, key: str | None) -> None:
     told = f"Serving {named or 'no adapters yet'} on {service.models.base} at {address_of(taken)}"
     if service.models.generates and service.engine is None:
         print_note(f"note: no texts are generated one by one: {service.why_no_engine}", aside=True)
+    if (own := service.models.namesake) is not None:
+        base = service.models.base
+        print_note(
+            f"note: {base} means the base without an adapter; the adapter of that name is {own} here", aside=True
+        )
     if key is None and not is_local(taken):
         print_note(f"note: anybody who reaches this machine may use it; set ${KEY_VARIABLE}", aside=True)
     # A Ctrl-C ends it, and is raised again once everything is closed.

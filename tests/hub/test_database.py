@@ -328,8 +328,8 @@ def test_what_changes_while_it_is_copied_is_copied_anew(filled, monkeypatch, tim
         return usual(path)
 
     monkeypatch.setattr(database, "change_stamp", stamp)
-    monkeypatch.setattr(database, "_PATIENCE", 0.1)
     if times is None:
+        monkeypatch.setattr(database, "_PATIENCE", 0.1)
         with pytest.raises(RegistryError, match="kept busy by another process"):
             filled.resolve("a")
         return

@@ -27,6 +27,15 @@ def short_number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def duration(seconds: float | None) -> str:
+    """A span of time: 40 s, 12 min, 3.5 h; None is unknown."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def memory(peak: int | None, predicted: int | None) -> str | None:
     """What a run took, and what had been predicted: both in bytes, None where it isn't known."""
     if peak is None:

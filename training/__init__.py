@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 from lorary.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from lorary.training.advisor.advise import advise
     from lorary.training.evaluation.evaluate import evaluate
     from lorary.training.run import train
     from lorary.training.strategies.direct import measure
 
-__all__ = ["Recipe", "evaluate", "measure", "train"]
+__all__ = ["Recipe", "advise", "evaluate", "measure", "train"]
 
 
 _PLACES = {
+    "advise": "lorary.training.advisor.advise",
     "evaluate": "lorary.training.evaluation.evaluate",
     "measure": "lorary.training.strategies.direct",
     "train": "lorary.training.run",

@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 # Every subcommand, in the order and under the titles that `lorary --help` shows.
 GROUPS = {
-    "Train": ("quickstart", "train", "estimate", "curve", "pretrain"),
+    "Train": ("quickstart", "train", "advise", "estimate", "curve", "pretrain"),
     "Find": ("list", "show", "best", "domains", "tasks", "diff", "eval", "bases"),
     "Use": ("run", "compare", "serve", "blend", "merge", "export"),
     "Share": ("push", "pull", "status", "sync", "import"),

@@ -12,6 +12,7 @@ import typer
 
 from lorary.hub.errors import UsageError
 from lorary.hub.registry import Registry
+from lorary.hub.units import parse_size
 
 
 def given_path(text: str) -> Path:
@@ -55,6 +56,10 @@ ResumeOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option(help="The seed of everything random; default 42.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="Fit into this, such as 24GB; default: what the device has."),
+]
 DeviceMapOption = Annotated[str | None, typer.Option(help="auto: spread the base over all GPUs.")]
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="name, name@3 or name@alias.")]
 
@@ -74,6 +79,16 @@ def one_form(as_json: bool, as_csv: bool) -> None:
     """Nothing, where at most one of the two was asked for. Raises UsageError where both were."""
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other; expected one of them")
+
+
+def given_memory(text: str | None) -> int | None:
+    """The bytes of ``--memory``; None where it isn't given. Raises UsageError where it is no size."""
+    if text is None:
+        return None
+    count = parse_size(text)
+    if not count:
+        raise UsageError(f"--memory {text!r}: expected a size such as 24GB or 80GiB")
+    return count
 
 
 def demand_distinct(references: Sequence[str]) -> None:

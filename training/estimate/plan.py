@@ -93,7 +93,7 @@ def estimate(
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
-        task, base = _without_weights(recipe, data, tokenizer, config, parent)
+        task, base = on_meta(recipe, data, tokenizer, config, parent)
         if parent is not None and recipe.start != "stack":
             recipe = inherited_recipe(recipe, base, inherit(parent, base, task, lambda line: None))
         import_trainer(task)
@@ -101,7 +101,7 @@ def estimate(
         recipe = with_enough_epochs(recipe, len(rows.features))
 
         def step_of(variant: Recipe) -> tuple[StepCost, Widths]:
-            task, base = _without_weights(variant, data, tokenizer, config, parent)
+            task, base = on_meta(variant, data, tokenizer, config, parent)
             meet(variant, task, base, Reporter())
             longest = variant.training.max_length
             features = task.batched([task.shortened(feature, longest) for feature in rows.features])
@@ -144,10 +144,12 @@ def memory_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _without_weights(
-    recipe: Recipe, data: Examples, tokenizer: Any, config: Any, parent: Parent | None
-) -> tuple[Task, Base]:
-    """The recipe's task, and its base on the meta device."""
+def on_meta(recipe: Recipe, data: Examples, tokenizer: Any, config: Any, parent: Parent | None) -> tuple[Task, Base]:
+    """The recipe's task, and its base on the meta device.
+
+    Raises:
+        TrainingError: the base can't be trained for the task.
+    """
     task = make_task(recipe, data.labels, data.problem_type)
     task.begin(data.train)
     refuse_other_kinds(task, recipe, config)

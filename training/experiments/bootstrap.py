@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 
 from lorary.hub.metrics import lower_is_better
-from lorary.training.tasks.base import Task
 
 RESAMPLES = 500
+
+
+class Scorer(Protocol):
+    """What scores outcomes by one metric; every task does by its main one."""
+
+    @property
+    def main_metric(self) -> str:
+        """Its name."""
+
+    def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
+        """The metric of these rows."""
+
+    def is_scored(self, outcome: Any) -> bool:
+        """Does the metric read what a model made of a row?"""
 
 
 @dataclass(frozen=True)
 class Difference:
     """How two ways of training differ in a metric: ``value`` is the first's minus the second's.
 
-    ``low`` and ``high`` hold 95% of the resamples' differences; ``better`` is the share of resamples in which the first
-    is the better one.
+    ``low`` and ``high`` hold 95% of the resamples' differences, or as many as were asked for; ``better`` is the share
+    of resamples in which the first is the better one.
     """
 
     metric: str
@@ -37,23 +50,25 @@ class Difference:
 
 
 def paired_bootstrap(
-    task: Task,
+    task: Scorer,
     golds: Sequence[Any],
     ours: Sequence[Sequence[Any]],
     theirs: Sequence[Sequence[Any]],
     *,
-    against: tuple[Task, Sequence[Any]] | None = None,
+    against: tuple[Scorer, Sequence[Any]] | None = None,
+    level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
     """Compare the main metric on the rows that it reads, drawn again, the same for both sides (Koehn 2004).
 
     Args:
-        task: whose main metric it is.
+        task: whose main metric it is, or what else scores outcomes.
         golds: what each row's answer should be.
         ours: what each seed's run made of each row.
         theirs: the same of the other way; the seeds' metrics are averaged on both sides.
         against: the other way's own task and golds of the same rows, where its labels have another order, say.
+        level: the share of the resamples that the interval holds.
         resamples: how often rows are drawn.
         seed: of the drawing.
     """
@@ -73,11 +88,11 @@ def paired_bootstrap(
         places = [scored[drawn] for drawn in random.integers(0, len(scored), len(scored))]
         differences.append(difference(places))
     sign = -1 if lower_is_better(name) else 1
-    low, high = numpy.quantile(differences, (0.025, 0.975))
+    low, high = numpy.quantile(differences, ((1 - level) / 2, (1 + level) / 2))
     better = float(numpy.mean([sign * value > 0 for value in differences]))
     return Difference(name, difference(scored), float(low), float(high), better)
 
 
-def _mean_score(task: Task, golds: Sequence[Any], runs: Sequence[Sequence[Any]], places: Sequence[int]) -> float:
+def _mean_score(task: Scorer, golds: Sequence[Any], runs: Sequence[Sequence[Any]], places: Sequence[int]) -> float:
     drawn = [golds[place] for place in places]
     return float(numpy.mean([task.main_score([run[place] for place in places], drawn) for run in runs]))

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorary.hub.cli.options import JsonOption, RegistryOption, SetOption, given_path, open_registry
+from lorary.hub.cli.options import (
+    JsonOption,
+    MemoryOption,
+    RegistryOption,
+    SetOption,
+    given_memory,
+    given_path,
+    open_registry,
+)
 from lorary.hub.cli.output import print_json, print_line, print_table, size
-from lorary.hub.errors import UsageError
 from lorary.hub.pretrained_bases import bases_of
-from lorary.hub.units import parse_size
+from lorary.hub.units import duration
 
 if TYPE_CHECKING:
     from lorary.training.estimate.past import PastRuns
@@ -29,9 +36,7 @@ _PAST = 1_000  # the newest versions: reading a hundred thousand would take long
 def command(
     recipe: Annotated[Path, typer.Argument(parser=given_path, metavar="RECIPE.yaml", help="The settings of the run.")],
     set_: SetOption = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Fit into this, such as 24GB; default: what the device has.")
-    ] = None,
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
@@ -40,7 +45,7 @@ def command(
     Says what would make it fit, where it doesn't. The base's weights are neither loaded nor downloaded. Speed comes
     from earlier runs on the same device, where the catalogue has any. Exit code 1 when it doesn't fit.
     """
-    available = _given_memory(memory) if memory is not None else None
+    available = given_memory(memory)
     from lorary.training.recipe import Recipe
 
     settings = Recipe.load(recipe, set_ or ())
@@ -62,13 +67,6 @@ def command(
         raise typer.Exit(1)
 
 
-def _given_memory(text: str) -> int:
-    count = parse_size(text)
-    if not count:
-        raise UsageError(f"--memory {text!r}: expected a size such as 24GB or 80GiB")
-    return count
-
-
 def _print(found: Estimate, past: PastRuns, memory: str | None) -> None:
     cost, step = found.cost, found.cost.step
     parts = {
@@ -83,7 +81,7 @@ def _print(found: Estimate, past: PastRuns, memory: str | None) -> None:
     print_table([{"memory": name, "size": size(count)} for name, count in parts.items()])
     print_line("")
     print_line(f"Steps: {cost.steps:,}")
-    print_line(f"Time:  {_duration(cost.seconds)} ({cost.basis})")
+    print_line(f"Time:  {duration(cost.seconds)} ({cost.basis})")
     if found.runs > 1:
         print_line(f"Runs:  {found.runs}, each of about these steps and this time")
     errors = past.errors()
@@ -107,14 +105,6 @@ def _print(found: Estimate, past: PastRuns, memory: str | None) -> None:
             for other in found.alternatives
         ]
     )
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _plain(found: Estimate, past: PastRuns) -> dict[str, Any]:

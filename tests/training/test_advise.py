@@ -1,0 +1,321 @@
+"""Advice before training: starts are told apart by what a probe reads off them, and nothing by luck or by a leak."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lorary.hub import Registry
+from lorary.hub.cli.main import main
+from lorary.hub.errors import RecipeError, UsageError
+from lorary.training import advise
+from lorary.training.advisor.guess import guess_task
+from lorary.training.advisor.probe import probe
+from lorary.training.data import load_data
+from lorary.training.evaluation.evaluate import evaluate
+from lorary.training.experiments.bootstrap import paired_bootstrap
+from lorary.training.experiments.curve import in_proportion
+from lorary.training.progress import Reporter
+from lorary.training.recipe import Recipe
+from lorary.training.run import train
+from lorary.training.tasks import make_task
+from samples import ROWS, save_base, tone_rows, wordpiece_tokenizer, write_jsonl
+
+TONE = ("rose", "grew", "strong", "record", "fell", "loss", "weak", "cut")
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory) -> str:
+    """A tiny BERT that drops what tells the words of a headline's tone apart: two places of the embedding.
+
+    Its layer adds nothing, and its last norm has zeros there. What an adapter puts into the feed-forward part brings it
+    back; what it puts behind the attention, which doesn't look at these places, can't.
+    """
+    import transformers as t
+
+    torch.manual_seed(0)
+    tokenizer = wordpiece_tokenizer()
+    model = t.BertModel(
+        t.BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+            max_position_embeddings=64, pad_token_id=0,
+        )
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("blind")
+    save_base(model, tokenizer, folder)
+    ids = tokenizer.convert_tokens_to_ids(list(TONE))
+    assert tokenizer.unk_token_id not in ids
+    model = t.BertModel.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in model.encoder.named_parameters():
+            if name.endswith("weight") and parameter.ndim > 1:
+                parameter.zero_()
+        torch.nn.init.normal_(model.encoder.layer[0].attention.self.value.weight, std=0.3)
+        model.encoder.layer[0].attention.self.value.weight[:, :2] = 0
+        for table in (model.embeddings.position_embeddings, model.embeddings.token_type_embeddings):
+            table.weight.zero_()
+        words = model.embeddings.word_embeddings.weight
+        words[ids] = words[ids[0]].clone()
+        # Opposite signs in two places: mean and deviation, by which the norms would tell them apart, are the same.
+        words[ids[:4], :2], words[ids[4:], :2] = torch.tensor([2.0, -2.0]), torch.tensor([-2.0, 2.0])
+        model.encoder.layer[0].output.LayerNorm.weight[:2] = 0
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def peft_adapter(base: str, folder: Path, weights: dict[str, tuple[list[float], list[float]]]) -> Path:
+    """PEFT's own checkpoint of rank 1: the beginnings of each module's A and B, the rest of them zero."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    config = LoraConfig(task_type="SEQ_CLS", r=1, lora_alpha=1, target_modules=[*weights])
+    peft_model = get_peft_model(model, config)
+    for name, parameter in peft_model.named_parameters():
+        for module, (a, b) in weights.items():
+            if f"{module}.lora_" in name:
+                values = torch.tensor(a if "lora_A" in name else b)
+                with torch.no_grad():
+                    parameter.zero_().view(-1)[: len(values)] = values
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+SEEING = {"intermediate.dense": ([1.0, -1.0], [4.0]), "layer.0.output.dense": ([1.0], [0.0] * 5 + [1.0])}
+BLURRY = {"attention.output.dense": ([0.3] * 32, [0.0] * 5 + [1.0])}
+
+
+@pytest.fixture
+def catalogue(blind, tmp_path) -> Registry:
+    """Two foreign adapters on the blind base: one tells the words apart, the other has an effect, and doesn't."""
+    registry = Registry(tmp_path / "adapters.db")
+    for name, weights in (("seeing", SEEING), ("blurry", BLURRY)):
+        folder = peft_adapter(blind, tmp_path / name, weights)
+        registry.add(folder, name=name, domain="markets", task="text-classification")
+    return registry
+
+
+def recipe_on(base: str, folder: Path, rows, **settings) -> Recipe:
+    flags = {
+        "name": "tone", "domain": "finance", "task": "text-classification", "base": base, "device": "cpu",
+        "data.train": write_jsonl(folder / "rows.jsonl", rows), "report.write": False, "output": str(folder / "out"),
+    }  # fmt: skip
+    return Recipe.from_flags({**flags, **settings})
+
+
+def test_an_adapter_from_whose_states_the_labels_can_be_read_is_what_to_start_from(blind, catalogue, tmp_path):
+    recipe = recipe_on(blind, tmp_path, tone_rows(150))
+    found = advise(recipe, catalogue)
+    scores = {start.reference: start.score for start in found.starts}
+    assert set(scores) == {None, "seeing@1", "blurry@1"}
+    assert scores[None] < 0.65
+    assert scores["blurry@1"] < 0.65
+    assert scores["seeing@1"] > 0.95
+    assert values(found) == {"from": "seeing@1"}
+    assert "linear probe" in found.settings[0].why
+    assert found.recipe.from_ == "seeing@1"
+    assert recipe.from_ is None
+
+    training = found.recipe.training.model_copy(update={"max_steps": 2})
+    version = train(found.recipe.model_copy(update={"training": training}), catalogue)
+    assert version.parents == ("seeing@1",)
+
+
+def test_what_contradicts_the_recipe_is_told_and_left_out(blind, catalogue, tmp_path):
+    recipe = recipe_on(blind, tmp_path, tone_rows(150), **{"lora.rank": 8})
+    reporter = Reporter()
+    found = advise(recipe, catalogue, progress=reporter)
+    assert [start.reference for start in found.starts] == [None]
+    assert any("seeing@1 isn't tried" in line and "lora.rank" in line for line in reporter.notices)
+    # Nothing can be read off the base, so that the 30 held-out rows may be lucky or not.
+    assert values(found) == {"training.folds": 5}
+    assert found.recipe.training.folds == 5
+    assert found.recipe.data.test_size is None
+    for settings, key in (({"from": "seeing@1"}, "from:"), ({"strategy": "direct"}, "strategy:")):
+        with pytest.raises(RecipeError, match=key):
+            advise(recipe_on(blind, tmp_path, tone_rows(40), **settings), catalogue)
+
+
+def test_adapters_that_have_seen_the_answers_are_no_starts(bases, tmp_path):
+    registry = Registry(tmp_path / "adapters.db")
+    base, rows = bases("bert"), tone_rows(60)
+    steps = {"training.max_steps": 2, "data.test": write_jsonl(tmp_path / "test.jsonl", tone_rows(20, seed=5))}
+    (tmp_path / "other").mkdir()
+
+    def trained(name: str, folder: Path, rows, **settings) -> None:
+        train(
+            recipe_on(base, folder, rows, **{**steps, "name": name, "output": str(tmp_path / name), **settings}),
+            registry,
+        )
+
+    trained("same-rows", tmp_path, rows)
+    trained("other-rows", tmp_path / "other", tone_rows(60, seed=1))
+    trained("its-child", tmp_path / "other", tone_rows(60, seed=1), **{"from": "same-rows"})
+    trained("tone", tmp_path / "other", tone_rows(60, seed=1))
+    reporter = Reporter()
+    found = advise(recipe_on(base, tmp_path, rows, **steps), registry, progress=reporter)
+    assert [start.reference for start in found.starts] == [None, "other-rows@1"]
+    for name in ("same-rows@1", "its-child@1", "tone@1"):
+        assert any(line.startswith(f"{name} isn't tried") for line in reporter.notices)
+
+
+def test_an_adapter_with_these_labels_is_measured_as_it_is(bases, tmp_path):
+    registry = Registry(tmp_path / "adapters.db")
+    (tmp_path / "theirs").mkdir()
+    unlike = list({row["text"]: row for row in tone_rows(80, seed=1)}.values())
+    test = write_jsonl(tmp_path / "test.jsonl", tone_rows(20, seed=5))
+    settings = {"data.test": test, "training.early_stopping": 0}
+    theirs = recipe_on(
+        bases("bert"), tmp_path / "theirs", tone_rows(60), **{**settings, "name": "theirs", "training.max_steps": 4}
+    )
+    train(theirs, registry)
+    recipe = recipe_on(bases("bert"), tmp_path, unlike, **settings)
+    start = advise(recipe, registry).starts[1]
+    measured = evaluate([start.reference], recipe.data.train, registry)
+    assert start.ready == pytest.approx(measured.adapters[0].metrics["f1"], abs=1e-6)
+
+
+@pytest.mark.parametrize("task", [task for task in ROWS if task != "text-classification"])
+def test_every_task_has_its_measure(task, make_small):
+    recipe = make_small(task, rows=150 if task == "fill-mask" else 40)
+    found = advise(recipe)
+    expected = {"token-classification": "f1", "question-answering": "f1", "feature-extraction": "mrr@10"}
+    assert found.metric == expected.get(task, "loss")
+    assert found.probed == (task == "token-classification")
+    assert len(found.starts) == 1
+    assert found.estimate is not None
+    assert found.estimate.fits
+
+
+def test_another_language_models_adapter_is_measured_by_its_loss(make_recipe, recipe_in, tmp_path):
+    registry = Registry(tmp_path / "adapters.db")
+    (tmp_path / "theirs").mkdir()
+    theirs = recipe_in(tmp_path / "theirs", "text-generation", rows=60, **{"name": "theirs", "training.max_steps": 20})
+    train(theirs, registry)
+    recipe = make_recipe("text-generation", rows=50)
+    recipe = recipe.model_copy(update={"lora": recipe.lora.model_construct(_fields_set=set(), **dict(recipe.lora))})
+    write_jsonl(tmp_path / "train.jsonl", ROWS["text-generation"](50, seed=3))
+    found = advise(recipe, registry)
+    base, theirs_start = found.starts
+    assert theirs_start.score < base.score
+    assert values(found)["from"] == "theirs@1"
+
+
+def test_labels_of_every_kind_are_probed(bases, tmp_path):
+    kinds = {
+        "regression": [{**row, "label": 2.5 if row["label"] == "good" else -1.0} for row in tone_rows(60)],
+        "multi_label_classification": [{**row, "label": [row["label"], "all"]} for row in tone_rows(60)],
+    }
+    for kind, rows in kinds.items():
+        found = advise(recipe_on(bases("bert"), tmp_path, rows, problem_type=kind))
+        assert found.probed
+        score = found.starts[0].score
+        assert score < 1.6 if kind == "regression" else score > 0.6
+
+
+def test_no_row_is_answered_by_a_probe_that_was_fitted_on_it(make_small):
+    recipe = make_small(rows=60)
+    data = load_data(recipe)
+    task = make_task(recipe, data.labels, data.problem_type)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.base)
+    rows = task.encode(in_proportion(data.train, 0), tokenizer, 64, lambda line: None)
+    count = len(rows.examples)
+    folds = [place * 5 // count for place in range(count)]
+    own = [torch.eye(count)[place : place + 1] for place in range(count)]  # tells a row from others, and nothing else
+    assert probe(task, rows, own, folds).score < 0.7
+    told = [torch.tensor([[float(row.values["label"] == "good")]]) for row in rows.examples]
+    assert probe(task, rows, told, folds).score == 1.0
+
+
+def test_rows_and_base_are_told_what_is_wrong_with_them(bases, tmp_path):
+    rows = [*tone_rows(60), {"text": "profit rose", "label": "good"}, {"text": "profit rose", "label": "bad"}]
+    rows += [{"text": "Qué día tan bonito hace hoy en Jaén", "label": "good"}] * 3
+    long = [{"text": " ".join(["profit rose the bank"] * 9), "label": "good"}] * 2
+    recipe = recipe_on(bases("bert"), tmp_path, [*rows, *long], **{"training.max_length": 16, "data.test_size": 0.01})
+    found = advise(recipe)
+    told = " ".join(found.hints)
+    assert "1 training rows ask the same as another one and want another answer" in told
+    assert "training rows are the same as another one" in told
+    assert values(found)["training.max_length"] > 16
+    assert found.facts.lengths is not None
+    assert found.facts.lengths.longest == 38
+
+
+def test_what_fits_nowhere_is_told(make_small):
+    found = advise(make_small(rows=40), memory=1_000)
+    assert any(hint.startswith("it fits with no settings") for hint in found.hints)
+
+
+@pytest.mark.parametrize(
+    ("rows", "task"),
+    [
+        ({"text": "a", "label": "b"}, "text-classification"),
+        ({"text": "a", "text_pair": "c", "label": "b"}, "text-classification"),
+        ({"tokens": ["a"], "tags": ["O"], "source": "x"}, "token-classification"),
+        ({"question": "a", "context": "b", "answers": {"text": [], "answer_start": []}}, "question-answering"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "text-generation"),
+        ({"messages": []}, "text-generation"),
+        ({"source": "a", "target": "b"}, "translation"),
+        ({"text": "a", "positive": "b"}, "feature-extraction"),
+    ],
+)
+def test_the_task_is_what_the_columns_say(rows, task, tmp_path):
+    found, columns = guess_task(write_jsonl(tmp_path / "rows.jsonl", [rows] * 2))
+    assert found == task
+    assert set(columns) <= set(rows)
+
+
+def test_columns_that_say_nothing_are_told(tmp_path):
+    for rows in ({"text": "a"}, {"headline": "a", "tone": "b"}):
+        with pytest.raises(UsageError, match="pass --task"):
+            guess_task(write_jsonl(tmp_path / "rows.jsonl", [rows] * 2))
+
+
+def test_an_interval_is_the_wider_the_more_are_compared(make_small):
+    task = make_task(make_small(), ("bad", "good"))
+    golds = ["good", "bad"] * 30
+    good, poor = [(0.1, 0.9), (0.9, 0.1)] * 30, [(0.1, 0.9)] * 40 + [(0.1, 0.9), (0.9, 0.1)] * 10
+    one = paired_bootstrap(task, golds, [good], [poor])
+    eight = paired_bootstrap(task, golds, [good], [poor], level=1 - 0.05 / 8, resamples=2000)
+    assert eight.low < one.low
+    assert eight.high > one.high
+
+
+def values(found) -> dict[str, object]:
+    return {one.key: one.value for one in found.settings}
+
+
+def test_the_command_writes_a_recipe_that_trains_and_nothing_else(blind, catalogue, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe_on(blind, tmp_path, tone_rows(150))
+    words = ["advise", "--base", blind, "--data", "rows.jsonl", "--device", "cpu", "--registry", str(catalogue.path)]
+    before = catalogue.stamp()
+    assert main([*words, "--write", "tone.yaml", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["recipe"]["from"] == "seeing@1"
+    assert told["recipe"]["name"] == Path(tmp_path).name.replace("_", "-").lower()
+    assert told["estimate"]["fits"]
+    written = Recipe.load(tmp_path / "tone.yaml")
+    assert written.from_ == "seeing@1"
+    assert "linear probe" in (tmp_path / "tone.yaml").read_text()
+    assert catalogue.stamp() == before
+    assert main([*words, "--write", "tone.yaml"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["advise", "--base", blind]) == 2
+    assert "expected a recipe, or --base and --data" in capsys.readouterr().err
+
+
+def test_the_command_says_what_to_call_next(blind, catalogue, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_on(blind, tmp_path, tone_rows(150))
+    (tmp_path / "tone recipe.yaml").write_text(recipe.given())
+    assert main(["advise", "tone recipe.yaml", "--registry", str(catalogue.path)]) == 0
+    out = capsys.readouterr().out
+    assert "seeing@1" in out
+    assert "spelling alone" in out
+    assert "lorary train 'tone recipe.yaml' --from seeing@1" in out

@@ -1,0 +1,1 @@
+"""Before anything is trained: what the rows, the base and the catalogue say about how to."""

@@ -1,0 +1,140 @@
+"""From what was measured to settings, each with its reason, and to what the user should know beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy
+
+from lorary.hub.metrics import lower_is_better
+from lorary.training.advisor.bench import FOLDS, Start
+from lorary.training.advisor.beside import Beside
+from lorary.training.advisor.probe import Measured
+from lorary.training.advisor.rows import RowFacts
+from lorary.training.advisor.setting import Setting
+from lorary.training.advisor.starts import start_settings
+from lorary.training.experiments.bootstrap import Difference, Scorer
+from lorary.training.recipe import Recipe
+
+_CUT = 0.01  # the share of rows that may be cut without a word
+_NOISE = 0.03  # of a score by the luck of the held-out rows, from which on folds are worth their time
+_MANY_PIECES = 3.0  # tokens to a word; of the languages that a tokenizer was made for, about 1.3 (Rust et al. 2021)
+_UNKNOWN = 0.01
+_LIKELY = 0.8  # of the resamples, from which on a gain that isn't sure is told
+
+
+def best_start_settings(best: Start, recipe: Recipe, metric: str, probed: bool) -> Iterator[Setting]:
+    """To start from the adapter that is surely better than the base, where there is one."""
+    if best.reference is None or best.task is None or best.against_base is None:
+        return
+    how = "a linear probe on its states has" if probed else "as it is it has"
+    why = f"{how} {metric} {best.score:.3g}, {shown(best.against_base)} beside the base's"
+    yield from start_settings(recipe, best.reference, best.task, why)
+
+
+def ready_hints(starts: Sequence[Start], best: Start, metric: str) -> Iterator[str]:
+    """Adapters that answer with these labels as well as can be expected of what is still to be trained."""
+    sign = -1 if lower_is_better(metric) else 1
+    for start in starts:
+        if start.ready is not None and sign * (start.ready - best.score) >= 0:
+            yield (
+                f"{start.reference} answers with these labels, and has {metric} {start.ready:.3g} as it is: perhaps "
+                "nothing has to be trained (`lorary eval`)"
+            )
+
+
+def row_settings(facts: RowFacts, recipe: Recipe, longest: int) -> Iterator[Setting]:
+    """Room for rows that would be cut; ``longest`` is the most tokens that the base takes."""
+    lengths = facts.lengths
+    if lengths is None or lengths.cut <= _CUT:
+        return
+    room = min(longest, -(-lengths.nearly_all // 8) * 8)
+    if room > lengths.most:
+        yield Setting(
+            "training.max_length",
+            room,
+            f"{lengths.cut:.0%} of the rows have more than {lengths.most} tokens; 99 of 100 have at most "
+            f"{lengths.nearly_all}",
+        )
+
+
+def weight_settings(beside: Beside, metric: str) -> Iterator[Setting]:
+    """Class weights, where they were tried and are surely better."""
+    if beside.balanced is not None and beside.balanced.verdict == "better":
+        why = f"they change the probe's {metric} by {shown(beside.balanced)}"
+        yield Setting("training.class_weights", "balanced", why)
+
+
+def fold_settings(facts: RowFacts, recipe: Recipe, metric: str, noise: float) -> Iterator[Setting]:
+    """Cross-validation, where held-out rows are split off and too few to measure by; ``noise`` is their luck."""
+    training = recipe.training
+    settled = training.folds is not None or training.seeds > 1 or recipe.data.names_test
+    if settled or noise <= _NOISE or lower_is_better(metric):
+        return
+    yield Setting(
+        "training.folds",
+        FOLDS,
+        f"by the luck of {facts.held_out} held-out rows {metric} varies by {noise:.2g}; folds hold every row out once",
+    )
+
+
+def luck(scorer: Scorer, measured: Measured, golds: Sequence[Any], count: int, draws: int = 200) -> float:
+    """The standard deviation of a score over ``count`` rows that are drawn from those that were measured."""
+    random = numpy.random.default_rng(0)
+    scores = []
+    for _ in range(draws):
+        places = random.integers(0, len(golds), max(1, count))
+        scores.append(scorer.main_score([measured.outcomes[one] for one in places], [golds[one] for one in places]))
+    return float(numpy.std(scores))
+
+
+def row_hints(facts: RowFacts) -> Iterator[str]:
+    """What is wrong with the rows, or with the base for these rows."""
+    if facts.contradicting:
+        yield (
+            f"{facts.contradicting} training rows ask the same as another one and want another answer, so that no "
+            "model can be right on both"
+        )
+    if again := facts.repeated - facts.contradicting:
+        yield f"{again} training rows are the same as another one"
+    if facts.tokens_per_word is not None and facts.tokens_per_word > _MANY_PIECES:
+        yield (
+            f"the base's tokenizer takes {facts.tokens_per_word:.1f} tokens to a word, where 1.3 is usual: its "
+            "vocabulary is small or of another language, which makes words hard to learn; look for another base, or "
+            "make one (`lorary pretrain`)"
+        )
+    if facts.unknown > _UNKNOWN:
+        yield (
+            f"{facts.unknown:.0%} of the tokens stand for what the base's tokenizer lacks, and are all the same to it: "
+            "look for another base, or add tokens (tokens.add)"
+        )
+
+
+def beside_hints(beside: Beside, metric: str, base_score: float) -> Iterator[str]:
+    """What the rows themselves say."""
+    if beside.words is not None and beside.words_against_base is not None:
+        found = beside.words_against_base
+        if found.verdict != "worse":
+            more = "more than" if found.verdict == "better" else "as far as these rows tell no less than"
+            yield (
+                f"the words alone, without any model, have {metric} {beside.words:.3g}, {more} a probe on the base "
+                f"({base_score:.3g}): an adapter has to do better than that to be worth its while"
+            )
+    if beside.growing is not None:
+        yield (
+            f"{_growing(beside.growing)}: the probe's {metric} is "
+            + ", ".join(f"{score:.3g} with {count}" for count, score in beside.growth)
+            + " rows; `lorary curve` measures it by training"
+        )
+
+
+def _growing(found: Difference) -> str:
+    if found.verdict == "better":
+        return "more rows will help"
+    return "more rows may help, which these are too few to tell" if found.better > _LIKELY else "more rows hardly help"
+
+
+def shown(found: Difference) -> str:
+    """A difference with its interval."""
+    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"

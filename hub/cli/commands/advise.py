@@ -66,7 +66,7 @@ def command(
     as_json: JsonOption = False,
     registry: RegistryOption = None,
 ) -> None:
-    """Measure which start and settings fit some rows, without training.
+    """Measure which start and settings fit some rows.
 
     Which adapter to start from, if any, and which settings; whether words alone would do, and whether more rows would
     help. Each advice has the measurement that speaks for it. Takes about as long as reading the rows once with each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from lorary.adapters.running.inference import longest_input
@@ -50,9 +50,10 @@ _PAST = 1_000  # the newest versions, by which a device's speed is known
 class Advice:
     """What was measured, and what it comes to.
 
-    ``recipe`` is the one that was ``asked`` about, with the ``settings`` put in. ``starts`` are the base and adapters
-    on it, measured on ``rows`` training rows by ``metric``, which is a linear probe's where ``probed``; none where
-    nothing can be told before training. ``noise`` is how much the metric varies by the luck of the held-out rows
+    ``recipe`` is the one that was ``asked`` about, with the ``settings`` put in. ``starts`` are the base and
+    adapters on it, measured on ``rows`` training rows by ``metric``, which is a linear probe's where ``probed``;
+    none where nothing can be told before training. ``baselines``: the metric of what knows the labels but not the
+    texts. ``noise`` is how much the metric varies by the luck of the held-out rows
     (:func:`~lorary.training.advisor.settle.luck`). ``hints`` say what no setting mends. ``estimate`` is the advised
     recipe's, None where there can be none.
     """
@@ -64,6 +65,7 @@ class Advice:
     metric: str | None = None
     probed: bool = False
     starts: tuple[Start, ...] = ()
+    baselines: Mapping[str, float] = field(default_factory=dict)
     beside: Beside = field(default_factory=Beside)
     noise: float | None = None
     settings: tuple[Setting, ...] = ()
@@ -142,17 +144,20 @@ def _measure(recipe: Recipe, data: Examples, registry: Registry, reporter: Repor
     beside = look_beside(bench, recipe, facts)
     noise = luck(bench.scorer, bench.best.measured, rows.golds, facts.held_out)
     bench.release()
+    metric = bench.scorer.main_metric
+    known = task.baselines(picked, rows, rows, base.tokenizer) if bench.probed else {}
     advice = replace(
-        advice, metric=bench.scorer.main_metric, probed=bench.probed, starts=tuple(tried), beside=beside, noise=noise
-    )
+        advice, metric=metric, probed=bench.probed, starts=tuple(tried), beside=beside, noise=noise,
+        baselines={name: values[metric] for name, values in known.items()},
+    )  # fmt: skip
     settings = [
-        *best_start_settings(bench.best.start, recipe, bench.scorer.main_metric, bench.probed),
-        *weight_settings(beside, bench.scorer.main_metric),
-        *fold_settings(advice.facts, recipe, bench.scorer.main_metric, noise),
+        *best_start_settings(bench.best.start, recipe, metric, bench.probed),
+        *weight_settings(beside, metric),
+        *fold_settings(advice.facts, recipe, metric, noise),
     ]
     hints = [
-        *ready_hints(tried, bench.best.start, bench.scorer.main_metric),
-        *beside_hints(beside, bench.scorer.main_metric, tried[0].score),
+        *ready_hints(tried, bench.best.start, metric),
+        *beside_hints(beside, metric, tried[0].score),
     ]
     return _with(advice, settings, hints)
 

@@ -1,4 +1,4 @@
-"""What probes say of the rows themselves: are words enough, do class weights help, would more rows?"""
+"""What probes say of the rows themselves: is spelling enough, do class weights help, would more rows?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lorary.hub.manifest import SINGLE_LABEL
 from lorary.training.advisor.bench import Bench
 from lorary.training.advisor.probe import probe
 from lorary.training.advisor.rows import RowFacts
-from lorary.training.advisor.words import words_alone
+from lorary.training.advisor.spelling import spelling_alone
 from lorary.training.experiments.bootstrap import Difference
 from lorary.training.recipe import Recipe
 
@@ -20,13 +20,13 @@ _PARTS = (0.25, 0.5)
 class Beside:
     """Probes beside those of the starts; None where there is none.
 
-    ``words`` is the score of a bag of words, ``words_against_base`` how it differs from the base's. ``balanced`` is
-    what class weights change. ``growth`` are scores by how many rows a probe was fitted on, ``growing`` how all of them
-    differ from half.
+    ``spelling`` is the score of a text's runs of letters, ``spelling_against_base`` how it differs from the base's.
+    ``balanced`` is what class weights change. ``growth`` are scores by how many rows a probe was fitted on,
+    ``growing`` how all of them differ from half.
     """
 
-    words: float | None = None
-    words_against_base: Difference | None = None
+    spelling: float | None = None
+    spelling_against_base: Difference | None = None
     balanced: Difference | None = None
     growth: tuple[tuple[int, float], ...] = ()
     growing: Difference | None = None
@@ -37,9 +37,9 @@ def look_beside(bench: Bench, recipe: Recipe, facts: RowFacts) -> Beside:
     if not bench.probed:
         return Beside()
     task, rows, folds, best = bench.task, bench.rows, bench.folds, bench.best
-    words = balanced = None
+    spelling = balanced = None
     if task.name == "text-classification":
-        words = words_alone(task, rows, folds)
+        spelling = spelling_alone(task, rows, folds)
     penalty = (best.measured.penalty or 1.0,)
     if task.problem_type == SINGLE_LABEL and facts.imbalance >= UNEVEN and recipe.training.class_weights is None:
         weighed = probe(task, rows, best.states, folds, balanced=True, penalties=penalty)
@@ -48,8 +48,8 @@ def look_beside(bench: Bench, recipe: Recipe, facts: RowFacts) -> Beside:
     fitted = len(folds) * (max(folds)) // (max(folds) + 1)
     growth = [(round(fitted * part), one.score) for part, one in zip(_PARTS, fewer, strict=True)]
     return Beside(
-        words.score if words else None,
-        bench.difference(words, bench.base.measured) if words else None,
+        spelling.score if spelling else None,
+        bench.difference(spelling, bench.base.measured) if spelling else None,
         balanced,
         (*growth, (fitted, best.measured.score)),
         bench.difference(best.measured, fewer[-1]),

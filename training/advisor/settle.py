@@ -113,12 +113,12 @@ def row_hints(facts: RowFacts) -> Iterator[str]:
 
 def beside_hints(beside: Beside, metric: str, base_score: float) -> Iterator[str]:
     """What the rows themselves say."""
-    if beside.words is not None and beside.words_against_base is not None:
-        found = beside.words_against_base
+    if beside.spelling is not None and beside.spelling_against_base is not None:
+        found = beside.spelling_against_base
         if found.verdict != "worse":
-            more = "more than" if found.verdict == "better" else "as far as these rows tell no less than"
+            more = "better than" if found.verdict == "better" else "as far as these rows tell not worse than"
             yield (
-                f"the words alone, without any model, have {metric} {beside.words:.3g}, {more} a probe on the base "
+                f"spelling alone, without any model, has {metric} {beside.spelling:.3g}, {more} a probe on the base "
                 f"({base_score:.3g}): an adapter has to do better than that to be worth its while"
             )
     if beside.growing is not None:

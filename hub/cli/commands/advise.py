@@ -40,6 +40,7 @@ EXAMPLES = (
 
 _SHOWN = 6  # labels
 _READY = "as it is"
+_BASELINES = {"majority": "the commonest label", "mean": "the mean number"}
 _GENERAL = frozenset({"train", "data", "dataset", "rows", "training"})
 
 
@@ -68,9 +69,9 @@ def command(
 ) -> None:
     """Measure which start and settings fit some rows.
 
-    Which adapter to start from, if any, and which settings; whether words alone would do, and whether more rows would
-    help. Each advice has the measurement that speaks for it. Takes about as long as reading the rows once with each
-    adapter; nothing is trained or registered.
+    Which adapter to start from, if any, and which settings; whether spelling alone would do, and whether more rows
+    would help. Each advice has the measurement that speaks for it. Takes about as long as reading the rows once with
+    each adapter; nothing is trained or registered.
     """
     available = given_memory(memory)
     if write is not None:
@@ -175,8 +176,10 @@ def _show(found: Advice) -> None:
 def _show_starts(found: Advice) -> None:
     metric = str(found.metric)
     rows = [_start_row(metric, start) for start in found.starts]
-    if found.beside.words is not None:
-        rows.insert(1, {**dict.fromkeys(rows[0], ""), "start": "spelling alone", metric: f"{found.beside.words:.3f}"})
+    alone = {_BASELINES.get(name, name): value for name, value in found.baselines.items()}
+    if found.beside.spelling is not None:
+        alone["spelling alone"] = found.beside.spelling
+    rows[1:1] = [{**dict.fromkeys(rows[0], ""), "start": name, metric: f"{value:.3f}"} for name, value in alone.items()]
     print_table([row if any(start.ready is not None for start in found.starts) else _without(row) for row in rows])
     print_line("")
     how = f"{metric} of a linear probe on frozen states, cross-validated" if found.probed else f"{metric} as it is"
@@ -211,6 +214,7 @@ def _plain(found: Advice) -> dict[str, Any]:
         "metric": found.metric,
         "probed": found.probed,
         "starts": [asdict(start) for start in found.starts],
+        "baselines": found.baselines,
         "beside": asdict(found.beside),
         "noise": found.noise,
         "settings": [asdict(setting) for setting in found.settings],

@@ -11,7 +11,7 @@ from lorary.training.tasks import Encoded, Task
 _PENALTIES = (10.0, 100.0, 1000.0)  # rows of tf-idf have length 1 and many features, so that weights have to be larger
 
 
-def words_alone(task: Task, rows: Encoded, folds: Sequence[int]) -> Measured:
+def spelling_alone(task: Task, rows: Encoded, folds: Sequence[int]) -> Measured:
     """The same probe on the weights of runs of two to five letters within words (scikit-learn's tf-idf).
 
     What a model makes of the texts has to be better than this to be worth its while.

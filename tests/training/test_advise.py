@@ -136,6 +136,10 @@ def test_what_contradicts_the_recipe_is_told_and_left_out(blind, catalogue, tmp_
     assert values(found) == {"training.folds": 5}
     assert found.recipe.training.folds == 5
     assert found.recipe.data.test_size is None
+    reporter = Reporter()
+    found = advise(recipe_on(blind, tmp_path, tone_rows(60), method="ia3"), catalogue, progress=reporter)
+    assert [start.reference for start in found.starts] == [None]
+    assert len([line for line in reporter.notices if "no adapter is tried as a start: method: 'ia3'" in line]) == 1
     for settings, key in (({"from": "seeing@1"}, "from:"), ({"strategy": "direct"}, "strategy:")):
         with pytest.raises(RecipeError, match=key):
             advise(recipe_on(blind, tmp_path, tone_rows(40), **settings), catalogue)

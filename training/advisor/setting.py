@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.raw import parse_recipe
+from lorary.training.recipe.raw import RawRecipe, parse_recipe
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ def with_settings(recipe: Recipe, settings: Iterable[Setting]) -> Recipe:
     Raises:
         RecipeError: they contradict what it says.
     """
-    raw = parse_recipe(recipe.given(), recipe.name)
+    # Without the lines of a text that nobody has written.
+    raw = RawRecipe(recipe.name, parse_recipe(recipe.given(), recipe.name).values)
     for setting in settings:
         raw.put(setting.key, setting.value, "advised")
         if setting.key == "training.folds":  # every row is held out once

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorary.hub.errors import LoraryError
+from lorary.hub.errors import LoraryError, RecipeError
 from lorary.hub.provenance.private import public_base
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
@@ -16,6 +16,8 @@ from lorary.training.recipe import Recipe
 from lorary.training.strategies.inherit import inherit, inherited_recipe
 from lorary.training.strategies.parent import Parent, find_parent
 from lorary.training.tasks import Task
+
+_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ def candidates(
         takes: can a version be measured for the task?
         on_meta: the task and base of a recipe that starts from a parent, without weights.
     """
+    try:
+        with_settings(recipe, start_settings(recipe, "any", recipe.task, ""))
+    except RecipeError as error:
+        return Candidates((), (f"no adapter is tried as a start: {'; '.join(error.problems)}",), 0)
     # By its id too: what was made elsewhere carries no fingerprint, and the loader tells whether it fits.
     known = [one for one in (fingerprint, public_base(recipe.base)) if one is not None]
     versions = {version.reference: version for one in known for version in registry.find(base=one)}
@@ -69,7 +75,9 @@ def candidates(
             refused.append(not_tried(version, error))
         else:
             tried.append(version)
-    return Candidates(tuple(tried), tuple(refused), len(ahead))
+    more = len(refused) - _TOLD
+    told = [*refused[:_TOLD], f"{more} more aren't tried either"] if more > 0 else refused
+    return Candidates(tuple(tried), tuple(told), len(ahead))
 
 
 def not_tried(version: Version, error: LoraryError) -> str:

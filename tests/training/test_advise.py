@@ -323,3 +323,21 @@ def test_the_command_says_what_to_call_next(blind, catalogue, tmp_path, monkeypa
     assert "seeing@1" in out
     assert "spelling alone" in out
     assert "lorary train 'tone recipe.yaml' --from seeing@1" in out
+
+
+@pytest.mark.parametrize(("family", "others"), [
+    ("bert-mlm", ("fill-mask", "question-answering", "feature-extraction")),
+    ("t5-spans", ("fill-mask", "summarization")),
+    ("llama", ("text-generation", "token-classification")),
+])  # fmt: skip
+def test_adapters_of_every_task_are_tried_for_a_classifier(family, others, recipe_in, tmp_path):
+    registry = Registry(tmp_path / "adapters.db")
+    for task in others:
+        (tmp_path / task).mkdir()
+        train(recipe_in(tmp_path / task, task, family, rows=30, **{"name": task, "training.max_steps": 2}), registry)
+    reporter = Reporter()
+    found = advise(
+        recipe_on(recipe_in(tmp_path, family=family).base, tmp_path, tone_rows(30)), registry, progress=reporter
+    )
+    assert {start.reference for start in found.starts} == {None, *(f"{task}@1" for task in others)}, reporter.notices
+    assert len({start.score for start in found.starts}) > 1

@@ -19,9 +19,9 @@ class _Body:
         self._model = model
 
     def __call__(self, **batch: torch.Tensor) -> BaseModelOutput:
-        output = self._model(**batch, output_hidden_states=True)
-        states = getattr(output, "hidden_states", None) or output.encoder_hidden_states
-        return BaseModelOutput(last_hidden_state=states[-1])
+        if self._model.config.is_encoder_decoder:
+            return BaseModelOutput(last_hidden_state=self._model.get_encoder()(**batch).last_hidden_state)
+        return BaseModelOutput(last_hidden_state=self._model(**batch, output_hidden_states=True).hidden_states[-1])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

@@ -19,9 +19,10 @@ class FeatureRows:
     With ``pooling``, the manifest's or the call's, a row's embedding instead, [hidden]: the ``mean`` over its tokens,
     special ones included (as sentence-transformers takes it), its first token's state (``cls``), or its ``last`` one's.
     ``normalize`` brings it to length 1. ``pooling="none"`` asks for hidden states where the manifest pools.
+    ``count_tokens`` gives ``{"features", "tokens"}`` in its place, with how many tokens of the row were read.
     """
 
-    parameters: ClassVar = frozenset({"pooling", "normalize"})
+    parameters: ClassVar = frozenset({"pooling", "normalize", "count_tokens"})
 
     def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
         preprocessing = setting.preprocessing
@@ -29,6 +30,9 @@ class FeatureRows:
             setting.tokenizer, preprocessing.columns, preprocessing.prefix, setting.limit,
         )  # fmt: skip
         self._pooling = _pooling(setting.pooling, params)
+        self._counts = params.get("count_tokens", False)
+        if not isinstance(self._counts, bool):
+            raise UsageError(f"count_tokens={self._counts!r}: expected True or False")
 
     def encode(self, row: Row) -> list[dict[str, Any]]:
         """Tokenize a text."""
@@ -38,8 +42,9 @@ class FeatureRows:
         ]
 
     def decode(self, pieces: list[dict[str, Any]], logits: list[torch.Tensor]) -> Any:
-        """[tokens, hidden] as lists, or [hidden] where it is pooled."""
-        return [logits[0].tolist()] if self._pooling is None else pool(logits[0], self._pooling).tolist()
+        """[1, tokens, hidden] as lists, or [hidden] where it is pooled; in a mapping where tokens are counted."""
+        features = [logits[0].tolist()] if self._pooling is None else pool(logits[0], self._pooling).tolist()
+        return {"features": features, "tokens": pieces[0]["input_ids"].shape[1]} if self._counts else features
 
 
 def pool(states: torch.Tensor, pooling: Pooling) -> torch.Tensor:

@@ -25,7 +25,7 @@ _ASKS_FOR_NOTHING: Mapping[str, Any] = {
     "best_of": 1, "echo": False, "frequency_penalty": 0, "presence_penalty": 0, "function_call": "auto",
     "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "modalities": ["text"], "suffix": "",
     "response_format": {"type": "text"}, "tool_choice": "auto", "audio": None, "functions": None, "prediction": None,
-    "reasoning_effort": None, "verbosity": None, "web_search_options": None,
+    "reasoning_effort": None, "verbosity": None, "web_search_options": None, "dimensions": None,
 }  # fmt: skip
 """Fields of OpenAI's that aren't served, and the value (besides null) with which they ask for nothing."""
 

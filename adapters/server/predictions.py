@@ -67,21 +67,23 @@ def routes(service: Service) -> APIRouter:
                 "model_not_served",
             )
 
-        async def vectors_of() -> list[Any]:
+        async def embedded() -> list[Any]:
             # Nothing says how such tokens become one vector: the mean is what sentence-transformers takes.
-            params = {"pooling": "mean"} if served.digest in unpooled else {}
+            params = {"count_tokens": True} | ({"pooling": "mean"} if served.digest in unpooled else {})
             return await while_there(request, service.predict(texts, [served] * len(texts), params))
 
-        vectors = await vectors_of()
-        if hasattr(vectors[0][0], "__len__"):
+        rows = await embedded()
+        if hasattr(rows[0]["features"][0], "__len__"):
             unpooled.add(served.digest)  # known from now on
-            vectors = await vectors_of()
+            rows = await embedded()
         service.metrics.predicted([body.model] * len(texts))
 
-        def item(index: int, vector: list[float]) -> dict[str, Any]:
-            return {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
+        def item(index: int, row: dict[str, Any]) -> dict[str, Any]:
+            return {"object": "embedding", "index": index, "embedding": _encoded(row["features"], body.encoding_format)}
 
-        return await _written({"object": "list", "model": body.model}, "data", vectors, item)
+        tokens = sum(row["tokens"] for row in rows)
+        about = {"object": "list", "model": body.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+        return await _written(about, "data", rows, item)
 
     return router
 

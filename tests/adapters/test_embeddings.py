@@ -8,7 +8,7 @@ from transformers import T5EncoderModel, pipeline
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import UsageError
-from lorary.hub.manifest import BaseIdentity, Manifest, Pooling
+from lorary.hub.manifest import BaseIdentity, Manifest, Pooling, Preprocessing
 from tiny import make_adapter, peft_reference
 
 TEXTS = ["profit rose the bank", "patient", "free cash offer price win"]
@@ -70,7 +70,23 @@ def test_the_other_switch_stays_the_manifests(backbone, folder, states, tmp_path
         torch.testing.assert_close(got, torch.stack(vectors(states, *want)), atol=1e-5, rtol=1e-5)
 
 
+def test_tokens_are_counted_as_they_were_read(backbone, folder, tmp_path):
+    """With the special ones, the prefix, and after a text was cut."""
+    told = backbone.predict(TEXTS, "plain", pooling="mean", count_tokens=True)
+    assert [row["tokens"] for row in told] == [len(backbone.tokenizer(text)["input_ids"]) for text in TEXTS]
+    assert [row["features"] for row in told] == backbone.predict(TEXTS, "plain", pooling="mean", count_tokens=False)
+    (states,) = backbone.predict(TEXTS[:1], "plain", count_tokens=True)
+    assert states == {"features": backbone.predict(TEXTS[:1], "plain")[0], "tokens": len(states["features"][0])}
+    own = shutil.copytree(folder, tmp_path / "cut")
+    preprocessing = Preprocessing(prefix="bank ", max_length=5)
+    Manifest("feature-extraction", BaseIdentity("x"), preprocessing=preprocessing).write(own)
+    backbone.load(own)
+    assert [row["tokens"] for row in backbone.predict(TEXTS, "cut", count_tokens=True)] == [5, 4, 5]
+
+
 def test_what_cant_be_pooled(backbone):
+    with pytest.raises(UsageError, match="count_tokens=2: expected True or False"):
+        backbone.predict(TEXTS, "plain", count_tokens=2)
     with pytest.raises(UsageError, match="pooling='max': expected mean, cls, last, or none"):
         backbone.predict(TEXTS, "plain", pooling="max")
     with pytest.raises(UsageError, match="pass pooling as well"):

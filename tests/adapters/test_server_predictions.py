@@ -271,7 +271,9 @@ def test_embeddings(backbone, caller):
     found = caller.call(EMBED, {"model": "vectors", "input": ["a dog", "the bank"]})
     assert [row["index"] for row in found["data"]] == [0, 1]
     assert close([row["embedding"] for row in found["data"]], expected)
+    assert found["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
     coded = caller.call(EMBED, {"model": "vectors", "input": "a dog", "encoding_format": "base64"})
+    assert coded["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
     raw = base64.b64decode(coded["data"][0]["embedding"])
     assert close(list(struct.unpack(f"<{len(raw) // 4}f", raw)), expected[0])
 
@@ -285,6 +287,12 @@ def test_embeddings_of_an_adapter_that_doesnt_say_how(backbone, service, caller)
     bare = caller.call(EMBED, {"model": "bert", "input": "a dog"})
     assert service._scoring.passes == before + 2
     assert close(bare["data"][0]["embedding"], backbone.predict(["a dog"], None, pooling="mean")[0])
+
+
+def test_the_tokens_of_a_long_text_are_those_that_were_read(backbone, caller):
+    """What was cut off it was never before the model."""
+    answer = caller.call(EMBED, {"model": "states", "input": ["a dog " * 200, "the bank"]})
+    assert answer["usage"]["prompt_tokens"] == backbone.model.config.max_position_embeddings + 4
 
 
 @pytest.mark.parametrize(("path", "body", "code", "message"), [
@@ -304,7 +312,7 @@ def test_embeddings_of_an_adapter_that_doesnt_say_how(backbone, service, caller)
     (PREDICT, {"model": "tone", "inputs": "a", "parameters": {"adapter": "spam"}}, 400, "adapter"),
     (EMBED, {"model": "tone", "input": "a"}, 400, "tone is for text-classification"),
     (EMBED, {"model": "vectors", "input": [[1, 2]]}, 400, "input: expected a text"),
-    (EMBED, {"model": "vectors", "input": "a", "dimensions": 8}, 400, "dimensions: no such field"),
+    (EMBED, {"model": "vectors", "input": "a", "dimensions": 8}, 400, "dimensions isn't served here; leave it out"),
     ("/v1/completions", {"model": "tone", "prompt": "a"}, 400, "this base doesn't generate"),
 ])  # fmt: skip
 def test_what_is_refused(caller, path, body, code, message):

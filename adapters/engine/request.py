@@ -91,14 +91,19 @@ class Request:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """The same in an event loop."""
+        async for piece, _ in self.pieces():
+            yield piece
+
+    async def pieces(self) -> AsyncIterator[tuple[str, int]]:
+        """The same, each piece with the number of tokens up to its end."""
         stream, read, done = TextStream(self._tokenizer), 0, False
         while not done:
             done = await self._awaited(read + 1)
             read, piece = self._read(stream, read)
             if piece:
-                yield piece
+                yield piece, read
         if rest := self._rest(stream):
-            yield rest
+            yield rest, read
 
     def cancel(self) -> None:
         """Give the request up: its caller gets RequestCancelledError, its part of the cache and its slot are freed."""
@@ -117,6 +122,10 @@ class Request:
     def tokens(self) -> tuple[int, ...]:
         """The tokens generated so far."""
         return tuple(self._tokens)
+
+    def text(self, tokens: int) -> str:
+        """The text of so many of its first tokens, special ones left out."""
+        return text_of(self._tokens[:tokens], self._tokenizer)
 
     @property
     def usage(self) -> Usage:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -21,7 +21,7 @@ from lorary.adapters.server.bodies import MOST_ROWS, ChatBody, CompletionBody
 from lorary.adapters.server.models import Served
 from lorary.adapters.server.problems import Refusal, problem
 from lorary.adapters.server.service import Service, while_there
-from lorary.adapters.server.stopping import StopText
+from lorary.adapters.server.writing import Writing
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ async def _answer(
         chunks = _stream(service, generations, body, form, frame)
         return Streamed(chunks, generations)
     try:
-        written = await while_there(request, asyncio.gather(*(_write(one, body.stops) for one in generations)))
+        written = await while_there(request, asyncio.gather(*(_write(Writing(one, body.stops)) for one in generations)))
     finally:
         _give_up(generations)
     completions = [completion for _, completion in written]
@@ -145,7 +145,7 @@ async def _stream(
     frame = frame | {"object": form.part}
     pieces: asyncio.Queue[tuple[int, str, Completion | BaseException | None]] = asyncio.Queue()
     readers = [
-        asyncio.ensure_future(_read(index, generation, body.stops, pieces))
+        asyncio.ensure_future(_read(index, Writing(generation, body.stops), pieces))
         for index, generation in enumerate(generations)
     ]
     completions: dict[int, Completion] = {}
@@ -171,37 +171,19 @@ async def _stream(
             reader.cancel()
 
 
-async def _read(index: int, generation: Generation, stops: Sequence[str], pieces: asyncio.Queue[Any]) -> None:
+async def _read(index: int, writing: Writing, pieces: asyncio.Queue[Any]) -> None:
     """Put a text's pieces into the queue, the last one with what the request came to."""
     try:
-        text = StopText(stops)
-        async for piece in _shown(generation, text):
+        async for piece in writing.pieces():
             await pieces.put((index, piece, None))
-        await pieces.put((index, text.rest(), await _ended(generation, text)))
+        await pieces.put((index, "", await writing.completion()))
     except Exception as error:
         await pieces.put((index, "", error))
 
 
-async def _write(generation: Generation, stops: Sequence[str]) -> tuple[str, Completion]:
+async def _write(writing: Writing) -> tuple[str, Completion]:
     """A whole text, and what the request came to."""
-    text = StopText(stops)
-    pieces = [piece async for piece in _shown(generation, text)]
-    return "".join([*pieces, text.rest()]), await _ended(generation, text)
-
-
-async def _shown(generation: Generation, text: StopText) -> AsyncGenerator[str, None]:
-    """The pieces of a text before its first stop string, which ends it."""
-    async for piece in generation:
-        if shown := text.add(piece):
-            yield shown
-        if text.ended:
-            generation.finish()
-
-
-async def _ended(generation: Generation, text: StopText) -> Completion:
-    """What a request came to; its last token may have been the last one allowed, and have brought a stop string too."""
-    completion = await generation.completed()
-    return replace(completion, finish_reason="stop") if text.ended else completion
+    return "".join([piece async for piece in writing.pieces()]), await writing.completion()
 
 
 def _give_up(generations: Sequence[Generation]) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import torch
 from http_service import eventually, running
 from lorary.adapters import Backbone
 from lorary.adapters.engine.decoding import Decoding
-from lorary.adapters.server import Service, ServiceSettings
+from lorary.adapters.server import Service, ServiceSettings, completions
 from lorary.adapters.server.stopping import StopText
 from lorary.hub import Registry
 from lorary.hub.manifest import Generation, Manifest, Prompt
@@ -175,6 +176,44 @@ def test_a_stop_string_in_the_last_token_that_was_allowed(backbone, caller, stre
         choices = caller.call(TEXTS, body)["choices"]
     assert "".join(choice["text"] for choice in choices) == whole[: whole.index(stop)]
     assert choices[-1]["finish_reason"] == "stop"
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Texts are written to their end before anybody reads them, as where the engine is quicker than its callers."""
+    submit = completions._submit
+
+    def finished(*given):
+        generations = submit(*given)
+        for generation in generations:
+            generation.result(20)
+        return generations
+
+    monkeypatch.setattr(completions, "_submit", finished)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.usefixtures("late")
+def test_tokens_after_a_stop_string_count_for_nobody(backbone, caller, streamed):
+    """Whatever the engine had written by the time that it was found."""
+    words = alone(backbone, "profit rose", "plain", max_new_tokens=30).split()
+    stop = f"{words[4]} {words[5]}"
+    assert words.index(words[4]) == 4  # which it is in no earlier place
+    body = {"model": "plain", "prompt": "profit rose", "max_tokens": 30, "stop": ["never seen", stop]}
+    counted = figures(caller)
+    if streamed:
+        body["stream_options"] = {"include_usage": True}
+        usage = json.loads(list(caller.events(TEXTS, body))[-2])["usage"]
+    else:
+        usage = caller.call(TEXTS, body)["usage"]
+    assert usage == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
+    assert figures(caller) - counted == 6
+
+
+def figures(caller):
+    """The tokens that were written with ``plain`` so far, as the service counts them."""
+    found = re.search(r'^lorary_generated_tokens_total\{model="plain"\} (\S+)$', caller.call("/metrics"), re.MULTILINE)
+    return float(found[1]) if found else 0
 
 
 @pytest.mark.parametrize("pieces", [["one t", "wo thr", "ee"], ["one two three"], list("one two three")])

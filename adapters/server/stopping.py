@@ -25,10 +25,11 @@ class StopText:
         if self.ended:
             return ""
         self._held += piece
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
             self.ended = True
-            text, self._held = self._held[: min(found)], ""
+            _, begin = min(found)  # of those within one another too, the one that a text in smaller pieces ends with
+            text, self._held = self._held[:begin], ""
             return text
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -225,6 +225,15 @@ def test_pieces_that_may_begin_a_stop_string_are_held_back(pieces):
     assert "".join(other.add(piece) for piece in pieces) + other.rest() == "one two three"
 
 
+@pytest.mark.parametrize("pieces", [["one two three four"], ["one two", " three four"], list("one two three four")])
+@pytest.mark.parametrize("stops", [["two three", "wo"], ["wo", "two three"]])
+def test_the_stop_string_that_is_there_first_ends_a_text(pieces, stops):
+    """However much of the text comes at once."""
+    kept = StopText(stops)
+    assert "".join(kept.add(piece) for piece in pieces) == "one t"
+    assert kept.ended
+
+
 def test_callers_with_different_adapters_at_once(backbone, caller):
     rows = [
         (name, prompt) for name in ("plain", "long", "short", "llama") for prompt in ("story", "dog cat", "a big bank")

@@ -8,6 +8,6 @@ is the adapters: who gets a slot and when, which token goes through which one, a
 
 from lorary.adapters.engine.engine import Engine
 from lorary.adapters.engine.request import Request
-from lorary.adapters.engine.values import Completion, EngineSettings, EngineStats, Usage
+from lorary.adapters.engine.values import Completion, EngineSettings, EngineStats, Likelihood, Usage
 
-__all__ = ["Completion", "Engine", "EngineSettings", "EngineStats", "Request", "Usage"]
+__all__ = ["Completion", "Engine", "EngineSettings", "EngineStats", "Likelihood", "Request", "Usage"]

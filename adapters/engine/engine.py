@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.adapters.arguments import adapter_name, demand_known, demand_unicode
+from lorary.adapters.arguments import adapter_name, demand_known, demand_unicode, whole_number
 from lorary.adapters.collected import when_collected
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.compatibility import Comparison, check_backbone, check_version, most_positions
 from lorary.adapters.engine.decoding import Decoding, plan_decoding
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
-from lorary.adapters.engine.values import EngineSettings, EngineStats
+from lorary.adapters.engine.values import MOST_LOGPROBS, EngineSettings, EngineStats
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.text.asked import apart, ask
 from lorary.adapters.text.generate import PromptRow, demand_prompt, manner_of
@@ -79,6 +79,7 @@ class Engine:
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         open_ended: bool = False,
+        logprobs: int | None = None,
         **generate_kwargs: Any,
     ) -> Request:
         """Hand in a prompt; it runs as soon as there is room, on the version that the adapter's name stands for now.
@@ -94,6 +95,7 @@ class Engine:
             chat_template_kwargs: what else its chat template is told, as for :meth:`Backbone.generate`.
             open_ended: where neither the call, the adapter nor the base says how many tokens may follow, as many as
                 there is room for, in place of transformers' 20.
+            logprobs: tell with each token how likely it was, and of so many of the likeliest in its place (20 at most).
             generate_kwargs: transformers' own (``max_new_tokens``, ``eos_token_id``, ``do_sample``, ``temperature``,
                 ``top_k``, ``top_p``, ``repetition_penalty``, ``stop_strings``, ...): those of ``decoding.SETTINGS``.
 
@@ -111,6 +113,7 @@ class Engine:
         demand_unicode(tools)
         demand_unicode(chat_template_kwargs)
         adapter = None if adapter is None else adapter_name(adapter)
+        told = None if logprobs is None else whole_number("logprobs", logprobs, 0, MOST_LOGPROBS)
         with self._residency.lock:
             self._peft.refuse(adapter, "the engine")
             (loaded,) = self._residency.resolve([adapter])
@@ -132,7 +135,7 @@ class Engine:
         if loaded is not None:
             # Files are read here, in the caller's thread: admission is everybody's.
             self._residency.prefetch(loaded, to_slot=False)
-        request = self._request(ids, loaded, decoding)
+        request = self._request(ids, loaded, decoding, told)
         self._admission.submit(request)
         return request
 
@@ -182,7 +185,7 @@ class Engine:
 
     # Inside
 
-    def _request(self, ids: Sequence[int], adapter: Any, decoding: Decoding) -> Request:
+    def _request(self, ids: Sequence[int], adapter: Any, decoding: Decoding, told: int | None = None) -> Request:
         return Request(
             f"{next(self._numbers)}",
             ids,
@@ -190,6 +193,7 @@ class Engine:
             decoding,
             self._inference.tokenizer_of(adapter),
             self._admission,
+            told,
         )
 
     def _left(self, prompt_tokens: int) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lorary.adapters.adapter import Adapter
 from lorary.adapters.engine.decoding import Decoding
 from lorary.adapters.engine.text import TextStream, text_of
-from lorary.adapters.engine.values import Completion, Usage
+from lorary.adapters.engine.values import Completion, Likelihood, Usage
 from lorary.hub.errors import RequestCancelledError
 
 if TYPE_CHECKING:
@@ -37,17 +37,20 @@ class Request:
         decoding: Decoding,
         tokenizer: Any,
         books: Admission,
+        told: int | None = None,
     ) -> None:
         self.id = identifier
         self.prompt = tuple(prompt)
         self.adapter = adapter
         self.decoding = decoding
+        self.told = told  # of how many of the likeliest tokens in place of each; None: of no probability at all
         self.overtaken = 0  # by how many requests since it began to wait for a slot
         self._tokenizer = tokenizer
         self._books = books
         self._news = threading.Condition()
         self._listeners: list[Callable[[], None]] = []  # of event loops, which can't wait for a condition
         self._tokens: list[int] = []
+        self._likelihoods: list[Likelihood] = []
         self._done = self._stopped = False
         self._error: Exception | None = None
         self._submitted = time.perf_counter()
@@ -80,11 +83,12 @@ class Request:
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of the text as they come, whole characters only; raises what :meth:`result` does."""
-        stream, read, done = TextStream(self._tokenizer), 0, False
+        stream, read, done = self.stream(), 0, False
         while not done:
             done = self._wait(read + 1, None)
-            read, piece = self._read(stream, read)
-            if piece:
+            fresh = self._tokens[read:]
+            read += len(fresh)
+            if piece := stream.add(fresh):
                 yield piece
         if rest := self._rest(stream):
             yield rest
@@ -94,16 +98,27 @@ class Request:
         async for piece, _ in self.pieces():
             yield piece
 
-    async def pieces(self) -> AsyncIterator[tuple[str, int]]:
-        """The same, each piece with the number of tokens up to its end."""
-        stream, read, done = TextStream(self._tokenizer), 0, False
+    async def pieces(self, *, each: bool = False) -> AsyncIterator[tuple[str, int]]:
+        """The same, each piece with the number of tokens up to its end.
+
+        Args:
+            each: a piece for each token, however many have come at once; empty where a character is unfinished.
+        """
+        stream, read, done = self.stream(), 0, False
         while not done:
             done = await self._awaited(read + 1)
-            read, piece = self._read(stream, read)
-            if piece:
-                yield piece, read
+            fresh = self._tokens[read:]
+            for part in [[token] for token in fresh] if each else [fresh]:
+                read += len(part)
+                piece = stream.add(part)
+                if piece or each:
+                    yield piece, read
         if rest := self._rest(stream):
             yield rest, read
+
+    def stream(self, *, special: bool = False) -> TextStream:
+        """What makes text of its tokens as they come; with ``special`` ones, too."""
+        return TextStream(self._tokenizer, special=special)
 
     def cancel(self) -> None:
         """Give the request up: its caller gets RequestCancelledError, its part of the cache and its slot are freed."""
@@ -123,9 +138,14 @@ class Request:
         """The tokens generated so far."""
         return tuple(self._tokens)
 
-    def text(self, tokens: int) -> str:
-        """The text of so many of its first tokens, special ones left out."""
-        return text_of(self._tokens[:tokens], self._tokenizer)
+    @property
+    def logprobs(self) -> tuple[Likelihood, ...] | None:
+        """How likely each of these was; None where :meth:`Engine.submit` wasn't asked for it."""
+        return None if self.told is None else tuple(self._likelihoods[: len(self._tokens)])
+
+    def likelihood(self, place: int) -> Likelihood:
+        """One of them."""
+        return self._likelihoods[place]
 
     @property
     def usage(self) -> Usage:
@@ -183,11 +203,6 @@ class Request:
         for tell in self._listeners:
             tell()
 
-    def _read(self, stream: TextStream, read: int) -> tuple[int, str]:
-        """Give the stream the tokens after the first ``read``: how many there are now, and the text they complete."""
-        fresh = self._tokens[read:]
-        return read + len(fresh), stream.add(fresh)
-
     def _rest(self, stream: TextStream) -> str:
         """What a stream holds back at the end, or the error."""
         self._demand_sound()
@@ -213,6 +228,7 @@ class Request:
             waited_seconds=self._began - self._submitted,
             first_token_seconds=self._first - self._submitted,
             seconds=self._ended - self._submitted,
+            logprobs=self.logprobs,
         )
 
     # For the engine
@@ -220,6 +236,10 @@ class Request:
     def begin(self) -> None:
         """It runs from now on."""
         self._began = time.perf_counter()
+
+    def note(self, likelihood: Likelihood) -> None:
+        """How likely the token was that comes next."""
+        self._likelihoods.append(likelihood)
 
     def advance(self, tokens: Sequence[int], *, done: bool) -> int:
         """These are the tokens so far; it may be done by them, if they end with a stop string.

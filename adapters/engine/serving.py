@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.generation.logits_process import LogitsProcessor, LogitsProces
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
+from lorary.adapters.engine.values import Likelihood
 from lorary.adapters.layer.routing import routed
 from lorary.hub.errors import RequestFailedError
 
@@ -72,21 +73,45 @@ class TokenChooser(LogitsProcessor):
         """Float32 logits [rows, vocabulary]; the first rows are those of the requests that get a new token."""
         requests = self._step.fresh
         broken = scores[: len(requests)].amax(dim=-1).isnan().tolist()
+        asked: list[tuple[Request, torch.Tensor, torch.Tensor]] = []
         for request, row, is_broken in zip(requests, scores, broken, strict=False):
             if self.witness is not None:
                 self.witness(request, row)
             if is_broken:
                 self._admission.give_up(request, RequestFailedError(f"request {request.id}: {_BROKEN}"))
-            elif not request.decoding.plain:
-                self._choose(request, row)
+                continue
+            logprobs = None if request.told is None else row.log_softmax(dim=-1)  # first: choosing may write to the row
+            if logprobs is None and request.decoding.plain:
+                continue
+            token = self._choose(request, row)
+            if logprobs is not None and token is not None:
+                asked.append((request, logprobs, token))
+        if asked:
+            _tell(asked)
         return scores
 
-    def _choose(self, request: Request, row: torch.Tensor) -> None:
+    def _choose(self, request: Request, row: torch.Tensor) -> torch.Tensor | None:
+        """The token, [1], which is now the likeliest of the row; None where choosing fails, and the request with it."""
         try:
             token = request.decoding.choose(row, request.prompt + request.tokens)
         except Exception as error:
             failure = RequestFailedError(f"request {request.id}: choosing a token failed: {error}")
             failure.__cause__ = error
             self._admission.give_up(request, failure)
-            return
+            return None
         row.fill_(-torch.inf).index_fill_(0, token, 0.0)
+        return token
+
+
+def _tell(asked: Sequence[tuple[Request, torch.Tensor, torch.Tensor]]) -> None:
+    """Note how likely tokens were: requests with their log probabilities [vocabulary] and what was chosen, [1].
+
+    All of a step's together: the host waits for a device that has computed its logits already.
+    """
+    rows = torch.stack([logprobs for _, logprobs, _ in asked])
+    chosen = rows.gather(1, torch.stack([token for _, _, token in asked])).squeeze(1).tolist()
+    most = min(max(request.told or 0 for request, _, _ in asked), rows.shape[1])
+    values, ids = (part.tolist() for part in rows.topk(most))
+    for place, (request, _, _) in enumerate(asked):
+        best = tuple(zip(ids[place], values[place], strict=True))[: request.told]
+        request.note(Likelihood(chosen[place], best))

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 from lorary.adapters.arguments import whole_number
 from lorary.hub.errors import UsageError
 
+MOST_LOGPROBS = 20
+"""The most likely tokens that a request may be told of in place of each; as many as OpenAI's."""
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -45,13 +48,26 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """How likely the model found a token: before temperature, penalties and whatever else a request may have.
+
+    ``logprob`` is the natural logarithm of its probability, and ``likeliest`` the ids of the likeliest tokens in its
+    place with theirs, the likeliest first.
+    """
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a request came to.
 
     ``finish_reason`` is ``stop`` (at one of the request's stop tokens, which is the last of ``tokens``, or at a stop
     string, with which ``text`` ends) or ``length``.
     ``digest`` is that of the adapter's version that answered, None for the bare backbone. Seconds count from the
-    submission: until it began to run, until its first token, and until its last.
+    submission: until it began to run, until its first token, and until its last. ``logprobs`` has a value for each
+    token where the request asked for them.
     """
 
     text: str
@@ -63,6 +79,7 @@ class Completion:
     waited_seconds: float
     first_token_seconds: float
     seconds: float
+    logprobs: tuple[Likelihood, ...] | None = None
 
 
 @dataclass(frozen=True)

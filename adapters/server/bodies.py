@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lorary.adapters.engine.values import MOST_LOGPROBS
+
 Text = Annotated[str, Field(min_length=1)]
 MOST_ROWS = 256  # of a request, and the most texts that one may have made
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_ROWS)]
@@ -23,7 +25,7 @@ _ABOUT_THE_CALLER = frozenset(
 
 _ASKS_FOR_NOTHING: Mapping[str, Any] = {
     "best_of": 1, "echo": False, "frequency_penalty": 0, "presence_penalty": 0, "function_call": "auto",
-    "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "modalities": ["text"], "suffix": "",
+    "logit_bias": {}, "modalities": ["text"], "suffix": "",
     "response_format": {"type": "text"}, "tool_choice": "auto", "audio": None, "functions": None, "prediction": None,
     "reasoning_effort": None, "verbosity": None, "web_search_options": None, "dimensions": None,
 }  # fmt: skip
@@ -127,6 +129,12 @@ class CompletionBody(Sampling):
     """``POST /v1/completions``: one prompt or several, each put the way its adapter was trained."""
 
     prompt: Text | Texts
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @property
+    def likeliest(self) -> int | None:
+        """Of how many of the likeliest tokens to tell with each; None: of none, not of the token itself either."""
+        return self.logprobs
 
 
 class Message(BaseModel):
@@ -148,6 +156,19 @@ class ChatBody(Sampling):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     tools: Objects | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _told_of_what_it_asks_for(self) -> ChatBody:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is told with logprobs: true; send both, or neither")
+        return self
+
+    @property
+    def likeliest(self) -> int | None:
+        """As of a completion."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def settings(self) -> dict[str, Any]:
         """The arguments of ``generate``; OpenAI has two names for the most new tokens, of which this one is newer."""

@@ -18,10 +18,19 @@ from starlette.types import Receive, Scope, Send
 from lorary.adapters.engine import Completion, Engine
 from lorary.adapters.engine import Request as Generation
 from lorary.adapters.server.bodies import MOST_ROWS, ChatBody, CompletionBody
+from lorary.adapters.server.logprobs import ToldToken, of_chat, of_text
 from lorary.adapters.server.models import Served
 from lorary.adapters.server.problems import Refusal, problem
 from lorary.adapters.server.service import Service, while_there
 from lorary.adapters.server.writing import Writing
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a text, or all of it, with what its caller wants to be told of its tokens."""
+
+    text: str
+    tokens: Sequence[ToldToken] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,16 +42,21 @@ class Form:
     part: str
     chat: bool
 
-    def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+    def choice(self, index: int, part: Part, reason: str | None) -> dict[str, Any]:
         """A whole text."""
-        content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+        content = {"message": {"role": "assistant", "content": part.text}} if self.chat else {"text": part.text}
+        return {"index": index, **content, "logprobs": self._logprobs(part), "finish_reason": reason}
 
-    def delta(self, index: int, text: str, reason: str | None, *, first: bool) -> dict[str, Any]:
+    def delta(self, index: int, part: Part, reason: str | None, *, first: bool) -> dict[str, Any]:
         """A piece of a text."""
-        turn = ({"role": "assistant"} if first else {}) | ({"content": text} if text or first else {})
-        content = {"delta": turn} if self.chat else {"text": text}
-        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+        turn = ({"role": "assistant"} if first else {}) | ({"content": part.text} if part.text or first else {})
+        content = {"delta": turn} if self.chat else {"text": part.text}
+        return {"index": index, **content, "logprobs": self._logprobs(part), "finish_reason": reason}
+
+    def _logprobs(self, part: Part) -> dict[str, Any] | None:
+        if part.tokens is None:
+            return None
+        return of_chat(part.tokens) if self.chat else of_text(part.tokens)
 
 
 class Streamed(StreamingResponse):
@@ -113,7 +127,7 @@ async def _answer(
     completions = [completion for _, completion in written]
     for completion in completions:
         service.metrics.completed(body.model, completion)
-    choices = [form.choice(index, text, completion.finish_reason) for index, (text, completion) in enumerate(written)]
+    choices = [form.choice(index, part, completion.finish_reason) for index, (part, completion) in enumerate(written)]
     frame |= {"object": form.whole, "choices": choices, "usage": _usage(completions, body.n or 1)}
     return JSONResponse(frame)
 
@@ -127,7 +141,11 @@ def _submit(
         for prompt in prompts:
             for number in range(body.n or 1):
                 seed = None if body.seed is None or not settings["do_sample"] else body.seed + number
-                generations.append(engine.submit(prompt, served.name, seed=seed, open_ended=True, **told, **settings))
+                generations.append(
+                    engine.submit(
+                        prompt, served.name, seed=seed, open_ended=True, logprobs=body.likeliest, **told, **settings
+                    )
+                )
     except BaseException:
         _give_up(generations)
         raise
@@ -143,16 +161,16 @@ async def _stream(
 ) -> AsyncGenerator[str, None]:
     """Server-sent events, a piece of one of the texts each; a caller that goes away ends what makes them."""
     frame = frame | {"object": form.part}
-    pieces: asyncio.Queue[tuple[int, str, Completion | BaseException | None]] = asyncio.Queue()
+    parts: asyncio.Queue[tuple[int, Part, Completion | BaseException | None]] = asyncio.Queue()
     readers = [
-        asyncio.ensure_future(_read(index, Writing(generation, body.stops), pieces))
+        asyncio.ensure_future(_read(index, Writing(generation, body.stops), parts))
         for index, generation in enumerate(generations)
     ]
     completions: dict[int, Completion] = {}
     begun: set[int] = set()
     try:
         while len(completions) < len(generations):
-            index, text, end = await pieces.get()
+            index, part, end = await parts.get()
             if isinstance(end, BaseException):
                 yield _event(problem(end)[1])
                 return
@@ -160,7 +178,7 @@ async def _stream(
                 completions[index] = end
                 service.metrics.completed(body.model, end)
             reason = end.finish_reason if end is not None else None
-            yield _event(frame | {"choices": [form.delta(index, text, reason, first=index not in begun)]})
+            yield _event(frame | {"choices": [form.delta(index, part, reason, first=index not in begun)]})
             begun.add(index)
         if body.stream_options and body.stream_options.include_usage:
             used = _usage([completions[index] for index in sorted(completions)], body.n or 1)
@@ -171,19 +189,20 @@ async def _stream(
             reader.cancel()
 
 
-async def _read(index: int, writing: Writing, pieces: asyncio.Queue[Any]) -> None:
+async def _read(index: int, writing: Writing, parts: asyncio.Queue[Any]) -> None:
     """Put a text's pieces into the queue, the last one with what the request came to."""
     try:
         async for piece in writing.pieces():
-            await pieces.put((index, piece, None))
-        await pieces.put((index, "", await writing.completion()))
+            await parts.put((index, Part(piece, writing.told()), None))
+        await parts.put((index, Part("", writing.told()), await writing.completion()))
     except Exception as error:
-        await pieces.put((index, "", error))
+        await parts.put((index, Part(""), error))
 
 
-async def _write(writing: Writing) -> tuple[str, Completion]:
+async def _write(writing: Writing) -> tuple[Part, Completion]:
     """A whole text, and what the request came to."""
-    return "".join([piece async for piece in writing.pieces()]), await writing.completion()
+    text = "".join([piece async for piece in writing.pieces()])
+    return Part(text, writing.told()), await writing.completion()
 
 
 def _give_up(generations: Sequence[Generation]) -> None:

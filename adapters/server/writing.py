@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from lorary.adapters.engine import Completion
 from lorary.adapters.engine import Request as Generation
+from lorary.adapters.server.logprobs import ToldToken
 from lorary.adapters.server.stopping import StopText
 
 
@@ -21,23 +21,32 @@ class Writing:
 
     def __init__(self, generation: Generation, stops: Sequence[str]) -> None:
         self._generation = generation
-        self._stops = stops
+        self._each = bool(stops) or generation.told is not None  # else, tokens that came together are read together
         self._text = StopText(stops)
         self._needed: int | None = None  # tokens up to a stop string
+        self._tokens = generation.stream(special=True)
+        self._noted = self._begin = 0
+        self._told: list[ToldToken] = []
 
     async def pieces(self) -> AsyncGenerator[str, None]:
         """The pieces of the text before its first stop string, which ends it; raises what the generation does."""
-        before = 0
-        async for piece, tokens in self._generation.pieces():
+        async for piece, tokens in self._generation.pieces(each=self._each):
+            if self._generation.told is not None and self._noted < tokens:
+                self._note()
+            self._begin += len(piece)
             if shown := self._text.add(piece):
                 yield shown
             if self._text.ended:
-                self._needed = self._first_with_stop(before, tokens)
+                self._needed = tokens
                 self._generation.finish()
                 return
-            before = tokens
         if rest := self._text.rest():
             yield rest
+
+    def told(self) -> list[ToldToken] | None:
+        """The tokens that have come since this was asked last; None where there is nothing to tell of them."""
+        told, self._told = self._told, []
+        return told or None
 
     async def completion(self) -> Completion:
         """What it came to; of tokens those up to the one that a stop string ends with."""
@@ -47,12 +56,11 @@ class Writing:
         # Its last token may have been the last one allowed, and have brought a stop string too.
         return replace(completion, tokens=completion.tokens[: self._needed], finish_reason="stop")
 
-    def _first_with_stop(self, before: int, tokens: int) -> int:
-        """With how many tokens a stop string is there: more than ``before``; it was found in the text of ``tokens``."""
-
-        def stopped(count: int) -> bool:
-            text = self._generation.text(count)
-            return any(stop in text for stop in self._stops)
-
-        counts = range(before + 1, tokens)
-        return before + 1 + bisect_left(counts, True, key=stopped)
+    def _note(self) -> None:
+        """Write down what there is to tell of the next token."""
+        token, likelihood = self._generation.tokens[self._noted], self._generation.likelihood(self._noted)
+        shown = self._tokens.would_add
+        likeliest = tuple((shown(other), logprob) for other, logprob in likelihood.likeliest)
+        self._told.append(ToldToken(shown(token), likelihood.logprob, likeliest, self._begin))
+        self._tokens.add([token])
+        self._noted += 1

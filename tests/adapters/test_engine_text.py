@@ -66,3 +66,30 @@ def test_special_tokens_are_left_out():
     tokenizer = make_tokenizer("llama")
     tokens = tokenizer("profit rose")["input_ids"] + [3, 3]
     assert pieces(tokenizer, tokens) == ["profit", " rose", "", "", ""]
+
+
+def added(tokenizer, tokens):
+    """What a stream says of each token before it gets it."""
+    stream, texts = TextStream(tokenizer, special=True), []
+    for token in tokens:
+        texts.append(stream.would_add(token))
+        stream.add([token])
+    return texts
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_what_each_token_adds(make):
+    """The one that finishes a character has it whole."""
+    tokenizer = make()
+    found = added(tokenizer, tokenizer(TEXT)["input_ids"])
+    assert "".join(text for text in found if text != "\ufffd") == TEXT
+    assert found.count("\ufffd") > 20
+
+
+def test_what_a_special_token_and_one_in_its_place_add():
+    tokenizer = make_tokenizer("llama")
+    tokens = tokenizer("profit rose")["input_ids"] + [tokenizer.eos_token_id]
+    assert added(tokenizer, tokens) == ["profit", " rose", f" {tokenizer.eos_token}"]
+    stream = TextStream(tokenizer)
+    stream.add(tokens[:1])
+    assert [stream.would_add(token) for token in tokens[1:]] == [" rose", ""]

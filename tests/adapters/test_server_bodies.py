@@ -14,6 +14,7 @@ TURN = {"role": "user", "content": "a"}
 @pytest.mark.parametrize("asked", [
     {"frequency_penalty": 0.0, "presence_penalty": 0.0, "best_of": 1.0, "logprobs": False},
     dict.fromkeys(["functions", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"]),
+    {"logprobs": None, "top_logprobs": 0},
     {"tool_choice": "none"}, {"tool_choice": "none", "tools": []}, {"tool_choice": "auto", "tools": [{"a": 1}]},
 ], ids=str)  # fmt: skip
 def test_what_asks_for_nothing_passes(asked):
@@ -23,7 +24,7 @@ def test_what_asks_for_nothing_passes(asked):
 
 
 @pytest.mark.parametrize("asked", [
-    {"frequency_penalty": 0.1}, {"frequency_penalty": False}, {"logprobs": 0}, {"logprobs": True}, {"echo": 0},
+    {"frequency_penalty": 0.1}, {"frequency_penalty": False}, {"logprobs": 0}, {"top_logprobs": 1}, {"echo": 0},
     {"reasoning_effort": "low"}, {"tool_choice": "none", "tools": [{"a": 1}]}, {"tool_choice": "required"},
     {"best_of": 2.0}, {"made_up": None},
 ], ids=str)  # fmt: skip

@@ -45,7 +45,7 @@ class Request:
         self.decoding = decoding
         self.told = told  # of how many of the likeliest tokens in place of each; None: of no probability at all
         self.overtaken = 0  # by how many requests since it began to wait for a slot
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer  # that of its prompt and its answer
         self._books = books
         self._news = threading.Condition()
         self._listeners: list[Callable[[], None]] = []  # of event loops, which can't wait for a condition
@@ -83,7 +83,7 @@ class Request:
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of the text as they come, whole characters only; raises what :meth:`result` does."""
-        stream, read, done = self.stream(), 0, False
+        stream, read, done = TextStream(self.tokenizer), 0, False
         while not done:
             done = self._wait(read + 1, None)
             fresh = self._tokens[read:]
@@ -98,13 +98,14 @@ class Request:
         async for piece, _ in self.pieces():
             yield piece
 
-    async def pieces(self, *, each: bool = False) -> AsyncIterator[tuple[str, int]]:
+    async def pieces(self, *, each: bool = False, special: bool = False) -> AsyncIterator[tuple[str, int]]:
         """The same, each piece with the number of tokens up to its end.
 
         Args:
             each: a piece for each token, however many have come at once; empty where a character is unfinished.
+            special: write special tokens, too.
         """
-        stream, read, done = self.stream(), 0, False
+        stream, read, done = TextStream(self.tokenizer, special=special), 0, False
         while not done:
             done = await self._awaited(read + 1)
             fresh = self._tokens[read:]
@@ -115,10 +116,6 @@ class Request:
                     yield piece, read
         if rest := self._rest(stream):
             yield rest, read
-
-    def stream(self, *, special: bool = False) -> TextStream:
-        """What makes text of its tokens as they come; with ``special`` ones, too."""
-        return TextStream(self._tokenizer, special=special)
 
     def cancel(self) -> None:
         """Give the request up: its caller gets RequestCancelledError, its part of the cache and its slot are freed."""
@@ -219,7 +216,7 @@ class Request:
         assert self._ended is not None
         tokens = tuple(self._tokens)
         return Completion(
-            text=text_of(tokens, self._tokenizer),
+            text=text_of(tokens, self.tokenizer),
             tokens=tokens,
             finish_reason=self._reason(),
             prompt_tokens=len(self.prompt),

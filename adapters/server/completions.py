@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,56 +15,22 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lorary.adapters.engine import Completion, Engine
-from lorary.adapters.engine import Request as Generation
 from lorary.adapters.server.bodies import MOST_ROWS, ChatBody, CompletionBody
-from lorary.adapters.server.logprobs import ToldToken, of_chat, of_text
+from lorary.adapters.server.calls import AnswerReader, Said
+from lorary.adapters.server.forms import CHAT, TEXT, Form, reason_of, usage
 from lorary.adapters.server.models import Served
 from lorary.adapters.server.problems import Refusal, problem
 from lorary.adapters.server.service import Service, while_there
-from lorary.adapters.server.writing import Writing
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of a text, or all of it, with what its caller wants to be told of its tokens."""
-
-    text: str
-    tokens: Sequence[ToldToken] | None = None
-
-
-@dataclass(frozen=True)
-class Form:
-    """How one of the two paths names what it answers."""
-
-    prefix: str
-    whole: str
-    part: str
-    chat: bool
-
-    def choice(self, index: int, part: Part, reason: str | None) -> dict[str, Any]:
-        """A whole text."""
-        content = {"message": {"role": "assistant", "content": part.text}} if self.chat else {"text": part.text}
-        return {"index": index, **content, "logprobs": self._logprobs(part), "finish_reason": reason}
-
-    def delta(self, index: int, part: Part, reason: str | None, *, first: bool) -> dict[str, Any]:
-        """A piece of a text."""
-        turn = ({"role": "assistant"} if first else {}) | ({"content": part.text} if part.text or first else {})
-        content = {"delta": turn} if self.chat else {"text": part.text}
-        return {"index": index, **content, "logprobs": self._logprobs(part), "finish_reason": reason}
-
-    def _logprobs(self, part: Part) -> dict[str, Any] | None:
-        if part.tokens is None:
-            return None
-        return of_chat(part.tokens) if self.chat else of_text(part.tokens)
+from lorary.adapters.server.writing import Part, Writing
 
 
 class Streamed(StreamingResponse):
     """Server-sent events; however it ends, also before its first one, what makes the texts is given up."""
 
-    def __init__(self, chunks: AsyncGenerator[str, None], generations: Sequence[Generation]) -> None:
+    def __init__(self, chunks: AsyncGenerator[str, None], writings: Sequence[Writing]) -> None:
         super().__init__(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._chunks = chunks
-        self._generations = generations
+        self._writings = writings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events for as long as there is somebody to have them."""
@@ -73,11 +38,7 @@ class Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._chunks.aclose()
-            _give_up(self._generations)
-
-
-TEXT = Form("cmpl-", "text_completion", "text_completion", chat=False)
-CHAT = Form("chatcmpl-", "chat.completion", "chat.completion.chunk", chat=True)
+            _give_up(self._writings)
 
 
 def routes(service: Service) -> APIRouter:
@@ -115,46 +76,51 @@ async def _answer(
         raise Refusal(400, f"{texts} texts at once; expected at most {MOST_ROWS}", "invalid_request")
     engine = service.demand_engine()
     served = await service.find(body.model)
-    generations = await asyncio.to_thread(_submit, engine, served, body, prompts, told)
+    template = service.response_template if told.get("tools") else None
+    writings = await asyncio.to_thread(_submit, engine, served, body, prompts, told, template)
     frame = {"id": f"{form.prefix}{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
     if body.stream:
-        chunks = _stream(service, generations, body, form, frame)
-        return Streamed(chunks, generations)
+        return Streamed(_stream(service, writings, body, form, frame), writings)
     try:
-        written = await while_there(request, asyncio.gather(*(_write(Writing(one, body.stops)) for one in generations)))
+        written = await while_there(request, asyncio.gather(*(writing.whole() for writing in writings)))
     finally:
-        _give_up(generations)
+        _give_up(writings)
     completions = [completion for _, completion in written]
     for completion in completions:
         service.metrics.completed(body.model, completion)
-    choices = [form.choice(index, part, completion.finish_reason) for index, (part, completion) in enumerate(written)]
-    frame |= {"object": form.whole, "choices": choices, "usage": _usage(completions, body.n or 1)}
+    choices = [form.choice(index, part, completion) for index, (part, completion) in enumerate(written)]
+    frame |= {"object": form.whole, "choices": choices, "usage": usage(completions, body.n or 1)}
     return JSONResponse(frame)
 
 
 def _submit(
-    engine: Engine, served: Served, body: CompletionBody | ChatBody, prompts: Sequence[Any], told: dict[str, Any]
-) -> list[Generation]:
+    engine: Engine,
+    served: Served,
+    body: CompletionBody | ChatBody,
+    prompts: Sequence[Any],
+    told: dict[str, Any],
+    template: dict[str, Any] | None,
+) -> list[Writing]:
     """A request to the engine for each text that is asked for; none where one of them is refused."""
-    settings, generations = body.settings(), list[Generation]()
+    settings, writings = body.settings(), list[Writing]()
     try:
         for prompt in prompts:
             for number in range(body.n or 1):
                 seed = None if body.seed is None or not settings["do_sample"] else body.seed + number
-                generations.append(
-                    engine.submit(
-                        prompt, served.name, seed=seed, open_ended=True, logprobs=body.likeliest, **told, **settings
-                    )
+                generation = engine.submit(
+                    prompt, served.name, seed=seed, open_ended=True, logprobs=body.likeliest, **told, **settings
                 )
+                reader = AnswerReader(generation, template, told["tools"]) if template else None
+                writings.append(Writing(generation, body.stops, reader))
     except BaseException:
-        _give_up(generations)
+        _give_up(writings)
         raise
-    return generations
+    return writings
 
 
 async def _stream(
     service: Service,
-    generations: Sequence[Generation],
+    writings: Sequence[Writing],
     body: CompletionBody | ChatBody,
     form: Form,
     frame: dict[str, Any],
@@ -162,26 +128,25 @@ async def _stream(
     """Server-sent events, a piece of one of the texts each; a caller that goes away ends what makes them."""
     frame = frame | {"object": form.part}
     parts: asyncio.Queue[tuple[int, Part, Completion | BaseException | None]] = asyncio.Queue()
-    readers = [
-        asyncio.ensure_future(_read(index, Writing(generation, body.stops), parts))
-        for index, generation in enumerate(generations)
-    ]
+    readers = [asyncio.ensure_future(_read(index, writing, parts)) for index, writing in enumerate(writings)]
     completions: dict[int, Completion] = {}
-    begun: set[int] = set()
+    called: dict[int, int] = {}  # the calls of each text so far, once it has begun
     try:
-        while len(completions) < len(generations):
+        while len(completions) < len(writings):
             index, part, end = await parts.get()
             if isinstance(end, BaseException):
                 yield _event(problem(end)[1])
                 return
+            before = called.get(index, 0)
+            first, called[index] = index not in called, before + len(part.said.calls)
+            reason = None
             if end is not None:
                 completions[index] = end
                 service.metrics.completed(body.model, end)
-            reason = end.finish_reason if end is not None else None
-            yield _event(frame | {"choices": [form.delta(index, part, reason, first=index not in begun)]})
-            begun.add(index)
+                reason = reason_of(end, called=called[index] > 0)
+            yield _event(frame | {"choices": [form.delta(index, part, reason, first=first, called=before)]})
         if body.stream_options and body.stream_options.include_usage:
-            used = _usage([completions[index] for index in sorted(completions)], body.n or 1)
+            used = usage([completions[index] for index in sorted(completions)], body.n or 1)
             yield _event(frame | {"choices": [], "usage": used})
         yield "data: [DONE]\n\n"
     finally:
@@ -190,32 +155,18 @@ async def _stream(
 
 
 async def _read(index: int, writing: Writing, parts: asyncio.Queue[Any]) -> None:
-    """Put a text's pieces into the queue, the last one with what the request came to."""
+    """Put a text's parts into the queue, the last one with what the request came to."""
     try:
-        async for piece in writing.pieces():
-            await parts.put((index, Part(piece, writing.told()), None))
-        await parts.put((index, Part("", writing.told()), await writing.completion()))
+        async for part, end in writing.parts():
+            await parts.put((index, part, end))
     except Exception as error:
-        await parts.put((index, Part(""), error))
+        await parts.put((index, Part(Said()), error))
 
 
-async def _write(writing: Writing) -> tuple[Part, Completion]:
-    """A whole text, and what the request came to."""
-    text = "".join([piece async for piece in writing.pieces()])
-    return Part(text, writing.told()), await writing.completion()
-
-
-def _give_up(generations: Sequence[Generation]) -> None:
-    for generation in generations:
+def _give_up(writings: Sequence[Writing]) -> None:
+    for writing in writings:
         with suppress(Exception):
-            generation.cancel()
-
-
-def _usage(completions: Sequence[Completion], each: int) -> dict[str, int]:
-    """Tokens of a call; a prompt that several texts go on from counts once."""
-    asked = sum(completion.prompt_tokens for completion in completions[::each])
-    made = sum(len(completion.tokens) for completion in completions)
-    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+            writing.generation.cancel()
 
 
 def _event(value: dict[str, Any]) -> str:

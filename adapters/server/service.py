@@ -15,6 +15,7 @@ from lorary.adapters.backbone import Backbone
 from lorary.adapters.engine import Engine
 from lorary.adapters.predict.generation import GENERATED
 from lorary.adapters.server.batching import Batcher
+from lorary.adapters.server.calls import response_template
 from lorary.adapters.server.metrics import Metrics
 from lorary.adapters.server.models import Models, Served
 from lorary.adapters.server.problems import CLOSED, CallerGoneError, OverloadedError
@@ -91,6 +92,7 @@ class Service:
         self._scoring = Batcher(backbone, rows=self.settings.batch_rows)
         self._generating = Batcher(backbone, rows=self.settings.batch_rows)  # takes long, and keeps no score waiting
         self.metrics = Metrics(backbone, self.engine)
+        self.response_template = response_template(backbone.tokenizer)
 
     async def find(self, model: str) -> Served:
         """What a request's ``model`` stands for now, loaded; no thread is kept waiting for a load.

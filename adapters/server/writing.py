@@ -3,64 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lorary.adapters.engine import Completion
 from lorary.adapters.engine import Request as Generation
+from lorary.adapters.engine.text import TextStream
+from lorary.adapters.server.calls import AnswerReader, Said
 from lorary.adapters.server.logprobs import ToldToken
 from lorary.adapters.server.stopping import StopText
 
 
+@dataclass(frozen=True)
+class Part:
+    """A piece of a text, or all of it, with what its caller wants to be told of its tokens."""
+
+    said: Said
+    tokens: Sequence[ToldToken] | None = None
+
+
 class Writing:
-    """Reads a generation once: its pieces first, then what it came to.
+    """Reads a generation, once.
 
     Args:
         generation: what writes.
         stops: the caller's stop strings, none of them empty.
+        reader: what takes calls out of the text; None leaves it as it is.
     """
 
-    def __init__(self, generation: Generation, stops: Sequence[str]) -> None:
-        self._generation = generation
-        self._each = bool(stops) or generation.told is not None  # else, tokens that came together are read together
+    def __init__(self, generation: Generation, stops: Sequence[str], reader: AnswerReader | None = None) -> None:
+        self.generation = generation
+        self._reader = reader
+        # Else, tokens that have come together are read together.
+        self._each = bool(stops) or reader is not None or generation.told is not None
         self._text = StopText(stops)
         self._needed: int | None = None  # tokens up to a stop string
-        self._tokens = generation.stream(special=True)
+        self._shown = TextStream(generation.tokenizer, special=True)
         self._noted = self._begin = 0
         self._told: list[ToldToken] = []
 
-    async def pieces(self) -> AsyncGenerator[str, None]:
-        """The pieces of the text before its first stop string, which ends it; raises what the generation does."""
-        async for piece, tokens in self._generation.pieces(each=self._each):
-            if self._generation.told is not None and self._noted < tokens:
+    async def parts(self) -> AsyncGenerator[tuple[Part, Completion | None], None]:
+        """What comes before the first stop string, which ends it; beside the last part, what the request came to.
+
+        Raises what the generation does.
+        """
+        async for piece, tokens in self.generation.pieces(each=self._each, special=self._reader is not None):
+            if self.generation.told is not None and self._noted < tokens:
                 self._note()
             self._begin += len(piece)
-            if shown := self._text.add(piece):
-                yield shown
+            if (said := self._said(self._text.add(piece))) != Said():
+                yield self._part(said), None
             if self._text.ended:
                 self._needed = tokens
-                self._generation.finish()
-                return
-        if rest := self._text.rest():
-            yield rest
+                self.generation.finish()
+                break
+        last = self._part(self._said(self._text.rest(), last=True))
+        yield last, await self._completion()
 
-    def told(self) -> list[ToldToken] | None:
-        """The tokens that have come since this was asked last; None where there is nothing to tell of them."""
-        told, self._told = self._told, []
-        return told or None
+    async def whole(self) -> tuple[Part, Completion]:
+        """All of it, and what the request came to; around thoughts and calls the text has no empty lines."""
+        *before, (last, end) = [one async for one in self.parts()]
+        assert end is not None
+        parts = [*(part for part, _ in before), last]
+        text, thoughts = ("".join(getattr(part.said, name) for part in parts) for name in ("text", "thoughts"))
+        calls = tuple(call for part in parts for call in part.said.calls)
+        if thoughts or calls:
+            text, thoughts = text.strip(), thoughts.strip()
+        return Part(Said(text, thoughts, calls), [token for part in parts for token in part.tokens or ()] or None), end
 
-    async def completion(self) -> Completion:
+    async def _completion(self) -> Completion:
         """What it came to; of tokens those up to the one that a stop string ends with."""
-        completion = await self._generation.completed()
+        completion = await self.generation.completed()
         if self._needed is None:
             return completion
         # Its last token may have been the last one allowed, and have brought a stop string too.
         return replace(completion, tokens=completion.tokens[: self._needed], finish_reason="stop")
 
+    def _said(self, text: str, *, last: bool = False) -> Said:
+        return Said(text) if self._reader is None else self._reader.read(text, last=last)
+
+    def _part(self, said: Said) -> Part:
+        told, self._told = self._told, []
+        return Part(said, told or None)
+
     def _note(self) -> None:
         """Write down what there is to tell of the next token."""
-        token, likelihood = self._generation.tokens[self._noted], self._generation.likelihood(self._noted)
-        shown = self._tokens.would_add
+        token, likelihood = self.generation.tokens[self._noted], self.generation.likelihood(self._noted)
+        shown = self._shown.would_add
         likeliest = tuple((shown(other), logprob) for other, logprob in likelihood.likeliest)
         self._told.append(ToldToken(shown(token), likelihood.logprob, likeliest, self._begin))
-        self._tokens.add([token])
+        self._shown.add([token])
         self._noted += 1

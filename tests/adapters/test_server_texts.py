@@ -184,10 +184,10 @@ def late(monkeypatch):
     submit = completions._submit
 
     def finished(*given):
-        generations = submit(*given)
-        for generation in generations:
-            generation.result(20)
-        return generations
+        writings = submit(*given)
+        for writing in writings:
+            writing.generation.result(20)
+        return writings
 
     monkeypatch.setattr(completions, "_submit", finished)
 

@@ -13,6 +13,7 @@ from lorary.hub.files.staging import Staging
 from lorary.hub.files.store import Store
 from lorary.hub.finding.choice import Choice, choose_best
 from lorary.hub.finding.fulltext import catch_up
+from lorary.hub.finding.offers import Offer, count_by_base, offers
 from lorary.hub.finding.overview import Cell, overview
 from lorary.hub.finding.query import FoundVersions, find_versions, relatives, select_in_order
 from lorary.hub.finding.search import Filter, known_fingerprints, normalise_tags
@@ -266,6 +267,19 @@ class Registry(Keeping):
         """The fingerprints that a base's id or folder stands for in the catalogue; of a fingerprint, itself."""
         with reading(self.path) as db:
             return known_fingerprints(db, base) if db else []
+
+    def count_by_base(self) -> dict[str, int]:
+        """How many versions name each base by its id."""
+        with reading(self.path) as db:
+            return count_by_base(db) if db else {}
+
+    def offers(self, base: str, fingerprint: str | None) -> list[Offer]:
+        """What a base (its id, and its fingerprint, None: unknown) can be asked for: names and aliases.
+
+        Where a name's latest version is another base's, the latest that fits is there by its number.
+        """
+        with reading(self.path) as db:
+            return offers(db, base, fingerprint) if db else []
 
     def overview(self, metric: str | None = None) -> list[Cell]:
         """How much there is of each domain and task, and the best value of ``metric`` or of the most telling one.

@@ -23,6 +23,7 @@ from lorary.hub.errors import (
     UnknownReferenceError,
     UsageError,
 )
+from lorary.hub.finding.offers import Offer
 from lorary.hub.reference import RegistryReference, parse_reference
 from lorary.hub.values import Version
 
@@ -30,6 +31,8 @@ _MOST_LOADED = 1000  # versions that are kept loaded; those whose turn is longes
 _LOADERS = 4  # versions that are loaded at once
 _SHOWN = 100  # signs of an unknown name that are told
 _COMPARED = 256  # signs of it that are compared with what there is
+_MOST_COMPARED = 2000  # models that it is compared with
+_SLIP = 8  # by how many signs a slip may be shorter or longer
 _BARE_TASK = "feature-extraction"
 
 
@@ -70,6 +73,7 @@ class Models:
         self._loaded: OrderedDict[str, str] = OrderedDict()  # digests by reference, the one used last at the end
         self._stamp: tuple[object, ...] = ()
         self._versions: dict[str, Version] = {}
+        self._listed: tuple[tuple[object, ...], list[dict[str, Any]]] | None = None
         if references:
             self._offered = {}
             for reference in references:
@@ -127,12 +131,12 @@ class Models:
     def listing(self) -> list[dict[str, Any]]:
         """The models in the shape of OpenAI's list, with ``task``, ``domain``, ``version`` and ``digest`` besides.
 
-        Of the registry each name (its latest version; by number where the name is the base's) and each alias.
+        Of the registry what :meth:`Registry.offers <lorary.hub.Registry.offers>` has.
         """
         bare = Served(None, "text-generation" if self.generates else _BARE_TASK)
         rows = [_row(self.base, bare, None, self.base)]
         if self._offered is None:
-            return rows + [_row(model, _served(version), version, self.base) for model, version in self._fitting()]
+            return rows + self._catalogue()
         for model, fixed in self._offered.items():
             if fixed is not None:
                 rows.append(_row(model, fixed, None, self.base))
@@ -228,33 +232,39 @@ class Models:
                 del self._loaded[name]
                 self._backbone.unload(name)
 
-    def _fitting(self) -> list[tuple[str, Version]]:
-        """What the registry has for this backbone: a model for each name and each alias."""
+    def _catalogue(self) -> list[dict[str, Any]]:
+        """The rows of what the registry has for this backbone; read again once it has changed."""
+        stamp = self._registry.stamp()
+        with self._lock:
+            if self._listed is not None and self._listed[0] == stamp:
+                return self._listed[1]
         identity = self._backbone.identity
-        found: dict[str, Version] = {}
-        for base in dict.fromkeys(base for base in (identity.fingerprint, identity.id) if base):
-            found |= {version.reference: version for version in self._registry.find(base=base)}
-        latest: dict[str, Version] = {}
-        for version in found.values():
-            if version.name not in latest or version.number > latest[version.name].number:
-                latest[version.name] = version
-        # The base's own name is the bare one's; a version of that name is asked for by its number.
-        named = {version.reference if name == self.base else name: version for name, version in latest.items()}
-        aliases = {f"{version.name}@{alias}": version for version in found.values() for alias in version.aliases}
-        return sorted((named | aliases).items())
+        rows = []
+        for offer in self._registry.offers(identity.id, identity.fingerprint):
+            model = offer.model if offer.model != self.base else offer.reference  # that name is the bare backbone's
+            rows.append(_row(model, Served(offer.reference, offer.task, offer.digest), offer, self.base))
+        with self._lock:
+            self._listed = stamp, rows
+        return rows
 
     def _unknown(self, model: str) -> UnknownReferenceError:
-        offered = [row["id"] for row in self.listing()]
-        near = get_close_matches(model[:_COMPARED], offered, n=3)
+        name = model[:_COMPARED]
+        alike = [row["id"] for row in self.listing() if _alike(name, row["id"])]
+        near = get_close_matches(name, alike[:_MOST_COMPARED], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "GET /v1/models lists what there is"
         return UnknownReferenceError(f"no model {model[:_SHOWN]!r} here; {hint}")
+
+
+def _alike(name: str, other: str) -> bool:
+    """May one be a slip for the other? It leaves the beginning or the end as it was; to compare more takes seconds."""
+    return abs(len(name) - len(other)) < _SLIP and (name[:1] == other[:1] or name[-2:] == other[-2:])
 
 
 def _served(version: Version) -> Served:
     return Served(version.reference, version.task, version.digest)
 
 
-def _row(model: str, served: Served, version: Version | None, base: str) -> dict[str, Any]:
+def _row(model: str, served: Served, version: Version | Offer | None, base: str) -> dict[str, Any]:
     created = int(datetime.fromisoformat(version.created_at).timestamp()) if version else 0
     return {
         "id": model,

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -116,6 +117,37 @@ def test_an_adapter_of_the_base_s_own_name_is_listed_as_what_it_is_asked_for_by(
         found = caller.call("/v1/predict", {"model": "bert", "inputs": "profit rose"})
         assert found["digests"] == [None]
         assert caller.call("/v1/models/bert")["version"] is None
+
+
+def test_everything_that_is_listed_answers(backbone, registry, add, bases, tmp_path):
+    """Also where a name means a version of another base by now, one was trained before the base changed, or the name
+    is the base's own."""
+    other = Backbone.from_pretrained(str(bases("roberta"))).identity
+    add("tone", 1)
+    registry.alias("tone", "prod", 1)
+    add("tone", 2, base=other)
+    add("old", 3, base=replace(other, id=backbone.identity.id))
+    add("bert", 4)
+    with running(Service(backbone)) as caller:
+        listed = [row["id"] for row in caller.call("/v1/models")["data"]]
+        assert listed == ["bert", "bert@1", "tone@1", "tone@prod"]
+        for model in listed[1:]:
+            assert answer(caller, model)["digests"] == [registry.resolve(model).digest]
+
+
+def test_the_list_is_read_again_only_once_the_catalogue_has_changed(backbone, registry, add, monkeypatch):
+    add("tone", 1)
+    service, looks, offers = Service(backbone), [], registry.offers
+    monkeypatch.setattr(registry, "offers", lambda *base: looks.append(base) or offers(*base))
+    first = service.models.listing()
+    assert service.models.listing() == first
+    with pytest.raises(UnknownReferenceError, match="did you mean tone"):
+        find(service, "tune")
+    assert len(looks) == 1
+    add("new", 2)
+    assert [row["id"] for row in service.models.listing()] == ["bert", "new", "tone"]
+    assert len(looks) == 2
+    service.close()
 
 
 @pytest.mark.parametrize(

@@ -332,3 +332,39 @@ def test_verify_sees_an_index_that_is_wrong_and_says_how_to_mend_it(filled):
     assert references(filled, text="ghost") == []
     assert "tone@1" in references(filled, text="tone")
     assert filled.verify() == []
+
+
+def test_how_many_versions_name_each_base(filled, registry, tmp_path):
+    named = {version.base_id for version in filled.versions()}
+    assert filled.count_by_base() == {base: sum(v.base_id == base for v in filled.versions()) for base in named}
+    assert sum(filled.count_by_base().values()) == 5
+    assert Registry(tmp_path / "none.db").count_by_base() == {}
+
+
+def test_what_a_base_is_offered(filled, tmp_path):
+    """Each name with its latest version and each alias; a name that means a version of another base by its number."""
+    fitting = {offer.model: offer for offer in filled.offers("org/TinyLlama-1.1B", BASE_FINGERPRINT)}
+    assert list(fitting) == ["legal-ner", "tone", "tone@prod"]
+    assert {model: offer.reference for model, offer in fitting.items()} == {
+        "legal-ner": "legal-ner@1", "tone": "tone@3", "tone@prod": "tone@2",
+    }  # fmt: skip
+    for offer in fitting.values():
+        version = filled.resolve(offer.model)
+        for name in ("reference", "digest", "domain", "task", "created_at"):
+            assert getattr(offer, name) == getattr(version, name)
+    filled.add(make_checkpoint(tmp_path / "moved", seed=9, manifest=make_manifest(base=OTHER)), name="tone")
+    assert [offer.model for offer in filled.offers("any", BASE_FINGERPRINT)] == ["legal-ner", "tone@3", "tone@prod"]
+    assert [offer.model for offer in filled.offers("any", OTHER.fingerprint)] == ["llama-tone", "tone"]
+
+
+def test_what_is_offered_without_a_fingerprint(registry, tmp_path):
+    """What carries none is known by its base's id, and a base without one is offered what its id stands for."""
+    bases = {"unknown": ("org/a", None), "known": ("org/a", "1" * 64), "renamed": ("org/b", "1" * 64)}
+    for seed, (name, (base, fingerprint)) in enumerate(bases.items()):
+        manifest = make_manifest(base=BaseIdentity(base, fingerprint=fingerprint))
+        registry.add(make_checkpoint(tmp_path / name, seed=seed, manifest=manifest), name=name)
+    assert [offer.model for offer in registry.offers("org/a", "1" * 64)] == ["known", "renamed", "unknown"]
+    assert [offer.model for offer in registry.offers("org/a", "2" * 64)] == ["unknown"]
+    assert [offer.model for offer in registry.offers("org/a", None)] == ["known", "renamed", "unknown"]
+    assert [offer.model for offer in registry.offers("org/b", None)] == ["known", "renamed"]
+    assert registry.offers("org/c", None) == Registry(tmp_path / "none.db").offers("org/a", None) == []

@@ -149,10 +149,7 @@ def _only_base(catalogue: Registry) -> str:
     Raises:
         UsageError: there are several, or there is none.
     """
-    bases: dict[str, int] = {}
-    for version in catalogue.versions():
-        if version.base_id is not None:
-            bases[version.base_id] = bases.get(version.base_id, 0) + 1
+    bases = catalogue.count_by_base()
     if len(bases) == 1:
         return next(iter(bases))
     if not bases:

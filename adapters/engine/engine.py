@@ -19,7 +19,7 @@ from lorary.adapters.text.asked import apart, ask
 from lorary.adapters.text.generate import PromptRow, demand_prompt, manner_of
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
-from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestTooLongError
+from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestFailedError, RequestTooLongError
 
 _PROBES = (8, 3)  # the lengths of the prompts that are compared when an engine opens
 _PROBED_TOKENS = 3
@@ -61,7 +61,7 @@ class Engine:
         self._finalizer = when_collected(self, self._loop.stop)
         try:
             self._compare()
-        except EngineStoppedError as error:
+        except (EngineStoppedError, RequestFailedError) as error:
             self.close()
             raise EngineUnsupportedError(
                 f"{name} fails in continuous batching: {error.__cause__ or error}; use Backbone.generate"

@@ -88,7 +88,7 @@ def _failure(error: Exception) -> EngineStoppedError:
     failure = EngineStoppedError(
         f"the engine's thread has failed ({type(error).__name__}: {error}); open another engine"
     )
-    failure.__cause__ = error
+    failure.__cause__ = error.with_traceback(None)  # its frames would keep the cache and the step's tensors
     return failure
 
 
@@ -103,7 +103,7 @@ class Loop:
         self, model: Any, step: Step, admission: Admission, chooser: TokenChooser, settings: EngineSettings
     ) -> None:
         SCHEDULER_MAPPING.setdefault(_SCHEDULER, SlotScheduler)
-        served = ServedModel(model, step, chooser)
+        served = ServedModel(model, step, admission, chooser)
         self._manager = served.init_continuous_batching(
             GenerationConfig(do_sample=False, eos_token_id=-1), _configuration(settings)
         )

@@ -64,7 +64,9 @@ def share_prefixes(cache: Any, running: Callable[[str], Request], note: Callable
         return found
 
     def mark_own(mark: Callable[..., None], request_id: str, token_ids: list[int], complete: int) -> None:
-        mark(request_id, KeyedTokens(token_ids, key_of(running(request_id))), complete)
+        request = running(request_id)
+        if not request.done:  # else it may have failed in this step, and its blocks hold nothing
+            mark(request_id, KeyedTokens(token_ids, key_of(request)), complete)
 
     cache.search_prefix_match = search_own
     for allocator in cache.cache_allocators.values():

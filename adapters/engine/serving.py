@@ -9,7 +9,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching import ContinuousMixin
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.modeling_outputs import CausalLMOutput
 
+from lorary.adapters.base.memory import out_of_memory
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
@@ -26,9 +28,10 @@ _BROKEN = (
 class ServedModel(ContinuousMixin):
     """The backbone's model as the loop calls it: each step under its own routing."""
 
-    def __init__(self, model: Any, step: Step, chooser: LogitsProcessor) -> None:
+    def __init__(self, model: Any, step: Step, admission: Admission, chooser: LogitsProcessor) -> None:
         self._model = model
         self._step = step
+        self._admission = admission
         self._chooser = chooser
 
     def __call__(self, **inputs: Any) -> Any:
@@ -42,8 +45,27 @@ class ServedModel(ContinuousMixin):
         # transformers writes this one into the model's config while a forward runs, where calls of other threads read
         # it and attend to what comes later; what the loop means by it is in its mask already.
         inputs.pop("is_causal", None)
-        with torch.no_grad(), routed(routing):
-            return self._model(**inputs)
+        try:
+            with torch.no_grad(), routed(routing):
+                return self._model(**inputs)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self._fail(error.with_traceback(None))  # its frames would keep the step's tensors
+        # What the loop makes of these is nobody's; it lets go of who has failed before its next step.
+        tokens = max(len(step.fresh), 1) if "logits_to_keep" in inputs else inputs["input_ids"].shape[1]
+        return CausalLMOutput(logits=torch.zeros(1, tokens, 1, device=inputs["input_ids"].device))
+
+    def _fail(self, error: Exception) -> None:
+        """End the step's requests, which have no keys and values of its tokens."""
+        requests = self._step.requests
+        for request in requests:
+            failure = RequestFailedError(
+                f"request {request.id}: memory ran out in a step of {len(requests)} requests; ask again, or open an "
+                "engine with fewer batch_tokens or max_running"
+            )
+            failure.__cause__ = error
+            self._admission.give_up(request, failure)
 
     def eval(self) -> ServedModel:
         """Itself: a backbone is always in evaluation mode."""
@@ -75,6 +97,8 @@ class TokenChooser(LogitsProcessor):
         broken = scores[: len(requests)].amax(dim=-1).isnan().tolist()
         asked: list[tuple[Request, torch.Tensor, torch.Tensor]] = []
         for request, row, is_broken in zip(requests, scores, broken, strict=False):
+            if request.done:  # the step had no memory
+                continue
             if self.witness is not None:
                 self.witness(request, row)
             if is_broken:

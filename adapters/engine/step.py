@@ -26,6 +26,11 @@ class Step:
         self._kept = StepCache()
 
     @property
+    def requests(self) -> tuple[Request, ...]:
+        """All requests of this step, in the order of its tokens."""
+        return self._requests
+
+    @property
     def fresh(self) -> tuple[Request, ...]:
         """The requests that get a new token in this step, in the order of the logits' rows."""
         return self._fresh

@@ -11,11 +11,13 @@ import pytest
 import torch
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from lorary.adapters.base.memory import out_of_memory
 from lorary.adapters.engine.compatibility import Comparison
 from lorary.adapters.engine.loop import Router
 from lorary.adapters.engine.request import WATCH_SECONDS
 from lorary.hub.errors import (
     EngineStoppedError,
+    EngineUnsupportedError,
     RequestCancelledError,
     RequestFailedError,
     RequestTooLongError,
@@ -253,6 +255,59 @@ def test_logits_that_are_no_numbers_are_an_error(backbone):
         )
 
 
+def run_out(backbone, monkeypatch, passes):
+    """Let so many passes of the model, in their last layer, ask for more memory than any machine has."""
+    last, left = backbone.model.model.layers[-1].mlp, iter(range(passes))
+    forward = last.forward
+
+    def much(*inputs):
+        return torch.empty(1 << 60, dtype=torch.uint8) if next(left, None) is not None else forward(*inputs)
+
+    monkeypatch.setattr(last, "forward", much)
+
+
+def test_a_step_that_memory_has_no_room_for_ends_the_requests_in_it(backbone, monkeypatch):
+    """Those that wait have their turn, and the cache is free."""
+    with backbone.engine(**SMALL | {"max_running": 2}) as engine:
+        with gated(backbone) as gate:
+            wanted = {"max_new_tokens": 9, "eos_token_id": None}
+            first = [engine.submit(prompt, "one", **wanted) for prompt in (LONG, "story")]
+            waiting = [engine.submit("profit", name, **wanted) for name in ("two", None)]
+            gate.release(3)
+            for request in first:
+                next(iter(request))
+            run_out(backbone, monkeypatch, 1)
+        for request in first:
+            with pytest.raises(RequestFailedError, match=f"{request.id}: memory ran out in a step of 2") as told:
+                request.result(10)
+            assert out_of_memory(told.value.__cause__)
+        for name, request in zip(("two", None), waiting, strict=True):
+            assert request.result(10).text == backbone.generate("profit", name, **wanted)
+        settled(engine, running=0)
+        assert (engine.stats().failed, engine.stats().finished, engine.stats().cache_free) == (2, 2, 1.0)
+        assert engine.submit(LONG, "one", **wanted).result(10).text == backbone.generate(LONG, "one", **wanted)
+
+
+def test_an_engine_that_memory_has_no_room_for_isnt_opened(backbone, monkeypatch):
+    run_out(backbone, monkeypatch, 1)
+    with pytest.raises(EngineUnsupportedError, match=r"fails in continuous batching: .*can't allocate memory"):
+        backbone.engine(**SMALL)
+    with backbone.engine(**SMALL) as engine:
+        assert engine.submit("story", max_new_tokens=6).result(10).text == backbone.generate("story", max_new_tokens=6)
+
+
+def test_what_a_step_without_memory_left_in_the_cache_is_nobodys_prefix(backbone, monkeypatch):
+    with backbone.engine(**SMALL | {"prefix_cache": True, "batch_tokens": 64}) as engine:
+        expected = backbone.generate(LONG, "one", max_new_tokens=6)
+        run_out(backbone, monkeypatch, 1)
+        with pytest.raises(RequestFailedError, match="memory ran out"):
+            engine.submit(LONG, "one", max_new_tokens=6).result(10)
+        assert engine.submit(LONG, "one", max_new_tokens=6).result(10).text == expected
+        assert engine.stats().reused_tokens == 0
+        assert engine.submit(LONG, "one", max_new_tokens=6).result(10).text == expected
+        assert engine.stats().reused_tokens > 0
+
+
 def test_a_crash_reaches_everybody(backbone):
     with backbone.engine(**SMALL | {"max_running": 2}) as engine:
         requests = [engine.submit("story", name, max_new_tokens=50, eos_token_id=None) for name in ("one", "two", None)]
@@ -270,13 +325,13 @@ def test_a_crash_reaches_everybody(backbone):
             thread.start()
 
         def fail(module, args, output):
-            raise MemoryError("no more")
+            raise ArithmeticError("no more")
 
         handle = backbone.model.lm_head.register_forward_hook(fail)
         for thread in waiting:
             thread.join(10)
         handle.remove()
-        assert found == ["the engine's thread has failed (MemoryError: no more); open another engine"] * 3
+        assert found == ["the engine's thread has failed (ArithmeticError: no more); open another engine"] * 3
         with pytest.raises(EngineStoppedError, match="has failed"):
             engine.submit("story")
     with pytest.raises(EngineStoppedError, match="has failed"):  # closed since, but that isn't why

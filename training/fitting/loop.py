@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorary.adapters.base.memory import free_memory, out_of_memory
 from lorary.hub.errors import TrainingError, first_line
 from lorary.training.checkpoints import latest, prune
 from lorary.training.distributed import ALONE, Group, lost_another
 from lorary.training.fitting.checkpointer import Checkpointer
 from lorary.training.fitting.job import Job
-from lorary.training.fitting.memory_fallback import (
-    Batching,
-    free_memory,
-    out_of_memory,
-    put_back,
-    trained_parameters,
-)
+from lorary.training.fitting.memory_fallback import Batching, put_back, trained_parameters
 from lorary.training.fitting.normalise import normalise
 from lorary.training.fitting.own_device import device_of
 from lorary.training.fitting.step_rows import StepRows

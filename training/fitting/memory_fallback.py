@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
+from lorary.adapters.base.memory import free_memory, out_of_memory
 from lorary.training.checkpoints import write_json
 from lorary.training.run_facts import a_count, read_part
 
@@ -50,22 +50,6 @@ class Batching:
         """Write it down for a process that goes on with the run."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / _FILE, asdict(self))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Did memory run out, on a GPU or of the machine?"""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
-
-
-def free_memory() -> None:
-    """Give back what a failed step held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def in_smaller_batches(work: Callable[[int], _Result], size: int, note: Callable[[str], None]) -> _Result:

@@ -119,6 +119,10 @@ class EngineStoppedError(LoraryError):
     """A request to an engine that was closed, or whose thread has failed."""
 
 
+class EngineFailedError(EngineStoppedError):
+    """A request to an engine whose thread has failed."""
+
+
 class RequestTooLongError(UsageError):
     """A request that an engine could never carry out, whatever else runs: more tokens than it has room for."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lorary.adapters.engine.request import WATCH_SECONDS, Request, cancelled
 from lorary.adapters.tiers.content import Content
 from lorary.adapters.tiers.residency import Residency
-from lorary.hub.errors import EngineStoppedError, SlotsFullError
+from lorary.hub.errors import EngineFailedError, SlotsFullError
 
 if TYPE_CHECKING:
     from lorary.adapters.engine.loop import Loop
@@ -178,7 +178,7 @@ class Admission:
     def watch(self) -> None:
         """Called by those who wait: a loop that is gone without a word must not keep them waiting."""
         if self._loop is not None and not self._loop.is_running():
-            self.stop(EngineStoppedError(_ENDED))
+            self.stop(EngineFailedError(_ENDED))
 
     def end(self, reason: Exception) -> None:
         """Every request that is left ends with ``reason``; the running ones hold their slots while the loop goes on."""
@@ -238,7 +238,7 @@ class Admission:
         request.begin()
         assert self._loop is not None
         if not self._loop.begin(request):
-            self.stop(EngineStoppedError(_ENDED))
+            self.stop(EngineFailedError(_ENDED))
 
     def _release(self, identifier: str) -> None:
         self._running.pop(identifier, None)

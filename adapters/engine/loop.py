@@ -26,7 +26,7 @@ from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.serving import ServedModel, TokenChooser
 from lorary.adapters.engine.step import Step
 from lorary.adapters.engine.values import EngineSettings
-from lorary.hub.errors import EngineStoppedError
+from lorary.hub.errors import EngineFailedError
 
 _SCHEDULER = "lorary"
 
@@ -84,8 +84,8 @@ class Router(OutputRouter):
         self._admission.stop(_failure(error))
 
 
-def _failure(error: Exception) -> EngineStoppedError:
-    failure = EngineStoppedError(
+def _failure(error: Exception) -> EngineFailedError:
+    failure = EngineFailedError(
         f"the engine's thread has failed ({type(error).__name__}: {error}); open another engine"
     )
     failure.__cause__ = error.with_traceback(None)  # its frames would keep the cache and the step's tensors

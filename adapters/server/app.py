@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -17,7 +16,7 @@ from starlette.exceptions import HTTPException
 from lorary.adapters.server import completions, predictions
 from lorary.adapters.server.guard import Guard
 from lorary.adapters.server.metrics import CONTENT_TYPE
-from lorary.adapters.server.problems import answer_invalid, answer_problem
+from lorary.adapters.server.problems import answer_invalid, answer_memory, answer_problem
 from lorary.adapters.server.service import Service
 from lorary.hub.errors import LoraryError
 
@@ -46,7 +45,8 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Guard, api_key=settings.api_key, max_bytes=settings.max_bytes, hosts=settings.hosts)
     app.add_exception_handler(HTTPException, answer_problem)
     app.add_exception_handler(RequestValidationError, answer_invalid)
-    for kind in (LoraryError, MemoryError, torch.OutOfMemoryError, Exception):
+    app.add_exception_handler(RuntimeError, answer_memory)
+    for kind in (LoraryError, MemoryError, Exception):
         app.add_exception_handler(kind, answer_problem)  # what only the last one takes is logged with its traceback
     app.include_router(completions.routes(service))
     app.include_router(predictions.routes(service))
@@ -65,7 +65,7 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/health")
     async def health() -> JSONResponse:
         """Is there somebody at work?"""
-        stopped = service.stopped
+        stopped = await service.stopped()
         return JSONResponse({"status": stopped or "ok"}, 503 if stopped else 200)
 
     @app.get("/metrics")

@@ -74,7 +74,7 @@ async def _answer(
 ) -> Response:
     if (texts := len(prompts) * (body.n or 1)) > MOST_ROWS:
         raise Refusal(400, f"{texts} texts at once; expected at most {MOST_ROWS}", "invalid_request")
-    engine = service.demand_engine()
+    engine = await service.demand_engine()
     served = await service.find(body.model)
     template = service.response_template if told.get("tools") else None
     writings = await asyncio.to_thread(_submit, engine, served, body, prompts, told, template)

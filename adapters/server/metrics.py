@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,7 +20,7 @@ class Metrics:
     The label ``model`` holds models that have answered, never what a caller made up.
     """
 
-    def __init__(self, backbone: Backbone, engine: Engine | None) -> None:
+    def __init__(self, backbone: Backbone, engine: Callable[[], Engine | None]) -> None:
         own = self._registry = CollectorRegistry()
         self._rows = Counter("lorary_predicted_rows", "Rows that were predicted.", ["model"], registry=own)
         self._texts = Counter(
@@ -57,7 +57,7 @@ class Metrics:
 class _Figures:
     """What the backbone and its engine count."""
 
-    def __init__(self, backbone: Backbone, engine: Engine | None) -> None:
+    def __init__(self, backbone: Backbone, engine: Callable[[], Engine | None]) -> None:
         self._backbone = backbone
         self._engine = engine
 
@@ -78,9 +78,9 @@ class _Figures:
         yield CounterMetricFamily("lorary_slot_misses", "Calls that didn't.", stats.misses)
         yield CounterMetricFamily("lorary_swaps", "Copies of adapters into slots.", stats.swaps)
         yield CounterMetricFamily("lorary_swapped_bytes", "Bytes of these copies.", stats.swapped_bytes)
-        if self._engine is None:
+        if (opened := self._engine()) is None:
             return
-        engine = self._engine.stats()
+        engine = opened.stats()
         yield GaugeMetricFamily("lorary_requests_waiting", "Generations that wait.", engine.waiting)
         yield GaugeMetricFamily("lorary_requests_running", "Generations that run.", engine.running)
         yield GaugeMetricFamily("lorary_cache_free", "Free part of the engine's cache, 0 to 1.", engine.cache_free)

@@ -6,15 +6,16 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from lorary.adapters.base.memory import out_of_memory
 from lorary.adapters.server.bodies import EXPECTED
 from lorary.hub.errors import (
     BaseMismatchError,
+    EngineFailedError,
     EngineStoppedError,
     EngineUnsupportedError,
     InvalidReferenceError,
@@ -38,14 +39,16 @@ _STATUS: Sequence[tuple[type[BaseException], int, str]] = (
     (EngineUnsupportedError, 400, "model_not_served"),
     (UsageError, 400, "invalid_request"),
     (SlotsFullError, 503, "overloaded"),
+    (EngineFailedError, 503, "engine_failed"),
     (EngineStoppedError, 503, "stopping"),
     (RequestCancelledError, 503, "stopping"),
     (RequestFailedError, 500, "request_failed"),
-    (torch.OutOfMemoryError, 503, "out_of_memory"),
-    (MemoryError, 503, "out_of_memory"),
 )
 _RETRY_SECONDS = "1"
 CLOSED = "the service was stopped; ask again where it runs"
+NOT_ANEW = "the engine has failed, and can't be opened anew; the service's log says more"
+_ANEW = "the engine has failed, and is opened anew: ask again"
+_MEMORY = "out of memory; send fewer or shorter texts"
 
 
 class OverloadedError(LoraryError):
@@ -72,12 +75,16 @@ def problem(error: BaseException) -> tuple[int, dict[str, Any]]:
         return 429, _body(str(error), 429, "overloaded")
     if isinstance(error, CallerGoneError):
         return 499, _body(str(error), 499, "gone")  # nginx's number for it; it stands in a log alone
+    cause = error.__cause__ if isinstance(error, (EngineFailedError, RequestFailedError)) else None
+    if out_of_memory(cause or error):
+        _LOGGER.warning("out of memory: %s", cause or error)
+        return 503, _body(_MEMORY, 503, "out_of_memory")
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
             if status >= 500:
                 _LOGGER.warning("%s: %s", type(error).__name__, error)
-            message = str(error) if isinstance(error, LoraryError) else "out of memory; send fewer or shorter texts"
-            return status, _body(message, status, code)
+            # What went wrong in an engine is nobody's business but the log's.
+            return status, _body(_ANEW if kind is EngineFailedError else str(error), status, code)
     _LOGGER.error("a request failed: %s: %s", type(error).__name__, error)
     return 500, _body(f"{type(error).__name__}; the service's log says more", 500, "internal_error")
 
@@ -89,6 +96,17 @@ async def answer_problem(_request: Request | None, error: Exception) -> JSONResp
     if status in (429, 503):
         headers["Retry-After"] = _RETRY_SECONDS
     return JSONResponse(body, status, headers)
+
+
+async def answer_memory(request: Request, error: Exception) -> JSONResponse:
+    """The response where torch says that memory has run out; any other error of its kind is none of the caller's.
+
+    Raises:
+        RuntimeError: it is another one.
+    """
+    if not out_of_memory(error):
+        raise error
+    return await answer_problem(request, error)
 
 
 async def answer_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -16,10 +16,11 @@ from lorary.adapters.engine import Engine
 from lorary.adapters.predict.generation import GENERATED
 from lorary.adapters.server.batching import Batcher
 from lorary.adapters.server.calls import response_template
+from lorary.adapters.server.engines import Engines
 from lorary.adapters.server.metrics import Metrics
 from lorary.adapters.server.models import Models, Served
 from lorary.adapters.server.problems import CLOSED, CallerGoneError, OverloadedError
-from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, UnknownReferenceError, UsageError
+from lorary.hub.errors import EngineStoppedError, UnknownReferenceError, UsageError
 
 Answer = TypeVar("Answer")
 _LOOKERS = 4  # threads that ask the catalogue
@@ -82,16 +83,10 @@ class Service:
         self.settings = settings or ServiceSettings()
         self.models = Models(backbone, references)
         self._lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="lorary-looks")
-        self.engine: Engine | None = None
-        self.why_no_engine = "this base doesn't generate"
-        if self.models.generates:
-            try:
-                self.engine = backbone.engine(**self.settings.engine or {})
-            except EngineUnsupportedError as error:
-                self.why_no_engine = str(error)
+        self._engines = Engines(backbone, self.settings.engine or {}, generates=self.models.generates)
         self._scoring = Batcher(backbone, rows=self.settings.batch_rows)
         self._generating = Batcher(backbone, rows=self.settings.batch_rows)  # takes long, and keeps no score waiting
-        self.metrics = Metrics(backbone, self.engine)
+        self.metrics = Metrics(backbone, lambda: self.engine)
         self.response_template = response_template(backbone.tokenizer)
 
     async def find(self, model: str) -> Served:
@@ -117,17 +112,27 @@ class Service:
             raise EngineStoppedError(CLOSED) from error
         return await asked
 
-    def demand_engine(self) -> Engine:
-        """The engine.
+    @property
+    def engine(self) -> Engine | None:
+        """What writes texts; after it has failed another one (:meth:`demand_engine`). None: this backbone has none."""
+        return self._engines.engine
+
+    @property
+    def why_no_engine(self) -> str:
+        """Why it has none, if so."""
+        return self._engines.why_none
+
+    async def demand_engine(self) -> Engine:
+        """The engine, opened anew where it has failed.
 
         Raises:
             EngineUnsupportedError: this backbone has none.
+            EngineStoppedError: it was closed, or can't be opened anew.
             OverloadedError: too many wait for it.
         """
-        if self.engine is None:
-            raise EngineUnsupportedError(f"{self.why_no_engine}; POST /v1/predict serves every task")
-        self._demand_room(self.engine.stats().waiting)
-        return self.engine
+        engine = await self._engines.working()
+        self._demand_room(engine.stats().waiting)
+        return engine
 
     async def predict(self, rows: Sequence[Any], served: Sequence[Served], params: dict[str, Any]) -> list[Any]:
         """A prediction for each row, which has its own adapter; raises what :meth:`Backbone.predict` does.
@@ -141,15 +146,18 @@ class Service:
         names, tasks = [one.name for one in served], [one.task for one in served]
         return await batcher.predict(rows, names, tasks, params)
 
-    @property
-    def stopped(self) -> str | None:
-        """Why nothing is answered any more, if so."""
-        return self.engine.stopped if self.engine is not None else None
+    async def stopped(self) -> str | None:
+        """Why texts aren't written any more, if so; an engine that has failed is opened anew to find out."""
+        if self.engine is not None:
+            try:
+                await self._engines.working()
+            except EngineStoppedError as error:
+                return str(error)
+        return None
 
     def close(self) -> None:
         """Stop the engine and the batches; who still waits gets EngineStoppedError."""
-        if self.engine is not None:
-            self.engine.close()
+        self._engines.close()
         self.models.close()
         self._lookers.shutdown(wait=False, cancel_futures=True)
         self._scoring.close()

@@ -103,14 +103,6 @@ def test_figures(serve):
         assert "made up" not in told
 
 
-def test_health_tells_of_an_engine_that_has_failed(backbone):
-    service = Service(backbone, settings=ServiceSettings(engine=ENGINE))
-    with running(service) as caller:
-        service.engine.close()
-        assert caller.call("/health", code=503)["status"].startswith("the engine was closed")
-        assert "closed" in caller.problem("/v1/completions", BODY, code=503)
-
-
 def test_an_unexpected_error_tells_callers_nothing(serve, backbone, monkeypatch):
     with serve() as caller:
         monkeypatch.setattr("lorary.adapters.server.completions._submit", lambda *given: {}["/secret/place"])

@@ -62,10 +62,11 @@ def run(service: Service, taken: socket.socket, ready: Callable[[], None] = lamb
     Args:
         service: what answers.
         taken: where (:func:`listen`).
-        ready: called once callers are let in.
+        ready: called once callers are let in; where it raises, the service ends.
 
     Raises:
         UsageError: somebody else listens there meanwhile.
+        Exception: what ``ready`` raises.
     """
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for who comes after, while connections fade away
     try:
@@ -76,7 +77,10 @@ def run(service: Service, taken: socket.socket, ready: Callable[[], None] = lamb
         create_app(service), log_level="warning", access_log=False, lifespan="on", server_header=False,
         timeout_graceful_shutdown=service.settings.drain_seconds + _LAST_SECONDS,
     )  # fmt: skip
-    _Server(config, service, ready).run(sockets=[taken])
+    server = _Server(config, service, ready)
+    server.run(sockets=[taken])
+    if server.unready is not None:
+        raise server.unready
 
 
 def _not_here(address: str, error: Exception) -> UsageError:
@@ -87,13 +91,17 @@ def _not_here(address: str, error: Exception) -> UsageError:
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
+        self.unready: Exception | None = None
         self._service = service
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._ready()
+            try:
+                self._ready()
+            except Exception as error:  # raised from here, it would be told as uvicorn's, and nothing be closed
+                self.unready, self.should_exit = error, True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # uvicorn itself would cancel what still runs, and tell its callers nothing.

@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,6 +187,17 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(registry, fails)
         port = taken.getsockname()[1]
         told = fails("--base", "no/such-base", "--port", port, "--registry", registry.path)
         assert f"can't listen at 127.0.0.1:{port}" in told
+
+
+def test_where_it_is_has_to_be_told(registry):
+    """On a full disk nobody would learn it: it ends in order, and says why."""
+    command = [sys.executable, "-m", "lorary.hub.cli", "serve", "tone", "--port", "0", "--registry", str(registry.path)]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert ended.stderr == (
+        "lorary: error: no space left (No space left on device); free some, and run the command again\n"
+    )
+    assert ended.returncode == 1
 
 
 def test_what_ends_before_it_serves(registry, fails, tmp_path, monkeypatch):

@@ -125,8 +125,8 @@ class Models:
     @property
     def namesake(self) -> str | None:
         """What the catalogue's adapter of the base's own name is asked for by; None where none of that name fits."""
-        fitting = self._fitting() if self._offered is None else []
-        return next((model for model, version in fitting if version.name == self.base), None)
+        rows = self._catalogue() if self._offered is None else []
+        return next((row["id"] for row in rows if str(row["version"]).rpartition("@")[0] == self.base), None)
 
     def listing(self) -> list[dict[str, Any]]:
         """The models in the shape of OpenAI's list, with ``task``, ``domain``, ``version`` and ``digest`` besides.

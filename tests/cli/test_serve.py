@@ -5,13 +5,14 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -45,14 +46,19 @@ def registry(tmp_path_factory):
 class Process:
     """A service in a process of its own, once it has said where it is."""
 
-    def __init__(self, *words, code=None, **environment):
-        command = [sys.executable, "-m", "lorary.hub.cli", "serve", "--port", "0", *map(str, words)]
-        command = command if code is None else [sys.executable, "-c", code]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env={**os.environ, **environment}, **streams)
-        self.first = self.process.stdout.readline()
-        assert self.first, self.process.stderr.read()
+    def __init__(self, running):
+        self.running, self.ended = running, False
+        while not self.wrote().endswith("\n") and self.lives():
+            time.sleep(0.01)
+        self.first = self.wrote()
+        assert self.first, self.end(signal.SIGKILL)
         self.address = re.search(r"http://\S+", self.first)[0]
+
+    def wrote(self):
+        return (self.running.folder / "out").read_text()
+
+    def lives(self):
+        return psutil.Process(self.running.pid).status() != psutil.STATUS_ZOMBIE
 
     def call(self, path, body=None, **headers):
         request = urllib.request.Request(
@@ -63,16 +69,28 @@ class Process:
             return json.load(answer)
 
     def end(self, number):
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=40)
-        return self.process.returncode, out, err
+        os.kill(self.running.pid, number)
+        eventually(lambda: not self.lives())
+        self.ended = True
+        ended = self.running.wait()
+        return ended.code, ended.out, ended.err
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self.process.kill()
-        self.process.communicate()
+        if not self.ended:
+            self.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def serve(forks):
+    """`lorary serve` with these words, in a process that has imported what it needs."""
+
+    def start(*words):
+        return Process(forks.start("lorary.hub.cli.main:main", ["serve", "--port", "0", *map(str, words)]))
+
+    return start
 
 
 @pytest.fixture
@@ -89,15 +107,18 @@ def fails(capsys):
     return run
 
 
-def test_it_serves_what_is_named_to_who_has_the_key_and_ends_by_ctrl_c(registry):
-    with Process("tone@1", "spam", "--registry", registry.path, LORARY_API_KEY="secret") as service:
+def test_it_serves_what_is_named_to_who_has_the_key_and_ends_by_ctrl_c(registry, forks):
+    command = [sys.executable, "-m", "lorary.hub.cli", "serve", "tone@1", "spam", "--port", "0"]
+    command += ["--registry", str(registry.path)]
+    fresh = forks.start("os:execv", sys.executable, command, LORARY_API_KEY="secret")
+    with Process(fresh) as service:
         assert re.fullmatch(r"Serving tone@1, spam on bert at http://127\.0\.0\.1:\d+\n", service.first)
         body = {"model": ["tone@1", "spam"], "inputs": ["profit", "win"]}
         with pytest.raises(urllib.error.HTTPError, match="401"):
             service.call("/v1/predict", body)
         assert len(service.call("/v1/predict", body, Authorization="Bearer secret")["predictions"]) == 2
         code, out, err = service.end(signal.SIGINT)
-        assert (code, out, err) == (0, "Stopped.\n", "")
+        assert (code, out, err) == (0, service.first + "Stopped.\n", "")
 
 
 def test_an_adapter_of_the_base_s_own_name_is_told_of(registry, tmp_path, monkeypatch, capsys):
@@ -114,8 +135,8 @@ def test_an_adapter_of_the_base_s_own_name_is_told_of(registry, tmp_path, monkey
         assert captured.out.startswith(f"Serving {'tone' if references else 'bert@1, tone'} on bert at")
 
 
-def test_a_text_that_is_being_written_is_finished_when_it_is_told_to_end(registry):
-    with Process("--base", registry.resolve("writer").base_id, "--registry", registry.path) as service:
+def test_a_text_that_is_being_written_is_finished_when_it_is_told_to_end(registry, serve):
+    with serve("--base", registry.resolve("writer").base_id, "--registry", registry.path) as service:
         assert "Serving writer on llama at" in service.first
         answers = []
         body = {"model": "writer", "prompt": "story", "max_tokens": 60, "n": 16, "temperature": 2.0}
@@ -153,9 +174,9 @@ with listen("127.0.0.1", 0) as taken:
 """
 
 
-def test_a_text_that_takes_too_long_is_told_that_the_service_has_stopped(registry):
+def test_a_text_that_takes_too_long_is_told_that_the_service_has_stopped(registry, forks):
     code = IMPATIENT.format(base=str(registry.path.parent / "llama"))
-    with Process(code=code) as service:
+    with Process(forks.start("builtins:exec", code, {"__name__": "__main__"})) as service:
         told = []
 
         def ask():
@@ -175,9 +196,9 @@ def running(service):
     return float(found[1]) > 0
 
 
-def test_where_it_says_that_it_is_it_answers(registry):
+def test_where_it_says_that_it_is_it_answers(registry, serve):
     """Also at an address of this machine alone that isn't the usual one."""
-    with Process("tone", "--registry", registry.path, "--host", "127.0.0.2") as service:
+    with serve("tone", "--registry", registry.path, "--host", "127.0.0.2") as service:
         assert service.address.startswith("http://127.0.0.2:")
         assert service.call("/health") == {"status": "ok"}
 

@@ -68,6 +68,8 @@ class Forks:
         With ``whole_end`` the interpreter takes itself apart at its end, which costs more than most calls.
         """
         folder = Path(tempfile.mkdtemp(dir=self._folder))
+        for name in ("out", "err"):
+            (folder / name).touch()  # the caller may read what there is before the process has begun
         order = {
             "function": function, "arguments": arguments, "cwd": str(cwd or Path.cwd()), "folder": str(folder),
             "environment": {**os.environ, **environment}, "whole_end": whole_end,
@@ -103,7 +105,7 @@ def _call(order: dict[str, Any]) -> int:
     os.environ.update(order["environment"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for stream, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{order['folder']}/{name}", os.O_WRONLY | os.O_CREAT), stream)
+        os.dup2(os.open(f"{order['folder']}/{name}", os.O_WRONLY), stream)
     module, _, function = order["function"].partition(":")
     try:
         code = getattr(importlib.import_module(module), function)(*order["arguments"])

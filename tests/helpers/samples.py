@@ -61,7 +61,7 @@ def bpe_tokenizer() -> Any:
     )
 
 
-def encoder_decoder(family: str) -> tuple[Any, Any]:
+def encoder_decoder(family: str, layers: int = 1) -> tuple[Any, Any]:
     """A tiny ``t5``, ``bart``, ``mbart`` (a target ends with its language) or ``nllb`` (it begins with it).
 
     ``t5-spans`` has a tokenizer with sentinels, as T5's own.
@@ -93,7 +93,13 @@ def encoder_decoder(family: str) -> tuple[Any, Any]:
     }  # fmt: skip
     if family.startswith("t5"):
         config = t.T5Config(
-            **common, d_ff=64, d_kv=16, num_layers=2, num_heads=2, decoder_start_token_id=0, tie_word_embeddings=False
+            **common,
+            d_ff=64,
+            d_kv=16,
+            num_layers=layers,
+            num_heads=2,
+            decoder_start_token_id=0,
+            tie_word_embeddings=False,
         )
         return t.T5ForConditionalGeneration(config), tokenizer
     kinds = {
@@ -103,9 +109,10 @@ def encoder_decoder(family: str) -> tuple[Any, Any]:
     }
     make_config, make_model = kinds[family]
     config = make_config(
-        **common, bos_token_id=tokenizer.bos_token_id, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64,
-        decoder_start_token_id=tokenizer.eos_token_id, forced_eos_token_id=None, forced_bos_token_id=None,
+        **common, bos_token_id=tokenizer.bos_token_id, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
+        max_position_embeddings=64, decoder_start_token_id=tokenizer.eos_token_id, forced_eos_token_id=None,
+        forced_bos_token_id=None,
     )  # fmt: skip
     return make_model(config), tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,78 +17,53 @@ from samples import ROWS, bpe_tokenizer, encoder_decoder, save_base, wordpiece_t
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory) -> Callable[..., str]:
-    """``bases("bert")`` is the folder of a tiny base of that family; made once."""
+    """``bases("bert")`` is the folder of a tiny base of that family; made once.
+
+    Of one layer, since each takes its time in every step; ``bases("bert", layers=2)`` where their number matters.
+    """
     import transformers as t
 
     root = tmp_path_factory.mktemp("bases")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
-    def make(family: str) -> str:
-        folder = root / family
+    def make(family: str, layers: int = 1) -> str:
+        folder = root / str(layers) / family
         if folder.exists():
             return str(folder)
         torch.manual_seed(0)
+        usual = {**sizes, "num_hidden_layers": layers}
         if family == "llama":
             tokenizer = bpe_tokenizer()
             config = t.LlamaConfig(
-                vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=0, eos_token_id=1, **sizes
+                vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=0, eos_token_id=1, **usual
             )
             model = t.LlamaForCausalLM(config)
         elif family == "gpt2":
             tokenizer = bpe_tokenizer()
             model = t.GPT2LMHeadModel(
                 t.GPT2Config(
-                    vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=256,
+                    vocab_size=len(tokenizer), n_embd=32, n_layer=layers, n_head=2, n_positions=256,
                     bos_token_id=0, eos_token_id=1,
                 )
             )  # fmt: skip
         elif family in ("t5", "t5-spans", "bart", "mbart", "nllb"):
-            model, tokenizer = encoder_decoder(family)
+            model, tokenizer = encoder_decoder(family, layers)
         else:
             tokenizer = wordpiece_tokenizer(segments=family.startswith("bert"))
             common = {"vocab_size": len(tokenizer), "pad_token_id": 0}
             model = {
-                "bert": lambda: t.BertModel(t.BertConfig(**common, max_position_embeddings=64, **sizes)),
-                "bert-mlm": lambda: t.BertForMaskedLM(t.BertConfig(**common, max_position_embeddings=64, **sizes)),
-                "roberta": lambda: t.RobertaModel(t.RobertaConfig(**common, max_position_embeddings=66, **sizes)),
+                "bert": lambda: t.BertModel(t.BertConfig(**common, max_position_embeddings=64, **usual)),
+                "bert-mlm": lambda: t.BertForMaskedLM(t.BertConfig(**common, max_position_embeddings=64, **usual)),
+                "roberta": lambda: t.RobertaModel(t.RobertaConfig(**common, max_position_embeddings=66, **usual)),
                 "distilbert": lambda: t.DistilBertModel(
                     t.DistilBertConfig(
-                        **common, max_position_embeddings=64, dim=32, n_layers=2, n_heads=2, hidden_dim=64
+                        **common, max_position_embeddings=64, dim=32, n_layers=layers, n_heads=2, hidden_dim=64
                     )
                 ),
             }[family]()
         return str(save_base(model, tokenizer, folder))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def one_layer(tmp_path_factory) -> Callable[[str], str]:
-    """``one_layer(base)``: a base like it with one layer in place of two, where the number of layers is no matter."""
-    import transformers as t
-
-    made: dict[str, str] = {}
-
-    def cut(base: str) -> str:
-        if base not in made:
-            folder = shutil.copytree(base, tmp_path_factory.mktemp("one-layer") / Path(base).name)
-            config = t.AutoConfig.from_pretrained(folder)
-            for name in (
-                "num_hidden_layers",
-                "n_layer",
-                "num_layers",
-                "num_decoder_layers",
-                "encoder_layers",
-                "decoder_layers",
-            ):
-                if name in config.to_dict():
-                    setattr(config, name, 1)
-            torch.manual_seed(0)
-            getattr(t, config.architectures[0])(config).save_pretrained(folder)
-            made[base] = str(folder)
-        return made[base]
-
-    return cut
 
 
 @pytest.fixture
@@ -99,14 +73,9 @@ def make_recipe(tmp_path, recipe_in) -> Callable[..., Recipe]:
 
 
 @pytest.fixture
-def make_small(make_recipe, one_layer) -> Callable[..., Recipe]:
-    """As ``make_recipe``, on a base of one layer, with fewer held-out rows."""
-
-    def make(*words: Any, held: int = 8, **settings: Any) -> Recipe:
-        recipe = make_recipe(*words, held=held, **settings)
-        return recipe.model_copy(update={"base": one_layer(recipe.base)})
-
-    return make
+def make_small(make_recipe) -> Callable[..., Recipe]:
+    """As ``make_recipe``, with fewer held-out rows."""
+    return partial(make_recipe, held=8)
 
 
 @pytest.fixture(scope="session")
@@ -115,14 +84,14 @@ def recipe_in(bases) -> Callable[..., Recipe]:
 
     def make(
         folder: Path, task: str = "text-classification", family: str | None = None, *, rows: int = 40, held: int = 20,
-        **settings: Any,
+        layers: int = 1, **settings: Any,
     ) -> Recipe:  # fmt: skip
         usual = {
             "text-generation": "llama", "fill-mask": "bert-mlm", "summarization": "t5", "translation": "bart",
         }  # fmt: skip
         family = family or usual.get(task, "bert")
         flags = {
-            "name": "tiny", "domain": "Finance", "task": task, "base": bases(family),
+            "name": "tiny", "domain": "Finance", "task": task, "base": bases(family, layers),
             "data.train": write_jsonl(folder / "train.jsonl", ROWS[task](rows)),
             "data.test": write_jsonl(folder / "test.jsonl", ROWS[task](held, seed=9)),
             "output": str(folder / "out"), "training.epochs": 2, "training.learning_rate": 0.01,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -40,6 +41,12 @@ def ranks_of(config):
         path: next((rank for key, rank in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), config["r"])
         for path in config["target_modules"]
     }
+
+
+@pytest.fixture
+def make_recipe(make_recipe):
+    """Of a base with two layers, between which ranks are given out."""
+    return partial(make_recipe, layers=2)
 
 
 @pytest.mark.parametrize(("task", "family"), [("text-classification", "bert"), ("text-generation", "gpt2")])

@@ -55,10 +55,13 @@ def test_the_epoch_with_the_best_metric_is_kept(kind, make_recipe, tmp_path):
 
 
 def test_metric_and_loss_may_choose_different_epochs(make_recipe, tmp_path):
-    by_loss, epochs = run_by(make_recipe(rows=100, **RESTLESS), tmp_path)
+    by_loss, epochs = run_by(make_recipe(rows=100, layers=2, **RESTLESS), tmp_path)
     by_metric, same = run_by(
-        make_recipe(rows=100, **RESTLESS, **{"training.best_by": "metric", "output": str(tmp_path / "b")}), tmp_path
-    )
+        make_recipe(
+            rows=100, layers=2, **RESTLESS, **{"training.best_by": "metric", "output": str(tmp_path / "b")}
+        ),
+        tmp_path,
+    )  # fmt: skip
     assert [entry["eval_loss"] for entry in epochs] == [entry["eval_loss"] for entry in same]
     assert by_loss.best_epoch == min(epochs, key=lambda entry: entry["eval_loss"])["epoch"]
     assert by_loss.best_epoch != by_metric.best_epoch

@@ -104,9 +104,9 @@ def written(make_recipe, tmp_path):
 
 
 @pytest.fixture
-def recipe(written, bases, one_layer, tmp_path):
+def recipe(written, bases, tmp_path):
     """Rows with words of differing number, that fill neither the last step nor both processes' share of it."""
-    base = small(one_layer(bases("bert")), tmp_path / "base")
+    base = small(bases("bert"), tmp_path / "base")
     settings = {"base": base, "lora.dropout": 0.0, "training.learning_rate": 0.003}
     return partial(written, "token-classification", rows=18, **settings)
 
@@ -139,7 +139,7 @@ def test_two_processes_make_the_adapter_of_one(sharded, recipe, together, tmp_pa
 
 
 def test_two_processes_take_away_the_ranks_that_one_does(written, bases, together, tmp_path, registry):
-    base = small(bases("bert"), tmp_path / "base")
+    base = small(bases("bert", layers=2), tmp_path / "base")
     halves = written(rows=32, method="adalora", base=base, **{"peft.init_r": 4, "peft.target_r": 2})
     two = together(tmp_path, "--set", "output=two")
     two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-3, atol=1e-4)
@@ -155,9 +155,9 @@ def test_a_quantized_base_in_shards(written, together, tmp_path, registry):
     two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-4, atol=1e-5)
 
 
-def test_new_tokens_on_a_base_in_shards(written, bases, one_layer, together, tmp_path, registry):
+def test_new_tokens_on_a_base_in_shards(written, bases, together, tmp_path, registry):
     """The saved adapter runs through PEFT, which puts its layers into a copy of the model."""
-    settings = {"base": one_layer(bases("llama")), "tokens.add": ("zzqx", "qqzx"), "lora.dropout": 0.0}
+    settings = {"base": bases("llama"), "tokens.add": ("zzqx", "qqzx"), "lora.dropout": 0.0}
     halves = written("text-generation", rows=16, **settings)
     two = together(tmp_path, "--set", "output=two", sharded=True)
     two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-4, atol=1e-5)

@@ -178,7 +178,7 @@ def test_other_settings_are_those_that_the_adapter_is_asked_by(tone, make_small,
     (half,) = evaluate(["tiny@2"], short, ours, settings={"device": "cpu"}).adapters
     assert cut.metrics == pytest.approx(half.metrics)
     assert [answer.found for answer in cut.answers] == [answer.found for answer in half.answers]
-    recipe = make_small("summarization", **SHORT, **MORE["summarization"])
+    recipe = make_small("summarization", layers=2, **SHORT, **MORE["summarization"])
     train(recipe, registry)
     settings = {"device": "cpu", "generation.max_new_tokens": 2}
     (short,) = evaluate(["tiny"], recipe.data.test, registry, settings=settings).adapters

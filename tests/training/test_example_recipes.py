@@ -27,13 +27,13 @@ LINES = {"train": 64, "test": 12}  # of hundreds: enough for every label
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_an_example_recipe_trains_on_its_data(name, bases, one_layer, registry, tmp_path, monkeypatch):
+def test_an_example_recipe_trains_on_its_data(name, bases, registry, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
 
     def load(stem: str, **changes: str) -> Recipe:
         file = Path("examples/recipes", f"{stem}.yaml")
         family = BASES.get(stem) or FAMILIES.get(Recipe.load(file).task, "bert")
-        base = one_layer(bases(family))
+        base = bases(family)
         flags = {"base": base, "output": str(tmp_path / stem), "device": "cpu", "training.max_steps": 2}
         flags |= {"generation.rows": 2, "training.max_target_length": 16} if base.endswith("t5") else {}
         flags |= {"report.write": stem in get_args(Task), **changes}  # one of each task is enough

@@ -368,6 +368,7 @@ def test_scored_pairs_are_learned(make, registry):
     recipe = make(
         scored_rows(160),
         scored_rows(40, seed=9),
+        layers=2,
         **{"training.epochs": 10, "training.learning_rate": 0.003, "lora.rank": 8},
     )
     version = train(recipe, registry)

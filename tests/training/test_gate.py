@@ -142,7 +142,7 @@ def test_a_scale_that_changed_shows_in_the_golden_logits(tagger):
 
 
 def test_labels_in_another_order_show_in_the_metric(make_recipe, tmp_path):
-    classifier = Run(make_recipe(rows=64, **{"training.epochs": 6}), tmp_path)
+    classifier = Run(make_recipe(rows=64, layers=2, **{"training.epochs": 6}), tmp_path)
     classifier.edit_manifest(lambda manifest: manifest["labels"].reverse())
     with pytest.raises(GateError, match=r"metric 'accuracy' on held-out rows: \d\.\d+ in training, 0\.\d+ with"):
         classifier.check()

@@ -126,7 +126,7 @@ def test_loftq_makes_up_for_what_quantizing_lost(make_recipe):
     """With the adapter each weight is nearer to the full-precision one than without."""
     from transformers import AutoModelForCausalLM
 
-    recipe = make_recipe("text-generation", rows=16, quantization="nf4", **{"lora.init": "loftq"})
+    recipe = make_recipe("text-generation", rows=16, layers=2, quantization="nf4", **{"lora.init": "loftq"})
     whole, model = AutoModelForCausalLM.from_pretrained(recipe.base), prepared(recipe).model
     layers = {n: m for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
     assert len(layers) == 14
@@ -137,7 +137,7 @@ def test_loftq_makes_up_for_what_quantizing_lost(make_recipe):
 
 
 def test_eva_gives_out_the_ranks_anew_and_repeats_itself(make_recipe, registry, tmp_path):
-    recipe = make_recipe("text-classification", rows=64, **{"lora.init": "eva"})
+    recipe = make_recipe("text-classification", rows=64, layers=2, **{"lora.init": "eva"})
     layers = []
     for _ in range(2):
         model = prepared(recipe).model
@@ -148,7 +148,7 @@ def test_eva_gives_out_the_ranks_anew_and_repeats_itself(make_recipe, registry, 
     assert len(set(ranks.values())) > 1
     for a in layers[0].values():  # directions of a principal component analysis
         torch.testing.assert_close(a @ a.T, torch.eye(len(a)), atol=1e-4, rtol=0)
-    train(make_recipe("text-classification", rows=64, **SHORT, **{"lora.init": "eva"}), registry)
+    train(make_recipe("text-classification", rows=64, layers=2, **SHORT, **{"lora.init": "eva"}), registry)
     assert read_checkpoint(tmp_path / "out").config["rank_pattern"]
 
 

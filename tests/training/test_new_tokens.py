@@ -52,13 +52,7 @@ def chats(count, seed=0):
 
 
 @pytest.fixture(scope="session")
-def base_of(bases, one_layer):
-    """``base_of("llama")``: a tiny base of that family."""
-    return lambda family: one_layer(bases(family))
-
-
-@pytest.fixture(scope="session")
-def with_tokens_in(recipe_in, base_of):
+def with_tokens_in(recipe_in, bases):
     """``with_tokens_in(folder, family, **settings)``: a recipe whose rows hold new tokens."""
 
     def make(folder, family="llama", make_rows=rows, **settings):
@@ -66,7 +60,7 @@ def with_tokens_in(recipe_in, base_of):
             folder,
             "text-generation",
             **{
-                "base": base_of(family),
+                "base": bases(family),
                 "data.train": write_jsonl(folder / "asked.jsonl", make_rows(48)),
                 "data.test": write_jsonl(folder / "held.jsonl", make_rows(12, seed=9)),
                 **FIRST,
@@ -114,7 +108,7 @@ RUNS = [("llama", "lora"), ("llama", "qlora"), ("gpt2", "dora")]
 
 
 @pytest.mark.parametrize(("family", "method"), RUNS)
-def test_they_are_learned_saved_and_served(trained, parent_of, registry, tmp_path, base_of, family, method):
+def test_they_are_learned_saved_and_served(trained, parent_of, registry, tmp_path, bases, family, method):
     """The gate has compared tensors, golden logits and the metric."""
     version = parent_of(family, method)
     _, warned = trained(family, method)
@@ -126,7 +120,7 @@ def test_they_are_learned_saved_and_served(trained, parent_of, registry, tmp_pat
     kept = [key for key in checkpoint.tensors if "lora_" not in key]
     assert sorted(kept) == sorted(f"base_model.model.{layer}.token_adapter.trainable_tokens_delta" for layer in layers)
     backbone = Backbone.from_pretrained(
-        base_of(family), quantization="nf4" if method == "qlora" else "none", registry=registry
+        bases(family), quantization="nf4" if method == "qlora" else "none", registry=registry
     )
     backbone.load(version.reference, "own")
     assert backbone.verify("own").matches
@@ -136,14 +130,14 @@ def test_they_are_learned_saved_and_served(trained, parent_of, registry, tmp_pat
     assert answers != backbone.generate(prompts, None, max_new_tokens=4)
 
 
-def test_peft_gives_the_same(parent_of, tmp_path, base_of):
+def test_peft_gives_the_same(parent_of, tmp_path, bases):
     """As docs/methods.md says it for a user of PEFT alone: the tokenizer beside it, a resized base."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     parent_of()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    model = AutoModelForCausalLM.from_pretrained(base_of("llama"))
+    model = AutoModelForCausalLM.from_pretrained(bases("llama"))
     model.resize_token_embeddings(len(tokenizer))
     model = PeftModel.from_pretrained(model, tmp_path / "out").eval()
     want = golden(tmp_path / "out")
@@ -152,7 +146,7 @@ def test_peft_gives_the_same(parent_of, tmp_path, base_of):
             torch.testing.assert_close(model(torch.tensor([row])).logits[0, -1], logits, atol=1e-4, rtol=1e-4)
 
 
-def test_its_card(with_tokens, registry, tmp_path, base_of, monkeypatch, capsys):
+def test_its_card(with_tokens, registry, tmp_path, bases, monkeypatch, capsys):
     """Says which tokens it adds, and its scripts run as they stand, with PEFT alone too."""
     import re
     from dataclasses import replace
@@ -164,7 +158,7 @@ def test_its_card(with_tokens, registry, tmp_path, base_of, monkeypatch, capsys)
     checkpoint = registry.checkpoint(version)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").rename(tmp_path / "tiny")
-    shutil.copytree(base_of("llama"), tmp_path / "tiny-base")
+    shutil.copytree(bases("llama"), tmp_path / "tiny-base")
     card = make_card(replace(version, base_id="tiny-base"), checkpoint)
     assert f"Tokens that it adds to the base's: {', '.join(map(markdown, ADD))}." in card
     samples = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
@@ -174,11 +168,11 @@ def test_its_card(with_tokens, registry, tmp_path, base_of, monkeypatch, capsys)
         assert capsys.readouterr().out.strip()
 
 
-def test_a_chat_with_markers_of_its_own(with_tokens, registry, base_of, tmp_path):
+def test_a_chat_with_markers_of_its_own(with_tokens, registry, bases, tmp_path):
     """The token that ends a turn ends what is generated, too, though the base's files say otherwise."""
     columns = {"data.columns": {"messages": "messages"}, "prompt.chat_template": CHAT, "tokens.end": "<|over|>"}
     version = train(with_tokens(make_rows=chats, **columns, **{"training.epochs": 8}), registry)
-    backbone = Backbone.from_pretrained(base_of("llama"), registry=registry)
+    backbone = Backbone.from_pretrained(bases("llama"), registry=registry)
     backbone.load(version.reference, "own")
     asked = [chat["messages"][:1] for chat in chats(12, seed=9)]
     answers = backbone.generate(asked, "own", max_new_tokens=20)
@@ -216,12 +210,12 @@ def trained_in(ready):
     return sum(parameter.numel() for parameter in ready.model.parameters() if parameter.requires_grad)
 
 
-def test_spare_rows_are_used_first(with_tokens, base_of, tmp_path, registry):
+def test_spare_rows_are_used_first(with_tokens, bases, tmp_path, registry):
     """A base with more rows than tokens keeps its size."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(base_of("llama"))
-    tokenizer = AutoTokenizer.from_pretrained(base_of("llama"))
+    model = AutoModelForCausalLM.from_pretrained(bases("llama"))
+    tokenizer = AutoTokenizer.from_pretrained(bases("llama"))
     model.resize_token_embeddings(len(tokenizer) + 8)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "padded")
@@ -327,7 +321,7 @@ def child_of(with_tokens, registry, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "method"), RUNS[1:])
-def test_another_run_begins_where_it_ended(parent_of, child_of, registry, tmp_path, base_of, family, method):
+def test_another_run_begins_where_it_ended(parent_of, child_of, registry, tmp_path, bases, family, method):
     """With its tokenizer and the rows of its tokens, which then train on."""
     settings = {"quantization": "nf4"} if method == "qlora" else {}
     parent = parent_of(family, method)
@@ -348,7 +342,7 @@ def test_another_run_begins_where_it_ended(parent_of, child_of, registry, tmp_pa
     before, after = load_file(tmp_path / "out" / WEIGHTS_NAME), load_file(tmp_path / "child" / WEIGHTS_NAME)
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[key], after[key]) for key in before if key.endswith("_delta"))
-    backbone = Backbone.from_pretrained(base_of(family), registry=registry, **(settings or {"quantization": "none"}))
+    backbone = Backbone.from_pretrained(bases(family), registry=registry, **(settings or {"quantization": "none"}))
     backbone.load(child.reference, "own")
     assert backbone.verify("own").matches
 
@@ -368,7 +362,7 @@ def test_a_task_adapter_begins_from_a_domain_adapter_with_tokens(parent_of, make
 
 
 @pytest.mark.parametrize(("family", "method"), RUNS[::2])
-def test_a_child_adds_tokens_of_its_own(family, method, parent_of, with_tokens, registry, tmp_path, base_of):
+def test_a_child_adds_tokens_of_its_own(family, method, parent_of, with_tokens, registry, tmp_path, bases):
     """The parent's rows go on, and those of the child's own tokens begin at the mean of the base's."""
     parent = parent_of(family, method)
     settings = {"from": parent.reference, "name": "child", "output": str(tmp_path / "child"), "lora.rank": 4}
@@ -386,19 +380,19 @@ def test_a_child_adds_tokens_of_its_own(family, method, parent_of, with_tokens, 
     assert ready.base.tokenizer.eos_token == "<|back|>"
     child = train(recipe, registry)
     assert child.manifest.added_tokens == (*ADD, "<|call|>", "<|back|>")
-    backbone = Backbone.from_pretrained(base_of(family), registry=registry)
+    backbone = Backbone.from_pretrained(bases(family), registry=registry)
     backbone.load(child.reference, "own")
     assert backbone.verify("own").matches
     backbone.load(parent.reference, "first")
     assert backbone.verify("first").matches
 
 
-def test_an_adapter_without_tokens_is_gone_on_with_and_gets_some(with_tokens, registry, tmp_path, base_of):
+def test_an_adapter_without_tokens_is_gone_on_with_and_gets_some(with_tokens, registry, tmp_path, bases):
     parent = train(with_tokens(**{"tokens.add": None, "tokens.special": False}, **SHORT), registry)
     settings = {"from": parent.reference, "name": "child", "output": str(tmp_path / "child")}
     child = train(with_tokens(**settings, **SHORT), registry)
     assert (child.manifest.added_tokens, child.parents) == (ADD, (parent.reference,))
-    backbone = Backbone.from_pretrained(base_of("llama"), registry=registry)
+    backbone = Backbone.from_pretrained(bases("llama"), registry=registry)
     backbone.load(child.reference, "own")
     assert backbone.verify("own").matches
 
@@ -460,9 +454,9 @@ def test_tokens_that_the_base_has(with_tokens, registry, tmp_path):
     assert registry.versions() == []
 
 
-def test_without_its_tokenizer_it_isnt_loaded(parent_of, tmp_path, base_of):
+def test_without_its_tokenizer_it_isnt_loaded(parent_of, tmp_path, bases):
     parent_of()
-    backbone = Backbone.from_pretrained(base_of("llama"))
+    backbone = Backbone.from_pretrained(bases("llama"))
     (tmp_path / "out/tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="trained with 3 new tokens, and the tokenizer that has them isn't"):
         backbone.load(tmp_path / "out")

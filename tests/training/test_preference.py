@@ -128,6 +128,7 @@ def test_losses_and_adapter_are_those_of_a_plain_trl_script(loss, make_pairs, tm
     settings = {
         "preference.loss": loss,
         "preference.beta": 0.3,
+        "layers": 2,
         "training.epochs": 1,
         "training.batch_size": 4,
         "training.warmup": 0.2,

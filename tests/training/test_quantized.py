@@ -39,7 +39,7 @@ def prepared(recipe):
 )
 def test_qlora_leaves_the_head_in_full_precision_and_learns(task, family, make_recipe, registry, tmp_path):
     recipe = make_recipe(
-        task, family, rows=96, method="qlora", **{"training.epochs": 4, "training.learning_rate": 0.02}
+        task, family, rows=96, layers=2, method="qlora", **{"training.epochs": 4, "training.learning_rate": 0.02}
     )
     before = prepared(recipe)
     quantized = quantized_names(before.model)
@@ -63,7 +63,7 @@ def test_a_head_of_any_name_is_kept_from_quantization(make_recipe, bases, monkey
     import lorary.adapters.base.quantization as quantization
 
     monkeypatch.setattr(quantization, "HEAD_MODULES", ("lm_head",))
-    recipe = make_recipe("text-classification", "distilbert", method="qlora")
+    recipe = make_recipe("text-classification", "distilbert", layers=2, method="qlora")
     quantized = quantized_names(prepared(recipe).model)
     assert len(quantized) == 12
     assert not any("classifier" in name for name in quantized)

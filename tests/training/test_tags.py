@@ -247,7 +247,9 @@ def test_entities_in_other_schemes_are_grouped_by_predict(scheme, make_recipe, r
     single = {"tokens": ["the", "record", "rose"], "tags": ["O", "S-ORG" if scheme == "IOBES" else "U-ORG", "O"]}
     rows = [*map(convert, tag_rows(96)), *[single] * 24]
     path = write_jsonl(tmp_path / "s.jsonl", rows)
-    version = train(make_recipe(TAG, **{"data.train": path, "data.test": None, "training.epochs": 8}), registry)
+    version = train(
+        make_recipe(TAG, layers=2, **{"data.train": path, "data.test": None, "training.epochs": 8}), registry
+    )
     assert version.metrics["test"]["f1_ORG"] == version.metrics["test"]["f1"] > 0.9
     backbone = Backbone.from_pretrained(version.base_id, device="cpu", registry=registry)
     backbone.load("tiny")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import transformers as t
 
 from lorary.hub.errors import RecipeError, TrainingError
 from runs import prepared
 from samples import bpe_tokenizer, save_base
+
+
+@pytest.fixture
+def make_recipe(make_recipe):
+    """Of a base with layers to choose from."""
+    return partial(make_recipe, layers=2)
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def serve(version, registry):
 
 
 def test_several_labels_are_learned_and_predicted(of_rows, registry):
-    version = train(of_rows(several_rows(320), **{"training.epochs": 14}), registry)
+    version = train(of_rows(several_rows(320), layers=2, **{"training.epochs": 14}), registry)
     assert version.metrics["test"]["f1"] > 0.9 > version.metrics["majority"]["f1"] + 0.2
     assert (version.manifest.problem_type, version.manifest.labels) == (MULTI, ("bank", "profit", "the"))
     backbone = serve(version, registry)

@@ -37,7 +37,7 @@ def check_golden(folder, base, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_train_learns_and_peft_gives_the_same_logits(task, make_recipe, registry, tmp_path):
-    recipe = make_recipe(task, rows=96, **{"training.epochs": 4, "training.learning_rate": 0.02})
+    recipe = make_recipe(task, rows=96, layers=2, **{"training.epochs": 4, "training.learning_rate": 0.02})
     version = train(recipe, registry)
 
     assert version.reference == "tiny@1"
@@ -218,7 +218,7 @@ def test_a_target_that_nothing_reaches_is_left_out_with_a_notice(make_recipe, tm
     from lorary.training import model as building
     from lorary.training.tasks import make_task
 
-    recipe = make_recipe("token-classification")
+    recipe = make_recipe("token-classification", layers=2)
     data = load_data(recipe)
     task = make_task(recipe, data.labels)
     base = building.load_for(task, recipe)
@@ -350,7 +350,7 @@ def test_sentence_pairs_train_through_the_gate(make_recipe, registry, tmp_path):
 
 
 def test_a_llama_can_be_trained_to_classify(make_recipe, registry, tmp_path):
-    version = train(make_recipe("text-classification", "llama", rows=160, **{"training.epochs": 6}), registry)
+    version = train(make_recipe("text-classification", "llama", rows=160, layers=2, **{"training.epochs": 6}), registry)
     assert version.metrics["test"]["f1"] > 0.8
     tensors = read_checkpoint(tmp_path / "out").tensors
     assert "base_model.model.score.weight" in tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ the activations.
 
 _REACHED = 0.4
 """The share of a bare product's speed that training steps reach."""
+
+_SIZE = 1024
+"""Inputs and outputs of that product, and its rows at most."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def run_cost(
     count = past.count(recipe, device)
     basis = f"from {count} past run{'s' if count != 1 else ''} on this device"
     if rate is None and measure:
-        rate, basis = _REACHED * product_rate(device, step), "from a product timed on this device; rough"
+        rows = min(_SIZE, max(64, step.tokens))
+        rate, basis = _REACHED * product_rate(device, rows), "from a product timed on this device; rough"
     seconds = flops / rate if rate else None
     return RunCost(
         step,
@@ -95,12 +100,12 @@ def held_by_libraries(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def product_rate(device: torch.device, step: StepCost) -> float:
-    """Floating-point operations a second of a matrix product of a few hundred rows."""
-    size = 1024
+@functools.cache
+def product_rate(device: torch.device, count: int) -> float:
+    """Floating-point operations a second of a matrix product of ``count`` rows; a process measures it once."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    rows = torch.rand(min(size, max(64, step.tokens)), size, device=device, dtype=dtype)
-    weight = torch.rand(size, size, device=device, dtype=dtype)
+    rows = torch.rand(count, _SIZE, device=device, dtype=dtype)
+    weight = torch.rand(_SIZE, _SIZE, device=device, dtype=dtype)
 
     def once() -> float:
         started = time.perf_counter()
@@ -112,4 +117,4 @@ def product_rate(device: torch.device, step: StepCost) -> float:
 
     once()
     fastest = min(once() for _ in range(5))
-    return 2 * rows.shape[0] * size * size / fastest
+    return 2 * count * _SIZE * _SIZE / fastest

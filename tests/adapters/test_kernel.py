@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 import weakref
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -47,19 +48,25 @@ def function(request, tmp_path_factory):
 )
 def test_every_size_gives_the_formulas_numbers(function, rank, width, threads):
     arena = make_arena(SIZES, rank, width=width)
+    for slots in [(1,), (1, 2, 3), (0, 2, 0, 2), (3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 3, 2)]:
+        products = Products(arena, slots, lambda path: rank)
+        products._in_c = MixedRows(function, arena, lambda path: rank, False)
+        for tokens in (1, 3, 9):
+            for path, (inputs, outputs) in SIZES.items():
+                x, out = torch.randn(len(slots), tokens, inputs), torch.randn(len(slots), tokens, outputs)
+                want = by_formula(arena, path, slots, x, out, rank)
+                with torch.no_grad(), torch_threads(threads):
+                    assert products._in_c.add(products, path, x, out)
+                torch.testing.assert_close(out, want, atol=1e-5 * rank, rtol=1e-5)
+
+
+@contextmanager
+def torch_threads(count):
+    """Within the block alone: torch's own small products would wait for one another's threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
     try:
-        for slots in [(1,), (1, 2, 3), (0, 2, 0, 2), (3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 3, 2)]:
-            products = Products(arena, slots, lambda path: rank)
-            products._in_c = MixedRows(function, arena, lambda path: rank, False)
-            for tokens in (1, 3, 9):
-                for path, (inputs, outputs) in SIZES.items():
-                    x, out = torch.randn(len(slots), tokens, inputs), torch.randn(len(slots), tokens, outputs)
-                    want = by_formula(arena, path, slots, x, out, rank)
-                    with torch.no_grad():
-                        assert products._in_c.add(products, path, x, out)
-                    torch.testing.assert_close(out, want, atol=1e-5 * rank, rtol=1e-5)
+        yield
     finally:
         torch.set_num_threads(before)
 

@@ -53,6 +53,11 @@ def bases(tmp_path_factory) -> Callable[..., str]:
             common = {"vocab_size": len(tokenizer), "pad_token_id": 0}
             model = {
                 "bert": lambda: t.BertModel(t.BertConfig(**common, max_position_embeddings=64, **usual)),
+                "modernbert": lambda: t.ModernBertForMaskedLM(
+                    t.ModernBertConfig(
+                        **common, **usual, bos_token_id=2, cls_token_id=2, eos_token_id=3, sep_token_id=3
+                    )
+                ),
                 "bert-mlm": lambda: t.BertForMaskedLM(t.BertConfig(**common, max_position_embeddings=64, **usual)),
                 "roberta": lambda: t.RobertaModel(t.RobertaConfig(**common, max_position_embeddings=66, **usual)),
                 "distilbert": lambda: t.DistilBertModel(

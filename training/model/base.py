@@ -104,12 +104,14 @@ def reseed(base: Base, seed: int) -> None:
     """Draw the parameters that the base's files lack again, as loading the base with this seed would have."""
     from transformers import set_seed
 
+    # transformers' own marks of what was read from a file, by which it leaves that alone. Some families draw a layer of
+    # a head with the module that has it (T5, ModernBERT), so that isn't done with either.
     new = set(base.new)
+    for name, parameter in base.model.named_parameters(remove_duplicate=False):
+        parameter._is_hf_initialized = name not in new
     for path, module in base.model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if (f"{path}.{name}" if path else name) in new:
-                # transformers' own marks of what was read from a file, by which it leaves the rest alone.
-                module._is_hf_initialized = parameter._is_hf_initialized = False
+        if any(not path or name.startswith(f"{path}.") for name in new):
+            module._is_hf_initialized = False
     set_seed(seed)
     base.model.initialize_weights()
 

@@ -7,6 +7,7 @@ import re
 import signal
 
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
@@ -14,7 +15,7 @@ from lorary.hub.cli.main import main
 from lorary.training import train
 from lorary.training.model import Shelf
 from lorary.training.progress import BarReporter, Reporter
-from samples import tone_rows, write_jsonl
+from samples import save_base, tone_rows, write_jsonl
 
 
 class Phases(Reporter):
@@ -52,6 +53,29 @@ def test_a_shared_base_gives_the_adapters_of_single_runs(family, quantization, m
         )
         assert shared.digest == alone.digest
         assert shared.metrics == alone.metrics
+
+
+@pytest.fixture
+def classifier(bases, tmp_path):
+    """A tiny base that is a trained classifier of two labels: its files have the head."""
+    model = AutoModelForSequenceClassification.from_pretrained(bases("roberta"), num_labels=2)
+    return str(save_base(model, AutoTokenizer.from_pretrained(bases("roberta")), tmp_path / "classifier"))
+
+
+@pytest.mark.parametrize("family", ["classifier", "modernbert"])
+def test_a_head_that_the_bases_files_hold_is_begun_with_by_every_run(
+    family, make_recipe, classifier, registry, tmp_path
+):
+    """It was left as memory without values from the second run on; a part of it, in ModernBERT."""
+    shelf, settings = Shelf(), {"training.max_steps": 2}
+    settings |= {"base": classifier} if family == "classifier" else {"family": family}
+    for seed in (1, 2):
+        reporter, own = Phases(), {"training.seed": seed, "output": str(tmp_path / f"shared{seed}")}
+        shared = train(make_recipe(**settings, **own), registry, reporter, shelf=shelf)
+    assert "loading the base" not in reporter.phases
+    own["output"] = str(tmp_path / "alone")
+    alone = train(make_recipe(**settings, **own), Registry(tmp_path / "alone.db"))
+    assert (shared.digest, shared.metrics) == (alone.digest, alone.metrics)
 
 
 def test_a_language_model_is_shared_too(make_small, registry, tmp_path):

@@ -44,7 +44,11 @@ def _key(recipe: Recipe, task: Task) -> tuple[Any, ...]:
 
 
 def _for_labels(base: Base, task: Task) -> Base | None:
-    """The base with the head that transformers' class has for these labels; None where only the class knows how."""
+    """The base with the head that transformers' class has for these labels; None where only loading it tells.
+
+    What the base's files hold of the head stays as it was read: :func:`~lorary.training.model.base.reseed` draws the
+    rest.
+    """
     model = base.model
     config = copy.deepcopy(model.config)
     for name, value in task.model_kwargs().items():
@@ -56,10 +60,19 @@ def _for_labels(base: Base, task: Task) -> Base | None:
     heads = head_modules(fresh)
     if type(fresh) is not type(model) or heads != head_modules(model):
         return None
+    read = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.partition(".")[0] in heads and name not in base.new
+    }
+    if any(fresh.get_parameter(name).shape != parameter.shape for name, parameter in read.items()):
+        return None
     for name in heads:
-        old = model.get_submodule(name)
-        like = next(old.parameters())
+        like = next(model.get_submodule(name).parameters())
         setattr(model, name, fresh.get_submodule(name).to_empty(device=like.device).to(like.dtype).eval())
+    for name, parameter in read.items():
+        path, _, last = name.rpartition(".")
+        setattr(model.get_submodule(path), last, parameter)
     _take_over(model, fresh)
     model.config = config
     return base

@@ -78,6 +78,15 @@ def test_a_head_that_the_bases_files_hold_is_begun_with_by_every_run(
     assert (shared.digest, shared.metrics) == (alone.digest, alone.metrics)
 
 
+def test_the_dropout_of_a_head_is_that_of_its_own_recipe(make_small, registry, tmp_path):
+    """A head that went from hand to hand had the first recipe's in every run."""
+    shelf, settings = Shelf(), {"training.max_steps": 1, "lora.dropout": 0.0}
+    for index, own in enumerate([{"training.classifier_dropout": 0.5}, {}]):
+        shared = train(make_small(rows=8, **settings, **own, output=str(tmp_path / f"s{index}")), registry, shelf=shelf)
+    alone = train(make_small(rows=8, **settings, output=str(tmp_path / "alone")), Registry(tmp_path / "alone.db"))
+    assert shared.digest == alone.digest
+
+
 def test_a_language_model_is_shared_too(make_small, registry, tmp_path):
     shelf = Shelf()
     for index in range(2):

@@ -38,9 +38,9 @@ class Shelf:
 
 
 def _key(recipe: Recipe, task: Task) -> tuple[Any, ...]:
-    """What has to be equal: all that decides how a base is read, and transformers' class, which decides its parts."""
+    """What has to be equal: all that decides how a base is read and set up, and its class, which decides its parts."""
     reading = (recipe.base, recipe.revision, recipe.base_quantization, recipe.dtype, recipe.device, recipe.device_map)
-    return (*reading, task.auto_class().__name__, type(task).__name__)
+    return (*reading, recipe.training.classifier_dropout, task.auto_class().__name__, type(task).__name__)
 
 
 def _for_labels(base: Base, task: Task) -> Base | None:

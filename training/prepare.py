@@ -104,6 +104,11 @@ def _prepare(
         base = load_for(task, _on_the_cpu(recipe, links) if links else recipe)
     else:
         reseed(base, recipe.training.seed)
+    if base.other_shapes:
+        reporter.note(
+            f"the base's own head is for other labels, so {base.other_shapes[0]!r}, which has another shape in its "
+            "files, begins anew; PEFT alone loads the base with ignore_mismatched_sizes=True"
+        )
     base = with_tokens(base, recipe, parent.checkpoint if parent else None, reporter.note)
     rows = {"train": data.train, "validation": data.validation, "test": data.test}
     encoded, lengths, max_length = encode_parts(recipe, rows, task, base, reporter)

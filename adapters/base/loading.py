@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lorary.adapters.base.bodies import parts_of_body
 from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.adapters.base.identity import body_of, identify
 from lorary.adapters.base.modules import demand_embedding
@@ -25,7 +26,8 @@ _ALONE = threading.RLock()
 class LoadedBase:
     """A base model in memory, and the folder it was read from.
 
-    ``new_parameters`` are the names that its files don't hold, so they are random.
+    ``new_parameters`` are the names that its files don't hold, so they are random; ``other_shapes`` those of them that
+    the files hold in another shape: a head for other labels.
     """
 
     model: Any
@@ -33,6 +35,7 @@ class LoadedBase:
     identity: BaseIdentity
     files: str
     new_parameters: tuple[str, ...] = ()
+    other_shapes: tuple[str, ...] = ()
 
 
 def load_base(
@@ -64,7 +67,8 @@ def load_base(
     Raises:
         UsageError: an unknown device, dtype or quantization, a device beside a map, devices that don't hold it all, or
             a model that reads no token ids.
-        BaseNotFoundError: no such folder or id, not a model that transformers can load, or a tokenizer that is broken.
+        BaseNotFoundError: no such folder or id, not a model that transformers can load, files that hold other weights
+            than its config says, or a tokenizer that is broken.
     """
     from pickle import UnpicklingError
 
@@ -92,6 +96,7 @@ def load_base(
                 device_map=device_map if device_map is not None else {"": place},
                 quantization_config=quantized,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # such as may be are looked at below
                 key_mapping=_body_renamed(auto_class, config),
                 **trusted,
                 **model_kwargs,
@@ -104,6 +109,7 @@ def load_base(
         raise BaseNotFoundError(
             f"base {base!r} can't be loaded as a model: its pickled weights are cut off or damaged; fetch them again"
         ) from error
+    others = _other_shapes(base, model, info["mismatched_keys"], labelled="num_labels" in model_kwargs)
     tokenizer = read_tokenizer(base, resolved.path)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError(
@@ -117,7 +123,26 @@ def load_base(
     identity = identify(whole, tokenizer, resolved.id, resolved.commit)
     if tokenizer is not None:
         _settle_padding(model, tokenizer)
-    return LoadedBase(model, tokenizer, identity, resolved.path, tuple(sorted(info["missing_keys"])))
+    new = tuple(sorted({*info["missing_keys"], *others}))
+    return LoadedBase(model, tokenizer, identity, resolved.path, new, others)
+
+
+def _other_shapes(base: str, model: Any, found: Collection[tuple[str, Any, Any]], *, labelled: bool) -> tuple[str, ...]:
+    """The names of parameters that the files hold in another shape, of ``found`` (names, shapes there, shapes here).
+
+    A head that is asked for with labels may be another than the one that the base was published with.
+
+    Raises:
+        BaseNotFoundError: they are of the body, or of a head that isn't ``labelled``.
+    """
+    body = parts_of_body(model) if found else frozenset()
+    for name, theirs, ours in sorted(found):
+        if not labelled or name.partition(".")[0] in body:
+            raise BaseNotFoundError(
+                f"base {base!r} can't be loaded as a model: its files hold {name!r} as {list(theirs)}, its config.json "
+                f"says {list(ours)}; fetch all of its files again"
+            )
+    return tuple(sorted(name for name, _, _ in found))
 
 
 def read_tokenizer(base: str, folder: str) -> Any:

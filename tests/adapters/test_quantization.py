@@ -1,5 +1,6 @@
 """The two traps of bitsandbytes: quantized heads, and the CPU path that repacks weights."""
 
+import json
 import shutil
 
 import pytest
@@ -148,6 +149,16 @@ def test_a_folder_that_is_no_model(bases, tmp_path):
     (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:3000])
     with pytest.raises(BaseNotFoundError, match=r"can't be loaded as a model: .*header"):
         load_base(str(half))
+
+
+@pytest.mark.parametrize("labels", [{}, {"num_labels": 3}])
+def test_weights_of_another_size_than_the_config_says(labels, bases, tmp_path):
+    base = shutil.copytree(bases("bert"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    auto_class = task_class("text-classification") if labels else None
+    with pytest.raises(BaseNotFoundError, match=r"intermediate.dense.* as \[64.*\], its config.json says \[48"):
+        load_base(str(base), auto_class=auto_class, **labels)
 
 
 def test_pickled_weights_that_are_cut_off(bases, tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from checkpoints import make_checkpoint
 from lorary.hub import Registry
 from lorary.hub.cli.main import main
-from lorary.training import train
+from lorary.training import evaluate, train
 from lorary.training.model import Shelf
 from lorary.training.progress import BarReporter, Reporter
 from samples import save_base, tone_rows, write_jsonl
@@ -76,6 +76,23 @@ def test_a_head_that_the_bases_files_hold_is_begun_with_by_every_run(
     own["output"] = str(tmp_path / "alone")
     alone = train(make_recipe(**settings, **own), Registry(tmp_path / "alone.db"))
     assert (shared.digest, shared.metrics) == (alone.digest, alone.metrics)
+
+
+def test_a_base_that_is_a_classifier_of_other_labels(make_recipe, classifier, registry, tmp_path):
+    """Its head is drawn anew for three labels, and read from its files again for two."""
+    shelf, settings = Shelf(), {"training.max_steps": 1, "base": classifier}
+    three = {"data.train": _three_labels(tmp_path), "data.test": None}
+    for index, (own, loaded) in enumerate([(three, True), ({"training.seed": 3, **three}, False), ({}, True)]):
+        reporter = Phases()
+        own = {**settings, **own, "name": f"n{index}"}
+        shared = train(make_recipe(**own, output=str(tmp_path / f"s{index}")), registry, reporter, shelf=shelf)
+        alone = train(make_recipe(**own, output=str(tmp_path / f"a{index}")), Registry(tmp_path / f"{index}.db"))
+        assert (shared.digest, shared.metrics) == (alone.digest, alone.metrics)
+        assert ("loading the base" in reporter.phases) == loaded
+        told = [line for line in reporter.notices if "has another shape" in line]
+        assert len(told) == (1 if own.get("data.train") else 0)
+    found = evaluate(["n0@1", "n1@1"], three["data.train"], registry, settings={"device": "cpu"})
+    assert [adapter.metrics.keys() for adapter in found.adapters] == [shared.metrics["test"].keys()] * 2
 
 
 def test_the_dropout_of_a_head_is_that_of_its_own_recipe(make_small, registry, tmp_path):

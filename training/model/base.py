@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class Base:
     """A base with the task's head, before the adapter.
 
-    ``saved`` are the modules that are trained whole, ``new`` the parameters that the base's files lack; ``files`` is
-    the folder that it was read from. ``before``: what it was before it got new tokens, if it has some.
+    ``saved`` are the modules that are trained whole, ``new`` the parameters that the base's files lack, and
+    ``other_shapes`` those of them that the files hold for other labels; ``files`` is the folder that it was read from.
+    ``before``: what it was before it got new tokens, if it has some.
     """
 
     model: Any
@@ -39,6 +40,7 @@ class Base:
     new: tuple[str, ...] = ()
     files: str | None = None
     before: Before | None = None
+    other_shapes: tuple[str, ...] = ()
 
     @property
     def bare(self) -> Base:
@@ -81,7 +83,10 @@ def load_for(task: Task, recipe: Recipe) -> Base:
         _set_head_dropout(loaded.model, recipe.training.classifier_dropout)
     head_of_task = head_modules(loaded.model) if task.new_head else own
     saved = (*head_of_task, *_new_in_body(loaded.model, loaded.new_parameters))
-    return Base(loaded.model, loaded.tokenizer, loaded.identity, saved, loaded.new_parameters, loaded.files)
+    return Base(
+        loaded.model, loaded.tokenizer, loaded.identity, saved, loaded.new_parameters, loaded.files,
+        other_shapes=loaded.other_shapes,
+    )  # fmt: skip
 
 
 def _demand_served(model: Any, task: Task, recipe: Recipe) -> None:

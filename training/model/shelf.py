@@ -65,7 +65,8 @@ def _for_labels(base: Base, task: Task) -> Base | None:
         for name, parameter in model.named_parameters()
         if name.partition(".")[0] in heads and name not in base.new
     }
-    if any(fresh.get_parameter(name).shape != parameter.shape for name, parameter in read.items()):
+    in_files = {**read, **{name: model.get_parameter(name) for name in base.other_shapes}}
+    if any(fresh.get_parameter(name).shape != parameter.shape for name, parameter in in_files.items()):
         return None
     for name in heads:
         like = next(model.get_submodule(name).parameters())

@@ -67,14 +67,17 @@ def blind(tmp_path_factory) -> str:
     return str(folder)
 
 
-def peft_adapter(base: str, folder: Path, weights: dict[str, tuple[list[float], list[float]]]) -> Path:
+def peft_adapter(
+    base: str, folder: Path, weights: dict[str, tuple[list[float], list[float]]], kind: str = "SEQ_CLS"
+) -> Path:
     """PEFT's own checkpoint of rank 1: the beginnings of each module's A and B, the rest of them zero."""
+    import transformers as t
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(1)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
-    config = LoraConfig(task_type="SEQ_CLS", r=1, lora_alpha=1, target_modules=[*weights])
+    auto = t.AutoModelForTokenClassification if kind == "TOKEN_CLS" else t.AutoModelForSequenceClassification
+    model = auto.from_pretrained(base, num_labels=2)
+    config = LoraConfig(task_type=kind, r=1, lora_alpha=1, target_modules=[*weights])
     peft_model = get_peft_model(model, config)
     for name, parameter in peft_model.named_parameters():
         for module, (a, b) in weights.items():
@@ -124,6 +127,17 @@ def test_an_adapter_from_whose_states_the_labels_can_be_read_is_what_to_start_fr
     training = found.recipe.training.model_copy(update={"max_steps": 2})
     version = train(found.recipe.model_copy(update={"training": training}), catalogue)
     assert version.parents == ("seeing@1",)
+
+
+def test_an_adapter_of_another_task_is_a_stage_before_the_recipes_own(blind, tmp_path):
+    registry = Registry(tmp_path / "adapters.db")
+    folder = peft_adapter(blind, tmp_path / "seeing", SEEING, "TOKEN_CLS")
+    registry.add(folder, name="seeing", domain="markets", task="token-classification")
+    found = advise(recipe_on(blind, tmp_path, tone_rows(150)), registry)
+    assert values(found) == {"strategy": "intermediate", "from": "seeing@1"}
+    assert (found.recipe.strategy, found.recipe.from_) == ("intermediate", "seeing@1")
+    assert found.estimate is not None
+    assert not found.hints or not any("would help" in hint for hint in found.hints)
 
 
 def test_what_contradicts_the_recipe_is_told_and_left_out(blind, catalogue, tmp_path):

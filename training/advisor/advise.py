@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lorary.adapters.running.inference import longest_input
@@ -187,16 +187,20 @@ def _try_starts(
     return tried
 
 
-def _with(advice: Advice, settings: Iterable[Setting] = (), hints: Iterable[str] = ()) -> Advice:
-    """Advice with more settings, as far as they don't contradict what the user has chosen, and more hints."""
+def _with(advice: Advice, settings: Iterable[Sequence[Setting]] = (), hints: Iterable[str] = ()) -> Advice:
+    """Advice with more settings, as far as they don't contradict what the user has chosen, and more hints.
+
+    Of ``settings``, each item's mean something together alone: all of them are taken, or none.
+    """
     taken, told, recipe = list(advice.settings), list(advice.hints), advice.recipe
-    for setting in settings:
+    for together in settings:
         try:
-            recipe = with_settings(advice.asked, [*taken, setting])
+            recipe = with_settings(advice.asked, [*taken, *together])
         except RecipeError as error:
-            told.append(f"{setting.key}: {setting.value} would help ({setting.why}), but {'; '.join(error.problems)}")
+            what = ", ".join(f"{setting.key}: {setting.value}" for setting in together)
+            told.append(f"{what} would help ({together[0].why}), but {'; '.join(error.problems)}")
         else:
-            taken.append(setting)
+            taken += together
     return replace(advice, recipe=recipe, settings=tuple(taken), hints=(*told, *hints))
 
 
@@ -218,6 +222,6 @@ def _fitted(advice: Advice, registry: Registry, memory: int | None, reporter: Re
         if other.peak <= found.available:
             pairs = (text.partition("=") for text in other.settings)
             less = [Setting(key, read_value(value), f"{why}; {size(other.peak)} with it") for key, _, value in pairs]
-            fitted = _with(advice, less)
+            fitted = _with(advice, [less])
             return replace(fitted, estimate=needs(fitted.recipe))
     return replace(_with(advice, hints=[f"it fits with no settings: {why}"]), estimate=found)

@@ -24,13 +24,13 @@ _UNKNOWN = 0.01
 _LIKELY = 0.8  # of the resamples, from which on a gain that isn't sure is told
 
 
-def best_start_settings(best: Start, recipe: Recipe, metric: str, probed: bool) -> Iterator[Setting]:
+def best_start_settings(best: Start, recipe: Recipe, metric: str, probed: bool) -> Iterator[list[Setting]]:
     """To start from the adapter that is surely better than the base, where there is one."""
     if best.reference is None or best.task is None or best.against_base is None:
         return
     how = "a linear probe on its states has" if probed else "as it is it has"
     why = f"{how} {metric} {best.score:.3g}, {shown(best.against_base)} beside the base's"
-    yield from start_settings(recipe, best.reference, best.task, why)
+    yield start_settings(recipe, best.reference, best.task, why)
 
 
 def ready_hints(starts: Sequence[Start], best: Start, metric: str) -> Iterator[str]:
@@ -44,39 +44,35 @@ def ready_hints(starts: Sequence[Start], best: Start, metric: str) -> Iterator[s
             )
 
 
-def row_settings(facts: RowFacts, recipe: Recipe, longest: int) -> Iterator[Setting]:
+def row_settings(facts: RowFacts, recipe: Recipe, longest: int) -> Iterator[list[Setting]]:
     """Room for rows that would be cut; ``longest`` is the most tokens that the base takes."""
     lengths = facts.lengths
     if lengths is None or lengths.cut <= _CUT:
         return
     room = min(longest, -(-lengths.nearly_all // 8) * 8)
     if room > lengths.most:
-        yield Setting(
-            "training.max_length",
-            room,
+        why = (
             f"{lengths.cut:.0%} of the rows have more than {lengths.most} tokens; 99 of 100 have at most "
-            f"{lengths.nearly_all}",
+            f"{lengths.nearly_all}"
         )
+        yield [Setting("training.max_length", room, why)]
 
 
-def weight_settings(beside: Beside, metric: str) -> Iterator[Setting]:
+def weight_settings(beside: Beside, metric: str) -> Iterator[list[Setting]]:
     """Class weights, where they were tried and are surely better."""
     if beside.balanced is not None and beside.balanced.verdict == "better":
         why = f"they change the probe's {metric} by {shown(beside.balanced)}"
-        yield Setting("training.class_weights", "balanced", why)
+        yield [Setting("training.class_weights", "balanced", why)]
 
 
-def fold_settings(facts: RowFacts, recipe: Recipe, metric: str, noise: float) -> Iterator[Setting]:
+def fold_settings(facts: RowFacts, recipe: Recipe, metric: str, noise: float) -> Iterator[list[Setting]]:
     """Cross-validation, where held-out rows are split off and too few to measure by; ``noise`` is their luck."""
     training = recipe.training
     settled = training.folds is not None or training.seeds > 1 or recipe.data.names_test
     if settled or noise <= _NOISE or lower_is_better(metric):
         return
-    yield Setting(
-        "training.folds",
-        FOLDS,
-        f"by the luck of {facts.held_out} held-out rows {metric} varies by {noise:.2g}; folds hold every row out once",
-    )
+    why = f"by the luck of {facts.held_out} held-out rows {metric} varies by {noise:.2g}; folds hold every row out once"
+    yield [Setting("training.folds", FOLDS, why)]
 
 
 def luck(scorer: Scorer, measured: Measured, golds: Sequence[Any], count: int, draws: int = 200) -> float:

@@ -338,6 +338,12 @@ def test_the_command_says_what_to_call_next(blind, catalogue, tmp_path, monkeypa
     assert "spelling alone" in out
     assert "lorary train 'tone recipe.yaml' --from seeing@1" in out
 
+    # What was measured is what is trained: with the flags that it was measured with.
+    write_jsonl(tmp_path / "other.jsonl", tone_rows(150, seed=1))
+    words = ["--data", "other.jsonl", "--domain", "news", "--set", "training.batch_size=4", "--set", "start=null"]
+    assert main(["advise", "tone recipe.yaml", *words, "--registry", str(catalogue.path)]) == 0
+    assert f"lorary train 'tone recipe.yaml' {' '.join(words)} --from seeing@1" in capsys.readouterr().out
+
 
 @pytest.mark.parametrize(("family", "others"), [
     ("bert-mlm", ("fill-mask", "question-answering", "feature-extraction")),

@@ -105,7 +105,7 @@ def command(
         print_note(f"Recipe: {write}", aside=as_json)
     if not as_json:
         print_line("")
-        print_next(_next(found, recipe, write, set_ or ()), catalogue.path)
+        print_next(_next(found, recipe, write, given, set_ or ()), catalogue.path)
         if recipe is None and write is None:
             print_line("With --write FILE.yaml the advised recipe is written for `lorary train`.")
 
@@ -234,7 +234,9 @@ def _write(place: Path, text: str) -> None:
         raise OutputError(f"--write {place}: can't be written ({error.strerror})") from error
 
 
-def _next(found: Advice, recipe: Path | None, written: Path | None, set_: Sequence[str]) -> list[str]:
+def _next(
+    found: Advice, recipe: Path | None, written: Path | None, given: Mapping[str, Any], set_: Sequence[str]
+) -> list[str]:
     """Commands that go on from here."""
     if written is not None:
         return [f"lorary train {shlex.quote(str(written))}"]
@@ -244,12 +246,15 @@ def _next(found: Advice, recipe: Path | None, written: Path | None, set_: Sequen
     from lorary.training.recipe.raw import read_recipe, section
 
     words = ["lorary", "train", str(recipe)]
+    for key, value in given.items():
+        words += [FLAG_OF[key], str(value)]
     for text in set_:
         words += ["--set", text]
+    raw = read_recipe(recipe).with_overrides(set_)
     folds = any(setting.key == "training.folds" for setting in found.settings)
-    if folds and section(read_recipe(recipe).values, "data").get("test_size") is not None:
+    if folds and section(raw.values, "data").get("test_size") is not None:
         words += ["--set", "data.test_size=null"]
     for setting in found.settings:
-        flag = FLAG_OF.get(setting.key)
+        flag = None if raw.origins.get(setting.key) == "--set" else FLAG_OF.get(setting.key)  # --set wins over flags
         words += [flag, str(setting.value)] if flag else ["--set", f"{setting.key}={setting.value}"]
     return [shlex.join(words)]

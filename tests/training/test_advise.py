@@ -361,3 +361,16 @@ def test_adapters_of_every_task_are_tried_for_a_classifier(family, others, recip
     )
     assert {start.reference for start in found.starts} == {None, *(f"{task}@1" for task in others)}, reporter.notices
     assert len({start.score for start in found.starts}) > 1
+
+
+def test_what_has_learned_texts_is_no_start_for_writing_them(recipe_in, tmp_path):
+    registry = Registry(tmp_path / "adapters.db")
+    theirs = {
+        "data.columns": {"text": "prompt"}, "strategy": "continual", "training.max_steps": 2, "name": "theirs",
+        "output": str(tmp_path / "theirs" / "out"),
+    }  # fmt: skip
+    train(recipe_in(tmp_path, "text-generation", rows=30, **theirs), registry)
+    reporter = Reporter()
+    found = advise(recipe_in(tmp_path, "text-generation", rows=30), registry, progress=reporter)
+    assert [start.reference for start in found.starts] == [None]
+    assert any(line.startswith("theirs@1 isn't tried") and "has learned" in line for line in reporter.notices)

@@ -50,15 +50,18 @@ def candidates(
     try:
         with_settings(recipe, start_settings(recipe, "any", recipe.task, ""))
     except RecipeError as error:
-        return Candidates((), (f"no adapter is tried as a start: {'; '.join(error.problems)}",), 0)
+        return Candidates((), (f"no adapter is tried as a start: {error.problems[0]}",), 0)
     # By its id too: what was made elsewhere carries no fingerprint, and the loader tells whether it fits.
     known = [one for one in (fingerprint, public_base(recipe.base)) if one is not None]
     versions = {version.reference: version for one in known for version in registry.find(base=one)}
     files = _files(provenance, ("train", "validation", "test"))
+    # What has read a file's texts alone doesn't know labels beside them; where texts are the answers, it knows those.
+    labelled = bool(recipe.data.columns.named().keys() & {"label", "tags"} or recipe.data.label_columns)
     seen = {
         reference
         for reference, version in versions.items()
-        if version.name == recipe.name or (version.strategy != "continual" and files & _files(_data_of(version)))
+        if version.name == recipe.name
+        or (not (labelled and version.strategy == "continual") and files & _files(_data_of(version)))
     }
     newest = {version.name: version for version in sorted(versions.values(), key=lambda one: one.number)}
     tried: list[Version] = []

@@ -7,22 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from lorary.hub import Registry
 from lorary.hub.cli.main import main
-from lorary.hub.errors import RecipeError, UsageError
+from lorary.hub.errors import RecipeError
 from lorary.training import advise
-from lorary.training.advisor.guess import guess_task
-from lorary.training.advisor.probe import probe
-from lorary.training.data import load_data
 from lorary.training.evaluation.evaluate import evaluate
-from lorary.training.experiments.bootstrap import paired_bootstrap
-from lorary.training.experiments.curve import in_proportion
 from lorary.training.progress import Reporter
 from lorary.training.recipe import Recipe
 from lorary.training.run import train
-from lorary.training.tasks import make_task
 from samples import ROWS, save_base, tone_rows, wordpiece_tokenizer, write_jsonl
 
 TONE = ("rose", "grew", "strong", "record", "fell", "loss", "weak", "cut")
@@ -236,20 +229,6 @@ def test_labels_of_every_kind_are_probed(bases, tmp_path):
         assert score < 1.6 if kind == "regression" else score > 0.6
 
 
-def test_no_row_is_answered_by_a_probe_that_was_fitted_on_it(make_small):
-    recipe = make_small(rows=60)
-    data = load_data(recipe)
-    task = make_task(recipe, data.labels, data.problem_type)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.base)
-    rows = task.encode(in_proportion(data.train, 0), tokenizer, 64, lambda line: None)
-    count = len(rows.examples)
-    folds = [place * 5 // count for place in range(count)]
-    own = [torch.eye(count)[place : place + 1] for place in range(count)]  # tells a row from others, and nothing else
-    assert probe(task, rows, own, folds).score < 0.7
-    told = [torch.tensor([[float(row.values["label"] == "good")]]) for row in rows.examples]
-    assert probe(task, rows, told, folds).score == 1.0
-
-
 def test_rows_and_base_are_told_what_is_wrong_with_them(bases, tmp_path):
     rows = [*tone_rows(60), {"text": "profit rose", "label": "good"}, {"text": "profit rose", "label": "bad"}]
     rows += [{"text": "Qué día tan bonito hace hoy en Jaén", "label": "good"}] * 3
@@ -267,41 +246,6 @@ def test_rows_and_base_are_told_what_is_wrong_with_them(bases, tmp_path):
 def test_what_fits_nowhere_is_told(make_small):
     found = advise(make_small(rows=40), memory=1_000)
     assert any(hint.startswith("it fits with no settings") for hint in found.hints)
-
-
-@pytest.mark.parametrize(
-    ("rows", "task"),
-    [
-        ({"text": "a", "label": "b"}, "text-classification"),
-        ({"text": "a", "text_pair": "c", "label": "b"}, "text-classification"),
-        ({"tokens": ["a"], "tags": ["O"], "source": "x"}, "token-classification"),
-        ({"question": "a", "context": "b", "answers": {"text": [], "answer_start": []}}, "question-answering"),
-        ({"prompt": "a", "completion": "b", "text": "c"}, "text-generation"),
-        ({"messages": []}, "text-generation"),
-        ({"source": "a", "target": "b"}, "translation"),
-        ({"text": "a", "positive": "b"}, "feature-extraction"),
-    ],
-)
-def test_the_task_is_what_the_columns_say(rows, task, tmp_path):
-    found, columns = guess_task(write_jsonl(tmp_path / "rows.jsonl", [rows] * 2))
-    assert found == task
-    assert set(columns) <= set(rows)
-
-
-def test_columns_that_say_nothing_are_told(tmp_path):
-    for rows in ({"text": "a"}, {"headline": "a", "tone": "b"}):
-        with pytest.raises(UsageError, match="pass --task"):
-            guess_task(write_jsonl(tmp_path / "rows.jsonl", [rows] * 2))
-
-
-def test_an_interval_is_the_wider_the_more_are_compared(make_small):
-    task = make_task(make_small(), ("bad", "good"))
-    golds = ["good", "bad"] * 30
-    good, poor = [(0.1, 0.9), (0.9, 0.1)] * 30, [(0.1, 0.9)] * 40 + [(0.1, 0.9), (0.9, 0.1)] * 10
-    one = paired_bootstrap(task, golds, [good], [poor])
-    eight = paired_bootstrap(task, golds, [good], [poor], level=1 - 0.05 / 8, resamples=2000)
-    assert eight.low < one.low
-    assert eight.high > one.high
 
 
 def values(found) -> dict[str, object]:
@@ -374,3 +318,22 @@ def test_what_has_learned_texts_is_no_start_for_writing_them(recipe_in, tmp_path
     found = advise(recipe_in(tmp_path, "text-generation", rows=30), registry, progress=reporter)
     assert [start.reference for start in found.starts] == [None]
     assert any(line.startswith("theirs@1 isn't tried") and "has learned" in line for line in reporter.notices)
+
+
+def test_settings_that_nothing_is_trained_with_are_told_before_anything_is_read(make_small):
+    recipe = make_small(rows=40, dtype="float16")
+    reporter = Reporter()
+    phases: list[str] = []
+    reporter.phase = phases.append
+    with pytest.raises(RecipeError, match="float16 isn't trained in on a CPU"):
+        advise(recipe, progress=reporter)
+    assert phases == []
+
+
+def test_rows_that_are_dropped_speak_for_more_room(bases, tmp_path):
+    long = [{**row, "text": f"{row['text']} " + "the bank said " * 6} for row in tone_rows(60, seed=1)]
+    settings = {"training.max_length": 16, "data.too_long": "drop", "data.test_size": 0.1}
+    found = advise(recipe_on(bases("bert"), tmp_path, [*tone_rows(60), *long], **settings))
+    assert values(found)["training.max_length"] > 20
+    assert found.facts.lengths is not None
+    assert 0.3 < found.facts.lengths.cut < 0.7

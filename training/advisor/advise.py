@@ -29,17 +29,17 @@ from lorary.training.advisor.settle import (
     weight_settings,
 )
 from lorary.training.advisor.starts import candidates, not_tried
-from lorary.training.data import Examples, load_data
+from lorary.training.data import Example, Examples, load_data
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.plan import Estimate, estimate, on_meta
 from lorary.training.experiments.curve import in_proportion
-from lorary.training.model import Base
+from lorary.training.model import Base, check_settings
 from lorary.training.prepare import encode_parts
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.raw import read_value
 from lorary.training.strategies.parent import Parent, find_parent
-from lorary.training.tasks import Task, make_task
+from lorary.training.tasks import Encoded, Task, make_task
 
 ROWS, STARTS = 500, 8
 _FEWEST = 20  # rows, below which nothing measured on them could be told from luck
@@ -92,12 +92,14 @@ def advise(
         progress: is told of phases and notices.
 
     Raises:
-        RecipeError: the recipe says what it starts from, or trains nothing.
+        RecipeError: the recipe says what it starts from, trains nothing, or asks for what its device or method doesn't
+            take.
         DataError: rows that can't be used.
         BaseNotFoundError: the base can't be found or loaded.
         TrainingError: the base can't be trained for the task, or not with these settings.
     """
     _check(recipe)
+    check_settings(recipe)
     reporter, registry = progress or Reporter(), registry or Registry()
     reporter.phase("reading the data")
     data = load_data(recipe, reporter.note)
@@ -132,12 +134,15 @@ def _measure(recipe: Recipe, data: Examples, registry: Registry, reporter: Repor
     encoded, _, length = encode_parts(recipe, {"train": picked}, task, base, reporter)
     rows = encoded["train"]
     count = len(rows.examples)
-    facts = look_at(data, rows, base.tokenizer, length, repeated, contradicting)
-    advice = _with(Advice(recipe, recipe, facts, count), row_settings(facts, recipe, longest), row_hints(facts))
+    told = _whole(recipe, picked, task, base) if recipe.data.too_long == "drop" else rows
+    facts = look_at(data, told, base.tokenizer, length, repeated, contradicting)
+    advice = with_more(Advice(recipe, recipe, facts, count), row_settings(facts, recipe, longest), row_hints(facts))
     if manner is None:
-        return _with(advice, hints=["pairs are measured against the model that they change, so not before training"])
+        return with_more(
+            advice, hints=["pairs are measured against the model that they change, so not before training"]
+        )
     if count < _FEWEST:
-        return _with(advice, hints=[f"{count} rows are too few to measure anything on"])
+        return with_more(advice, hints=[f"{count} rows are too few to measure anything on"])
     bench = Bench(base, task, manner, rows, recipe.training.batch_size, registry)
     tried = _try_starts(bench, base, recipe, data, registry, reporter, starts)
     reporter.phase("measuring the rows")
@@ -157,9 +162,15 @@ def _measure(recipe: Recipe, data: Examples, registry: Registry, reporter: Repor
     ]
     hints = [
         *ready_hints(tried, bench.best.start, metric),
-        *beside_hints(beside, metric, tried[0].score),
+        *beside_hints(beside, metric, tried[0].score, advice.baselines),
     ]
-    return _with(advice, settings, hints)
+    return with_more(advice, settings, hints)
+
+
+def _whole(recipe: Recipe, picked: Sequence[Example], task: Task, base: Base) -> Encoded:
+    """The rows with those that the recipe drops, whose lengths say that they are dropped."""
+    cut = recipe.model_copy(update={"data": recipe.data.model_copy(update={"too_long": "truncate"})})
+    return encode_parts(cut, {"train": picked}, task, base, Reporter())[0]["train"]
 
 
 def _try_starts(
@@ -187,10 +198,11 @@ def _try_starts(
     return tried
 
 
-def _with(advice: Advice, settings: Iterable[Sequence[Setting]] = (), hints: Iterable[str] = ()) -> Advice:
+def with_more(advice: Advice, settings: Iterable[Sequence[Setting]] = (), hints: Iterable[str] = ()) -> Advice:
     """Advice with more settings, as far as they don't contradict what the user has chosen, and more hints.
 
-    Of ``settings``, each item's mean something together alone: all of them are taken, or none.
+    Of ``settings``, each item's mean something together alone: all of them are taken, or none. The last one of a key
+    counts.
     """
     taken, told, recipe = list(advice.settings), list(advice.hints), advice.recipe
     for together in settings:
@@ -200,7 +212,8 @@ def _with(advice: Advice, settings: Iterable[Sequence[Setting]] = (), hints: Ite
             what = ", ".join(f"{setting.key}: {setting.value}" for setting in together)
             told.append(f"{what} would help ({together[0].why}), but {'; '.join(error.problems)}")
         else:
-            taken += together
+            keys = {setting.key for setting in together}
+            taken = [*(setting for setting in taken if setting.key not in keys), *together]
     return replace(advice, recipe=recipe, settings=tuple(taken), hints=(*told, *hints))
 
 
@@ -214,7 +227,7 @@ def _fitted(advice: Advice, registry: Registry, memory: int | None, reporter: Re
     try:
         found = needs(advice.recipe)
     except EstimateError as error:
-        return _with(advice, hints=[f"memory can't be estimated: {error}"])
+        return with_more(advice, hints=[f"memory can't be estimated: {error}"])
     if found.fits:
         return replace(advice, estimate=found)
     why = f"the run would take {size(found.cost.peak)}, there are {size(found.available)}"
@@ -222,6 +235,6 @@ def _fitted(advice: Advice, registry: Registry, memory: int | None, reporter: Re
         if other.peak <= found.available:
             pairs = (text.partition("=") for text in other.settings)
             less = [Setting(key, read_value(value), f"{why}; {size(other.peak)} with it") for key, _, value in pairs]
-            fitted = _with(advice, [less])
+            fitted = with_more(advice, [less])
             return replace(fitted, estimate=needs(fitted.recipe))
-    return replace(_with(advice, hints=[f"it fits with no settings: {why}"]), estimate=found)
+    return replace(with_more(advice, hints=[f"it fits with no settings: {why}"]), estimate=found)

@@ -133,6 +133,7 @@ def _classify(train: Any, targets: Any, test: Any, count: int, penalty: float, b
     model = LogisticRegression(C=penalty, max_iter=200, class_weight="balanced" if balanced else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that is nearly there tells as much
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # they are labels all the same
         found = model.fit(train, targets).decision_function(test)
     logits[:, there] = np.stack([np.zeros_like(found), found], axis=1) if found.ndim == 1 else found
     return logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -107,8 +107,8 @@ def row_hints(facts: RowFacts) -> Iterator[str]:
         )
 
 
-def beside_hints(beside: Beside, metric: str, base_score: float) -> Iterator[str]:
-    """What the rows themselves say."""
+def beside_hints(beside: Beside, metric: str, base_score: float, baselines: Mapping[str, float]) -> Iterator[str]:
+    """What the rows themselves say; nothing of more rows where the probe reads no more than ``baselines`` know."""
     if beside.spelling is not None and beside.spelling_against_base is not None:
         found = beside.spelling_against_base
         if found.verdict != "worse":
@@ -117,18 +117,25 @@ def beside_hints(beside: Beside, metric: str, base_score: float) -> Iterator[str
                 f"spelling alone, without any model, has {metric} {beside.spelling:.3g}, {more} a probe on the base "
                 f"({base_score:.3g}): an adapter has to do better than that to be worth its while"
             )
-    if beside.growing is not None:
+    sign = -1 if lower_is_better(metric) else 1
+    if beside.growing is not None and all(sign * (beside.growth[-1][1] - known) > 0 for known in baselines.values()):
         yield (
-            f"{_growing(beside.growing)}: the probe's {metric} is "
+            f"{_growing(beside.growing, *beside.growth[-1])}: the probe's {metric} is "
             + ", ".join(f"{score:.3g} with {count}" for count, score in beside.growth)
             + " rows; `lorary curve` measures it by training"
         )
 
 
-def _growing(found: Difference) -> str:
+def _growing(found: Difference, count: int, score: float) -> str:
+    """In words, of the probe on ``count`` rows, which has this score, beside the one on half of them."""
+    more = f"more rows than {count}"  # there may be more already, of which not all were measured
     if found.verdict == "better":
-        return "more rows will help"
-    return "more rows may help, which these are too few to tell" if found.better > _LIKELY else "more rows hardly help"
+        return f"{more} will help"
+    if found.better > _LIKELY:
+        return f"{more} may help, which these are too few to tell"
+    lower = lower_is_better(found.metric)
+    gain, much = (-found.low, _NOISE * abs(score)) if lower else (found.high, _NOISE)
+    return f"{more} hardly help" if gain <= much else f"whether {more} help, these are too few to tell"
 
 
 def shown(found: Difference) -> str:

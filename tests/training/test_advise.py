@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
 from lorary.hub import Registry
+from lorary.hub.cli.commands import advise as advise_command
 from lorary.hub.cli.main import main
 from lorary.hub.errors import RecipeError
 from lorary.training import advise
@@ -337,3 +339,40 @@ def test_rows_that_are_dropped_speak_for_more_room(bases, tmp_path):
     assert values(found)["training.max_length"] > 20
     assert found.facts.lengths is not None
     assert 0.3 < found.facts.lengths.cut < 0.7
+
+
+def test_the_command_says_how_many_runs_there_are_and_what_does_not_fit(
+    blind, catalogue, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_on(blind, tmp_path, tone_rows(60), **{"training.folds": 3, "lora.rank": 8})
+    (tmp_path / "tone.yaml").write_text(recipe.given())
+    words = ["advise", "tone.yaml", "--registry", str(catalogue.path)]
+    assert main(words) == 0
+    assert "- each of 4 runs takes " in capsys.readouterr().out
+    assert main([*words, "--memory", "1MB"]) == 0
+    out = capsys.readouterr().out
+    assert "it fits with no settings: the run would take" in out
+    assert " of 1 MB" not in out
+
+
+def test_half_a_recipe_is_not_left_where_the_disk_is_full(blind, catalogue, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe_on(blind, tmp_path, tone_rows(60))
+    words = ["--base", blind, "--data", "rows.jsonl", "--device", "cpu", "--starts", "0"]
+    before = catalogue.stamp()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    real = advise_command._write
+
+    def on_a_full_disk(*words: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            real(*words)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(advise_command, "_write", on_a_full_disk)
+    assert main(["advise", *words, "--write", "tone.yaml", "--registry", str(catalogue.path)]) == 1
+    assert "--write tone.yaml: can't be written (File too large)" in capsys.readouterr().err
+    assert not (tmp_path / "tone.yaml").exists()
+    assert catalogue.stamp() == before

@@ -30,6 +30,7 @@ from lorary.hub.units import duration, size
 if TYPE_CHECKING:
     from lorary.training.advisor.advise import Advice
     from lorary.training.advisor.bench import Start
+    from lorary.training.estimate.plan import Estimate
     from lorary.training.experiments.bootstrap import Difference
 
 EXAMPLES = (
@@ -166,11 +167,14 @@ def _show(found: Advice) -> None:
     for hint in found.hints:
         print_line(f"- {hint}")
     if found.estimate is not None:
-        cost = found.estimate.cost
-        print_line(
-            f"- the run takes {size(cost.peak)} of {size(found.estimate.available)}, {cost.steps:,} steps, time "
-            f"{duration(cost.seconds)}"
-        )
+        print_line(f"- {_run_line(found.estimate)}")
+
+
+def _run_line(found: Estimate) -> str:
+    cost = found.cost
+    run = "the run takes" if found.runs == 1 else f"each of {found.runs} runs takes"
+    memory = f"{size(cost.peak)} of {size(found.available)}, " if found.fits else ""  # else a hint has said it
+    return f"{run} {memory}{cost.steps:,} steps, time {duration(cost.seconds)}"
 
 
 def _show_starts(found: Advice) -> None:
@@ -221,16 +225,20 @@ def _plain(found: Advice) -> dict[str, Any]:
         "hints": found.hints,
         "estimate": None if cost is None or found.estimate is None else {
             "peak_bytes": cost.peak, "available_bytes": found.estimate.available, "fits": found.estimate.fits,
-            "steps": cost.steps, "seconds": cost.seconds,
+            "steps": cost.steps, "seconds": cost.seconds, "runs": found.estimate.runs,
         },
     }  # fmt: skip
 
 
 def _write(place: Path, text: str) -> None:
+    made = False
     try:
         with place.open("x", encoding="utf-8") as file:
+            made = True
             file.write(text)
     except OSError as error:
+        if made:  # half a recipe is none
+            place.unlink(missing_ok=True)
         raise OutputError(f"--write {place}: can't be written ({error.strerror})") from error
 
 

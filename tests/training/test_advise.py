@@ -245,6 +245,16 @@ def test_rows_and_base_are_told_what_is_wrong_with_them(bases, tmp_path):
     assert found.facts.lengths.longest == 38
 
 
+def test_tokens_that_the_recipe_adds_are_not_missing(bases, tmp_path):
+    rows = [{**row, "text": f"{row['text']} é é"} for row in tone_rows(60)]
+    without = advise(recipe_on(bases("bert"), tmp_path, rows))
+    assert without.facts.unknown > 0.1
+    assert any("add tokens" in hint for hint in without.hints)
+    found = advise(recipe_on(bases("bert"), tmp_path, rows, **{"tokens.add": ["é"]}))
+    assert found.facts.unknown == 0
+    assert not any("add tokens" in hint for hint in found.hints)
+
+
 def test_what_fits_nowhere_is_told(make_small):
     found = advise(make_small(rows=40), memory=1_000)
     assert any(hint.startswith("it fits with no settings") for hint in found.hints)
@@ -269,6 +279,9 @@ def test_the_command_writes_a_recipe_that_trains_and_nothing_else(blind, catalog
     assert "linear probe" in (tmp_path / "tone.yaml").read_text()
     assert catalogue.stamp() == before
     assert main([*words, "--write", "tone.yaml"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    (tmp_path / "link.yaml").symlink_to("nowhere.yaml")
+    assert main([*words, "--write", "link.yaml"]) == 2
     assert "is there already" in capsys.readouterr().err
     assert main(["advise", "--base", blind]) == 2
     assert "expected a recipe, or --base and --data" in capsys.readouterr().err

@@ -6,7 +6,9 @@ import gc
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lorary.adapters.running.inference import longest_input
 from lorary.hub.errors import EstimateError, LoraryError, RecipeError
@@ -135,7 +137,7 @@ def _measure(recipe: Recipe, data: Examples, registry: Registry, reporter: Repor
     rows = encoded["train"]
     count = len(rows.examples)
     told = _whole(recipe, picked, task, base) if recipe.data.too_long == "drop" else rows
-    facts = look_at(data, told, base.tokenizer, length, repeated, contradicting)
+    facts = look_at(data, told, _tokenizer(recipe, data, base), length, repeated, contradicting)
     advice = with_more(Advice(recipe, recipe, facts, count), row_settings(facts, recipe, longest), row_hints(facts))
     if manner is None:
         return with_more(
@@ -171,6 +173,13 @@ def _whole(recipe: Recipe, picked: Sequence[Example], task: Task, base: Base) ->
     """The rows with those that the recipe drops, whose lengths say that they are dropped."""
     cut = recipe.model_copy(update={"data": recipe.data.model_copy(update={"too_long": "truncate"})})
     return encode_parts(cut, {"train": picked}, task, base, Reporter())[0]["train"]
+
+
+def _tokenizer(recipe: Recipe, data: Examples, base: Base) -> Any:
+    """The base's, with the tokens that the recipe adds."""
+    if not recipe.tokens.add:
+        return base.tokenizer
+    return on_meta(recipe, data, base.tokenizer, deepcopy(base.model.config), None)[1].tokenizer
 
 
 def _try_starts(

@@ -115,7 +115,7 @@ def _check_place(place: Path) -> None:
     """Raise UsageError where no recipe can be written, or where something is that would be lost."""
     if not place.parent.is_dir():
         raise UsageError(f"--write {place}: there is no folder {place.parent}")
-    if place.exists():
+    if place.exists() or place.is_symlink():
         raise UsageError(f"--write {place}: is there already; name another file")
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from privileges import unprivileged
 
 from lorary.hub import Registry
 from lorary.hub.cli.commands import advise as advise_command
@@ -285,6 +287,17 @@ def test_the_command_writes_a_recipe_that_trains_and_nothing_else(blind, catalog
     assert "is there already" in capsys.readouterr().err
     assert main(["advise", "--base", blind]) == 2
     assert "expected a recipe, or --base and --data" in capsys.readouterr().err
+
+
+def test_a_folder_that_takes_no_file_is_told_of_before_anything_is_measured(tmp_path):
+    folder = Path(tempfile.mkdtemp(prefix="lorary-tests-"))  # pytest's own can't be entered by others
+    folder.chmod(0o555)
+    words = ["advise", "--base", "b", "--data", "d", "--write", str(folder / "tone.yaml")]
+    try:
+        told = unprivileged(lambda: main(words))
+    finally:
+        folder.rmdir()
+    assert told == "2"
 
 
 def test_the_command_says_what_to_call_next(blind, catalogue, tmp_path, monkeypatch, capsys):

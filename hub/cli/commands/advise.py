@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -115,6 +116,8 @@ def _check_place(place: Path) -> None:
     """Raise UsageError where no recipe can be written, or where something is that would be lost."""
     if not place.parent.is_dir():
         raise UsageError(f"--write {place}: there is no folder {place.parent}")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--write {place}: the folder {place.parent} can't be written to")
     if place.exists() or place.is_symlink():
         raise UsageError(f"--write {place}: is there already; name another file")
 

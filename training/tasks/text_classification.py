@@ -78,7 +78,7 @@ class TextClassification(Task):
 
     def found(self, outcome: Any) -> Any:
         """What an outcome comes to: the likeliest label."""
-        return self.labels[max(range(len(outcome)), key=outcome.__getitem__)]
+        return self.labels[outcome.index(max(outcome))]
 
     def metrics(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Metrics:
         """scikit-learn's ``accuracy``, ``f1``, ``precision`` and ``recall`` (means over the labels), ``f1_micro``,

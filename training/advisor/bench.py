@@ -81,7 +81,7 @@ class Bench:
     """
 
     best: Best
-    base: Best
+    bare: Best
 
     def __init__(
         self, base: Base, task: Task, manner: Manner, rows: Encoded, batch_size: int, registry: Registry
@@ -107,11 +107,11 @@ class Bench:
         self._count, base = max(1, count), self._base
         # Before it is a backbone: that leaves a head behind which no adapter has.
         measured, states = self._measured(base.model)
-        self.base = self.best = Best(Start(None, None, None, measured.score), measured, states)
+        self.bare = self.best = Best(Start(None, None, None, measured.score), measured, states)
         self._backbone = Backbone.from_model(
             base.model, base.tokenizer, identity=base.identity, slots=1, registry=self._registry
         )
-        return self.base.start
+        return self.bare.start
 
     def try_start(self, version: Version) -> Start:
         """Measure an adapter; it is the best where it is surely better than the base, and no other is by more.
@@ -126,7 +126,7 @@ class Bench:
             ready = self._ready(version)
         finally:
             self._backbone.unload(version.reference)
-        found = self.difference(measured, self.base.measured, self._count)
+        found = self.difference(measured, self.bare.measured, self._count)
         start = Start(version.reference, version.domain, version.task, measured.score, found, ready)
         if found.verdict == "better" and self._sign * (start.score - self.best.start.score) > 0:
             self.best = Best(start, measured, states)

@@ -49,7 +49,7 @@ def look_beside(bench: Bench, recipe: Recipe, facts: RowFacts) -> Beside:
     growth = [(round(fitted * part), one.score) for part, one in zip(_PARTS, fewer, strict=True)]
     return Beside(
         spelling.score if spelling else None,
-        bench.difference(spelling, bench.base.measured) if spelling else None,
+        bench.difference(spelling, bench.bare.measured) if spelling else None,
         balanced,
         (*growth, (fitted, best.measured.score)),
         bench.difference(best.measured, fewer[-1]),

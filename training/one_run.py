@@ -91,7 +91,7 @@ def run(
     if hint:
         reporter.note(hint)
     reporter.phase("training")
-    with task.scaled(model, prepared.train):
+    with task.scaled(model, prepared.train, prepared.base.tokenizer):
         fitted = fit(
             model, prepared.base.tokenizer, task, prepared.train, prepared.validation, recipe,
             folder=checkpoints, reporter=reporter, stops=stops or Stops(), group=group,

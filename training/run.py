@@ -177,7 +177,7 @@ def take_part(recipe: Recipe, group: Group) -> None:
         prepared = prepare(recipe, load_data(recipe), Reporter(), shared.parent, group=group)
         lend = prepared.shards.lend if prepared.shards else lambda: None
         lend()  # while the first measures the untrained model
-        with prepared.task.scaled(prepared.model, prepared.train):
+        with prepared.task.scaled(prepared.model, prepared.train, prepared.base.tokenizer):
             fit(
                 prepared.model, prepared.base.tokenizer, prepared.task, prepared.train, prepared.validation,
                 prepared.recipe, folder=shared.checkpoints, reporter=Reporter(), stops=stops, group=group,

@@ -23,6 +23,7 @@ from lorary.training import train
 from lorary.training.checkpoints import latest
 from lorary.training.distributed import ALONE, join
 from lorary.training.recipe import Recipe
+from samples import write_jsonl
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
 
@@ -161,6 +162,15 @@ def test_new_tokens_on_a_base_in_shards(written, bases, together, tmp_path, regi
     halves = written("text-generation", rows=16, **settings)
     two = together(tmp_path, "--set", "output=two", sharded=True)
     two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_on_a_base_in_shards_whose_head_has_no_bias(written, bases, together, tmp_path, registry):
+    """Where its head begins takes a pass over the rows, in which all processes lend their parts."""
+    texts = [{"text": "profit " * (n % 5 + 1), "label": n % 5 + 2.5} for n in range(16)]
+    files = {"data.train": write_jsonl(tmp_path / "numbers.jsonl", texts), "data.test": None}
+    halves = written(base=bases("llama"), **files, **{"lora.dropout": 0.0})
+    two = together(tmp_path, "--set", "output=two", sharded=True)
+    two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-3, atol=1e-4)
 
 
 # Three steps an epoch, of which the last is short, with dropout: each process needs the state of its own generators.

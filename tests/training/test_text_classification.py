@@ -339,7 +339,7 @@ def test_a_head_is_folded_and_unfolded_to_what_it_was():
 
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 1)
-    scale = Scale.of([10.0, 20.0, 60.0], layer)
+    scale = Scale.of([10.0, 20.0, 60.0])
     assert (scale.mean, scale.deviation) == pytest.approx((30.0, np.std([10.0, 20.0, 60.0])))
     inputs = torch.randn(3, 4)
     before = layer(inputs)
@@ -347,8 +347,8 @@ def test_a_head_is_folded_and_unfolded_to_what_it_was():
     torch.testing.assert_close(layer(inputs), before * scale.deviation + scale.mean)
     scale.unfold(layer)
     torch.testing.assert_close(layer(inputs), before, rtol=1e-4, atol=1e-5)
-    bare = torch.nn.Linear(4, 1, bias=False)
-    assert Scale.of([3.0, 4.0], bare).mean == 0.0
+    assert scale.with_mean == Scale(0.0, scale.deviation)
+    assert scale.from_zero == Scale(0.0, pytest.approx(np.sqrt(np.mean(np.square([10.0, 20.0, 60.0])))))
     frozen, trained = Float32Linear(4, 1).requires_grad_(False), Float32Linear(4, 1)
     assert last_layer(torch.nn.Sequential(torch.nn.Linear(4, 1), frozen, trained)) is trained
     assert last_layer(torch.nn.Sequential(torch.nn.Linear(4, 1), frozen)) is None

@@ -187,7 +187,7 @@ class Task(InManifest, ABC):
         """A loss in place of the model's own, for training and validation; ``train`` is the dataset of features."""
         return None
 
-    def scaled(self, model: Any, train: Encoded) -> AbstractContextManager[None]:
+    def scaled(self, model: Any, train: Encoded, tokenizer: Any) -> AbstractContextManager[None]:
         """Around the steps: a task may train the head on other targets than it answers with in the end."""
         return nullcontext()
 

@@ -16,6 +16,7 @@ from lorary.training.data import Example, Note
 from lorary.training.recipe import Recipe
 from lorary.training.report.content import Mistakes
 from lorary.training.tasks.base import Answer, Metrics
+from lorary.training.tasks.heads.level import Level, final_states
 from lorary.training.tasks.heads.scale import Scale, last_layer
 from lorary.training.tasks.rows.encoded import Encoded, Feature
 from lorary.training.tasks.text_classification import TextClassification
@@ -57,16 +58,13 @@ class TextRegression(TextClassification):
         return SquaredError(self._scale.mean, self._scale.deviation)
 
     @contextmanager
-    def scaled(self, model: Any, train: Encoded) -> Iterator[None]:
+    def scaled(self, model: Any, train: Encoded, tokenizer: Any) -> Iterator[None]:
         """Within the block, the head answers with standardised numbers (:mod:`lorary.training.tasks.heads.scale`)."""
         layer = last_layer(model)
         if layer is None:
             yield
             return
-        self._scale = Scale.of(train.golds, layer)
-        # A fresh head begins at the mean.
-        if self._goes_on:
-            self._scale.unfold(layer)
+        self._scale = self._begin(model, layer, train, tokenizer)
         try:
             yield
         finally:
@@ -75,6 +73,26 @@ class TextRegression(TextClassification):
             if trained is not None:
                 self._scale.fold(trained)
             self._scale = Scale()
+
+    def _begin(self, model: Any, layer: torch.nn.Linear, train: Encoded, tokenizer: Any) -> Scale:
+        """Let the layer begin at the mean of the rows, or where it was; the scale that it is trained on."""
+        scale = Scale.of(train.golds)
+        bias: torch.Tensor | None = layer.bias
+        if self._goes_on:
+            scale = scale if bias is not None else scale.with_mean
+            scale.unfold(layer)
+        if self._goes_on or bias is not None:
+            return scale
+        states = final_states(model, layer, self, train, tokenizer)
+        level = Level.of(states)
+        if level.carries(scale):
+            level.begin(layer, scale, states)
+            return scale.with_mean
+        self.notices.append(
+            f"the labels lie {abs(scale.mean) / scale.deviation:.0f} times their deviation from 0, and the base's head "
+            f"has no bias for their mean: labels with {scale.mean:.4g} taken off would be learned better"
+        )
+        return scale.from_zero
 
     def outcome(self, logits: torch.Tensor, feature: Feature) -> Any:
         """The head's output; while it is trained, what it will be."""

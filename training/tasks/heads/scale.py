@@ -3,11 +3,13 @@
 Prices or word counts are far from what a fresh head answers, and a step of Adam's is as small for them as for scores
 from 0 to 1. So the head learns numbers of mean 0 and variance 1, and its last layer, which is linear, then takes over
 the mean and the deviation: the saved adapter answers with the number itself, on any loader. From then on it has to
-compute in float32 (:mod:`lorary.adapters.heads.numbers`).
+compute in float32 (:mod:`lorary.adapters.heads.numbers`). A layer without a bias can't take over a mean
+(:mod:`lorary.training.tasks.heads.level`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +28,20 @@ class Scale:
     deviation: float = 1.0
 
     @classmethod
-    def of(cls, numbers: Sequence[float], layer: torch.nn.Linear) -> Scale:
-        """That of the training rows; a layer without a bias can't take over a mean, so the numbers keep theirs."""
+    def of(cls, numbers: Sequence[float]) -> Scale:
+        """That of the training rows."""
         found = np.asarray(numbers, dtype=np.float64)
-        bias: torch.Tensor | None = layer.bias
-        if bias is None:
-            return cls(0.0, float(np.sqrt(np.mean(found**2))))
         return cls(float(found.mean()), float(found.std()))
+
+    @property
+    def with_mean(self) -> Scale:
+        """For a layer that has the mean in its answers already: the numbers keep theirs."""
+        return Scale(0.0, self.deviation)
+
+    @property
+    def from_zero(self) -> Scale:
+        """For a layer that has to learn the mean: the numbers keep theirs, and are of the size 1."""
+        return Scale(0.0, math.hypot(self.mean, self.deviation))
 
     def fold(self, layer: torch.nn.Linear) -> None:
         """From a layer that answers with standardised numbers to one that answers with the numbers."""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from lorary.training.advisor.advise import Advice
     from lorary.training.advisor.bench import Start
     from lorary.training.estimate.plan import Estimate
-    from lorary.training.experiments.bootstrap import Difference
 
 _SHOWN = 6  # labels
 _READY = "as it is"
@@ -76,17 +75,13 @@ def _start_row(metric: str, start: Start) -> dict[str, object]:
         "domain": start.domain or "",
         "task": start.task or "",
         metric: f"{start.score:.3f}",
-        "beside the base": _difference(start.against_base),
+        "beside the base": start.against_base.shown if start.against_base else "",
         _READY: "" if start.ready is None else f"{start.ready:.3f}",
     }
 
 
 def _without(row: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in row.items() if name != _READY}
-
-
-def _difference(found: Difference | None) -> str:
-    return "" if found is None else f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
 def advice_json(found: Advice) -> dict[str, Any]:

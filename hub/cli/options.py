@@ -54,6 +54,10 @@ SetOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on with a run that was stopped: RUN, or the newest of RECIPE.yaml.")
 ]
+BaseOption = Annotated[str | None, typer.Option("--base", help="The base model: a folder or an id on the Hub.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Training rows: JSONL, CSV, TSV, Parquet or a dataset id.")
+]
 SeedOption = Annotated[int | None, typer.Option(help="The seed of everything random; default 42.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0; default CUDA where there is one.")]
 MemoryOption = Annotated[

@@ -324,15 +324,18 @@ def test_the_command_says_what_to_call_next(blind, catalogue, tmp_path, monkeypa
 ])  # fmt: skip
 def test_adapters_of_every_task_are_tried_for_a_classifier(family, others, recipe_in, tmp_path):
     registry = Registry(tmp_path / "adapters.db")
+    steps = 12 if family == "t5-spans" else 2  # so that its answers are others at all
     for task in others:
         (tmp_path / task).mkdir()
-        train(recipe_in(tmp_path / task, task, family, rows=30, **{"name": task, "training.max_steps": 2}), registry)
+        train(
+            recipe_in(tmp_path / task, task, family, rows=30, **{"name": task, "training.max_steps": steps}), registry
+        )
     reporter = Reporter()
     found = advise(
         recipe_on(recipe_in(tmp_path, family=family).base, tmp_path, tone_rows(30)), registry, progress=reporter
     )
     assert {start.reference for start in found.starts} == {None, *(f"{task}@1" for task in others)}, reporter.notices
-    assert all(0 <= start.score <= 1 for start in found.starts)
+    assert any(start.against_base.low < start.against_base.high for start in found.starts[1:])  # other answers
 
 
 def test_what_has_learned_texts_is_no_start_for_writing_them(recipe_in, tmp_path):

@@ -45,7 +45,6 @@ from lorary.training.tasks import Encoded, Task, make_task
 
 ROWS, STARTS = 500, 8
 _FEWEST = 20  # rows, below which nothing measured on them could be told from luck
-_PAST = 1_000  # the newest versions, by which a device's speed is known
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def with_more(advice: Advice, settings: Iterable[Sequence[Setting]] = (), hints:
 
 def _fitted(advice: Advice, registry: Registry, memory: int | None, reporter: Reporter) -> Advice:
     """With what the run will need, and with the least change that makes it fit where it doesn't."""
-    past = PastRuns(registry.find(sort="created", limit=_PAST))
+    past = PastRuns.of(registry)
 
     def needs(recipe: Recipe) -> Estimate:
         return estimate(recipe, past, memory, reporter, find_parent(recipe, registry))

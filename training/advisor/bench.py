@@ -11,6 +11,7 @@ import torch
 from lorary.adapters import Backbone
 from lorary.adapters.base.loading import load_base
 from lorary.hub.errors import BaseNotFoundError
+from lorary.hub.manifest import GENERATING
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
@@ -23,7 +24,6 @@ from lorary.training.recipe import Recipe
 from lorary.training.tasks import Encoded, Task
 
 FOLDS = 5
-_WRITING = frozenset({"text-generation", "summarization", "translation"})
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Bench:
 
     def takes(self, version: Version) -> bool:
         """Can this adapter be measured for the task? Its head would be in the way of another's."""
-        return self.probed or version.task == self.task.name or {version.task, self.task.name} <= _WRITING
+        return self.probed or version.task == self.task.name or {version.task, self.task.name} <= set(GENERATING)
 
     def begin(self, count: int) -> Start:
         """Measure the base as it is.

@@ -29,7 +29,7 @@ def best_start_settings(best: Start, recipe: Recipe, metric: str, probed: bool) 
     if best.reference is None or best.task is None or best.against_base is None:
         return
     how = "a linear probe on its states has" if probed else "as it is it has"
-    why = f"{how} {metric} {best.score:.3g}, {shown(best.against_base)} beside the base's"
+    why = f"{how} {metric} {best.score:.3g}, {best.against_base.shown} beside the base's"
     yield start_settings(recipe, best.reference, best.task, why)
 
 
@@ -61,7 +61,7 @@ def row_settings(facts: RowFacts, recipe: Recipe, longest: int) -> Iterator[list
 def weight_settings(beside: Beside, metric: str) -> Iterator[list[Setting]]:
     """Class weights, where they were tried and are surely better."""
     if beside.balanced is not None and beside.balanced.verdict == "better":
-        why = f"they change the probe's {metric} by {shown(beside.balanced)}"
+        why = f"they change the probe's {metric} by {beside.balanced.shown}"
         yield [Setting("training.class_weights", "balanced", why)]
 
 
@@ -136,8 +136,3 @@ def _growing(found: Difference, count: int, score: float) -> str:
     lower = lower_is_better(found.metric)
     gain, much = (-found.low, _NOISE * abs(score)) if lower else (found.high, _NOISE)
     return f"{more} hardly help" if gain <= much else f"whether {more} help, these are too few to tell"
-
-
-def shown(found: Difference) -> str:
-    """A difference with its interval."""
-    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 from lorary.training.provenance import device_name
 from lorary.training.recipe import Recipe
+
+_NEWEST = 1_000  # versions
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class PastRuns:
     def __init__(self, versions: Iterable[Version] = ()) -> None:
         found = (_read(version) for version in versions)
         self.runs = [run for run in found if run is not None]
+
+    @classmethod
+    def of(cls, registry: Registry) -> PastRuns:
+        """Those of a registry's newest versions: reading a hundred thousand would take longer than all the rest."""
+        return cls(registry.find(sort="created", limit=_NEWEST))
 
     def rate(self, recipe: Recipe, device: torch.device) -> float | None:
         """The median of operations a second, over the runs on the same device with the same quantization."""

@@ -42,6 +42,11 @@ class Difference:
     better: float
 
     @property
+    def shown(self) -> str:
+        """The difference with its interval, for people."""
+        return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+    @property
     def verdict(self) -> str:
         """``better``, ``worse``, or ``no difference`` where the interval holds zero."""
         if self.low <= 0 <= self.high:

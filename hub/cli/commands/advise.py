@@ -13,6 +13,8 @@ import typer
 from lorary.hub.cli.advice import advice_json, show_advice
 from lorary.hub.cli.next_commands import print_next
 from lorary.hub.cli.options import (
+    BaseOption,
+    DataOption,
     DeviceMapOption,
     DeviceOption,
     JsonOption,
@@ -45,8 +47,8 @@ def command(
         typer.Argument(parser=given_path, metavar="RECIPE.yaml", help="What is to be trained; or flags alone."),
     ] = None,
     set_: SetOption = None,
-    base: Annotated[str | None, typer.Option(help="The base model: a folder or an id on the Hub.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training rows: JSONL, CSV, TSV, Parquet or a dataset id.")] = None,
+    base: BaseOption = None,
+    data: DataOption = None,
     test: Annotated[str | None, typer.Option(help="Held-out rows, which are counted and otherwise left alone.")] = None,
     task: Annotated[str | None, typer.Option(help="Default: what the columns' names say.")] = None,
     domain: Annotated[str | None, typer.Option(help="The subject matter; its adapters are tried first.")] = None,

@@ -30,8 +30,6 @@ EXAMPLES = (
     "lorary estimate recipe.yaml --set training.batch_size=32 --memory 24GB",
 )
 
-_PAST = 1_000  # the newest versions: reading a hundred thousand would take longer than all the rest
-
 
 def command(
     recipe: Annotated[Path, typer.Argument(parser=given_path, metavar="RECIPE.yaml", help="The settings of the run.")],
@@ -55,7 +53,7 @@ def command(
     from lorary.training.progress import BarReporter
     from lorary.training.strategies.parent import find_parent
 
-    past = PastRuns(catalogue.find(sort="created", limit=_PAST))
+    past = PastRuns.of(catalogue)
     with BarReporter(settings.name) as reporter, bases_of(catalogue):
         reporter.phase("estimating")
         found = estimate(settings, past, available, reporter, find_parent(settings, catalogue))

@@ -10,6 +10,8 @@ import typer
 from lorary.hub.cli.experiments import ablate_recipe, measure_base, print_repeated
 from lorary.hub.cli.next_commands import after_training, print_next
 from lorary.hub.cli.options import (
+    BaseOption,
+    DataOption,
     DeviceMapOption,
     DeviceOption,
     JsonOption,
@@ -52,8 +54,8 @@ def command(
     ] = None,
     resume: ResumeOption = False,
     set_: SetOption = None,
-    base: Annotated[str | None, typer.Option(help="The base model: a folder or an id on the Hub.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training rows: JSONL, CSV, TSV, Parquet or a dataset id.")] = None,
+    base: BaseOption = None,
+    data: DataOption = None,
     test: Annotated[str | None, typer.Option(help="Held-out rows; without them a fifth is split off.")] = None,
     task: Annotated[str | None, typer.Option(help="text-classification, token-classification, ...")] = None,
     domain: Annotated[str | None, typer.Option(help="The subject matter, such as finance.")] = None,

@@ -170,7 +170,8 @@ def test_numbers_on_a_base_in_shards_whose_head_has_no_bias(written, bases, toge
     files = {"data.train": write_jsonl(tmp_path / "numbers.jsonl", texts), "data.test": None}
     halves = written(base=bases("llama"), **files, **{"lora.dropout": 0.0})
     two = together(tmp_path, "--set", "output=two", sharded=True)
-    two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-3, atol=1e-4)
+    # The fit that the head begins with magnifies rounding, which differs between processors.
+    two_make_what_one_does(two, halves, registry, tmp_path, rtol=1e-3, atol=1e-3)
 
 
 # Three steps an epoch, of which the last is short, with dropout: each process needs the state of its own generators.

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,14 +39,7 @@ class Store:
         """
         if not _SHA256.fullmatch(sha256):
             raise UnsafeFileError(f"{self.folder}: {sha256!r} isn't a sha256; the registry's rows are damaged")
-        path = self._objects / sha256[:2] / sha256[2:]
-        try:
-            linked = path.is_symlink()
-        except OSError as error:
-            raise self._unreadable(error) from error
-        if linked:
-            raise UnsafeFileError(f"{path}: is a link; the store holds files only, put the file itself there")
-        return path
+        return self._no_link(self._objects / sha256[:2] / sha256[2:], "file")
 
     @contextmanager
     def staging(self) -> Iterator[Staging]:
@@ -114,13 +108,11 @@ class Store:
 
         Raises:
             UnsafeFileError: ``digest`` isn't a sha256, or a link stands in the folder's place.
+            RegistryError: the store can't be read.
         """
         if not _SHA256.fullmatch(digest):
             raise UnsafeFileError(f"{self.folder}: {digest!r} isn't a sha256; the registry's rows are damaged")
-        path = self._bases / digest
-        if path.is_symlink():
-            raise UnsafeFileError(f"{path}: is a link; the store holds files only, put the folder itself there")
-        return path
+        return self._no_link(self._bases / digest, "folder")
 
     def delete_folder(self, digest: str) -> None:
         """Delete the folder of a model that no base refers to. Raises RegistryError when it can't."""
@@ -134,23 +126,37 @@ class Store:
 
     def objects(self) -> Iterator[str]:
         """The sha256 of each object that is there. Raises RegistryError when the store can't be read."""
-        for path in self._listed(self._objects, "??/*"):
-            if _SHA256.fullmatch(name := path.parent.name + path.name):
-                yield name
+        for part in self._listed(self._objects):
+            if len(part) == 2:
+                for rest in self._listed(self._objects / part):
+                    if _SHA256.fullmatch(part + rest):
+                        yield part + rest
 
     def folders(self) -> Iterator[str]:
         """The digest of each base's folder that is there. Raises RegistryError when the store can't be read."""
-        for path in self._listed(self._bases, "*"):
-            if _SHA256.fullmatch(path.name):
-                yield path.name
+        yield from filter(_SHA256.fullmatch, self._listed(self._bases))
 
     def incoming(self) -> list[Path]:
         """The copies that are under way, or were broken off by a kill (:func:`.staging.abandoned`)."""
-        return sorted(self._listed(self._incoming, "*"))
+        return [self._incoming / name for name in self._listed(self._incoming)]
 
-    def _listed(self, folder: Path, pattern: str) -> list[Path]:
+    def _no_link(self, path: Path, what: str) -> Path:
         try:
-            return list(folder.glob(pattern))
+            linked = stat.S_ISLNK(path.lstat().st_mode)  # pathlib takes what can't be looked at for no link
+        except (FileNotFoundError, NotADirectoryError):
+            return path
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if linked:
+            raise UnsafeFileError(f"{path}: is a link; the store holds files only, put the {what} itself there")
+        return path
+
+    def _listed(self, folder: Path) -> list[str]:
+        """The names in a folder, sorted; ``glob`` takes one that can't be read for an empty one."""
+        try:
+            return sorted(path.name for path in folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         except OSError as error:
             raise self._unreadable(error) from error
 

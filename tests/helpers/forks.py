@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,12 @@ class Forks:
         self._process.communicate(timeout=30)
 
 
+def _fork() -> int:
+    with warnings.catch_warnings():  # Python 3.12 and later: the libraries' threads wait for work and hold no lock
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def _call(order: dict[str, Any]) -> int:
     os.chdir(order["cwd"])
     os.environ.clear()
@@ -141,7 +148,7 @@ def _serve(modules: Sequence[str]) -> None:
         request = json.loads(line)
         if pid := request.get("wait"):
             answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        elif not (answer := os.fork()):
+        elif not (answer := _fork()):
             code = _call(request["start"])
             sys.exit(code) if request["start"]["whole_end"] else _end(code)
         print(answer, file=answers, flush=True)

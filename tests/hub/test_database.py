@@ -149,15 +149,14 @@ def test_a_folder_that_the_disk_doesnt_take_is_an_error(registry, tmp_path, monk
 def test_a_store_that_cant_be_read_is_named(open_folder, tmp_path):
     registry = Registry(open_folder / "registry.db")
     registry.add(make_checkpoint(tmp_path / "a"), name="a")
-    (open_folder / "registry.store").chmod(0o700)
-    if os.getuid():
-        (open_folder / "registry.store").chmod(0)
-    for use in (registry.verify, lambda: registry.checkpoint("a"), lambda: registry.collect(dry_run=True)):
-        told = unprivileged(lambda use=use: _told(use))
-        assert (
-            told
-            == f"RegistryError: {open_folder}/registry.store: can't be read (Permission denied); check its permissions"
-        )
+    store = open_folder / "registry.store"
+    for folder in (store, store / "objects"):
+        folder.chmod(0o700 if os.getuid() == 0 else 0)
+        for use in (registry.verify, lambda: registry.checkpoint("a"), lambda: registry.collect(dry_run=True)):
+            told = unprivileged(lambda use=use: _told(use))
+            problem = "registry.store: can't be read (Permission denied); check its permissions"
+            assert told == f"RegistryError: {open_folder}/{problem}"
+        folder.chmod(0o755)
 
 
 def _told(use):

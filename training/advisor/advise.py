@@ -108,7 +108,7 @@ def advise(
         advice = _measure(recipe, data, registry, reporter, rows, starts)
         gc.collect()  # the base that was measured, whose memory the run won't find taken
         reporter.phase("estimating")
-        advice = _fitted(advice, registry, memory, reporter)
+        advice = _fitted(advice, data, registry, memory, reporter)
     reporter.phase("done")
     return advice
 
@@ -225,12 +225,15 @@ def with_more(advice: Advice, settings: Iterable[Sequence[Setting]] = (), hints:
     return replace(advice, recipe=recipe, settings=tuple(taken), hints=(*told, *hints))
 
 
-def _fitted(advice: Advice, registry: Registry, memory: int | None, reporter: Reporter) -> Advice:
+def _fitted(
+    advice: Advice, data: Examples, registry: Registry, memory: int | None, reporter: Reporter
+) -> Advice:  # fmt: skip
     """With what the run will need, and with the least change that makes it fit where it doesn't."""
     past = PastRuns.of(registry)
 
     def needs(recipe: Recipe) -> Estimate:
-        return estimate(recipe, past, memory, reporter, find_parent(recipe, registry))
+        read = data if recipe.data == advice.asked.data else None
+        return estimate(recipe, past, memory, reporter, find_parent(recipe, registry), read)
 
     try:
         found = needs(advice.recipe)
@@ -244,5 +247,7 @@ def _fitted(advice: Advice, registry: Registry, memory: int | None, reporter: Re
             pairs = (text.partition("=") for text in other.settings)
             less = [Setting(key, read_value(value), f"{why}; {size(other.peak)} with it") for key, _, value in pairs]
             fitted = with_more(advice, [less])
-            return replace(fitted, estimate=needs(fitted.recipe))
+            if fitted.settings != advice.settings:
+                return replace(fitted, estimate=needs(fitted.recipe))
+            advice = fitted  # it contradicts what was asked for; perhaps the next doesn't
     return replace(with_more(advice, hints=[f"it fits with no settings: {why}"]), estimate=found)

@@ -59,7 +59,7 @@ class Estimate:
 
 def estimate(
     recipe: Recipe, past: PastRuns | None = None, memory: int | None = None, progress: Reporter | None = None,
-    parent: Parent | None = None,
+    parent: Parent | None = None, data: Examples | None = None,
 ) -> Estimate:  # fmt: skip
     """What a recipe will need, without loading the base's weights.
 
@@ -69,6 +69,7 @@ def estimate(
         progress: is told of notices about the rows.
         parent: the adapter that the recipe starts from; its rank and its targets are those of a run that continues it,
             and its tokens are there. What a stacked one holds, frozen, isn't counted.
+        data: its rows, where they have been read already.
 
     Raises:
         RecipeError: settings that the method or the device doesn't take.
@@ -83,7 +84,7 @@ def estimate(
     device = pick_device(recipe.device)
     check_settings(recipe)
     with quiet_libraries():
-        data = load_data(recipe, reporter.note)
+        data = data or load_data(recipe, reporter.note)
         path = resolve_base(recipe.base, revision=recipe.revision, weights=False).path
         try:
             config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)

@@ -27,7 +27,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def with_c():
     """Products are made in C where they can be."""
     if kernel() is None:

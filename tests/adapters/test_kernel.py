@@ -37,7 +37,7 @@ def compiled_for(processor, folder, monkeypatch):
 
 
 @pytest.fixture(scope="module", params=PROCESSORS)
-def function(request, tmp_path_factory):
+def function(request, tmp_path_factory, with_c):
     with pytest.MonkeyPatch.context() as monkeypatch:
         return compiled_for(request.param, tmp_path_factory.mktemp("cache"), monkeypatch)
 

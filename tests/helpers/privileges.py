@@ -5,13 +5,12 @@ import tempfile
 
 
 def unprivileged(action):
-    """Run ``action`` in a process that file permissions bind, which they don't for root; give back its result."""
-    if os.getuid():
-        return action()
+    """The result or error of ``action``, as text, in a process that file permissions bind, as they don't root."""
     with tempfile.TemporaryFile("w+") as result:
         if not (child := os.fork()):
             try:
-                os.setuid(65534)
+                if not os.getuid():
+                    os.setuid(65534)
                 result.write(str(action()))
             except BaseException as error:
                 result.write(f"{type(error).__name__}: {error}")

@@ -38,6 +38,7 @@ def aged(path, seconds):
 def put_object(store, sha256="ab" + "c" * 62, content="12345"):
     path = store / "objects" / sha256[:2] / sha256[2:]
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # an object that is there is read-only
     path.write_text(content)
     return path
 

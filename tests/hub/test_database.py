@@ -101,6 +101,7 @@ def test_writing_into_a_read_only_place_says_so(open_folder, tmp_path):
     registry = Registry(open_folder / "home/registry.db")
     registry.add(make_checkpoint(tmp_path / "a", seed=1), name="a")
     registry.path.chmod(0o444)
+    (open_folder / "home").chmod(0o555)
     before = traces(open_folder)
     assert "registry.db: can't be written" in unprivileged(lambda: registry.add(checkpoint, name="b"))
     new = Registry(open_folder / "home/new.db")

@@ -26,6 +26,8 @@ def git(folder, *arguments):
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A working folder with one commit."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
     folder = tmp_path / "work"
     folder.mkdir()
     git(folder, "init", "-q")

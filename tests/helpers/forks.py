@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_NOT_OURS = "ignore:resource_tracker"  # what Python 3.14 says of a library's semaphores where a process was killed
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -58,7 +60,7 @@ class Forks:
         with (folder / "said").open("w") as said:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
-                text=True, env={**os.environ, "PYTHONHASHSEED": "77"},
+                text=True, env={**os.environ, "PYTHONHASHSEED": "77", "PYTHONWARNINGS": _NOT_OURS},
             )  # fmt: skip
 
     def start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ def is_text(text: str) -> bool:
     """
     path = Path(text).expanduser()
     try:
-        folder = path.is_dir()
-    except OSError as error:
+        folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a NUL
+        folder = False
+    except OSError as error:  # which `is_dir` keeps to itself from Python 3.14 on
         raise DataError(shown(text), [f"can't be read: {error.strerror}"]) from error
     if not folder:
         return kind_of(path) in TEXT_SUFFIXES

@@ -23,8 +23,10 @@ _home = tempfile.TemporaryDirectory(
     prefix="lorary-tests-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT"), ignore_cleanup_errors=True
 )
 _ELSEWHERE = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "LORARY_", "XDG_")  # they name places beside the home
-for _name in [name for name in os.environ if name.startswith(_ELSEWHERE)]:
-    del os.environ[_name]
+_TERMINAL = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR")
+for _name in list(os.environ):
+    if _name.startswith(_ELSEWHERE) or _name in _TERMINAL or _name.lower().endswith("_proxy"):
+        del os.environ[_name]
 os.environ.update(
     HOME=_home.name,  # of the fixtures that outlive a test
     USERPROFILE=_home.name,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -213,7 +214,8 @@ def test_hf_runs_lorary_as_its_extension(ann, tmp_path):
     module, _, function = scripts["hf-lorary"].partition(":")
     script = tmp_path / "bin" / "hf-lorary"  # as pip writes it, also where the environment is older than this script
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    begin = f"#!/bin/sh\n'''exec' {shlex.quote(sys.executable)} \"$0\" \"$@\"\n' '''\n"  # the path may hold a space
+    script.write_text(f"{begin}import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
     script.chmod(0o755)
     page = (root / "docs" / "hub.md").read_text(encoding="utf-8")
     snippet = page.partition("<!-- hf extension -->\n```python\n")[2].partition("```")[0]

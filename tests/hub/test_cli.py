@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -435,6 +436,6 @@ def test_a_matrix_goes_on_below(registry, tmp_path, width):
     ("closed", "expected"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)]
 )
 def test_closed_streams_are_no_error(filled, tmp_path, closed, expected):
-    command = f"{sys.executable} -m lorary.hub.cli list --registry {tmp_path}/registry.db {closed}"
+    command = f"{shlex.quote(sys.executable)} -m lorary.hub.cli list --registry {tmp_path}/registry.db {closed}"
     run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (run.returncode, "finance-tone" in run.stdout, run.stderr) == (0, expected, "")

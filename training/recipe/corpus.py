@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -37,10 +38,12 @@ def is_text(text: str) -> bool:
     path = Path(text).expanduser()
     try:
         folder = stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a NUL
+    except ValueError:  # a NUL
         folder = False
     except OSError as error:  # which `is_dir` keeps to itself from Python 3.14 on
-        raise DataError(shown(text), [f"can't be read: {error.strerror}"]) from error
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise DataError(shown(text), [f"can't be read: {error.strerror}"]) from error
+        folder = False
     if not folder:
         return kind_of(path) in TEXT_SUFFIXES
     return not any(kind_of(file) in _ROWS for file in visible_files(path)) and next(text_files(path), None) is not None

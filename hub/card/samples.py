@@ -85,7 +85,9 @@ def peft_sample(version: Version, checkpoint: Checkpoint, where: str) -> str:
     labels = _labels(checkpoint)
     # transformers loads in the dtype that the base was saved in, and in half precision rounds the numbers.
     exact = ["dtype=torch.float32"] if _problem(checkpoint) == REGRESSION else []
-    arguments = ", ".join(["base", *([f"num_labels={len(labels)}"] if labels else []), *exact])
+    # A base may have a head of its own, for other labels; the adapter has another one to put there.
+    head = [f"num_labels={len(labels)}", "ignore_mismatched_sizes=True"] if labels else []
+    arguments = ", ".join(["base", *head, *exact])
     lines = [
         "import torch",
         "from peft import PeftModel",

@@ -99,6 +99,21 @@ def test_samples_run(case, own, tmp_path, registry, monkeypatch, capsys):
         assert capsys.readouterr().out.strip(), sample
 
 
+@pytest.mark.parametrize("case", ["labels", "tags"])
+def test_samples_run_on_a_base_with_a_head_for_other_labels(case, tmp_path, registry, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    family, task, fields = CASES[case]
+    base = make_base(family, tmp_path / "tiny-base")
+    folder = make_adapter(base, tmp_path / "tone", task=task, labels=3)
+    classes = {"text-classification": "SequenceClassification", "token-classification": "TokenClassification"}
+    getattr(transformers, f"AutoModelFor{classes[task]}").from_pretrained(base, num_labels=5).save_pretrained(base)
+    replace(manifest(task), **fields).write(folder)
+    version = registry.add(folder, name="tone", domain="tests", task=task)
+    for sample in re.findall(r"```python\n(.*?)\n```", make_card(version, registry.checkpoint(version)), re.DOTALL):
+        exec(compile(sample, case, "exec"), {})
+        assert capsys.readouterr().out.strip(), sample
+
+
 def test_numbers_are_the_same_by_either_sample_on_a_base_that_was_saved_in_bfloat16(
     tmp_path, registry, monkeypatch, capsys
 ):

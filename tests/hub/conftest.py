@@ -1,3 +1,4 @@
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -35,10 +36,12 @@ def elsewhere(tmp_path):
 
 @pytest.fixture
 def open_folder():
-    """A folder whose parents everybody may enter, unlike pytest's own."""
+    """A folder whose parents everybody may enter, unlike pytest's own, and what is made in it."""
     folder = Path(tempfile.mkdtemp(prefix="lorary-tests-"))
     folder.chmod(0o755)
+    usual = os.umask(0o022)
     yield folder
+    os.umask(usual)
     for path in [folder, *folder.rglob("*")]:
         if path.is_dir():
             path.chmod(0o755)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from lorary.hub.cli.main import main
 from lorary.hub.errors import EstimateError, TrainingError
-from lorary.training import train
+from lorary.training import Recipe, train
 from lorary.training.data import load_data
 from lorary.training.estimate.live import LiveBytes
 from lorary.training.estimate.past import PastRuns
@@ -241,6 +241,26 @@ def test_what_does_not_fit_is_told_with_what_would(make_small, tmp_path, capsys)
     assert any(other["peak"] < told["peak_bytes"] for other in told["alternatives"])
     assert not (tmp_path / "r.db").exists()
     assert main(["estimate", str(file), "--memory", "lots"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("text-classification", {"method": "prefix-tuning"}),  # not with gradient checkpointing
+        ("feature-extraction", {}),  # not with one pair a batch, which has nothing to be told from
+        ("text-classification", {"quantization": "none"}),  # which QLoRA isn't
+    ],
+    ids=str,
+)
+def test_what_would_fit_is_a_recipe(task, settings, make_small, tmp_path):
+    recipe = make_small(task, rows=16, **{"training.batch_size": 4, **settings})
+    found = estimate(recipe, memory=1)
+    assert found.alternatives
+    (tmp_path / "recipe.yaml").write_text(recipe.given())
+    for other in found.alternatives:
+        Recipe.load(tmp_path / "recipe.yaml", other.settings)
+    told = {setting for other in found.alternatives for setting in other.settings}
+    assert ("method=qlora" in told) == (recipe.method == "lora")
 
 
 def test_the_runs_of_folds_are_told(make_small, tmp_path, capsys):

@@ -247,7 +247,5 @@ def _fitted(
             pairs = (text.partition("=") for text in other.settings)
             less = [Setting(key, read_value(value), f"{why}; {size(other.peak)} with it") for key, _, value in pairs]
             fitted = with_more(advice, [less])
-            if fitted.settings != advice.settings:
-                return replace(fitted, estimate=needs(fitted.recipe))
-            advice = fitted  # it contradicts what was asked for; perhaps the next doesn't
+            return replace(fitted, estimate=needs(fitted.recipe))
     return replace(with_more(advice, hints=[f"it fits with no settings: {why}"]), estimate=found)

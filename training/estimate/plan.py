@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.hub.base_files import resolve_base
-from lorary.hub.errors import BaseNotFoundError, EstimateError, first_line
+from lorary.hub.errors import BaseNotFoundError, EstimateError, RecipeError, first_line
 from lorary.hub.manifest import BaseIdentity
 from lorary.training.data import Examples, load_data
 from lorary.training.estimate.batches import Widths
@@ -21,6 +21,7 @@ from lorary.training.model import Base, check_settings, refuse_other_kinds, with
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
+from lorary.training.recipe.raw import parse_recipe
 from lorary.training.recipe.steps import with_enough_epochs
 from lorary.training.strategies.inherit import inherit, inherited_recipe
 from lorary.training.strategies.parent import Parent
@@ -80,7 +81,7 @@ def estimate(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    reporter = progress or Reporter()
+    reporter, asked = progress or Reporter(), recipe
     device = pick_device(recipe.device)
     check_settings(recipe)
     with quiet_libraries():
@@ -123,6 +124,7 @@ def estimate(
         alternatives = [
             Alternative(settings, cost(variant, step_of(variant), measure=False).peak)
             for settings, variant in (_variants(recipe) if whole.peak > available else ())
+            if _contradicts_nothing(asked, settings)
             if base.model.supports_gradient_checkpointing or not variant.training.gradient_checkpointing
         ]
     return Estimate(recipe, device, whole, available, tuple(alternatives))
@@ -183,11 +185,22 @@ def _variants(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Recipe]]:
 def _with(recipe: Recipe, training: dict[str, Any], qlora: bool = False) -> tuple[tuple[str, ...], Recipe]:
     """The settings as ``--set`` takes them, and the recipe that has them."""
     top = {"method": "qlora", "quantization": "nf4"} if qlora else {}
-    settings = (["method=qlora"] if qlora else []) + [
-        f"training.{name}={str(value).lower()}" for name, value in training.items()
-    ]
+    settings = [f"training.{name}={str(value).lower()}" for name, value in training.items()]
+    if qlora:
+        # It follows from the method, but for who has said otherwise.
+        given = ["quantization=nf4"] if "quantization" in recipe.model_fields_set else []
+        settings = ["method=qlora", *given, *settings]
     changed = recipe.training.model_copy(update=training)
     return tuple(settings), recipe.model_copy(update={**top, "training": changed})
+
+
+def _contradicts_nothing(recipe: Recipe, settings: Sequence[str]) -> bool:
+    """Is it a recipe with these settings too?"""
+    try:
+        Recipe.build(parse_recipe(recipe.given(), recipe.name).with_overrides(settings))
+    except RecipeError:
+        return False
+    return True
 
 
 def predict(prepared: Prepared) -> dict[str, int] | None:

@@ -263,6 +263,14 @@ def test_what_would_fit_is_a_recipe(task, settings, make_small, tmp_path):
     assert ("method=qlora" in told) == (recipe.method == "lora")
 
 
+def test_a_run_is_estimated_again_where_it_has_been_made(make_small, registry, tmp_path, capsys):
+    recipe = make_small(rows=8, **{"training.max_steps": 1})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    train(recipe, registry)
+    assert main(["estimate", str(tmp_path / "recipe.yaml"), "--registry", str(registry.path)]) == 0
+    assert "It fits." in capsys.readouterr().out
+
+
 def test_the_runs_of_folds_are_told(make_small, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(make_small(rows=16, **{"training.folds": 3}).to_yaml())
     assert main(["estimate", str(tmp_path / "recipe.yaml")]) == 0  # it fits

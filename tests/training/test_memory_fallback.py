@@ -13,7 +13,7 @@ from lorary.training.estimate.plan import estimate
 from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.progress import Reporter
 from memory import memory_for
-from samples import save_base, wordpiece_tokenizer
+from samples import save_base, wordpiece_tokenizer, write_jsonl
 from stops import Signal
 
 STEPS = {"training.batch_size": 12, "training.gradient_accumulation": 1, "lora.dropout": 0.2}
@@ -58,6 +58,18 @@ def test_one_row_that_does_not_fit_ends_the_run_with_advice(make_recipe, registr
         train(make_recipe(rows=40, **STEPS), registry)
     assert not registry.path.exists()
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("columns", "fewest"), [((), 2), (("negative",), 1)])
+def test_a_pair_alone_has_nothing_to_be_told_from(columns, fewest, make_small, registry, tmp_path):
+    rows = [{"text": f"the bank {n}", "positive": f"a bank {n}", "negative": f"a dog {n}"} for n in range(16)]
+    kept = [{key: text for key, text in row.items() if key != "negative" or key in columns} for row in rows]
+    data = {"data.train": write_jsonl(tmp_path / "pairs.jsonl", kept), "data.test": None}
+    roles = {f"data.columns.{key}": key for key in kept[0]}
+    recipe = make_small("feature-extraction", **data, **roles, **{"training.batch_size": 4, "data.test_size": 0.25})
+    words = "2 rows at a time, and fewer have nothing to be told from" if fewest == 2 else "one row at a time"
+    with memory_for(0), pytest.raises(TrainingError, match=f"memory ran out with {words}; lower"):
+        train(recipe, registry)
 
 
 def test_a_base_that_keeps_all_for_the_backward_pass(make_recipe, registry, tmp_path):

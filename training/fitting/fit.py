@@ -56,6 +56,11 @@ class AdapterJob(Job):
         """The task says."""
         return self.task.batch_counts
 
+    @property
+    def least_batch(self) -> int:
+        """The task says."""
+        return self.task.least_batch
+
     def notices(self) -> Sequence[str]:
         """The task's."""
         return self.task.notices

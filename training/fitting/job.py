@@ -45,6 +45,11 @@ class Job(ABC):
         """Does a row's loss depend on the other rows of its batch?"""
         return False
 
+    @property
+    def least_batch(self) -> int:
+        """The rows without which a batch has nothing to teach."""
+        return 1
+
     @abstractmethod
     def take(self, checkpoint: Path) -> None:
         """Give the model the weights of a checkpoint."""

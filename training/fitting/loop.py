@@ -52,7 +52,8 @@ def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group
         group: the processes that train together; each calls this.
 
     Raises:
-        TrainingError: the loss or the gradients aren't numbers any more, or memory ran out with one row at a time.
+        TrainingError: the loss or the gradients aren't numbers any more, or memory ran out with as few rows at a time
+            as can teach.
         InterruptedRunError: the user has asked to stop.
     """
     begin = trained_parameters(job.model)
@@ -77,6 +78,11 @@ def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group
             smaller = batching.smaller()
             if smaller is None:
                 raise TrainingError(f"memory ran out with one row at a time; {job.advice}") from error
+            if smaller.size < job.least_batch:
+                raise TrainingError(
+                    f"memory ran out with {batching.size} rows at a time, and fewer have nothing to be told from; "
+                    f"{job.advice}"
+                ) from error
         # Only here, where the error and the step's tensors behind it are gone.
         free_memory()
         put_back(job.model, begin)

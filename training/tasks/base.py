@@ -50,6 +50,7 @@ class Task(InManifest, ABC):
     targets: ClassVar[tuple[str, ...]] = ("labels",)  # the features that say what is to be learned
     decides: bool = False  # True: validation rows settle how its scores become answers
     batch_counts: ClassVar[bool] = False  # True: a row's loss depends on the other rows of its batch
+    least_batch: int = 1  # the rows without which a batch has nothing to teach
     windowed: ClassVar[bool] = False  # True: a row may have several features
     scored_in_one_pass: ClassVar[bool] = True  # False: its metrics need generation, so only the loss is cheap
     gate_rows: ClassVar[int] = 64  # the most held-out rows that the gate compares the metrics on

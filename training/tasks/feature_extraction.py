@@ -58,6 +58,7 @@ class FeatureExtraction(Task):
         roles = recipe.data.columns.named()
         self.scored = "score" in roles
         self.main_metric = "spearman" if self.scored else "mrr@10"
+        self.least_batch = 1 if "negative" in roles else 2
         self._texts = [role for role in ("text", "positive", "negative", "text_pair") if role in roles]
         self._mode = recipe.embedding.pooling or "mean"
 

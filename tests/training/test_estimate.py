@@ -238,7 +238,8 @@ def test_what_does_not_fit_is_told_with_what_would(make_small, tmp_path, capsys)
     assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--memory", "1MB", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["fits"], told["runs"]) == (False, 3)
-    assert any(other["peak"] < told["peak_bytes"] for other in told["alternatives"])
+    assert told["alternatives"]
+    assert all(other["peak"] < told["peak_bytes"] for other in told["alternatives"])
     assert not (tmp_path / "r.db").exists()
     assert main(["estimate", str(file), "--memory", "lots"]) == 2
 
@@ -261,6 +262,13 @@ def test_what_would_fit_is_a_recipe(task, settings, make_small, tmp_path):
         Recipe.load(tmp_path / "recipe.yaml", other.settings)
     told = {setting for other in found.alternatives for setting in other.settings}
     assert ("method=qlora" in told) == (recipe.method == "lora")
+
+
+def test_what_is_as_small_as_it_gets_is_told(make_small, tmp_path, capsys):
+    small = {"training.batch_size": 1, "training.gradient_checkpointing": True, "training.max_length": 32}
+    (tmp_path / "recipe.yaml").write_text(make_small(rows=8, method="qlora", **small).to_yaml())
+    assert main(["estimate", str(tmp_path / "recipe.yaml"), "--memory", "1MB"]) == 1
+    assert "It doesn't fit, and no setting of the run makes it smaller" in capsys.readouterr().out
 
 
 def test_a_run_is_estimated_again_where_it_has_been_made(make_small, registry, tmp_path, capsys):

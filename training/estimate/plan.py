@@ -121,13 +121,14 @@ def estimate(
         libraries = held_by_libraries(device)  # once: this process grows with each variant that is tried
         whole = cost(recipe, step, measure=True)
         available = memory or memory_of(device)
-        alternatives = [
+        tried = [
             Alternative(settings, cost(variant, step_of(variant), measure=False).peak)
             for settings, variant in (_variants(recipe) if whole.peak > available else ())
             if _contradicts_nothing(asked, settings)
             if base.model.supports_gradient_checkpointing or not variant.training.gradient_checkpointing
         ]
-    return Estimate(recipe, device, whole, available, tuple(alternatives))
+    alternatives = tuple(other for other in tried if other.peak < whole.peak)
+    return Estimate(recipe, device, whole, available, alternatives)
 
 
 def import_trainer(task: Task) -> None:

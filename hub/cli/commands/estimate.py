@@ -86,12 +86,15 @@ def _print(found: Estimate, past: PastRuns, memory: str | None) -> None:
     if errors:
         print_line(
             f"Past:  predicted peaks were off by {abs(errors[len(errors) // 2]):.0%} in the middle, "
-            f"{abs(errors[-1]):.0%} at worst, over {len(errors)} runs"
+            f"{abs(errors[-1]):.0%} at worst, over {len(errors)} run{'s' if len(errors) > 1 else ''}"
         )
     if found.fits:
         print_line("It fits.")
         return
     print_line("")
+    if not found.alternatives:
+        print_line("It doesn't fit, and no setting of the run makes it smaller; a smaller base is the other way.")
+        return
     print_line("It doesn't fit. The peak with other settings, each for --set:")
     print_table(
         [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -215,19 +215,19 @@ def _digest(files: Mapping[str, FileEntry]) -> str:
 
 
 def _select(db: Database, store: Store, where: str = "1", parameters: list[str] | None = None) -> list[PretrainedBase]:
-    files: dict[str, dict[str, FileEntry]] = {}
+    files: dict[str, list[Mapping[str, Any]]] = {}
     for row in db.query("SELECT * FROM base_files ORDER BY base, name"):
-        files.setdefault(str(row["base"]), {})[str(row["name"])] = FileEntry(str(row["sha256"]), int(row["size"]))
+        files.setdefault(str(row["base"]), []).append(row)
     found = []
     for row in db.query(f"SELECT * FROM bases WHERE digest IS NOT NULL AND ({where}) ORDER BY id", parameters or []):
         try:
-            found.append(_base(row, files.get(str(row["id"]), {}), store))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as error:
+            found.append(_base(row, files.get(str(row["id"]), ()), store))
+        except (ValueError, TypeError, KeyError, OverflowError, AttributeError, RecursionError, UsageError) as error:
             raise RegistryError(f"base {row['id']!r}: its row is damaged ({error}); go back to a copy of it") from error
     return found
 
 
-def _base(row: Mapping[str, Any], files: Mapping[str, FileEntry], store: Store) -> PretrainedBase:
+def _base(row: Mapping[str, Any], files: Iterable[Mapping[str, Any]], store: Store) -> PretrainedBase:
     details = json.loads(row["details"])
     if not isinstance(details["provenance"], dict):
         raise TypeError("its provenance is no object")
@@ -240,7 +240,7 @@ def _base(row: Mapping[str, Any], files: Mapping[str, FileEntry], store: Store) 
         created_at=str(row["created_at"]),
         metrics=check_metrics(details["metrics"]),
         provenance=details["provenance"],
-        files=files,
+        files={str(file["name"]): FileEntry(str(file["sha256"]), int(file["size"])) for file in files},
         folder=store.folder_path(str(row["digest"])),
     )
 

@@ -168,7 +168,7 @@ def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> di
             )
             for row in rows
         }
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # the last of an infinite number
         raise RegistryError(f"the registry's rows are damaged ({error}); go back to a copy of it") from error
 
 

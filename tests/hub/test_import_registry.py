@@ -237,6 +237,16 @@ def test_a_base_whose_row_is_damaged_is_told(registry, tmp_path, capsys, details
     assert "base 'tiny': its row is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("column", ["bases SET parameters", "base_files SET size"])
+@pytest.mark.parametrize("value", ["'many'", "9e999"])
+def test_a_base_with_a_number_that_is_none_is_told(registry, tmp_path, capsys, column, value):
+    with_base(registry, tmp_path / "base")
+    with sqlite3.connect(registry.path) as db:
+        db.execute(f"UPDATE {column} = {value}")
+    assert main(["bases", "--registry", str(registry.path)]) == 1
+    assert "base 'tiny': its row is damaged" in capsys.readouterr().err
+
+
 def test_a_base_that_tells_nonsense_of_itself_is_shown(registry, tmp_path, capsys):
     with_base(registry, tmp_path / "base")
     with sqlite3.connect(registry.path) as db:

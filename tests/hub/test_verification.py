@@ -96,10 +96,11 @@ def test_verify_finds_rows_that_contradict_the_files(add, registry, statement, m
     assert len(registry.versions()) == 1
 
 
-def test_rows_of_the_wrong_type_are_named(add, registry):
+@pytest.mark.parametrize("value", ["'many'", "x'00'", "9e999"])
+def test_rows_of_the_wrong_type_are_named(add, registry, value):
     add()
     with sqlite3.connect(registry.path) as connection:
-        connection.execute("UPDATE versions SET parameters = 'many'")
+        connection.execute(f"UPDATE versions SET parameters = {value}")
     connection.close()
     with pytest.raises(RegistryError, match="rows are damaged"):
         registry.versions()

@@ -143,7 +143,8 @@ def roll_back(db: Database, name: str, alias: str, by: Signature, path: Path) ->
             return history(db, adapter_id, name, alias)[-1]
         if target is not None and target not in versions:
             removed.append(f"version {target}")
-    gone = f"; {', '.join(dict.fromkeys(removed))} of before {'were' if len(removed) > 1 else 'was'} removed"
+    removed = list(dict.fromkeys(removed))  # an alias may have meant one of them more than once
+    gone = f"; {', '.join(removed)} of before {'were' if len(removed) > 1 else 'was'} removed"
     meant = "has meant nothing else" if now is None else f"meant nothing else before version {now}"
     shows = suggested(f"lorary alias {name} --history", path)
     raise RegistryConflictError(

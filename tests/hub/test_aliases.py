@@ -1,5 +1,8 @@
+import pwd
+import re
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -40,10 +43,40 @@ def test_every_move_is_in_the_history(four, monkeypatch):
     assert [move.alias for move in four.alias_history("finance-tone")] == ["prod", "live", "prod", "prod"]
 
 
+def test_a_move_is_dated_in_utc(four):
+    before = datetime.now(UTC)
+    four.alias("finance-tone", "prod", 1)
+    at = datetime.fromisoformat(four.alias_history("finance-tone")[0].at)
+    assert at.utcoffset() == timedelta(0)
+    assert before - timedelta(seconds=1) < at <= datetime.now(UTC)
+
+
 def test_without_a_name_given_the_login_name_signs(four, monkeypatch):
     monkeypatch.setenv("LOGNAME", "ana")
     four.alias("finance-tone", "prod", 1)
     assert four.alias_history("finance-tone")[0].who == "ana"
+    monkeypatch.setenv("LORARY_USER", " \t")  # blanks are no name
+    four.alias("finance-tone", "prod", 2)
+    assert four.alias_history("finance-tone")[1].who == "ana"
+    monkeypatch.setenv("LOGNAME", "a\nb")
+    with pytest.raises(UsageError, match="the login name: expected one line"):
+        four.alias("finance-tone", "prod", 3)
+
+
+def test_a_user_without_a_login_name_signs_as_unknown(four, monkeypatch):
+    def nobody(user):
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    four.alias("finance-tone", "prod", 1)
+    assert four.alias_history("finance-tone")[0].who == "unknown"
+
+
+def test_a_reason_of_blanks_is_none(four):
+    four.alias("finance-tone", "prod", 1, why=" \t")
+    assert four.alias_history("finance-tone")[0].why is None
 
 
 def test_a_forced_removal_is_in_the_history(four):
@@ -77,6 +110,17 @@ def test_the_history_is_only_added_to(four):
                 connection.execute(statement)
 
 
+@pytest.mark.parametrize("value", ["'abc'", "x'00'", "9e999"])
+def test_a_history_with_a_number_that_is_none_is_told(four, value):
+    four.alias("finance-tone", "prod", 1)
+    with closing(sqlite3.connect(four.path)) as connection, connection:
+        connection.execute(
+            f"INSERT INTO alias_moves SELECT 2, 1, 'prod', 1, {value}, at, who, NULL, NULL, NULL FROM alias_moves"
+        )
+    with pytest.raises(RegistryError, match="the history of finance-tone's aliases is damaged"):
+        four.alias_history("finance-tone")
+
+
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[31mb", "\u202edcba", "x" * 501, "\udcff", "\x00"])
 def test_reasons_and_users_are_lines_of_printable_text(four, monkeypatch, text):
     with pytest.raises(UsageError, match="the reason: expected one line"):
@@ -86,6 +130,17 @@ def test_reasons_and_users_are_lines_of_printable_text(four, monkeypatch, text):
         with pytest.raises(UsageError, match="LORARY_USER: expected one line"):
             four.alias("finance-tone", "prod", 1)
     assert four.alias_history("finance-tone") == []
+
+
+def test_a_reason_has_room_for_500_signs_beside_blanks(four):
+    four.alias("finance-tone", "prod", 1, why=f" {'x' * 500}\n")
+    assert four.alias_history("finance-tone")[0].why == "x" * 500
+
+
+@pytest.mark.parametrize(("text", "found"), [("x" * 501, "501 signs"), ("é\x1b[31m", r"'\xe9\x1b[31m'")])
+def test_what_is_wrong_with_a_line_is_told_in_signs_that_a_terminal_only_prints(four, text, found):
+    with pytest.raises(UsageError, match=re.escape(f"at most 500 signs, found {found}")):
+        four.alias("finance-tone", "prod", 1, why=text)
 
 
 @pytest.mark.parametrize("alias", ["3", "Prod", "a/b", "a@b", "", "pr\x1bod", "<b>", "-x"])
@@ -142,6 +197,52 @@ def test_removed_versions_are_passed_over(four):
     four.remove("finance-tone@1")
     with pytest.raises(RegistryConflictError, match="version 1 of before was removed"):
         four.rollback("finance-tone", "prod")
+
+
+@pytest.mark.parametrize(
+    ("meant", "removed", "told"),
+    [
+        ((1,), (), ""),
+        ((1, 2), (1,), "; version 1 of before was removed"),
+        ((1, 2, 1, 2), (1,), "; version 1 of before was removed"),  # once, though it was meant twice
+        ((1, 2, 3), (1, 2), "; version 2, version 1 of before were removed"),
+    ],
+)
+def test_a_rollback_that_leads_nowhere_tells_what_was_removed(four, meant, removed, told):
+    for number in meant:
+        four.alias("finance-tone", "prod", number)
+    for number in removed:
+        four.remove(f"finance-tone@{number}")
+    message = f"can't go back, it meant nothing else before version {meant[-1]}{told}; `lorary alias"
+    with pytest.raises(RegistryConflictError, match=message):
+        four.rollback("finance-tone", "prod")
+
+
+def test_an_alias_whose_only_version_was_removed_can_not_go_back(four):
+    four.alias("finance-tone", "prod", 1)
+    four.remove("finance-tone@1", force=True)
+    with pytest.raises(RegistryConflictError, match="it has meant nothing else; version 1 of before was removed"):
+        four.rollback("finance-tone", "prod")
+
+
+def test_a_version_of_another_name_is_no_meaning_to_go_back_to(four, add):
+    add(seed=9, name="other")
+    for number in (1, 2):
+        four.alias("finance-tone", "prod", number)
+    four.remove("finance-tone@1")
+    with pytest.raises(RegistryConflictError):
+        four.rollback("finance-tone", "prod")
+    assert four.resolve("other@1").aliases == ()
+
+
+def test_an_alias_of_another_name_is_another_alias(add, registry):
+    for name in ("other", "finance-tone"):
+        for seed in range(2):
+            add(seed, name=name)
+        assert registry.alias(name, "prod", 1)
+    registry.unalias("other", "prod")
+    assert moves(registry) == [(None, 1)]
+    assert registry.resolve("finance-tone@prod").number == 1
 
 
 def test_other_aliases_have_histories_of_their_own(four):

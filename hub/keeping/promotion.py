@@ -78,7 +78,7 @@ def promote(
 ) -> Promotion:
     """See :meth:`lorary.hub.registry.Registry.promote`."""
     check_name(alias, "alias")
-    require = tuple(require)
+    require = tuple(text.strip() for text in require)  # the lines of a file have ends
     requirements = [parse_requirement(text) for text in require]
     by = signature(why or f"promoted: {', '.join(require) or 'nothing was required'}"[:LONGEST])
     version = registry.resolve(reference)
@@ -124,10 +124,11 @@ class Judge:
             return self._weigh(requirement, own[metric], requirement.number, f"required is {requirement.number:g}")
         found = self._other(requirement)
         if found is None:
-            named = requirement.readings[-1][0]
-            if named == self._alias:
-                return Check(requirement.text, True, f"holds, since nothing is {named} yet")
-            return Check(requirement.text, False, f"{self._version.name} has no version or alias {named!r}")
+            named = [self._reference(other) for other, _ in requirement.readings]
+            if self._reference(self._alias) in named:
+                return Check(requirement.text, True, f"holds, since nothing is {self._alias} yet")
+            name, _, suffix = named[-1].partition("@")
+            return Check(requirement.text, False, f"{name} has no version or alias {suffix!r}")
         other, offset = found
         theirs = other.metrics.get("test", {}).get(metric)
         if other.task != self._version.task:
@@ -142,11 +143,13 @@ class Judge:
     def _other(self, requirement: Requirement) -> tuple[Version, float] | None:
         for other, offset in requirement.readings:
             try:
-                reference = other if "@" in other else f"{self._version.name}@{other}"
-                return locate(self._db, reference, self._path)[1], offset
+                return locate(self._db, self._reference(other), self._path)[1], offset
             except (UnknownReferenceError, InvalidReferenceError):
                 continue
         return None
+
+    def _reference(self, other: str) -> str:
+        return other if "@" in other else f"{self._version.name}@{other}"
 
     def _weigh(self, requirement: Requirement, own: float, bound: float, told: str) -> Check:
         slack = _SLACK * max(1.0, abs(bound))

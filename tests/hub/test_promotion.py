@@ -45,6 +45,13 @@ def test_the_requirements_may_come_one_by_one(three):
     assert three.alias_history("finance-tone", "prod")[-1].why == "promoted: f1>=0.8, verify"
 
 
+def test_the_requirements_may_be_the_lines_of_a_file(three, tmp_path):
+    (tmp_path / "gate").write_text("f1 >= 0.8\nverify\n")
+    with (tmp_path / "gate").open() as gate:
+        three.promote("finance-tone@2", "prod", require=gate)
+    assert three.alias_history("finance-tone", "prod")[-1].why == "promoted: f1 >= 0.8, verify"
+
+
 def test_a_refusal_tells_each_requirement_that_is_not_met(three):
     three.alias("finance-tone", "prod", 1)
     require = ("f1>=prod", "f1>prod", "f1>=prod+0.011", "accuracy>=0.9", "loss<=prod-0.2", "f1>=champion", "f1<1")
@@ -80,6 +87,18 @@ def test_nothing_yet_is_no_hindrance(three):
     # Another alias that is nothing may be a slip of the pen.
     assert refusals(three, "finance-tone@3", "f1>=champion") == (
         "f1>=champion: finance-tone has no version or alias 'champion'",
+    )
+
+
+@pytest.mark.parametrize(("alias", "named"), [("prod", "finance-tone@prod"), ("prod-2", "prod-2")])
+def test_nothing_yet_is_no_hindrance_however_it_is_named(three, alias, named):
+    (check,) = three.promote("finance-tone@3", alias, require=[f"f1>={named}"]).checks
+    assert check.found == f"holds, since nothing is {alias} yet"
+
+
+def test_another_names_alias_that_is_nothing_is_told_by_that_name(three):
+    assert refusals(three, "finance-tone@3", "f1>=tagger@prod") == (
+        "f1>=tagger@prod: tagger has no version or alias 'prod'",
     )
 
 

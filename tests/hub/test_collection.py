@@ -229,9 +229,12 @@ def test_files_and_links_among_the_copies_go_too(add, registry, store, tmp_path)
     (store / "incoming").mkdir()
     (store / "incoming/file").touch()
     (store / "incoming/link").symlink_to(tmp_path / "precious")
-    for path in (store / "incoming").iterdir():
+    (store / "incoming/astray").symlink_to(tmp_path / "nothing")
+    copies = list((store / "incoming").iterdir())
+    for path in copies:
         os.utime(path, (time.time() - 2 * DAY,) * 2, follow_symlinks=False)
-    assert registry.collect().copies == 2
+    size = sum(path.lstat().st_size for path in copies)  # a link's own, not that of what it leads to
+    assert registry.collect() == Collected(objects=0, copies=3, bases=0, bytes=size, busy=0)
     assert (tmp_path / "precious").is_dir()
 
 

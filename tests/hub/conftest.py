@@ -21,6 +21,14 @@ def add(registry, tmp_path):
 
 
 @pytest.fixture
+def four(add, registry):
+    """A registry of four versions of one name."""
+    for seed in range(4):
+        add(seed=seed)
+    return registry
+
+
+@pytest.fixture
 def ann(hub, monkeypatch):
     """Ann is logged in."""
     hub.users["hf_ann"] = "ann"

@@ -142,6 +142,22 @@ def test_a_source_that_changes_while_it_is_read_is_refused(registry, tmp_path):
     assert objects(registry) == []
 
 
+def test_changing_what_is_unknown_makes_no_registry(registry):
+    for refused in (
+        lambda: registry.alias("nobody", "prod", 1),
+        lambda: registry.unalias("nobody", "prod"),
+        lambda: registry.rollback("nobody", "prod"),
+        lambda: registry.promote("nobody", "prod"),
+        lambda: registry.alias_history("nobody"),
+        lambda: registry.tag("nobody", "news"),
+        lambda: registry.untag("nobody", "news"),
+        lambda: registry.remove("nobody"),
+    ):
+        with pytest.raises(UnknownReferenceError, match="there is no registry"):
+            refused()
+        assert not registry.path.exists()
+
+
 def test_resolving(add, registry):
     for seed in range(3):
         add(seed)
@@ -250,51 +266,6 @@ def test_lineage(add, registry):
     registry.alias("finance-tone", "start", 1)
     child = add(1, parents=["finance-tone@start"], strategy="fine-tune")
     assert (child.parents, child.strategy) == (("finance-tone@1",), "fine-tune")
-
-
-def test_removing_deletes_what_nobody_else_has(add, registry):
-    add(0)
-    kept = objects(registry)
-    add(1)
-    assert registry.remove("finance-tone@2").number == 2
-    assert objects(registry) == kept
-    assert registry.verify() == []
-    registry.remove("finance-tone")
-    assert objects(registry) == []
-    assert registry.versions() == []
-
-
-def test_numbers_are_not_given_out_again(add, registry):
-    add(0)
-    add(1)
-    registry.remove("finance-tone@2")
-    assert add(1).number == 3
-    for number in (1, 3):
-        registry.remove(f"finance-tone@{number}")
-    with pytest.raises(UnknownReferenceError):
-        registry.resolve("finance-tone")
-    moved = add(2, domain="legal")  # a name without versions is free to stand for something else
-    assert (moved.number, moved.domain) == (4, "legal")
-
-
-def test_a_bare_name_with_several_versions_is_not_removed(add, registry):
-    add(0)
-    add(1)
-    with pytest.raises(UsageError, match="has 2 versions"):
-        registry.remove("finance-tone")
-
-
-def test_what_is_needed_is_kept_unless_forced(add, registry):
-    add(0)
-    add(1, parents=["finance-tone@1"])
-    registry.alias("finance-tone", "prod", 1)
-    with pytest.raises(RegistryConflictError, match=r"finance-tone@prod, finance-tone@2"):
-        registry.remove("finance-tone@1")
-    assert len(registry.versions()) == 2
-    registry.remove("finance-tone@1", force=True)
-    (child,) = registry.versions()
-    assert (child.parents, child.aliases) == (("finance-tone@1",), ())
-    assert registry.verify() == []
 
 
 def test_a_version_is_a_frozen_value(add):

@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import pytest
 
 from checkpoints import make_manifest
@@ -45,6 +47,23 @@ def test_the_requirements_may_come_one_by_one(three):
     assert three.alias_history("finance-tone", "prod")[-1].why == "promoted: f1>=0.8, verify"
 
 
+def test_without_a_requirement_the_alias_just_moves(three):
+    promotion = three.promote("finance-tone@1", "prod")
+    assert (promotion.checks, three.resolve("finance-tone@prod").number) == ((), 1)
+    assert three.alias_history("finance-tone", "prod")[-1].why == "promoted: nothing was required"
+
+
+def test_a_reason_takes_the_place_of_the_requirements(three):
+    three.promote("finance-tone@1", "prod", require=["f1>0"], why="asked for")
+    assert three.alias_history("finance-tone", "prod")[-1].why == "asked for"
+
+
+def test_requirements_that_are_no_reason_for_their_length_are_cut(three):
+    require = ["f1>0"] * 200
+    assert len(three.promote("finance-tone@1", "prod", require=require).checks) == 200
+    assert three.alias_history("finance-tone", "prod")[-1].why == f"promoted: {', '.join(require)}"[:500]
+
+
 def test_the_requirements_may_be_the_lines_of_a_file(three, tmp_path):
     (tmp_path / "gate").write_text("f1 >= 0.8\nverify\n")
     with (tmp_path / "gate").open() as gate:
@@ -71,6 +90,51 @@ def test_metrics_are_compared_as_written(three):
     assert refusals(three, "finance-tone@2", "loss>=prod") == (
         "loss>=prod: finance-tone@2 has 0.4, finance-tone@1 has 0.5",
     )
+
+
+def operators_met(registry, bound):
+    """Which comparisons of the latest version's f1 hold."""
+    met = set()
+    for operator in (">=", "<=", "==", ">", "<"):
+        with suppress(PromotionRefusedError):
+            registry.promote("finance-tone", "prod", require=[f"f1{operator}{bound}"], dry_run=True)
+            met.add(operator)
+    return met
+
+
+@pytest.mark.parametrize(
+    ("own", "bound", "met"),
+    [
+        (0.5, "0.5", {">=", "<=", "=="}),
+        (0.5001, "0.5", {">=", ">"}),
+        (0.4999, "0.5", {"<=", "<"}),
+        # As much as rounding may make of equal numbers, in small ones and in large ones.
+        (1e-12, "0", {">=", "<=", "=="}),
+        (1e12 + 1, "1e12", {">=", "<=", "=="}),
+        (-1e12 - 1, "-1E+12", {">=", "<=", "=="}),
+        (0.5, "+.5", {">=", "<=", "=="}),
+        (0.5, "5.e-1", {">=", "<=", "=="}),
+    ],
+)
+def test_each_comparison_with_a_number(add, registry, own, bound, met):
+    add(metrics=measured(f1=own))
+    assert operators_met(registry, bound) == met
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "bound", "met"),
+    [
+        (0.81, 0.82, "1 +0.01", {">=", "<=", "=="}),  # 0.81 + 0.01 is a little more than 0.82
+        (0.7, 0.8, "1+0.1", {">=", "<=", "=="}),  # and 0.7 + 0.1 a little less than 0.8
+        (0.5, 0.4, "1-0.1", {">=", "<=", "=="}),
+        (0.5, 0.4, "1", {"<=", "<"}),
+        (0.0, 0.1, "1", {">=", ">"}),
+    ],
+)
+def test_each_comparison_with_a_version(add, registry, theirs, own, bound, met):
+    for seed, value in enumerate((theirs, own)):
+        add(seed, metrics=measured(f1=value))
+    assert operators_met(registry, bound.replace("1", "finance-tone@1", 1)) == met
 
 
 def test_a_version_without_metrics_is_refused(add, registry):

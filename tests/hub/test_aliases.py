@@ -74,6 +74,9 @@ def test_a_forced_removal_is_in_the_history(four):
     assert four.alias_history("finance-tone")[-1].why == "finance-tone@2 was removed"
     four.remove("finance-tone@1", force=True, why="wrong data")  # no alias, no move
     assert len(four.alias_history("finance-tone")) == 4
+    four.alias("finance-tone", "prod", 3)
+    four.remove("finance-tone@prod", force=True)
+    assert four.alias_history("finance-tone")[-1].why == "finance-tone@3 was removed"  # what it meant, not its name
 
 
 def test_a_refused_change_leaves_no_trace(four):

@@ -1,3 +1,6 @@
+import errno
+from pathlib import Path
+
 import pytest
 
 from lorary.hub.errors import RegistryConflictError, UnknownReferenceError, UsageError
@@ -17,6 +20,20 @@ def test_removing_deletes_what_nobody_else_has(add, registry):
     registry.remove("finance-tone")
     assert objects(registry) == []
     assert registry.versions() == []
+
+
+def test_a_version_is_gone_though_a_file_of_it_can_t_be_deleted(add, registry, monkeypatch):
+    add(0)
+    kept = objects(registry)
+
+    def refuse(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert registry.remove("finance-tone@1").number == 1
+    assert (registry.versions(), objects(registry)) == ([], kept)
+    (note,) = registry.verify()
+    assert (note.level, note.message.split(" in ")[0]) == ("note", f"{len(kept)} file(s)")
 
 
 def test_numbers_are_not_given_out_again(add, registry):

@@ -83,7 +83,10 @@ def test_adding_again_mends_a_rotten_object(add, registry):
         ("DELETE FROM files WHERE name = 'lorary.json'", "the digest differs"),
         ("UPDATE files SET size = 1", "expected 1"),
         ("UPDATE files SET sha256 = '../../etc/passwd'", "isn't a sha256"),
-        ("UPDATE files SET name = '../x' WHERE name = 'lorary.json'", "leaves its folder"),
+        *(
+            (f"UPDATE files SET name = '{name}' WHERE name = 'lorary.json'", "leaves its folder")
+            for name in ("../x", "a/b", "a\\b", "..", ".", "")
+        ),
         ("INSERT INTO aliases VALUES (1, 'ghost', 99)", "refers to a row"),
     ],
 )

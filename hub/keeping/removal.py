@@ -14,7 +14,7 @@ from lorary.hub.errors import RegistryConflictError, UsageError
 from lorary.hub.files.store import Store
 from lorary.hub.keeping.aliases import Signature, drop_aliases
 from lorary.hub.tables.database import writing
-from lorary.hub.tables.lookup import locate, registry_reference
+from lorary.hub.tables.lookup import locate
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def remove_rows(db: Database, reference: str, path: Path, by: Signature, *, forc
     (count,) = db.execute(
         "SELECT count(*) FROM versions WHERE adapter_id = (SELECT adapter_id FROM versions WHERE id = ?)", [row_id]
     ).fetchone()
-    if count > 1 and str(registry_reference(reference)) == version.name:
+    if count > 1 and reference == version.name:
         raise UsageError(f"{reference!r} has {count} versions; say which, such as {version.reference}")
     children = db.query(
         "SELECT a.name || '@' || v.number AS reference FROM parents p JOIN versions v ON v.id = p.version_id "

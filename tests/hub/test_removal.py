@@ -52,8 +52,10 @@ def test_numbers_are_not_given_out_again(add, registry):
 def test_a_bare_name_with_several_versions_is_not_removed(add, registry):
     add(0)
     add(1)
-    with pytest.raises(UsageError, match="has 2 versions"):
+    add(2, name="other")
+    with pytest.raises(UsageError, match=r"has 2 versions; say which, such as finance-tone@2"):
         registry.remove("finance-tone")
+    assert registry.remove("other").reference == "other@1"  # it has one, however many others have
 
 
 def test_what_is_needed_is_kept_unless_forced(add, registry):

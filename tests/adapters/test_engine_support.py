@@ -7,7 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from lorary.adapters import Backbone
-from lorary.adapters.engine import compatibility
+from lorary.adapters.engine import Request, compatibility
+from lorary.adapters.engine.compatibility import Comparison
+from lorary.adapters.engine.decoding import Decoding
 from lorary.hub.errors import EngineUnsupportedError, RequestTooLongError, UntestedVersionWarning, UsageError
 from tiny import make_base, make_tokenizer
 
@@ -105,6 +107,60 @@ def test_a_model_that_is_not_itself_in_a_packed_row(bases, attention, message):
     with pytest.raises(EngineUnsupportedError, match=f"LlamaForCausalLM {message}"):
         backbone.engine(**SMALL)
     assert not set(threading.enumerate()) - before
+
+
+@pytest.fixture
+def compared(bases):
+    """A function: what the comparison says of the loop's logits, made from the model's own for the same tokens."""
+    inference = Backbone.from_pretrained(str(bases("llama")))._inference
+    request = Request("one", [7, 8], None, Decoding(1, (), (), None), inference.tokenizer, None)
+    request._tokens.append(9)
+
+    def compare(*changes):
+        comparison = Comparison(inference)
+        for change in changes:
+            row = inference.run([7, 8, 9], None).logits[0, -1].clone()
+            comparison.note(request, change(row))
+            row.zero_()  # the loop writes its next step there
+        comparison.demand_equal()
+
+    return compare
+
+
+def test_logits_are_the_models_own_but_for_rounding(compared):
+    compared(lambda row: row, lambda row: row + 0.04 * row.abs().max(), lambda row: row - 0.04 * row.abs().max())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row + 0.06 * row.abs().max(),
+        lambda row: row - 0.06 * row.abs().max(),
+        lambda row: row * float("nan"),
+        lambda row: row.flip(0),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_logits_that_differ_in_any_of_the_rows_are_refused(compared, change, place):
+    changes = [lambda row: row] * 3
+    changes[place] = change
+    with pytest.raises(EngineUnsupportedError, match="LlamaForCausalLM answers otherwise in continuous batching"):
+        compared(*changes)
+
+
+def test_a_backbone_on_several_devices(bases):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.model.lm_head.to("meta")
+    with pytest.raises(EngineUnsupportedError, match="LlamaForCausalLM is spread over cpu, meta"):
+        backbone.engine(**SMALL)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "kernels-community/flash-attn2", "sdpa"])
+def test_attentions_that_read_a_paged_cache(bases, attention):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    backbone.model.config._attn_implementation_internal = attention
+    assert backbone.model.config._attn_implementation == attention
+    compatibility.check_backbone(backbone._inference)
 
 
 def test_a_bfloat16_backbone_opens(bases, kinds):

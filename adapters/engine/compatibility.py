@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -117,13 +118,10 @@ def most_positions(model: Any) -> int | None:
     """
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    if "longrope" in str(rope):
-        short = getattr(config, "original_max_position_embeddings", None) or rope.get(
-            "original_max_position_embeddings"
-        )
-        if short is not None:
-            return int(short)
-    return longest_input(model)
+    # Of all layers, or of each kind of them.
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]
+    turning = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(map(int, turning)) if turning else longest_input(model)
 
 
 class Comparison:

@@ -171,10 +171,16 @@ def test_a_bfloat16_backbone_opens(bases, kinds):
         assert all(request.result(10).tokens for request in requests)
 
 
-def test_frequencies_that_turn_with_the_longest_request(tmp_path):
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_frequencies_that_turn_with_the_longest_request(tmp_path, family):
     """Longrope has other frequencies beyond its first length, for everybody in the step."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    base = make_base("llama", tmp_path / "base", rope_parameters=rope | {"original_max_position_embeddings": 16})
+    rope["original_max_position_embeddings"] = 16
+    changes = {"rope_parameters": rope}
+    if family == "gemma3":  # each kind of its layers has frequencies of its own
+        own = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+        changes = {"rope_parameters": own, "layer_types": list(own)}
+    base = make_base(family, tmp_path / "base", **changes)
     backbone = Backbone.from_pretrained(str(base))
     expected = backbone.generate("story", max_new_tokens=10)
     with backbone.engine(**SMALL) as engine:

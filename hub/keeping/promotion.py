@@ -62,9 +62,9 @@ def parse_requirement(text: str) -> Requirement | None:
     if shown == VERIFY:
         return None
     found = _COMPARISON.fullmatch(shown)
-    metric, value = (found["metric"].strip(), found["value"].strip()) if found else ("", "")
-    if not found or not metric or not value:
+    if not found:
         raise UsageError(f"requirement {shown!r}: {_EXAMPLES}")
+    metric, value = found["metric"].strip(), found["value"].strip()
     if _PLAIN.fullmatch(value):
         return Requirement(shown, metric, found["operator"], float(value), ())
     readings = [(value, 0.0)]

@@ -127,6 +127,7 @@ def test_each_comparison_with_a_number(add, registry, own, bound, met):
         (0.81, 0.82, "1 +0.01", {">=", "<=", "=="}),  # 0.81 + 0.01 is a little more than 0.82
         (0.7, 0.8, "1+0.1", {">=", "<=", "=="}),  # and 0.7 + 0.1 a little less than 0.8
         (0.5, 0.4, "1-0.1", {">=", "<=", "=="}),
+        (0.5, 0.501, "1+1e-3", {">=", "<=", "=="}),
         (0.5, 0.4, "1", {"<=", "<"}),
         (0.0, 0.1, "1", {">=", ">"}),
     ],
@@ -173,6 +174,15 @@ def test_a_changed_file_is_found(three):
     (problem,) = refusals(three, "finance-tone@2", "f1>=0.5", "verify")
     assert problem.startswith("verify: adapter_model.safetensors: its content has changed")
     three.promote("finance-tone@1", "prod", require=["verify"])  # the others are as they were
+
+
+def test_files_are_hashed_only_where_that_is_required(three, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(three, "verify", lambda reference: hashed.append(reference) or [])
+    three.promote("finance-tone@2", "prod", require=["f1>=0.5"])
+    assert hashed == []
+    three.promote("finance-tone@prod", "live", require=["verify"])
+    assert hashed == ["finance-tone@2"]
 
 
 def test_other_tasks_are_refused_and_other_bases_and_rows_told(add, registry):
@@ -241,7 +251,21 @@ def test_of_two_promotions_at_once_the_second_is_held_against_the_first(three, m
 
 
 @pytest.mark.parametrize(
-    "text", ["", "f1", "f1>=", ">=prod", "f1=>prod", "f1>>prod", "f1!=prod", "f1>=pr\x1bod", "f1=prod", "Verify"]
+    "text",
+    [
+        "",
+        "f1",
+        "f1>=",
+        "f1>= ",
+        ">=prod",
+        " >=prod",
+        "f1=>prod",
+        "f1>>prod",
+        "f1!=prod",
+        "f1>=pr\x1bod",
+        "f1=prod",
+        "Verify",
+    ],
 )
 def test_what_cannot_be_a_requirement(three, text):
     with pytest.raises(UsageError, match="requirement"):

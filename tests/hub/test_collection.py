@@ -15,6 +15,7 @@ from lorary.hub import Registry
 from lorary.hub.errors import CheckpointError, RegistryConflictError, UnknownReferenceError
 from lorary.hub.files.staging import _locked, abandoned, staging_folder
 from lorary.hub.files.store import Store, hash_file
+from lorary.hub.tables.database import writing
 from lorary.hub.values import Collected, FileEntry
 
 DAY = 86400
@@ -253,6 +254,14 @@ def test_nobody_writes_while_a_collection_deletes(add, registry, store, monkeypa
 
     monkeypatch.setattr(Store, "delete", delete)
     assert registry.collect().objects == 1
+
+
+def test_a_dry_run_waits_for_nobody_who_writes(add, registry, store, monkeypatch):
+    add()
+    put_object(store)
+    monkeypatch.setattr("lorary.hub.tables.database._PATIENCE", 0.1)
+    with writing(registry.path):
+        assert registry.collect(dry_run=True).objects == 1
 
 
 def test_what_can_t_be_deleted_is_told_and_the_rest_goes(add, registry, store, monkeypatch):

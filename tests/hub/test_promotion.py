@@ -7,6 +7,7 @@ from lorary.hub import Registry
 from lorary.hub.errors import PromotionRefusedError, RegistryConflictError, UnknownReferenceError, UsageError
 from lorary.hub.keeping.promotion import parse_requirement
 from lorary.hub.manifest import BaseIdentity
+from lorary.hub.tables.database import writing
 
 
 def measured(**test):
@@ -220,6 +221,12 @@ def test_a_dry_run_changes_nothing(three):
     with pytest.raises(PromotionRefusedError):
         three.promote("finance-tone@3", "prod", require=["f1>=prod"], dry_run=True)
     assert three.path.read_bytes() == before
+
+
+def test_a_dry_run_waits_for_nobody_who_writes(three, monkeypatch):
+    monkeypatch.setattr("lorary.hub.tables.database._PATIENCE", 0.1)
+    with writing(three.path):
+        assert three.promote("finance-tone@2", "prod", dry_run=True).to_number == 2
 
 
 def test_a_candidate_that_moves_meanwhile_is_not_promoted_unseen(three, monkeypatch):

@@ -62,6 +62,26 @@ def test_a_metric_that_is_no_number_is_told_and_hides_nothing(add, registry, val
         registry.overview()
 
 
+def test_of_a_metric_that_is_a_long_text_the_beginning_is_told(add, registry):
+    add(metrics={"test": {"f1": 0.5}})
+    with closing(sqlite3.connect(registry.path)) as db, db:
+        db.execute("UPDATE metrics SET value = ?", ["x" * 1000])
+    (told,) = [line for line in messages(registry) if "metric" in line]
+    assert told == f"error finance-tone@1 its metric test/f1 is {'x' * 40!r}, no finite number"
+
+
+def test_findings_are_in_the_order_of_the_names(add, registry):
+    for seed, name in enumerate(("zeta", "alpha", "zeta")):
+        add(seed, name=name, metrics={"test": {"f1": 0.5, "accuracy": 0.5}})
+    with closing(sqlite3.connect(registry.path)) as db, db:
+        db.execute("UPDATE metrics SET value = 9e999")
+        db.execute("UPDATE versions SET rank = 77")
+    versions = ["alpha@1", "zeta@1", "zeta@2"]
+    told = [(finding.reference, finding.message.split()[2]) for finding in registry.verify()]
+    metrics = [(version, f"test/{name}") for version in versions for name in ("accuracy", "f1")]
+    assert told == metrics + [(version, "differs:") for version in versions]
+
+
 def test_adding_again_mends_a_rotten_object(add, registry):
     add(0)
     config = object_of(registry, "finance-tone", "adapter_config.json")
@@ -144,3 +164,18 @@ def test_an_alias_that_was_moved_behind_its_history(add, registry):
     registry.alias("finance-tone", "live", 1)
     registry.alias("finance-tone", "prod", 1)
     assert registry.verify() == []
+
+
+def test_an_alias_that_was_taken_away_behind_its_history(add, registry):
+    """However the alias of that name fares that another adapter has."""
+    for name, number in (("finance-tone", 1), ("other", 2)):
+        for seed in (1, 2):
+            add(seed=seed, name=name)
+        registry.alias(name, "prod", number)
+    assert registry.verify() == []
+    with closing(sqlite3.connect(registry.path)) as connection, connection:
+        connection.execute(
+            "DELETE FROM aliases WHERE adapter_id = (SELECT id FROM adapters WHERE name = 'finance-tone')"
+        )
+    (told,) = messages(registry)
+    assert told.startswith("error None finance-tone@prod means nothing, but its history ends with version 1")

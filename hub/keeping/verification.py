@@ -94,7 +94,7 @@ def check_version(store: Store, version: Version, hashed: dict[str, FileEntry]) 
     except (CheckpointError, RegistryError, OSError) as error:
         yield Finding(version.reference, str(error).removeprefix(f"{version.reference}: "))
         return
-    stated = {name: getattr(version, name) for name in actual if name != "manifest"}
+    stated = {name: getattr(version, name) for name in actual}
     stated["manifest"] = version.manifest.to_json() if version.manifest else None
     for field, value in stated.items():
         if value != actual[field]:

@@ -1,12 +1,15 @@
 """Files that differ from the catalogue, and rows that contradict the files."""
 
+import errno
 import re
+import shutil
 import sqlite3
 from contextlib import closing, nullcontext
 
 import pytest
 
 from lorary.hub.errors import RegistryError, UnsafeFileError
+from lorary.hub.files.store import hash_file
 from lorary.hub.keeping import verification
 
 
@@ -98,8 +101,8 @@ def test_adding_again_mends_a_rotten_object(add, registry):
         ("UPDATE versions SET digest = 'x'", "the digest differs"),
         ("UPDATE versions SET rank = 77", "the rank differs: 2 in the files, 77 in the catalogue"),
         ("UPDATE versions SET base_id = 'org/other'", "the base_id differs"),
-        ("UPDATE versions SET manifest = '[broken'", "the manifest differs"),
-        ("DELETE FROM files WHERE name = 'adapter_config.json'", "no adapter_config.json"),
+        ("UPDATE versions SET manifest = '[broken'", "the manifest differs$"),
+        ("DELETE FROM files WHERE name = 'adapter_config.json'", "^error finance-tone@1 no adapter_config.json"),
         ("DELETE FROM files WHERE name = 'lorary.json'", "the digest differs"),
         ("UPDATE files SET size = 1", "expected 1"),
         ("UPDATE files SET sha256 = '../../etc/passwd'", "isn't a sha256"),
@@ -107,7 +110,10 @@ def test_adding_again_mends_a_rotten_object(add, registry):
             (f"UPDATE files SET name = '{name}' WHERE name = 'lorary.json'", "leaves its folder")
             for name in ("../x", "a/b", "a\\b", "..", ".", "")
         ),
-        ("INSERT INTO aliases VALUES (1, 'ghost', 99)", "refers to a row"),
+        (
+            "INSERT INTO aliases VALUES (1, 'ghost', 99)",
+            "a row of aliases refers to a row of versions that isn't there",
+        ),
     ],
 )
 def test_verify_finds_rows_that_contradict_the_files(add, registry, statement, message):
@@ -115,8 +121,19 @@ def test_verify_finds_rows_that_contradict_the_files(add, registry, statement, m
     with sqlite3.connect(registry.path) as connection:
         connection.execute(statement)
     connection.close()
-    assert any(line.startswith("error") and message in line for line in messages(registry)), messages(registry)
+    told = messages(registry)
+    assert any(line.startswith("error") and re.search(message, line) for line in told), told
     assert len(registry.versions()) == 1
+
+
+def test_what_sqlite_finds_wrong_is_told(add, registry):
+    for seed in range(2):
+        add(seed)
+    with closing(sqlite3.connect(registry.path)) as db, db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_schema SET sql = replace(sql, '(digest)', '(method)') WHERE name = 'versions_digest'")
+    told = [f"error None SQLite: row {number} missing from index versions_digest" for number in (1, 2)]
+    assert messages(registry) == told
 
 
 @pytest.mark.parametrize("value", ["'many'", "x'00'", "9e999"])
@@ -137,6 +154,42 @@ def test_a_link_in_the_store_is_not_followed(add, registry, tmp_path):
     with pytest.raises(UnsafeFileError, match="is a link"):
         registry.checkpoint("finance-tone")
     assert "is a link" in messages(registry)[0]
+
+
+def test_a_file_that_can_not_be_read_hides_no_other(add, registry, monkeypatch):
+    for seed in range(2):
+        add(seed)
+    torn = object_of(registry, "finance-tone@1", "adapter_model.safetensors")
+    object_of(registry, "finance-tone@2", "adapter_model.safetensors").unlink()
+
+    def read(path):
+        if path == torn:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return hash_file(path)
+
+    monkeypatch.setattr(verification, "hash_file", read)
+    first, second = messages(registry)
+    assert re.match(r"error finance-tone@1 adapter_model\.safetensors: .*Input/output error", first)
+    assert re.match(r"error finance-tone@2 adapter_model\.safetensors: missing", second)
+
+
+def test_a_folder_of_the_store_that_leads_in_a_circle_is_a_finding(add, registry):
+    add()
+    folder = object_of(registry, "finance-tone", "adapter_model.safetensors").parent
+    shutil.rmtree(folder)
+    folder.symlink_to(folder)
+    assert re.match(
+        r"error finance-tone@1 adapter_model\.safetensors: .*can't be read", messages(registry, "finance-tone")[0]
+    )
+
+
+def test_an_object_that_versions_share_is_hashed_once(add, registry, monkeypatch):
+    for seed in range(3):
+        add(seed)
+    hashed = []
+    monkeypatch.setattr(verification, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    assert registry.verify() == []
+    assert sorted(hashed) == sorted(registry.path.with_name("registry.store").glob("objects/*/*"))
 
 
 def test_leftovers_are_a_note(add, registry):

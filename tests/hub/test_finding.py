@@ -323,9 +323,10 @@ def test_verify_sees_an_index_that_is_wrong_and_says_how_to_mend_it(filled):
     db.execute("DELETE FROM search WHERE rowid = 1")
     db.execute("INSERT INTO search (rowid, name) VALUES (99, 'ghost')")
     db.execute("UPDATE metrics SET domain = 'elsewhere' WHERE rowid = 1")
+    db.execute("UPDATE metrics SET task = 'sorting' WHERE rowid = 2")
     index, misplaced = filled.verify()
     assert "wrong for 2 version(s)" in index.message
-    assert "1 metric(s) have another domain" in misplaced.message
+    assert "2 metric(s) have another domain or task" in misplaced.message
     db.execute(index.message.split("`")[1])
     db.execute("UPDATE adapters SET domain = domain")
     db.close()

@@ -199,6 +199,9 @@ def test_leftovers_are_a_note(add, registry):
     stray.write_text("from a killed process")
     (line,) = messages(registry)
     assert line.startswith("note None 1 file(s)")
+    with registry._store.staging():  # a command at work
+        (line,) = messages(registry)
+    assert line.startswith("note None 2 file(s)")
 
 
 def test_an_alias_that_was_moved_behind_its_history(add, registry):

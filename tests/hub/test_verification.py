@@ -8,6 +8,7 @@ from contextlib import closing, nullcontext
 
 import pytest
 
+from lorary.hub import Registry
 from lorary.hub.errors import RegistryError, UnsafeFileError
 from lorary.hub.files.store import hash_file
 from lorary.hub.keeping import verification
@@ -192,6 +193,20 @@ def test_an_object_that_versions_share_is_hashed_once(add, registry, monkeypatch
     assert sorted(hashed) == sorted(registry.path.with_name("registry.store").glob("objects/*/*"))
 
 
+def test_a_version_that_is_removed_meanwhile_is_no_finding(add, registry, monkeypatch):
+    for seed in range(2):
+        add(seed)
+
+    def removed_first(path):
+        monkeypatch.undo()
+        Registry(registry.path).remove("finance-tone@1")
+        return hash_file(path)
+
+    monkeypatch.setattr(verification, "hash_file", removed_first)
+    assert registry.verify() == []
+    assert [version.reference for version in registry.versions()] == ["finance-tone@2"]
+
+
 def test_leftovers_are_a_note(add, registry):
     add()
     stray = registry.path.with_name("registry.store") / "objects/ab" / ("c" * 62)
@@ -199,6 +214,7 @@ def test_leftovers_are_a_note(add, registry):
     stray.write_text("from a killed process")
     (line,) = messages(registry)
     assert line.startswith("note None 1 file(s)")
+    assert messages(registry, "finance-tone") == []  # it is no version's
     with registry._store.staging():  # a command at work
         (line,) = messages(registry)
     assert line.startswith("note None 2 file(s)")

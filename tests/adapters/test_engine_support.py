@@ -1,6 +1,9 @@
 """What an engine can't serve, it says by name: models, attentions, versions, and models that answer otherwise in it."""
 
+import ast
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,8 +31,31 @@ def test_another_version_says_so(bases, monkeypatch, version):
     backbone = Backbone.from_pretrained(str(bases("llama")))
     # By way of the module that reads it: transformers puts another object in its own place while it is imported.
     monkeypatch.setattr(compatibility.transformers, "__version__", version)
-    with pytest.warns(UntestedVersionWarning, match=f"5.23 up to but not.* 5.24, this is {version}"):
+    with pytest.warns(UntestedVersionWarning, match=f"5.23 up to but not.* 5.24, this is {version}") as told:
         backbone.engine(**SMALL).close()
+    places = [warning.filename for warning in told if warning.category is UntestedVersionWarning]
+    assert places == [__file__]  # where it is opened, not where that is noticed
+
+
+def test_what_the_engine_takes_from_transformers_is_looked_for_beforehand():
+    imported, settings = set(), set()
+    for path in Path(compatibility.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers.generation"):
+                imported |= {(node.module, alias.name) for alias in node.names}
+            if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "ContinuousBatchingConfig":
+                settings |= {keyword.arg for keyword in node.keywords}
+    assert imported
+    assert imported <= {(module, name) for module, names in compatibility._SEAMS.items() for name in names}
+    assert settings == set(compatibility._MEMBERS["ContinuousBatchingConfig"])
+
+
+def test_a_version_that_lacks_a_module_is_refused(bases, monkeypatch):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    module = "transformers.generation.continuous_batching.scheduler"
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EngineUnsupportedError, match=f"transformers has no {module}; the engine was tested with"):
+        backbone.engine(**SMALL)
 
 
 def test_a_version_that_lacks_a_seam_is_refused(bases, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,14 +155,14 @@ def check_aliases(db: Database) -> Iterator[Finding]:
         )
 
 
-def check_leftovers(path: Path, store: Store, bases: Collection[str]) -> Iterator[Finding]:
-    """Notes on files that no version and none of the bases (by digest) refer to."""
-    objects = set(store.objects())
-    with reading(path) as db:  # after the objects: each comes in the transaction that refers to it
+def check_leftovers(path: Path, store: Store, bases: Bases) -> Iterator[Finding]:
+    """Notes on files that no version and none of the bases refer to."""
+    objects, folders = set(store.objects()), set(store.folders())
+    with reading(path) as db:  # after the files: they come in the transaction that refers to them
         rows = db.execute("SELECT DISTINCT sha256 FROM files") if db else []
         objects.difference_update(str(sha256) for (sha256,) in rows)
-    loose = len(objects) + sum(1 for digest in store.folders() if digest not in bases)
-    if left := loose + len(store.incoming()):
+    folders.difference_update(base.digest for base in bases.all())
+    if left := len(objects) + len(folders) + len(store.incoming()):
         yield Finding(
             None,
             f"{left} file(s) in {store.folder} belong to no version: of a command that is at work, or one that was "
@@ -190,7 +190,7 @@ def verify(path: Path, store: Store, reference: str | None) -> list[Finding]:
     for start in range(0, len(ids), _AT_ONCE):
         findings += _check_some(path, store, ids[start : start + _AT_ONCE], hashed)
     if reference is None:
-        findings += check_leftovers(path, store, {base.digest for base in bases.all()})
+        findings += check_leftovers(path, store, bases)
         findings += bases.verify()
     return findings
 

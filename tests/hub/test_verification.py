@@ -12,6 +12,7 @@ from lorary.hub import Registry
 from lorary.hub.errors import RegistryError, UnsafeFileError
 from lorary.hub.files.store import hash_file
 from lorary.hub.keeping import verification
+from lorary.hub.pretrained_bases import Bases
 
 
 def messages(registry, reference=None):
@@ -218,6 +219,25 @@ def test_leftovers_are_a_note(add, registry):
     with registry._store.staging():  # a command at work
         (line,) = messages(registry)
     assert line.startswith("note None 2 file(s)")
+
+
+def test_what_comes_while_leftovers_are_looked_for_is_none(add, registry, tmp_path, monkeypatch):
+    add()
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model.safetensors").write_bytes(b"weights")
+    facts = {"fingerprint": "f" * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
+    usual = Bases.all
+
+    def outdated(bases):
+        monkeypatch.undo()
+        found = usual(bases)
+        registry.bases.add(tmp_path / "base", name="tiny", **facts)
+        add(1)
+        return found
+
+    monkeypatch.setattr(Bases, "all", outdated)
+    assert registry.verify() == []
+    assert len(registry.bases.all()) == 1
 
 
 def test_an_alias_that_was_moved_behind_its_history(add, registry):

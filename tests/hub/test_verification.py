@@ -75,7 +75,9 @@ def test_of_a_metric_that_is_a_long_text_the_beginning_is_told(add, registry):
     assert told == f"error finance-tone@1 its metric test/f1 is {'x' * 40!r}, no finite number"
 
 
-def test_findings_are_in_the_order_of_the_names(add, registry):
+@pytest.mark.parametrize("at_once", [1, 1000])
+def test_findings_are_in_the_order_of_the_names(add, registry, monkeypatch, at_once):
+    monkeypatch.setattr(verification, "_AT_ONCE", at_once)
     for seed, name in enumerate(("zeta", "alpha", "zeta")):
         add(seed, name=name, metrics={"test": {"f1": 0.5, "accuracy": 0.5}})
     with closing(sqlite3.connect(registry.path)) as db, db:

@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 import pytest
 
 from lorary.hub import Registry
-from lorary.hub.errors import RegistryError, UnsafeFileError
+from lorary.hub.errors import ChangedFilesError, CheckpointError, RegistryError, UnsafeFileError
 from lorary.hub.files.store import hash_file
 from lorary.hub.keeping import verification
 from lorary.hub.pretrained_bases import Bases
@@ -39,6 +39,20 @@ def test_verify_finds_each_damage_to_a_file(add, registry):
     assert messages(registry, "finance-tone@2") == []
     with pytest.raises(RegistryError, match="missing from"):
         registry.checkpoint("finance-tone@1")
+
+
+def test_files_that_have_changed_or_gone_do_not_leave_the_store(add, registry):
+    version = add()
+    checkpoint = registry.checkpoint("finance-tone")
+    verification.demand_registered(version, checkpoint)
+    weights = checkpoint.files["adapter_model.safetensors"]
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(ChangedFilesError, match=r"adapter_model\.safetensors isn't what was registered"):
+        verification.demand_registered(version, checkpoint)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors can't be read \(No such file"):
+        verification.demand_registered(version, checkpoint)
 
 
 def test_many_versions_are_verified_a_part_at_a_time(add, registry, monkeypatch):

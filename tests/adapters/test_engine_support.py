@@ -174,6 +174,12 @@ def test_logits_that_differ_in_any_of_the_rows_are_refused(compared, change, pla
         compared(*changes)
 
 
+def test_a_head_of_zeros_answers_as_it_does_alone(bases):
+    backbone = Backbone.from_pretrained(str(bases("llama")))
+    torch.nn.init.zeros_(backbone.model.lm_head.weight)
+    backbone.engine(**SMALL).close()
+
+
 def test_a_backbone_on_several_devices(bases):
     backbone = Backbone.from_pretrained(str(bases("llama")))
     backbone.model.lm_head.to("meta")
@@ -204,7 +210,7 @@ def test_frequencies_that_turn_with_the_longest_request(tmp_path, family):
     rope["original_max_position_embeddings"] = 16
     changes = {"rope_parameters": rope}
     if family == "gemma3":  # each kind of its layers has frequencies of its own
-        own = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+        own = {"full_attention": rope, "sliding_attention": rope | {"original_max_position_embeddings": 32}}
         changes = {"rope_parameters": own, "layer_types": list(own)}
     base = make_base(family, tmp_path / "base", **changes)
     backbone = Backbone.from_pretrained(str(base))
@@ -213,6 +219,15 @@ def test_frequencies_that_turn_with_the_longest_request(tmp_path, family):
         assert engine.submit("story", max_new_tokens=10).result(10).text == expected
         with pytest.raises(RequestTooLongError, match="the model has 16"):
             engine.submit("story", max_new_tokens=17)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_frequencies_that_stay_leave_all_positions(tmp_path, family):
+    """Yarn too has a first length, but its frequencies are the same beyond it."""
+    yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    own = {"full_attention": yarn, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    base = make_base(family, tmp_path / "base", rope_parameters=own if family == "gemma3" else yarn)
+    assert compatibility.most_positions(AutoModelForCausalLM.from_pretrained(base)) == 64
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Naming:
 
     aliases: tuple[str, ...]
     by: Signature
-    only_free: bool = False
+    only_free: bool
 
 
 def signature(why: str | None = None) -> Signature:

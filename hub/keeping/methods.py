@@ -79,9 +79,8 @@ class Keeping:
             RegistryConflictError: nothing that it meant before is still there.
         """
         check_name(alias, "alias")
-        check_name(name)
         by = signature(why)
-        self.alias_history(name)  # an unknown name makes no registry
+        self.alias_history(name)  # what can't be a name is refused, and an unknown one makes no registry
         with writing(self.path) as db:
             return roll_back(db, name, alias, by, self.path)
 

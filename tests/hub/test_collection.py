@@ -95,14 +95,14 @@ def test_copies_of_a_killed_process_go_and_those_of_a_running_one_stay(add, regi
 
 def test_copies_without_a_lock_go_after_a_day(add, registry, store):
     add()
-    for name, age in (("old", DAY + 60), ("new", DAY - 60)):
+    for name, age in (("old", DAY + 60), ("older", DAY + 90), ("new", DAY - 60), ("newer", DAY - 90)):
         (store / "incoming" / name).mkdir(parents=True)
         copy = store / "incoming" / name / "copy"
         copy.write_text("12")
         aged(copy.parent, DAY + 60)
         aged(copy, age)
-    assert registry.collect() == Collected(objects=0, copies=1, bases=0, bytes=2, busy=1)
-    assert tree(store / "incoming") == ["new/copy"]
+    assert registry.collect() == Collected(objects=0, copies=2, bases=0, bytes=4, busy=2)
+    assert tree(store / "incoming") == ["new/copy", "newer/copy"]
     with abandoned(store / "incoming" / "old") as free:
         assert not free  # it is gone, and nobody's to take
 

@@ -3,6 +3,7 @@
 import ast
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,15 +39,22 @@ def test_another_version_says_so(bases, monkeypatch, version):
 
 
 def test_what_the_engine_takes_from_transformers_is_looked_for_beforehand():
-    imported, settings = set(), set()
+    imported, settings, overridden = set(), set(), set()
     for path in Path(compatibility.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers.generation"):
                 imported |= {(node.module, alias.name) for alias in node.names}
+            if isinstance(node, ast.ClassDef):
+                methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+                overridden |= {(base.id, name) for base in node.bases if isinstance(base, ast.Name) for name in methods}
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "ContinuousBatchingConfig":
                 settings |= {keyword.arg for keyword in node.keywords}
     assert imported
     assert imported <= {(module, name) for module, names in compatibility._SEAMS.items() for name in names}
+    parts = {name: getattr(import_module(module), name) for module, name in imported}
+    theirs = {(base, name) for base, name in overridden if name[0] != "_" and hasattr(parts.get(base), name)}
+    assert {base for base, _ in theirs} == {"FIFOScheduler", "OutputRouter"}
+    assert theirs <= {(base, name) for base, names in compatibility._MEMBERS.items() for name in names}
     assert settings == set(compatibility._MEMBERS["ContinuousBatchingConfig"])
 
 

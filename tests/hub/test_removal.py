@@ -71,6 +71,16 @@ def test_what_is_needed_is_kept_unless_forced(add, registry):
     assert registry.verify() == []
 
 
+def test_one_alias_or_one_child_is_enough_to_keep_a_version(add, registry):
+    add(0, aliases=["prod"])
+    with pytest.raises(RegistryConflictError, match="finance-tone@1 is needed by finance-tone@prod; "):
+        registry.remove("finance-tone@1")
+    add(1)
+    add(2, name="child", parents=["finance-tone@2"])
+    with pytest.raises(RegistryConflictError, match="finance-tone@2 is needed by child@1; "):
+        registry.remove("finance-tone@2")
+
+
 @pytest.mark.parametrize(("count", "more"), [(8, ""), (9, " and 1 more")])
 def test_what_needs_a_version_is_told_up_to_eight(add, registry, count, more):
     aliases = [f"alias-{number}" for number in range(count)]

@@ -194,7 +194,7 @@ def history(db: Database, adapter_id: int, name: str, alias: str | None = None) 
     query = "SELECT * FROM alias_moves WHERE adapter_id = ? AND alias = coalesce(?, alias) ORDER BY id"
     try:
         return [_move(name, row) for row in db.query(query, [adapter_id, alias])]
-    except (ValueError, OverflowError) as error:  # the latter of an infinite number
+    except (TypeError, ValueError, OverflowError) as error:  # the last of an infinite number
         raise RegistryError(f"the history of {name}'s aliases is damaged ({error}); go back to a copy of it") from error
 
 

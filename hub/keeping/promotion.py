@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ VERIFY = "verify"
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _COMPARISON = re.compile(r"(?P<metric>[^<>=]+)(?P<operator>>=|<=|==|>|<)(?P<value>[^<>=]+)")
 _PLAIN = re.compile(rf"[+-]?{_NUMBER}")
-_OFFSET = re.compile(rf"(?P<other>.+?)(?P<offset>[+-]{_NUMBER})")
+_OFFSET = re.compile(rf"(?P<other>.+?)(?P<offset>[+-]\s*{_NUMBER})")
 _EXAMPLES = "expected such as 'f1>=prod', 'f1>=prod+0.01', 'accuracy>=0.9', 'loss<=0.3' or 'verify'"
 _SLACK = 1e-9  # so that 0.82 isn't less than 0.81 + 0.01, as binary fractions have it
 
@@ -66,11 +67,17 @@ def parse_requirement(text: str) -> Requirement | None:
         raise UsageError(f"requirement {shown!r}: {_EXAMPLES}")
     metric, value = found["metric"].strip(), found["value"].strip()
     if _PLAIN.fullmatch(value):
-        return Requirement(shown, metric, found["operator"], float(value), ())
+        return Requirement(shown, metric, found["operator"], _finite(value, shown), ())
     readings = [(value, 0.0)]
     if offset := _OFFSET.fullmatch(value):
-        readings.append((offset["other"].strip(), float(offset["offset"])))
+        readings.append((offset["other"].strip(), _finite("".join(offset["offset"].split()), shown)))
     return Requirement(shown, metric, found["operator"], 0.0, tuple(readings))
+
+
+def _finite(text: str, shown: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise UsageError(f"requirement {shown!r}: {text} is too large a number")
+    return number
 
 
 def promote(

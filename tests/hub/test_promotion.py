@@ -128,6 +128,7 @@ def test_each_comparison_with_a_number(add, registry, own, bound, met):
         (0.7, 0.8, "1+0.1", {">=", "<=", "=="}),  # and 0.7 + 0.1 a little less than 0.8
         (0.5, 0.4, "1-0.1", {">=", "<=", "=="}),
         (0.5, 0.501, "1+1e-3", {">=", "<=", "=="}),
+        (0.5, 0.4, "1 - 0.1", {">=", "<=", "=="}),
         (0.5, 0.4, "1", {"<=", "<"}),
         (0.0, 0.1, "1", {">=", ">"}),
     ],
@@ -255,6 +256,8 @@ def test_of_two_promotions_at_once_the_second_is_held_against_the_first(three, m
         "f1>=pr\x1bod",
         "f1=prod",
         "Verify",
+        "f1<=1e400",
+        "f1>=prod-1e400",
     ],
 )
 def test_what_cannot_be_a_requirement(three, text):

@@ -8,12 +8,13 @@ from transformers import AutoTokenizer
 
 from lorary.hub.errors import UsageError
 from lorary.training.advisor.advise import Advice, with_more
+from lorary.training.advisor.bench import Start
 from lorary.training.advisor.beside import Beside
 from lorary.training.advisor.guess import guess_task
 from lorary.training.advisor.probe import probe
 from lorary.training.advisor.rows import RowFacts
 from lorary.training.advisor.setting import Setting
-from lorary.training.advisor.settle import beside_hints
+from lorary.training.advisor.settle import beside_hints, lead_hints
 from lorary.training.advisor.spelling import spelling_alone
 from lorary.training.data import Example, load_data
 from lorary.training.experiments.bootstrap import Difference, paired_bootstrap
@@ -102,6 +103,33 @@ def test_more_rows_hardly_help_only_where_that_was_seen(score, low, high, words)
     beside = Beside(growth=((20, 0.3), (40, 0.3), (80, score)), growing=growing)
     told = list(beside_hints(beside, "f1", score, {"majority": 0.4}))
     assert [line.partition(":")[0] for line in told] == ([words] if words else [])
+
+
+@pytest.mark.parametrize(
+    ("low", "better", "task", "flags"),
+    [
+        (-0.03, 0.7, "text-classification", "--set from=new@2"),
+        (-0.03, 0.7, "fill-mask", "--set strategy=intermediate --set from=new@2"),
+        (-0.03, 0.6, "text-classification", None),  # as often behind, nearly
+        (0.01, 0.99, "text-classification", None),  # surely better: it is advised
+    ],
+)
+def test_a_lead_that_may_be_luck_is_told_beside_the_base(low, better, task, flags, make_small):
+    def start(name, better, low):
+        return Start(name, "news", task, 0.8, Difference("f1", 0.02, low, 0.07, better))
+
+    base = Start(None, None, None, 0.78)
+    tried = [base, start("old@1", better - 0.1, -0.05), start("new@2", better, low)]
+    best = tried[-1] if low > 0 else base
+    told = list(lead_hints(tried, best, make_small(), "f1"))
+    assert told == (
+        []
+        if flags is None
+        else [
+            "new@2 is ahead of the base, f1 +0.020 (-0.030 to +0.070), which these rows can't tell from luck: another "
+            f"training from there would ({flags})"
+        ]
+    )
 
 
 def test_spelling_is_read_as_far_as_the_base_reads(make_small, tmp_path):

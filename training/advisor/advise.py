@@ -24,6 +24,7 @@ from lorary.training.advisor.settle import (
     beside_hints,
     best_start_settings,
     fold_settings,
+    lead_hints,
     luck,
     ready_hints,
     row_hints,
@@ -163,6 +164,7 @@ def _measure(recipe: Recipe, data: Examples, registry: Registry, reporter: Repor
     ]
     hints = [
         *ready_hints(tried, bench.best.start, metric),
+        *lead_hints(tried, bench.best.start, recipe, metric),
         *beside_hints(beside, metric, tried[0].score, advice.baselines),
     ]
     return with_more(advice, settings, hints)

@@ -22,6 +22,7 @@ _NOISE = 0.03  # of a score by the luck of the held-out rows, from which on fold
 _MANY_PIECES = 3.0  # tokens to a word; of the languages that a tokenizer was made for, about 1.3 (Rust et al. 2021)
 _UNKNOWN = 0.01
 _LIKELY = 0.8  # of the resamples, from which on a gain that isn't sure is told
+_AHEAD = 2 / 3  # the same of a start: trying one costs a training, and probes made the right order where it was tried
 
 
 def best_start_settings(best: Start, recipe: Recipe, metric: str, probed: bool) -> Iterator[list[Setting]]:
@@ -42,6 +43,22 @@ def ready_hints(starts: Sequence[Start], best: Start, metric: str) -> Iterator[s
                 f"{start.reference} answers with these labels, and has {metric} {start.ready:.3g} as it is: perhaps "
                 "nothing has to be trained (`lorary eval`)"
             )
+
+
+def lead_hints(starts: Sequence[Start], best: Start, recipe: Recipe, metric: str) -> Iterator[str]:
+    """The adapter that is ahead of the base, where none is surely so."""
+    ahead = [(one.against_base, one) for one in starts if one.against_base and one.against_base.better > _AHEAD]
+    if best.reference is not None or not ahead:
+        return
+    lead, start = max(ahead, key=lambda one: one[0].better)
+    assert start.reference is not None
+    assert start.task is not None
+    settings = start_settings(recipe, start.reference, start.task, "")
+    flags = " ".join(f"--set {setting.key}={setting.value}" for setting in settings)
+    yield (
+        f"{start.reference} is ahead of the base, {metric} {lead.shown}, which these rows can't tell from luck: "
+        f"another training from there would ({flags})"
+    )
 
 
 def row_settings(facts: RowFacts, recipe: Recipe, longest: int) -> Iterator[list[Setting]]:

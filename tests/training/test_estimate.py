@@ -277,6 +277,7 @@ def test_a_run_is_estimated_again_where_it_has_been_made(make_small, registry, t
     train(recipe, registry)
     assert main(["estimate", str(tmp_path / "recipe.yaml"), "--registry", str(registry.path)]) == 0
     assert "It fits." in capsys.readouterr().out
+    assert estimate(recipe, memory=1).alternatives
 
 
 def test_the_runs_of_folds_are_told(make_small, tmp_path, capsys):

@@ -196,9 +196,10 @@ def _with(recipe: Recipe, training: dict[str, Any], qlora: bool = False) -> tupl
 
 
 def _contradicts_nothing(recipe: Recipe, settings: Sequence[str]) -> bool:
-    """Is it a recipe with these settings too?"""
+    """Is it a recipe with these settings too, wherever its run would be written?"""
+    given = recipe.model_copy(update={"output": None}).given()
     try:
-        Recipe.build(parse_recipe(recipe.given(), recipe.name).with_overrides(settings))
+        Recipe.build(parse_recipe(given, recipe.name).with_overrides(settings))
     except RecipeError:
         return False
     return True

@@ -46,7 +46,7 @@ def command(
     available = given_memory(memory)
     from lorary.training.recipe import Recipe
 
-    settings = Recipe.load(recipe, set_ or (), {"output": None})  # nothing is written; a run may have been, there
+    settings = Recipe.load(recipe, set_ or (), {"output": None})  # nothing is written, so a run may be there already
     catalogue = open_registry(registry)
     from lorary.training.estimate.past import PastRuns
     from lorary.training.estimate.plan import estimate

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.engine.penalties import PENALTIES, plan_penalties
 from lorary.adapters.text.generate import room_for
 from lorary.adapters.text.settings import check_settings
 from lorary.hub.errors import UsageError
@@ -30,7 +31,8 @@ _SERVED = {
 class Decoding:
     """A request's settings, ready to use.
 
-    ``processors`` are those that ``generate`` would apply to its logits; ``generator`` is there when it samples.
+    ``processors`` are those that ``generate`` would apply to its logits, with those of the request's penalties among
+    them; ``generator`` is there when it samples.
     ``stop_strings`` is transformers' criterion for the texts that end it, None where there are none.
     """
 
@@ -76,18 +78,22 @@ def plan_decoding(
 ) -> Decoding:
     """The decoding of a request with these tokens as its prompt.
 
-    From arguments of ``generate``, what the adapter asks for where they say nothing (``own``), and the base's own.
+    From arguments of ``generate`` and OpenAI's penalties, what the adapter asks for where they say nothing (``own``),
+    and the base's own.
     ``tokenizer`` is that of its adapter, by which stop strings are found.
 
     Raises:
         UsageError: a setting that an engine doesn't serve, one that has no meaning, or no room for a new token.
     """
-    unknown = [name for name in settings if name not in SETTINGS]
+    unknown = [name for name in settings if name not in (*SETTINGS, *PENALTIES)]
     if unknown:
         raise UsageError(
-            f"{', '.join(unknown)}: not for an engine's requests, which take seed, {', '.join(SETTINGS)}; "
-            "use Backbone.generate for the others"
+            f"{', '.join(unknown)}: not for an engine's requests, which take seed, {', '.join((*SETTINGS, *PENALTIES))}"
+            "; use Backbone.generate for the others"
         )
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    before, after = plan_penalties(settings, len(prompt), vocabulary, model.device)
+    settings = {name: value for name, value in settings.items() if name in SETTINGS}
     check_settings(settings)
     try:
         config, _ = model._prepare_generation_config(None, **{**own, **settings})
@@ -106,10 +112,15 @@ def plan_decoding(
     ids = torch.tensor([list(prompt)], device=model.device)
     try:
         processors = model._get_logits_processor(
-            generation_config=config, input_ids_seq_length=len(prompt), encoder_input_ids=ids, device=model.device
+            generation_config=config,
+            input_ids_seq_length=len(prompt),
+            encoder_input_ids=ids,
+            logits_processor=after,  # before those that sampling alone has
+            device=model.device,
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"the request's settings: {error}") from error
+    processors[:0] = before
     generator = _generator(seed, model.device) if config.do_sample else None
     stop_strings = _stop_strings(config.stop_strings, tokenizer)
     return Decoding(new_tokens, stop_tokens, processors, generator, stop_strings)

@@ -85,7 +85,7 @@ class Engine:
         """Hand in a prompt; it runs as soon as there is room, on the version that the adapter's name stands for now.
 
         With the same arguments, :meth:`Backbone.generate` gives the same text; a sampled one, after
-        ``torch.manual_seed(seed)`` and on the same kind of device.
+        ``torch.manual_seed(seed)`` and on the same kind of device. OpenAI's penalties are the engine's alone.
 
         Args:
             prompt: a text, or a conversation (a list of ``{"role", "content"}``), put the way the adapter was trained.
@@ -98,6 +98,9 @@ class Engine:
             logprobs: tell with each token how likely it was, and of so many of the likeliest in its place (20 at most).
             generate_kwargs: transformers' own (``max_new_tokens``, ``eos_token_id``, ``do_sample``, ``temperature``,
                 ``top_k``, ``top_p``, ``repetition_penalty``, ``stop_strings``, ...): those of ``decoding.SETTINGS``.
+                And OpenAI's: ``frequency_penalty`` and ``presence_penalty`` (-2 to 2) are taken from the logits of
+                what has been generated, for each time and once; ``logit_bias`` has numbers (-100 to 100) by token
+                ids, which are added to their logits.
 
         Raises:
             UnknownReferenceError: an adapter that isn't loaded.

@@ -43,7 +43,7 @@ def demand_right(backbone, request, name, count):
 
 @pytest.mark.parametrize("settings", [
     {}, {"repetition_penalty": 1.8}, {"do_sample": True, "temperature": 3.0, "seed": 5},
-    {"do_sample": True, "top_k": 3},
+    {"do_sample": True, "top_k": 3}, {"frequency_penalty": 2.0, "presence_penalty": 1.0, "logit_bias": {9: 8.0}},
 ], ids=str)  # fmt: skip
 def test_they_are_the_models_own(backbone, engine, settings):
     """Before temperature and penalties, among requests that ask for none or for others."""

@@ -136,6 +136,17 @@ def test_sampled(backbone, engine):
     assert made.finish_reason == "stop"
 
 
+def test_penalized(backbone, engine):
+    settings = {"max_new_tokens": 24, "frequency_penalty": 1.5, "logit_bias": {SIGNS.index("e"): 2.0}, **READABLE}
+    whole = engine.submit("profit", "one", **settings).result(30).text
+    assert len(whole) == 24
+    assert whole != backbone.generate("profit", "one", max_new_tokens=24, **READABLE)
+    stop = whole[6:9]
+    made = engine.submit("profit", "one", stop_strings=[stop], **settings).result(30)
+    assert made.text == whole[: whole.index(stop) + 3]
+    assert made.finish_reason == "stop"
+
+
 def test_usage_of_requests_that_end_otherwise(backbone, engine):
     long = engine.submit("profit rose", "two", max_new_tokens=100)
     waits = long.usage

@@ -6,17 +6,21 @@ a setting that does nothing without a word would be worse.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
+from lorary.adapters.arguments import shown
+from lorary.adapters.engine.penalties import MOST_PENALTY
 from lorary.adapters.engine.values import MOST_LOGPROBS
 
 Text = Annotated[str, Field(min_length=1)]
 MOST_ROWS = 256  # of a request, and the most texts that one may have made
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_ROWS)]
 Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]  # one mistake is told; millions would take minutes
+Penalty = Annotated[float, Field(ge=-MOST_PENALTY, le=MOST_PENALTY)]
 
 _ABOUT_THE_CALLER = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
@@ -24,8 +28,7 @@ _ABOUT_THE_CALLER = frozenset(
 """Fields of OpenAI's that change no answer here, whatever they hold."""
 
 _ASKS_FOR_NOTHING: Mapping[str, Any] = {
-    "best_of": 1, "echo": False, "frequency_penalty": 0, "presence_penalty": 0, "function_call": "auto",
-    "logit_bias": {}, "modalities": ["text"], "suffix": "",
+    "best_of": 1, "echo": False, "function_call": "auto", "modalities": ["text"], "suffix": "",
     "response_format": {"type": "text"}, "tool_choice": "auto", "audio": None, "functions": None, "prediction": None,
     "reasoning_effort": None, "verbosity": None, "web_search_options": None, "dimensions": None,
 }  # fmt: skip
@@ -33,6 +36,8 @@ _ASKS_FOR_NOTHING: Mapping[str, Any] = {
 
 COLDEST = 1e-5  # temperature; scores divided by less may be no numbers any more, and the likeliest token is certain
 _MOST_FIELDS = 100  # of a body; millions of unknown ones would take minutes to be told
+_MOST_BIASES = 10_000  # of a request, each of whose texts goes through them
+_TOKEN = re.compile("0|-?[1-9][0-9]{0,99}")  # one spelling for each, so that no two names mean the same
 
 EXPECTED: Mapping[str, str] = {
     "prompt": "a text, or a list of 1 to 256 texts, none of them empty",
@@ -79,6 +84,25 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+def _by_token(given: Any) -> dict[int, Any]:
+    """Numbers by token ids, which JSON writes as texts; the engine knows which tokens and numbers there may be.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
+    if not isinstance(given, dict):
+        raise ValueError(f"expected an object of token ids and numbers, found {shown(given)}")
+    if len(given) > _MOST_BIASES:
+        raise ValueError(f"{len(given)} tokens; expected at most {_MOST_BIASES}")
+    for token in given:
+        if not _TOKEN.fullmatch(token):
+            raise ValueError(f'{shown(token)} is no token id; expected a whole number, as in {{"50256": -100}}')
+    return {int(token): bias for token, bias in given.items()}
+
+
+Biases = Annotated[dict[int, Any], PlainValidator(_by_token, json_schema_input_type=dict[str, float])]
+
+
 class Sampling(Body):
     """How new tokens are chosen.
 
@@ -92,6 +116,9 @@ class Sampling(Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: Biases | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -106,7 +133,7 @@ class Sampling(Body):
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of ``generate`` that this asks for."""
+        """The arguments of :meth:`Engine.submit` that this asks for."""
         greedy = self.temperature is not None and self.temperature < COLDEST
         given = {
             "temperature": None if greedy else self.temperature,
@@ -114,6 +141,9 @@ class Sampling(Body):
             "top_k": 0 if self.top_k == -1 else self.top_k,  # all of the vocabulary, as vLLM and transformers write it
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
+            "frequency_penalty": self.frequency_penalty or None,
+            "presence_penalty": self.presence_penalty or None,
+            "logit_bias": self.logit_bias or None,
             "max_new_tokens": self.max_tokens,
             "min_new_tokens": self.min_tokens,
         }
@@ -171,7 +201,7 @@ class ChatBody(Sampling):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of ``generate``; OpenAI has two names for the most new tokens, of which this one is newer."""
+        """The arguments of the engine; OpenAI has two names for the most new tokens, of which this one is newer."""
         newer = self.max_completion_tokens
         return super().settings() | ({"max_new_tokens": newer} if newer is not None else {})
 

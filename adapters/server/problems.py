@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 from fastapi import Request
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from lorary.adapters.arguments import shown
 from lorary.adapters.base.memory import out_of_memory
 from lorary.adapters.server.bodies import EXPECTED
 from lorary.hub.errors import (
@@ -44,6 +46,7 @@ _STATUS: Sequence[tuple[type[BaseException], int, str]] = (
     (RequestCancelledError, 503, "stopping"),
     (RequestFailedError, 500, "request_failed"),
 )
+_SAY_ALL = ("value_error", "extra_forbidden", "json_invalid")  # mistakes whose message needs no word of what was sent
 _RETRY_SECONDS = "1"
 CLOSED = "the service was stopped; ask again where it runs"
 NOT_ANEW = "the engine has failed, and can't be opened anew; the service's log says more"
@@ -126,6 +129,8 @@ def _mistake(found: Any) -> str:
         path, found = path[: kinds + 1], {**found, "msg": f"expected {EXPECTED[path[kinds]]}"}
     place = ".".join(map(str, path))
     message = str(found["msg"]).removeprefix("Value error, ")
+    if kinds is None and found["type"] not in _SAY_ALL and isinstance(found["input"], (str, int, float, NoneType)):
+        message += f", found {shown(found['input'])}"
     if found["type"] == "extra_forbidden":
         message = "no such field"
     if found["type"] == "json_invalid":

@@ -12,7 +12,7 @@ TURN = {"role": "user", "content": "a"}
 
 
 @pytest.mark.parametrize("asked", [
-    {"frequency_penalty": 0.0, "presence_penalty": 0.0, "best_of": 1.0, "logprobs": False},
+    {"frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "best_of": 1.0, "logprobs": False},
     dict.fromkeys(["functions", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"]),
     {"logprobs": None, "top_logprobs": 0},
     {"tool_choice": "none"}, {"tool_choice": "none", "tools": []}, {"tool_choice": "auto", "tools": [{"a": 1}]},
@@ -24,7 +24,7 @@ def test_what_asks_for_nothing_passes(asked):
 
 
 @pytest.mark.parametrize("asked", [
-    {"frequency_penalty": 0.1}, {"frequency_penalty": False}, {"logprobs": 0}, {"top_logprobs": 1}, {"echo": 0},
+    {"frequency_penalty": 2.1}, {"frequency_penalty": False}, {"logprobs": 0}, {"top_logprobs": 1}, {"echo": 0},
     {"reasoning_effort": "low"}, {"tool_choice": "none", "tools": [{"a": 1}]}, {"tool_choice": "required"},
     {"best_of": 2.0}, {"made_up": None},
 ], ids=str)  # fmt: skip
@@ -67,10 +67,12 @@ def test_what_texts_can_be_generated_with(asked):
     (ChatBody, {"model": "a", "messages": [TURN], "tools": [1] * 50_000}),
     (CompletionBody, {"model": "a", "prompt": [1] * 50_000}),
     (CompletionBody, {"model": "a", "prompt": "b", "stop": [1] * 50_000}),
+    (CompletionBody, {"model": "a", "prompt": "b", "logit_bias": {f"{place}": None for place in range(50_000)}}),
+    (CompletionBody, {"model": "a", "prompt": "b", "logit_bias": {f"+{place}": 1 for place in range(9_000)}}),
     (PredictBody, {"model": [1] * 50_000, "inputs": "a"}),
     (PredictBody, {"model": "a", "inputs": [1] * 50_000}),
     (PredictBody, {"model": "a", "inputs": "b", **{f"{place}": 1 for place in range(50_000)}}),
-], ids=[*"12345678"])  # fmt: skip
+], ids=[*"123456789", "10"])  # fmt: skip
 def test_many_mistakes_are_no_work(kind, body):
     """A body of some megabytes would otherwise keep everybody waiting while millions of errors are put together."""
     with pytest.raises(ValidationError) as refused:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 _UNFINISHED = "\ufffd"  # what decoders put for bytes that make no character (yet)
+_LONG = 16  # so many tokens are held back before it is asked whether they are past help
+_OPEN = 3  # a character has four bytes, so as many tokens at most may yet be the beginning of one
+_KEPT = 8  # of the tokens that are past help: enough to say so of them alone
 
 
 class TextStream:
@@ -31,7 +34,7 @@ class TextStream:
         self._held += tokens
         piece = self.rest()
         if not piece or piece.endswith(_UNFINISHED):
-            return ""
+            return self._let_go(piece) if len(self._held) > _LONG else ""
         self._before, self._held = self._held, []
         return piece
 
@@ -43,6 +46,27 @@ class TextStream:
         """What a token would add to the pieces so far; a sign of its own where it leaves a character unfinished."""
         added = self._beyond([*self._held, token])
         return _UNFINISHED if added.endswith(_UNFINISHED) else added
+
+    def _let_go(self, piece: str) -> str:
+        """What of a long piece no token can finish any more; empty where that can't be told.
+
+        All that is held back is decoded with each token that comes, so what stays must not grow.
+        """
+        lost, still_open = self._held[:-_OPEN], self._held[-_OPEN:]
+        kept = lost[-_KEPT:]
+        text = self._beyond(lost)
+        # Where something follows that is no part of it, a byte-level decoder has done with it. One that falls back to
+        # bytes takes a run of them as a whole: it has to be past help, and so does what stands for it from now on.
+        followed = piece.startswith(text) and len(piece) > len(text)
+        later = TextStream(self._tokenizer, special=self._special)
+        if not (followed and self._past_help(lost) and later._past_help(kept)):
+            return ""
+        self._before, self._held = kept, still_open
+        return text
+
+    def _past_help(self, tokens: Sequence[int]) -> bool:
+        """Is there no end of these tokens, up to an unfinished character's, before which all is whole?"""
+        return all(self._beyond(tokens[: len(tokens) - cut]).endswith(_UNFINISHED) for cut in range(_OPEN + 1))
 
     def _beyond(self, tokens: Sequence[int]) -> str:
         """What these tokens add to the text of the last piece."""

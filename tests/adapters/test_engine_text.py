@@ -5,7 +5,9 @@ import random
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from lorary.adapters.engine import text as streams
 from lorary.adapters.engine.text import TextStream, text_of
 from tiny import make_tokenizer
 
@@ -60,6 +62,75 @@ def test_bytes_that_make_no_characters():
     for seed in range(50):
         tokens = [random.Random(seed * 99 + place).randrange(256) for place in range(40)]
         assert "".join(pieces(tokenizer, tokens)) == text_of(tokens, tokenizer)
+
+
+class Counting:
+    """A tokenizer that counts the tokens that it decodes."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.decoded = tokenizer, 0
+
+    def decode(self, tokens, **settings):
+        self.decoded += len(tokens)
+        return self.tokenizer.decode(tokens, **settings)
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("run", [[0xFF], [0x80], [0xF0, 0x9F], [0xE4, 0xB8, 0xC3, 0xFF]], ids=str)
+def test_bytes_that_make_no_characters_are_no_more_work_the_more_there_are(make, run):
+    """They come as soon as no token can finish them; what may still become a character waits for it."""
+    tokenizer = Counting(make())
+    tokens, stream = [of_byte(tokenizer.tokenizer, byte) for byte in run * (600 // len(run))], TextStream(tokenizer)
+    found = [stream.add([token]) for token in tokens]
+    assert tokenizer.decoded < 100 * len(tokens)
+    assert "".join(found) + stream.rest() == text_of(tokens, tokenizer)
+    assert len(stream.rest()) <= 20
+
+
+def of_byte(tokenizer, byte):
+    """The token of a byte: a letter where there is one."""
+    names = chr(byte) if byte < 128 else "", f"<0x{byte:02X}>", bytes_to_unicode()[byte]
+    return tokenizer.get_vocab()[next(name for name in names if name in tokenizer.get_vocab())]
+
+
+def parts(tokenizer, tokens, rng):
+    """The pieces of tokens that come several at once."""
+    stream, found = TextStream(tokenizer), []
+    while tokens:
+        count = rng.choice([1, 1, 1, 2, 5, 40])
+        found.append(stream.add(tokens[:count]))
+        tokens = tokens[count:]
+    return [*found, stream.rest()]
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_letting_go_early_changes_no_text(make, monkeypatch):
+    """Whole characters, halves of them and bytes of none, in runs of any length."""
+    tokenizer = make()
+    units = [*(sign.encode() for sign in "aä世🌍"), b"\xff", b"\x80", b"\xf0\x9f", b"\xe4", b"\xf0\x9f\x8c"]
+    released = 0
+    token_of = {byte: of_byte(tokenizer, byte) for byte in range(256)}
+    for seed in range(300):
+        rng = random.Random(seed)
+        some = rng.sample(units, rng.randint(1, 4))
+        written = b"".join(rng.choice(some) * rng.choice([1, 2, 30]) for _ in range(rng.randint(1, 40)))
+        tokens = [token_of[byte] for byte in written]
+        found = parts(tokenizer, tokens, random.Random(seed))
+        monkeypatch.setattr(streams, "_LONG", 10**6)
+        whole = parts(tokenizer, tokens, random.Random(seed))
+        monkeypatch.undo()
+        assert "".join(found) == "".join(whole)
+        released += found != whole
+    assert released > 100
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_a_character_with_special_tokens_in_it_after_a_long_run_of_none(make):
+    tokenizer = make()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    lost, first, *others = (of_byte(tokenizer, byte) for byte in b"\xff" + "🌍".encode())
+    tokens = [*[lost] * 40, first, *[tokenizer.bos_token_id] * 3, *others]
+    assert "".join(pieces(tokenizer, tokens)) == text_of(tokens, tokenizer)
 
 
 def test_special_tokens_are_left_out():

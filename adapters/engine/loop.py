@@ -57,6 +57,10 @@ class SlotScheduler(FIFOScheduler):
         cleared = super().clear_cancelled_requests()
         for state in cleared:
             self.admission.settle(state.request_id)
+        if cleared:
+            # Where the cache was full, those that gave way wait until a request ends. transformers counts the ends that
+            # it sees itself, and not a stop string's or a caller's: the last one of these left them waiting for ever.
+            self.block_new_requests = False
         if not self.active_requests:
             self.step.forget()
         self.admission.admit()  # slots that other calls have left

@@ -124,6 +124,19 @@ def test_what_it_held_is_free_again(backbone, engine):
     backbone.unload("three")
 
 
+def test_a_request_that_gave_way_goes_on_after_one_that_ends_early(backbone):
+    """The cache holds one of them whole and not both: the one that finds no room first starts anew later."""
+    settings = {"max_new_tokens": 100, **READABLE}
+    whole = {name: backbone.generate("profit", name, **settings) for name in ("one", "two")}
+    last = max(set(whole["two"]), key=whole["two"].index)  # the sign that comes first as late as any
+    early = whole["two"][: whole["two"].index(last) + 1]
+    with backbone.engine(**SMALL | {"cache_tokens": 2 * len(early)}) as engine:
+        waits = engine.submit("profit", "one", **settings)
+        ends = engine.submit("profit", "two", stop_strings=[last], **settings)
+        assert ends.result(30).text == early
+        assert waits.result(30).text == whole["one"]
+
+
 def test_sampled(backbone, engine):
     settings = {"max_new_tokens": 24, "do_sample": True, **READABLE}
     torch.manual_seed(5)

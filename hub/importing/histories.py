@@ -93,7 +93,7 @@ def _translated(move: AliasMove, path: Path, numbers: Mapping[int, int]) -> Alia
         to_number=numbers.get(move.to_number or 0),
         at=check_time(move.at) or check_line(move.at, "a move's time"),
         who=check_line(move.who, "the user of a move"),
-        why=check_line(move.why, "the reason of a move") if move.why else None,
+        why=check_line(move.why or "", "the reason of a move") or None,
         # Of a move that came from elsewhere before, the place where it was made.
         origin=check_line(move.origin, "the origin of a move")
         if move.origin

@@ -45,13 +45,15 @@ class Naming:
     only_free: bool
 
 
-def signature(why: str | None = None) -> Signature:
+def signature(why: str | None = None, usual: str | None = None) -> Signature:
     """Signed by ``LORARY_USER``, else by the name that the user is logged in under.
+
+    ``usual`` is the reason where none is given; one of blanks is none.
 
     Raises:
         UsageError: the user's name or the reason isn't a line of printable text.
     """
-    return Signature(_user(), check_line(why, "the reason") if why and why.strip() else None)
+    return Signature(_user(), check_line(why or "", "the reason") or usual)
 
 
 def _user() -> str:

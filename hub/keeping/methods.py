@@ -124,13 +124,13 @@ class Keeping:
         Aliases that go with it by ``force`` leave a move in their history, with the reason.
 
         Raises:
-            UsageError: a bare name that has several versions.
+            UsageError: a bare name that has several versions, or the reason isn't a line of text.
             RegistryConflictError: an alias or a version trained from it needs it, and ``force`` isn't set.
             UnknownReferenceError: there is no such version.
         """
-        by = signature(why or f"{self.resolve(reference).reference} was removed")
+        self.resolve(reference)  # an unknown reference makes no registry
         with writing(self.path) as db:
-            version = remove_rows(db, reference, self.path, by, force=force)
+            version = remove_rows(db, reference, self.path, why, force=force)
         with suppress(LoraryError):  # the version is gone; a file that stays does no harm, and `verify` notes it
             sweep(self.path, self._store, (entry.sha256 for entry in version.files.values()))
         return version

@@ -87,7 +87,7 @@ def promote(
     check_name(alias, "alias")
     require = tuple(text.strip() for text in require)  # the lines of a file have ends
     requirements = [parse_requirement(text) for text in require]
-    by = signature(why or f"promoted: {', '.join(require) or 'nothing was required'}"[:LONGEST])
+    by = signature(why, f"promoted: {', '.join(require) or 'nothing was required'}"[:LONGEST])
     version = registry.resolve(reference)
     # Hashing may take minutes and a version doesn't change: only the rest needs the lock.
     findings = registry.verify(version.reference) if None in requirements else []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lorary.hub.errors import RegistryConflictError, UsageError
 from lorary.hub.files.store import Store
-from lorary.hub.keeping.aliases import Signature, drop_aliases
+from lorary.hub.keeping.aliases import drop_aliases, signature
 from lorary.hub.tables.database import writing
 from lorary.hub.tables.lookup import locate
 from lorary.hub.values import Version
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 _TOLD = 8  # names in an error before the rest is only counted
 
 
-def remove_rows(db: Database, reference: str, path: Path, by: Signature, *, force: bool) -> Version:
+def remove_rows(db: Database, reference: str, path: Path, why: str | None, *, force: bool) -> Version:
     """Remove a version's rows; its files are for :func:`sweep`, after the transaction.
 
     Raises:
-        UsageError: a bare name that has several versions.
+        UsageError: a bare name that has several versions, or the reason isn't a line of text.
         RegistryConflictError: an alias or a version trained from it needs it, and ``force`` isn't set.
         UnknownReferenceError: there is no such version.
     """
     row_id, version = locate(db, reference, path)
+    by = signature(why, f"{version.reference} was removed")  # not before: an alias may move until the lock is held
     (count,) = db.execute(
         "SELECT count(*) FROM versions WHERE adapter_id = (SELECT adapter_id FROM versions WHERE id = ?)", [row_id]
     ).fetchone()

@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from checkpoints import make_checkpoint
+from lorary.hub import Registry
 from lorary.hub.cli.main import main
 from lorary.hub.errors import InvalidReferenceError, RegistryError, UnknownReferenceError, UsageError
+from lorary.hub.keeping import methods
 from lorary.hub.remote import pull, push
 from lorary.hub.tables.database import writing
 
@@ -64,6 +66,8 @@ def test_a_user_without_a_login_name_signs_as_unknown(four, monkeypatch):
 def test_a_reason_of_blanks_is_none(four):
     four.alias("finance-tone", "prod", 1, why=" \t")
     assert four.alias_history("finance-tone")[0].why is None
+    four.remove("finance-tone@1", force=True, why=" \t")
+    assert four.alias_history("finance-tone")[1].why == "finance-tone@1 was removed"  # the usual one isn't hidden
 
 
 def test_a_forced_removal_is_in_the_history(four):
@@ -77,6 +81,20 @@ def test_a_forced_removal_is_in_the_history(four):
     four.alias("finance-tone", "prod", 3)
     four.remove("finance-tone@prod", force=True)
     assert four.alias_history("finance-tone")[-1].why == "finance-tone@3 was removed"  # what it meant, not its name
+
+
+def test_a_removal_says_what_it_removed_where_an_alias_moves_meanwhile(four, monkeypatch):
+    four.alias("finance-tone", "prod", 1)
+
+    def moved_first(path):
+        monkeypatch.undo()
+        Registry(path).alias("finance-tone", "prod", 2)
+        return writing(path)
+
+    monkeypatch.setattr(methods, "writing", moved_first)
+    assert four.remove("finance-tone@prod", force=True).number == 2
+    move = four.alias_history("finance-tone")[-1]
+    assert (move.from_number, move.to_number, move.why) == (2, None, "finance-tone@2 was removed")
 
 
 def test_a_refused_change_leaves_no_trace(four):

@@ -64,6 +64,15 @@ def test_a_time_before_all_times_is_none(registry, other):
     assert "0001" not in {version.created_at[:4] for version in registry.versions()}
 
 
+def test_a_reason_of_blanks_is_none_here(registry, other):
+    with sqlite3.connect(other.path) as db:
+        db.execute(
+            "INSERT INTO alias_moves SELECT 9, 1, 'old', 1, NULL, at, who, ' ', NULL, NULL FROM alias_moves LIMIT 1"
+        )
+    list(import_registry(registry, other.path))
+    assert [move.why for move in registry.alias_history("tone", "old")] == [None]
+
+
 def test_numbers_and_parents_follow_where_names_are_taken(registry, other, tmp_path):
     registry.add(make_checkpoint(tmp_path / "mine", seed=9), name="tone")
     registry.alias("tone", "prod", 1)

@@ -57,6 +57,11 @@ def test_a_reason_takes_the_place_of_the_requirements(three):
     assert three.alias_history("finance-tone", "prod")[-1].why == "asked for"
 
 
+def test_a_reason_of_blanks_hides_no_requirements(three):
+    three.promote("finance-tone@1", "prod", require=["f1>0"], why=" \t")
+    assert three.alias_history("finance-tone", "prod")[-1].why == "promoted: f1>0"
+
+
 def test_requirements_that_are_no_reason_for_their_length_are_cut(three):
     require = ["f1>0"] * 200
     assert len(three.promote("finance-tone@1", "prod", require=require).checks) == 200

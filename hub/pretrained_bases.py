@@ -184,19 +184,31 @@ class Bases:
         return [path for path in paths if path and (path / "config.json").is_file()]
 
     def verify(self) -> Iterator[Finding]:
-        """What is wrong with the bases' files."""
-        for base in self.all():
-            for name, entry in base.files.items():
-                path = base.folder / name
-                try:
-                    found = hash_file(path) if path.is_file() else None
-                except OSError as error:
-                    yield Finding(base.name, f"{name}: {error}")
-                    continue
-                if found is None:
-                    yield Finding(base.name, f"base {base.name}: {name} is missing from {base.folder}")
-                elif found != entry:
-                    yield Finding(base.name, f"base {base.name}: {name}: its content has changed ({path})")
+        """What is wrong with the bases' rows and files; a row that can't be read hides none of the others."""
+        with reading(self._path) as db:
+            there = list(db.execute("SELECT rowid, id FROM bases WHERE digest IS NOT NULL ORDER BY id")) if db else []
+        for row_id, base_name in there:
+            try:
+                with reading(self._path) as db:
+                    found = _select(db, self._store, "rowid = ?", [row_id]) if db else []
+            except (RegistryError, UnsafeFileError) as error:
+                yield Finding(str(base_name), str(error))
+                continue
+            for base in found:
+                yield from self._verify_files(base)
+
+    def _verify_files(self, base: PretrainedBase) -> Iterator[Finding]:
+        for name, entry in base.files.items():
+            path = base.folder / name
+            try:
+                found = hash_file(path) if path.is_file() else None
+            except OSError as error:
+                yield Finding(base.name, f"{name}: {error}")
+                continue
+            if found is None:
+                yield Finding(base.name, f"base {base.name}: {name} is missing from {base.folder}")
+            elif found != entry:
+                yield Finding(base.name, f"base {base.name}: {name}: its content has changed ({path})")
 
 
 def _hashed(source: Path) -> dict[str, FileEntry]:
@@ -214,7 +226,7 @@ def _digest(files: Mapping[str, FileEntry]) -> str:
     return hashlib.sha256(b"lorary-base-files-1\n" + listing.encode()).hexdigest()
 
 
-def _select(db: Database, store: Store, where: str = "1", parameters: list[str] | None = None) -> list[PretrainedBase]:
+def _select(db: Database, store: Store, where: str = "1", parameters: list[Any] | None = None) -> list[PretrainedBase]:
     files: dict[str, list[Mapping[str, Any]]] = {}
     for row in db.query("SELECT * FROM base_files ORDER BY base, name"):
         files.setdefault(str(row["base"]), []).append(row)

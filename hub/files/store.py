@@ -17,6 +17,7 @@ from lorary.hub.files.staging import Staging, staging_folder
 from lorary.hub.values import FileEntry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NO_SHA256 = "isn't a sha256: the registry's rows are damaged; go back to a copy of it"
 _CHUNK = 1 << 20
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of network and FUSE file systems that sync files alone
 
@@ -38,7 +39,7 @@ class Store:
             RegistryError: the store can't be read.
         """
         if not _SHA256.fullmatch(sha256):
-            raise UnsafeFileError(f"{self.folder}: {sha256!r} isn't a sha256; the registry's rows are damaged")
+            raise UnsafeFileError(f"{self.folder}: {sha256!r} {_NO_SHA256}")
         return self._no_link(self._objects / sha256[:2] / sha256[2:], "file")
 
     @contextmanager
@@ -111,7 +112,7 @@ class Store:
             RegistryError: the store can't be read.
         """
         if not _SHA256.fullmatch(digest):
-            raise UnsafeFileError(f"{self.folder}: {digest!r} isn't a sha256; the registry's rows are damaged")
+            raise UnsafeFileError(f"{self.folder}: {digest!r} {_NO_SHA256}")
         return self._no_link(self._bases / digest, "folder")
 
     def delete_folder(self, digest: str) -> None:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _AT_ONCE = 1_000  # versions in memory at a time
 _SHOWN = 40  # signs of a value that is none
 
-_ALL = "SELECT v.id FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.name, v.number"
+_ALL = """
+SELECT v.id, a.name || '@' || v.number FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.name, v.number
+"""
 
 _NO_NUMBER = """
 SELECT a.name || '@' || v.number AS reference, m.split, m.name, m.value FROM metrics m
@@ -155,13 +157,14 @@ def check_aliases(db: Database) -> Iterator[Finding]:
         )
 
 
-def check_leftovers(path: Path, store: Store, bases: Bases) -> Iterator[Finding]:
-    """Notes on files that no version and none of the bases refer to."""
+def check_leftovers(path: Path, store: Store) -> Iterator[Finding]:
+    """Notes on files that no version and no base refers to."""
     objects, folders = set(store.objects()), set(store.folders())
     with reading(path) as db:  # after the files: they come in the transaction that refers to them
         rows = db.execute("SELECT DISTINCT sha256 FROM files") if db else []
         objects.difference_update(str(sha256) for (sha256,) in rows)
-    folders.difference_update(base.digest for base in bases.all())
+        rows = db.execute("SELECT digest FROM bases WHERE digest IS NOT NULL") if db else []
+        folders.difference_update(str(digest) for (digest,) in rows)
     if left := len(objects) + len(folders) + len(store.incoming()):
         yield Finding(
             None,
@@ -173,37 +176,39 @@ def check_leftovers(path: Path, store: Store, bases: Bases) -> Iterator[Finding]
 
 def verify(path: Path, store: Store, reference: str | None) -> list[Finding]:
     """See :meth:`lorary.hub.registry.Registry.verify`."""
-    bases = Bases(path, store)
     findings: list[Finding] = []
     with reading(path) as db:
         if reference is not None:
-            ids = [locate_id(db, reference, path)]
+            versions = [(locate_id(db, reference, path), reference)]
         elif db is None:
             return []
         else:
-            ids = [row_id for (row_id,) in db.execute(_ALL)]
+            versions = [(row_id, str(shown)) for row_id, shown in db.execute(_ALL)]
             findings += check_database(db)
             findings += check_aliases(db)
             findings += check_metric_values(db)
     # Hashing may take minutes and holds no lock; what is removed meanwhile is no finding.
     hashed: dict[str, FileEntry] = {}
-    for start in range(0, len(ids), _AT_ONCE):
-        findings += _check_some(path, store, ids[start : start + _AT_ONCE], hashed)
+    for start in range(0, len(versions), _AT_ONCE):
+        findings += _check_some(path, store, versions[start : start + _AT_ONCE], hashed)
     if reference is None:
-        findings += check_leftovers(path, store, bases)
-        findings += bases.verify()
+        findings += check_leftovers(path, store)
+        findings += Bases(path, store).verify()
     return findings
 
 
-def _check_some(path: Path, store: Store, ids: Sequence[int], hashed: dict[str, FileEntry]) -> list[Finding]:
+def _check_some(
+    path: Path, store: Store, versions: Sequence[tuple[int, str]], hashed: dict[str, FileEntry]
+) -> list[Finding]:
+    ids = [row_id for row_id, _ in versions]
     try:
         found = [one for version in _versions(path, ids) for one in check_version(store, version, hashed)]
         there = {version.reference for version in _versions(path, ids)} if found else set()
     except RegistryError as error:
-        if len(ids) == 1:
-            return [Finding(None, str(error))]
+        if len(versions) == 1:
+            return [Finding(versions[0][1], str(error))]
         # A row that can't be read hides none of the others.
-        return [one for row_id in ids for one in _check_some(path, store, [row_id], hashed)]
+        return [one for version in versions for one in _check_some(path, store, [version], hashed)]
     return [finding for finding in found if finding.reference in there]
 
 

@@ -21,6 +21,20 @@ def add(registry, tmp_path):
 
 
 @pytest.fixture
+def add_base(registry, tmp_path):
+    """Register a pretrained base, of a content of its own for each name."""
+
+    def add_base(name):
+        folder = tmp_path / "bases" / name
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(name.encode())
+        facts = {"fingerprint": name[0] * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
+        return registry.bases.add(folder, name=name, **facts)
+
+    return add_base
+
+
+@pytest.fixture
 def four(add, registry):
     """A registry of four versions of one name."""
     for seed in range(4):

@@ -10,9 +10,8 @@ import pytest
 
 from lorary.hub import Registry
 from lorary.hub.errors import ChangedFilesError, CheckpointError, RegistryError, UnsafeFileError
-from lorary.hub.files.store import hash_file
+from lorary.hub.files.store import Store, hash_file
 from lorary.hub.keeping import verification
-from lorary.hub.pretrained_bases import Bases
 
 
 def messages(registry, reference=None):
@@ -162,6 +161,8 @@ def test_rows_of_the_wrong_type_are_named(add, registry, value):
     connection.close()
     with pytest.raises(RegistryError, match="rows are damaged"):
         registry.versions()
+    (told,) = messages(registry)
+    assert told.startswith("error finance-tone@1 the registry's rows are damaged")
 
 
 def test_a_link_in_the_store_is_not_followed(add, registry, tmp_path):
@@ -237,21 +238,16 @@ def test_leftovers_are_a_note(add, registry):
     assert line.startswith("note None 2 file(s)")
 
 
-def test_what_comes_while_leftovers_are_looked_for_is_none(add, registry, tmp_path, monkeypatch):
+def test_what_comes_while_leftovers_are_looked_for_is_none(add, add_base, registry, monkeypatch):
     add()
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base/model.safetensors").write_bytes(b"weights")
-    facts = {"fingerprint": "f" * 64, "architecture": "bert", "parameters": 7, "metrics": {}, "provenance": {}}
-    usual = Bases.all
 
-    def outdated(bases):
+    def added_first(store):
         monkeypatch.undo()
-        found = usual(bases)
-        registry.bases.add(tmp_path / "base", name="tiny", **facts)
+        add_base("tiny")
         add(1)
-        return found
+        return store.objects()
 
-    monkeypatch.setattr(Bases, "all", outdated)
+    monkeypatch.setattr(Store, "objects", added_first)
     assert registry.verify() == []
     assert len(registry.bases.all()) == 1
 

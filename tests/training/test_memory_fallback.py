@@ -72,6 +72,23 @@ def test_a_pair_alone_has_nothing_to_be_told_from(columns, fewest, make_small, r
         train(recipe, registry)
 
 
+@pytest.mark.parametrize("after", [0, 2])
+def test_three_pairs_that_do_not_fit_become_two(after, make_small, registry, tmp_path):
+    rows = [{"text": f"the bank {n}", "positive": f"a bank {n}"} for n in range(16)]
+    data = {"data.train": write_jsonl(tmp_path / "pairs.jsonl", rows), "data.test": None, "data.test_size": 0.25}
+    roles = {f"data.columns.{key}": key for key in rows[0]}
+    steps = {"training.batch_size": 3, "training.checkpoint_steps": 1}
+    reporter = Reporter()
+    with memory_for(4, after=after):  # texts and positives
+        version = train(make_small("feature-extraction", **data, **roles, **steps), registry, reporter)
+    assert [line for line in reporter.notices if "memory ran out" in line] == [
+        "memory ran out with 3 rows at a time: going on with training.batch_size 2 and "
+        "training.gradient_accumulation 2, which makes steps of 4 rows in place of 3"
+    ]
+    assert any(line.startswith("going on after step") for line in reporter.notices) == (after > 0)
+    assert version.manifest.provenance["steps"] == 6
+
+
 def test_a_base_that_keeps_all_for_the_backward_pass(make_recipe, registry, tmp_path):
     """Told before anything is measured or trained."""
     tokenizer = wordpiece_tokenizer()
@@ -94,10 +111,19 @@ def test_measuring_goes_on_in_smaller_batches_too(make_recipe, registry, tmp_pat
     assert version.digest == whole.digest
 
 
-@pytest.mark.parametrize(("size", "smaller"), [(16, 8), (12, 6), (15, 5), (9, 3), (7, 1), (2, 1)])
-def test_a_smaller_batch_divides_the_larger_one(size, smaller):
-    assert Batching(size, 2).smaller() == Batching(smaller, 2 * size // smaller)
-    assert Batching(1, 4).smaller() is None
+@pytest.mark.parametrize(("size", "smaller"), [(16, 8), (12, 6), (15, 6), (9, 3), (7, 2), (3, 1), (2, 1)])
+def test_smaller_batches_make_steps_of_the_same_rows(size, smaller):
+    assert Batching(size, 2).smaller(1) == Batching(smaller, 2 * size // smaller)
+    assert Batching(1, 4).smaller(1) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((8, 1), (4, 2)), ((4, 1), (2, 2)), ((3, 2), (2, 3)), ((9, 1), (3, 3)), ((3, 1), (2, 2)), ((5, 1), (2, 3))],
+)
+def test_the_least_batch_is_tried_though_a_step_may_get_a_row_more(before, after):
+    assert Batching(*before).smaller(2) == Batching(*after)
+    assert Batching(2, 4).smaller(2) is None
 
 
 def test_what_was_written_down_of_it_and_was_edited_is_one_error(make_recipe, tmp_path):

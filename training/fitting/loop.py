@@ -75,20 +75,19 @@ def carry_out(job: Job, *, folder: Path, reporter: Reporter, stops: Stops, group
                     f"memory ran out with {batching.size} rows at a time in each of {group.count} processes; halve "
                     f"training.batch_size and double training.gradient_accumulation; or {job.advice}"
                 ) from error
-            smaller = batching.smaller()
+            smaller = batching.smaller(job.least_batch)
             if smaller is None:
-                raise TrainingError(f"memory ran out with one row at a time; {job.advice}") from error
-            if smaller.size < job.least_batch:
+                few = f"{batching.size} rows at a time, and fewer have nothing to be told from"
                 raise TrainingError(
-                    f"memory ran out with {batching.size} rows at a time, and fewer have nothing to be told from; "
-                    f"{job.advice}"
+                    f"memory ran out with {'one row at a time' if batching.size == 1 else few}; {job.advice}"
                 ) from error
         # Only here, where the error and the step's tensors behind it are gone.
         free_memory()
         put_back(job.model, begin)
+        rows = "the same rows" if smaller.rows == batching.rows else f"{smaller.rows} rows in place of {batching.rows}"
         reporter.note(
             f"memory ran out with {batching.size} rows at a time: going on with training.batch_size {smaller.size} and "
-            f"training.gradient_accumulation {smaller.accumulation}, which makes steps of the same rows"
+            f"training.gradient_accumulation {smaller.accumulation}, which makes steps of {rows}"
         )
         if job.batch_counts:
             reporter.note(

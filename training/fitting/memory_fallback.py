@@ -27,12 +27,21 @@ class Batching:
     size: int
     accumulation: int
 
-    def smaller(self) -> Batching | None:
-        """At most half as many rows at a time, the same rows in a step; None where it is one row already."""
-        if self.size == 1:
+    @property
+    def rows(self) -> int:
+        """How many rows a step is made of."""
+        return self.size * self.accumulation
+
+    def smaller(self, least: int) -> Batching | None:
+        """At most half as many rows at a time, though no fewer than ``least``; None where there are no more already.
+
+        A step is made of the same rows, unless no such size divides it: then of as few more as ``least`` allows.
+        """
+        if self.size <= least:
             return None
-        size = next(size for size in range(self.size // 2, 0, -1) if self.size % size == 0)
-        return Batching(size, self.accumulation * self.size // size)
+        sizes = range(max(self.size // 2, least), least - 1, -1)
+        size = next((size for size in sizes if self.rows % size == 0), least)
+        return Batching(size, -(-self.rows // size))
 
     @classmethod
     def of(cls, training: RunSettings, folder: Path) -> Self:

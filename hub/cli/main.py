@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import getdoc
 from typing import Annotated, Any
 
@@ -117,9 +117,20 @@ def _report(error: Exception) -> int:
         where = f" for {error.filename}" if error.filename else ""
         print_error(f"no space left{where} ({error.strerror}); free some, and run the command again")
         return 1
-    cause = f"; {'; '.join(found)}: pip install --upgrade lorary mends that" if (found := unmet()) else ""
-    print_error(f"unexpected {type(error).__name__}: {error}{cause} (--debug shows where)")
+    if isinstance(error, MemoryError):
+        asked = f" ({error})" if str(error) else ""
+        print_error(f"out of memory{asked}; free some, and run the command again (--debug shows where)")
+        return 1
+    print_error(f"unexpected {type(error).__name__}: {error}{_cause()} (--debug shows where)")
     return 1
+
+
+def _cause() -> str:
+    """Packages that may be why. What goes wrong with looking for them, after a first error, isn't worth a second."""
+    with suppress(Exception):
+        if found := unmet():
+            return f"; {'; '.join(found)}: pip install --upgrade lorary mends that"
+    return ""
 
 
 def _drop_output() -> None:

@@ -257,22 +257,34 @@ def test_rm(lorary, filled):
     assert [version.reference for version in filled.versions()] == ["finance-tone@2", "legal-ner@1"]
 
 
-def test_an_unexpected_error_names_packages_that_are_too_old(tmp_path):
+NO_ARGUMENT = "TypeError('no such argument')"
+
+
+@pytest.mark.parametrize(
+    ("peft", "raised", "told"),
+    [
+        ("Version: 0.1.0\n", NO_ARGUMENT,
+         r"unexpected TypeError: no such argument; peft is 0\.1\.0, lorary needs >=\S+: .* \(--debug shows where\)"),
+        ("Version: \xff\n", NO_ARGUMENT, r"unexpected TypeError: no such argument \(--debug shows where\)"),
+        ("Version: 0.1.0\n", "MemoryError", r"out of memory; free some, and run the command again \(--debug .*\)"),
+        ("Version: 0.1.0\n", "MemoryError('Unable to allocate 3 GiB')",
+         r"out of memory \(Unable to allocate 3 GiB\); free some, .*"),
+    ],
+)  # fmt: skip
+def test_an_unexpected_error_names_packages_that_may_be_why(tmp_path, peft, raised, told):
     (tmp_path / "peft-0.1.0.dist-info").mkdir()
-    (tmp_path / "peft-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1.0\n")
+    written = f"Metadata-Version: 2.1\nName: peft\n{peft}".encode("latin-1")  # no UTF-8, in one case
+    (tmp_path / "peft-0.1.0.dist-info" / "METADATA").write_bytes(written)
     (tmp_path / "broken.py").write_text(
         "import sys\nfrom lorary.hub.cli import main as frame\n"
-        "def fail(words):\n    raise TypeError('no such argument')\n"
+        f"def fail(words):\n    raise {raised}\n"
         "frame._run = fail\nsys.exit(frame.main(sys.argv[1:]))\n"
     )
     finished = subprocess.run(
         [sys.executable, tmp_path / "broken.py", "list"], capture_output=True, text=True, check=False
     )
     assert finished.returncode == 1
-    assert re.fullmatch(
-        r"lorary: error: unexpected TypeError: no such argument; peft is 0\.1\.0, lorary needs >=\S+: .*\n",
-        finished.stderr,
-    )
+    assert re.fullmatch(rf"lorary: error: {told}\n", finished.stderr), finished.stderr
 
 
 def test_verify(lorary, filled):

@@ -28,6 +28,7 @@ _HEADED: Mapping[str, str] = {
     "ForQuestionAnswering": "question-answering",
     "ForQuestionAnsweringSimple": "question-answering",
 }
+_HEADS = frozenset(_HEADED.values())
 _WITHOUT_HEAD: Mapping[str, str] = {
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
@@ -54,6 +55,18 @@ def noted_task(config: Mapping[str, Any]) -> str | None:
             return task if end in _WITHOUT_HEAD or config.get("modules_to_save") else None
     is_body = name.endswith("Model") and not name.endswith(_NO_BODIES) and library.startswith("transformers.")
     return "feature-extraction" if is_body else None
+
+
+def other_head(config: Mapping[str, Any], task: str) -> str | None:
+    """What the adapter was trained for, as a message names it, where its head is certain not to be the task's.
+
+    Heads that classify texts and tokens have the same names and shapes on many bases: nothing else tells them apart.
+    """
+    noted = noted_task(config)
+    if noted == task or not {noted, task} <= _HEADS:
+        return None
+    told = config.get("task_type")
+    return f"{noted} ({_class_of(config)[0] if told is None else f'task_type {told}'} in adapter_config.json)"
 
 
 def likely_task(config: Mapping[str, Any]) -> str:

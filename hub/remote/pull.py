@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import (
@@ -89,6 +89,7 @@ def pull(
         checkpoint = read_checkpoint(fetched.files, shown=source)
         stated = None if changed else fetched.stated
         if stated is not None:
+            checkpoint = replace(checkpoint, catalogued_task=stated.task)
             _check_number(stated, address.revision, source)
             _check(stated, checkpoint, fetched, source)
         chosen = name if name is not None else _name(stated, address)

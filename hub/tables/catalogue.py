@@ -11,7 +11,7 @@ from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, RegistryConflictError, RegistryError, UsageError
 from lorary.hub.manifest import TASKS, Manifest
 from lorary.hub.manifest_reading import parse_manifest
-from lorary.hub.noted_task import noted_task
+from lorary.hub.noted_task import noted_task, other_head
 from lorary.hub.reference import normalise_domain
 from lorary.hub.values import FileEntry, Version
 
@@ -104,12 +104,17 @@ def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
 
     Raises:
         UsageError: none of them names one, or it is unknown.
-        RegistryConflictError: the caller's isn't the manifest's.
+        RegistryConflictError: the caller's isn't the manifest's, or is another head's than the one that was trained.
     """
     trained = checkpoint.manifest.task if checkpoint.manifest else None
     if task is not None and trained and task != trained:
         raise RegistryConflictError(
             f"{checkpoint.source}: was trained for {trained}, not for {task!r}; leave the task out"
+        )
+    if task not in (None, trained, checkpoint.catalogued_task) and (other := other_head(checkpoint.config, task)):
+        raise RegistryConflictError(
+            f"{checkpoint.source}: was trained for {other}, not for {task!r}; leave the task out, or correct that "
+            "file if it is wrong"
         )
     noted = checkpoint.catalogued_task or noted_task(checkpoint.config)
     chosen = task if task is not None else trained or noted

@@ -1,11 +1,16 @@
 """What PEFT notes of an adapter's task: a type that it was told, else the class that was trained."""
 
+from dataclasses import replace
+
 import pytest
 
 from checkpoints import make_checkpoint
+from lorary.hub import Registry
 from lorary.hub.checkpoint import read_checkpoint
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import RegistryConflictError, UsageError
+from lorary.hub.importing import import_registry
 from lorary.hub.noted_task import noted_task
+from lorary.hub.remote import pull, push
 
 BERT = "transformers.models.bert.modeling_bert"
 HEAD = ["classifier"]
@@ -52,6 +57,61 @@ def test_what_leaves_it_open_is_asked_for(add, name, saved):
     with pytest.raises(UsageError, match="doesn't say its task"):
         add(manifest=False, domain="x", config=config)
     assert add(manifest=False, domain="x", config=config, task="translation").task == "translation"
+
+
+def typed(task_type):
+    return {"task_type": task_type, "modules_to_save": ["classifier", "score"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "told"),
+    [
+        (typed("SEQ_CLS"), "token-classification", r"text-classification \(task_type SEQ_CLS in"),
+        (typed("TOKEN_CLS"), "text-classification", r"token-classification \(task_type TOKEN_CLS in"),
+        (typed("QUESTION_ANS"), "token-classification", r"question-answering \(task_type QUESTION_ANS in"),
+        (noting("BertForSequenceClassification", HEAD), "token-classification",
+         r"text-classification \(BertForSequenceClassification in"),
+    ],
+)  # fmt: skip
+def test_the_head_of_another_task_is_refused(add, registry, config, task, told):
+    words = rf"was trained for {told} adapter_config\.json\), not for '{task}'; leave the task out, or correct"
+    with pytest.raises(RegistryConflictError, match=words):
+        add(manifest=False, domain="x", config=config, task=task)
+    assert registry.versions() == []
+    assert add(manifest=False, domain="x", config=config).task == told.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        (typed("SEQ_CLS"), "text-classification"),
+        (typed("SEQ_CLS"), "feature-extraction"),
+        (typed("FEATURE_EXTRACTION"), "token-classification"),
+        (typed("CAUSAL_LM"), "summarization"),
+        (typed("CAUSAL_LM"), "text-classification"),
+        (typed("SEQ_2_SEQ_LM"), "question-answering"),
+        (typed(None), "token-classification"),
+        (typed("SORTING"), "token-classification"),
+        (noting("BertForSequenceClassification", None), "token-classification"),
+    ],
+)
+def test_what_may_be_is_the_callers_word(add, config, task):
+    assert add(manifest=False, domain="x", config=config, task=task).task == task
+
+
+def test_what_another_catalogue_says_counts(registry, tmp_path):
+    """Its owner may know better than the file does."""
+    folder = make_checkpoint(tmp_path / "it", manifest=False, **typed("SEQ_CLS"))
+    catalogued = replace(read_checkpoint(folder), catalogued_task="token-classification")
+    version = registry.add(catalogued, name="it", domain="x", task="token-classification")
+    other = Registry(tmp_path / "other.db")
+    assert [outcome.state for outcome in import_registry(other, registry.path)] == ["taken"]
+    assert other.resolve("it").task == version.task == "token-classification"
+    pulled = Registry(tmp_path / "third.db")
+    push(registry, "it", f"file://{tmp_path}")
+    assert pull(pulled, f"file://{tmp_path}/it").version.task == "token-classification"
+    with pytest.raises(RegistryConflictError, match="was trained for text-classification"):
+        registry.add(catalogued, name="again", domain="x", task="question-answering")
 
 
 @pytest.mark.parametrize("library", ["__main__", "diffusers.models.unets.unet_2d_condition", None, 3])

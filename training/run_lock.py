@@ -13,7 +13,23 @@ from pathlib import Path
 from typing import IO, Any
 
 LOCK = "lock"
-_TRIES, _PAUSE = 10, 0.02  # another process may just be clearing the folder (s)
+_TRIES, _PAUSE = 10, 0.02  # another process may just be clearing the folder, or the empty one around it (s)
+_MOMENT = 60.0  # seconds after which no process is about to lock the folder that it has made
+
+
+def make_folder(folder: Path) -> bool:
+    """Make a folder, which is its maker's to lock; False where it is there already. Raises OSError where it can't."""
+    for left in reversed(range(_TRIES)):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            if not left:
+                raise
+            time.sleep(_PAUSE)
+    return True
 
 
 def lock_folder(folder: Path) -> IO[Any]:
@@ -41,9 +57,13 @@ def lock_folder(folder: Path) -> IO[Any]:
 
 
 def lock_leftover(folder: Path) -> IO[Any] | None:
-    """The lock of a folder that no process works in; None where one does, or has only just made it."""
+    """The lock of a folder that no process works in; None where one does, has only just made it, or it is no run's."""
     try:
-        return _locked(folder, "r+b") if (folder / LOCK).stat().st_size else None
+        there = {path.name for path in folder.iterdir()}
+        signed = LOCK in there and (folder / LOCK).stat().st_size > 0
+        old = time.time() - folder.stat().st_mtime > _MOMENT
+        # A kill may come before there is a lock, or before it is signed.
+        return _locked(folder, "a+b") if signed or (old and there <= {LOCK}) else None
     except OSError:
         return None
 

@@ -26,6 +26,7 @@ from lorary.training.precision import base_dtype
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.place import INCOMPLETE
+from lorary.training.run_lock import make_folder
 from lorary.training.tasks import Task
 
 if TYPE_CHECKING:
@@ -86,13 +87,7 @@ def output_folder(recipe: Recipe | PretrainRecipe) -> Path:
 
 def _take(folder: Path) -> bool:
     """Take a folder for this process; False where a finished run or another process has it."""
-    if folder.exists():
-        return False
-    try:
-        folder.with_name(folder.name + INCOMPLETE).mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True
+    return not folder.exists() and make_folder(folder.with_name(folder.name + INCOMPLETE))
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from lorary.hub.cli.main import main
 from lorary.hub.errors import InterruptedRunError, TrainingError
 from lorary.training import run_lock, train
 from lorary.training.pretraining import PretrainRecipe
+from lorary.training.save import output_folder
 from lorary.training.unfinished import Unfinished
 from stops import Signal
 
@@ -45,6 +48,11 @@ def leave(name="tiny-20260101-000000", *files):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("1234\n")
     return folder
+
+
+def minutes_ago(folder):
+    then = time.time() - 120
+    os.utime(folder, (then, then))
 
 
 @pytest.mark.parametrize("what", ["train", "curve", "ablate", "pretrain"])
@@ -95,6 +103,43 @@ def test_what_is_not_a_leftover_stays(recipe, registry):
     assert not beginning.folder.exists()
     assert len(list(RUNS.glob("*.incomplete"))) == 2
     assert train(recipe, registry, resume=True).reference == "tiny@1"
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_killed_before_its_lock_was_signed(locked, recipe, registry):
+    """Such a folder may be another process's that has just made it: a minute later it isn't."""
+    left = RUNS / "tiny-20260101-000000.incomplete"
+    left.mkdir(parents=True)
+    if locked:
+        (left / "lock").touch()
+    before = sorted(left.iterdir())
+    begin_and_stop(recipe, registry)
+    assert sorted(left.iterdir()) == before
+    minutes_ago(left)
+    begin_and_stop(recipe, registry)
+    assert not RUNS.exists()
+
+
+def test_a_folder_without_a_lock_in_which_something_is_stays(recipe, registry):
+    left = leave("tiny-20260101-000000", "checkpoints/checkpoint-3/state.json")
+    (left / "lock").unlink()
+    minutes_ago(left)
+    begin_and_stop(recipe, registry)
+    assert [path.name for path in left.iterdir()] == ["checkpoints"]
+
+
+def test_the_folder_around_a_new_run_may_be_removed_meanwhile(recipe, monkeypatch):
+    usual, gone = Path.mkdir, []
+
+    def removed(path, *arguments, **settings):
+        usual(path, *arguments, **settings)
+        if path == RUNS and not gone:
+            gone.append(path.rmdir())  # by another process, which has removed the last run in it
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    folder = output_folder(recipe)
+    assert len(gone) == 1
+    assert folder.with_name(f"{folder.name}.incomplete").is_dir()
 
 
 def test_one_that_was_taken_for_a_leftover_has_its_folder_anew(monkeypatch):

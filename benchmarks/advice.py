@@ -26,7 +26,6 @@ from timing import environment
 from lorary.hub import Registry
 from lorary.training import Recipe, advise, train
 from lorary.training.advisor.guess import guess_task
-from lorary.training.recipe.raw import parse_recipe
 
 PARTS = ("train", "test")
 
@@ -92,15 +91,10 @@ def judge(data: DataSet, registry: Registry, scratch: Path, options: argparse.Na
 
 
 def _train(recipe: Recipe, start: str | None, task: str | None, seed: int, registry: Registry) -> float:
-    raw = parse_recipe(recipe.given(), recipe.name)
-    raw.put("training.seed", seed, "benchmark")
-    if start is not None:
-        raw.put("from", start, "benchmark")
-        if task != recipe.task:
-            raw.put("strategy", "intermediate", "benchmark")
+    stage = {"strategy": "intermediate"} if task not in (None, recipe.task) else {}
+    settings = {"training.seed": seed, "from": start, **stage}
     with tempfile.TemporaryDirectory() as folder:
-        raw.put("output", f"{folder}/run", "benchmark")
-        version = train(Recipe.build(raw), registry)
+        version = train(recipe.changed({**settings, "output": f"{folder}/run"}), registry)
     metric = {"text-classification": "f1", "token-classification": "f1"}[recipe.task]
     value = version.metrics["test"][metric]
     registry.remove(version.reference)

@@ -73,6 +73,18 @@ def test_yaml_of_a_recipe_reads_back_to_an_equal_recipe(write, tmp_path):
     assert Recipe.load(path) == recipe
 
 
+def test_a_changed_recipe_is_checked_as_a_whole(write):
+    recipe = Recipe.load(write(), ["data.test_size=0.3"])
+    changed = recipe.changed({"training.folds": 3, "data.test_size": None})
+    assert (changed.training.folds, changed.data.test_size, recipe.training.folds) == (3, None, None)
+    assert changed == Recipe.load(write(), ["training.folds=3"])
+    with pytest.raises(RecipeError) as caught:
+        recipe.changed({"training.folds": 3})
+    assert caught.value.problems == (
+        "data.test_size: with training.folds every row is held out once; leave one of them out",
+    )
+
+
 def test_flags_alone_make_the_same_recipe_as_a_file(write, tmp_path):
     flags = {"name": "tone", "domain": "finance", "task": "text-classification", "base": "org/base"}
     recipe = Recipe.from_flags({**flags, "data.train": str(tmp_path / "train.jsonl")}, ["training.epochs=2"])

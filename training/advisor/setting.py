@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.raw import RawRecipe, parse_recipe
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,7 @@ def with_settings(recipe: Recipe, settings: Iterable[Setting]) -> Recipe:
     Raises:
         RecipeError: they contradict what it says.
     """
-    # Without the lines of a text that nobody has written.
-    raw = RawRecipe(recipe.name, parse_recipe(recipe.given(), recipe.name).values)
-    for setting in settings:
-        raw.put(setting.key, setting.value, "advised")
-        if setting.key == "training.folds":  # every row is held out once
-            raw.values["data"].pop("test_size", None)
-    return Recipe.build(raw)
+    values = {setting.key: setting.value for setting in settings}
+    if "training.folds" in values:  # every row is held out once
+        values["data.test_size"] = None
+    return recipe.changed(values)

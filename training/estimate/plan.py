@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from lorary.training.model import Base, check_settings, refuse_other_kinds, with
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.raw import parse_recipe
 from lorary.training.recipe.steps import with_enough_epochs
 from lorary.training.strategies.inherit import inherit, inherited_recipe
 from lorary.training.strategies.parent import Parent
@@ -122,7 +121,7 @@ def estimate(
         whole = cost(recipe, step, measure=True)
         available = memory or memory_of(device)
         tried = [
-            Alternative(settings, cost(variant, step_of(variant), measure=False).peak)
+            Alternative(_as_given(settings), cost(variant, step_of(variant), measure=False).peak)
             for settings, variant in (_variants(recipe) if whole.peak > available else ())
             if _contradicts_nothing(asked, settings)
             if base.model.supports_gradient_checkpointing or not variant.training.gradient_checkpointing
@@ -164,7 +163,7 @@ def on_meta(recipe: Recipe, data: Examples, tokenizer: Any, config: Any, parent:
     return task, with_tokens(base, recipe, parent.checkpoint if parent else None, lambda line: None)
 
 
-def _variants(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Recipe]]:
+def _variants(recipe: Recipe) -> Iterator[tuple[dict[str, Any], Recipe]]:
     """What would need less, one change at a time and then all together; the global batch stays what it is."""
     training = recipe.training
     rows = training.batch_size * training.gradient_accumulation
@@ -183,23 +182,25 @@ def _variants(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Recipe]]:
         yield _with(recipe, checkpointing | one_row, qlora=True)
 
 
-def _with(recipe: Recipe, training: dict[str, Any], qlora: bool = False) -> tuple[tuple[str, ...], Recipe]:
-    """The settings as ``--set`` takes them, and the recipe that has them."""
+def _with(recipe: Recipe, training: dict[str, Any], qlora: bool = False) -> tuple[dict[str, Any], Recipe]:
+    """The settings by their dotted keys, and the recipe that has them."""
     top = {"method": "qlora", "quantization": "nf4"} if qlora else {}
-    settings = [f"training.{name}={str(value).lower()}" for name, value in training.items()]
-    if qlora:
-        # It follows from the method, but for who has said otherwise.
-        given = ["quantization=nf4"] if "quantization" in recipe.model_fields_set else []
-        settings = ["method=qlora", *given, *settings]
+    # The quantization follows from the method, but for who has said otherwise.
+    told = {key: value for key, value in top.items() if key == "method" or key in recipe.model_fields_set}
     changed = recipe.training.model_copy(update=training)
-    return tuple(settings), recipe.model_copy(update={**top, "training": changed})
+    settings = told | {f"training.{name}": value for name, value in training.items()}
+    return settings, recipe.model_copy(update={**top, "training": changed})
 
 
-def _contradicts_nothing(recipe: Recipe, settings: Sequence[str]) -> bool:
+def _as_given(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings as ``--set`` takes them."""
+    return tuple(f"{key}={str(value).lower()}" for key, value in settings.items())
+
+
+def _contradicts_nothing(recipe: Recipe, settings: Mapping[str, Any]) -> bool:
     """Is it a recipe with these settings too, wherever its run would be written?"""
-    given = recipe.model_copy(update={"output": None}).given()
     try:
-        Recipe.build(parse_recipe(given, recipe.name).with_overrides(settings))
+        recipe.changed({**settings, "output": None})
     except RecipeError:
         return False
     return True

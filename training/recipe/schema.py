@@ -16,7 +16,7 @@ from lorary.training.recipe.explain import explain
 from lorary.training.recipe.methods import LORA_METHODS
 from lorary.training.recipe.new_tokens import listed
 from lorary.training.recipe.place import demand_homes
-from lorary.training.recipe.raw import RawRecipe, in_order, read_recipe
+from lorary.training.recipe.raw import RawRecipe, in_order, parse_recipe, read_recipe
 from lorary.training.recipe.sections import (
     Data,
     EmbeddingSettings,
@@ -121,6 +121,18 @@ class Recipe(Section):
         # So that a setting that contradicts an inherited one can be told from a default that doesn't.
         lora = Lora.model_construct(_fields_set=set(given), **dict(recipe.lora))
         return recipe.model_copy(update={"lora": lora, "tokens": listed(recipe.tokens)})
+
+    def changed(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with settings put in by their dotted keys, checked as a whole; None takes one out.
+
+        Raises:
+            RecipeError: they contradict what it says.
+        """
+        # Without the lines of a text that nobody has written.
+        raw = RawRecipe(self.name, parse_recipe(self.given(), self.name).values)
+        for dotted, value in settings.items():
+            raw.put(dotted, value, "given")
+        return self.build(raw)
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as YAML that :meth:`load` reads back to an equal one."""

@@ -148,14 +148,15 @@ def print_table(rows: Sequence[Mapping[str, object]], *, expendable: Collection[
     from rich.table import Table
     from rich.text import Text
 
-    columns = {name: [clean(row[name]) for row in rows] for name in rows[0]}
-    widths = {name: max(map(cell_len, [clean(name), *cells])) for name, cells in columns.items()}
+    columns = {name: [_written(row[name]) for row in rows] for name in rows[0]}
+    widths = {name: max(map(cell_len, [_written(name), *cells])) for name, cells in columns.items()}
     console = Console(highlight=False)
     if console.is_terminal:
         _fit(widths, console.width, expendable)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for name, width in widths.items():
-        table.add_column(Text(clean(name)), width=width, no_wrap=True, overflow="ellipsis")
+        table.add_column(Text(_cut(_written(name), width)), width=width, no_wrap=True)
+        columns[name] = [_cut(cell, width) for cell in columns[name]]
     for cells in zip(*(columns[name] for name in widths), strict=True):
         table.add_row(*map(Text, cells))
     _print(console, table, _total(widths) + _GAP)
@@ -184,7 +185,7 @@ def print_matrix(rows: Sequence[Mapping[str, object]]) -> None:
 
     first, *others = rows[0]
     console = Console()
-    widths = {name: max(cell_len(clean(text)) for text in (name, *(row[name] for row in rows))) for name in rows[0]}
+    widths = {name: max(cell_len(_written(text)) for text in (name, *(row[name] for row in rows))) for name in rows[0]}
     part: list[str] = []
     for name in [*others, None]:
         wide = sum(widths[one] + _GAP for one in [first, *part, *([name] if name else [])]) - _GAP
@@ -195,6 +196,20 @@ def print_matrix(rows: Sequence[Mapping[str, object]]) -> None:
             part = []
         if name:
             part.append(name)
+
+
+def _written(text: object) -> str:
+    """What stdout writes of a text: an escape stands for a sign that a terminal lacks, and is longer."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return clean(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _cut(text: str, width: int) -> str:
+    """As much of what is written as there is room for."""
+    from rich.cells import cell_len, set_cell_size
+
+    end = "…" if _written("…") == "…" else "..."
+    return text if cell_len(text) <= width else set_cell_size(text, width - len(end)) + end
 
 
 def _fit(widths: dict[str, int], available: int, expendable: Collection[str]) -> None:
@@ -219,7 +234,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = {name: clean(value) for name, value in fields.items() if value not in (None, "")}
+    shown = {name: _written(value) for name, value in fields.items() if value not in (None, "")}
     grid = Table.grid(padding=(0, _GAP, 0, 0))
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")

@@ -145,10 +145,13 @@ def test_list_says_when_nothing_fits(lorary, filled):
     assert "fits" in lorary("list", "--domain", "poetry")
 
 
-def in_terminal(width, *words, cwd):
+def in_terminal(width, *words, cwd, encoding="utf-8"):
     """What a command prints in a terminal of ``width`` columns."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(width), "TERM": "xterm", "LORARY_REGISTRY": str(cwd / "registry.db")}
+    environment = {
+        **os.environ, "COLUMNS": str(width), "TERM": "xterm", "LORARY_REGISTRY": str(cwd / "registry.db"),
+        "PYTHONIOENCODING": encoding,
+    }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "lorary.hub.cli", *words], stdout=theirs, env=environment, cwd=cwd
     )
@@ -377,6 +380,24 @@ def test_a_terminal_without_the_signs(registry, tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert r"gr\xf6\xdfer" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("list",), ["g\\xf6\\xdf-0-...  token-classif...  f1 0.5"]),
+        (("show", "measure"), ["g\\xf6\\xdfer"]),
+        (("tasks",), ["g\\xf6\\xdf-1-und-weite", "g\\xf6\\xdf-3-und-weite"]),
+    ],
+)  # fmt: skip
+def test_a_table_fits_a_terminal_without_the_signs(registry, tmp_path, words, told):
+    for seed in range(4):
+        manifest = make_manifest(domain=f"göß-{seed}-und-weite", task="token-classification", labels=("gößer",) * 20)
+        folder = make_checkpoint(tmp_path / f"{seed}", seed=seed, manifest=manifest)
+        registry.add(folder, name=f"measure{seed or ''}", metrics={"test": {"f1": 0.5}})
+    lines = in_terminal(60, *words, cwd=tmp_path, encoding="ascii")
+    assert max(map(len, lines)) <= 60
+    assert [text for text in told if text not in "\n".join(lines)] == []
 
 
 def test_a_reader_that_goes_away_is_no_error(filled, tmp_path):

@@ -264,6 +264,23 @@ def test_what_would_fit_is_a_recipe(task, settings, make_small, tmp_path):
     assert ("method=qlora" in told) == (recipe.method == "lora")
 
 
+@pytest.mark.parametrize(
+    ("task", "size", "batches"),
+    [
+        ("feature-extraction", 3, [(2, 2)]),  # a pair alone has nothing to be told from
+        ("feature-extraction", 8, [(4, 2), (2, 4)]),
+        ("text-classification", 2, [(1, 2)]),
+        ("text-classification", 15, [(5, 3), (1, 15)]),
+    ],
+)
+def test_smaller_batches_that_would_fit_are_those_of_a_run_whose_memory_runs_out(task, size, batches, make_small):
+    found = estimate(make_small(task, rows=32, **{"training.batch_size": size}), memory=1)
+    told = [f"training.batch_size={size} training.gradient_accumulation={count}" for size, count in batches]
+    settings = [" ".join(other.settings) for other in found.alternatives]
+    assert [one for one in settings if one.startswith("training.batch_size")] == told
+    assert f"method=qlora training.gradient_checkpointing=true {told[-1]}" in settings
+
+
 def test_what_is_as_small_as_it_gets_is_told(make_small, tmp_path, capsys):
     small = {"training.batch_size": 1, "training.gradient_checkpointing": True, "training.max_length": 32}
     (tmp_path / "recipe.yaml").write_text(make_small(rows=8, method="qlora", **small).to_yaml())

@@ -17,6 +17,7 @@ from lorary.training.estimate.batches import Widths
 from lorary.training.estimate.past import PastRuns
 from lorary.training.estimate.run import CUDA_CONTEXT, RunCost, held_by_libraries, run_cost
 from lorary.training.estimate.step import StepCost, step_cost
+from lorary.training.fitting.memory_fallback import Batching
 from lorary.training.model import Base, check_settings, refuse_other_kinds, with_tokens
 from lorary.training.prepare import Prepared, encode_parts, meet
 from lorary.training.progress import Reporter, quiet_libraries
@@ -122,7 +123,7 @@ def estimate(
         available = memory or memory_of(device)
         tried = [
             Alternative(_as_given(settings), cost(variant, step_of(variant), measure=False).peak)
-            for settings, variant in (_variants(recipe) if whole.peak > available else ())
+            for settings, variant in (_variants(recipe, task.least_batch) if whole.peak > available else ())
             if _contradicts_nothing(asked, settings)
             if base.model.supports_gradient_checkpointing or not variant.training.gradient_checkpointing
         ]
@@ -163,23 +164,23 @@ def on_meta(recipe: Recipe, data: Examples, tokenizer: Any, config: Any, parent:
     return task, with_tokens(base, recipe, parent.checkpoint if parent else None, lambda line: None)
 
 
-def _variants(recipe: Recipe) -> Iterator[tuple[dict[str, Any], Recipe]]:
-    """What would need less, one change at a time and then all together; the global batch stays what it is."""
+def _variants(recipe: Recipe, least: int) -> Iterator[tuple[dict[str, Any], Recipe]]:
+    """What would need less, one change at a time and then all together; batches as runs halve them."""
     training = recipe.training
-    rows = training.batch_size * training.gradient_accumulation
+    halved = [Batching(training.batch_size, training.gradient_accumulation)]
+    while smaller := halved[-1].smaller(least):
+        halved.append(smaller)
+    batches = [{"batch_size": one.size, "gradient_accumulation": one.accumulation} for one in halved]
     checkpointing = {"gradient_checkpointing": True}
-    one_row = {"batch_size": 1, "gradient_accumulation": rows}
     if not training.gradient_checkpointing:
         yield _with(recipe, checkpointing)
-    if training.batch_size > 1:
-        half = training.batch_size // 2
-        yield _with(recipe, {"batch_size": half, "gradient_accumulation": -(-rows // half)})
-        yield _with(recipe, one_row)
+    for batch in batches[1:2] + batches[2:][-1:]:  # once, and as far as that goes
+        yield _with(recipe, batch)
     if training.max_length > 64:
         yield _with(recipe, {"max_length": training.max_length // 2})
     if recipe.quantization == "none" and recipe.method == "lora":
         yield _with(recipe, {}, qlora=True)
-        yield _with(recipe, checkpointing | one_row, qlora=True)
+        yield _with(recipe, checkpointing | batches[-1], qlora=True)
 
 
 def _with(recipe: Recipe, training: dict[str, Any], qlora: bool = False) -> tuple[dict[str, Any], Recipe]:

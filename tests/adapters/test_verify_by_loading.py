@@ -1,5 +1,7 @@
 """``lorary verify --load``: catalogued versions through the loader, base by base."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -122,6 +124,18 @@ def test_another_place_of_the_base(add, bases, registry, tmp_path):
     add("moved", base=replace(Backbone.from_pretrained(str(bases("bert"))).identity, id="org/nowhere"))
     assert set(found(registry)) == {("moved@1", "note")}
     assert found(registry, base=str(bases("bert"))) == {}
+
+
+@pytest.mark.parametrize("words", [(), ("damaged",)])
+def test_a_damaged_row_is_told_though_nothing_can_be_loaded(add, registry, capsys, words):
+    add("damaged")
+    with closing(sqlite3.connect(registry.path)) as db, db:
+        db.execute("UPDATE versions SET parameters = 'many'")
+    assert main(["verify", *words, "--load", "--registry", str(registry.path)]) == 1
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("error: damaged")
+    assert second.startswith("note: nothing was loaded: the registry's rows are damaged")
+    assert last == "1 version(s) verified, 1 error(s)"
 
 
 def test_damaged_files_are_told_once(add, registry, capsys):

@@ -8,12 +8,12 @@ import typer
 
 from lorary.hub.cli.options import JsonOption, RegistryOption, no_registry, open_registry
 from lorary.hub.cli.output import print_json, print_line
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import RegistryError, UsageError
 from lorary.hub.finding.search import Filter
 
 if TYPE_CHECKING:
     from lorary.hub.registry import Registry
-    from lorary.hub.values import Finding, Version
+    from lorary.hub.values import Finding
 
 EXAMPLES = ("lorary verify", "lorary verify finance-tone@prod", "lorary verify finance-tone@prod --load")
 
@@ -45,8 +45,7 @@ def command(
     findings = catalogue.verify(reference)
     checked = 1 if reference else catalogue.search(Filter(), limit=1).total
     if load:
-        versions = [catalogue.resolve(reference)] if reference else catalogue.versions()
-        findings += _load(catalogue, versions, findings, base)
+        findings += _load(catalogue, reference, findings, base)
     errors = [finding for finding in findings if finding.level == "error"]
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -62,9 +61,14 @@ def command(
         raise typer.Exit(1)
 
 
-def _load(catalogue: Registry, versions: list[Version], findings: list[Finding], base: str | None) -> list[Finding]:
+def _load(catalogue: Registry, reference: str | None, findings: list[Finding], base: str | None) -> list[Finding]:
     from lorary.adapters.proving.verification import verify_by_loading
+    from lorary.hub.values import Finding
 
+    try:
+        versions = [catalogue.resolve(reference)] if reference else catalogue.versions()
+    except RegistryError as error:  # a row that is among the findings
+        return [Finding(None, f"nothing was loaded: {error}", "note")]
     wrong = {finding.reference for finding in findings if finding.level == "error"}
     whole = [version for version in versions if version.reference not in wrong]
     return list(verify_by_loading(catalogue, whole, base))

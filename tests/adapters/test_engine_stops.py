@@ -5,8 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from characters import READABLE, SIGNS, make_character_base
 
 from lorary.adapters import Backbone
 from lorary.adapters.engine.decoding import plan_decoding
@@ -16,25 +15,13 @@ from tiny import make_adapter, make_base
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 SMALL = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 16}
 PROMPTS = ("profit rose", "the bank", "a dog")
-SIGNS = sorted(pre_tokenizers.ByteLevel.alphabet())
-READABLE = {"suppress_tokens": [token for token, sign in enumerate(SIGNS) if not "!" <= sign <= "~"]}
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     """A Llama of characters, with two adapters."""
     folder = tmp_path_factory.mktemp("characters")
-    backend = Tokenizer(models.BPE({sign: token for token, sign in enumerate(SIGNS)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=256, max_position_embeddings=128, eos_token_id=None, **sizes))
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder / "base")
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder / "base")
+    make_character_base(folder / "base")
     backbone = Backbone.from_pretrained(str(folder / "base"))
     for seed, name in enumerate(("one", "two"), start=1):
         backbone.load(make_adapter(folder / "base", folder / name, task="text-generation", seed=seed))

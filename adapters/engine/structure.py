@@ -1,0 +1,163 @@
+"""Answers of a given structure: every token keeps to a JSON schema or a regular expression (Willard & Louf 2023).
+
+llguidance says which tokens may follow; the model chooses among those. Nothing of this is imported before a request
+asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorary.adapters.arguments import shown
+from lorary.hub.errors import MissingDependencyError, UsageError, first_line
+
+_SPACE = r"(\n {0,32}| )?"
+"""What may stand between the parts of a JSON text: one blank, or a new line with its indentation.
+
+Without a bound, a small model that has nothing to say writes blanks up to the last token.
+"""
+_FUEL = 200_000  # llguidance's measure of work; a list of about 9,000 values takes as much
+_END = "<|lorary: the end|>"  # a token that no model writes
+_LONGEST = 200  # characters of an error
+
+
+class Structure:
+    """What one request's text has to match; a logits processor of transformers, and one that says when it is done.
+
+    Args:
+        matcher: llguidance's, at the beginning of the text.
+        end: the token that stands for the end in what it says.
+        prompt_tokens: how many tokens come before the text.
+        stop_tokens: those that end the text, where it may end.
+    """
+
+    def __init__(self, matcher: Any, end: int, prompt_tokens: int, stop_tokens: Sequence[int]) -> None:
+        self._matcher = matcher
+        self._end = end
+        self._prompt_tokens = prompt_tokens
+        self._stop_tokens = list(stop_tokens)
+        self._read = 0  # tokens of the text that the matcher has been told of
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """``scores`` [1, vocabulary], minus infinity for what can't follow ``ids`` [1, tokens].
+
+        Raises:
+            ValueError: the text doesn't match any more, or matching takes more than llguidance allows.
+        """
+        self._follow(ids[0, self._prompt_tokens :].tolist())
+        allowed = self._allowed(scores.shape[-1]).to(scores.device)
+        allowed[[token for token in self._stop_tokens if 0 <= token < len(allowed)]] = self._matcher.is_accepting()
+        if wrong := self._matcher.get_error():
+            raise ValueError(f"the text's structure: {_in_short(wrong)}")
+        return scores.masked_fill(~allowed, -torch.inf)
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        """Is the text complete, so that nothing could follow? ``tokens`` are all of it."""
+        self._follow(tokens)
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    def _follow(self, tokens: Sequence[int]) -> None:
+        for token in tokens[self._read :]:
+            if token not in self._stop_tokens:
+                self._matcher.consume_token(token)
+        self._read = len(tokens)
+
+    def _allowed(self, vocabulary: int) -> torch.Tensor:
+        """Which tokens may follow, [vocabulary]; the output layer may have more rows than the tokenizer has tokens."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        flags = np.zeros(vocabulary, dtype=bool)
+        known = np.unpackbits(bits, bitorder="little")[:vocabulary]
+        flags[: len(known)] = known
+        flags[self._end :] = False
+        return torch.from_numpy(flags)
+
+
+def plan_structure(
+    tokenizer: Any, prompt: Sequence[int], stop_tokens: Sequence[int], schema: Any = None, regex: str | None = None
+) -> Structure | None:
+    """The structure that a request asks for, None where it asks for none.
+
+    Args:
+        tokenizer: that of the text.
+        prompt: the tokens before it.
+        stop_tokens: those that end it.
+        schema: a JSON schema, as an object; of the text, which is JSON then.
+        regex: a regular expression in the syntax of Rust's ``regex``, of the whole text; without look-around.
+
+    Raises:
+        UsageError: both of them, a schema or an expression that can't be, or that takes more than llguidance allows,
+            or a tokenizer that it doesn't read.
+        MissingDependencyError: llguidance isn't installed.
+    """
+    if schema is None and regex is None:
+        return None
+    if schema is not None and regex is not None:
+        raise UsageError("schema and regex: a text has one structure; leave one of them out")
+    try:
+        from llguidance import LLMatcher
+    except ImportError as error:
+        raise MissingDependencyError("not installed: llguidance; pip install 'lorary[serve]'") from error
+    name = "regex" if schema is None else "schema"
+    if schema is None:
+        if not isinstance(regex, str) or not regex:
+            raise UsageError(f"regex={shown(regex)}: expected a regular expression")
+        grammar = LLMatcher.grammar_from_regex(regex)
+    else:
+        if not isinstance(schema, Mapping):
+            raise UsageError(f"schema={shown(schema)}: expected a JSON schema, such as {{'type': 'object'}}")
+        grammar = LLMatcher.grammar_from_json_schema(_written(schema), overrides={"whitespace_pattern": _SPACE})
+    vocabulary = _vocabulary(tokenizer)
+    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=_limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # what is wrong with the text's beginning is told here, and not by the loop
+    if wrong := matcher.get_error():
+        raise UsageError(f"{name}: {_in_short(wrong)}")
+    return Structure(matcher, vocabulary.eos_token, len(prompt), stop_tokens)
+
+
+def _written(schema: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(schema), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"schema: not a JSON object ({first_line(error)})") from error
+
+
+@cache
+def _limits() -> Any:
+    """What a step's matching may take: about a tenth of a second, since all requests wait for it."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(initial_lexer_fuel=_FUEL, verbose_errors=False)
+
+
+@lru_cache(maxsize=8)
+def _vocabulary(tokenizer: Any) -> Any:
+    """The tokenizer as llguidance reads it, about a second's work for a large one."""
+    from llguidance import LLTokenizer
+
+    try:
+        backend = copy(tokenizer.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        # What ends a text is the request's affair. llguidance wants a token for it, else it takes the first there is.
+        backend.add_special_tokens([_END])
+        made = LLTokenizer(backend.to_str(), eos_token=backend.token_to_id(_END))
+    except Exception as error:  # of Rust, whose kinds Python doesn't tell apart
+        raise UsageError(
+            "schema and regex take a tokenizer whose tokens are bytes or sentencepiece's pieces, and this "
+            f"{type(tokenizer).__name__} can't be read so ({_in_short(error)})"
+        ) from error
+    return made
+
+
+def _in_short(error: object) -> str:
+    """What llguidance says, which may be a drawing of many lines, in one."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

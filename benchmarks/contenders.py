@@ -14,18 +14,26 @@ class Contenders:
     """A backbone and a PEFT model with ``adapters`` adapters each, and prompts of ``rows`` x ``tokens`` ids.
 
     ``bare``: transformers' own model, untouched; ``names``: the adapters' names; ``mixed``: one for each
-    row, in turn.
+    row, in turn. ``adapter_dtype`` is what lorary keeps them in.
     """
 
     def __init__(
-        self, base: Path, work: Path, *, adapters: int, rows: int, tokens: int = 32, peft: bool = True
+        self,
+        base: Path,
+        work: Path,
+        *,
+        adapters: int,
+        rows: int,
+        tokens: int = 32,
+        peft: bool = True,
+        adapter_dtype: str | None = None,
     ) -> None:
         from lorary.adapters import Backbone
 
         self.folders = make_adapters(base, work / f"adapters-{adapters}", adapters)
         self.names = [folder.name for folder in self.folders]
         self.mixed = [self.names[row % adapters] for row in range(rows)]
-        self.backbone = Backbone.from_pretrained(str(base), slots=adapters)
+        self.backbone = Backbone.from_pretrained(str(base), slots=adapters, adapter_dtype=adapter_dtype)
         for folder in self.folders:
             self.backbone.load(folder)
         self.device, self.dtype = self.backbone.device, self.backbone.dtype

@@ -11,7 +11,7 @@ from lorary.adapters.arguments import is_number, whole_number
 from lorary.adapters.backbone.calls import Calls
 from lorary.adapters.backbone.intake import Files, Intake
 from lorary.adapters.base.bodies import bare_body
-from lorary.adapters.base.device import dtype_name
+from lorary.adapters.base.device import dtype_name, named_dtype
 from lorary.adapters.base.loading import is_encoder
 from lorary.adapters.base.modules import demand_bare, map_modules, serialise_changing_rope
 from lorary.adapters.base.quantization import guard_cpu, quantization_of
@@ -44,6 +44,7 @@ class Assembly:
         host_bytes: int | str | None = None,
         host_adapters: int | None = None,
         slot_wait: float = 30.0,
+        adapter_dtype: str | torch.dtype | None = None,
         registry: Registry | None = None,
         random_parameters: Collection[str] = (),
         base_files: str | None = None,
@@ -53,7 +54,8 @@ class Assembly:
             raise UsageError(f"slot_wait={slot_wait!r}: expected a number of seconds")
         if registry is not None and not isinstance(registry, Registry):
             raise UsageError(f"registry={registry!r}: expected a Registry, such as Registry({str(registry)!r})")
-        limits = Limits(slots, Budget.of(host_bytes, host_adapters), slot_wait)
+        budget = Budget.of(host_bytes, host_adapters)
+        kept = None if adapter_dtype is None else named_dtype(adapter_dtype)
         demand_bare(model)
         self.body = bare_body(model)
         # A classifier's own head isn't the backbone's: each adapter brings one. A language model's is everybody's.
@@ -67,17 +69,18 @@ class Assembly:
         self.model.requires_grad_(False)
         embedding = self.body.get_input_embeddings().weight
         self.device, self.dtype = embedding.device, embedding.dtype
+        kept = kept or self.dtype
         pad, exact = padding_token(self.model.config, tokenizer), self.quantization == "none"
         padding = PaddingProbe(self.model, self.body, pad=pad, exact=exact)
         self._inference = Inference(self.model, self.body, tokenizer, self.device, padding)
         self._modules = map_modules(self.model, self.body, random_parameters)
         files_of: dict[str, Any] = {"base": base_files or identity.id, "fingerprint": identity.fingerprint}
         masked = MaskedHead(model, self.model, self.body, **files_of)
-        files = Files(
-            self._inference, self._modules, self.dtype, masked, HeadsOfBase(model, **files_of, random=random_parameters)
-        )
+        of_base = HeadsOfBase(model, **files_of, random=random_parameters)
+        files = Files(self._inference, self._modules, self.dtype, kept, masked, of_base)
         home = home_of(self.body)
         opener = SiteOpener(self.model, self._modules, self.device, home)
+        limits = Limits(slots, budget, slot_wait, kept)
         self._residency = Residency(limits, self.dtype, opener, files, home)
         self._peft = PeftBook(self.body)
         self._calls = Calls(self._inference, self._residency, self._peft, self._modules)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
 
+from lorary.adapters.adapter import Adapter
 from lorary.adapters.arguments import adapter_name, folder_path, shown
 from lorary.adapters.backbone.assembly import Assembly
 from lorary.adapters.blending.blend import kept_blend, settle_blend
 from lorary.adapters.blending.combination import Combination
 from lorary.adapters.blending.parts import read_loaded
 from lorary.adapters.layer.compiled import eagerly
+from lorary.adapters.layer.routing import Routing
 from lorary.adapters.merging.merge import Target, write_merged
 from lorary.adapters.merging.through_peft import write_merged_by_peft
 from lorary.adapters.through_peft.adapter import PeftAdapter
@@ -74,7 +75,11 @@ class Derives(Assembly):
         parts = read_loaded(loaded, weights, registry)
         with kept_blend(parts, how, name, output, head=head, domain=domain) as blend:
             into = registry if register else None
-            settle = partial(settle_blend, blend, parts, into, self._inference, self.numerics)
+
+            def settle(adapter: Adapter, routing: Routing) -> str:
+                with self._intake.unrounded(adapter, routing) as exact:
+                    return settle_blend(blend, parts, into, self._inference, self.numerics, adapter, exact)
+
             return self._intake.take(blend.source, name, settle=settle)
 
     def merge(self, name: str, folder: str | Path, *, dtype: str | torch.dtype | None = None) -> MergedModel:
@@ -98,5 +103,10 @@ class Derives(Assembly):
         if isinstance(adapter, PeftAdapter):
             with eagerly():
                 return write_merged_by_peft(adapter, self._modules, into)
-        with self._residency.lease([adapter]) as routing, self._intake.factors(adapter) as factors, eagerly():
-            return write_merged(self._inference, routing, factors, self._modules, into)
+        with (
+            self._residency.lease([adapter]) as routing,
+            self._intake.factors(adapter) as factors,
+            eagerly(),
+            self._intake.unrounded(adapter, routing) as exact,
+        ):
+            return write_merged(self._inference, exact, factors, self._modules, into)

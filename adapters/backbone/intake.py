@@ -22,7 +22,7 @@ from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.layer.compiled import eagerly
 from lorary.adapters.layer.lora import wrap
 from lorary.adapters.layer.routing import Routing
-from lorary.adapters.layer.slots import LowRank
+from lorary.adapters.layer.slots import Arena, LowRank
 from lorary.adapters.matching.fitting import Fitter
 from lorary.adapters.matching.support import check_supported
 from lorary.adapters.proving.proof import demand_effect, probe_row, settle_head
@@ -33,6 +33,7 @@ from lorary.adapters.text.tokenizers import Tokenizers
 from lorary.adapters.through_peft.adapter import PeftAdapter, build_peft_adapter
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.through_peft.slots_or_peft import runs_through_peft
+from lorary.adapters.tiers.blocks import pack
 from lorary.adapters.tiers.content import Parts
 from lorary.adapters.tiers.residency import Residency
 from lorary.adapters.tiers.weights import Weights, WeightsReader
@@ -47,10 +48,16 @@ class Files:
     """The :class:`~lorary.adapters.tiers.arrivals.Origin` of a backbone's adapters: their checkpoints' files."""
 
     def __init__(
-        self, inference: Inference, modules: ModuleMap, dtype: torch.dtype, masked: MaskedHead, of_base: HeadsOfBase
+        self,
+        inference: Inference,
+        modules: ModuleMap,
+        dtype: torch.dtype,
+        kept: torch.dtype,
+        masked: MaskedHead,
+        of_base: HeadsOfBase,
     ) -> None:
         self.reader = WeightsReader()
-        self.fitter = Fitter(inference, modules, dtype, masked, of_base)
+        self.fitter = Fitter(inference, modules, dtype, kept, masked, of_base)
         self.inference = inference
         vocabulary = inference.vocabulary
         self.tokenizers = Tokenizers(inference.tokenizer, vocabulary)
@@ -229,6 +236,22 @@ class Intake:
         """
         with self._files.open(adapter) as weights:
             yield self._files.factors(adapter, weights)
+
+    @contextmanager
+    def unrounded(self, adapter: Adapter, routing: Routing) -> Iterator[Routing]:
+        """The ``routing`` of one adapter, on an arena of its own where slots keep narrower numbers than products need.
+
+        What is written about an adapter (golden logits, a merged model) is about its files, not about what these slots
+        made of it. Raises as :meth:`factors`.
+        """
+        layout = routing.arena.layout
+        if layout.dtype is layout.computes:
+            yield routing
+            return
+        arena = Arena(layout.sites, layout.rank, slots=1, dtype=layout.computes, home=routing.home)
+        with self.factors(adapter) as factors:
+            arena.place(1, pack(arena.layout, factors))
+        yield Routing(arena, [adapter], [1])
 
     def prefetch(self, names: Sequence[str]) -> dict[str, Future[None]]:
         """See :meth:`lorary.adapters.Backbone.prefetch`."""

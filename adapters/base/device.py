@@ -43,15 +43,24 @@ def pick_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> 
     Raises:
         UsageError: none of :data:`DTYPES`.
     """
-    if isinstance(dtype, torch.dtype):
-        dtype = dtype_name(dtype)
     if dtype is not None:
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise UsageError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-        return DTYPES[dtype]
+        return named_dtype(dtype)
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """``torch.float32`` for ``"float32"``, and for itself.
+
+    Raises:
+        UsageError: none of :data:`DTYPES`.
+    """
+    if isinstance(dtype, torch.dtype):
+        dtype = dtype_name(dtype)
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

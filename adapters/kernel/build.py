@@ -27,8 +27,8 @@ _SECONDS = 60
 # What PyTorch looks for in a processor of each kind, and no more. Tuned for a kind, since by default gcc splits loads
 # in two; not -march=native, since a home folder may be shared by machines of several kinds.
 _PROCESSORS = {
-    "AVX2": ("-mavx2", "-mfma", "-mtune=icelake-server"),
-    "AVX512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mtune=haswell"),
+    "AVX2": ("-mavx2", "-mfma", "-mf16c", "-mtune=icelake-server"),
+    "AVX512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c", "-mtune=haswell"),
 }
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-Wl,-z,defs")
 

@@ -25,6 +25,8 @@ _MOST_ALIKE = 1024  # vectors
 _ALONE = 2**17  # numbers of the factors at a site
 _PLANS = 16
 
+# What factors may be kept in, as the C code numbers it. Products are float32 in any case.
+_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -39,6 +41,7 @@ class Site(ctypes.Structure):
         ("outputs", _NUMBER),
         ("width", _NUMBER),
         ("rank", _NUMBER),
+        ("kind", _NUMBER),
     )
     inputs: int
     outputs: int
@@ -50,10 +53,10 @@ class Site(ctypes.Structure):
     @classmethod
     def of(cls, view: SiteView, rank: int) -> Site | None:
         """The site of ``view``, of whose rank the first so many count; None for one that the C code can't read."""
-        if view.embedding or not view.a.is_cpu or view.a.dtype is not torch.float32 or rank > MOST_RANK:
+        if view.embedding or not view.a.is_cpu or view.computes is not torch.float32 or rank > MOST_RANK:
             return None
-        (_, inputs, width), outputs = view.a.shape, view.b.shape[-1]
-        site = cls(view.a.data_ptr(), view.b.data_ptr(), view.a.stride(0), inputs, outputs, width, rank)
+        (_, inputs, width), outputs, kind = view.a.shape, view.b.shape[-1], _KINDS[view.a.dtype]
+        site = cls(view.a.data_ptr(), view.b.data_ptr(), view.a.stride(0), inputs, outputs, width, rank, kind)
         site.view, site.address, site.numbers = view, ctypes.addressof(site), rank * (inputs + outputs)
         site.has_vectors = view.bias is not None or view.gain is not None
         return site
@@ -89,7 +92,8 @@ def kernel() -> Any | None:
 
 def kernel_for(arena: Arena) -> Any | None:
     """:func:`kernel` for an arena that it can read from; for others nothing is compiled."""
-    readable = arena.layout.dtype is torch.float32 and any(device.type == "cpu" for device in arena.layout.devices)
+    layout = arena.layout
+    readable = layout.computes is torch.float32 and any(device.type == "cpu" for device in layout.devices)
     return kernel() if readable else None
 
 
@@ -126,7 +130,7 @@ class MixedRows:
         ``call`` knows the rows, and is told of each site's first input, as it would be if PyTorch made the product. It
         isn't kept, since it keeps this: it, the arena and that input would stay until Python looks for garbage.
 
-        False, and nothing done, for what is left to PyTorch: other numbers than float32, embeddings, few rows of large
+        False, and nothing done, for what is left to PyTorch: other inputs than float32, embeddings, few rows of large
         adapters, and calls that autograd or somebody who traces or transforms would have to see.
         """
         try:

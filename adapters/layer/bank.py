@@ -65,6 +65,7 @@ class Bank:
         if device not in self._index:
             self._index[device] = torch.tensor(self.slots, dtype=torch.long, device=device)
         slots, a = self._index[device], view.a[:, :, :rank]
-        b = view.b[:, :rank].index_select(0, slots)
+        b = view.b[:, :rank].index_select(0, slots).to(view.computes)
         # An embedding looks its ids up in every slot's A, so there is nothing to copy.
-        return Factors(a if view.embedding else a.index_select(0, slots), b, None, None, view.embedding)
+        a = a if view.embedding else a.index_select(0, slots).to(view.computes)
+        return Factors(a, b, None, None, view.embedding)

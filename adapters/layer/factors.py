@@ -16,7 +16,7 @@ class Factors:
 
     ``a`` is [inputs, rank] and ``b`` [rank, outputs], which carries the scale; ``bias`` and ``gain`` are [outputs], or
     [rows, outputs]. A gain multiplies what the wrapped module returned by 1 + gain (DoRA, Liu et al. 2024).
-    ``embedding``: the inputs are ids, and ``a`` that of the one adapter or of every slot.
+    ``embedding``: the inputs are ids, and ``a`` that of the one adapter or of every slot, in the arena's dtype.
     """
 
     a: torch.Tensor
@@ -50,13 +50,14 @@ def project(x: torch.Tensor, a: torch.Tensor, groups: RowGroups | None) -> torch
     return torch.mm(x.reshape(-1, x.shape[-1]), a) if groups is None else torch.bmm(groups.gather(x), a)
 
 
-def look_up(ids: torch.Tensor, a: torch.Tensor, groups: RowGroups | None) -> torch.Tensor:
+def look_up(ids: torch.Tensor, factors: Factors, groups: RowGroups | None) -> torch.Tensor:
     """What :func:`project` gives for one-hot inputs: the rows of A that ``ids`` [rows, ...] name."""
+    a = factors.a
     ids = ids.to(a.device)
     if groups is None:
-        return torch.nn.functional.embedding(ids.flatten(), a)
+        return torch.nn.functional.embedding(ids.flatten(), a).to(factors.b.dtype)
     slots = groups.row_slots.view(-1, *[1] * (ids.ndim - 1))
-    return groups.gather(a[slots, ids])
+    return groups.gather(a[slots, ids].to(factors.b.dtype))
 
 
 def update(

@@ -53,9 +53,11 @@ class TracedSite:
         view, rows = self.view, slots if len(slots) == 1 else slots.repeat_interleave(x.shape[0] // len(slots))
         if view.embedding:
             hidden = view.a[rows.view(-1, *[1] * (x.ndim - 1)), x].view(len(rows), -1, view.a.shape[-1])
+            hidden = hidden.to(view.computes)
         else:
-            hidden = _times(x.to(view.a.dtype).view(len(rows), -1, x.shape[-1]), view.a[rows])
-        delta = _times(hidden, view.b[rows])
+            x = x.to(view.computes).view(len(rows), -1, x.shape[-1])
+            hidden = _times(x, view.a[rows].to(view.computes))
+        delta = _times(hidden, view.b[rows].to(view.computes))
         if view.gain is not None:
             delta = delta + (out.view(delta.shape) * view.gain[rows].unsqueeze(1))
         if view.bias is not None:

@@ -105,7 +105,7 @@ class Products:
         # Under inference_mode a tensor doesn't say when it is written to; autograd keeps each pass's graph to itself.
         if site.family is None or grad or x.is_inference():
             factors = site.factors or self._for_rows(path, self._bank(x.shape[0]).read(path), site.groups)
-            found = (look_up if factors.embedding else project)(x, factors.a, site.groups)
+            found = look_up(x, factors, site.groups) if factors.embedding else project(x, factors.a, site.groups)
             return update(out, found, factors, site.groups, grad)
         made = self._projected
         if made is None or made.x is not x or made.version != x._version or path not in made.hidden:
@@ -215,10 +215,11 @@ class Products:
         self._last = (x, known)
 
     def _view(self, path: str) -> Factors:
-        """What a call with one adapter reads: its part of the arena."""
+        """What a call with one adapter reads: its part of the arena, copied only where products need other numbers."""
         view, rank, slot = self._arena.views[path], self._rank_at(path), self._slots[0]
         vectors = None if view.bias is None else view.bias[slot], None if view.gain is None else view.gain[slot]
-        return Factors(view.a[slot, :, :rank], view.b[slot, :rank], *vectors, view.embedding)
+        a, b = view.a[slot, :, :rank], view.b[slot, :rank].to(view.computes)
+        return Factors(a if view.embedding else a.to(view.computes), b, *vectors, view.embedding)
 
     def _for_rows(self, path: str, factors: Factors, groups: RowGroups | None) -> Factors:
         """Factors of groups, with the bias and the gain of each row."""

@@ -88,7 +88,7 @@ class SiteView:
 
     ``a`` is [slots, inputs, rank], ``b`` [slots, rank, outputs], ``bias`` and ``gain`` [slots, outputs]. The factors
     are transposed against PEFT's: products on CPUs read them faster so. ``b`` carries the scale. ``embedding``: the
-    inputs are ids.
+    inputs are ids. ``computes`` is the dtype that products are made in, which may be wider than that of the arena.
     """
 
     a: torch.Tensor
@@ -96,15 +96,20 @@ class SiteView:
     bias: torch.Tensor | None
     gain: torch.Tensor | None
     embedding: bool
+    computes: torch.dtype
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a slot's numbers are laid out: which sites, each with room for up to ``rank``, in ``dtype``."""
+    """How a slot's numbers are laid out: which sites, each with room for up to ``rank``, in ``dtype``.
+
+    ``computes`` is the dtype that products with them are made in.
+    """
 
     sites: Mapping[str, SiteSpec]
     rank: int
     dtype: torch.dtype
+    computes: torch.dtype
 
     @property
     def devices(self) -> set[torch.device]:
@@ -136,21 +141,28 @@ class Layout:
                 outputs = spec.shape.outputs
                 a, b = take(spec.shape.inputs, self.rank), take(self.rank, outputs)
                 vectors = take(outputs) if spec.bias else None, take(outputs) if spec.gain else None
-                yield path, SiteView(a, b, *vectors, spec.shape.embedding)
+                yield path, SiteView(a, b, *vectors, spec.shape.embedding, self.computes)
 
 
 class Arena:
     """Room for ``slots`` adapters in one layout, and slot 0 for the bare backbone.
 
     An arena never changes its layout: more sites or a larger rank make a new one, and calls in flight keep theirs.
-    ``home`` is the number of the backbone whose adapters it holds, None for one that any layer may read.
+    ``home`` is the number of the backbone whose adapters it holds, None for one that any layer may read. Numbers are
+    kept in ``dtype``, and products with them made in ``computes``, the same unless given.
     """
 
     def __init__(
-        self, sites: Mapping[str, SiteSpec], rank: int, slots: int, dtype: torch.dtype, home: int | None = None
+        self,
+        sites: Mapping[str, SiteSpec],
+        rank: int,
+        slots: int,
+        dtype: torch.dtype,
+        home: int | None = None,
+        computes: torch.dtype | None = None,
     ) -> None:
         self.home = home
-        self.layout = layout = Layout(dict(sites), rank, dtype)
+        self.layout = layout = Layout(dict(sites), rank, dtype, computes or dtype)
         self.slots = slots
         self.sites_in_c: dict[tuple[str, int], Site | None] = {}  # as the kernel reads them, by path and rank
         self.same_input: dict[str, list[str]] = {}  # sites that calls were seen to give the same tensor, by site

@@ -28,7 +28,7 @@ from lorary.adapters.layer.override import TrainedLinear
 from lorary.adapters.layer.slots import LowRank
 from lorary.adapters.matching.keys import PEFT_PREFIX, KeyPlan, Site, plan_keys
 from lorary.adapters.matching.renaming import renamed_keys
-from lorary.adapters.matching.soundness import are_tame, check_copies, largest_values
+from lorary.adapters.matching.soundness import are_tame, check_copies, check_range, largest_values
 from lorary.adapters.matching.wrappers import plain_checkpoint, plain_names
 from lorary.adapters.proving.golden import check_golden_rows
 from lorary.adapters.running.inference import Inference, longest_input
@@ -40,11 +40,15 @@ from lorary.hub.errors import KeyMismatchError, NoEffectError, UnsupportedAdapte
 
 @dataclass(frozen=True)
 class Fitter:
-    """Fits checkpoints to one backbone; nothing of the backbone changes."""
+    """Fits checkpoints to one backbone; nothing of the backbone changes.
+
+    ``dtype`` is that of heads and whole modules, ``kept`` that of factors in slots.
+    """
 
     inference: Inference
     modules: ModuleMap
     dtype: torch.dtype
+    kept: torch.dtype
     masked: MaskedHead
     of_base: HeadsOfBase
     _modules_of: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)  # by task
@@ -88,7 +92,8 @@ class Fitter:
 
         Raises:
             NoEffectError: a tensor holds NaN or infinity, or every B is zero.
-            UnsupportedAdapterError: a parameter of the base that was saved along isn't the backbone's.
+            UnsupportedAdapterError: a parameter of the base that was saved along isn't the backbone's, or factors are
+                too large for the dtype that they are kept in.
         """
         source, tensors = adapter.source, weights.tensors
         largest = largest_values(tensors, source)
@@ -103,6 +108,7 @@ class Fitter:
             raise NoEffectError(
                 f"{source}: every lora_B is zero, so the adapter does nothing; it was saved untrained, or damaged"
             )
+        check_range(lowrank, self.kept, source)
         adapter.content.tame = are_tame(lowrank, adapter.plan, largest, self.dtype)
         return lowrank
 

@@ -49,6 +49,25 @@ def are_tame(lowrank: Mapping[str, LowRank], plan: KeyPlan, largest: Mapping[str
     return True
 
 
+def check_range(lowrank: Mapping[str, LowRank], kept: torch.dtype, source: str) -> None:
+    """Can the dtype that factors are kept in hold them all?
+
+    Raises:
+        UnsupportedAdapterError: it can't.
+    """
+    if kept is not torch.float16:  # the others reach as far as float32
+        return
+    most = torch.finfo(kept).max
+    for path, own in lowrank.items():
+        parts = (own.a, 1), (own.gain, 1), (own.b, own.scale), (own.bias, own.scale)  # as slots have them
+        sizes = [float(part.abs().max()) * scale for part, scale in parts if part is not None]
+        if not max(sizes) <= most:
+            raise UnsupportedAdapterError(
+                f"{source}: has values up to {max(sizes):.3g} at {path!r}, and float16 holds none beyond {most:.0f}; "
+                "open the backbone with adapter_dtype='bfloat16' or 'float32'"
+            )
+
+
 def check_copies(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], model: Any, source: str) -> None:
     """Parameters of the base that PEFT saved along must be the backbone's own."""
     if not plan.copies:

@@ -137,14 +137,17 @@ def _demand_shapes(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tens
             )
 
 
-def compare_golden(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], numerics: Numerics) -> float:
-    """The largest difference, relative to 1 + the row's largest logit.
+def compare_golden(
+    expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], numerics: Numerics, kept: str | None = None
+) -> float:
+    """The largest difference, relative to 1 + the row's largest logit; of an adapter in a slot of dtype ``kept``.
 
     Raises:
         GoldenMismatchError: a row has another shape, or differs by more than :func:`tolerance`.
     """
-    limit = tolerance(numerics.dtype, numerics.quantization)
-    arithmetic = "int8" if numerics.quantization == "int8" else numerics.dtype
+    dtype = max(numerics.dtype, kept or numerics.dtype, key=lambda name: TOLERANCE[name])  # the coarser one
+    limit = tolerance(dtype, numerics.quantization)
+    arithmetic = "int8" if numerics.quantization == "int8" else dtype
     worst = 0.0
     _demand_shapes(expected, actual)
     for index, (want, got) in enumerate(zip(expected, actual, strict=True)):

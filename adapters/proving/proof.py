@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lorary.adapters.adapter import Adapter
+from lorary.adapters.base.device import dtype_name
 from lorary.adapters.base.modules import LinearShape, ModuleMap, linear_shape, output_scale
 from lorary.adapters.layer.dora import unfold_magnitude
 from lorary.adapters.layer.routing import Routing
@@ -62,7 +63,7 @@ def demand_effect(inference: Inference, routing: Routing, source: str, tails: Ta
         return
     raise NoEffectError(
         f"{source}: the backbone answers the same with it as without; its layers aren't used for this kind of input, "
-        "or its weights are too small for the backbone's dtype"
+        "or its weights are too small for the backbone's dtype, or the one they are kept in"
     )
 
 
@@ -121,6 +122,7 @@ def check_golden(inference: Inference, routing: Routing, adapter: Adapter, numer
         numerics,
         lambda row: inference.logits(row, routing),
         lambda row: inference.logits(row, without),
+        dtype_name(routing.arena.layout.dtype),
     )
 
 
@@ -130,8 +132,11 @@ def judge_golden(
     numerics: Numerics,
     logits: Callable[[Sequence[int]], torch.Tensor],
     bare: Callable[[Sequence[int]], torch.Tensor],
+    kept: str | None = None,
 ) -> GoldenReport:
     """Hold golden logits against those computed now; ``logits`` and ``bare`` give a token row's, with and without it.
+
+    ``kept`` is the dtype that the adapter has in its slot; the backbone's unless given.
 
     Raises:
         GoldenMismatchError: in the arithmetic of training, they differ by more than the tolerance.
@@ -140,7 +145,7 @@ def judge_golden(
         return GoldenReport(None, None, None, "carries no golden logits")
     actual = [condense(manifest.task, logits(row)) for row in manifest.golden_rows]
     if manifest.numerics == numerics:
-        return GoldenReport(True, compare_golden(golden, actual, numerics), None, "golden logits match")
+        return GoldenReport(True, compare_golden(golden, actual, numerics, kept), None, "golden logits match")
     without = [condense(manifest.task, bare(row)) for row in manifest.golden_rows]
     note = f"trained on {manifest.numerics}, loaded on {numerics}: golden logits are compared, not judged"
     return GoldenReport(None, None, effect_cosine(golden, actual, without), note)

@@ -55,7 +55,7 @@ def repack(block: Block, layout: Layout) -> Block:
 
 def grow(arena: Arena, sites: Mapping[str, SiteSpec], rank: int) -> Arena:
     """A wider arena with every slot's content in the same slot; the old one stays as it is."""
-    larger = Arena(sites, rank, arena.slots, arena.layout.dtype, arena.home)
+    larger = Arena(sites, rank, arena.slots, arena.layout.dtype, arena.home, arena.layout.computes)
     _carry_over(arena.layout, arena.buffers, larger.layout, larger.buffers)
     return larger
 

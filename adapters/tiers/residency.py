@@ -40,19 +40,23 @@ _PAUSE = 0.002  # seconds before a call that found no slot looks again, so that 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a backbone grants its adapters: slots, a budget on the host, and how long a call waits for a slot (s)."""
+    """What a backbone grants its adapters: slots, a budget on the host, and how long a call waits for a slot (s).
+
+    ``kept`` is the dtype that they have in both.
+    """
 
     slots: int
     host: Budget
     patience: float
+    kept: torch.dtype
 
 
 class Residency:
     """The adapters of one backbone.
 
     Args:
-        limits: slots, host budget and patience.
-        dtype: the dtype of the stacked weights.
+        limits: slots, host budget, patience, and the dtype of the stacked weights.
+        dtype: that of the backbone; products are made in the wider of both.
         site: the :class:`SiteSpec` of a path; called when an adapter reaches a module that none reached before, so it
             is also the place to put the layer around that module.
         origin: where the adapters' tensors come from.
@@ -71,7 +75,8 @@ class Residency:
         self._released = 0  # grows whenever a call gives slots back
         self._slots_released = threading.Condition(self._lock)
         self._books = Books(limits.slots, HostTier(limits.host))
-        arena = Arena({}, rank=1, slots=limits.slots, dtype=dtype, home=home)
+        computes = torch.promote_types(dtype, limits.kept)
+        arena = Arena({}, rank=1, slots=limits.slots, dtype=limits.kept, home=home, computes=computes)
         self._placing = Placing(arena, self._books, self.figures, self._lock, site)
         self._arrivals = Arrivals(self._books, self.figures, self._lock, self._placing, origin)
 

@@ -68,6 +68,20 @@ def test_a_changed_weight_is_noticed(bases, tmp_path, quantization, dtype):
         backbone.verify("a")
 
 
+@pytest.mark.parametrize("kept", ["float16", "bfloat16"])
+def test_an_adapter_kept_in_other_numbers_is_judged_by_theirs(bases, tmp_path, kept):
+    _, adapter = with_golden(bases, tmp_path / "a")
+    served = Backbone.from_pretrained(str(bases("bert")), adapter_dtype=kept)
+    served.load(adapter)
+    report = served.verify("a")
+    assert report.matches is True
+    assert 1e-7 < report.difference <= TOLERANCE[kept]
+    change(adapter, lambda tensors: [tensor.mul_(3) for key, tensor in tensors.items() if "lora_B" in key])
+    served.load(adapter)
+    with pytest.raises(GoldenMismatchError, match=f"differ by .* is allowed for {kept}"):
+        served.verify("a")
+
+
 def test_under_other_arithmetic_the_effect_is_compared_but_not_judged(bases, tmp_path):
     _, adapter = with_golden(bases, tmp_path / "a")
     other = Backbone.from_pretrained(str(bases("bert")), quantization="nf4")

@@ -47,7 +47,20 @@ def function(request, tmp_path_factory, with_c):
     ("rank", "width"), [(1, 1), (3, 8), (4, 4), (8, 16), (12, 12), (16, 16), (23, 40), (64, 64), (112, 112)]
 )
 def test_every_size_gives_the_formulas_numbers(function, rank, width, threads):
-    arena = make_arena(SIZES, rank, width=width)
+    holds_the_formula(function, make_arena(SIZES, rank, width=width), rank, threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rank", "width"), [(1, 1), (3, 8), (8, 16), (16, 16), (23, 40), (64, 64)])
+def test_every_size_of_factors_kept_in_halves(function, rank, width, dtype):
+    arena = make_arena(SIZES, rank, width=width, dtype=dtype, computes=torch.float32)
+    for view in arena.views.values():  # numbers too small for an exponent of their own
+        view.a[1, :2] *= 2e-5
+        view.b[1, :, :3] *= 2e-5
+    holds_the_formula(function, arena, rank, 1)
+
+
+def holds_the_formula(function, arena, rank, threads):
     for slots in [(1,), (1, 2, 3), (0, 2, 0, 2), (3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 3, 2)]:
         products = Products(arena, slots, lambda path: rank)
         products._in_c = MixedRows(function, arena, lambda path: rank, False)

@@ -23,12 +23,12 @@ RANKS = {1: 4, 2: 2, 3: 4, 4: 1}
 SITES = {"q": (6, 8), "k": (6, 4), "o": (8, 6)}
 
 
-@pytest.fixture
-def arena():
+@pytest.fixture(params=[torch.float32, torch.float16], ids=["float32", "kept in float16"])
+def arena(request):
     """Four adapters of ranks 4, 2, 4 and 1 in slots 1 to 4, at three sites."""
     torch.manual_seed(0)
     sites = {path: SiteSpec(LinearShape(*shape), CPU, bias=True, gain=True) for path, shape in SITES.items()}
-    arena = Arena(sites, rank=4, slots=4, dtype=torch.float32)
+    arena = Arena(sites, rank=4, slots=4, dtype=request.param, computes=torch.float32)
     for slot, rank in RANKS.items():
         weights = {
             path: LowRank(torch.randn(rank, i), torch.randn(o, rank), torch.randn(o), 0.5, torch.randn(o))

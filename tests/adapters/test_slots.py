@@ -48,7 +48,7 @@ def test_without_a_word_of_vectors_there_are_none():
     ],
 )
 def test_what_fits_into_a_layout(needs, fits):
-    assert Layout({"q": site(), "k": site(bias=True)}, 4, torch.float32).fits(needs) is fits
+    assert Layout({"q": site(), "k": site(bias=True)}, 4, torch.float32, torch.float32).fits(needs) is fits
 
 
 @pytest.mark.parametrize("part", ["b", "bias", "gain"])
@@ -61,7 +61,7 @@ def test_factors_act_where_any_part_but_a_is_other_than_zero(part):
     assert held.acts
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("bias", "gain"), itertools.product(BOTH, BOTH))
 def test_what_was_placed_is_read_back_with_the_scale_in_it(dtype, bias, gain):
     """Of a rank below the layout's, beside others, at sites of other sizes."""
@@ -100,7 +100,7 @@ def test_a_slot_has_a_place_for_each_number_and_no_more():
 
 def test_each_device_holds_its_own_sites():
     sites = {"q": site(device=CPU), "o": site(4, 8, device=ELSEWHERE), "k": site(6, 2, device=CPU)}
-    layout = Layout(sites, 2, torch.float32)
+    layout = Layout(sites, 2, torch.float32, torch.float32)
     assert layout.devices == {CPU, ELSEWHERE}
     assert layout.numel_on(CPU) == 2 * (6 + 4) + 2 * (6 + 2)
     assert layout.numel_on(ELSEWHERE) == 2 * (4 + 8)

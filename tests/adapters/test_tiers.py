@@ -385,7 +385,7 @@ def test_a_grown_arena_takes_what_waited_on_the_host(bases, folders, tmp_path):
 
 def test_the_least_recently_used_gives_up_its_block_first():
     host, first, second, third = HostTier(Budget(adapters=2)), Content("1"), Content("2"), Content("3")
-    block = Block(Layout({}, 1, torch.float32), {})
+    block = Block(Layout({}, 1, torch.float32, torch.float32), {})
     assert host.hold(first, block) == host.hold(second, block) == []
     host.touch([first])
     assert host.hold(third, block) == [second]

@@ -229,6 +229,7 @@ def test_what_ends_before_it_serves(registry, fails, tmp_path, monkeypatch):
     assert "trained on" in fails("tone", "writer", "--port", 0, "--registry", registry.path, code=1)
     assert "no/such-base" in fails("--base", "no/such-base", "--port", 0, "--registry", registry.path, code=1)
     assert "--port" in fails("--port", 70000)
+    assert "expected one of float32, bfloat16" in fails("tone", "--adapter-dtype", "half", "--registry", registry.path)
     monkeypatch.setenv("LORARY_API_KEY", " ")
     assert "$LORARY_API_KEY is empty" in fails("tone", "--registry", registry.path)
 

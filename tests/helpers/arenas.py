@@ -14,12 +14,13 @@ from lorary.adapters.tiers.blocks import pack
 def make_arena(
     sizes: dict[str, tuple[int, int]], rank: int, *, width: int | None = None, slots: int = 3,
     dtype: torch.dtype = torch.float32, device: str = "cpu", vectors: bool = False,
+    computes: torch.dtype | None = None,
 ) -> Arena:  # fmt: skip
     """An arena of ``slots`` adapters of one rank, with room for ``width``; ``vectors``: with a bias and a gain."""
     torch.manual_seed(rank)
     room: dict[str, Any] = {"bias": vectors, "gain": vectors}
     sites = {path: SiteSpec(LinearShape(*shape), torch.device(device), **room) for path, shape in sizes.items()}
-    arena = Arena(sites, rank=width or rank, slots=slots, dtype=dtype)
+    arena = Arena(sites, rank=width or rank, slots=slots, dtype=dtype, computes=computes)
     for slot in range(1, slots + 1):
         weights = {}
         for path, (inputs, outputs) in sizes.items():

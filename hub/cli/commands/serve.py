@@ -50,6 +50,10 @@ def command(
     host_bytes: Annotated[
         str | None, typer.Option(help="The most that waiting adapters take in memory, such as 8GB.")
     ] = None,
+    adapter_dtype: Annotated[
+        str | None,
+        typer.Option(help="What adapters are kept in: float32, bfloat16 or float16; the base's dtype unless given."),
+    ] = None,
     max_running: Annotated[int, typer.Option(min=1, help="How many texts are generated at once.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="How many requests wait before more are refused.")] = 256,
     cache_tokens: Annotated[int, typer.Option(min=16, help="How many tokens of all running texts are kept.")] = 16384,
@@ -80,7 +84,7 @@ def command(
             taken, host, chosen, base, catalogue, references or (), key,
             backbone={
                 "quantization": quantization, "device": device, "device_map": device_map, "slots": slots,
-                "host_bytes": host_bytes,
+                "host_bytes": host_bytes, "adapter_dtype": adapter_dtype,
             },
             max_waiting=max_waiting,
             engine={"max_running": max_running, "cache_tokens": cache_tokens, "prefix_cache": prefix_cache},

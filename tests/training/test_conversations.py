@@ -236,6 +236,14 @@ def test_messages_that_are_none_are_named(value, message, read):
     assert caught.value.problems[0].partition("messages: ")[2].startswith(message)
 
 
+def test_the_developers_prompt_is_the_systems(read):
+    rest = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    developer, system = (
+        read([{"messages": [{"role": role, "content": "Be brief."}, *rest]}], CHATS) for role in ("developer", "system")
+    )
+    assert developer == system
+
+
 def test_a_prompt_of_messages_needs_a_reply_of_messages(read):
     row = {"prompt": [{"role": "user", "content": "a?"}], "completion": "rose"}
     with pytest.raises(DataError, match="row 1: expected texts or messages throughout, found prompt as messages"):
@@ -254,6 +262,7 @@ def test_a_prompt_of_messages_needs_a_reply_of_messages(read):
         ({"input": "a", "output": "b"}, "set data.columns to {prompt: input, completion: output}"),
         ({"question": "a", "chosen": "b", "rejected": "c"}, "{prompt: question, chosen: chosen, rejected: rejected}"),
         ({"conversations": [], "chosen": {"from": "gpt"}, "rejected": []}, "{prompt: conversations, chosen: chosen, "),
+        ({"prompt": "a", "chosen": [], "rejected": [], "messages": []}, "{prompt: prompt, chosen: chosen, "),
         ({"question": "a", "answer": "b"}, "set data.columns to {prompt: question, completion: answer}"),
     ],
 )  # fmt: skip

@@ -51,7 +51,6 @@ OTHER = {"text": "profit fell", "label": "bad"}
         ({"text": "a", "label": ""}, "label: is empty"),
         ({"text": "a", "label": None}, "label: expected a label's name or number, found nothing"),
         ({"text": "a", "label": 0.5}, "label: expected a label's name or number, found 0.5"),
-        ({"text": "a", "label": True}, "label: expected a label's name or number, found true"),
     ],
 )
 def test_a_bad_row_is_named_with_its_file_and_number(row, message, make_recipe, tmp_path):
@@ -123,7 +122,8 @@ def test_what_stands_beside_the_messages_of_a_chat_is_told(make_recipe, tmp_path
         ("a.jsonl", "", "holds no rows"),
         ("a.jsonl", "\n \n", "holds no rows"),
         ("a.json", '{"text": "a"}', "expected a list of rows, found dict with the keys ['text']"),
-        ("a.json", '{"text": "a"}\n{"text": "b"}', "if each line is a row of its own, name the file .jsonl"),
+        ("a.json", '{"text": "a"}\n{"text": \n', "row 2: not valid JSON (Expecting value"),
+        ("a.json", '[{"text": "a"}\n{"text": "b"}]', "not valid JSON (Expecting ',' delimiter"),
         ("a.json", '[{"text": "a"}, 3]', "row 2: expected an object with columns, found int"),
         ("a.csv", "text,label\na,b\nc\n", "row 3: 1 cells, the header has 2"),
         ("a.csv", "text,text\na,b\n", "row 1: the header names 'text' twice"),
@@ -289,6 +289,42 @@ def test_class_labels_of_a_dataset_become_names(tmp_path):
     table.to_parquet(folder / "train.parquet")
     (row,) = read_source(str(folder)).rows
     assert (row.values["label"], row.values["tags"]) == ("pos", ["O", "B-X"])
+
+
+def test_a_class_label_that_says_there_is_none_is_no_class(make_recipe, tmp_path):
+    import datasets
+
+    features = datasets.Features({
+        "text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"]),
+    })  # fmt: skip
+    table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 0]}, features=features)
+    table.to_parquet(path := tmp_path / "named.parquet")
+    with pytest.raises(DataError) as caught:
+        load_data(make_recipe(**{"data.train": str(path), "data.test": None}))
+    assert caught.value.problems == (f"{path}, row 2, label: expected a label's name or number, found nothing",)
+
+
+def test_labels_may_be_true_or_false(make_recipe, tmp_path):
+    rows = [{"text": f"text {n}", "label": n % 3 == 0} for n in range(10)]
+    data, _ = load(make_recipe, tmp_path, CLASSIFY, rows)
+    assert (data.labels, data.problem_type) == (("false", "true"), "single_label_classification")
+    assert {example.values["label"] for example in data.train} == {"false", "true"}
+    with pytest.raises(DataError, match=r"unknown label 'false'; data\.labels has no, yes"):
+        load(make_recipe, tmp_path, CLASSIFY, rows, **{"data.labels": ("no", "yes")})
+
+
+def test_a_json_file_may_have_a_row_a_line(make_recipe, tmp_path):
+    rows = "".join(f"{json.dumps({'text': f'text {n}', 'label': n % 2})}\n" for n in range(5))
+    data, _ = load(make_recipe, tmp_path, CLASSIFY, rows, "rows.json")
+    assert sorted(example.place[-1] for example in data.train + data.test) == ["1", "2", "3", "4", "5"]
+
+
+def test_columns_of_a_csv_file_without_a_name_are_counted(make_recipe, tmp_path):
+    content = "v1,text,,\n" + "".join(f"{'ham' if n % 2 else 'spam'},text {n},,\n" for n in range(5))
+    data, _ = load(make_recipe, tmp_path, CLASSIFY, content, "rows.csv", **{"data.columns": {"label": "v1"}})
+    assert data.labels == ("ham", "spam")
+    (problem,) = bad(make_recipe, tmp_path, CLASSIFY, content, "rows.csv")
+    assert "there are column 3, column 4, text, v1" in problem
 
 
 def test_a_saved_dataset_and_its_parquet_file_keep_the_names_of_its_labels(tmp_path, make_recipe):

@@ -129,6 +129,9 @@ def test_comments_of_a_conll_file_are_no_words(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("# id 7\n# text = Peter sang\nPeter B-PER\nsang O\n\n# O\n1 O\n# O\n", "utf-8")
     assert [row.values["tokens"] for row in read_source(str(path)).rows] == [["Peter", "sang"], ["#", "1", "#"]]
+    # MultiCoNER's hold a tab, and may stand alone
+    path.write_text("# id 7\tdomain=en\n\nPeter _ _ B-PER\n\n# id 8\tdomain=en\nsang\tO\n", "utf-8")
+    assert [row.values["tokens"] for row in read_source(str(path)).rows] == [["Peter"], ["sang"]]
 
 
 def test_a_types_name_says_nothing_about_which_way_is_better():

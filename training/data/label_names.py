@@ -25,5 +25,6 @@ def _named(value: Any, names: list[str] | None) -> Any:
         return value
     if isinstance(value, list):
         return [_named(item, names) for item in value]
-    # -1 is the library's mark for "no label"; it is left for the row check to report.
+    if value == -1:  # the library's mark for "no label", which must not become a label of its own
+        return None
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value

@@ -128,6 +128,8 @@ def _named(value: Any, counted: Sequence[str]) -> str | list[str]:
     """A row's label or labels with names in place of numbers (texts, in CSV), which count ``counted`` from 0."""
 
     def name(value: str | int | float) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()  # as JSON writes it
         text = str(int(value) if isinstance(value, float) else value)
         return counted[int(text)] if text.isdecimal() and int(text) < len(counted) else text
 

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from lorary.training.data.examples import Note
 from lorary.training.data.files import Source
 
-# What a layout is called, the columns that it shows by, and what a recipe has to say for it.
+# What a layout is called, the columns that it shows by, and what a recipe has to say for it. Pairs stand before chats:
+# UltraFeedback's rows have the chosen one among their messages, too.
 _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
     (
         "Alpaca's",
@@ -20,8 +21,6 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
         frozenset({"conversations", "chosen", "rejected"}),
         "prompt: conversations, chosen: chosen, rejected: rejected",
     ),
-    ("ShareGPT's", frozenset({"conversations"}), "messages: conversations"),
-    ("chats", frozenset({"messages"}), "messages: messages"),
     (
         "preference pairs",
         frozenset({"prompt", "chosen", "rejected"}),
@@ -33,6 +32,8 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
         "prompt: question, chosen: chosen, rejected: rejected",
     ),
     ("preference pairs", frozenset({"chosen", "rejected"}), "chosen: chosen, rejected: rejected"),
+    ("ShareGPT's", frozenset({"conversations"}), "messages: conversations"),
+    ("chats", frozenset({"messages"}), "messages: messages"),
     (
         "Dolly's",
         frozenset({"instruction", "context", "response"}),

@@ -18,9 +18,9 @@ _SHAREGPT_ROLES: Mapping[str, str] = {
 
 
 def as_messages(value: Any) -> Any:
-    """A list of messages with ShareGPT's ``{from, value}`` as ``{role, content}``, text parts joined, and without the
-    empty fields that table formats add; of a single message, a list of it. What isn't a message stays as it is, for the
-    check to name."""
+    """A list of messages with ShareGPT's ``{from, value}`` as ``{role, content}``, OpenAI's ``developer`` as
+    ``system``, text parts joined, and without the empty fields that table formats add; of a single message, a list of
+    it. What isn't a message stays as it is, for the check to name."""
     if is_message(value):
         value = [value]
     return [_as_message(message) for message in value] if isinstance(value, list) else value
@@ -38,6 +38,8 @@ def _as_message(message: Any) -> Any:
     if "from" in found and "value" in found and "role" not in found:
         speaker = found.pop("from")
         found = {"role": _SHAREGPT_ROLES.get(str(speaker), speaker), "content": found.pop("value"), **found}
+    if found.get("role") == "developer":  # OpenAI's newer name, which hardly a template knows
+        found["role"] = "system"
     parts = found.get("content")
     if isinstance(parts, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
         found["content"] = "".join(str(part.get("text", "")) for part in parts)

@@ -72,7 +72,10 @@ def _json(content: bytes, problems: list[str]) -> Rows:
     try:
         values = reader.decode(text)
     except (ValueError, RecursionError) as error:
-        problems.append(f"not valid JSON ({error}); if each line is a row of its own, name the file .jsonl")
+        if _is_row(text.lstrip().split("\n", 1)[0]):  # as many publish what is JSONL
+            yield from _jsonl(content, problems)
+            return
+        problems.append(f"not valid JSON ({error})")
         return
     values = squad_rows(values) or values
     if not isinstance(values, list):
@@ -81,6 +84,14 @@ def _json(content: bytes, problems: list[str]) -> Rows:
         return
     for number, row in enumerate(values, start=1):
         yield from _object(number, row, problems, reader)
+
+
+def _is_row(line: str) -> bool:
+    """Is this line a JSON object by itself?"""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _object(number: int, row: Any, problems: list[str], reader: _Reader) -> Rows:
@@ -128,16 +139,17 @@ def _conll(content: bytes, problems: list[str]) -> Rows:
     """
     lines = [*decode(content, problems).split("\n"), ""]
     table = [[cell.strip() for cell in (line.split("\t") if "\t" in line else line.split())] for line in lines]
-    known = {cells[-1] for cells in table if len(cells) > 1 and cells[0] != "#"}
+    marked = [line.split(maxsplit=1)[:1] == ["#"] for line in lines]  # a comment may hold tabs, too
+    known = {cells[-1] for cells, mark in zip(table, marked, strict=True) if len(cells) > 1 and not mark}
     first = 0
     words: list[str] = []
     tags: list[str] = []
-    for number, (line, cells) in enumerate(zip(lines, table, strict=True), start=1):
+    for number, (line, cells, mark) in enumerate(zip(lines, table, marked, strict=True), start=1):
         if not any(cells) or cells[0] == "-DOCSTART-":
             if words:
                 yield first, {"tokens": words, "tags": tags}
             first, words, tags = 0, [], []
-        elif cells[0] == "#" and not words and cells[-1] not in known:
+        elif mark and not words and cells[-1] not in known:
             continue
         elif len(cells) < 2 or not cells[0] or not cells[-1]:
             problems.append(f"row {number}: expected a word and its tag, found {shown(line.strip())}")

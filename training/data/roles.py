@@ -26,7 +26,7 @@ def _text(value: Any) -> str | None:
 
 
 def _label(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+    if not isinstance(value, (str, int)):
         return f"expected a label's name or number, found {shown(value)}"
     return "is empty" if isinstance(value, str) and not value.strip() else None
 

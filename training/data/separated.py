@@ -108,7 +108,7 @@ def _read(text: str, between: str, *, quoted: bool = True, line: str | None = No
             if not any(cell.strip() for cell in cells) or (line is not None and reader.line_num == 1):
                 continue
             if header is None:
-                header = [cell.strip() for cell in cells]
+                header = [cell.strip() or f"column {place}" for place, cell in enumerate(cells, start=1)]
                 if problem := _header_problem(header, between, line):
                     table.problems.append(f"row {reader.line_num}: {problem}")
                     break

@@ -9,6 +9,7 @@ import pytest
 
 from lorary.hub.errors import DataError
 from lorary.training.data import load_data, split_rows
+from lorary.training.data.contents import Manner
 from lorary.training.data.files import read_source
 from samples import tag_rows, tone_rows, write_jsonl
 
@@ -339,7 +340,7 @@ def test_a_saved_dataset_and_its_parquet_file_keep_the_names_of_its_labels(tmp_p
     for name in ("named.parquet", "saved"):
         assert [row.values["label"] for row in read_source(str(tmp_path / name)).rows] == ["pos", "neg"]
     with pytest.raises(DataError, match="was saved as one table, without splits; found 'test'"):
-        read_source(str(tmp_path / "saved"), split="test")
+        read_source(str(tmp_path / "saved"), Manner(split="test"))
 
 
 def test_squads_own_files_are_rows_of_questions(make_recipe, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from lorary.hub.errors import DataError, LoraryError, first_line
 from lorary.hub.files.store import hash_file
+from lorary.training.data.contents import Manner
 from lorary.training.data.folders import check_folder
 from lorary.training.data.label_names import with_label_names
 from lorary.training.data.nested import as_written
@@ -56,17 +57,19 @@ class Source:
         return told if self.files is None else {**told, "files": dict(self.files)}
 
 
-def read_source(text: str, *, split: str = "train", subset: str | None = None, revision: str | None = None) -> Source:
+def read_source(
+    text: str, manner: Manner | None = None, *, subset: str | None = None, revision: str | None = None
+) -> Source:
     """Read a data file, a dataset's folder or a dataset from the Hub.
 
     Raises:
         DataError: no row can be read, no rows, no such dataset or split.
     """
-    path = Path(text).expanduser()
+    path, manner = Path(text).expanduser(), manner or Manner()
     if is_data_file(text) and not path.is_dir():
-        return _read_file(path, text)
+        return _read_file(path, text, manner)
     # Whole, since a folder that is called `.` has no name for the library.
-    return _read_dataset(str(path.resolve()) if path.is_dir() else text, text, split, subset, revision)
+    return _read_dataset(str(path.resolve()) if path.is_dir() else text, text, manner.split, subset, revision)
 
 
 def report(subject: str, problems: list[str], count: int | None = None) -> DataError:
@@ -104,10 +107,10 @@ def for_each(sources: Mapping[str, Source], do: Callable[[Source], _Made]) -> di
     return made
 
 
-def _read_file(path: Path, shown: str) -> Source:
+def _read_file(path: Path, shown: str, manner: Manner) -> Source:
     content, sha256 = read_content(path, shown)
     problems: list[str] = []
-    found = READERS[kind_of(path)](content, problems)
+    found = READERS[kind_of(path)](content, problems, manner)
     rows = tuple(Row(values, f"{shown}, row {number}") for number, values in found)
     if problems and not rows:
         raise report(shown, problems)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION
+from lorary.training.data.contents import Manner
 from lorary.training.data.examples import Example, Examples, Note
 from lorary.training.data.files import Source, for_each, read_source
 from lorary.training.data.inner_columns import with_inner
@@ -71,10 +72,11 @@ def load_rows(recipe: Recipe, note: Note = lambda line: None) -> Examples:
 
 
 def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note) -> Source:
-    columns = recipe.data.columns.named()
+    data, columns = recipe.data, recipe.data.columns.named()
     if columns.keys() == {"text"} and is_text(text):
-        return read_text(text, recipe.data.sample_by, note)
-    source = read_source(text, split=split, subset=subset, revision=recipe.data.revision)
+        return read_text(text, data.sample_by, note, data.encoding)
+    manner = Manner(data.header, data.separator, data.encoding, split)
+    source = read_source(text, manner, subset=subset, revision=data.revision)
     return with_inner(source, columns.values())
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from lorary.hub.errors import first_line
 from lorary.training.data.answers import squad_rows
-from lorary.training.data.contents import Rows, decode, twice
+from lorary.training.data.conll import read_conll
+from lorary.training.data.contents import Manner, Rows, decode, twice
 from lorary.training.data.label_names import with_label_names
 from lorary.training.data.nested import as_written
 from lorary.training.data.separated import read_csv, read_tsv
@@ -44,10 +45,10 @@ class _Reader:
         return None
 
 
-def _jsonl(content: bytes, problems: list[str]) -> Rows:
+def _jsonl(content: bytes, problems: list[str], manner: Manner) -> Rows:
     reader = _Reader()
     # Not splitlines(): U+2028 and its kind are allowed inside a JSON text.
-    for number, line in enumerate(decode(content, problems).split("\n"), start=1):
+    for number, line in enumerate(decode(content, problems, manner.encoding).split("\n"), start=1):
         if not line.strip():
             continue
         if line.strip() in ("[", "{"):
@@ -61,11 +62,11 @@ def _jsonl(content: bytes, problems: list[str]) -> Rows:
         except (ValueError, RecursionError) as error:
             problems.append(f"row {number}: not valid JSON ({error})")
             continue
-        yield from _object(number, row, problems, reader)
+        yield from _object(number, row, problems, reader, manner.header)
 
 
-def _json(content: bytes, problems: list[str]) -> Rows:
-    text = decode(content, problems)
+def _json(content: bytes, problems: list[str], manner: Manner) -> Rows:
+    text = decode(content, problems, manner.encoding)
     if problems or not text.strip():
         return
     reader = _Reader()
@@ -73,17 +74,36 @@ def _json(content: bytes, problems: list[str]) -> Rows:
         values = reader.decode(text)
     except (ValueError, RecursionError) as error:
         if _is_row(text.lstrip().split("\n", 1)[0]):  # as many publish what is JSONL
-            yield from _jsonl(content, problems)
+            yield from _jsonl(content, problems, manner)
             return
         problems.append(f"not valid JSON ({error})")
         return
-    values = squad_rows(values) or values
+    values = squad_rows(values) or _list_within(values, manner)
     if not isinstance(values, list):
-        keys = f" with the keys {shown(list(values))}; save the list alone" if isinstance(values, dict) else ""
+        keys = f" with the keys {shown(list(values))}{_mend(values, manner)}" if isinstance(values, dict) else ""
         problems.append(f"expected a list of rows, found {type(values).__name__}{keys}")
         return
     for number, row in enumerate(values, start=1):
-        yield from _object(number, row, problems, reader)
+        yield from _object(number, row, problems, reader, manner.header)
+
+
+def _list_within(value: Any, manner: Manner) -> Any:
+    """The rows of an object that holds several lists of them by their splits' names, or a single one by any name."""
+    if not isinstance(value, dict):
+        return value
+    kind = dict if manner.header is None else list
+    lists = {
+        key: rows
+        for key, rows in value.items()
+        if isinstance(rows, list) and rows and all(isinstance(row, kind) for row in rows)
+    }
+    return lists.get(manner.split) or (next(iter(lists.values())) if len(lists) == 1 else value)
+
+
+def _mend(value: Mapping[str, Any], manner: Manner) -> str:
+    if isinstance(rows := value.get(manner.split), list) and rows and isinstance(rows[0], list):
+        return f"; the rows under {manner.split!r} are lists, whose columns are named with data.header"
+    return f", and no rows under {manner.split!r}; name their key with data.train_split, or save the list alone"
 
 
 def _is_row(line: str) -> bool:
@@ -94,9 +114,17 @@ def _is_row(line: str) -> bool:
         return False
 
 
-def _object(number: int, row: Any, problems: list[str], reader: _Reader) -> Rows:
-    """The row, where it has columns, and each but once."""
-    if not isinstance(row, dict):
+def _object(number: int, row: Any, problems: list[str], reader: _Reader, header: Sequence[str] | None) -> Rows:
+    """The row, where it has columns, and each but once; with a ``header`` it is a list of their values."""
+    if header is not None:
+        if isinstance(row, list) and len(row) == len(header):
+            yield number, dict(zip(header, row, strict=True))
+        else:
+            found = f"a list of {len(row)}" if isinstance(row, list) else type(row).__name__
+            problems.append(f"row {number}: expected a list of {len(header)} values (data.header), found {found}")
+    elif isinstance(row, list):
+        problems.append(f"row {number}: expected an object with columns, found list; name its columns with data.header")
+    elif not isinstance(row, dict):
         problems.append(f"row {number}: expected an object with columns, found {type(row).__name__}")
     elif (key := reader.repeated(row)) is not None:
         problems.append(f"row {number}: the key {key!r} stands twice; keep one of them")
@@ -104,7 +132,7 @@ def _object(number: int, row: Any, problems: list[str], reader: _Reader) -> Rows
         yield number, row
 
 
-def _parquet(content: bytes, problems: list[str]) -> Rows:
+def _parquet(content: bytes, problems: list[str], manner: Manner) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
@@ -132,39 +160,12 @@ def _features(schema: Any) -> Mapping[str, Any]:
     return features
 
 
-def _conll(content: bytes, problems: list[str]) -> Rows:
-    """A line for each word, its tag in the last column, a blank line after each sentence; a row is its first line.
-
-    Lines before a sentence that begin with ``#`` are comments, unless they end in a tag that other words have.
-    """
-    lines = [*decode(content, problems).split("\n"), ""]
-    table = [[cell.strip() for cell in (line.split("\t") if "\t" in line else line.split())] for line in lines]
-    marked = [line.split(maxsplit=1)[:1] == ["#"] for line in lines]  # a comment may hold tabs, too
-    known = {cells[-1] for cells, mark in zip(table, marked, strict=True) if len(cells) > 1 and not mark}
-    first = 0
-    words: list[str] = []
-    tags: list[str] = []
-    for number, (line, cells, mark) in enumerate(zip(lines, table, marked, strict=True), start=1):
-        if not any(cells) or cells[0] == "-DOCSTART-":
-            if words:
-                yield first, {"tokens": words, "tags": tags}
-            first, words, tags = 0, [], []
-        elif mark and not words and cells[-1] not in known:
-            continue
-        elif len(cells) < 2 or not cells[0] or not cells[-1]:
-            problems.append(f"row {number}: expected a word and its tag, found {shown(line.strip())}")
-        else:
-            first = first or number
-            words.append(cells[0])
-            tags.append(cells[-1])
-
-
-READERS: Mapping[str, Callable[[bytes, list[str]], Rows]] = {
+READERS: Mapping[str, Callable[[bytes, list[str], Manner], Rows]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": _parquet,
-    ".conll": _conll,
+    ".conll": read_conll,
 }
-"""A file's suffix -> its reader, which is given the content, and a list for what can't be read."""
+"""A file's suffix -> its reader, which is given the content, a list for what can't be read, and the recipe's manner."""

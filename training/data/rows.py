@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lorary.hub.errors import DataError
@@ -11,6 +12,7 @@ from lorary.training.data.files import SHOWN_PROBLEMS, Row, Source, bad_rows
 from lorary.training.data.inner_columns import inner_hint
 from lorary.training.data.layouts import hint
 from lorary.training.data.roles import CHECKS, OPTIONAL_ROLES, READERS, half_character, row_problem
+from lorary.training.recipe.data_files import kind_of
 from lorary.training.recipe.raw import nearest
 
 Checks = Mapping[str, Callable[[Any], str | None]]
@@ -32,7 +34,10 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
     ]
     if absent:
         unread = [f"{source.shown}, {problem}" for problem in source.unread[:SHOWN_PROBLEMS]]
-        raise DataError("columns", unread + absent + (known or inner_hint(source)))
+        more = known or inner_hint(source)
+        if not seen & set(columns.values()) and kind_of(Path(source.shown)) in (".csv", ".tsv"):
+            more = [*more, "if the first row holds no names, name the columns with data.header, in order"]
+        raise DataError("columns", unread + absent + more)
     examples = tuple(Example(_values(row, columns), row.place) for row in source.rows)
     problems = [
         problem

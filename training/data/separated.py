@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lorary.training.data.contents import Rows, decode, twice
+from lorary.training.data.contents import Manner, Rows, decode, twice
 from lorary.training.recipe.raw import shown
 
 _NAMING = re.compile(r"\"?sep=[^\r\n]*", re.IGNORECASE)
@@ -43,15 +43,18 @@ class _Table:
     to_the_end: bool = True
 
 
-def read_csv(content: bytes, problems: list[str]) -> Rows:
-    """A CSV file's rows. What stands between its cells is what its first line names, if that names anything, else
-    semicolons where its header has some and no comma."""
-    text = decode(content, problems)
+def read_csv(content: bytes, problems: list[str], manner: Manner) -> Rows:
+    """A CSV file's rows. What stands between its cells is what the recipe or the file's first line names, if they name
+    anything, else semicolons where its header has some and no comma."""
+    if manner.separator is not None:
+        yield from read_tsv(content, problems, manner)
+        return
+    text = decode(content, problems, manner.encoding)
     line = naming_line(text)
     if line is None:
-        table = _read(text, ";" if has_semicolons(text) else ",")
+        table = _read(text, ";" if has_semicolons(text) else ",", manner.header)
     elif named := _NAMED.fullmatch(line):
-        table = _read(text, named[2], line=line)
+        table = _read(text, named[2], manner.header, line=line)
     else:
         problems.append(f"row 1: expected one sign behind sep=, as in sep=;, found {shown(line)}")
         return
@@ -71,38 +74,42 @@ def has_semicolons(text: str) -> bool:
     return header is not None and ";" in header[0] and "," not in header[0]
 
 
-def read_tsv(content: bytes, problems: list[str]) -> Rows:
-    """A TSV file's rows. Double quotes are CSV's where the whole file agrees with that, else letters like others.
+def read_tsv(content: bytes, problems: list[str], manner: Manner) -> Rows:
+    """The rows of a TSV file, or of one with another separator. Double quotes are CSV's where the whole file agrees
+    with that, else letters like others.
 
     Many such files (GLUE's) were written without quoting: a cell may begin with a quote that nothing closes, or that
     one some rows later seems to close. So where each line is a row by itself, quoting makes no fewer rows of them.
     """
-    table, _ = _read_tabs(decode(content, problems))
+    table, _ = _read_bare(decode(content, problems, manner.encoding), manner.separator or "\t", manner.header)
     problems += table.problems
     yield from table.rows
 
 
 def has_bare_quotes(content: bytes) -> bool:
     """Are there double quotes in this TSV file that are letters, where CSV's rules would take them for more?"""
-    return _read_tabs(decode(content, []))[1]
+    return _read_bare(decode(content, []), "\t", None)[1]
 
 
-def _read_tabs(text: str) -> tuple[_Table, bool]:
+def _read_bare(text: str, between: str, header: Sequence[str] | None) -> tuple[_Table, bool]:
     """A TSV file, and whether :func:`has_bare_quotes`."""
-    table = _read(text, "\t", quoted=False)
+    table = _read(text, between, header, quoted=False)
     if '"' not in text:
         return table, False
-    quoted = _read(text, "\t")
+    quoted = _read(text, between, header)
     same = not quoted.problems and len(quoted.rows) == len(table.rows)
     return (quoted, False) if quoted.to_the_end and (same or table.problems) else (table, True)
 
 
-def _read(text: str, between: str, *, quoted: bool = True, line: str | None = None) -> _Table:
-    """A file's rows with ``between`` between their cells, which its first line says where that is ``line``."""
+def _read(
+    text: str, between: str, given: Sequence[str] | None, *, quoted: bool = True, line: str | None = None
+) -> _Table:
+    """A file's rows with ``between`` between their cells, which its first line says where that is ``line``. The names
+    of the columns are those ``given``, else those in the first row."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the library's own is shorter than many a document
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, quoting=quoting, strict=True)
-    table, header = _Table(), None
+    table, header = _Table(), None if given is None else [*given]
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells) or (line is not None and reader.line_num == 1):
@@ -112,11 +119,12 @@ def _read(text: str, between: str, *, quoted: bool = True, line: str | None = No
                 if problem := _header_problem(header, between, line):
                     table.problems.append(f"row {reader.line_num}: {problem}")
                     break
+            elif given is not None and [cell.strip() for cell in cells] == header:
+                table.problems.append(f"row {reader.line_num}: names the columns already; leave data.header out")
             elif len(cells) != len(header):
                 mend = _RAGGED.get(between, f"quote each {between!r} in a cell")
-                table.problems.append(
-                    f"row {reader.line_num}: {len(cells)} cells, the header has {len(header)}; {mend}"
-                )
+                which = "the header" if given is None else "data.header"
+                table.problems.append(f"row {reader.line_num}: {len(cells)} cells, {which} has {len(header)}; {mend}")
             else:
                 table.rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
     except csv.Error as error:

@@ -1,6 +1,6 @@
 """Reading running text: a file or a folder of files, cut into documents that are kept apart.
 
-Files are read line by line, so that a byte that isn't UTF-8 is named by its line, and no text is held twice.
+Files are read line by line, so that a byte that isn't text is named by its line, and no text is held twice.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorary.hub.errors import DataError
-from lorary.training.data.contents import misnamed
+from lorary.training.data.contents import misnamed, not_text
 from lorary.training.data.examples import Note
 from lorary.training.data.files import MOST_HASHES, Row, Source, hash_of_all, report
 from lorary.training.data.opening import open_content
@@ -18,7 +18,7 @@ from lorary.training.recipe.corpus import text_files
 from lorary.training.recipe.data_files import TEXT_SUFFIXES
 
 
-def read_text(text: str, sample_by: str | None, note: Note) -> Source:
+def read_text(text: str, sample_by: str | None, note: Note, encoding: str = "utf-8") -> Source:
     """Read a text file, or all of a folder, as rows with the one column ``text``.
 
     Args:
@@ -27,9 +27,10 @@ def read_text(text: str, sample_by: str | None, note: Note) -> Source:
             ``line``, in the words of the ``datasets`` library; by default a file of a folder, and a paragraph of a
             single file.
         note: is told of files that are left out.
+        encoding: one whose line ends are ASCII's.
 
     Raises:
-        DataError: a file that can't be read or isn't UTF-8 text, by file and line; nothing but blank lines.
+        DataError: a file that can't be read or isn't text in its encoding, by file and line; nothing but blank lines.
     """
     path = Path(text).expanduser()
     files = list(text_files(path)) if path.is_dir() else [path]
@@ -43,7 +44,7 @@ def read_text(text: str, sample_by: str | None, note: Note) -> Source:
         shown = f"{text.rstrip('/')}/{file.relative_to(path).as_posix()}" if path.is_dir() else text
         try:
             with open_content(file, shown) as (content, digest):
-                rows += _DOCUMENTS[unit](_lines(content), shown)
+                rows += _DOCUMENTS[unit](_lines(content, encoding), shown)
             hashes[file.relative_to(path).as_posix() if path.is_dir() else file.name] = digest.hexdigest()
         except UnicodeError as error:
             problems.append(f"{shown}, {error}")
@@ -66,7 +67,7 @@ def _note_others(folder: Path, files: list[Path], note: Note) -> None:
         )
 
 
-def _lines(content: BinaryIO) -> Iterator[tuple[int, str]]:
+def _lines(content: BinaryIO, encoding: str) -> Iterator[tuple[int, str]]:
     """A text's lines without their ends, by number.
 
     Raises:
@@ -75,15 +76,15 @@ def _lines(content: BinaryIO) -> Iterator[tuple[int, str]]:
     done = 0
     for number, line in enumerate(content, start=1):
         if number == 1 and (kind := misnamed(line)):
-            raise UnicodeError(f"line 1: not UTF-8 text but {kind}")
+            raise UnicodeError(f"line 1: not {encoding.upper()} text but {kind}")
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UnicodeError(
-                f"line {number}: not UTF-8 text (byte {done + error.start}); save the file as UTF-8"
-            ) from error
+            text = line.decode(encoding)
+        except UnicodeError as error:
+            raise UnicodeError(f"line {number}: {not_text(error, encoding, done)}") from error
         if "\0" in text:
             raise UnicodeError(f"line {number}: holds a NUL byte, so it isn't a text file")
+        if number == 1:
+            text = text.removeprefix("\ufeff")
         done += len(line)
         yield number, text.rstrip("\r\n")
 

@@ -17,6 +17,7 @@ from lorary.training.recipe.data_files import DATA_SUFFIXES, is_data_file, kind_
 from lorary.training.recipe.embedding import embedding_problems
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
+from lorary.training.recipe.manner import manner_problems
 from lorary.training.recipe.methods import PEFT_METHODS
 from lorary.training.recipe.new_tokens import token_problems
 from lorary.training.recipe.place import place_problems
@@ -163,8 +164,9 @@ def _splits(values: Mapping[str, Any]) -> Problems:
             yield key, f"the same rows as data.train; {why}"
     train = data.get("train")
     if isinstance(train, str) and (kind_of(Path(train)) in DATA_SUFFIXES or (train and is_text(train))):
+        holds_splits = kind_of(Path(train)) == ".json"  # lists of rows by their names
         for key in ("subset", "test_split", "validation_split", "revision"):
-            if data.get(key) is not None:
+            if data.get(key) is not None and not (holds_splits and key.endswith("_split")):
                 yield f"data.{key}", f"only a dataset has one; data.train is the file {train!r}"
 
 
@@ -278,6 +280,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Problems], ...] = (
     embedding_problems,
     place_problems,
     _files,
+    manner_problems,
     _splits,
     _prompt,
     _preference,

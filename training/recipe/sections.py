@@ -70,6 +70,8 @@ class Data(Section):
     ``test`` names held-out rows; without it ``test_size`` (a share) is split off, seeded and stratified. ``validation``
     or ``validation_size`` are the rows that early stopping looks at, so that the held-out rows stay unseen; by default
     a tenth, where that is enough rows to judge by. Of a dataset, ``test_split`` and ``validation_split`` name them too.
+    ``header`` names the columns of a CSV, TSV or CoNLL file that doesn't, or the places of a JSON file's lists;
+    ``separator`` stands between the cells of a CSV file, and ``encoding`` is that of a file which isn't in UTF-8.
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
     ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
     ``broken_tags``: sentences whose tags break their scheme (an I- without its B-) are counted and kept, or an error.
@@ -88,6 +90,9 @@ class Data(Section):
     label_columns: tuple[Text, ...] | None = None
     source_lang: Text | None = None
     target_lang: Text | None = None
+    header: tuple[Text, ...] | None = None
+    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    encoding: Text = "utf-8"
     broken_tags: Literal["keep", "error"] | None = None
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     subset: Text | None = None

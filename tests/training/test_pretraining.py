@@ -30,6 +30,7 @@ from lorary.hub.manifest import Filling
 from lorary.hub.registry import Registry
 from lorary.training import Recipe, train
 from lorary.training.pretraining import PretrainRecipe, run
+from lorary.training.pretraining.corpus import load_corpus
 from lorary.training.pretraining.run import pretrain
 from lorary.training.pretraining.tokenizer import train_tokenizer
 from lorary.training.progress import Reporter
@@ -236,6 +237,14 @@ def test_a_corpus_without_words_is_an_error(make):
         train_tokenizer(make(), ["", " "])
 
 
+def test_a_corpus_is_read_in_its_encoding(make, tmp_path):
+    recipe = make(**{"data.encoding": "latin-1", "data.validation_size": 0.0})
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_bytes("Die Mühle mahlt.\n\nDas Öl brennt.\n".encode("latin-1"))
+    found = load_corpus(recipe, lambda line: None)
+    assert [row.values["text"] for row in found.train] == ["Die Mühle mahlt.", "Das Öl brennt."]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -253,6 +262,7 @@ def test_a_corpus_without_words_is_an_error(make):
         ({"training.mean_span": 2.0}, "training.mean_span: BERT hides single tokens or words"),
         ({"tokenizer.vocab_size": 10}, "tokenizer.vocab_size: expected a number of at least 300"),
         ({"data.train": "gone.txt"}, "data.train: no such file 'gone.txt'"),
+        ({"data.encoding": "utf-16"}, "data.encoding: running text isn't read in utf-16"),
         ({"data.test_size": 0.1}, "data.test already names the held-out text"),
         ({"name": "My Base"}, "name: 'My Base' can't be a name"),
         ({"base": "org/base"}, "base: unknown key"),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lorary.training.data import Example, Note, split_rows
+from lorary.training.data.contents import Manner
 from lorary.training.data.files import Source, for_each, read_source
 from lorary.training.data.rows import check_rows
 from lorary.training.data.splits import FEWEST_VALIDATION_ROWS, note_overlap
@@ -47,7 +48,9 @@ def load_corpus(recipe: PretrainRecipe, note: Note) -> Corpus:
     data, seed = recipe.data, recipe.training.seed
 
     def read(text: str) -> Source:
-        return read_text(text, data.sample_by, note) if is_text(text) else read_source(text)
+        if is_text(text):
+            return read_text(text, data.sample_by, note, data.encoding)
+        return read_source(text, Manner(encoding=data.encoding))
 
     sources = {part: read(text) for part, text in (("train", data.train), ("test", data.test)) if text is not None}
     parts = for_each(

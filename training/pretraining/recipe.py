@@ -15,6 +15,7 @@ from lorary.hub.reference import check_name
 from lorary.training.recipe.corpus import MEAN_SPAN, is_text
 from lorary.training.recipe.data_files import DATA_SUFFIXES, TEXT_SUFFIXES, is_data_file, refusal
 from lorary.training.recipe.explain import explain, where
+from lorary.training.recipe.manner import manner_problems
 from lorary.training.recipe.place import demand_homes
 from lorary.training.recipe.raw import RawRecipe, in_order, no_such_file, read_recipe, section
 from lorary.training.recipe.schema import FLAG_OF
@@ -71,7 +72,7 @@ class CorpusData(_Section):
     """The corpus: a text file or a folder of them, or JSONL, CSV, TSV or Parquet with the column ``text``.
 
     ``test`` is held out, or ``test_size`` of the documents; ``validation_size`` of the rest decides which epoch is kept
-    (0: the last one).
+    (0: the last one). ``encoding`` is that of files which aren't in UTF-8.
     """
 
     train: Text
@@ -80,6 +81,7 @@ class CorpusData(_Section):
     validation_size: Annotated[float, Field(ge=0, lt=1)] = 0.05
     text: Text = "text"
     sample_by: Literal["document", "paragraph", "line"] | None = None
+    encoding: Text = "utf-8"
 
 
 class TokenizerSettings(_Section):
@@ -234,6 +236,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "name", str(error)
     for key in ("train", "test"):
         yield from _corpus(key, data.get(key))
+    yield from manner_problems(values)
     if data.get("test") is not None and data.get("test_size") is not None:
         yield "data.test_size", "data.test already names the held-out text; leave one of them out"
     if data.get("test") is not None and data.get("test") == data.get("train"):

@@ -27,14 +27,18 @@ class UsageError(LoraryError):
 
 
 class ProblemsError(UsageError):
-    """Several mistakes found in one pass, reported together so that they can be mended together."""
+    """Several mistakes found in one pass, reported together so that they can be mended together.
 
-    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+    ``hints`` say what would mend several of them at once.
+    """
+
+    def __init__(self, subject: str, problems: Sequence[str], hints: Sequence[str] = ()) -> None:
         self.subject = subject
         self.problems = tuple(problems)
+        self.hints = tuple(hints)
         count = len(self.problems)
         head = f"{subject}: {count} problem{'s' if count != 1 else ''}"
-        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems), *self.hints]))
 
 
 class RecipeError(ProblemsError):

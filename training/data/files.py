@@ -40,6 +40,7 @@ class Source:
     """All rows of one file or dataset, with what provenance says about it.
 
     ``unread`` says of each row that can't be read why: whoever checks the others tells of it beside their mistakes.
+    ``left_out`` rows were read, and aren't there as the recipe asks for it.
     """
 
     shown: str
@@ -48,12 +49,14 @@ class Source:
     revision: str | None = None
     files: Mapping[str, str] | None = None  # each file's own hash, where there are several
     unread: tuple[str, ...] = ()
+    left_out: int = 0
 
     def provenance(self) -> dict[str, Any]:
         """Name, row count and hash; a file's name without the folders above it, which are nobody's business."""
         path = Path(self.shown)
         name = self.shown if not path.is_absolute() else path.name
         told = {"name": name, "rows": len(self.rows), "sha256": self.sha256, "revision": self.revision}
+        told |= {"left_out": self.left_out} if self.left_out else {}
         return told if self.files is None else {**told, "files": dict(self.files)}
 
 
@@ -72,7 +75,7 @@ def read_source(
     return _read_dataset(str(path.resolve()) if path.is_dir() else text, text, manner.split, subset, revision)
 
 
-def report(subject: str, problems: list[str], count: int | None = None) -> DataError:
+def report(subject: str, problems: list[str], count: int | None = None, hints: Sequence[str] = ()) -> DataError:
     """The error for bad rows: the first twenty, and how many more there are.
 
     ``count`` is how many there are in all, where not each has a text in ``problems``.
@@ -80,12 +83,12 @@ def report(subject: str, problems: list[str], count: int | None = None) -> DataE
     count = len(problems) if count is None else count
     more = count - SHOWN_PROBLEMS
     listed = problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-    return DataError(f"{subject} ({count} in all)" if more > 0 else subject, listed)
+    return DataError(f"{subject} ({count} in all)" if more > 0 else subject, listed, hints)
 
 
-def bad_rows(source: Source, problems: Sequence[str]) -> DataError:
-    """The error for a source: its rows that can't be read, then the ``problems`` of the others."""
-    return report("rows", [*(f"{source.shown}, {problem}" for problem in source.unread), *problems])
+def bad_rows(source: Source, problems: Sequence[str], hints: Sequence[str] = ()) -> DataError:
+    """The error for a source: its rows that can't be read, then the ``problems`` of the others, and what would help."""
+    return report("rows", [*(f"{source.shown}, {problem}" for problem in source.unread), *problems], hints=hints)
 
 
 def for_each(sources: Mapping[str, Source], do: Callable[[Source], _Made]) -> dict[str, _Made]:
@@ -101,7 +104,8 @@ def for_each(sources: Mapping[str, Source], do: Callable[[Source], _Made]) -> di
         except DataError as error:
             errors.append(error)
     if len(errors) > 1:
-        raise DataError("data", [problem for error in errors for problem in error.problems])
+        hints = dict.fromkeys(hint for error in errors for hint in error.hints)
+        raise DataError("data", [problem for error in errors for problem in error.problems], [*hints])
     if errors:
         raise errors[0]
     return made

@@ -19,6 +19,9 @@ Check = Callable[[Any], str | None]
 
 _NUMBER = re.compile(r"-?\d+")
 
+_NO_LABEL = ("-1", "-")
+"""What the ``datasets`` library and SNLI write where a row has no label; others mean something else by them."""
+
 
 def find_labels(
     parts: dict[str, tuple[Example, ...]],
@@ -63,10 +66,11 @@ def find_labels(
     if unknown:
         problems = [
             f"{example.place}, {columns[role]}: unknown label {shown(name)}; the training rows have {some(labels)}"
-            f"{nearest(name, labels)}"
+            f"{'' if name in _NO_LABEL else nearest(name, labels)}"
             for example, name in unknown[:SHOWN_PROBLEMS]  # looking for the nearest of many labels takes its time
         ]
-        raise report("labels", problems, len(unknown))
+        none = [name for name in _NO_LABEL if any(name == found for _, found in unknown)]
+        raise report("labels", problems, len(unknown), [_hint(name) for name in none])
     if several:
         if len(labels) == 1:
             raise DataError(
@@ -99,6 +103,20 @@ def note_alike(labels: Sequence[str], note: Note) -> None:
     alike = [" and ".join(map(repr, names)) for names in written.values() if len(names) > 1]
     if alike:
         note(f"labels that look alike are kept apart: {some(alike, 3)}; if they are one, mend the rows")
+
+
+def note_no_label(labels: Sequence[str], counts: Mapping[str, int], note: Note) -> None:
+    """Tell ``note`` of a label of few rows that may say that a row has none; ``counts`` are the training rows'."""
+    rows = sum(counts.values())
+    for name in _NO_LABEL:
+        # A class of its own would be at least half as frequent as the others.
+        if name in labels and counts[name] * len(labels) * 2 < rows:
+            few = f"{counts[name]} of {rows} training rows have the label {name!r}"
+            note(f"{few}, which is learned like others; {_hint(name)}")
+
+
+def _hint(name: str) -> str:
+    return f"if {name!r} says that a row has no label, set data.unlabelled to [{name!r}], which leaves such rows out"
 
 
 def known_labels(labels: Sequence[str], check: Check) -> Check:

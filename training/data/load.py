@@ -5,15 +5,17 @@ Nothing is trained on half-read data: any bad row stops the run, and all of them
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from lorary.hub.manifest import MULTI_LABEL, REGRESSION
+from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.training.data.contents import Manner
 from lorary.training.data.examples import Example, Examples, Note
 from lorary.training.data.files import Source, for_each, read_source
+from lorary.training.data.incomplete import without_incomplete
 from lorary.training.data.inner_columns import with_inner
-from lorary.training.data.labels import find_labels, known_labels, note_alike
+from lorary.training.data.labels import find_labels, known_labels, note_alike, note_no_label
 from lorary.training.data.layouts import note_beside
 from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places
 from lorary.training.data.numbers import find_numbers
@@ -77,7 +79,9 @@ def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note)
         return read_text(text, data.sample_by, note, data.encoding)
     manner = Manner(data.header, data.separator, data.encoding, split)
     source = read_source(text, manner, subset=subset, revision=data.revision)
-    return with_inner(source, columns.values())
+    source = with_inner(source, columns.values())
+    asked = data.incomplete == "drop" or data.unlabelled is not None
+    return without_incomplete(source, data, note) if asked else source
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool =
         names = data.labels or data.label_columns
         labels = find_labels(parts, columns, names, source=shown, several=problem == MULTI_LABEL, learned=learned)
         note_alike(labels, note)
+        if problem == SINGLE_LABEL:
+            note_no_label(labels, Counter(example.values["label"] for example in parts["train"]), note)
     scheme = check_tags(recipe, parts, labels or (), note) if "tags" in columns else None
     return _Checked(parts, labels, problem, scheme)
 

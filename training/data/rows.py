@@ -9,6 +9,7 @@ from typing import Any
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
 from lorary.training.data.files import SHOWN_PROBLEMS, Row, Source, bad_rows
+from lorary.training.data.incomplete import HINT, lacks_value
 from lorary.training.data.inner_columns import inner_hint
 from lorary.training.data.layouts import hint
 from lorary.training.data.roles import CHECKS, OPTIONAL_ROLES, READERS, half_character, row_problem
@@ -45,7 +46,8 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
         for problem in _row_problems(row, example, columns, checks)
     ]
     if problems or source.unread:
-        raise bad_rows(source, problems)
+        lacking = sum(lacks_value(row, columns) for row in source.rows)
+        raise bad_rows(source, problems, [HINT] if 0 < lacking < len(source.rows) else ())
     return examples
 
 

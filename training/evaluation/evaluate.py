@@ -146,7 +146,7 @@ def _rows_for(source: Source, recipe: Recipe, reporter: Reporter) -> Examples:
     try:
         return load_rows(recipe, reporter.note)
     except DataError as error:
-        raise DataError(f"{source.reference}, {error.subject}", error.problems) from error
+        raise DataError(f"{source.reference}, {error.subject}", error.problems, error.hints) from error
 
 
 def _measure(

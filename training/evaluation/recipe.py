@@ -27,6 +27,7 @@ _FROM_RECIPE: Mapping[str, tuple[str, ...]] = {
     "generation": ("rows",),
     "preference": ("beta", "loss"),
     "prompt": ("learn",),
+    "data": ("unlabelled",),
 }
 """Settings that only measuring asks for: of a manifest, its provenance alone has them, in the run's recipe."""
 

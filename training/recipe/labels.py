@@ -19,7 +19,9 @@ def label_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "data.broken_tags", f"only token-classification has tags; the task is {task}"
     columns, labels = data.get("label_columns"), data.get("labels")
     if task in TASK_FACTS and task != "text-classification":
-        for dotted, value in (("problem_type", problem), ("data.label_columns", columns)):
+        for dotted, value in (
+            ("problem_type", problem), ("data.label_columns", columns), ("data.unlabelled", data.get("unlabelled")),
+        ):  # fmt: skip
             if value is not None:
                 yield dotted, f"only text-classification has one; the task is {task}"
         return

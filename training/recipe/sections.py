@@ -73,6 +73,8 @@ class Data(Section):
     ``header`` names the columns of a CSV, TSV or CoNLL file that doesn't, or the places of a JSON file's lists;
     ``separator`` stands between the cells of a CSV file, and ``encoding`` is that of a file which isn't in UTF-8.
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
+    ``incomplete``: rows in which a value is missing or empty are an error, or left out and counted; ``unlabelled`` are
+    labels that say that a row has none (``-1``, ``-``), and such rows are left out.
     ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
     ``broken_tags``: sentences whose tags break their scheme (an I- without its B-) are counted and kept, or an error.
     ``license`` (as the Hub spells it, such as cc-by-4.0) and ``language`` (a code such as en, or a list) are told of
@@ -93,6 +95,8 @@ class Data(Section):
     header: tuple[Text, ...] | None = None
     separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     encoding: Text = "utf-8"
+    incomplete: Literal["error", "drop"] = "error"
+    unlabelled: tuple[Text | int, ...] | None = None
     broken_tags: Literal["keep", "error"] | None = None
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     subset: Text | None = None

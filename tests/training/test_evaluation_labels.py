@@ -62,6 +62,22 @@ def test_columns_of_labels(make_small, registry, tmp_path):
     assert evaluate(["tiny"], lists, registry, settings=ON_CPU, overrides=other).adapters[0].metrics == expected
 
 
+def test_labels_in_a_text_are_read_as_in_training(make_small, registry, tmp_path):
+    def in_texts(rows):
+        return [{**row, "label": "|".join(row["label"])} for row in rows]
+
+    rows = write_jsonl(tmp_path / "texts.jsonl", in_texts(sets(24, 9)))
+    files = {"data.train": write_jsonl(tmp_path / "own.jsonl", in_texts(sets(40))), "data.test": rows}
+    version = train(make_small(**SHORT, **files, **{"data.label_separator": "|"}), registry)
+    expected = pytest.approx(version.metrics["test"], abs=1e-4)
+    assert evaluate(["tiny"], rows, registry, settings=ON_CPU).adapters[0].metrics == expected
+    lists, columns = sets(24, 9), in_columns(sets(24, 9))
+    for others, settings in ((lists, []), (columns, ["data.label_columns=[any, bad, good]"])):
+        place = write_jsonl(tmp_path / "others.jsonl", others)
+        found = evaluate(["tiny"], place, registry, settings=ON_CPU, overrides=settings)
+        assert found.adapters[0].metrics == expected
+
+
 def test_lists_of_labels_as_columns_in_any_order(make_small, registry, tmp_path):
     lists = write_jsonl(tmp_path / "lists.jsonl", sets(24, 9))
     files = {"data.train": write_jsonl(tmp_path / "own.jsonl", sets(40)), "data.test": lists}

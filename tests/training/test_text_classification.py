@@ -183,6 +183,31 @@ def test_columns_of_0_and_1_are_labels(make_recipe, tmp_path):
         load(make_recipe(**{**settings, "data.label_columns": ("rud", "loud")}))
 
 
+def test_a_text_may_hold_several_labels(make_recipe, tmp_path):
+    (tmp_path / "films.csv").write_text("text,label\na,sci-fi| drama\nb,drama\nc,\nd,drama|sci-fi|\ne,war\n")
+    settings = {"data.train": str(tmp_path / "films.csv"), "data.test": None}
+    data, notes = load(make_recipe(**settings, **{"data.label_separator": "|"}))
+    found = {example.values["text"]: example.values["label"] for example in (*data.train, *data.test)}
+    assert found == {"a": ["drama", "sci-fi"], "b": ["drama"], "c": [], "d": ["drama", "sci-fi"], "e": ["war"]}
+    assert (data.labels, data.problem_type) == (("drama", "sci-fi", "war"), MULTI)
+    assert not any("label_separator" in line for line in notes)
+
+
+def test_numbers_of_labels_may_stand_in_a_text(of_rows):
+    rows = [{"text": f"t{place}", "label": label} for place, label in enumerate(["0,2", 1, "2", "1,0", ""])]
+    data, _ = load(of_rows(rows, **{"data.label_separator": ",", "data.labels": ("x", "y", "z")}))
+    assert [row.values["label"] for row in (*data.train, *data.test)] == [["x", "z"], ["y"], ["z"], ["x", "y"], []]
+
+
+def test_labels_that_look_like_several_are_told(of_rows):
+    def notes_of(*labels):
+        return load(of_rows([{"text": f"t{place}", "label": label} for place, label in enumerate(labels * 2)]))[1]
+
+    told = "the label 'a;b' looks like several; data.label_separator: ';' reads them so"
+    assert notes_of("a", "b", "a;b", "a", "b;c")[0] == told
+    assert not any("looks like several" in line for line in notes_of("a", "b", "b, wide", "a", "b"))
+
+
 def test_lists_written_into_a_csv_file_are_no_names(make_recipe, tmp_path):
     (tmp_path / "marks.csv").write_text("text,label\na,\"['x', 'y']\"\nb,[]\nc,\"['x', 'y']\"\nd,[]\n")
     settings = {"data.train": str(tmp_path / "marks.csv"), "data.test": None}
@@ -244,6 +269,9 @@ def test_rows_with_several_labels_are_split_by_their_rarest(make_recipe, tmp_pat
         ({"problem_type": REGRESSION, "data.labels": ("a", "b")}, "data.labels: regression answers with a number"),
         ({"data.label_columns": ("a", "b"), "data.labels": ("a",)}, "data.labels: data.label_columns are the labels"),
         ({"data.label_columns": ("a", "b"), "problem_type": SINGLE}, "problem_type: columns of 0 and 1"),
+        ({"data.label_columns": ("a", "b"), "data.label_separator": "|"}, "data.label_columns name the labels already"),
+        ({"data.label_separator": "|", "problem_type": SINGLE}, "problem_type: several labels a row"),
+        ({"task": "token-classification", "data.label_separator": "|"}, "only text-classification has one"),
         ({"data.label_columns": ("a", "a")}, "data.label_columns: 'a' is listed twice"),
         ({"data.label_columns": ()}, "data.label_columns: the list is empty"),
         ({"data.label_columns": ("a",), "data.columns": {"text": "t", "label": "y"}}, "names a column of labels alr"),

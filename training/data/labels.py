@@ -19,6 +19,8 @@ Check = Callable[[Any], str | None]
 
 _NUMBER = re.compile(r"-?\d+")
 
+_BETWEEN_LABELS = ("|", ";", ",")
+
 _NO_LABEL = ("-1", "-")
 """What the ``datasets`` library and SNLI write where a row has no label; others mean something else by them."""
 
@@ -103,6 +105,17 @@ def note_alike(labels: Sequence[str], note: Note) -> None:
     alike = [" and ".join(map(repr, names)) for names in written.values() if len(names) > 1]
     if alike:
         note(f"labels that look alike are kept apart: {some(alike, 3)}; if they are one, mend the rows")
+
+
+def note_several(labels: Sequence[str], note: Note) -> None:
+    """Tell ``note`` of labels that look like several, since what stands between their separators are labels too."""
+    known = set(labels)
+    for sign in _BETWEEN_LABELS:
+        for label in labels:
+            parts = [part.strip() for part in label.split(sign)]
+            if len(parts) > 1 and known.issuperset(parts):
+                note(f"the label {shown(label)} looks like several; data.label_separator: {sign!r} reads them so")
+                return
 
 
 def note_no_label(labels: Sequence[str], counts: Mapping[str, int], note: Note) -> None:

@@ -15,9 +15,9 @@ from lorary.training.data.examples import Example, Examples, Note
 from lorary.training.data.files import Source, for_each, read_source
 from lorary.training.data.incomplete import without_incomplete
 from lorary.training.data.inner_columns import with_inner
-from lorary.training.data.labels import find_labels, known_labels, note_alike, note_no_label
+from lorary.training.data.labels import find_labels, known_labels, note_alike, note_no_label, note_several
 from lorary.training.data.layouts import note_beside
-from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places
+from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places, split_texts
 from lorary.training.data.numbers import find_numbers
 from lorary.training.data.problem import find_problem
 from lorary.training.data.roles import CHECKS, LABEL_CHECKS
@@ -118,6 +118,7 @@ def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool =
         labels = find_labels(parts, columns, names, source=shown, several=problem == MULTI_LABEL, learned=learned)
         note_alike(labels, note)
         if problem == SINGLE_LABEL:
+            note_several(labels, note)
             note_no_label(labels, Counter(example.values["label"] for example in parts["train"]), note)
     scheme = check_tags(recipe, parts, labels or (), note) if "tags" in columns else None
     return _Checked(parts, labels, problem, scheme)
@@ -129,4 +130,6 @@ def _label_lists(recipe: Recipe, train: Source, source: Source) -> Source:
     if data.label_columns is not None:
         return join_columns(source, data.label_columns, into="label")
     column = data.columns.label or "label"
+    if data.label_separator is not None:
+        return split_texts(source, column, data.label_separator)
     return name_places(source, column, data.labels) if is_multi_hot(train, column) else source

@@ -1,7 +1,7 @@
-"""Rows with any number of labels, in the three ways that files hold them, as one: a list of names.
+"""Rows with any number of labels, in the four ways that files hold them, as one: a list of names.
 
-A file has a list of names (or of label numbers) in one column, a list of 0 and 1 with a place for each label, or a
-column of 0 and 1 for each label.
+A file has a list of names (or of label numbers) in one column, the same as a text with a sign between them, a list of 0
+and 1 with a place for each label, or a column of 0 and 1 for each label.
 """
 
 from __future__ import annotations
@@ -46,6 +46,24 @@ def join_columns(source: Source, columns: Sequence[str], into: str) -> Source:
         rows.append(Row({**row.values, into: [column for column in columns if marks[column]]}, row.place))
     if problems:
         raise bad_rows(source, problems)
+    return replace(source, rows=tuple(rows))
+
+
+def split_texts(source: Source, column: str, separator: str) -> Source:
+    """A source whose texts in a column are lists instead, of what stands between the separators without blanks.
+
+    An empty text holds no label, and a number is one.
+    """
+
+    def split(value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return [value]
+        return [part.strip() for part in value.split(separator) if part.strip()] if isinstance(value, str) else value
+
+    rows = [
+        Row({**row.values, column: split(row.values[column])}, row.place) if column in row.values else row
+        for row in source.rows
+    ]
     return replace(source, rows=tuple(rows))
 
 

@@ -52,13 +52,16 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
                 f"set problem_type to {SINGLE_LABEL})"
             ],
         )
+    if data.label_separator is not None:
+        return MULTI_LABEL
     if data.labels is None and kinds["decimal comma"] and kinds["decimal comma"] + numbers > kinds["name"]:
         example = next(value for value in values if _kind(value, written) == "decimal comma")
         raise DataError(
             "labels",
             [
                 f"{train.shown}: the labels look like numbers with a decimal comma ({shown(example)}); write them with "
-                f"a point (if they are names, set problem_type to {SINGLE_LABEL})"
+                f"a point (if they are names, set problem_type to {SINGLE_LABEL}; if they are several in a row, set "
+                "data.label_separator to ',')"
             ],
         )
     if kinds["list"] > max(kinds["name"], numbers):

@@ -40,7 +40,7 @@ def _labels(value: Any) -> str | None:
     if not isinstance(value, list):
         return (
             f"expected a list of labels ({MULTI_LABEL}), found {shown(value)}; columns of 0 and 1 are named with "
-            "data.label_columns"
+            "data.label_columns, and what stands between the labels of a text with data.label_separator"
         )
     for place, label in enumerate(value, start=1):
         problem = _label(label)

@@ -27,7 +27,7 @@ _FROM_RECIPE: Mapping[str, tuple[str, ...]] = {
     "generation": ("rows",),
     "preference": ("beta", "loss"),
     "prompt": ("learn",),
-    "data": ("unlabelled",),
+    "data": ("unlabelled", "label_separator"),
 }
 """Settings that only measuring asks for: of a manifest, its provenance alone has them, in the run's recipe."""
 
@@ -116,7 +116,7 @@ def _of_labels(checkpoint: Checkpoint, task: str, given: set[str]) -> dict[str, 
     told: dict[str, Any] = {"problem_type": problem}
     in_columns = problem == MULTI_LABEL and manifest is not None and "label" not in manifest.preprocessing.columns
     if "data.label_columns" in given:
-        return {**told, "data.columns.label": None}
+        return {**told, "data.columns.label": None, "data.label_separator": None}
     if in_columns and not given & {"data.columns", "data.columns.label"}:
         return {**told, "data.label_columns": labels}
     return {**told, "data.labels": None if problem == REGRESSION else labels}

@@ -17,16 +17,21 @@ def label_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data, task, problem = section(values, "data"), values.get("task"), values.get("problem_type")
     if task in TASK_FACTS and task != "token-classification" and data.get("broken_tags") is not None:
         yield "data.broken_tags", f"only token-classification has tags; the task is {task}"
-    columns, labels = data.get("label_columns"), data.get("labels")
+    columns, labels, separator = data.get("label_columns"), data.get("labels"), data.get("label_separator")
     if task in TASK_FACTS and task != "text-classification":
         for dotted, value in (
             ("problem_type", problem), ("data.label_columns", columns), ("data.unlabelled", data.get("unlabelled")),
+            ("data.label_separator", separator),
         ):  # fmt: skip
             if value is not None:
                 yield dotted, f"only text-classification has one; the task is {task}"
         return
     if problem == REGRESSION and labels is not None:
         yield "data.labels", "regression answers with a number and has no labels; leave one of them out"
+    if separator is not None and problem not in (None, MULTI_LABEL):
+        yield "problem_type", f"several labels a row (data.label_separator) are {MULTI_LABEL!r}, found {problem!r}"
+    if separator is not None and columns is not None:
+        yield "data.label_separator", "data.label_columns name the labels already; leave one of them out"
     if isinstance(columns, (list, tuple)):
         yield from _label_columns(columns, problem, labels, section(data, "columns").get("label"))
 

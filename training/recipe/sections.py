@@ -73,6 +73,7 @@ class Data(Section):
     ``header`` names the columns of a CSV, TSV or CoNLL file that doesn't, or the places of a JSON file's lists;
     ``separator`` stands between the cells of a CSV file, and ``encoding`` is that of a file which isn't in UTF-8.
     ``label_columns`` are columns of 0 and 1, one for each label, in place of a column of labels.
+    ``label_separator`` stands between the labels of a row, where its label is a text that holds several.
     ``incomplete``: rows in which a value is missing or empty are an error, or left out and counted; ``unlabelled`` are
     labels that say that a row has none (``-1``, ``-``), and such rows are left out.
     ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
@@ -90,6 +91,7 @@ class Data(Section):
     columns: Columns = Columns()
     labels: tuple[Text, ...] | None = None
     label_columns: tuple[Text, ...] | None = None
+    label_separator: Text | None = None
     source_lang: Text | None = None
     target_lang: Text | None = None
     header: tuple[Text, ...] | None = None

@@ -9,6 +9,7 @@ import io
 import pytest
 
 from lorary.hub.errors import DataError
+from lorary.training.data import load_data
 from lorary.training.data.files import read_source
 from lorary.training.data.problem import find_problem
 
@@ -177,6 +178,21 @@ def test_numbers_as_labels_are_told_from_names(name, make_recipe, tmp_path):
     (tmp_path / name).write_text(f"text{mark}label\none{mark}0.5\ntwo{mark}1\n")
     recipe = make_recipe(**{"data.train": str(tmp_path / name)})
     assert find_problem(recipe, read_source(recipe.data.train), lambda line: None) == "regression"
+
+
+def test_classes_that_a_csv_file_has_as_decimal_numbers_are_whole(make_recipe, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none,0.0\ntwo,1.0\nthree,2.0\n")
+    (tmp_path / "b.csv").write_text("text,label\nfour,2\n")
+    files = {"data.train": str(tmp_path / "a.csv"), "data.test": str(tmp_path / "b.csv")}
+    data = load_data(make_recipe(**files, problem_type="single_label_classification"))
+    assert (data.labels, data.test[0].values["label"]) == (("0", "1", "2"), "2")
+    data = load_data(make_recipe(**files, **{"data.labels": ("x", "y", "z")}))
+    assert [row.values["label"] for row in (*data.train, *data.test)] == ["x", "y", "z", "z"]
+    # Numbers of versions, and those with zeros before them, are names.
+    for labels in ("1.0", "1.5", "2.0"), ("01", "1", "2"):
+        (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{label},{label}\n" for label in labels))
+        (tmp_path / "b.csv").write_text(f"text,label\nfour,{labels[0]}\n")
+        assert set(load_data(make_recipe(**files, problem_type="single_label_classification")).labels) == set(labels)
 
 
 def test_a_folder_of_tsv_files_is_read_unless_quotes_would_swallow_rows(read, tmp_path):

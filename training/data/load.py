@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -18,7 +19,7 @@ from lorary.training.data.inner_columns import with_inner
 from lorary.training.data.labels import find_labels, known_labels, note_alike, note_no_label, note_several
 from lorary.training.data.layouts import note_beside
 from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places, split_texts
-from lorary.training.data.numbers import find_numbers
+from lorary.training.data.numbers import find_numbers, write_whole
 from lorary.training.data.problem import find_problem
 from lorary.training.data.roles import CHECKS, LABEL_CHECKS
 from lorary.training.data.rows import check_rows
@@ -28,6 +29,7 @@ from lorary.training.data.text import read_text
 from lorary.training.data.weighing import check_weighing
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import is_text
+from lorary.training.recipe.data_files import kind_of
 
 
 def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
@@ -103,6 +105,8 @@ def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool =
     if problem == MULTI_LABEL:
         train_source = given["train"]
         given = for_each(given, lambda source: _label_lists(recipe, train_source, source))
+    if problem == SINGLE_LABEL and kind_of(Path(given["train"].shown)) in (".csv", ".tsv"):
+        given = write_whole(given, data.columns.label or "label")
     checks = dict(CHECKS)
     if problem:
         checks["label"] = LABEL_CHECKS[problem]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from lorary.training.data.class_folders import read_class_folders
 from lorary.training.data.contents import Manner
 from lorary.training.data.examples import Example, Examples, Note
 from lorary.training.data.files import Source, for_each, read_source
@@ -79,9 +80,12 @@ def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note)
     data, columns = recipe.data, recipe.data.columns.named()
     if columns.keys() == {"text"} and is_text(text):
         return read_text(text, data.sample_by, note, data.encoding)
-    manner = Manner(data.header, data.separator, data.encoding, split)
-    source = read_source(text, manner, subset=subset, revision=data.revision)
-    source = with_inner(source, columns.values())
+    if recipe.task == "text-classification" and Path(text).expanduser().is_dir() and is_text(text):
+        source = read_class_folders(text, data.columns, data.encoding, note)
+    else:
+        manner = Manner(data.header, data.separator, data.encoding, split)
+        read = read_source(text, manner, subset=subset, revision=data.revision)
+        source = with_inner(read, columns.values())
     asked = data.incomplete == "drop" or data.unlabelled is not None
     return without_incomplete(source, data, note) if asked else source
 

@@ -72,7 +72,11 @@ def check_tags(
         DataError: with ``data.broken_tags: error``, each broken sentence by file and row.
     """
     if not mark_entities(labels):
-        note("the tags don't mark entities (O, B-x, I-x): scored word by word")
+        numbers = "; if they are numbers of such tags, name these in order with data.labels"
+        note(
+            "the tags don't mark entities (O, B-x, I-x): scored word by word"
+            + (numbers if all(label.isdecimal() for label in labels) else "")
+        )
         return None
     scheme = find_scheme([example.values["tags"] for example in parts["train"]])
     problems = []

@@ -127,6 +127,8 @@ def _files(values: Mapping[str, Any]) -> Problems:
             continue
         path = Path(text).expanduser()
         if is_text(text):
+            if values.get("task") == "text-classification" and path.is_dir():
+                continue  # a folder for each label
             if not takes_text(values):
                 able = ", ".join(DATA_SUFFIXES)
                 yield f"data.{key}", f"{text!r} isn't one of {able}; convert it to one of them: its rows need columns"

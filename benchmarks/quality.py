@@ -3,13 +3,14 @@
     python benchmarks/quality.py ../data --rows 2000 --seeds 3 --generator some/language-model
     python benchmarks/quality.py ../data/sms_spam --methods full,lora --base some/encoder
 
-A folder is one data set, or holds several. Its columns say the task (``FORMS``); a folder without a task, or without a
-base for it, is told and left out. Every contender gets the same rows. LoRA and QLoRA are `lorary train` through its
-Python call, at the task's default rank and learning rate, with early stopping off; full fine-tuning is transformers'
-(of preference pairs TRL's) trainer at a tenth of that rate ("LoRA Without Regret", 2025). `--adapter-epochs` lets
-adapters take more steps. One line for each seed; then the mean and spread of each contender, its share of full
-fine-tuning's metric (the other way round for a loss, so that more is better), and the paired bootstrap of the
-difference on the same held-out rows, over all seeds; beside what the untrained base and the task's baseline reach.
+A folder is one data set, or holds several. Its columns say the task (``FORMS``); a folder without a task, or without
+a base for it, is told and left out. Every contender gets the same rows, without those that lack a value. LoRA and
+QLoRA are `lorary train` through its Python call, at the task's default rank and learning rate, with early stopping
+off; full fine-tuning is transformers' (of preference pairs TRL's) trainer at a tenth of that rate ("LoRA Without
+Regret", 2025). `--adapter-epochs` lets adapters take more steps. One line for each seed; then the mean and spread of
+each contender, its share of full fine-tuning's metric (the other way round for a loss, so that more is better), and
+the paired bootstrap of the difference on the same held-out rows, over all seeds; beside what the untrained base and
+the task's baseline reach.
 """
 
 from __future__ import annotations
@@ -38,13 +39,21 @@ from lorary.training.experiments.bootstrap import paired_bootstrap
 from lorary.training.progress import quiet_libraries
 
 COLUMNS = {
-    "text": ("text", "dialogue", "document", "article", "sentence1", "premise", "anchor"),
-    "text_pair": ("text_pair", "sentence2", "hypothesis"),
-    "prompt": ("prompt", "instruction"),
-    "completion": ("completion", "response", "output"),
+    "text": (
+        "text", "dialogue", "document", "article", "sentence1", "premise", "anchor", "sentence", "question1", "query",
+        "review", "content",
+    ),
+    "text_pair": ("text_pair", "sentence2", "hypothesis", "question2"),
+    "label": ("label", "labels", "category", "intent", "sentiment", "is_duplicate"),
+    "tokens": ("tokens", "words"),
+    "tags": ("tags", "ner_tags"),
+    "prompt": ("prompt", "instruction", "question"),
+    "input": ("input", "context"),
+    "completion": ("completion", "response", "output", "answer"),
+    "messages": ("messages", "conversations"),
+    "summary": ("summary", "highlights"),
     **{role: (role,) for role in (
-        "label", "tokens", "tags", "question", "context", "answers", "messages", "chosen", "rejected", "summary",
-        "source", "target", "positive", "negative", "score",
+        "question", "context", "answers", "chosen", "rejected", "source", "target", "positive", "negative", "score",
     )},
 }  # fmt: skip
 """The columns that may play a role, the likeliest first."""
@@ -55,6 +64,7 @@ FORMS: tuple[tuple[str, str], ...] = (
     ("text-generation", "prompt chosen rejected"),
     ("text-generation", "chosen rejected"),
     ("text-generation", "messages"),
+    ("text-generation", "prompt input completion"),
     ("text-generation", "prompt completion"),
     ("translation", "source target"),
     ("summarization", "text summary"),
@@ -84,8 +94,9 @@ class DataSet:
     def of(cls, folder: Path) -> DataSet | None:
         """What a folder holds; None where its columns say no task."""
         with (folder / "train.jsonl").open(encoding="utf-8") as file:
-            there = json.loads(file.readline()).keys()
-        found = {role: next((name for name in names if name in there), None) for role, names in COLUMNS.items()}
+            row = json.loads(file.readline())
+        there = {name: name for name in row} | _languages(row)
+        found = {role: next((there[name] for name in names if name in there), None) for role, names in COLUMNS.items()}
         for task, roles in FORMS:
             columns = {role: name for role in roles.split() if (name := found[role])}
             if len(columns) == len(roles.split()):
@@ -94,16 +105,26 @@ class DataSet:
 
     @property
     def labels(self) -> list[str] | None:
-        """Every label of the folder's rows, of which a sample may lack some; None where they aren't names."""
+        """Every label of the folder's rows, of which a sample may lack some; None where they are neither names nor
+        whole numbers, or may be 0 and 1 for each label."""
         role = "tags" if self.task == "token-classification" else "label"
         if role not in self.columns:
             return None
         found: set[Any] = set()
+        listed = False
         for name in FILES:
             for line in (self.folder / name).read_text(encoding="utf-8").split("\n"):
-                value = json.loads(line)[self.columns[role]] if line.strip() else []
-                found.update(value if isinstance(value, list) else [value])
-        return sorted(found) if all(isinstance(label, str) for label in found) else None
+                value = json.loads(line).get(self.columns[role]) if line.strip() else None
+                listed = listed or isinstance(value, list)
+                found.update(value if isinstance(value, list) else [] if value is None else [value])
+        if found and all(type(label) is int for label in found) and not (listed and found <= {0, 1}):
+            return [str(label) for label in sorted(found)]
+        return sorted(found) if found and all(isinstance(label, str) for label in found) else None
+
+
+def _languages(row: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of source and target, where a row's texts stand under their languages' names within one column."""
+    return dict(zip(("source", "target"), (f"translation.{name}" for name in row.get("translation", ())), strict=False))
 
 
 @dataclass(frozen=True)
@@ -134,7 +155,7 @@ def recipe_for(
         "strategy": "continual" if (data.task, [*data.columns]) == ("text-generation", ["text"]) else None,
         "data.train": str(rows / "train.jsonl"), "data.test": str(rows / "test.jsonl"),
         **{f"data.columns.{role}": column for role, column in data.columns.items()},
-        "data.labels": labels,
+        "data.labels": labels, "data.incomplete": "drop",
         "training.epochs": options.epochs if method == "full" else options.adapter_epochs or options.epochs,
         "training.seed": seed, "training.early_stopping": 0, "report.write": False,
         "output": str(rows / f"{method}-{seed}"),

@@ -285,6 +285,8 @@ def test_the_command_writes_a_recipe_that_trains_and_nothing_else(blind, catalog
     (tmp_path / "link.yaml").symlink_to("nowhere.yaml")
     assert main([*words, "--write", "link.yaml"]) == 2
     assert "is there already" in capsys.readouterr().err
+    assert main([*words, "--set", "data.header=[text, label]"]) == 2
+    assert "data.header is set; pass --task" in " ".join(capsys.readouterr().err.split())
     assert main(["advise", "--base", blind]) == 2
     assert "expected a recipe, or --base and --data" in capsys.readouterr().err
 

@@ -456,6 +456,17 @@ def test_rows_in_both_parts_are_counted(make_recipe, tmp_path):
     ]  # fmt: skip
 
 
+def test_pairs_without_a_prompt_are_the_same_rows_where_all_of_them_is(make_recipe, tmp_path):
+    rows = [{"chosen": f"Human: a{n}? Assistant: yes", "rejected": f"Human: a{n}? Assistant: no"} for n in range(10)]
+    columns = {"data.columns": {"chosen": "chosen", "rejected": "rejected"}}
+    assert not any(
+        "among the training rows" in line for line in load(make_recipe, tmp_path, GENERATE, rows, **columns)[1]
+    )
+    test = write_jsonl(tmp_path / "held.jsonl", [rows[3], {**rows[4], "rejected": "Human: b? Assistant: no"}])
+    _, notes = load(make_recipe, tmp_path, GENERATE, rows, **columns, **{"data.test": test})
+    assert any(line.startswith("1 of 2 held-out rows are among the training rows too") for line in notes)
+
+
 def test_few_rows_mean_no_early_stopping_and_say_so(make_recipe, tmp_path):
     data, notes = load(make_recipe, tmp_path, CLASSIFY, tone_rows(40), **{"training.early_stopping": 2})
     assert data.validation == ()

@@ -31,9 +31,12 @@ class Example:
 
     @property
     def inputs(self) -> bytes:
-        """What the model is given, as a hash that is equal for equal inputs: a corpus isn't held twice for it."""
+        """What the model is given, as a hash that is equal for equal inputs: a corpus isn't held twice for it.
+
+        Pairs without a prompt are given whole, since what they begin with is within them.
+        """
         given = {role: value for role, value in self.values.items() if role not in TARGET_ROLES}
-        return _hash(given, ordered=False)
+        return _hash(given or self.values, ordered=False)
 
 
 def _hash(values: Mapping[str, Any], *, ordered: bool) -> bytes:

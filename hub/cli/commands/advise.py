@@ -107,6 +107,10 @@ def command(
             print_line("With --write FILE.yaml the advised recipe is written for `lorary train`.")
 
 
+_MANNER = ("data.header", "data.separator", "data.encoding")
+"""Settings that say how files are read which don't say it themselves."""
+
+
 def _check_place(place: Path) -> None:
     """Raise UsageError where no recipe can be written, or where something is that would be lost."""
     if not place.parent.is_dir():
@@ -124,6 +128,8 @@ def _guessed(given: Mapping[str, Any], set_: Sequence[str]) -> dict[str, Any]:
     flags = {"domain": "general", "name": _name_of(str(given["data.train"])), **given}
     if "task" in flags or any(text.partition("=")[0].strip() == "task" for text in set_):
         return flags
+    if unread := [key for key in _MANNER if any(text.partition("=")[0].strip() == key for text in set_)]:
+        raise UsageError(f"the task is told by the columns of files that say them, and {unread[0]} is set; pass --task")
     task, columns = guess_task(str(given["data.train"]))
     return {**flags, "task": task, **{f"data.columns.{role}": column for role, column in columns.items()}}
 

@@ -236,6 +236,20 @@ def test_messages_that_are_none_are_named(value, message, read):
     assert caught.value.problems[0].partition("messages: ")[2].startswith(message)
 
 
+def test_an_input_that_is_not_read_is_told(make_recipe, tmp_path):
+    rows = [{"instruction": f"do {n}", "input": "x" * n, "context": "", "output": "b"} for n in range(6)]
+    files = {"data.train": write_jsonl(tmp_path / "rows.jsonl", rows), "data.test": None}
+    notes: list[str] = []
+    alpaca = {"prompt": "instruction", "completion": "output"}
+    load_data(make_recipe("text-generation", **files, **{"data.columns": alpaca}), notes.append)
+    assert notes[0] == (
+        f"5 of 6 rows have 'input' beside what is read (first: {tmp_path}/rows.jsonl, row 2), which isn't read; set "
+        "data.columns.input to input"
+    )
+    load_data(make_recipe("text-generation", **files, **{"data.columns": {**alpaca, "input": "input"}}), notes.append)
+    assert sum("isn't read" in line for line in notes) == 1
+
+
 def test_the_developers_prompt_is_the_systems(read):
     rest = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
     developer, system = (

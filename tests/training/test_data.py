@@ -235,8 +235,16 @@ def test_listed_labels_that_are_numbers_are_names(make_recipe, tmp_path):
 
 def test_listed_labels_name_the_numbers_of_a_csv_file_too(make_recipe, tmp_path):
     rows = "text,label\n" + "".join(f"t{n},{n % 2}\n" for n in range(10))
-    data, _ = load(make_recipe, tmp_path, CLASSIFY, rows, "rows.csv", **{"data.labels": ("negative", "positive")})
+    settings = {"data.labels": ("negative", "positive")}
+    data, notes = load(make_recipe, tmp_path, CLASSIFY, rows, "rows.csv", **settings)
     assert {example.values["label"] for example in data.train} == {"negative", "positive"}
+    told = "labels that are numbers count the listed ones from 0: 0 is 'negative', 1 is 'positive'"
+    assert notes[0] == told
+    rows = "text,label\n" + "".join(f"t{n},{1 + n % 2}\n" for n in range(10))  # AG News begins with 1
+    problem, *_ = bad(make_recipe, tmp_path, CLASSIFY, rows, "rows.csv", **settings)
+    assert problem.endswith("label: unknown label '2'; data.labels has negative, positive; numbers count them from 0")
+    names = [{"text": f"t{n}", "label": ("negative", "positive")[n % 2]} for n in range(10)]
+    assert told not in load(make_recipe, tmp_path, CLASSIFY, names, **settings)[1]
 
 
 def test_all_formats_give_the_same_rows(make_recipe, tmp_path):

@@ -59,7 +59,8 @@ def test_by_default_they_are_mistakes_with_a_hint(load):
         load(rows(*LACKING))
     assert len(caught.value.problems) == 6
     assert str(caught.value).endswith(
-        "\ndata.incomplete: drop leaves out the rows in which a value is missing or empty"
+        "\ndata.incomplete: drop leaves out the rows in which a value is missing or empty, or an answer isn't in its "
+        "place"
     )
     with pytest.raises(DataError) as caught:
         load(rows({"text": 5, "label": "a"}))
@@ -102,6 +103,24 @@ def test_an_empty_input_and_no_answer_say_something(load):
     assert [row["completion"] for row in found] == ["b", "c"]
     some = [{"question": q, "context": f"d {q}", "answers": {"text": [], "answer_start": []}} for q in "abc"]
     assert len(load(some, "question-answering", **DROP)[0]) == 3
+
+
+def test_an_answer_out_of_its_place_and_blank_words_are_left_out(load):
+    some = [
+        {
+            "question": f"q{start}?",
+            "context": f"Bob came {start}",
+            "answers": {"text": ["Bob"], "answer_start": [start]},
+        }
+        for start in (0, 1, 0, 0)
+    ]
+    found, _, _ = load(some, "question-answering", **DROP)
+    assert [row["question"] for row in found] == ["q0?"] * 3
+    with pytest.raises(DataError) as caught:
+        load(some, "question-answering")
+    assert caught.value.hints
+    some = [{"tokens": ["Bob", word], "tags": ["B-PER", "O"]} for word in ("came", " ", "went", "sat")]
+    assert [row["tokens"][1] for row in load(some, "token-classification", **DROP)[0]] == ["came", "went", "sat"]
 
 
 def test_an_empty_list_of_labels_is_no_missing_label(load):

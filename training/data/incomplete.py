@@ -7,16 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from lorary.hub.errors import DataError
+from lorary.training.data.answers import misplaced
 from lorary.training.data.examples import Note
 from lorary.training.data.files import Row, Source
 from lorary.training.data.messages import as_messages
-from lorary.training.data.roles import OPTIONAL_ROLES
+from lorary.training.data.roles import CHECKS, OPTIONAL_ROLES
 from lorary.training.recipe.sections import Data
 
 _MAY_BE_EMPTY = OPTIONAL_ROLES | {"answers", "answer", "answer_start"}
 """Roles whose empty values say something: there is no input, or no answer."""
 
-HINT = "data.incomplete: drop leaves out the rows in which a value is missing or empty"
+HINT = "data.incomplete: drop leaves out the rows in which a value is missing or empty, or an answer isn't in its place"
 
 
 def without_incomplete(source: Source, data: Data, note: Note) -> Source:
@@ -50,20 +51,23 @@ def without_incomplete(source: Source, data: Data, note: Note) -> Source:
 
 
 def lacks_value(row: Row, columns: Mapping[str, str]) -> bool:
-    """Is a value missing that the row has to have in one of these columns, by role?"""
-    return any(
-        is_missing(row.values.get(column), may_be_no_list=role != "label")
-        for role, column in columns.items()
-        if role not in _MAY_BE_EMPTY
-    )
+    """Is a value missing that the row has to have in one of these columns, by role, or an answer from its context?"""
+    found = {role: row.values.get(column) for role, column in columns.items()}
+    needed = {role: value for role, value in found.items() if role not in _MAY_BE_EMPTY}
+    if any(is_missing(value, may_be_no_list=role != "label") for role, value in needed.items()):
+        return True
+    whole = "context" in found and all(CHECKS[role](value) is None for role, value in found.items())
+    return whole and misplaced(found) is not None
 
 
 def is_missing(value: Any, *, may_be_no_list: bool = True) -> bool:
-    """Is a value nothing, not a number, blank, an empty list, or a chat in which the assistant says nothing?"""
+    """Is a value nothing, not a number, blank, a list that is empty or has a blank word, or a chat in which the
+    assistant says nothing?"""
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, list) and may_be_no_list:
-        return not value or _is_silent(as_messages(value))
+        blank = any(isinstance(word, str) and not word.strip() for word in value)
+        return not value or blank or _is_silent(as_messages(value))
     return value is None or (isinstance(value, float) and value != value)
 
 

@@ -6,7 +6,7 @@ import functools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lorary.hub.errors import DataError
@@ -118,6 +118,18 @@ def note_several(labels: Sequence[str], note: Note) -> None:
                 return
 
 
+def note_counted(labels: Sequence[str], values: Iterable[Any], note: Note) -> None:
+    """Tell ``note`` which names stand for the numbers that rows have as labels; those ``values`` are as read."""
+    counted = _counted(labels)
+    if counted and any(_named(value, counted) != _named(value, ()) for value in values if _is_label(value)):
+        meant = some([f"{number} is {shown(name)}" for number, name in enumerate(counted)], 5)
+        note(f"labels that are numbers count the listed ones from 0: {meant}")
+
+
+def _is_label(value: Any) -> bool:
+    return all(isinstance(item, (str, int)) for item in (value if isinstance(value, list) else [value]))
+
+
 def note_no_label(labels: Sequence[str], counts: Mapping[str, int], note: Note) -> None:
     """Tell ``note`` of a label of few rows that may say that a row has none; ``counts`` are the training rows'."""
     rows = sum(counts.values())
@@ -138,7 +150,8 @@ def known_labels(labels: Sequence[str], check: Check) -> Check:
 
     @functools.cache
     def unknown(name: str) -> str:  # looking for the nearest of many labels takes its time
-        return f"unknown label {shown(name)}; data.labels has {some(labels)}{nearest(name, labels)}"
+        near = "; numbers count them from 0" if name.isdecimal() and counted else nearest(name, labels)
+        return f"unknown label {shown(name)}; data.labels has {some(labels)}{near}"
 
     def problem(value: Any) -> str | None:
         if found := check(value):

@@ -46,7 +46,7 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
 )
 
 
-_BESIDE = ("system", "tools", "chat_template_kwargs", "history")
+_BESIDE = ("system", "tools", "chat_template_kwargs", "history", "input", "context")
 """Columns that some files have for the template, beside messages or a prompt."""
 
 
@@ -69,6 +69,8 @@ def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:
     what, beside = ("chats", "their messages") if "messages" in columns else ("rows", "what is read")
     for column in _BESIDE:
         filled = [row for row in source.rows if row.values.get(column)]
+        if column in ("input", "context") and ("completion" not in columns or "input" in columns):
+            continue  # what an instruction is about, which rows without a completion don't have
         if filled and column not in columns.values():
             note(
                 f"{len(filled)} of {len(source.rows)} {what} have {column!r} beside {beside} (first: "
@@ -86,5 +88,7 @@ _INSTEAD = {
     "system": "put it into a system message",
     "tools": "set data.columns.tools to tools",
     "chat_template_kwargs": "set data.columns.chat_template_kwargs to chat_template_kwargs",
+    "input": "set data.columns.input to input",
+    "context": "set data.columns.input to context",
     "history": "put it into messages before the prompt's",
 }

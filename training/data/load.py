@@ -17,7 +17,7 @@ from lorary.training.data.examples import Example, Examples, Note
 from lorary.training.data.files import Source, for_each, read_source
 from lorary.training.data.incomplete import without_incomplete
 from lorary.training.data.inner_columns import with_inner
-from lorary.training.data.labels import find_labels, known_labels, note_alike, note_no_label, note_several
+from lorary.training.data.labels import find_labels, known_labels, note_alike, note_counted, note_no_label, note_several
 from lorary.training.data.layouts import note_beside
 from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places, split_texts
 from lorary.training.data.numbers import find_numbers, write_whole
@@ -123,6 +123,8 @@ def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool =
         labels = find_numbers(parts, columns, shown, learned)
     elif columns.keys() & {"label", "tags"}:
         names = data.labels or data.label_columns
+        role = "label" if "label" in columns else "tags"
+        note_counted(data.labels or (), (row.values[role] for rows in parts.values() for row in rows), note)
         labels = find_labels(parts, columns, names, source=shown, several=problem == MULTI_LABEL, learned=learned)
         note_alike(labels, note)
         if problem == SINGLE_LABEL:

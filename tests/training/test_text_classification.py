@@ -208,13 +208,24 @@ def test_labels_that_look_like_several_are_told(of_rows):
     assert not any("looks like several" in line for line in notes_of("a", "b", "b, wide", "a", "b"))
 
 
-def test_lists_written_into_a_csv_file_are_no_names(make_recipe, tmp_path):
-    (tmp_path / "marks.csv").write_text("text,label\na,\"['x', 'y']\"\nb,[]\nc,\"['x', 'y']\"\nd,[]\n")
-    settings = {"data.train": str(tmp_path / "marks.csv"), "data.test": None}
-    with pytest.raises(DataError, match=r"marks.csv: the labels look like lists .* and such a file has only texts"):
+def test_lists_written_into_a_csv_file_are_lists(make_recipe, tmp_path):
+    path = tmp_path / "marks.csv"
+    settings = {"data.train": str(path), "data.test": None}
+    path.write_text('text,label\na,"[\'x\', \'y, z\']"\nb,[]\nc,"[""x""]"\nd,[\'x\']\ne,"[\'y, z\']"\n')
+    data, notes = load(make_recipe(**settings))
+    found = {example.values["text"]: example.values["label"] for example in (*data.train, *data.test)}
+    assert found == {"a": ["x", "y, z"], "b": [], "c": ["x"], "d": ["x"], "e": ["y, z"]}
+    assert notes[0].startswith("the labels are lists of names: multi-label")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.csv").write_bytes(path.read_bytes())
+    assert load(make_recipe(**{**settings, "data.train": str(tmp_path / "folder")}))[0].labels == ("x", "y, z")
+    names, _ = load(make_recipe(**settings, problem_type=SINGLE))
+    assert "['x', 'y, z']" in names.labels
+    path.write_text('text,label\na,"[1, 0]"\nb,"[0, 0]"\nc,"[1, 1]"\nd,"[0, 1]"\ne,"[1, 0]"\n')
+    assert load(make_recipe(**settings, **{"data.labels": ("p", "q")}))[0].train[2].values["label"] == ["p", "q"]
+    path.write_text("text,label\na,['x']\nb,['y']\nc,['x' 'y']\nd,[x]\ne,['y']\n")
+    with pytest.raises(DataError, match=r"row 4, label: expected a list .*, found \"\['x' 'y'\]\".*\n.*row 5, label"):
         load(make_recipe(**settings))
-    data, _ = load(make_recipe(**settings, problem_type=SINGLE))
-    assert data.labels == ("['x', 'y']", "[]")
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,7 @@ def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool =
     if data.label_columns is not None:
         columns["label"] = "label"
     if problem == MULTI_LABEL:
-        train_source = given["train"]
-        given = for_each(given, lambda source: _label_lists(recipe, train_source, source))
+        given = _label_lists(recipe, given)
     if problem == SINGLE_LABEL and kind_of(Path(given["train"].shown)) in (".csv", ".tsv"):
         given = write_whole(given, data.columns.label or "label")
     checks = dict(CHECKS)
@@ -134,12 +133,12 @@ def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool =
     return _Checked(parts, labels, problem, scheme)
 
 
-def _label_lists(recipe: Recipe, train: Source, source: Source) -> Source:
-    """A source with a list of names in each row's label, however its file holds them."""
-    data = recipe.data
-    if data.label_columns is not None:
-        return join_columns(source, data.label_columns, into="label")
-    column = data.columns.label or "label"
-    if data.label_separator is not None:
-        return split_texts(source, column, data.label_separator)
-    return name_places(source, column, data.labels) if is_multi_hot(train, column) else source
+def _label_lists(recipe: Recipe, given: dict[str, Source]) -> dict[str, Source]:
+    """Sources with a list of names in each row's label, however their files hold them."""
+    data, column = recipe.data, recipe.data.columns.label or "label"
+    if (names := data.label_columns) is not None:
+        return for_each(given, lambda source: join_columns(source, names, into="label"))
+    given = for_each(given, lambda source: split_texts(source, column, data.label_separator))
+    if not is_multi_hot(given["train"], column):
+        return given
+    return for_each(given, lambda source: name_places(source, column, data.labels))

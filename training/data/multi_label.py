@@ -1,11 +1,13 @@
 """Rows with any number of labels, in the four ways that files hold them, as one: a list of names.
 
-A file has a list of names (or of label numbers) in one column, the same as a text with a sign between them, a list of 0
-and 1 with a place for each label, or a column of 0 and 1 for each label.
+A file has a list of names (or of label numbers) in one column, the same as a text, a list of 0 and 1 with a place for
+each label, or a column of 0 and 1 for each label.
 """
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,12 @@ from lorary.training.recipe.raw import nearest, shown
 _YES_OR_NO: Mapping[Any, bool] = {
     0: False, 1: True, "0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True,
 }  # fmt: skip
+
+LIST = re.compile(r"\[.*\]", re.DOTALL)
+"""A list as data frames write one into a CSV or TSV file."""
+
+_BESIDE = re.compile(r"['\"]\s+['\"]")
+"""Texts beside each other without a comma, as numpy writes them, which Python would make one of."""
 
 
 def join_columns(source: Source, columns: Sequence[str], into: str) -> Source:
@@ -49,22 +57,36 @@ def join_columns(source: Source, columns: Sequence[str], into: str) -> Source:
     return replace(source, rows=tuple(rows))
 
 
-def split_texts(source: Source, column: str, separator: str) -> Source:
-    """A source whose texts in a column are lists instead, of what stands between the separators without blanks.
+def split_texts(source: Source, column: str, separator: str | None) -> Source:
+    """A source whose texts in a column are lists instead: those that data frames write into CSV files (``['a', 'b']``),
+    and what stands between the separators, without blanks.
 
-    An empty text holds no label, and a number is one.
+    An empty text between separators holds no label, and a number is one.
     """
 
     def split(value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return [value]
-        return [part.strip() for part in value.split(separator) if part.strip()] if isinstance(value, str) else value
+        if isinstance(value, str) and (found := _written_list(value)) is not None:
+            return found
+        if separator is None or isinstance(value, bool) or not isinstance(value, (str, int)):
+            return value
+        return [part.strip() for part in value.split(separator) if part.strip()] if isinstance(value, str) else [value]
 
     rows = [
         Row({**row.values, column: split(row.values[column])}, row.place) if column in row.values else row
         for row in source.rows
     ]
     return replace(source, rows=tuple(rows))
+
+
+def _written_list(text: str) -> list[Any] | None:
+    """The list that a text is, as Python or JSON write one; None of other texts."""
+    if not LIST.fullmatch(text.strip()) or _BESIDE.search(text):
+        return None
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
 
 
 def is_multi_hot(source: Source, column: str) -> bool:

@@ -12,13 +12,11 @@ from lorary.hub.errors import DataError
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.training.data.examples import Note
 from lorary.training.data.files import Source
+from lorary.training.data.multi_label import LIST
 from lorary.training.data.roles import NUMBER
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.data_files import kind_of
 from lorary.training.recipe.raw import shown
-
-_LIST = re.compile(r"\[.*\]", re.DOTALL)
-"""A list as data frames write one into a CSV or TSV file."""
 
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 """A number as spreadsheets write one where a comma is the decimal sign, mostly with semicolons between the cells."""
@@ -28,32 +26,21 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     """The problem type of a recipe's rows, by transformers' names; None for other tasks than text classification.
 
     The recipe's own, else what most of the training rows' labels are: lists make it multi-label, numbers with a decimal
-    point regression (in CSV and TSV files, which hold nothing but texts, numbers so written), names and whole numbers
-    single-label.
+    point regression (in CSV and TSV files, which hold nothing but texts, lists and numbers so written), names and whole
+    numbers single-label.
 
     Raises:
-        DataError: the labels of a CSV or TSV file are lists as text, or numbers with a decimal comma.
+        DataError: the labels of a CSV or TSV file are numbers with a decimal comma.
     """
     data = recipe.data
     if recipe.task != "text-classification" or recipe.problem_type is not None:
         return recipe.problem_type
-    if data.label_columns is not None:
+    if data.label_columns is not None or data.label_separator is not None:
         return MULTI_LABEL
     values = [row.values.get(data.columns.label or "label") for row in train.rows]
     written = kind_of(Path(train.shown)) in (".csv", ".tsv")
     kinds = Counter(_kind(value, written) for value in values)
     numbers = kinds["number"] + kinds["whole"]
-    if kinds["written list"] > kinds["name"] + numbers:
-        raise DataError(
-            "labels",
-            [
-                f"{train.shown}: the labels look like lists ({shown(values[0])}), and such a file has only texts; save "
-                "the rows as JSONL or Parquet, or name columns of 0 and 1 with data.label_columns (if they are names, "
-                f"set problem_type to {SINGLE_LABEL})"
-            ],
-        )
-    if data.label_separator is not None:
-        return MULTI_LABEL
     if data.labels is None and kinds["decimal comma"] and kinds["decimal comma"] + numbers > kinds["name"]:
         example = next(value for value in values if _kind(value, written) == "decimal comma")
         raise DataError(
@@ -64,7 +51,7 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
                 "data.label_separator to ',')"
             ],
         )
-    if kinds["list"] > max(kinds["name"], numbers):
+    if kinds["list"] + kinds["written list"] > kinds["name"] + numbers:
         note("the labels are lists of names: multi-label classification (problem_type)")
         return MULTI_LABEL
     if data.labels is None and kinds["number"] and numbers > kinds["name"]:
@@ -83,11 +70,13 @@ def _kind(value: Any, written: bool) -> str:
         return "number"
     if isinstance(value, int) and not isinstance(value, bool):
         return "whole"
-    text = value.strip() if written and isinstance(value, str) else ""
+    text = value.strip() if isinstance(value, str) else ""
+    if LIST.fullmatch(text):  # in any file, since a folder of CSV files has its texts from elsewhere
+        return "written list"
+    if not written:
+        return "other" if value is None else "name"
     if NUMBER.fullmatch(text):
         return "whole" if text.lstrip("+-").isdecimal() else "number"
-    if _LIST.fullmatch(text):
-        return "written list"
     if _DECIMAL_COMMA.fullmatch(text):
         return "decimal comma"
     return "other" if value is None else "name"

@@ -103,7 +103,7 @@ def _list_within(value: Any, manner: Manner) -> Any:
 def _mend(value: Mapping[str, Any], manner: Manner) -> str:
     if isinstance(rows := value.get(manner.split), list) and rows and isinstance(rows[0], list):
         return f"; the rows under {manner.split!r} are lists, whose columns are named with data.header"
-    return f", and no rows under {manner.split!r}; name their key with data.train_split, or save the list alone"
+    return f", and no rows under {manner.split!r}; name their key with data.train_split, or save the rows as one list"
 
 
 def _is_row(line: str) -> bool:

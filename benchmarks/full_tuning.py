@@ -47,7 +47,7 @@ def prepare_bare(recipe: Recipe) -> Bare:
 def tune_all(bare: Bare) -> list[Any]:
     """Train every weight of the base, and answer the held-out rows."""
     bare.model.requires_grad_(True)
-    with tempfile.TemporaryDirectory() as scratch, bare.task.scaled(bare.model, bare.train):
+    with tempfile.TemporaryDirectory() as scratch, bare.task.scaled(bare.model, bare.train, bare.tokenizer):
         trainer_of(bare, scratch).train()
     bare.model.eval()
     return bare.task.outcomes(bare.model, bare.test, bare.tokenizer, bare.recipe.training.batch_size)

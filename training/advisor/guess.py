@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lorary.hub.errors import UsageError
 from lorary.training.data.files import read_source
 from lorary.training.recipe.corpus import is_text
@@ -19,7 +21,8 @@ def guess_task(data: str) -> tuple[str, dict[str, str]]:
         UsageError: the columns fit several tasks, or none.
     """
     if is_text(data):
-        raise UsageError(f"{data} is running text: pass --task fill-mask or --task text-generation")
+        classes = ", or --task text-classification where its folders are labels" if Path(data).is_dir() else ""
+        raise UsageError(f"{data} is running text: pass --task fill-mask or --task text-generation{classes}")
     source = read_source(data)
     columns = set(source.rows[0].values)
     forms = [(task, form) for task, facts in TASK_FACTS.items() for form in facts.forms if form <= columns]

@@ -248,6 +248,10 @@ def test_an_input_that_is_not_read_is_told(make_recipe, tmp_path):
     )
     load_data(make_recipe("text-generation", **files, **{"data.columns": {**alpaca, "input": "input"}}), notes.append)
     assert sum("isn't read" in line for line in notes) == 1
+    write_jsonl(tmp_path / "rows.jsonl", [{**row, "chosen": "b", "rejected": "c"} for row in rows])
+    pairs = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+    load_data(make_recipe("text-generation", **files, **{"data.columns": pairs}), notes.append)
+    assert any(line.endswith("which isn't read; put it into the prompt") for line in notes)
 
 
 def test_the_developers_prompt_is_the_systems(read):

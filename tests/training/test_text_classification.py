@@ -155,6 +155,16 @@ def test_the_rows_labels_tell_the_problem(labels, problem, names, of_rows):
         assert all(set(example.values["label"]) <= set(names) for example in data.train)
 
 
+def test_many_whole_numbers_may_be_amounts(of_rows):
+    def notes_of(count, **settings):
+        rows = [{"text": f"t{place}", "label": place % count} for place in range(2 * count + 2)]
+        return [line for line in load(of_rows(rows, **settings))[1] if "amounts" in line]
+
+    told = "the labels are 30 whole numbers: classes; if they are amounts, set problem_type to regression"
+    assert notes_of(30) == [told]
+    assert notes_of(20) == notes_of(30, problem_type=SINGLE) == []
+
+
 def test_lists_of_numbers_are_named_by_the_listed_labels(of_rows):
     numbers = [{"text": f"t{place}", "label": label} for place, label in enumerate([[2, 0], [1], [], [2], [0]])]
     places = [

@@ -46,7 +46,10 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
 )
 
 
-_BESIDE = ("system", "tools", "chat_template_kwargs", "history", "input", "context")
+_INPUTS = ("input", "context")
+"""Columns that hold what an instruction is about."""
+
+_BESIDE = ("system", "tools", "chat_template_kwargs", "history", *_INPUTS)
 """Columns that some files have for the template, beside messages or a prompt."""
 
 
@@ -69,12 +72,13 @@ def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:
     what, beside = ("chats", "their messages") if "messages" in columns else ("rows", "what is read")
     for column in _BESIDE:
         filled = [row for row in source.rows if row.values.get(column)]
-        if column in ("input", "context") and ("completion" not in columns or "input" in columns):
-            continue  # what an instruction is about, which rows without a completion don't have
+        if column in _INPUTS and ("input" in columns or "messages" in columns):
+            continue
         if filled and column not in columns.values():
+            instead = _INSTEAD[column] if column not in _INPUTS or "completion" in columns else "put it into the prompt"
             note(
                 f"{len(filled)} of {len(source.rows)} {what} have {column!r} beside {beside} (first: "
-                f"{filled[0].place}), which isn't read; {_INSTEAD[column]}"
+                f"{filled[0].place}), which isn't read; {instead}"
             )
     bad = [row for row in source.rows if row.values.get("label") is False]  # as files for KTO have it
     if bad and "completion" in columns:

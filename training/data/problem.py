@@ -18,6 +18,9 @@ from lorary.training.recipe import Recipe
 from lorary.training.recipe.data_files import kind_of
 from lorary.training.recipe.raw import shown
 
+_MANY = 20
+"""More classes than this mostly have names; amounts (marks, ages) have as many numbers."""
+
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 """A number as spreadsheets write one where a comma is the decimal sign, mostly with semicolons between the cells."""
 
@@ -60,6 +63,8 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
             f"{SINGLE_LABEL}"
         )
         return REGRESSION
+    if data.labels is None and kinds["whole"] > kinds["name"] and (count := len(set(map(str, values)))) > _MANY:
+        note(f"the labels are {count} whole numbers: classes; if they are amounts, set problem_type to {REGRESSION}")
     return SINGLE_LABEL
 
 

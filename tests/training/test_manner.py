@@ -154,7 +154,8 @@ def test_what_is_conllu_is_not_read_as_words_and_tags(load):
     [
         ("a.csv", {"data.header": ()}, "data.header: the list is empty; name each column, in order"),
         ("a.csv", {"data.header": ("a", "b", "a")}, "data.header: 'a' is listed twice"),
-        ("a.csv", {"data.separator": '"'}, "data.separator: expected a sign that can stand between cells"),
+        ("a.csv", {"data.separator": '"'}, "data.separator: expected one sign between cells"),
+        ("a.csv", {"data.separator": "tab"}, """expected one sign between cells, such as "@" or "\\t", found 'tab'"""),
         ("a.csv", {"data.encoding": "latin-99"}, "data.encoding: Python knows no text encoding 'latin-99'"),
         ("a.csv", {"data.encoding": "rot13"}, "data.encoding: Python knows no text encoding 'rot13'"),
         ("a.jsonl", {"data.separator": ";"}, "data.separator: is said of .csv, .tsv, found"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.data_files import kind_of
-from lorary.training.recipe.raw import section
+from lorary.training.recipe.raw import section, shown
 
 _FILES: Mapping[str, tuple[str, ...]] = {
     "header": (".csv", ".tsv", ".conll", ".json", ".jsonl"),
@@ -28,8 +28,8 @@ def manner_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "data.header", "the list is empty; name each column, in order"
         elif repeated := [name for name, count in Counter(map(str, header)).items() if count > 1]:
             yield "data.header", f"{', '.join(map(repr, repeated))} is listed twice"
-    if separator in ("\n", "\r", '"'):
-        yield "data.separator", f"expected a sign that can stand between cells, found {separator!r}"
+    if isinstance(separator, str) and (len(separator) > 1 or separator in ("\n", "\r", '"')):
+        yield "data.separator", f'expected one sign between cells, such as "@" or "\\t", found {shown(separator)}'
     files = [text for key in ("train", "test", "validation") if isinstance(text := data.get(key), str) and text]
     if isinstance(encoding, str) and encoding.lower() != "utf-8":
         try:

@@ -1,6 +1,7 @@
 """Settings under the names that other trainers have for them, which no edit distance would find.
 
-Those are transformers' and PEFT's own, and what recipes of TRL, axolotl, LLaMA-Factory, unsloth and MLX call them.
+Those are transformers' and PEFT's own, what recipes of TRL, axolotl, LLaMA-Factory, unsloth and MLX call them, and what
+``datasets`` and pandas call those of CSV files.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ CALLED: Mapping[str, tuple[str, ...]] = {
         "field_output", "field_human", "field_model", "field_chosen", "field_rejected", "message_property_mappings",
         "message_field_role", "message_field_content", "prompt_column", "response_column", "formatting",
     ),
+    "data.header": ("column_names", "names", "header_names", "fieldnames"),
+    "data.separator": ("sep", "delimiter"),
+    "data.label_separator": ("label_delimiter", "label_sep"),
+    "data.encoding": ("file_encoding",),
     "lora": ("lora_parameters", "lora_config", "peft_config"),
     "lora.rank": ("r", "lora_r", "lora_rank", "peft_lora_r"),
     "lora.alpha": ("lora_alpha", "peft_lora_alpha"),
@@ -91,6 +96,7 @@ _REMARKS: Mapping[str, str] = {
     "data.test_size": "rows that are held out to measure by; data.validation_size: those that early stopping looks at",
     "data.columns": "role: column; docs/tasks.md has the line for each layout",
     "data.train": "a file, a dataset's folder or a dataset id",
+    "data.header": "of a file that has none, a list such as [label, title, text]",
     "training.warmup": "a share of all steps, such as 0.03",
     "training.checkpoint_steps": "beside the one after each epoch",
     "training.best_by": "with validation rows the best epoch is kept",

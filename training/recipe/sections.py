@@ -95,7 +95,7 @@ class Data(Section):
     source_lang: Text | None = None
     target_lang: Text | None = None
     header: tuple[Text, ...] | None = None
-    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    separator: Text | None = None
     encoding: Text = "utf-8"
     incomplete: Literal["error", "drop"] = "error"
     unlabelled: tuple[Text | int, ...] | None = None

@@ -18,7 +18,7 @@ from lorary.hub.errors import DataError, RecipeError
 from lorary.hub.manifest import Answering
 from lorary.training import Recipe, train
 from lorary.training.data import Example, load_data
-from lorary.training.data.answers import Answer
+from lorary.training.data.answers import Answer, answers_of
 from lorary.training.model import load_for
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter
@@ -110,6 +110,27 @@ def test_rows_of_a_csv_file_say_the_same_as_nested_ones(make_recipe, tmp_path, w
     assert encoded.golds == nested.golds == ((Answer("rose", 11),), ())
     path.write_text("question,context,answer,answer_start\nbank said,the profit rose,rose,\n")
     with pytest.raises(DataError, match="row 2: has an answer but no answer_start"):
+        load_data(recipe)
+
+
+@pytest.mark.parametrize("column", ["answers", "answer"])
+def test_answers_without_places_are_where_their_contexts_have_them_first(column, make_recipe, tmp_path):
+    contexts = ["the profit rose", "sales fell, profit rose, sales rose", "no news"]
+    texts = [" rose", "sales", ""]
+    rows = [
+        {"question": "what", "context": context, column: text if column == "answer" else [text] if text else []}
+        for context, text in zip(contexts, texts, strict=True)
+    ]
+    files = {"data.train": write_jsonl(tmp_path / "bare.jsonl", rows), "data.test": None, "data.test_size": 0.1}
+    columns = {role: role for role in ("question", "context", column)}
+    recipe = make_recipe(QA, **files, **{"data.columns": columns})
+    notes: list[str] = []
+    data = load_data(recipe, notes.append)
+    found = {row.values["context"]: answers_of(row.values) for row in (*data.train, *data.test)}
+    assert found == dict(zip(contexts, [(Answer("rose", 11),), (Answer("sales", 0),), ()], strict=True))
+    assert any("answers without places that their contexts hold several times (first: " in line for line in notes)
+    write_jsonl(tmp_path / "bare.jsonl", [*rows, {**rows[0], column: "Rose" if column == "answer" else ["Rose"]}])
+    with pytest.raises(DataError, match="row 4: answer 'Rose' doesn't stand in the context"):
         load_data(recipe)
 
 

@@ -2,17 +2,21 @@
 
 SQuAD's own (Rajpurkar et al. 2016, 2018): ``answers`` holds the lists ``text`` and ``answer_start``, both empty where
 the context has no answer; a list of ``{text, answer_start}`` as in SQuAD's files says the same. Files without nested
-values (CSV) have the columns ``answer`` and ``answer_start``, both empty where there is no answer.
+values (CSV) have the columns ``answer`` and ``answer_start``, both empty where there is no answer. Where files have
+only the answers' texts (a list of them, or the column ``answer`` alone), each is where its context has it first.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorary.training.recipe.raw import shown
+
+if TYPE_CHECKING:  # which knows roles, and so answers
+    from lorary.training.data.examples import Example, Note
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,39 @@ def answers_of(values: Mapping[str, Any]) -> tuple[Answer, ...]:
     if "answers" in values:
         texts, starts = _lists(values["answers"])
     else:
-        texts, starts = [values["answer"] or ""], [values["answer_start"]]
+        texts, starts = [values["answer"] or ""], [values.get("answer_start")]
     pairs = zip(texts, starts, strict=True)
-    return tuple(_trimmed(text, _place(start)) for text, start in pairs if text.strip())
+    context = values["context"]
+    return tuple(
+        Answer(text.strip(), context.find(text.strip())) if start is None else _trimmed(text, _place(start))
+        for text, start in pairs
+        if text.strip()
+    )
+
+
+def note_places(examples: Sequence[Example], note: Note) -> None:
+    """Tell ``note`` of rows that have no places of their answers, which their contexts have several times."""
+    found = [
+        example
+        for example in examples
+        if _is_bare(example.values)
+        and any(example.values["context"].count(answer.text) > 1 for answer in answers_of(example.values))
+    ]
+    if found:
+        note(
+            f"{len(found)} of {len(examples)} rows have answers without places that their contexts hold several times "
+            f"(first: {found[0].place}); the first place is learned"
+        )
+
+
+def _is_bare(values: Mapping[str, Any]) -> bool:
+    """Does a row have its answers' texts alone?"""
+    answers = values.get("answers")
+    return "answer_start" not in values if "answer" in values else isinstance(answers, list) and _are_texts(answers)
+
+
+def _are_texts(answers: Sequence[Any]) -> bool:
+    return bool(answers) and all(isinstance(answer, str) for answer in answers)
 
 
 def squad_rows(value: Any) -> list[Any] | None:
@@ -66,6 +100,8 @@ def _trimmed(text: str, start: int) -> Answer:
 
 
 def _lists(value: Any) -> tuple[Any, Any]:
+    if isinstance(value, list) and _are_texts(value):
+        return value, [None] * len(value)
     if isinstance(value, list):
         return [answer["text"] for answer in value], [answer["answer_start"] for answer in value]
     return value["text"], value["answer_start"]
@@ -78,7 +114,7 @@ def answers_problem(value: Any) -> str | None:
     except (TypeError, KeyError, IndexError):
         return (
             f"expected {{text: [...], answer_start: [...]}}, found {shown(value)}; a file without nested values has "
-            "the columns answer and answer_start (name all four in data.columns)"
+            "the columns answer and answer_start, or answer alone (name question, context and these in data.columns)"
         )
     if not isinstance(texts, list) or not isinstance(starts, list):
         return f"expected lists as text and answer_start, found {shown(texts)} and {shown(starts)}"
@@ -87,7 +123,7 @@ def answers_problem(value: Any) -> str | None:
     for place, (text, start) in enumerate(zip(texts, starts, strict=True), start=1):
         if not isinstance(text, str) or not text.strip():
             return f"answer {place} is {shown(text)}; a question without an answer has empty lists"
-        if not _is_whole(start):
+        if not _is_whole(start) and not (start is None and isinstance(value, list) and _are_texts(value)):
             return f"answer {place} starts at {shown(start)}, expected the place of its first character"
     return None
 
@@ -112,10 +148,12 @@ def _is_whole(value: Any) -> bool:
 
 def misplaced(values: Mapping[str, Any]) -> str | None:
     """Which answer doesn't stand in the context where its row says, and where it does; None where all do."""
-    if "answer" in values and (values["answer"] or "").strip() and values["answer_start"] in (None, ""):
+    if "answer_start" in values and (values["answer"] or "").strip() and values["answer_start"] in (None, ""):
         return "has an answer but no answer_start"
     context = values["context"]
     for answer in answers_of(values):
+        if answer.start < 0 and _is_bare(values):
+            return f"answer {shown(answer.text)} doesn't stand in the context; copy it from there, letter by letter"
         if answer.start < 0 or context[answer.start : answer.end] != answer.text:
             return (
                 f"answer {shown(answer.text)} doesn't stand at {answer.start} of the context{_instead(answer, context)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from lorary.training.data.answers import note_places
 from lorary.training.data.class_folders import read_class_folders
 from lorary.training.data.contents import Manner
 from lorary.training.data.examples import Example, Examples, Note
@@ -129,6 +130,8 @@ def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool =
         if problem == SINGLE_LABEL:
             note_several(labels, note)
             note_no_label(labels, Counter(example.values["label"] for example in parts["train"]), note)
+    if "context" in columns:
+        note_places(parts["train"], note)
     scheme = check_tags(recipe, parts, labels or (), note) if "tags" in columns else None
     return _Checked(parts, labels, problem, scheme)
 

@@ -110,7 +110,11 @@ TASK_FACTS: Mapping[str, TaskFacts] = {
         smoothed=True,
     ),
     "question-answering": TaskFacts(
-        forms=(_form("question", "context", "answers"), _form("question", "context", "answer", "answer_start")),
+        forms=(
+            _form("question", "context", "answers"),
+            _form("question", "context", "answer", "answer_start"),
+            _form("question", "context", "answer"),
+        ),
         columns={"question": "question", "context": "context", "answers": "answers"},
         defaults={
             "training": {

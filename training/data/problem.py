@@ -55,7 +55,8 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
             ],
         )
     if kinds["list"] + kinds["written list"] > kinds["name"] + numbers:
-        note("the labels are lists of names: multi-label classification (problem_type)")
+        names = f"; if they are names, set problem_type to {SINGLE_LABEL}" if kinds["written list"] else ""
+        note(f"the labels are lists of names: multi-label classification (problem_type){names}")
         return MULTI_LABEL
     if data.labels is None and kinds["number"] and numbers > kinds["name"]:
         note(

@@ -1,4 +1,4 @@
-"""The layouts that instruction data mostly comes in, by the columns that show them."""
+"""The layouts that instructions and pairs for embeddings mostly come in, by the columns that show them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
     ("running text", frozenset({"text"}), "text: text"),
 )
 
+# Those of sentence-transformers' data, for embeddings.
+_PAIRS: tuple[tuple[str, frozenset[str], str], ...] = (
+    ("scored pairs", frozenset({"text", "text_pair", "score"}), "text: text, text_pair: text_pair, score: score"),
+    (
+        "scored pairs",
+        frozenset({"sentence1", "sentence2", "score"}),
+        "text: sentence1, text_pair: sentence2, score: score",
+    ),
+    ("triples", frozenset({"anchor", "positive", "negative"}), "text: anchor, positive: positive, negative: negative"),
+    ("triples", frozenset({"query", "positive", "negative"}), "text: query, positive: positive, negative: negative"),
+    ("pairs", frozenset({"anchor", "positive"}), "text: anchor, positive: positive"),
+    ("pairs", frozenset({"query", "positive"}), "text: query, positive: positive"),
+    ("questions and answers", frozenset({"question", "answer"}), "text: question, positive: answer"),
+)
 
 _INPUTS = ("input", "context")
 """Columns that hold what an instruction is about."""
@@ -54,15 +68,32 @@ _BESIDE = ("system", "tools", "chat_template_kwargs", "history", *_INPUTS)
 
 
 def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
-    """A line on what ``data.columns`` has to say for rows of a known layout; none for tasks without prompts."""
-    if not columns.keys() & {"prompt", "messages", "chosen"}:
-        return []
-    known = next(((name, setting) for name, shows, setting in _LAYOUTS if shows <= set(seen)), None)
+    """A line on what ``data.columns`` has to say for rows of a known layout; none without prompts or pairs."""
+    prompts, pairs = (bool(columns.keys() & roles) for roles in ({"prompt", "messages", "chosen"}, {"positive"}))
+    layouts = _LAYOUTS if prompts else _PAIRS if pairs else ()
+    known = next(((name, setting) for name, shows, setting in layouts if shows <= set(seen)), None)
     if known is None:
         return []
-    told = [role for role in ("tools", "chat_template_kwargs") if role in seen and known[0] != "running text"]
+    templates = prompts and known[0] != "running text"
+    told = [role for role in ("tools", "chat_template_kwargs") if role in seen and templates]
     beside = "".join(f", {role}: {role}" for role in told)
     return [f"the rows look like {known[0]}; set data.columns to {{{known[1]}{beside}}}"]
+
+
+def note_larger_form(source: Source, columns: Mapping[str, str], forms: Collection[frozenset[str]], note: Note) -> None:
+    """Tell ``note`` where the rows have all columns of a form of the task that takes more of them than are read."""
+    for form in forms:
+        more = form - columns.keys()
+        # What an instruction is about is told of beside it, and a prompt may be in both of a pair, as it stands there.
+        if not columns.keys() < form or more & {*_INPUTS, "prompt"}:
+            continue
+        filled = [row for row in source.rows if all(row.values.get(role) not in (None, "") for role in more)]
+        if filled and not more & set(columns.values()):
+            wanted = ", ".join(f"{role}: {columns.get(role, role)}" for role in [*columns, *sorted(more)])
+            note(
+                f"{len(filled)} of {len(source.rows)} rows have {' and '.join(map(repr, sorted(more)))} (first: "
+                f"{filled[0].place}), which isn't read; to read it, set data.columns to {{{wanted}}}"
+            )
 
 
 def note_beside(source: Source, columns: Mapping[str, str], note: Note) -> None:

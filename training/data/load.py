@@ -19,7 +19,7 @@ from lorary.training.data.files import Source, for_each, read_source
 from lorary.training.data.incomplete import without_incomplete
 from lorary.training.data.inner_columns import with_inner
 from lorary.training.data.labels import find_labels, known_labels, note_alike, note_counted, note_no_label, note_several
-from lorary.training.data.layouts import note_beside
+from lorary.training.data.layouts import note_beside, note_larger_form
 from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places, split_texts
 from lorary.training.data.numbers import find_numbers, write_whole
 from lorary.training.data.problem import find_problem
@@ -32,6 +32,7 @@ from lorary.training.data.weighing import check_weighing
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.data_files import kind_of
+from lorary.training.recipe.tasks import TASK_FACTS
 
 
 def load_data(recipe: Recipe, note: Note = lambda line: None) -> Examples:
@@ -104,6 +105,7 @@ class _Checked:
 def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool = True) -> _Checked:
     data, columns = recipe.data, recipe.data.columns.named()
     note_beside(given["train"], columns, note)
+    note_larger_form(given["train"], columns, TASK_FACTS[recipe.task].forms, note)
     problem = find_problem(recipe, given["train"], note)
     if data.label_columns is not None:
         columns["label"] = "label"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lorary.adapters.engine.penalties import PENALTIES, plan_penalties
-from lorary.adapters.engine.structure import Structure, plan_structure
+from lorary.adapters.engine.structure import Beginning, Structure
 from lorary.adapters.text.generate import room_for
 from lorary.adapters.text.settings import check_settings
 from lorary.hub.errors import UsageError
@@ -68,9 +68,17 @@ class Decoding:
 
         The same arithmetic as ``generate``'s on a row of its own, so the same seed gives the same tokens. It may
         write to the logits.
+
+        Raises:
+            ValueError: no token can follow in the text's structure that other settings allow, or what the structure
+                itself has against the text.
         """
         ids = torch.tensor([list(sequence)], device=logits.device)
         scores = self.processors(ids, logits.unsqueeze(0))
+        if self.structure is not None and bool(scores.isneginf().all()):
+            raise ValueError(
+                "other settings forbid all that may follow in the text's structure; leave some of them out"
+            )
         if self.generator is None:
             return scores.argmax(dim=-1)
         return torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator).squeeze(1)
@@ -83,18 +91,16 @@ def plan_decoding(
     settings: Mapping[str, Any],
     own: Mapping[str, Any],
     tokenizer: Any,
-    schema: Mapping[str, Any] | None = None,
-    regex: str | None = None,
+    beginning: Beginning | None = None,
 ) -> Decoding:
     """The decoding of a request with these tokens as its prompt.
 
     From arguments of ``generate`` and OpenAI's penalties, what the adapter asks for where they say nothing (``own``),
     and the base's own. ``tokenizer`` is that of its adapter, by which stop strings are found. The text has to match
-    ``schema`` or ``regex``, as :func:`plan_structure` takes them.
+    the structure of ``beginning``.
 
     Raises:
         UsageError: a setting that an engine doesn't serve, one that has no meaning, or no room for a new token.
-        MissingDependencyError: what a structure takes isn't installed.
     """
     unknown = [name for name in settings if name not in (*SETTINGS, *PENALTIES)]
     if unknown:
@@ -132,7 +138,7 @@ def plan_decoding(
     except (ValueError, TypeError) as error:
         raise UsageError(f"the request's settings: {error}") from error
     processors[:0] = before
-    structure = plan_structure(tokenizer, prompt, stop_tokens, schema, regex)
+    structure = None if beginning is None else Structure(beginning, len(prompt), stop_tokens)
     if structure is not None:
         processors.insert(0, structure)  # the likeliest tokens are then the likeliest of those that may follow
     generator = _generator(seed, model.device) if config.do_sample else None

@@ -13,6 +13,7 @@ from lorary.adapters.engine.compatibility import Comparison, check_backbone, che
 from lorary.adapters.engine.decoding import Decoding, plan_decoding
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
+from lorary.adapters.engine.structure import read_structure
 from lorary.adapters.engine.values import MOST_LOGPROBS, EngineSettings, EngineStats
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.text.asked import apart, ask
@@ -136,10 +137,14 @@ class Engine:
         own = self._inference.own_settings(loaded, generate_kwargs)
         if open_ended:
             own = self._left(len(ids)) | own
-        with self._inference.tokenizing:
-            tokenizer = self._inference.tokenizer_of(loaded)
-            model = self._inference.model
-            decoding = plan_decoding(model, ids, seed, generate_kwargs, own, tokenizer, schema, regex)
+        model, tokenizer, tokenizing = (
+            self._inference.model,
+            self._inference.tokenizer_of(loaded),
+            self._inference.tokenizing,
+        )
+        beginning = read_structure(tokenizer, tokenizing, schema, regex)
+        with tokenizing:
+            decoding = plan_decoding(model, ids, seed, generate_kwargs, own, tokenizer, beginning)
         self._demand_room(ids, decoding)
         if loaded is not None:
             # Files are read here, in the caller's thread: admission is everybody's.

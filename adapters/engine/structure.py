@@ -7,15 +7,18 @@ asks for it.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from lorary.adapters.arguments import shown
+from lorary.adapters.arguments import demand_unicode, shown
 from lorary.hub.errors import MissingDependencyError, UsageError, first_line
 
 _SPACE = r"(\n {0,32}| )?"
@@ -24,23 +27,35 @@ _SPACE = r"(\n {0,32}| )?"
 Without a bound, a small model that has nothing to say writes blanks up to the last token.
 """
 _FUEL = 200_000  # llguidance's measure of work; a list of about 9,000 values takes as much
+_MOST_SIGNS = (
+    100_000  # of a schema as JSON; for as many it takes about two seconds, for twice as many four times as long
+)
+_MOST_LEVELS = 600  # it follows references by recursion, in 3.3 kB of a stack each; 2 MB is the smallest usual one
+_MOST_MULTIPLES = 100_000  # of all `multipleOf` together: it makes a state for each remainder, about two seconds' work
 _END = "<|lorary: the end|>"  # a token that no model writes
 _LONGEST = 200  # characters of an error
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A structure before its first token: llguidance's ``matcher``, and the token that stands for the ``end`` to it."""
+
+    matcher: Any
+    end: int
 
 
 class Structure:
     """What one request's text has to match; a logits processor of transformers, and one that says when it is done.
 
     Args:
-        matcher: llguidance's, at the beginning of the text.
-        end: the token that stands for the end in what it says.
+        beginning: of this text alone.
         prompt_tokens: how many tokens come before the text.
         stop_tokens: those that end the text, where it may end.
     """
 
-    def __init__(self, matcher: Any, end: int, prompt_tokens: int, stop_tokens: Sequence[int]) -> None:
-        self._matcher = matcher
-        self._end = end
+    def __init__(self, beginning: Beginning, prompt_tokens: int, stop_tokens: Sequence[int]) -> None:
+        self._matcher = beginning.matcher
+        self._end = beginning.end
         self._prompt_tokens = prompt_tokens
         self._stop_tokens = list(stop_tokens)
         self._read = 0  # tokens of the text that the matcher has been told of
@@ -79,21 +94,20 @@ class Structure:
         return torch.from_numpy(flags)
 
 
-def plan_structure(
-    tokenizer: Any, prompt: Sequence[int], stop_tokens: Sequence[int], schema: Any = None, regex: str | None = None
-) -> Structure | None:
+def read_structure(
+    tokenizer: Any, tokenizing: threading.Lock, schema: Any = None, regex: str | None = None
+) -> Beginning | None:
     """The structure that a request asks for, None where it asks for none.
 
     Args:
         tokenizer: that of the text.
-        prompt: the tokens before it.
-        stop_tokens: those that end it.
+        tokenizing: to be held by whoever uses the tokenizer; not for longer, since a schema may take seconds.
         schema: a JSON schema, as an object; of the text, which is JSON then.
         regex: a regular expression in the syntax of Rust's ``regex``, of the whole text; without look-around.
 
     Raises:
-        UsageError: both of them, a schema or an expression that can't be, or that takes more than llguidance allows,
-            or a tokenizer that it doesn't read.
+        UsageError: both of them, a schema or an expression that can't be, or that takes more than is allowed, or a
+            tokenizer that llguidance doesn't read.
         MissingDependencyError: llguidance isn't installed.
     """
     if schema is None and regex is None:
@@ -104,29 +118,76 @@ def plan_structure(
         from llguidance import LLMatcher
     except ImportError as error:
         raise MissingDependencyError("not installed: llguidance; pip install 'lorary[serve]'") from error
-    name = "regex" if schema is None else "schema"
-    if schema is None:
-        if not isinstance(regex, str) or not regex:
-            raise UsageError(f"regex={shown(regex)}: expected a regular expression")
-        grammar = LLMatcher.grammar_from_regex(regex)
-    else:
-        if not isinstance(schema, Mapping):
-            raise UsageError(f"schema={shown(schema)}: expected a JSON schema, such as {{'type': 'object'}}")
-        grammar = LLMatcher.grammar_from_json_schema(_written(schema), overrides={"whitespace_pattern": _SPACE})
-    vocabulary = _vocabulary(tokenizer)
+    if schema is None and (not isinstance(regex, str) or not regex):
+        raise UsageError(f"regex={shown(regex)}: expected a regular expression")
+    demand_unicode(regex)
+    written = None if schema is None else _written(schema)
+    with tokenizing:
+        vocabulary = _vocabulary(tokenizer)
+    try:
+        if written is None:
+            grammar = LLMatcher.grammar_from_regex(regex)
+        else:
+            grammar = LLMatcher.grammar_from_json_schema(written, overrides={"whitespace_pattern": _SPACE})
+        matcher = _matcher(vocabulary, grammar).deep_copy()
+    except ValueError as error:
+        raise UsageError(f"{'regex' if written is None else 'schema'}: {_in_short(error)}") from error
+    return Beginning(matcher, vocabulary.eos_token)
+
+
+@lru_cache(maxsize=8)
+def _matcher(vocabulary: Any, grammar: str) -> Any:
+    """llguidance's at the beginning of a text, to be copied: many requests have the same schema."""
+    from llguidance import LLMatcher
+
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=_limits())
     if not matcher.is_error():
         matcher.compute_bitmask()  # what is wrong with the text's beginning is told here, and not by the loop
     if wrong := matcher.get_error():
-        raise UsageError(f"{name}: {_in_short(wrong)}")
-    return Structure(matcher, vocabulary.eos_token, len(prompt), stop_tokens)
+        raise ValueError(wrong)
+    return matcher
 
 
-def _written(schema: Mapping[str, Any]) -> str:
+def _written(schema: Any) -> str:
+    """A schema as JSON, if it is one that llguidance reads in a few seconds."""
+    if not isinstance(schema, Mapping):
+        raise UsageError(f"schema={shown(schema)}: expected a JSON schema, such as {{'type': 'object'}}")
     try:
-        return json.dumps(dict(schema), allow_nan=False)
+        written = json.dumps(dict(schema), allow_nan=False)
+        if len(written) > _MOST_SIGNS:
+            raise UsageError(f"schema: {len(written)} characters as JSON; expected at most {_MOST_SIGNS}")
+        _demand_little_work(json.loads(written))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"schema: not a JSON object ({first_line(error)})") from error
+    return written
+
+
+def _demand_little_work(schema: Any) -> None:
+    """Refuse what would keep llguidance busy for minutes, or end the process for want of a stack."""
+    deepest, references, multiples = 0, set[str](), 0
+    left = [(schema, 1)]
+    while left:
+        part, level = left.pop()
+        deepest = max(deepest, level)
+        if isinstance(part, dict):
+            if isinstance(part.get("$ref"), str):
+                references.add(part["$ref"])
+            if type(part.get("multipleOf")) in (int, float):
+                multiples += _figures(part["multipleOf"])
+        values = part.values() if isinstance(part, dict) else part
+        left += [(value, level + 1) for value in values if isinstance(value, (dict, list))]
+    if deepest * len(references) > _MOST_LEVELS:
+        raise UsageError(
+            f"schema: {len(references)} different references in {deepest} levels of nesting; expected at most "
+            f"{_MOST_LEVELS // deepest} there: write some of the parts where they are used"
+        )
+    if multiples > _MOST_MULTIPLES:
+        raise UsageError(f"schema: multipleOf: expected numbers of up to {_MOST_MULTIPLES}, all of them together")
+
+
+def _figures(number: float) -> int:
+    """1234 for 123400 as for 0.1234: only these figures make work."""
+    return int("".join(map(str, Decimal(repr(number)).normalize().as_tuple().digits)))
 
 
 @cache

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import sys
+import threading
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from characters import SIGNS, make_character_base
 from transformers import LogitsProcessor
 
 from lorary.adapters import Backbone
-from lorary.adapters.engine.structure import plan_structure
+from lorary.adapters.engine import structure
+from lorary.adapters.engine.structure import read_structure
 from lorary.hub.errors import MissingDependencyError, RequestFailedError, UsageError
 from samples import bpe_tokenizer
 from tiny import make_adapter
@@ -29,6 +31,14 @@ PERSON = {
     "required": ["name", "age", "mood", "pets"],
     "additionalProperties": False,
 }
+
+
+def referring(links):
+    """A schema of so many objects, each in the one before."""
+    parts = {f"a{n}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/a{n + 1}"}}} for n in range(links)}
+    return {"$ref": "#/$defs/a0", "$defs": parts | {f"a{links}": {"type": "null"}}}
+
+
 WORDS = ("yes", "no", "maybe", "yesterday")
 
 
@@ -160,7 +170,14 @@ def test_any_json_object(engine):
     ({"schema": ["type"]}, "expected a JSON schema, such as"),
     ({"schema": "{}"}, "expected a JSON schema, such as"),
     ({"schema": {"minimum": float("nan")}}, "schema: not a JSON object"),
-    ({"schema": {"enum": [f"value {number}" for number in range(50_000)]}}, "schema: .*too big"),
+    ({"schema": {"minimum": 10**400}}, "schema: number out of range"),
+    ({"schema": {"enum": ["\ud800"]}}, "schema: unexpected end of hex escape"),
+    ({"schema": {"type": "integer", "allOf": [{"multipleOf": n} for n in (1009, 1013, 1019)]}}, "schema: fuel exhausted"),
+    ({"schema": {"enum": [f"value {number}" for number in range(50_000)]}}, "schema: .* characters as JSON; expected"),
+    ({"schema": referring(1000)}, "schema: 1001 different references in 5 levels of nesting; expected at most 120"),
+    ({"schema": {"type": "integer", "multipleOf": 1_000_003}}, "schema: multipleOf: expected numbers of up to 100000"),
+    ({"schema": {"items": {"multipleOf": 0.60001}, "oneOf": [{"multipleOf": 60001e5}]}}, "all of them together"),
+    ({"regex": "\ud800"}, "lone surrogate"),
     ({"regex": "("}, "regex: .*unclosed group"),
     ({"regex": "(?=a)b"}, "regex: .*look-around"),
     ({"regex": ""}, "expected a regular expression"),
@@ -175,16 +192,46 @@ def test_what_cant_be_is_told_at_submit(engine, settings, told):
 
 
 def test_deeply_nested_schemas_are_refused():
-    tokenizer = bpe_tokenizer()
+    tokenizer, lock = bpe_tokenizer(), threading.Lock()
     for depth in (50, 3000, 100_000):
         schema = {"type": "string"}
         for _ in range(depth):
             schema = {"anyOf": [schema]}
         if depth == 50:
-            assert plan_structure(tokenizer, [1], [], schema) is not None
+            assert read_structure(tokenizer, lock, schema) is not None
             continue
         with pytest.raises(UsageError, match="schema: "):
-            plan_structure(tokenizer, [1], [], schema)
+            read_structure(tokenizer, lock, schema)
+
+
+@pytest.mark.parametrize("schema", [
+    referring(119), {"type": "integer", "multipleOf": 90_000_000}, {"type": "number", "multipleOf": 0.01},
+    {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}}]},
+    {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Word", "enum": ["für 🐙", "\0"]},
+])  # fmt: skip
+def test_what_takes_little_work_is_served(schema):
+    begun = [read_structure(bpe_tokenizer(), threading.Lock(), schema) for _ in range(2)]
+    assert begun[0].matcher is not begun[1].matcher
+
+
+def test_nobody_waits_for_the_tokenizer_while_a_schema_is_read(monkeypatch):
+    """It may take seconds."""
+    lock, read, held = threading.Lock(), structure._matcher, []
+    monkeypatch.setattr(structure, "_matcher", lambda *asked: (held.append(lock.locked()), read(*asked))[1])
+    read_structure(bpe_tokenizer(), lock, PERSON)
+    assert held == [False]
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "seed": 1}])
+def test_settings_that_forbid_all_that_may_follow_are_an_error(engine, settings):
+    """The likeliest of tokens that are all impossible would be the vocabulary's first one."""
+    wrong = engine.submit("?", regex="ab", max_new_tokens=2, suppress_tokens=ids("b"), **settings)
+    with pytest.raises(RequestFailedError, match="other settings forbid all that may follow"):
+        wrong.result(20)
+    assert (
+        engine.submit("?", regex="a[bc]", max_new_tokens=2, suppress_tokens=ids("b"), **settings).result(20).text
+        == "ac"
+    )
 
 
 def test_one_that_grows_too_large_fails_alone(backbone, engine):

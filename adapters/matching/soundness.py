@@ -60,7 +60,7 @@ def check_range(lowrank: Mapping[str, LowRank], kept: torch.dtype, source: str) 
     most = torch.finfo(kept).max
     for path, own in lowrank.items():
         parts = (own.a, 1), (own.gain, 1), (own.b, own.scale), (own.bias, own.scale)  # as slots have them
-        sizes = [float(part.abs().max()) * scale for part, scale in parts if part is not None]
+        sizes = [float(part.abs().max()) * abs(scale) for part, scale in parts if part is not None]
         if not max(sizes) <= most:
             raise UnsupportedAdapterError(
                 f"{source}: has values up to {max(sizes):.3g} at {path!r}, and float16 holds none beyond {most:.0f}; "

@@ -38,12 +38,12 @@ def answer(backbone, names, ids=IDS):
         return model(input_ids=ids).logits
 
 
-def scaled(factor):
-    """The update of a checkpoint that multiplies its factors."""
+def scaled(factor, part):
+    """The update of a checkpoint that multiplies one of its factors."""
 
     def update(tensors):
-        for tensor in tensors.values():
-            tensor.mul_(factor)
+        for name, tensor in tensors.items():
+            tensor.mul_(factor if part in name else 1)
 
     return update
 
@@ -157,9 +157,10 @@ def test_halves_of_two_kinds_are_multiplied_in_float32(backbone_of):
     assert not torch.equal(mixed[0], answer(backbone, [None])[0])
 
 
-def test_what_float16_cant_hold_is_refused_by_name(backbone_of, bases, tmp_path):
-    folder = make_adapter(bases("llama"), tmp_path / "a", task="text-generation")
-    change(folder, scaled(1e6))
+@pytest.mark.parametrize(("part", "factor", "scale"), [("lora_A", 1e6, 2), ("lora_B", 1e6, 2), ("lora_B", 1e5, -2)])
+def test_what_float16_cant_hold_is_refused_by_name(backbone_of, bases, tmp_path, part, factor, scale):
+    folder = make_adapter(bases("llama"), tmp_path / "a", task="text-generation", lora_alpha=4 * scale)
+    change(folder, scaled(factor, part))
     backbone = backbone_of("float16", ["small"])
     with pytest.raises(
         UnsupportedAdapterError, match=r"a: has values up to .* at '.*_proj', .*adapter_dtype='bfloat16'"

@@ -100,7 +100,8 @@ class Engine:
                 there is room for, in place of transformers' 20.
             logprobs: tell with each token how likely it was, and of so many of the likeliest in its place (20 at most).
             schema: a JSON schema; the text is JSON, and valid by it, unless it is cut off by ``max_new_tokens``.
-            regex: a regular expression that the whole text matches, in the syntax of Rust's ``regex``.
+            regex: a regular expression that the whole text matches, in the syntax of Rust's ``regex``. Where the
+                tokenizer's tokens are sentencepiece's pieces, a blank that the match begins with isn't in the text.
             generate_kwargs: transformers' own (``max_new_tokens``, ``eos_token_id``, ``do_sample``, ``temperature``,
                 ``top_k``, ``top_p``, ``repetition_penalty``, ``stop_strings``, ...): those of ``decoding.SETTINGS``.
                 And OpenAI's: ``frequency_penalty`` and ``presence_penalty`` (-2 to 2) are taken from the logits of

@@ -104,6 +104,7 @@ def test_what_asks_for_any_text_changes_nothing(caller, path, body):
     ({"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}, "schema: Invalid type: nope"),
     ({"type": "json_schema", "json_schema": {"schema": {"$ref": "file:///etc/passwd"}}}, "schema: "),
     ({"type": "json_schema", "json_schema": {"schema": {"pattern": "(", "type": "string"}}}, "schema: "),
+    ({"type": "json_schema", "json_schema": {"schema": {"enum": ["\ud800"]}}}, "schema: "),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 @BOTH
 def test_what_is_refused(service, caller, path, body, asked, message):

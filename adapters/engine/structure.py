@@ -27,9 +27,7 @@ _SPACE = r"(\n {0,32}| )?"
 Without a bound, a small model that has nothing to say writes blanks up to the last token.
 """
 _FUEL = 200_000  # llguidance's measure of work; a list of about 9,000 values takes as much
-_MOST_SIGNS = (
-    100_000  # of a schema as JSON; for as many it takes about two seconds, for twice as many four times as long
-)
+_MOST_SIGNS = 100_000  # of a schema as JSON; as many take it about two seconds, twice as many four times as long
 _MOST_LEVELS = 600  # it follows references by recursion, in 3.3 kB of a stack each; 2 MB is the smallest usual one
 _MOST_MULTIPLES = 100_000  # of all `multipleOf` together: it makes a state for each remainder, about two seconds' work
 _END = "<|lorary: the end|>"  # a token that no model writes
@@ -118,20 +116,17 @@ def read_structure(
         from llguidance import LLMatcher
     except ImportError as error:
         raise MissingDependencyError("not installed: llguidance; pip install 'lorary[serve]'") from error
-    if schema is None and (not isinstance(regex, str) or not regex):
-        raise UsageError(f"regex={shown(regex)}: expected a regular expression")
-    demand_unicode(regex)
-    written = None if schema is None else _written(schema)
+    asked = _expression(regex) if schema is None else _written(schema)
     with tokenizing:
         vocabulary = _vocabulary(tokenizer)
     try:
-        if written is None:
-            grammar = LLMatcher.grammar_from_regex(regex)
+        if schema is None:
+            grammar = LLMatcher.grammar_from_regex(asked)
         else:
-            grammar = LLMatcher.grammar_from_json_schema(written, overrides={"whitespace_pattern": _SPACE})
+            grammar = LLMatcher.grammar_from_json_schema(asked, overrides={"whitespace_pattern": _SPACE})
         matcher = _matcher(vocabulary, grammar).deep_copy()
     except ValueError as error:
-        raise UsageError(f"{'regex' if written is None else 'schema'}: {_in_short(error)}") from error
+        raise UsageError(f"{'regex' if schema is None else 'schema'}: {_in_short(error)}") from error
     return Beginning(matcher, vocabulary.eos_token)
 
 
@@ -146,6 +141,13 @@ def _matcher(vocabulary: Any, grammar: str) -> Any:
     if wrong := matcher.get_error():
         raise ValueError(wrong)
     return matcher
+
+
+def _expression(regex: Any) -> str:
+    if not isinstance(regex, str) or not regex:
+        raise UsageError(f"regex={shown(regex)}: expected a regular expression")
+    demand_unicode(regex)
+    return regex
 
 
 def _written(schema: Any) -> str:

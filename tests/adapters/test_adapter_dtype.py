@@ -137,7 +137,9 @@ def test_compiled_steps_answer_alike_and_survive_swaps(backbone_of, kinds):
 
 
 def test_wider_numbers_than_the_backbones(backbone_of, bases):
-    """A bfloat16 backbone's products are then made in float32."""
+    """A bfloat16 backbone's products are then made in float32, and else in its own."""
+    alike = backbone_of(None, ["large"], dtype="bfloat16")._residency.arena.layout
+    assert (alike.dtype, alike.computes) == (torch.bfloat16, torch.bfloat16)
     layers = backbone_of("float32", ["large"], dtype="bfloat16")._residency.arena.layout
     assert (layers.dtype, layers.computes) == (torch.float32, torch.float32)
     exact = answer(backbone_of(None, ["large"]), ["large"])

@@ -149,6 +149,13 @@ def test_a_token_that_ends_texts_does_where_the_text_may_end(engine):
     assert len(ends.text) == 4
 
 
+def test_rows_of_the_output_layer_that_no_token_has_are_never_chosen(engine):
+    """Not even the one that stands for the end, where the text might end."""
+    for row in range(256, 260):
+        completion = engine.submit("?", regex="a+", max_new_tokens=5, logit_bias={row: 100}).result(20)
+        assert completion.tokens == tuple(ids("aaaaa"))
+
+
 def test_a_text_that_is_cut_off_says_so(engine):
     completion = engine.submit("?", "one", schema=PERSON, max_new_tokens=6).result(20)
     assert completion.finish_reason == "length"

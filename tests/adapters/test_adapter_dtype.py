@@ -7,6 +7,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from lorary.adapters import Backbone
+from lorary.adapters.layer.slots import LowRank
+from lorary.adapters.matching.soundness import check_range
 from lorary.adapters.proving.golden import write_golden
 from lorary.hub.errors import NoEffectError, UnsupportedAdapterError, UsageError
 from lorary.hub.manifest import Manifest
@@ -169,6 +171,21 @@ def test_what_float16_cant_hold_is_refused_by_name(backbone_of, bases, tmp_path,
     ):
         backbone.load(folder)
     assert backbone.adapters == ["small"]
+
+
+@pytest.mark.parametrize(("part", "most"), [("a", 65504), ("gain", 65504), ("b", 32752), ("bias", 32752)])
+def test_every_part_has_to_fit_as_slots_have_it(part, most):
+    """B and bias with the scale, which is 2."""
+    for value in (most, most + 1):
+        parts = {"a": torch.ones(1, 2), "b": torch.ones(2, 1), "bias": torch.ones(2), "gain": torch.ones(2)}
+        parts[part][-1] = -value
+        site = {"q_proj": LowRank(**parts, scale=2.0)}
+        check_range(site, torch.bfloat16, "a")
+        if value == most:
+            check_range(site, torch.float16, "a")
+        else:
+            with pytest.raises(UnsupportedAdapterError, match="at 'q_proj', and float16 holds none beyond 65504"):
+                check_range(site, torch.float16, "a")
 
 
 def test_what_float16_rounds_to_nothing_is_refused(backbone_of, bases, tmp_path):

@@ -54,6 +54,9 @@ class SlotScheduler(FIFOScheduler):
             # One that isn't here yet is on its way.
             if identifier in self.active_requests or identifier in self.waiting_requests:
                 self.set_request_cancellation(identifier)
+                if self.admission.running(identifier).usage.finish_reason == "failed":
+                    # Where the model answered NaN, it may have begun with it in an earlier step of a long prompt.
+                    self.cache.free_blocks(identifier, no_cache=True)
         cleared = super().clear_cancelled_requests()
         for state in cleared:
             self.admission.settle(state.request_id)

@@ -5,7 +5,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from lorary.adapters import Backbone
-from lorary.hub.errors import EngineUnsupportedError, UsageError
+from lorary.hub.errors import EngineUnsupportedError, RequestFailedError, UsageError
 from tiny import VOCABULARY, make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
@@ -110,3 +110,20 @@ def test_a_sliding_window():
         backbone.engine(**SMALL)
     with backbone.engine(**SMALL | {"prefix_cache": False}) as engine:
         assert ask(engine, START, None)[0] == backbone.generate(START, max_new_tokens=6)
+
+
+def test_none_of_a_request_that_answered_nan(backbone):
+    """What a neighbour has broken in a step of a long prompt is seen in a later one; by then it is in the cache."""
+    prompt = " ".join([*START.split(), *START.split()])  # two steps, of which the first alone is broken
+    passes = []
+
+    def broken(module, args, output):
+        passes.append(module)
+        return output * torch.nan if len(passes) == 1 else output
+
+    with backbone.engine(**SMALL) as engine:
+        handle = backbone.model.model.embed_tokens.register_forward_hook(broken)
+        with pytest.raises(RequestFailedError, match="answered NaN"):
+            ask(engine, prompt, None)
+        handle.remove()
+        assert ask(engine, prompt, None) == (backbone.generate(prompt, max_new_tokens=6), 0)

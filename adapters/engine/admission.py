@@ -13,10 +13,11 @@ from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from lorary.adapters.base.memory import out_of_memory
 from lorary.adapters.engine.request import WATCH_SECONDS, Request, cancelled
 from lorary.adapters.tiers.content import Content
 from lorary.adapters.tiers.residency import Residency
-from lorary.hub.errors import EngineFailedError, SlotsFullError
+from lorary.hub.errors import EngineFailedError, RequestFailedError, SlotsFullError
 
 if TYPE_CHECKING:
     from lorary.adapters.engine.loop import Loop
@@ -212,7 +213,7 @@ class Admission:
                 self._drop(request, error)
             return None
         except Exception as error:
-            self._drop(request, error)
+            self._drop(request, _of_memory(request, request.adapter.name, error) if out_of_memory(error) else error)
             return None
         return lease
 
@@ -247,6 +248,15 @@ class Admission:
         if lease is not None:
             lease.close()
         self._idle.notify_all()
+
+
+def _of_memory(request: Request, name: str, error: Exception) -> RequestFailedError:
+    failure = RequestFailedError(
+        f"request {request.id}: memory ran out as its adapter {name} was brought into a slot; ask again, or open the "
+        "backbone with fewer slots"
+    )
+    failure.__cause__ = error.with_traceback(None)  # its frames would keep the proof's tensors
+    return failure
 
 
 def _may_pass(request: Request, blocked: Request, holding: set[Content]) -> bool:

@@ -70,6 +70,8 @@ class Request:
             TimeoutError: it isn't done by then.
             RequestCancelledError: it was cancelled.
             RequestFailedError: it went wrong.
+            SlotsFullError: its adapter can't have a slot, since others' pins keep all of them.
+            CheckpointError: its adapter's files had to be read again, and couldn't be, or had changed.
             EngineStoppedError: the engine was closed, or has failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout

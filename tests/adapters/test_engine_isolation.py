@@ -266,6 +266,18 @@ def run_out(backbone, monkeypatch, passes):
     monkeypatch.setattr(last, "forward", much)
 
 
+def test_a_proof_that_memory_has_no_room_for_ends_its_request(backbone, kinds, monkeypatch):
+    """An adapter that is loaded lazily is shown to take effect when a request first brings it into a slot."""
+    backbone.load(kinds("large"), "late", lazy=True)
+    with backbone.engine(**SMALL) as engine:
+        run_out(backbone, monkeypatch, 1)
+        with pytest.raises(RequestFailedError, match="memory ran out as its adapter late") as told:
+            engine.submit("story", "late", max_new_tokens=5).result(10)
+        assert out_of_memory(told.value.__cause__)
+        text = engine.submit("story", "late", max_new_tokens=5).result(10).text
+        assert text == backbone.generate("story", "late", max_new_tokens=5)
+
+
 def test_a_step_that_memory_has_no_room_for_ends_the_requests_in_it(backbone, monkeypatch):
     """Those that wait have their turn, and the cache is free."""
     with backbone.engine(**SMALL | {"max_running": 2}) as engine:

@@ -140,7 +140,7 @@ class Admission:
 
     def given_up(self) -> tuple[str, ...]:
         """The running requests that the loop is to let go of."""
-        return tuple(self._given_up)
+        return tuple(self._given_up.copy())  # a collection of garbage in the midst of it may add to it
 
     def running(self, identifier: str) -> Request:
         """The running request of this id."""

@@ -173,6 +173,29 @@ def test_cancelling_twice_or_too_late_changes_nothing(backbone):
         assert engine.stats().cancelled == 0
 
 
+def test_a_request_can_be_cancelled_while_the_loop_looks(backbone):
+    """Garbage is collected in the midst of it, which runs code of others, and lets other threads run."""
+    with backbone.engine(**SMALL | {"max_running": 64}) as engine, gated(backbone):
+        requests = [engine.submit("story", None, max_new_tokens=5) for _ in range(64)]
+        later = iter(requests[32:])
+        for request in requests[:32]:
+            request.cancel()
+
+        def collected(phase, info):
+            if (request := next(later, None)) is not None:
+                request.cancel()
+
+        thresholds = gc.get_threshold()
+        gc.callbacks.append(collected)
+        gc.set_threshold(1)
+        try:
+            looks = [engine._admission.given_up() for _ in range(64)]
+        finally:
+            gc.set_threshold(*thresholds)
+            gc.callbacks.remove(collected)
+        assert len(looks[-1]) == 64
+
+
 def test_a_request_in_the_queue_can_be_cancelled(backbone):
     with backbone.engine(**SMALL | {"max_running": 1}) as engine:
         first = engine.submit("story", "one", max_new_tokens=30, eos_token_id=None)

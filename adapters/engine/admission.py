@@ -50,6 +50,7 @@ class Admission:
         self._running: dict[str, Request] = {}
         self._leases: dict[str, ExitStack] = {}
         self._given_up: set[str] = set()  # running requests that the loop has still to let go of
+        self._admitting = False
         self._stopped: Exception | None = None
         self._idle = threading.Condition(self._lock)
 
@@ -72,25 +73,13 @@ class Admission:
     def admit(self) -> None:
         """Let those run that can; called whenever a slot may have fallen free."""
         with self._lock:
-            blocked: Request | None = None
-            holding: set[Content] = set()
-            for request in tuple(self._waiting):
-                if len(self._running) >= self._limit:
-                    break
-                if request.done:
-                    continue
-                if blocked is not None and not _may_pass(request, blocked, holding):
-                    continue
-                lease = self._lease(request)
-                if lease is None and not request.done and blocked is None:
-                    blocked = request
-                    holding = self._holding()
-                if lease is None:
-                    continue
-                if blocked is not None and request.adapter is not None:
-                    blocked.overtaken += 1
-                self._waiting.remove(request)
-                self._run(request, lease)
+            if self._admitting:  # in this thread, where collecting garbage has cancelled a request; the loop calls soon
+                return
+            self._admitting = True
+            try:
+                self._admit()
+            finally:
+                self._admitting = False
 
     def settle(self, identifier: str) -> None:
         """The loop has let go of a request: its slot is free, the next ones may run."""
@@ -149,8 +138,9 @@ class Admission:
     def counts(self) -> tuple[int, int, tuple[str, ...]]:
         """How many wait, how many run, and the names of the running ones' adapters."""
         with self._lock:
-            names = sorted({request.adapter.name for request in self._running.values() if request.adapter})
-            return len(self._waiting), len(self._running), tuple(names)
+            waiting, running = len(self._waiting), list(self._running.values())
+        names = sorted({request.adapter.name for request in running if request.adapter})
+        return waiting, len(running), tuple(names)
 
     def refuse(self, reason: Exception) -> None:
         """Take no requests on from now; those that are there go on."""
@@ -197,11 +187,32 @@ class Admission:
                 self._release(identifier)
             self._idle.notify_all()
 
+    def _admit(self) -> None:
+        blocked: Request | None = None
+        holding: set[Content] = set()
+        for request in list(self._waiting):
+            if len(self._running) >= self._limit:
+                break
+            if request.done:
+                continue
+            if blocked is not None and not _may_pass(request, blocked, holding):
+                continue
+            lease = self._lease(request)
+            if lease is None and not request.done and blocked is None:
+                blocked = request
+                holding = self._holding()
+            if lease is None:
+                continue
+            if blocked is not None and request.adapter is not None:
+                blocked.overtaken += 1
+            self._waiting.remove(request)
+            self._run(request, lease)
+
     def _lease(self, request: Request) -> ExitStack | None:
-        """The slot of a request's adapter, to hold; None where it has to wait, or has failed."""
+        """The slot of a request's adapter, to hold; None where it has to wait, or is done."""
         lease = ExitStack()
         if request.adapter is None:
-            return lease
+            return None if request.done else lease
         if not self._leaves_enough(request.adapter.content):
             return None
         try:
@@ -214,6 +225,9 @@ class Admission:
             return None
         except Exception as error:
             self._drop(request, _of_memory(request, request.adapter.name, error) if out_of_memory(error) else error)
+            return None
+        if request.done:  # cancelled meanwhile, by what collecting garbage calls
+            lease.close()
             return None
         return lease
 
@@ -229,8 +243,9 @@ class Admission:
         return {running.adapter.content for running in self._running.values() if running.adapter}
 
     def _drop(self, request: Request, error: Exception) -> None:
-        self._waiting.remove(request)
-        self.failed += request.fail(error)
+        if request.fail(error):
+            self._waiting.remove(request)
+            self.failed += 1
         self._idle.notify_all()
 
     def _run(self, request: Request, lease: ExitStack) -> None:

@@ -173,27 +173,63 @@ def test_cancelling_twice_or_too_late_changes_nothing(backbone):
         assert engine.stats().cancelled == 0
 
 
+@contextmanager
+def at_collections(call):
+    """Garbage is collected all the time, and each time this is called, in the midst of what a thread is doing."""
+
+    def collected(phase, info):
+        if phase == "start":
+            call()
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(collected)
+
+
 def test_a_request_can_be_cancelled_while_the_loop_looks(backbone):
-    """Garbage is collected in the midst of it, which runs code of others, and lets other threads run."""
+    """By what collecting garbage calls, or by a thread that it lets run."""
     with backbone.engine(**SMALL | {"max_running": 64}) as engine, gated(backbone):
         requests = [engine.submit("story", None, max_new_tokens=5) for _ in range(64)]
         later = iter(requests[32:])
         for request in requests[:32]:
             request.cancel()
 
-        def collected(phase, info):
+        def cancel():
             if (request := next(later, None)) is not None:
                 request.cancel()
 
-        thresholds = gc.get_threshold()
-        gc.callbacks.append(collected)
-        gc.set_threshold(1)
-        try:
+        with at_collections(cancel):
             looks = [engine._admission.given_up() for _ in range(64)]
-        finally:
-            gc.set_threshold(*thresholds)
-            gc.callbacks.remove(collected)
         assert len(looks[-1]) == 64
+
+
+@pytest.mark.parametrize("name", ["one", None])
+def test_a_request_can_be_cancelled_while_it_is_admitted(backbone, name):
+    """By what collecting garbage calls, such as the end of a generator that cancels what it reads."""
+    with backbone.engine(**SMALL) as engine:
+        for moment in range(40):
+            seen = []
+
+            def cancel(moment=moment, seen=seen):
+                seen.extend(engine._admission._waiting)
+                if len(seen) > moment:
+                    seen[0].cancel()
+
+            with at_collections(cancel):
+                request = engine.submit("story", name, max_new_tokens=2)
+            try:
+                assert request.result(10).text == backbone.generate("story", name, max_new_tokens=2)
+            except RequestCancelledError:
+                settled(engine, running=0)
+        stats = engine.stats()
+        assert stats.cancelled > 0
+        assert (stats.finished + stats.cancelled, stats.failed) == (40, 0)
+        backbone.unload("one")
 
 
 def test_a_request_in_the_queue_can_be_cancelled(backbone):

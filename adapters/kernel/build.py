@@ -1,4 +1,4 @@
-"""The kernel's library: compiled once per user and kind of processor, and kept in the user's cache.
+"""The kernel's library: compiled once per user, kind of processor and of numbers, and kept in the user's cache.
 
 Nothing depends on it. Where it can't be made (no gcc, another system or processor, no place to write), mixed rows go
 through PyTorch's products, which the tests hold it against.
@@ -34,13 +34,17 @@ _FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-ps
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The loaded library; None where there is none to be had, or ``LORARY_KERNEL=off`` says that none is wanted."""
+def library(kept: str = "FLOAT32") -> ctypes.CDLL | None:
+    """The loaded library; None where there is none to be had, or ``LORARY_KERNEL=off`` says that none is wanted.
+
+    ``kept`` is what factors are kept in, as the code calls it. One library for all three would take four times as long
+    to compile, and hardly anybody needs more than one.
+    """
     openmp = _openmp()
     flags = _PROCESSORS.get(torch.backends.cpu.get_cpu_capability())
     if os.environ.get(SWITCH, "").lower() == "off" or sys.platform != "linux" or flags is None or openmp is None:
         return None
-    command = (*_FLAGS, *flags, str(_SOURCE), str(openmp))
+    command = (*_FLAGS, *flags, f"-DKEPT={kept}", str(_SOURCE), str(openmp))
     with suppress(OSError):  # a home that can't be written to
         folder = cache_folder("kernels")
         if folder is not None:

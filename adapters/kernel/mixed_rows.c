@@ -2,7 +2,8 @@
  *
  *     out[row] += x[row] A[slot of row] B[slot of row]
  *
- * Sums are float32. The factors are, too, or halves of it, float16 or bfloat16, which take half as long to read.
+ * Sums are float32. The factors are what the compiler was told with -DKEPT: float32, or the halves of it, float16 and
+ * bfloat16, which take less time to read.
  *
  * PyTorch's batched products need the adapters of a call copied together, are started twice for each module, and pass
  * the middle through memory. Here each adapter is read once, where it is kept, and the middle, a few numbers a row,
@@ -15,12 +16,15 @@
 #define BLOCK 8 /* rows of one adapter that are taken together, so that its factors are read once for them */
 #define MOST_RANK 512
 
-enum { FLOAT32, FLOAT16, BFLOAT16 }; /* what factors are kept in */
+#define FLOAT32 0
+#define FLOAT16 1
+#define BFLOAT16 2
+#define SIZE (KEPT == FLOAT32 ? 4 : 2) /* bytes of a number that is kept */
 
 /* The stacked factors of one module: a is [slots][inputs][width], b [slots][width][outputs]; `rank` of width count. */
 typedef struct {
     const void *a, *b;
-    int64_t slot_stride, inputs, outputs, width, rank, kind;
+    int64_t slot_stride, inputs, outputs, width, rank;
 } Site;
 
 /* Block i is rows[start[i]] to rows[start[i + 1]], at most BLOCK of them, all with the adapter in slot[i]. */
@@ -38,13 +42,13 @@ typedef float v1;
 #define INLINE static inline __attribute__((always_inline))
 #define COPY(vector, place) memcpy(&(vector), place, sizeof(vector)) /* from any address */
 
-/* factors[at ...], a vector of them. Inlined, as what follows is, so `kind` is a constant. */
+/* factors[at ...], a vector of them. */
 #define LOAD(V, WIDEN_FLOAT16, WIDEN_BFLOAT16) \
-    INLINE V load_##V(const void *factors, int64_t at, const int kind) { \
+    INLINE V load_##V(const void *factors, int64_t at) { \
         const uint16_t *half = (const uint16_t *)factors + at; \
         V whole; \
-        if (kind == FLOAT16) return (V)WIDEN_FLOAT16(half); \
-        if (kind == BFLOAT16) return (V)WIDEN_BFLOAT16(half); /* the upper half of a float32 */ \
+        if (KEPT == FLOAT16) return (V)WIDEN_FLOAT16(half); \
+        if (KEPT == BFLOAT16) return (V)WIDEN_BFLOAT16(half); /* the upper half of a float32 */ \
         COPY(whole, (const float *)factors + at); \
         return whole; \
     }
@@ -72,8 +76,8 @@ LOAD(v16, FLOAT16_16, BFLOAT16_16)
 
 /* middle[k][from ...] = x[k] . a[:][from ...], `m` vectors of it. Inlined, so m and n, the rows, are constants. */
 #define PROJECT(V) \
-    INLINE void project_##V(const int n, const int m, const float *const *x, const void *a, const int kind, \
-                            int64_t inputs, int64_t width, float (*middle)[MOST_RANK], int64_t from) { \
+    INLINE void project_##V(const int n, const int m, const float *const *x, const void *a, int64_t inputs, \
+                            int64_t width, float (*middle)[MOST_RANK], int64_t from) { \
         enum { STEP = sizeof(V) / sizeof(float) }; \
         const int chains = n * m < 4 ? 4 / (n * m) : 1; /* one sum alone would wait for itself */ \
         V sum[4][BLOCK][4], w[4]; \
@@ -83,13 +87,13 @@ LOAD(v16, FLOAT16_16, BFLOAT16_16)
                 for (int j = 0; j < m; j++) sum[c][k][j] = (V){0}; \
         for (; i + chains <= inputs; i += chains) \
             for (int c = 0; c < chains; c++) { \
-                for (int j = 0; j < m; j++) w[j] = load_##V(a, (i + c) * width + from + j * STEP, kind); \
+                for (int j = 0; j < m; j++) w[j] = load_##V(a, (i + c) * width + from + j * STEP); \
                 for (int k = 0; k < n; k++) \
                     for (int j = 0; j < m; j++) sum[c][k][j] += x[k][i + c] * w[j]; \
             } \
         for (; i < inputs; i++) \
             for (int j = 0; j < m; j++) { \
-                w[j] = load_##V(a, i * width + from + j * STEP, kind); \
+                w[j] = load_##V(a, i * width + from + j * STEP); \
                 for (int k = 0; k < n; k++) sum[0][k][j] += x[k][i] * w[j]; \
             } \
         for (int k = 0; k < n; k++) \
@@ -101,14 +105,14 @@ LOAD(v16, FLOAT16_16, BFLOAT16_16)
 
 /* out[k][from ...] += middle[k] . b[:][from ...], `m` vectors of it. */
 #define EXPAND(V) \
-    INLINE void expand_##V(const int n, const int m, float *const *out, const void *b, const int kind, \
-                           int64_t outputs, int64_t rank, float (*middle)[MOST_RANK], int64_t from) { \
+    INLINE void expand_##V(const int n, const int m, float *const *out, const void *b, int64_t outputs, \
+                           int64_t rank, float (*middle)[MOST_RANK], int64_t from) { \
         enum { STEP = sizeof(V) / sizeof(float) }; \
         V sum[BLOCK][4], w[4]; \
         for (int k = 0; k < n; k++) \
             for (int j = 0; j < m; j++) COPY(sum[k][j], out[k] + from + j * STEP); \
         for (int64_t r = 0; r < rank; r++) { \
-            for (int j = 0; j < m; j++) w[j] = load_##V(b, r * outputs + from + j * STEP, kind); \
+            for (int j = 0; j < m; j++) w[j] = load_##V(b, r * outputs + from + j * STEP); \
             for (int k = 0; k < n; k++) \
                 for (int j = 0; j < m; j++) sum[k][j] += middle[k][r] * w[j]; \
         } \
@@ -123,48 +127,36 @@ PROJECT(v16)
 EXPAND(v16)
 #endif
 
-INLINE void update(const int n, const int kind, const Site *site, int64_t slot, const float *const *x,
-                   float *const *out) {
-    const int64_t start = slot * site->slot_stride * (kind == FLOAT32 ? 4 : 2);
+INLINE void update(const int n, const Site *site, int64_t slot, const float *const *x, float *const *out) {
+    const int64_t start = slot * site->slot_stride * SIZE;
     const char *a = (const char *)site->a + start, *b = (const char *)site->b + start;
     const int64_t inputs = site->inputs, outputs = site->outputs, width = site->width, rank = site->rank;
     float middle[BLOCK][MOST_RANK];
     int64_t r = 0, o = 0;
 #ifdef __AVX512F__
     if (n < 8)
-        for (; r + 64 <= rank; r += 64) project_v16(n, 4, x, a, kind, inputs, width, middle, r);
-    for (; r + 32 <= rank; r += 32) project_v16(n, 2, x, a, kind, inputs, width, middle, r);
-    for (; r + 16 <= rank; r += 16) project_v16(n, 1, x, a, kind, inputs, width, middle, r);
+        for (; r + 64 <= rank; r += 64) project_v16(n, 4, x, a, inputs, width, middle, r);
+    for (; r + 32 <= rank; r += 32) project_v16(n, 2, x, a, inputs, width, middle, r);
+    for (; r + 16 <= rank; r += 16) project_v16(n, 1, x, a, inputs, width, middle, r);
 #else
     if (n > 1)
-        for (; r + 16 <= rank; r += 16) project_v8(n, 2, x, a, kind, inputs, width, middle, r);
+        for (; r + 16 <= rank; r += 16) project_v8(n, 2, x, a, inputs, width, middle, r);
 #endif
-    for (; r + 8 <= rank; r += 8) project_v8(n, 1, x, a, kind, inputs, width, middle, r);
-    for (; r + 4 <= rank; r += 4) project_v4(n, 1, x, a, kind, inputs, width, middle, r);
-    for (; r < rank; r++) project_v1(n, 1, x, a, kind, inputs, width, middle, r);
+    for (; r + 8 <= rank; r += 8) project_v8(n, 1, x, a, inputs, width, middle, r);
+    for (; r + 4 <= rank; r += 4) project_v4(n, 1, x, a, inputs, width, middle, r);
+    for (; r < rank; r++) project_v1(n, 1, x, a, inputs, width, middle, r);
 #ifdef __AVX512F__
     if (n == 1)
-        for (; o + 64 <= outputs; o += 64) expand_v16(n, 4, out, b, kind, outputs, rank, middle, o);
-    for (; o + 32 <= outputs; o += 32) expand_v16(n, 2, out, b, kind, outputs, rank, middle, o);
+        for (; o + 64 <= outputs; o += 64) expand_v16(n, 4, out, b, outputs, rank, middle, o);
+    for (; o + 32 <= outputs; o += 32) expand_v16(n, 2, out, b, outputs, rank, middle, o);
 #else
     if (n == 1)
-        for (; o + 32 <= outputs; o += 32) expand_v8(n, 4, out, b, kind, outputs, rank, middle, o);
-    for (; o + 16 <= outputs; o += 16) expand_v8(n, 2, out, b, kind, outputs, rank, middle, o);
+        for (; o + 32 <= outputs; o += 32) expand_v8(n, 4, out, b, outputs, rank, middle, o);
+    for (; o + 16 <= outputs; o += 16) expand_v8(n, 2, out, b, outputs, rank, middle, o);
 #endif
-    for (; o + 8 <= outputs; o += 8) expand_v8(n, 1, out, b, kind, outputs, rank, middle, o);
-    for (; o + 4 <= outputs; o += 4) expand_v4(n, 1, out, b, kind, outputs, rank, middle, o);
-    for (; o < outputs; o++) expand_v1(n, 1, out, b, kind, outputs, rank, middle, o);
-}
-
-/* The same for up to BLOCK rows. */
-INLINE void update_block(int64_t n, const int kind, const Site *site, int64_t slot, const float *const *x,
-                         float *const *out) {
-    int64_t k = 0;
-#ifdef __AVX512F__ /* which has registers enough */
-    for (; k + 8 <= n; k += 8) update(8, kind, site, slot, x + k, out + k);
-#endif
-    for (; k + 4 <= n; k += 4) update(4, kind, site, slot, x + k, out + k);
-    for (; k < n; k++) update(1, kind, site, slot, x + k, out + k);
+    for (; o + 8 <= outputs; o += 8) expand_v8(n, 1, out, b, outputs, rank, middle, o);
+    for (; o + 4 <= outputs; o += 4) expand_v4(n, 1, out, b, outputs, rank, middle, o);
+    for (; o < outputs; o++) expand_v1(n, 1, out, b, outputs, rank, middle, o);
 }
 
 /* x is [rows][inputs] and out [rows][outputs], both without gaps; rank is at most MOST_RANK. */
@@ -175,12 +167,16 @@ __attribute__((visibility("default"))) void mixed_rows(const Site *site, const P
         const int64_t first = plan->start[block], n = plan->start[block + 1] - first, slot = plan->slot[block];
         const float *from[BLOCK];
         float *to[BLOCK];
-        for (int64_t k = 0; k < n; k++) {
+        int64_t k = 0;
+        for (; k < n; k++) {
             from[k] = x + plan->rows[first + k] * site->inputs;
             to[k] = out + plan->rows[first + k] * site->outputs;
         }
-        if (site->kind == FLOAT32) update_block(n, FLOAT32, site, slot, from, to);
-        if (site->kind == FLOAT16) update_block(n, FLOAT16, site, slot, from, to);
-        if (site->kind == BFLOAT16) update_block(n, BFLOAT16, site, slot, from, to);
+        k = 0;
+#ifdef __AVX512F__ /* which has registers enough */
+        for (; k + 8 <= n; k += 8) update(8, site, slot, from + k, to + k);
+#endif
+        for (; k + 4 <= n; k += 4) update(4, site, slot, from + k, to + k);
+        for (; k < n; k++) update(1, site, slot, from + k, to + k);
     }
 }

@@ -25,8 +25,8 @@ _MOST_ALIKE = 1024  # vectors
 _ALONE = 2**17  # numbers of the factors at a site
 _PLANS = 16
 
-# What factors may be kept in, as the C code numbers it. Products are float32 in any case.
-_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# What factors may be kept in, as the C code calls it. Products are float32 in any case.
+_KEPT = {torch.float32: "FLOAT32", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}
 _ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -41,7 +41,6 @@ class Site(ctypes.Structure):
         ("outputs", _NUMBER),
         ("width", _NUMBER),
         ("rank", _NUMBER),
-        ("kind", _NUMBER),
     )
     inputs: int
     outputs: int
@@ -55,8 +54,8 @@ class Site(ctypes.Structure):
         """The site of ``view``, of whose rank the first so many count; None for one that the C code can't read."""
         if view.embedding or not view.a.is_cpu or view.computes is not torch.float32 or rank > MOST_RANK:
             return None
-        (_, inputs, width), outputs, kind = view.a.shape, view.b.shape[-1], _KINDS[view.a.dtype]
-        site = cls(view.a.data_ptr(), view.b.data_ptr(), view.a.stride(0), inputs, outputs, width, rank, kind)
+        (_, inputs, width), outputs = view.a.shape, view.b.shape[-1]
+        site = cls(view.a.data_ptr(), view.b.data_ptr(), view.a.stride(0), inputs, outputs, width, rank)
         site.view, site.address, site.numbers = view, ctypes.addressof(site), rank * (inputs + outputs)
         site.has_vectors = view.bias is not None or view.gain is not None
         return site
@@ -84,9 +83,9 @@ class Plan(ctypes.Structure):
 
 
 @cache
-def kernel() -> Any | None:
-    """The C function of this machine's library; None where it can't be had."""
-    found = library() if ASKABLE else None
+def kernel(kept: torch.dtype = torch.float32) -> Any | None:
+    """The C function of this machine's library for factors of this dtype; None where it can't be had."""
+    found = library(_KEPT[kept]) if ASKABLE else None
     return None if found is None else function_of(found)
 
 
@@ -94,7 +93,7 @@ def kernel_for(arena: Arena) -> Any | None:
     """:func:`kernel` for an arena that it can read from; for others nothing is compiled."""
     layout = arena.layout
     readable = layout.computes is torch.float32 and any(device.type == "cpu" for device in layout.devices)
-    return kernel() if readable else None
+    return kernel(layout.dtype) if readable else None
 
 
 def function_of(library: ctypes.CDLL) -> Any:

@@ -5,7 +5,7 @@ import os
 import threading
 import weakref
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -29,35 +29,37 @@ SIZES = {"square": (32, 32), "odd": (7, 13), "wide": (40, 171), "narrow": (129, 
 PROCESSORS = {"AVX512": ["AVX2", "AVX512"], "AVX2": ["AVX2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
 
 
-def compiled_for(processor, folder, monkeypatch):
-    """The C function, compiled for a kind of processor."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return mixed_rows.function_of(build.library.__wrapped__())
-
-
 @pytest.fixture(scope="module", params=PROCESSORS)
-def function(request, tmp_path_factory, with_c):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return compiled_for(request.param, tmp_path_factory.mktemp("cache"), monkeypatch)
+def functions(request, tmp_path_factory, with_c):
+    """A function that gives the C function for a kind of processor, compiled for factors of a dtype."""
+    folder = tmp_path_factory.mktemp("cache")
+
+    @cache
+    def compiled(dtype):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+            monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+            return mixed_rows.function_of(build.library.__wrapped__(mixed_rows._KEPT[dtype]))
+
+    return compiled
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("rank", "width"), [(1, 1), (3, 8), (4, 4), (8, 16), (12, 12), (16, 16), (23, 40), (64, 64), (112, 112)]
 )
-def test_every_size_gives_the_formulas_numbers(function, rank, width, threads):
-    holds_the_formula(function, make_arena(SIZES, rank, width=width), rank, threads)
+def test_every_size_gives_the_formulas_numbers(functions, rank, width, threads):
+    holds_the_formula(functions(torch.float32), make_arena(SIZES, rank, width=width), rank, threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("rank", "width"), [(1, 1), (3, 8), (8, 16), (16, 16), (23, 40), (64, 64)])
-def test_every_size_of_factors_kept_in_halves(function, rank, width, dtype):
+def test_every_size_of_factors_kept_in_halves(functions, rank, width, dtype):
     arena = make_arena(SIZES, rank, width=width, dtype=dtype, computes=torch.float32)
     for view in arena.views.values():  # numbers too small for an exponent of their own
         view.a[1, :2] *= 2e-5
         view.b[1, :, :3] *= 2e-5
-    holds_the_formula(function, arena, rank, 1)
+    holds_the_formula(functions(dtype), arena, rank, 1)
 
 
 def holds_the_formula(function, arena, rank, threads):

@@ -5,8 +5,8 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from characters import READABLE, SIGNS, make_character_base
 
+from characters import READABLE, SIGNS, make_character_base
 from lorary.adapters import Backbone
 from lorary.adapters.engine.decoding import plan_decoding
 from lorary.hub.errors import RequestCancelledError, UsageError

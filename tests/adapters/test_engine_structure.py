@@ -8,9 +8,9 @@ import threading
 
 import pytest
 import torch
-from characters import SIGNS, make_character_base
 from transformers import LogitsProcessor
 
+from characters import SIGNS, make_character_base
 from lorary.adapters import Backbone
 from lorary.adapters.engine import structure
 from lorary.adapters.engine.structure import read_structure

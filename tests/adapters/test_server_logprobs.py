@@ -4,16 +4,10 @@ import json
 
 import pytest
 
-from http_service import running
-from lorary.adapters import Backbone
-from lorary.adapters.server import Service, ServiceSettings
-from lorary.hub import Registry
-from lorary.hub.manifest import Manifest, Prompt
-from tiny import make_adapter
+from http_service import CHATS, TEXTS, running, serving_writer
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 ENGINE = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 4}
-TEXTS, CHATS = "/v1/completions", "/v1/chat/completions"
 BODY = {"model": "writer", "prompt": "profit rose", "max_tokens": 8, "logprobs": 2}
 CHAT = {"model": "writer", "messages": [{"role": "user", "content": "profit rose"}], "max_tokens": 8, "logprobs": True}
 
@@ -21,13 +15,7 @@ CHAT = {"model": "writer", "messages": [{"role": "user", "content": "profit rose
 @pytest.fixture(scope="module")
 def service(bases, tmp_path_factory):
     place = tmp_path_factory.mktemp("served")
-    registry = Registry(place / "registry.db")
-    backbone = Backbone.from_pretrained(str(bases("llama")), registry=registry)
-    make_adapter(bases("llama"), place / "writer", task="text-generation", r=4)
-    prompt = Prompt("chat", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
-    Manifest(task="text-generation", base=backbone.identity, prompt=prompt).write(place / "writer")
-    registry.add(place / "writer", name="writer", domain="tests")
-    return Service(backbone, settings=ServiceSettings(engine=ENGINE))
+    return serving_writer(bases("llama"), place, **ENGINE)
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,10 @@ import json
 
 import pytest
 
-from http_service import running
-from lorary.adapters import Backbone
-from lorary.adapters.server import Service, ServiceSettings
-from lorary.hub import Registry
-from lorary.hub.manifest import Manifest, Prompt
-from tiny import make_adapter
+from http_service import CHATS, TEXTS, piece, running, serving_writer, written
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 ENGINE = {"cache_tokens": 512, "batch_tokens": 16, "page_tokens": 4, "max_running": 4}
-TEXTS, CHATS = "/v1/completions", "/v1/chat/completions"
 TEXT = {"model": "writer", "prompt": "profit rose", "max_tokens": 8}
 CHAT = {"model": "writer", "messages": [{"role": "user", "content": "profit rose"}], "max_tokens": 8}
 BOTH = pytest.mark.parametrize(("path", "body"), [(TEXTS, TEXT), (CHATS, CHAT)], ids=["completion", "chat"])
@@ -22,13 +16,7 @@ BOTH = pytest.mark.parametrize(("path", "body"), [(TEXTS, TEXT), (CHATS, CHAT)],
 @pytest.fixture(scope="module")
 def service(bases, tmp_path_factory):
     place = tmp_path_factory.mktemp("served")
-    registry = Registry(place / "registry.db")
-    backbone = Backbone.from_pretrained(str(bases("llama")), registry=registry)
-    make_adapter(bases("llama"), place / "writer", task="text-generation", r=4)
-    prompt = Prompt("chat", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
-    Manifest(task="text-generation", base=backbone.identity, prompt=prompt).write(place / "writer")
-    registry.add(place / "writer", name="writer", domain="tests")
-    return Service(backbone, settings=ServiceSettings(engine=ENGINE))
+    return serving_writer(bases("llama"), place, **ENGINE)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +24,6 @@ def caller(service):
     with running(service) as caller:
         caller.call(TEXTS, TEXT)  # which loads it
         yield caller
-
-
-def written(choice):
-    return choice["text"] if "text" in choice else choice["message"]["content"]
-
-
-def pieces(choice):
-    return choice["text"] if "text" in choice else choice["delta"].get("content", "")
 
 
 @pytest.mark.parametrize(("sent", "asked"), [
@@ -62,7 +42,7 @@ def test_what_the_engine_makes_of_them(service, caller, path, body, sent, asked)
     assert written(answer["choices"][0]) == expected.text
     assert answer["usage"]["completion_tokens"] == len(expected.tokens)
     events = [json.loads(event)["choices"][0] for event in list(caller.events(path, body | sent))[:-1]]
-    assert "".join(map(pieces, events)) == expected.text
+    assert "".join(map(piece, events)) == expected.text
 
 
 def test_each_of_several_texts_counts_its_own(service, caller):

@@ -3,18 +3,12 @@
 import json
 
 import pytest
-from characters import make_character_base
 
-from http_service import running
-from lorary.adapters import Backbone
-from lorary.adapters.server import Service, ServiceSettings
-from lorary.hub import Registry
-from lorary.hub.manifest import Manifest, Prompt
-from tiny import make_adapter
+from characters import make_character_base
+from http_service import CHATS, TEXTS, piece, running, serving_writer, written
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 ENGINE = {"cache_tokens": 1024, "batch_tokens": 16, "page_tokens": 4, "max_running": 8}
-TEXTS, CHATS = "/v1/completions", "/v1/chat/completions"
 TEXT = {"model": "writer", "prompt": "who?", "max_tokens": 300}
 CHAT = {"model": "writer", "messages": [{"role": "user", "content": "who?"}], "max_tokens": 300}
 BOTH = pytest.mark.parametrize(("path", "body"), [(TEXTS, TEXT), (CHATS, CHAT)], ids=["completion", "chat"])
@@ -30,27 +24,13 @@ WRAPPED = {"type": "json_schema", "json_schema": {"name": "tone", "strict": True
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     place = tmp_path_factory.mktemp("served")
-    registry = Registry(place / "registry.db")
-    backbone = Backbone.from_pretrained(str(make_character_base(place / "base", positions=512)), registry=registry)
-    make_adapter(place / "base", place / "writer", task="text-generation", r=4)
-    prompt = Prompt("chat", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
-    Manifest(task="text-generation", base=backbone.identity, prompt=prompt).write(place / "writer")
-    registry.add(place / "writer", name="writer", domain="tests")
-    return Service(backbone, settings=ServiceSettings(engine=ENGINE))
+    return serving_writer(make_character_base(place / "base", positions=512), place, **ENGINE)
 
 
 @pytest.fixture(scope="module")
 def caller(service):
     with running(service) as caller:
         yield caller
-
-
-def written(choice):
-    return choice["text"] if "text" in choice else choice["message"]["content"]
-
-
-def pieces(choice):
-    return choice["text"] if "text" in choice else choice["delta"].get("content", "")
 
 
 def keeps_to_the_schema(text):
@@ -71,7 +51,7 @@ def test_a_schema(service, caller, path, body):
         assert service.engine.submit("who?", "writer@1", **settings).result(20).text == written(choice)
     assert len({written(choice) for choice in answer["choices"]}) > 1
     events = [json.loads(event)["choices"] for event in list(caller.events(path, asked | {"n": 1}))[:-1]]
-    assert "".join(pieces(choices[0]) for choices in events if choices) == written(answer["choices"][0])
+    assert "".join(piece(choices[0]) for choices in events if choices) == written(answer["choices"][0])
 
 
 @BOTH

@@ -8,7 +8,34 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from lorary.adapters.server import create_app, listen
+from lorary.adapters import Backbone
+from lorary.adapters.server import Service, ServiceSettings, create_app, listen
+from lorary.hub import Registry
+from lorary.hub.manifest import Manifest, Prompt
+from tiny import make_adapter
+
+TEXTS, CHATS = "/v1/completions", "/v1/chat/completions"
+
+
+def serving_writer(base, place, **engine):
+    """A service with one adapter that writes texts, ``writer``, on this base; its chats are their turns' texts."""
+    registry = Registry(place / "registry.db")
+    backbone = Backbone.from_pretrained(str(base), registry=registry)
+    make_adapter(base, place / "writer", task="text-generation", r=4)
+    prompt = Prompt("chat", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    Manifest(task="text-generation", base=backbone.identity, prompt=prompt).write(place / "writer")
+    registry.add(place / "writer", name="writer", domain="tests")
+    return Service(backbone, settings=ServiceSettings(engine=engine))
+
+
+def written(choice):
+    """The text of an answer's choice, of a completion or a chat."""
+    return choice["text"] if "text" in choice else choice["message"]["content"]
+
+
+def piece(choice):
+    """The same of a stream's event."""
+    return choice["text"] if "text" in choice else choice["delta"].get("content", "")
 
 
 class Caller:

@@ -3,7 +3,7 @@
 import pytest
 
 from lorary.hub.errors import DataError
-from lorary.training.data import load_data
+from lorary.training.data import load_data, load_rows
 from samples import write_jsonl
 
 
@@ -50,3 +50,10 @@ def test_known_pairs_are_recognised_where_columns_are_missing(make_recipe, tmp_p
     with pytest.raises(DataError) as caught:
         load_data(make_recipe(task="feature-extraction", **files))
     assert told in caught.value.problems[-1]
+
+
+def test_rows_that_are_only_measured_on_are_told_of_no_settings(make_recipe, tmp_path):
+    rows = [{"text": f"a {place}", "text_pair": "b", "label": "ab"[place % 2]} for place in range(8)]
+    notes: list[str] = []
+    load_rows(make_recipe(**{"data.train": write_jsonl(tmp_path / "rows.jsonl", rows)}), notes.append)
+    assert notes == []

@@ -105,7 +105,8 @@ class _Checked:
 def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool = True) -> _Checked:
     data, columns = recipe.data, recipe.data.columns.named()
     note_beside(given["train"], columns, note)
-    note_larger_form(given["train"], columns, TASK_FACTS[recipe.task].forms, note)
+    if learned:
+        note_larger_form(given["train"], columns, TASK_FACTS[recipe.task].forms, note)
     problem = find_problem(recipe, given["train"], note)
     if data.label_columns is not None:
         columns["label"] = "label"

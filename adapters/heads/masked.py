@@ -19,7 +19,7 @@ import torch
 from lorary.adapters.base.identity import body_of, fingerprint_model
 from lorary.adapters.base.loading import quietly
 from lorary.adapters.base.modules import LinearShape, linear_shape
-from lorary.adapters.heads.task_heads import SharedBody, TaskHead
+from lorary.adapters.heads.task_heads import SharedBody, TaskHead, parts_left_out
 from lorary.adapters.layer.slots import LowRank
 from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError
@@ -33,13 +33,15 @@ class MaskedModel:
 
     ``offered`` names all of its modules as its class does, the body's among them, and ``linears`` the head's own linear
     ones; None and empty where the backbone's own model is this one (BART), whose modules it knows. ``lacking`` are the
-    parameters of the head that the base's files don't hold, so that an adapter has to bring them.
+    parameters of the head that the base's files don't hold, so that an adapter has to bring them, and ``left_out`` the
+    parts of the backbone's body that the class is made without.
     """
 
     model: Any
     offered: frozenset[str] | None
     linears: Mapping[str, LinearShape]
     lacking: frozenset[str] = frozenset()
+    left_out: frozenset[str] = frozenset()
 
     def demand(self, brought: Collection[str], source: str) -> None:
         """Are the parameters that the base lacks among those that an adapter brings?
@@ -163,8 +165,9 @@ def _around(model: Any, body: Any) -> MaskedModel:
     view = copy.deepcopy(model, _kept(model) | {id(own): SharedBody(body)})
     if tied:
         view.get_output_embeddings().weight = body.get_input_embeddings().weight
-    linears = {name: linear_shape(module) for name, module in view.named_modules()}
-    return MaskedModel(view, offered, {name: shape for name, shape in linears.items() if shape is not None})
+    shapes = {name: linear_shape(module) for name, module in view.named_modules()}
+    linears = {name: shape for name, shape in shapes.items() if shape is not None}
+    return MaskedModel(view, offered, linears, left_out=parts_left_out(own, body))
 
 
 def _kept(model: torch.nn.Module) -> dict[int, Any]:

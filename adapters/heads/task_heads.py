@@ -7,7 +7,7 @@ parameters come from the adapter. Several heads can then read one pass of the bo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -206,6 +206,20 @@ def _only_in(own: Any, body: Any) -> set[str]:
     return {name for name, _ in own.named_children() if getattr(body, name, None) is None}
 
 
+def parts_left_out(own: Any, body: Any) -> frozenset[str]:
+    """The children of the backbone's body that a task model's own is made without: BERT's pooler, in tagging."""
+    return frozenset(name for name, _ in body.named_children() if getattr(own, name, body) is None)
+
+
+def leave_out(parts: Iterable[str], body: Any) -> None:
+    """Take parts out of a body that isn't shared, as they are out of the task model that an adapter was trained in.
+
+    PEFT would look for the adapter's tensors there, and some of its passes read whatever the body returns last.
+    """
+    for name in parts:
+        setattr(body, name, None)
+
+
 def fill_head(
     model: Any,
     body: Any,
@@ -262,6 +276,8 @@ def _share_body(model: Any, body: Any, shared: bool) -> bool:
     own = getattr(model, attribute, None)
     parted = shared and in_parts(body)
     if _is_of(own, body) and not parted:
+        if not shared:
+            leave_out(parts_left_out(own, body), body)
         setattr(model, attribute, SharedBody(body) if shared else body)
         return shared
     # T5's heads keep parts of the body (an encoder, a decoder, an embedding) under the names that the body gives them.

@@ -17,7 +17,7 @@ from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.loading import is_encoder
 from lorary.adapters.heads.masked import MaskedHead
 from lorary.adapters.heads.of_base import HeadsOfBase
-from lorary.adapters.heads.task_heads import TASK_CLASSES, TaskHead, fill_head
+from lorary.adapters.heads.task_heads import TASK_CLASSES, TaskHead, fill_head, leave_out
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import Arena
@@ -267,7 +267,9 @@ def _models(
     elif task == "fill-mask" and is_encoder(body.config):
         known = masked.get(checkpoint.source)
         known.demand([name.removeprefix(prefix) for name in tensors for prefix in PREFIXES], checkpoint.source)
-        lender, root = known.around(body), known.around(mirror(body))
+        own = mirror(body)
+        leave_out(known.left_out, own)
+        lender, root = known.around(body), known.around(own)
         bare, plain_head = lender, TaskHead(lender, reads_body_output=False)
     else:
         bare = whole if _fits(tensors, whole, body) else body

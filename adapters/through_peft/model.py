@@ -7,6 +7,7 @@ of the file must find its place, every place its key, and nothing is written int
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -102,9 +103,28 @@ def peft_config(checkpoint: Checkpoint) -> Any:
     if checkpoint.peft_type == "LORA":
         # The file's own factors follow, and some initialisations would rewrite the base's weights before.
         settings = {name: value for name, value in settings.items() if name not in _INITIALISATION}
-        settings["init_lora_weights"] = True
+        settings |= {"init_lora_weights": True, **_of_fused_experts(settings)}
     with peft_errors(checkpoint):
         return PeftConfig.from_peft_type(**{**settings, "inference_mode": True})
+
+
+def _of_fused_experts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What PEFT has to be told otherwise for factors of single experts that it fuses; the same to all others.
+
+    It refuses a dropout there, which acts in training alone. And with the rank it multiplies alpha, which is right for
+    alpha / r, but not for rsLoRA's alpha / sqrt(r): told alpha * sqrt(r), the former is the latter.
+    """
+    told: dict[str, Any] = {"lora_dropout": 0.0}
+    rank = settings.get("r")
+    if settings.get("use_rslora") and isinstance(rank, int) and not settings.get("rank_pattern"):
+        root = math.sqrt(rank)
+        alphas = settings.get("alpha_pattern") or {}
+        told |= {
+            "use_rslora": False,
+            "lora_alpha": settings.get("lora_alpha", 8) * root,
+            "alpha_pattern": {name: alpha * root for name, alpha in alphas.items()},
+        }
+    return told
 
 
 def peft_state(peft_model: Any) -> dict[str, torch.Tensor]:

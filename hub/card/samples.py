@@ -12,6 +12,7 @@ from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.manifest import GENERATING, MULTI_LABEL, REGRESSION, Generation, Preprocessing, Prompt
 from lorary.hub.markup import python_literal
 from lorary.hub.noted_task import noted_task
+from lorary.hub.unnamed_head import naming_its_head
 from lorary.hub.values import Version
 
 
@@ -161,7 +162,7 @@ def _labels(checkpoint: Checkpoint) -> tuple[str, ...]:
         return checkpoint.manifest.labels or ()
     if noted_task(checkpoint.config) not in ("text-classification", "token-classification"):
         return ()
-    heads = checkpoint.config.get("modules_to_save") or []
+    heads = naming_its_head(checkpoint.config, checkpoint.tensors).get("modules_to_save") or []
     heads = [f".{name}." for name in heads if isinstance(name, str)] if isinstance(heads, list) else []
     weights = [
         info for name, info in checkpoint.tensors.items()

@@ -13,6 +13,7 @@ from lorary.training import evaluate, train
 from lorary.training.evaluation.recipe import recipe_for
 from runs import SHORT
 from samples import tone_rows, write_jsonl
+from tiny import make_adapter
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,18 @@ def test_a_revision_is_that_of_the_base_that_the_adapter_names(tiny):
     assert recipe_for(source, data, {}).revision == "v1"
     assert recipe_for(source, data, {"base": manifest.base.id}).revision is None
     assert recipe_for(source, data, {}, ["base=org/other"]).revision is None
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_base_that_is_gone_is_said_to_be_the_adapter_s(bases, tmp_path, capsys, named):
+    from lorary.hub import Registry
+
+    foreign = make_adapter(Path(bases("bert")), tmp_path / "foreign", task="text-classification", labels=2)
+    config = json.loads((foreign / "adapter_config.json").read_text())
+    (foreign / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "gone"}))
+    Registry(tmp_path / "registry.db").add(foreign, name="foreign", domain="finance")
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"text": "profit rose", "label": "LABEL_0"}])
+    asked = ["eval", "foreign", "--data", str(data), "--registry", str(tmp_path / "registry.db")]
+    assert main([*asked, *(["--base", str(tmp_path / "gone")] if named else [])]) == 1
+    hint = "(it is the base that the adapter names; --base says another)"
+    assert (hint in capsys.readouterr().err) is not named

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorary.hub.cli.open_base import told_whose
 from lorary.hub.cli.options import (
     DeviceMapOption,
     DeviceOption,
@@ -70,7 +71,7 @@ def command(
 
     flags = {"base": base, "quantization": quantization, "device": device, "device_map": device_map}
     settings = {key: value for key, value in flags.items() if value is not None}
-    with BarReporter(references[0]) as reporter:
+    with told_whose(base), BarReporter(references[0]) as reporter:
         found = evaluate(references, data, catalogue, settings=settings, overrides=set_ or (), progress=reporter)
     # Before the answers, which may find the disk full: what took an hour to measure isn't lost with them.
     if as_json:

@@ -20,12 +20,13 @@ class Shaped(Protocol):
 
 @dataclass
 class KeyProblems:
-    """The keys that are missing, unexpected or of another shape."""
+    """The keys that are missing, unexpected or of another shape; ``hint`` says what may be behind it."""
 
     source: str
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
+    hint: str = "Was it trained on another architecture, or were its keys renamed?"
 
     def check_shape(self, key: str, wanted: tuple[int, ...], info: Shaped) -> None:
         """Note a tensor that hasn't the shape that the backbone needs."""
@@ -46,6 +47,5 @@ class KeyProblems:
                 parts.append(f"{label}: {'; '.join(items[:_SHOWN])}{more}")
         if parts:
             raise KeyMismatchError(
-                f"{self.source}: its tensors don't fit this backbone. {'. '.join(parts)}. "
-                "Was it trained on another architecture, or were its keys renamed?"
+                f"{self.source}: its tensors don't fit this backbone. {'. '.join(parts)}. {self.hint}"
             )

@@ -31,6 +31,11 @@ from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError, first_l
 ADAPTER = "default"  # PEFT's own name for an only adapter
 _PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")
 _SAVED = ".modules_to_save."
+_BASE_BIAS = ".base_layer.bias"
+_LOST_BIASES = (
+    'PEFT 0.7 to 0.20 saved no biases for bias="lora_only", so those that it trained are lost; to serve the rest with '
+    'the base\'s, write "bias": "none" into adapter_config.json'
+)
 _PARTS_OF_A_WRAPPER = (".original_module.", _SAVED)
 _SHORTHANDS = ("all-linear",)
 _PLAIN_TEXT = ("ADAPTION_PROMPT",)  # there it is the end of a name
@@ -196,6 +201,8 @@ def _has_twin(key: str, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str
 def _demand_match(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], source: str) -> None:
     problems = KeyProblems(source)
     problems.missing.extend(sorted(wanted.keys() - tensors.keys()))
+    if problems.missing and all(key.endswith(_BASE_BIAS) for key in problems.missing):
+        problems.hint = _LOST_BIASES
     problems.unexpected.extend(sorted(tensors.keys() - wanted.keys()))
     for key in sorted(wanted.keys() & tensors.keys()):
         problems.check_shape(key, tuple(wanted[key].shape), tensors[key])

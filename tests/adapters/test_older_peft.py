@@ -97,6 +97,18 @@ def test_trained_biases_under_the_modules_own_name(bases, tmp_path, family):
     torch.testing.assert_close(backbone.logits([ROW], "older")[0], want, atol=1e-5, rtol=1e-5)
 
 
+def test_biases_that_were_trained_and_not_saved(bases, tmp_path):
+    """As PEFT 0.7 to 0.20 left them out."""
+    adapter = make_adapter(bases("gpt2"), tmp_path / "older", task="text-generation", bias="lora_only")
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({key: tensor for key, tensor in tensors.items() if not key.endswith(".bias")}, adapter / WEIGHTS)
+    backbone = Backbone.from_pretrained(str(bases("gpt2")))
+    with pytest.raises(KeyMismatchError, match=r'missing: .*base_layer\.bias.*are lost; .*"bias": "none"'):
+        backbone.load(adapter)
+    backbone.load(as_then(adapter, bias="none"))
+    assert backbone.stats().slots_used == 1
+
+
 @pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_rslora": True}], ids=str)
 def test_factors_of_single_experts(tmp_path, settings):
     """From before transformers fused experts; PEFT refuses a dropout there, and takes rsLoRA's scale times sqrt(2)."""

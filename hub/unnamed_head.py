@@ -1,4 +1,4 @@
-"""Heads that an adapter's config doesn't name: until 0.8 PEFT trained and saved them, and wrote nothing of it."""
+"""Heads that an adapter's config doesn't name: until 0.10 PEFT trained and saved them, and wrote nothing of it."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def answer(model):
     ids=str,
 )
 def test_a_head_that_the_config_doesnt_name(bases, tmp_path, family, task, saved):
-    """As PEFT 0.8 and before it wrote them: the head is in the file alone."""
+    """As PEFT up to 0.10 wrote them: the head is in the file alone."""
     adapter = make_adapter(bases(family), tmp_path / "older", task=task)
     want = answer(peft_reference(bases(family), adapter, task=task))
     as_then(adapter, modules_to_save=saved)

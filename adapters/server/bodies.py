@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, model_validator
 
 from lorary.adapters.arguments import shown
 from lorary.adapters.engine.penalties import MOST_PENALTY
 from lorary.adapters.engine.values import MOST_LOGPROBS
+from lorary.adapters.server.response_format import ResponseFormat
+from lorary.adapters.server.tool_choice import ToolChoice, WantedCalls, wanted_calls
 
 Text = Annotated[str, Field(min_length=1)]
 MOST_ROWS = 256  # of a request, and the most texts that one may have made
@@ -22,9 +24,9 @@ Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_ROWS)]
 Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]  # one mistake is told; millions would take minutes
 Penalty = Annotated[float, Field(ge=-MOST_PENALTY, le=MOST_PENALTY)]
 
-_ABOUT_THE_CALLER = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
-)
+_ABOUT_THE_CALLER = frozenset((
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
+))  # fmt: skip
 """Fields of OpenAI's that change no answer here, whatever they hold."""
 
 _ASKS_FOR_NOTHING: Mapping[str, Any] = {
@@ -46,6 +48,7 @@ EXPECTED: Mapping[str, str] = {
     "model": "a model's name, or for /v1/predict a list of 1 to 256 names and nulls",
     "stop": "a text, or a list of at most 16 texts, none of them empty",
     "content": "a text, or a list of parts of the type text",
+    "tool_choice": '"none", "auto", "required", or {"type": "function", "function": {"name": ...}}',
 }
 """What may stand in fields of several kinds, in place of what is wrong with each of the kinds."""
 
@@ -67,7 +70,7 @@ class Body(BaseModel):
             if name in cls.model_fields:
                 kept[name] = value
             elif name in _ASKS_FOR_NOTHING:
-                if not _asks_for_nothing(name, value, body):
+                if not _asks_for_nothing(name, value):
                     neutral = _ASKS_FOR_NOTHING[name]
                     instead = "" if neutral is None else f", or pass {neutral!r}"
                     raise ValueError(f"{name} isn't served here; leave it out{instead}")
@@ -82,36 +85,6 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool = False
-
-
-class JsonSchema(BaseModel):
-    """A schema as OpenAI wraps it. It is kept to whether ``strict`` says so or not; its name is the caller's own."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    wanted: Annotated[dict[str, Any], Field(alias="schema")]
-
-
-class ResponseFormat(BaseModel):
-    """What a text has to be: anything, a JSON object, or JSON by a schema."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _with_its_schema(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError('json_schema comes with the type "json_schema", and with no other')
-        return self
-
-    @property
-    def wanted(self) -> dict[str, Any] | None:
-        """The JSON schema of the text, None of any text."""
-        if self.json_schema is not None:
-            return self.json_schema.wanted
-        return {"type": "object"} if self.type == "json_object" else None
 
 
 def _by_token(given: Any) -> dict[int, Any]:
@@ -190,6 +163,8 @@ class Sampling(Body):
 class CompletionBody(Sampling):
     """``POST /v1/completions``: one prompt or several, each put the way its adapter was trained."""
 
+    wanted: ClassVar[None] = None  # no calls: there are no tools
+
     prompt: Text | Texts
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
@@ -212,20 +187,37 @@ class ChatBody(Sampling):
     """``POST /v1/chat/completions``: a conversation.
 
     ``chat_template_kwargs``: what else the chat template is told, such as ``{"enable_thinking": false}``.
+    ``parallel_tool_calls``: false keeps ``tool_choice: "required"`` to one call.
     """
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     tools: Objects | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    _wanted: WantedCalls | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _told_of_what_it_asks_for(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is told with logprobs: true; send both, or neither")
+        self._wanted = wanted_calls(self.tool_choice, self.tools, one=self.parallel_tool_calls is False)
+        if self._wanted and self.response_format and self.response_format.wanted:
+            raise ValueError("response_format and tool_choice: an answer is a text or calls; leave one of them out")
         return self
+
+    @property
+    def wanted(self) -> WantedCalls | None:
+        """The calls that the answer has to be, None where it may be any text."""
+        return self._wanted
+
+    @property
+    def offered(self) -> list[dict[str, Any]] | None:
+        """The tools that the chat template is told of."""
+        return None if self.tool_choice == "none" else self.tools
 
     @property
     def likeliest(self) -> int | None:
@@ -234,8 +226,9 @@ class ChatBody(Sampling):
 
     def settings(self) -> dict[str, Any]:
         """The arguments of the engine; OpenAI has two names for the most new tokens, of which this one is newer."""
-        newer = self.max_completion_tokens
-        return super().settings() | ({"max_new_tokens": newer} if newer is not None else {})
+        newer, wanted = self.max_completion_tokens, self.wanted
+        given = {"max_new_tokens": newer, "schema": wanted and wanted.schema}
+        return super().settings() | {name: value for name, value in given.items() if value is not None}
 
     def conversation(self) -> list[dict[str, Any]]:
         """The turns; a content in parts is put together.
@@ -266,10 +259,8 @@ class PredictBody(Body):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-def _asks_for_nothing(name: str, value: Any, body: Mapping[str, Any]) -> bool:
+def _asks_for_nothing(name: str, value: Any) -> bool:
     neutral = _ASKS_FOR_NOTHING[name]
-    if name == "tool_choice" and value == "none":
-        return not body.get("tools")  # no call where there is nothing to call
     kinds = isinstance(value, bool) == isinstance(neutral, bool)  # 0.0 is 0, but neither is False
     return value is None or (kinds and value == neutral)
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lorary.adapters.engine import Request as Generation
 from lorary.adapters.engine.text import text_of
@@ -39,6 +39,12 @@ class Said:
     calls: tuple[Call, ...] = ()
 
 
+def new_call(name: str, arguments: Any) -> Call:
+    """A call under an id of its own; ``arguments`` are JSON text, or what is to be written as such."""
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return Call(f"call_{uuid.uuid4().hex[:24]}", name, text)
+
+
 def response_template(tokenizer: Any) -> dict[str, Any] | None:
     """How answers are to be read, by what the base's tokenizer says; None where it says nothing, or nothing readable.
 
@@ -55,6 +61,17 @@ def response_template(tokenizer: Any) -> dict[str, Any] | None:
     return template
 
 
+class Reader(Protocol):
+    """Takes an answer apart as it comes."""
+
+    @property
+    def special(self) -> bool:
+        """Does the text that it reads have special tokens in it?"""
+
+    def read(self, text: str, *, last: bool = False) -> Said:
+        """What the next piece of the text comes to; with the last one all that is left."""
+
+
 class AnswerReader:
     """Takes an answer apart as it comes. A call that can't be read stays text, and all that follows it.
 
@@ -63,6 +80,8 @@ class AnswerReader:
         template: of :func:`response_template`.
         tools: what may be called, by which arguments get their types.
     """
+
+    special = True
 
     def __init__(self, generation: Generation, template: dict[str, Any], tools: Sequence[Any]) -> None:
         tokenizer = generation.tokenizer
@@ -122,6 +141,5 @@ def _calls(value: Any) -> list[Call]:
         name, arguments = function["name"], function["arguments"]
         if not isinstance(name, str):
             raise TypeError(f"a function's name: expected a text, found {type(name).__name__}")
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        found.append(Call(f"call_{uuid.uuid4().hex[:24]}", name, text))
+        found.append(new_call(name, arguments))
     return found

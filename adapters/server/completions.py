@@ -15,12 +15,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lorary.adapters.engine import Completion, Engine
+from lorary.adapters.engine import Request as Generation
 from lorary.adapters.server.bodies import MOST_ROWS, ChatBody, CompletionBody
-from lorary.adapters.server.calls import AnswerReader, Said
+from lorary.adapters.server.calls import AnswerReader, Reader, Said
 from lorary.adapters.server.forms import CHAT, TEXT, Form, reason_of, usage
 from lorary.adapters.server.models import Served
 from lorary.adapters.server.problems import Refusal, problem
 from lorary.adapters.server.service import Service, while_there
+from lorary.adapters.server.tool_choice import WantedCalls, WantedReader
 from lorary.adapters.server.writing import Part, Writing
 
 
@@ -58,7 +60,7 @@ def routes(service: Service) -> APIRouter:
             prompt = body.conversation()
         except ValueError as error:
             raise Refusal(400, str(error), "invalid_request") from error
-        told = {"tools": body.tools, "chat_template_kwargs": body.chat_template_kwargs}
+        told = {"tools": body.offered, "chat_template_kwargs": body.chat_template_kwargs}
         return await _answer(service, request, body, CHAT, [prompt], told)
 
     return router
@@ -110,12 +112,20 @@ def _submit(
                 generation = engine.submit(
                     prompt, served.name, seed=seed, open_ended=True, logprobs=body.likeliest, **told, **settings
                 )
-                reader = AnswerReader(generation, template, told["tools"]) if template else None
-                writings.append(Writing(generation, body.stops, reader))
+                writings.append(Writing(generation, body.stops, _reader(generation, body.wanted, told, template)))
     except BaseException:
         _give_up(writings)
         raise
     return writings
+
+
+def _reader(
+    generation: Generation, wanted: WantedCalls | None, told: dict[str, Any], template: dict[str, Any] | None
+) -> Reader | None:
+    """What takes calls out of an answer; None where it is all text."""
+    if wanted is not None:
+        return WantedReader(wanted)
+    return AnswerReader(generation, template, told["tools"]) if template else None
 
 
 async def _stream(

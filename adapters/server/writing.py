@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lorary.adapters.engine import Completion
 from lorary.adapters.engine import Request as Generation
 from lorary.adapters.engine.text import TextStream
-from lorary.adapters.server.calls import AnswerReader, Said
+from lorary.adapters.server.calls import Reader, Said
 from lorary.adapters.server.logprobs import ToldToken
 from lorary.adapters.server.stopping import StopText
 
@@ -30,7 +30,7 @@ class Writing:
         reader: what takes calls out of the text; None leaves it as it is.
     """
 
-    def __init__(self, generation: Generation, stops: Sequence[str], reader: AnswerReader | None = None) -> None:
+    def __init__(self, generation: Generation, stops: Sequence[str], reader: Reader | None = None) -> None:
         self.generation = generation
         self._reader = reader
         # Else, tokens that have come together are read together.
@@ -46,7 +46,8 @@ class Writing:
 
         Raises what the generation does.
         """
-        async for piece, tokens in self.generation.pieces(each=self._each, special=self._reader is not None):
+        special = self._reader is not None and self._reader.special
+        async for piece, tokens in self.generation.pieces(each=self._each, special=special):
             if self.generation.told is not None and self._noted < tokens:
                 self._note()
             self._begin += len(piece)

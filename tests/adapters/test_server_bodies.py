@@ -15,7 +15,8 @@ TURN = {"role": "user", "content": "a"}
     {"frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "best_of": 1.0, "logprobs": False},
     dict.fromkeys(["functions", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"]),
     {"logprobs": None, "top_logprobs": 0},
-    {"tool_choice": "none"}, {"tool_choice": "none", "tools": []}, {"tool_choice": "auto", "tools": [{"a": 1}]},
+    {"tool_choice": "none"}, {"tool_choice": "none", "tools": [{"a": 1}]}, {"tool_choice": "auto", "tools": [{"a": 1}]},
+    {"tool_choice": None, "parallel_tool_calls": False},
 ], ids=str)  # fmt: skip
 def test_what_asks_for_nothing_passes(asked):
     """As clients send it that know only their own settings' defaults."""
@@ -25,7 +26,7 @@ def test_what_asks_for_nothing_passes(asked):
 
 @pytest.mark.parametrize("asked", [
     {"frequency_penalty": 2.1}, {"frequency_penalty": False}, {"logprobs": 0}, {"top_logprobs": 1}, {"echo": 0},
-    {"reasoning_effort": "low"}, {"tool_choice": "none", "tools": [{"a": 1}]}, {"tool_choice": "required"},
+    {"reasoning_effort": "low"}, {"tool_choice": "required"},
     {"best_of": 2.0}, {"made_up": None},
 ], ids=str)  # fmt: skip
 def test_what_asks_for_something_is_refused(asked):

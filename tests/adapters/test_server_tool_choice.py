@@ -1,0 +1,191 @@
+"""`tool_choice` over HTTP: an answer that has to be calls is calls, by the schemas of the tools."""
+
+import json
+
+import pytest
+
+from characters import make_character_base
+from http_service import CHATS, TEXTS, running, serving_writer
+from lorary.adapters.server.bodies import ChatBody
+from lorary.adapters.server.tool_choice import NamedTool, wanted_calls
+
+pytestmark = pytest.mark.usefixtures("frozen_imports")
+ENGINE = {"cache_tokens": 1024, "batch_tokens": 16, "page_tokens": 4, "max_running": 8}
+MOOD = {
+    "type": "object",
+    "properties": {"tone": {"enum": ["good", "bad"]}, "sure": {"type": "boolean"}},
+    "required": ["tone", "sure"],
+    "additionalProperties": False,
+}
+SIDE = {"$ref": "#/$defs/Side"}
+NESTED = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "properties": {"first": SIDE, "rest": {"type": "array", "items": SIDE, "maxItems": 2}},
+    "required": ["first", "rest"],
+    "additionalProperties": False,
+    "$defs": {"Side": {"enum": ["left", "right"]}},
+}  # fmt: skip
+TOOLS = [
+    {"type": "function", "function": {"name": "rate", "description": "Rate it.", "strict": True, "parameters": MOOD}},
+    {"type": "function", "function": {"name": "turn", "parameters": NESTED}},
+    {"type": "function", "function": {"name": "stop"}},
+]
+ASKED = {
+    "model": "writer", "messages": [{"role": "user", "content": "who?"}], "max_tokens": 400, "tools": TOOLS,
+    "temperature": 2.0,
+}  # fmt: skip
+
+
+def named(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    place = tmp_path_factory.mktemp("served")
+    return serving_writer(make_character_base(place / "base", positions=512), place, **ENGINE)
+
+
+@pytest.fixture(scope="module")
+def caller(service):
+    with running(service) as caller:
+        yield caller
+
+
+def calls_of(choice):
+    """Its calls' names and arguments; there is nothing else, and each has an id of its own."""
+    message = choice["message"]
+    assert (choice["finish_reason"], message["content"]) == ("tool_calls", None)
+    calls = message["tool_calls"]
+    assert len({call["id"] for call in calls}) == len(calls)
+    assert {call["type"] for call in calls} == {"function"}
+    return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
+
+
+def keeps_to_its_schema(name, arguments):
+    if name == "rate":
+        assert list(arguments) == ["tone", "sure"]
+        assert arguments["tone"] in ("good", "bad")
+        assert type(arguments["sure"]) is bool
+    elif name == "turn":
+        assert list(arguments) == ["first", "rest"]
+        assert {arguments["first"], *arguments["rest"]} <= {"left", "right"}
+    else:
+        assert (name, arguments) == ("stop", {})
+
+
+@pytest.mark.parametrize(("name", "schema"), [("rate", MOOD), ("turn", NESTED)])
+def test_a_function_by_its_name(service, caller, name, schema):
+    answer = caller.call(CHATS, ASKED | {"tool_choice": named(name), "n": 3, "seed": 1})
+    for place, choice in enumerate(answer["choices"]):
+        ((called, arguments),) = calls_of(choice)
+        assert called == name
+        keeps_to_its_schema(name, arguments)
+        settings = {"schema": {"type": "object"} | schema, "max_new_tokens": 400, "temperature": 2.0, "do_sample": True}
+        text = service.engine.submit("who?", "writer@1", **settings, seed=1 + place).result(20).text
+        assert choice["message"]["tool_calls"][0]["function"]["arguments"] == text.strip()
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_any_of_them(caller, one):
+    names = set()
+    for seed in range(0, 16, 8):
+        asked = ASKED | {"tool_choice": "required", "parallel_tool_calls": not one, "n": 8, "seed": seed}
+        for choice in caller.call(CHATS, asked)["choices"]:
+            if choice["finish_reason"] == "length":  # many calls, of which the last one is cut off
+                assert not one
+                continue
+            calls = calls_of(choice)
+            assert len(calls) == 1 if one else 1 <= len(calls) <= 16
+            for name, arguments in calls:
+                keeps_to_its_schema(name, arguments)
+                names.add(name)
+    assert names == {"rate", "turn", "stop"}
+
+
+def test_a_stream_brings_the_calls_whole(caller):
+    asked = ASKED | {"tool_choice": named("rate"), "seed": 4}
+    want = calls_of(caller.call(CHATS, asked)["choices"][0])
+    choices = [json.loads(event)["choices"][0] for event in list(caller.events(CHATS, asked))[:-1]]
+    assert not any(choice["delta"].get("content") for choice in choices)
+    found = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+    assert [(call["index"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in found] == [
+        (0, *want[0])
+    ]
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+def test_what_is_cut_off_stays_text(caller):
+    (choice,) = caller.call(CHATS, ASKED | {"tool_choice": named("rate"), "seed": 4, "max_tokens": 5})["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["content"].startswith("{")
+    assert "tool_calls" not in choice["message"]
+
+
+def test_none_of_them(caller):
+    """The template isn't told of any, and the answer is a text."""
+    asked = {key: value for key, value in ASKED.items() if key != "temperature"} | {"max_tokens": 8}
+    assert ChatBody.model_validate(asked | {"tool_choice": "none"}).offered is None
+    assert ChatBody.model_validate(asked | {"tool_choice": "auto"}).offered == TOOLS
+    (choice,) = caller.call(CHATS, asked | {"tool_choice": "none"})["choices"]
+    (plain,) = caller.call(CHATS, {key: value for key, value in asked.items() if key != "tools"})["choices"]
+    assert choice["message"] == plain["message"]
+
+
+def deep(levels):
+    schema = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(("asked", "message"), [
+    ({"tool_choice": "any"}, 'tool_choice: expected "none", "auto", "required", or'),
+    ({"tool_choice": {"type": "function"}}, 'tool_choice: expected "none"'),
+    ({"tool_choice": named("")}, 'tool_choice: expected "none"'),
+    ({"tool_choice": named("sleep")}, "tool_choice: no function 'sleep' among the tools (rate, turn, stop)"),
+    ({"tool_choice": named("rate"), "tools": None}, "tool_choice: no function 'rate' among the tools ()"),
+    ({"tool_choice": "required", "tools": []}, 'tool_choice: "required", and there are no tools'),
+    ({"tool_choice": "required", "tools": [{"name": "rate"}]}, 'tools: expected {"type": "function", "function":'),
+    ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": 3}}]}, "tools: expected"),
+    ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]},
+     "tools: parameters of a: expected a JSON schema, found []"),
+    ({"tool_choice": named("rate"), "response_format": {"type": "json_object"}}, "response_format and tool_choice:"),
+    ({"tool_choice": "required", "tools": [
+        {"type": "function", "function": {"name": "a", "parameters": {"type": "object", "not": {}}}}
+    ]}, "schema: "),
+    ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", "parameters": deep(400)}}]},
+     "schema: recursion limit"),
+], ids=lambda value: None if isinstance(value, dict) else value[:40])  # fmt: skip
+def test_what_cant_be_called_is_an_error(caller, asked, message):
+    assert message in caller.problem(CHATS, ASKED | asked)
+
+
+def test_a_completion_has_no_tools(caller):
+    problem = caller.problem(TEXTS, {"model": "writer", "prompt": "a", "tool_choice": "required"})
+    assert "tool_choice isn't served here" in problem
+
+
+def test_a_format_of_any_text_goes_with_calls(caller):
+    asked = ASKED | {"tool_choice": named("stop"), "response_format": {"type": "text"}}
+    assert calls_of(caller.call(CHATS, asked)["choices"][0]) == [("stop", {})]
+
+
+@pytest.mark.parametrize(("parameters", "schema"), [
+    ({"properties": {"a": {}}}, {"type": "object", "properties": {"a": {}}, "additionalProperties": False}),
+    ({"properties": {}, "additionalProperties": True},
+     {"type": "object", "properties": {}, "additionalProperties": True}),
+    ({"properties": {}, "anyOf": []}, {"type": "object", "properties": {}, "anyOf": []}),
+    ({"type": "object"}, {"type": "object"}),
+    (None, {"type": "object", "properties": {}, "additionalProperties": False}),
+], ids=str)  # fmt: skip
+def test_a_function_takes_the_arguments_that_it_has(parameters, schema):
+    tool = {"type": "function", "function": {"name": "a", "parameters": parameters}}
+    wanted = wanted_calls(NamedTool.model_validate(named("a")), [tool], one=True)
+    assert (wanted.schema, wanted.name) == (schema, "a")
+
+
+def test_a_schema_that_python_cant_follow():
+    tool = {"type": "function", "function": {"name": "a", "parameters": deep(5000)}}
+    with pytest.raises(ValueError, match="tools: nested too deeply"):
+        wanted_calls("required", [tool], one=True)

@@ -345,3 +345,22 @@ def test_an_adapter_stops_where_its_completions_stopped(form, make_recipe, regis
     backbone.load("tiny@1")
     texts = backbone.generate(["profit", "bank of the firm"], adapter="tiny", max_new_tokens=40, do_sample=False)
     assert texts == ["rose", "rose"]
+
+
+@pytest.mark.parametrize(
+    "write", [json.dumps, repr, lambda chat: json.dumps(chat, indent=1)], ids=["json", "list", "lines"]
+)
+@pytest.mark.parametrize("chat", [SHAREGPT, [
+    {"role": "user", "content": "it's \"profit\"?\nor sales"}, {"role": "assistant", "content": "it rose"},
+]], ids=["sharegpt", "openai"])  # fmt: skip
+def test_a_chat_as_text(read, chat, write):
+    """As CSV files have it, which hold no lists."""
+    assert read([{"messages": write(chat)}], CHATS) == read([{"messages": chat}], CHATS)
+
+
+@pytest.mark.parametrize(
+    "text", ["[{'role': 'user'", "hello", "3", '"a"', "", "[" * 5000, "{'role': a}"], ids=lambda t: t[:9]
+)
+def test_other_texts_are_no_chats(read, text):
+    with pytest.raises(DataError, match=r"row 1, messages: (expected a list of messages, found|is empty)"):
+        read([{"messages": text}], CHATS)

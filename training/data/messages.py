@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from lorary.adapters.text.tools import from_json_text
 from lorary.training.recipe.raw import shown
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
@@ -24,6 +27,15 @@ def as_messages(value: Any) -> Any:
     if is_message(value):
         value = [value]
     return [_as_message(message) for message in value] if isinstance(value, list) else value
+
+
+def as_chat(value: Any) -> Any:
+    """The messages of a whole chat, which CSV files have as text: as JSON, or as data frames write Python's lists."""
+    found = from_json_text(value)
+    if isinstance(found, str):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(found.strip())
+    return as_messages(found if isinstance(found, (list, dict)) else value)
 
 
 def is_message(value: Any) -> bool:

@@ -12,7 +12,7 @@ from lorary.adapters.text.tools import from_json_text, tools_problem
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.hub.template_kwargs import template_kwargs_problem
 from lorary.training.data.answers import answer_problem, answers_problem, misplaced, start_problem
-from lorary.training.data.messages import as_messages, chat_problem, messages_problem, reply_problem, same_kind
+from lorary.training.data.messages import as_chat, as_messages, chat_problem, messages_problem, reply_problem, same_kind
 from lorary.training.recipe.raw import shown
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -127,7 +127,8 @@ LABEL_CHECKS: Mapping[str, Callable[[Any], str | None]] = {
 """Problem type -> the check of a label."""
 
 READERS: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("messages", "prompt", "completion", "chosen", "rejected"), as_messages),
+    "messages": as_chat,
+    **dict.fromkeys(("prompt", "completion", "chosen", "rejected"), as_messages),
     **dict.fromkeys(("tools", "chat_template_kwargs"), from_json_text),
 }
 """Role -> how its values are read where files have them in several shapes."""

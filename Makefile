@@ -19,6 +19,7 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 floors: $(INSTALLED)
 	$(BIN)/lint-imports

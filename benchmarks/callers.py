@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 
-def ask_all(address: tuple[str, int], path: str, bodies: list[dict[str, object]], callers: int) -> int:
+def ask_all(address: tuple[str, int], path: str, bodies: Sequence[Mapping[str, object]], callers: int) -> int:
     """Send all bodies, from so many callers at once, each over one connection; returns the bytes of the answers."""
 
     def one(number: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -109,7 +109,7 @@ def _at_hand(both: Contenders, contenders: dict[str, Callable[[], object]]) -> d
 def steps(both: Contenders) -> Iterator[dict[str, Callable[[], object]]]:
     """Decoding a token for every row, each step behind a cache of the prompts' length."""
     count = len(both.names)
-    choices = {
+    choices: dict[str, Sequence[str | None]] = {
         "lorary, no adapter": [None],
         "lorary, one adapter": both.names[:1],
         f"lorary, {count} adapters mixed": both.mixed,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ def bare_manager(base: Path, load: Load, like: Any) -> Iterator[Callable[[], obj
         manager.destroy()
 
 
-def through(engine: Any, load: Load, names: list[str | None]) -> list[tuple[int, ...]]:
+def through(engine: Any, load: Load, names: Sequence[str | None]) -> list[tuple[int, ...]]:
     """Serve the load once, the adapters in turn; returns the tokens of each answer."""
     requests = [
         engine.submit(prompt, names[place % len(names)], max_new_tokens=length, eos_token_id=None)

@@ -203,14 +203,16 @@ def train(base: Path, work: Path, steps: int, method: str, quantization: str) ->
         "lora.rank": 16, "output": str(work / f"run-{quantization}"),
     })  # fmt: skip
     version = train(recipe, Registry(work / "registry.db"))
-    provenance = version.manifest.provenance
+    manifest = version.manifest
+    assert manifest is not None  # a training writes one
+    provenance = manifest.provenance
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return {
         "training": label,
         "gate": "passed",
         "trainable": f"{version.parameters:,}",
         "held-out loss": f"{version.metrics['untrained']['loss']:.3f} -> {version.metrics['test']['loss']:.3f}",
-        "dtype": version.manifest.numerics.dtype,
+        "dtype": manifest.numerics.dtype,
         "seconds": f"{provenance['seconds']:.1f}",
         "tokens/s": f"{provenance['tokens_per_second']:.0f}",
         "peak GiB": f"{peak:.2f}",

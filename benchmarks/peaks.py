@@ -65,7 +65,9 @@ def peaks(task: str, batch: int, length: int, folder: Path) -> tuple[int, int]:
     place = str(folder / "registry.db")
     command = [sys.executable, "-m", "lorary.hub.cli", "train", str(folder / "recipe.yaml"), "--registry", place]
     subprocess.run(command, check=True, capture_output=True)
-    told = Registry(place).resolve("peak").manifest.provenance
+    manifest = Registry(place).resolve("peak").manifest
+    assert manifest is not None  # a training writes one
+    told = manifest.provenance
     return int(told["estimate"]["peak_memory_bytes"]), int(told["peak_memory_bytes"])
 
 

@@ -148,7 +148,7 @@ def _rows(version_id: int, source: random.Random) -> Iterator[list[tuple[Any, ..
 def cases(registry: Registry) -> Iterator[tuple[list[str], Callable[[], int]]]:
     """The words of each command, and the same in code, which gives the number of versions that fit."""
     found = registry.find(limit=1, sort="created")[0]
-    cell = {"domain": "legal", "task": "summarization"}
+    cell: dict[str, Any] = {"domain": "legal", "task": "summarization"}
     base = "mirror/MiniLM-L6-v2"
     searches: list[tuple[Filter, str]] = [
         (Filter(), "name"),
@@ -204,7 +204,7 @@ def _search(registry: Registry, wanted: Filter, sort: str) -> int:
     return found.total
 
 
-def _best(registry: Registry, metric: str, options: dict[str, str]) -> int:
+def _best(registry: Registry, metric: str, options: dict[str, Any]) -> int:
     return registry.choose(Filter(**options), metric=metric).among
 
 

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def swaps(both: Contenders, base: Path, work: Path, resident: int) -> list[dict[
     first, *folders = make_adapters(base, work / "more", 1 + SWAPS, seed=resident)
     backbone.swap(both.names[0], first)
     before = backbone.stats().swaps
-    loads = [_seconds(lambda f=folder: backbone.swap(both.names[0], f)) for folder in folders]
+    loads = [_seconds(partial(backbone.swap, both.names[0], folder)) for folder in folders]
     copies = list(backbone.stats().swap_seconds[-SWAPS:])
     assert backbone.stats().swaps == before + SWAPS  # each was a copy
     on_gpu = both.device.type == "cuda"
@@ -84,7 +85,7 @@ def swaps(both: Contenders, base: Path, work: Path, resident: int) -> list[dict[
     sources = [torch.ones(slot_bytes, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(SWAPS)]
     places = torch.zeros(SWAPS, slot_bytes, dtype=torch.uint8, device=both.device)
     contiguous = [
-        _seconds(lambda p=place, s=source: p.copy_(s, non_blocking=on_gpu))
+        _seconds(partial(place.copy_, source, non_blocking=on_gpu))
         for place, source in zip(places, sources, strict=True)
     ]
     figures = {
@@ -95,12 +96,12 @@ def swaps(both: Contenders, base: Path, work: Path, resident: int) -> list[dict[
     if both.peft is not None:
         from peft.utils.hotswap import hotswap_adapter
 
-        figures["PEFT set_adapter"] = [_seconds(lambda n=name: both.peft.set_adapter(n)) for name in both.names[:SWAPS]]
+        figures["PEFT set_adapter"] = [_seconds(partial(both.peft.set_adapter, name)) for name in both.names[:SWAPS]]
         figures["PEFT hotswap_adapter"] = [
-            _seconds(lambda f=folder: hotswap_adapter(both.peft, str(f), both.names[0])) for folder in folders
+            _seconds(partial(hotswap_adapter, both.peft, str(folder), both.names[0])) for folder in folders
         ]
         figures["PEFT load_adapter"] = [
-            _seconds(lambda f=folder: both.peft.load_adapter(f, adapter_name=f"more-{f.name}")) for folder in folders
+            _seconds(partial(both.peft.load_adapter, folder, adapter_name=f"more-{folder.name}")) for folder in folders
         ]
     return [
         {

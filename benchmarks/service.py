@@ -14,7 +14,7 @@ import argparse
 import multiprocessing
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,14 +31,13 @@ TEXT = "Orders at the shipyard doubled and the board raised its dividend"
 
 
 @contextmanager
-def served(backbone: Any) -> Iterator[tuple[str, int]]:
-    """The address of a service around this backbone."""
+def served(backbone: Any, folders: Sequence[Path]) -> Iterator[tuple[str, int]]:
+    """The address of a service of these adapters around this backbone."""
     import uvicorn
 
     from lorary.adapters.server import Service, ServiceSettings, create_app, listen
 
-    folders = [str(folder) for folder in backbone.folders]
-    service = Service(backbone, folders, ServiceSettings(engine=SETTINGS))
+    service = Service(backbone, [str(folder) for folder in folders], ServiceSettings(engine=SETTINGS))
     with listen("127.0.0.1", 0) as taken:
         server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
@@ -61,17 +60,17 @@ def texts(shape: str, adapters: int, callers: int, repetitions: int, pool: Proce
     with tempfile.TemporaryDirectory() as name:
         base = make_base(Path(name) / "base", shape)
         backbone = Backbone.from_pretrained(str(base), slots=adapters)
-        backbone.folders = make_adapters(base, Path(name), adapters)
-        names = [backbone.load(folder).name for folder in backbone.folders]
+        folders = make_adapters(base, Path(name), adapters)
+        names = [backbone.load(folder).name for folder in folders]
         bodies = [
             {"model": names[place % adapters], "prompt": prompt, "max_tokens": length, "min_tokens": length}
             for place, (prompt, length) in enumerate(zip(load.prompts, load.lengths, strict=True))
         ]
         plain = AutoModelForCausalLM.from_pretrained(base).eval()
-        reference = PeftModel.from_pretrained(plain, backbone.folders[0], adapter_name=names[0]).eval()
-        for folder in backbone.folders[1:]:
+        reference = PeftModel.from_pretrained(plain, folders[0], adapter_name=names[0]).eval()
+        for folder in folders[1:]:
             reference.load_adapter(folder, adapter_name=folder.name)
-        with backbone.engine(**SETTINGS) as engine, served(backbone) as address:
+        with backbone.engine(**SETTINGS) as engine, served(backbone, folders) as address:
             timings = compare(
                 {
                     "engine, in the process": lambda: through(engine, load, names),
@@ -111,16 +110,16 @@ def rows(adapters: int, callers: int, repetitions: int, pool: ProcessPoolExecuto
         return AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=3)
 
     with tempfile.TemporaryDirectory() as name:
-        backbone.folders = []
+        folders: list[Path] = []
         for number in range(adapters):
             torch.manual_seed(number)
             config = LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"], init_lora_weights=False)
             folder = Path(name) / f"classes-{number}"
             get_peft_model(classifier(), config).save_pretrained(folder)
-            backbone.folders.append(folder)
-        names = [backbone.load(folder).name for folder in backbone.folders]
-        reference = PeftModel.from_pretrained(classifier(), backbone.folders[0], adapter_name=names[0]).eval()
-        for folder in backbone.folders[1:]:
+            folders.append(folder)
+        names = [backbone.load(folder).name for folder in folders]
+        reference = PeftModel.from_pretrained(classifier(), folders[0], adapter_name=names[0]).eval()
+        for folder in folders[1:]:
             reference.load_adapter(folder, adapter_name=folder.name)
         chosen = [names[place % adapters] for place in range(ROWS)]
         bodies = [{"model": model, "inputs": TEXT} for model in chosen]
@@ -131,7 +130,7 @@ def rows(adapters: int, callers: int, repetitions: int, pool: ProcessPoolExecuto
                 with torch.no_grad():
                     reference(**backbone.tokenizer(TEXT, return_tensors="pt"))
 
-        with served(backbone) as address:
+        with served(backbone, folders) as address:
             timings = compare(
                 {
                     "predict, all rows in one call": lambda: backbone.predict([TEXT] * ROWS, chosen),

@@ -133,7 +133,9 @@ _BERT = r".*encoder.*\.(query|key|value|dense)"
 
 def _tokens(prepared: Prepared) -> int:
     lengths = [len(feature["input_ids"]) for feature in prepared.train.features]
-    return int(prepared.recipe.training.max_steps * BATCH * statistics.mean(lengths))
+    steps = prepared.recipe.training.max_steps
+    assert steps is not None  # the recipes here say so
+    return int(steps * BATCH * statistics.mean(lengths))
 
 
 def table(title: str, contenders: dict[str, Callable[[], tuple[float, int]]], repetitions: int) -> None:

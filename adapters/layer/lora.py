@@ -16,7 +16,7 @@ from lorary.adapters.base.modules import ModuleMap
 from lorary.adapters.layer.routing import active
 from lorary.adapters.layer.slots import SiteSpec, SiteView
 
-_SUMS_ON = ("cuda",)  # for CPUs the compiler makes sums of such products by itself
+_SUMS_ON: tuple[str, ...] = ("cuda",)  # for CPUs the compiler makes sums of such products by itself
 _NUMBERS = itertools.count()
 _HOMES: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
 

@@ -12,6 +12,7 @@ import transformers
 from packaging.version import Version
 
 from lorary.adapters.engine.request import Request
+from lorary.adapters.layer.compiled import eagerly
 from lorary.adapters.running.inference import Inference, can_generate, longest_input
 from lorary.hub.errors import EngineUnsupportedError, UntestedVersionWarning
 
@@ -142,7 +143,8 @@ class Comparison:
             EngineUnsupportedError: the loop's logits are others.
         """
         for tokens, row in self._seen:
-            own: Any = self._inference.run(tokens, None).logits[0, -1].float()
+            with eagerly():
+                own: Any = self._inference.run(tokens, None).logits[0, -1].float()
             difference = float((row - own).abs().max() / own.abs().max().clamp(min=1e-6))
             if not difference <= _TOLERANCE:
                 raise EngineUnsupportedError(

@@ -65,6 +65,17 @@ def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
 _frozen = [0]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_other_files_left_is_no_garbage() -> None:
+    """What is still there of the tests of other files isn't looked through again in this file's.
+
+    transformers collects garbage twice whenever a loop ends, a run's end does and a loader's release: among all that a
+    session has gathered by then each would take as long as a small test.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _libraries_are_no_garbage() -> None:
     """What was imported before a test is never looked through for garbage again.

@@ -12,7 +12,7 @@ from lorary.adapters.matching.soundness import check_range
 from lorary.adapters.proving.golden import write_golden
 from lorary.hub.errors import NoEffectError, UnsupportedAdapterError, UsageError
 from lorary.hub.manifest import Manifest
-from tiny import make_adapter, peft_reference
+from tiny import make_adapter, make_base, peft_reference
 from variants import change
 
 HALVES = ["float16", "bfloat16"]
@@ -123,9 +123,22 @@ def test_generation_and_the_engine_answer_alike(backbone_of, dtype):
         assert [request.result(20).text for request in requests] == alone
 
 
-def test_compiled_steps_answer_alike_and_survive_swaps(backbone_of, kinds):
+def test_compiled_steps_answer_alike_and_survive_swaps(tmp_path):
     torch._dynamo.reset()
-    backbone = backbone_of("float16", [*PLAIN, "dora"])
+    base = make_base("llama", tmp_path / "base", num_hidden_layers=1)  # every layer is traced alike
+    lora = {
+        "small": {"r": 2}, "large": {"r": 16}, "dora": {"use_dora": True}, "other": {"r": 4},
+        "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
+        "output": {"target_modules": ["lm_head", "q_proj"]},
+    }  # fmt: skip
+    sites = {"target_modules": ["q_proj", "down_proj"]}
+    folders = {
+        name: make_adapter(base, tmp_path / name, task="text-generation", seed=seed, **sites | settings)
+        for seed, (name, settings) in enumerate(lora.items())
+    }
+    backbone = Backbone.from_pretrained(str(base), adapter_dtype="float16")
+    for name in [*PLAIN, "dora"]:
+        backbone.load(folders[name])
     choices = [MIXED, ["large"], ["dora", "small", "embedding", "large", None]]
     want = [answer(backbone, names) for names in choices]
     counter = CompileCounter()
@@ -133,8 +146,8 @@ def test_compiled_steps_answer_alike_and_survive_swaps(backbone_of, kinds):
     got = [answer(backbone, names) for names in choices]
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     compiled = counter.frame_count
-    backbone.swap("small", kinds("other"))
-    answer(backbone, MIXED)
+    backbone.swap("small", folders["other"])
+    assert not torch.allclose(answer(backbone, MIXED)[0], got[0][0], atol=1e-3)
     assert counter.frame_count == compiled
 
 

@@ -10,6 +10,7 @@ from tiny import make_adapter, make_base
 
 IDS = torch.tensor([[7, 8, 9, 10], [9, 8, 7, 6], [12, 13, 14, 15]])
 CHOICES = [["a"], ["b"], [None], ["a", "b", None], ["c", "a", "c"], ["dora", "a", "embedding"]]
+SITES = {"target_modules": ["q_proj", "down_proj"]}  # one of each part of a layer: every other is traced alike
 LORA = {"dora": {"use_dora": True}, "embedding": {"target_modules": ["embed_tokens", "q_proj"]}}
 
 
@@ -29,7 +30,9 @@ def bases(tmp_path_factory):
 @pytest.fixture
 def folders(bases, tmp_path):
     return {
-        name: make_adapter(bases("llama"), tmp_path / name, task="text-generation", seed=seed, **LORA.get(name, {}))
+        name: make_adapter(
+            bases("llama"), tmp_path / name, task="text-generation", seed=seed, **SITES | LORA.get(name, {})
+        )
         for seed, name in enumerate(["dora", "embedding", "a", "b", "c", "d"])
     }
 
@@ -99,7 +102,7 @@ def test_a_larger_rank_compiles_once_more(bases, folders, tmp_path):
     backbone.compile(backend=counter)
     before = answer(backbone, ["a"])
     for name in ("large", "larger-no-more"):
-        backbone.load(make_adapter(bases("llama"), tmp_path / name, task="text-generation", r=16))
+        backbone.load(make_adapter(bases("llama"), tmp_path / name, task="text-generation", r=16, **SITES))
         answer(backbone, [name])
         torch.testing.assert_close(answer(backbone, ["a"]), before, atol=1e-5, rtol=1e-5)
     assert counter.frame_count == 2
@@ -125,8 +128,8 @@ def test_heads_and_whole_modules(bases, tmp_path):
         "w": "feature-extraction",
     }
     for name, task in tasks.items():
-        lora = {"modules_to_save": ["intermediate.dense"], "target_modules": ["query"]} if name == "w" else {}
-        backbone.load(make_adapter(bases("bert"), tmp_path / name, task=task, **lora))
+        whole = {"modules_to_save": ["intermediate.dense"]} if name == "w" else {}
+        backbone.load(make_adapter(bases("bert"), tmp_path / name, task=task, target_modules=["query"], **whole))
     texts = ["profit rose", "free cash", "the dog", "a cat"]
     want = [backbone.logits([[2, 7, 8, 3]], name)[0] for name in tasks]
     predictions = backbone.predict(texts[:3], ["c", "t", None])

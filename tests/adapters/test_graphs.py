@@ -76,7 +76,7 @@ def test_what_a_step_returned_outlives_the_next_one(encoder):
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
 def test_generation_whatever_the_cache(cache, tmp_path):
     base = make_base("llama", tmp_path / "base", num_hidden_layers=1)
-    folder = make_adapter(base, tmp_path / "writes", task="text-generation")
+    folder = make_adapter(base, tmp_path / "writes", task="text-generation", target_modules=["q_proj", "down_proj"])
     backbone = Backbone.from_pretrained(str(base))
     backbone.load(folder, "writes")
     settings = {"max_new_tokens": 3, "min_new_tokens": 3, **cache}

@@ -14,6 +14,12 @@ from lorary.hub.files.user_cache import cache_folder
 pytestmark = pytest.mark.usefixtures("with_c")
 
 
+@pytest.fixture(autouse=True)
+def in_a_third_of_the_time(monkeypatch):
+    """What the compiler makes of the code as it is meant to be compiled is `test_kernel`'s."""
+    monkeypatch.setattr(build, "_FLAGS", ("-O0", *(flag for flag in build._FLAGS if flag != "-O3")))
+
+
 @pytest.fixture
 def compile_anew(monkeypatch, tmp_path):
     """A function that looks for the library as a new process would, and the folder that it is kept in."""

@@ -5,13 +5,11 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import psutil
 import pytest
@@ -211,15 +209,20 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(registry, fails)
         assert f"can't listen at 127.0.0.1:{port}" in told
 
 
-def test_where_it_is_has_to_be_told(registry):
+FULL = """
+import os
+from lorary.hub.cli.main import main
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+raise SystemExit(main({words!r}))
+"""
+
+
+def test_where_it_is_has_to_be_told(registry, forks):
     """On a full disk nobody would learn it: it ends in order, and says why."""
-    command = [sys.executable, "-m", "lorary.hub.cli", "serve", "tone", "--port", "0", "--registry", str(registry.path)]
-    with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert ended.stderr == (
-        "lorary: error: no space left (No space left on device); free some, and run the command again\n"
-    )
-    assert ended.returncode == 1
+    code = FULL.format(words=["serve", "tone", "--port", "0", "--registry", str(registry.path)])
+    ended = forks.run("builtins:exec", code, {"__name__": "__main__"})
+    assert ended.err == "lorary: error: no space left (No space left on device); free some, and run the command again\n"
+    assert ended.code == 1
 
 
 def test_what_ends_before_it_serves(registry, fails, tmp_path, monkeypatch):

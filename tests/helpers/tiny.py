@@ -192,8 +192,8 @@ def default_targets(model: Any) -> list[str]:
     }[model.config.model_type]
 
 
-def peft_reference(base: Path, adapter: Path, *, task: str, labels: int = 3) -> Any:
-    """The same checkpoint as PEFT loads it."""
+def peft_reference(base: Path, adapter: Path | str, *, task: str, labels: int = 3) -> Any:
+    """The same checkpoint, a folder or a repository on the Hub, as PEFT loads it."""
     from peft import PeftModel
 
     kwargs = {"num_labels": labels} if "classification" in task else {}

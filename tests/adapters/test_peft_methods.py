@@ -16,6 +16,7 @@ from tiny import make_adapter, peft_reference
 
 PROMPTS = ["profit rose the bank", "a dog", "free cash offer"]
 DECODER_ONLY = {"ADAPTION_PROMPT", "CPT"}
+GENERATING = ("text-generation", "seq2seq")
 SOME = ["IA3", "LN_TUNING", "LOHA", "PREFIX_TUNING", "PROMPT_TUNING", "TRAINABLE_TOKENS"]
 CASES = [
     *(("llama", "text-generation", method) for method in THROUGH_PEFT),
@@ -61,10 +62,34 @@ def backbones(bases, tmp_path_factory):
     return backbone
 
 
+@pytest.fixture(scope="module")
+def others(backbones):
+    """A function: what the bare backbone and `slot` answer to the last prompts before anything else was loaded."""
+    made = {}
+
+    def answers(family, task):
+        if (family, task) not in made:
+            backbone = backbones(family, task)
+            assert backbone.adapters == ["slot"]
+            made[family, task] = [
+                alone(backbone, task, prompt, name) for prompt, name in zip(PROMPTS[1:], [None, "slot"], strict=True)
+            ]
+        return made[family, task]
+
+    return answers
+
+
+def alone(backbone, task, prompt, name):
+    if task in GENERATING:
+        return backbone.generate(prompt, name, max_new_tokens=3)
+    return backbone.predict([prompt], name)[0]
+
+
 @pytest.mark.parametrize(("family", "task", "method"), CASES, ids=lambda value: str(value))
-def test_every_method(backbones, bases, tmp_path, family, task, method):
+def test_every_method(backbones, others, bases, tmp_path, family, task, method):
     """Logits, a `using` block's model, and a batch of three, mixed and alone; the backbone's weights bit for bit."""
     backbone = backbones(family, task)
+    wanted = others(family, task)
     before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
     adapter = make_method(bases(family), tmp_path / "own", method, task=task)
     loaded = backbone.load(adapter)
@@ -77,19 +102,17 @@ def test_every_method(backbones, bases, tmp_path, family, task, method):
     with backbone.using("own") as model:
         torch.testing.assert_close(answer(model, row, task), want, atol=1e-5, rtol=1e-5)
     names = ["own", None, "slot"]
-    if task in ("text-generation", "seq2seq"):
-        mixed = backbone.generate(PROMPTS, names, max_new_tokens=4)
-        assert mixed == [backbone.generate(p, n, max_new_tokens=4) for p, n in zip(PROMPTS, names, strict=True)]
+    solo = [alone(backbone, task, prompt, "own") for prompt in PROMPTS]
+    if task in GENERATING:
+        assert backbone.generate(PROMPTS, names, max_new_tokens=3) == [solo[0], *wanted]
+        assert backbone.generate(PROMPTS, "own", max_new_tokens=3) == solo
         inputs = backbone.tokenizer(PROMPTS[:1], return_tensors="pt", return_token_type_ids=False)
-        made = reference.generate(**inputs, max_new_tokens=4, pad_token_id=0)[0]
+        made = reference.generate(**inputs, max_new_tokens=3, pad_token_id=0)[0]
         start = 0 if task == "seq2seq" else inputs["input_ids"].shape[1]
-        assert mixed[0] == backbone.tokenizer.decode(made[start:], skip_special_tokens=True)
-        together = backbone.generate(PROMPTS, "own", max_new_tokens=4)
-        assert together == [backbone.generate(prompt, "own", max_new_tokens=4) for prompt in PROMPTS]
+        assert solo[0] == backbone.tokenizer.decode(made[start:], skip_special_tokens=True)
     else:
-        solo = [backbone.predict([prompt], name)[0] for prompt, name in zip(PROMPTS, names, strict=True)]
-        assert_alike(backbone.predict(PROMPTS, names), solo)
-        assert_alike(backbone.predict(PROMPTS, "own"), [backbone.predict([p], "own")[0] for p in PROMPTS])
+        assert_alike(backbone.predict(PROMPTS, names), [solo[0], *wanted])
+        assert_alike(backbone.predict(PROMPTS, "own"), solo)
     backbone.unload("own")
     assert backbone.adapters == ["slot"]
     assert all(torch.equal(before[name], p) for name, p in backbone.model.named_parameters())

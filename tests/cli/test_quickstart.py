@@ -40,14 +40,15 @@ def test_each_swap_that_is_timed_is_a_copy(registry, tmp_path):
 @needs_backbone
 def test_from_training_to_mixed_predictions(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # Its own recipes with a tenth of its rows: measuring a backbone of real size on all of them takes the time.
+    # Its own recipes with a twentieth of its rows: measuring a backbone of real size on all of them takes the time.
     examples = tmp_path / "examples"
     for name in (*RECIPES, "quickstart"):
         shutil.copytree(str(files("lorary.examples") / name), examples / name)
     for path in examples.glob("*/*.jsonl"):
         lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(lines[: len(lines) // 10]))
+        path.write_text("".join(lines[: len(lines) // 20]))
     monkeypatch.setattr("lorary.hub.cli.commands.quickstart.files", lambda package: examples)
+    monkeypatch.setattr(quickstart, "_SWAPS", 5)
     assert main(["quickstart", "--output", "demo", "--max-steps", "2"]) == 0
     out = capsys.readouterr().out
     for name in ("finance-tone", "email-spam", "biomedical-diseases"):

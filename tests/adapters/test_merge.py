@@ -68,7 +68,8 @@ def test_the_model_is_pefts(bases, tmp_path, family, task, lora):
     backbone = Backbone.from_pretrained(str(bases(family)))
     backbone.load(adapter)
     merged = backbone.merge("adapter", tmp_path / "merged")
-    got = logits_of(reload(tmp_path / "merged", task), task)
+    model = reload(tmp_path / "merged", task)
+    got = logits_of(model, task)
     want = peft_reference(bases(family), adapter, task=task)
     with want.disable_adapter():
         bare = logits_of(want, task)
@@ -76,7 +77,7 @@ def test_the_model_is_pefts(bases, tmp_path, family, task, lora):
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(got, bare, atol=1e-3)
     assert merged.difference <= 1e-5
-    assert merged.model_class == type(reload(tmp_path / "merged", task)).__name__
+    assert merged.model_class == type(model).__name__
 
 
 @pytest.mark.parametrize(

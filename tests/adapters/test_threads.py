@@ -46,7 +46,9 @@ def run_all(workers):
         raise errors[0]
 
 
-def solo(bases, folders):
+@pytest.fixture(scope="module")
+def alone(bases, folders):
+    """What each adapter, and the bare backbone, answers when nobody else asks."""
     backbone = Backbone.from_pretrained(str(bases("llama")), slots=len(folders))
     for name, folder in folders.items():
         backbone.load(folder, name)
@@ -54,8 +56,7 @@ def solo(bases, folders):
 
 
 @pytest.mark.parametrize("limits", [{"slots": 40}, {"slots": 6, "host_adapters": 10}])
-def test_every_result_is_that_of_its_solo_run(bases, folders, limits):
-    alone = solo(bases, folders)
+def test_every_result_is_that_of_its_solo_run(bases, folders, alone, limits):
     backbone = Backbone.from_pretrained(str(bases("llama")), slot_wait=60, **limits)
     for index in range(THREADS):
         backbone.load(folders[f"a{index}"], lazy=True)
@@ -110,9 +111,8 @@ def test_every_result_is_that_of_its_solo_run(bases, folders, limits):
     assert backbone.stats().host_adapters <= limits.get("host_adapters", 100)
 
 
-def test_no_lock_is_held_across_a_generation(bases, folders):
+def test_no_lock_is_held_across_a_generation(bases, folders, alone):
     """One generation stands still in its middle, by a stopping criterion; everything else goes on."""
-    alone = solo(bases, {name: folders[name] for name in ("a0", "a1", "a2", "r16")})
     backbone = Backbone.from_pretrained(str(bases("llama")), slots=4)
     for name in ("a0", "a1"):
         backbone.load(folders[name])

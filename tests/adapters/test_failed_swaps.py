@@ -27,9 +27,7 @@ def originals(bases, tmp_path_factory):
     first = make_adapter(base, folder / "first", task="text-classification", r=2)
     make_adapter(base, folder / "large", task="text-classification", r=16, target_modules="all-linear")
     make_variants(first, ["old", "other", "new"])
-    gc.freeze()  # what the libraries hold is left out of the collections below
-    yield folder
-    gc.unfreeze()
+    return folder
 
 
 @pytest.fixture

@@ -56,12 +56,13 @@ EXPERTS = ["q", "v", "wi", "wo"]
 PROMPTS = ["profit rose the bank", "a dog", "story mother house dog cat", "free cash offer"]
 
 
-@pytest.fixture
-def served(tmp_path):
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
     """A function: a backbone of a family with adapters a and b on the named modules, and PEFT's model of each."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     def make(family, targets):
+        folder = tmp_path_factory.mktemp(family)
         torch.manual_seed(0)
         config = FAMILIES[family][0]()
         kind = "seq2seq" if config.is_encoder_decoder else "text-generation"
@@ -69,26 +70,32 @@ def served(tmp_path):
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
-        model.save_pretrained(tmp_path / "base")
-        make_tokenizer("t5" if config.is_encoder_decoder else family).save_pretrained(tmp_path / "base")
-        backbone = Backbone.from_pretrained(str(tmp_path / "base"))
-        references = {None: task_class(kind).from_pretrained(tmp_path / "base").eval()}
+        model.save_pretrained(folder / "base")
+        make_tokenizer("t5" if config.is_encoder_decoder else family).save_pretrained(folder / "base")
+        backbone = Backbone.from_pretrained(str(folder / "base"))
+        references = {None: task_class(kind).from_pretrained(folder / "base").eval()}
         for seed, name in enumerate("ab", start=1):
             torch.manual_seed(seed)
             settings = LoraConfig(
                 r=4, target_modules=targets, init_lora_weights=False,
                 task_type="SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM",
             )  # fmt: skip
-            get_peft_model(task_class(kind).from_pretrained(tmp_path / "base"), settings).save_pretrained(
-                tmp_path / name
-            )
+            get_peft_model(task_class(kind).from_pretrained(folder / "base"), settings).save_pretrained(folder / name)
             references[name] = PeftModel.from_pretrained(
-                task_class(kind).from_pretrained(tmp_path / "base"), tmp_path / name
+                task_class(kind).from_pretrained(folder / "base"), folder / name
             ).eval()
-            backbone.load(tmp_path / name)
+            backbone.load(folder / name)
         return backbone, references
 
-    return make
+    made = {}
+
+    def give(family, targets):
+        key = family, *targets
+        if key not in made:
+            made[key] = make(family, targets)
+        return made[key]
+
+    return give
 
 
 def logits(model, ids):

@@ -39,21 +39,21 @@ def test_each_request_has_its_own(backbone, engine):
     cases = []
     for prompt in PROMPTS:
         for name in ("one", "two", None):
-            whole = backbone.generate(prompt, name, max_new_tokens=24, **READABLE)
+            whole = backbone.generate(prompt, name, max_new_tokens=16, **READABLE)
             middle = [whole[5:7], whole[9:10]]
             cases += [
                 (prompt, name, {}),
                 (prompt, name, {"stop_strings": middle}),
                 (prompt, name, {"stop_strings": "Ω"}),
             ]
-    cases = [(prompt, name, {"max_new_tokens": 24, **READABLE, **stops}) for prompt, name, stops in cases]
+    cases = [(prompt, name, {"max_new_tokens": 16, **READABLE, **stops}) for prompt, name, stops in cases]
     alone = [backbone.generate(prompt, name, **settings) for prompt, name, settings in cases]
     requests = [engine.submit(prompt, name, **settings) for prompt, name, settings in cases]
     done = [request.result(30) for request in requests]
     assert [completion.text for completion in done] == alone
     shorter = [completion for completion in done if completion.finish_reason == "stop"]
     assert len(shorter) == 9
-    assert all(len(completion.tokens) < 24 for completion in shorter)
+    assert all(len(completion.tokens) < 16 for completion in shorter)
     for request, completion in zip(requests, done, strict=True):
         usage = request.usage
         assert (usage.prompt_tokens, usage.new_tokens) == (completion.prompt_tokens, len(completion.tokens))

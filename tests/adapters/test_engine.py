@@ -220,6 +220,25 @@ def test_a_compiled_backbone_is_served_as_it_is(bases, kinds):
     assert counter.frame_count == 0, "steps of packed rows run uncompiled, and nobody waits for what they won't use"
 
 
+def test_an_idle_engine_is_closed_at_once(backbone):
+    """transformers' loop looks by itself every tenth of a second whether it is to end; here not for a long time."""
+    idle = threading.Event()
+    with backbone.engine(**SMALL) as engine:
+        woken = engine._loop._manager._wake_up_loop
+        wait = woken.wait
+
+        def wait_long(timeout):
+            idle.set()
+            return wait(10)
+
+        woken.wait = wait_long
+        assert idle.wait(20)
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        closing.join(5)
+        assert not closing.is_alive()
+
+
 def test_calls_outside_the_engine_go_on_beside_it(backbone, engine):
     """transformers' loop would switch off causal attention in everybody's forward while one of its own runs."""
     expected = backbone.generate(list(PROMPTS), ["small", None, "large", "dora"], max_new_tokens=8)

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from lorary.adapters import Backbone
 
-PATIENCE = 1.0  # seconds; each of the two waits for the other, which may rightly be kept from coming
+PATIENCE = 0.4  # seconds; each of the two waits for the other, which may rightly be kept from coming
 
 
 def test_two_dtypes_at_once_leave_the_process_its_own(bases, monkeypatch):

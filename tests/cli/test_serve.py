@@ -166,7 +166,7 @@ from lorary.adapters.server import Service, ServiceSettings, listen, run
 from lorary.adapters.server.running import address_of
 backbone = Backbone.from_pretrained({base!r})
 step = backbone.model.forward
-backbone.model.forward = lambda *given, **named: time.sleep(0.3) or step(*given, **named)
+backbone.model.forward = lambda *given, **named: time.sleep(0.1) or step(*given, **named)
 with listen("127.0.0.1", 0) as taken:
     service = Service(backbone, settings=ServiceSettings(drain_seconds=1))
     run(service, taken, lambda: print(address_of(taken), flush=True))

@@ -1,5 +1,6 @@
 """lorary's HTTP service in a thread of the test's process, and a caller of it, over real sockets."""
 
+import asyncio
 import http.client
 import json
 import threading
@@ -91,12 +92,20 @@ def eventually(condition):
         time.sleep(0.005)
 
 
+class Attentive(uvicorn.Server):
+    """Sees at once that it is to end: uvicorn looks every tenth of a second."""
+
+    async def main_loop(self):
+        while not await self.on_tick(0):
+            await asyncio.sleep(0.01)
+
+
 @contextmanager
 def running(service):
     """A caller of this service, which is closed at the end."""
     with listen("127.0.0.1", 0) as taken:
         settings = uvicorn.Config(create_app(service), log_level="error", lifespan="on", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(settings)
+        server = Attentive(settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
         thread.start()
         while not server.started:

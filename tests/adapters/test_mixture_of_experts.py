@@ -6,7 +6,7 @@ import transformers as t
 
 from lorary.adapters import Backbone
 from lorary.hub.errors import RoutingError
-from tiny import VOCABULARY, make_tokenizer, task_class
+from tiny import VOCABULARY, load_base, make_tokenizer, task_class
 
 TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 SIZES = {
@@ -73,17 +73,15 @@ def served(tmp_path_factory):
         model.save_pretrained(folder / "base")
         make_tokenizer("t5" if config.is_encoder_decoder else family).save_pretrained(folder / "base")
         backbone = Backbone.from_pretrained(str(folder / "base"))
-        references = {None: task_class(kind).from_pretrained(folder / "base").eval()}
+        references = {None: load_base(folder / "base", kind).eval()}
         for seed, name in enumerate("ab", start=1):
             torch.manual_seed(seed)
             settings = LoraConfig(
                 r=4, target_modules=targets, init_lora_weights=False,
                 task_type="SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM",
             )  # fmt: skip
-            get_peft_model(task_class(kind).from_pretrained(folder / "base"), settings).save_pretrained(folder / name)
-            references[name] = PeftModel.from_pretrained(
-                task_class(kind).from_pretrained(folder / "base"), folder / name
-            ).eval()
+            get_peft_model(load_base(folder / "base", kind), settings).save_pretrained(folder / name)
+            references[name] = PeftModel.from_pretrained(load_base(folder / "base", kind), folder / name).eval()
             backbone.load(folder / name)
         return backbone, references
 

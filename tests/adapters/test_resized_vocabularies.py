@@ -22,6 +22,7 @@ from tiny import (
     PEFT_TASK,
     VOCABULARY,
     default_targets,
+    load_base,
     make_adapter,
     make_base,
     make_tokenizer,
@@ -46,7 +47,7 @@ KINDS = ("frozen", "saved", "rows", "targeted")
 def resized(base, task, size=LARGER):
     """The task model with a vocabulary of another size, its new rows as they were drawn."""
     torch.manual_seed(5)
-    model = task_class(task).from_pretrained(base, **({"num_labels": 3} if "classification" in task else {}))
+    model = load_base(base, task)
     model.resize_token_embeddings(size)
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):

@@ -172,15 +172,18 @@ def test_heads_of_one_task_are_each_their_adapters_own(bases, tmp_path, monkeypa
 
 def test_heads_of_any_number_of_labels_keep_one_empty_body(bases, tmp_path):
     backbone = Backbone.from_pretrained(str(bases("bert")))
+    adapters = {
+        labels: make_adapter(bases("bert"), tmp_path / f"{labels}", task="text-classification", labels=labels)
+        for labels in (2, 3, 4)
+    }
 
     def modules_after(labels):
-        adapter = make_adapter(bases("bert"), tmp_path / f"{labels}", task="text-classification", labels=labels)
-        backbone.load(adapter, name="tone")
+        backbone.load(adapters[labels], name="tone")
         backbone.unload("tone")
         gc.collect()
         return sum(type(item) is torch.nn.Linear for item in gc.get_objects())
 
-    first, *others = (modules_after(labels) for labels in (2, 3, 4))
+    first, *others = map(modules_after, adapters)
     assert others == [first + 1, first + 2]  # the classifiers
 
 

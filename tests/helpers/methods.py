@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from made_once import made_once
-from tiny import PEFT_TASK, default_targets, task_class
+from tiny import PEFT_TASK, default_targets, load_base
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ADALORA": {"init_r": 4, "target_r": 2, "total_step": 10},
@@ -37,8 +37,7 @@ def make_method(
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     torch.manual_seed(seed)
-    kwargs = {"num_labels": labels} if "classification" in task else {}
-    model = task_class(task).from_pretrained(base, **kwargs)
+    model = load_base(base, task, labels)
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[method]
     known = {field.name for field in dataclasses.fields(config_class)}
     usual = {"target_modules": default_targets(model)[:2], "num_virtual_tokens": 4}

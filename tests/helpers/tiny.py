@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +158,32 @@ PEFT_TASK = {
 }
 
 
+def load_base(base: Path, task: str, labels: int = 3) -> Any:
+    """The task's model of a base as transformers loads it, with ``labels`` where it classifies.
+
+    Loading takes several times as long as copying what was loaded before, and a test's adapter and the model that it is
+    held against each begin with one. A head that the base lacks is the same each time, and torch's random numbers go on
+    as if nothing had been drawn, so that a test's own are the same in whichever order the tests run.
+    """
+    files = tuple((file.name, file.stat().st_mtime_ns) for file in sorted(Path(base).iterdir()))
+    return copy.deepcopy(_loaded(base, files, task, labels if "classification" in task else None))
+
+
+@functools.lru_cache(maxsize=16)
+def _loaded(base: Path, files: tuple[Any, ...], task: str, labels: int | None) -> Any:
+    kwargs = {} if labels is None else {"num_labels": labels}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return task_class(task).from_pretrained(base, **kwargs)
+
+
 @made_once
 def make_adapter(base: Path, folder: Path, *, task: str, seed: int = 1, labels: int = 3, **lora: Any) -> None:
     """Save a PEFT adapter with random A, B and head for ``task`` on ``base``, by PEFT alone; returns the folder."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    kwargs = {"num_labels": labels} if "classification" in task else {}
-    model = task_class(task).from_pretrained(base, **kwargs)
+    model = load_base(base, task, labels)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": default_targets(model), "init_lora_weights": False} | lora
     peft_model = get_peft_model(model, LoraConfig(**{"task_type": PEFT_TASK[task]} | settings))
     for name, parameter in peft_model.named_parameters():
@@ -196,9 +216,8 @@ def peft_reference(base: Path, adapter: Path | str, *, task: str, labels: int = 
     """The same checkpoint, a folder or a repository on the Hub, as PEFT loads it."""
     from peft import PeftModel
 
-    kwargs = {"num_labels": labels} if "classification" in task else {}
-    model = task_class(task).from_pretrained(base, **kwargs)
+    model = load_base(base, task, labels)
     if task == "question-answering" and model.config.model_type == "llama":
         # Its class calls the body `transformer`, finds no such keys in a language model's files and draws it at random.
-        model.transformer.load_state_dict(task_class("feature-extraction").from_pretrained(base).state_dict())
+        model.transformer.load_state_dict(load_base(base, "feature-extraction").state_dict())
     return PeftModel.from_pretrained(model, adapter).eval()

@@ -56,26 +56,40 @@ def logits_of(model):
     return (output.logits if hasattr(output, "logits") else output.last_hidden_state)[0]
 
 
-def peft_blend(base, legal, tone, weights, kind, task=LM, **settings):
-    """The same blend as PEFT makes it, in a model that has both."""
+def peft_with_both(base, legal, tone, task=LM):
+    """PEFT's model of both."""
     reference = peft_reference(base, legal, task=task)
     reference.load_adapter(tone, "tone")
+    return reference
+
+
+def peft_blend(reference, weights, kind, **settings):
+    """The same blend as PEFT makes it, in a model that has both."""
     names = {"majority_sign": "majority_sign_method", "rank": "svd_rank"}
     settings = {names.get(name, name): value for name, value in settings.items()}
     reference.add_weighted_adapter(["default", "tone"], list(weights), "blend", combination_type=kind, **settings)
     reference.set_adapter("blend")
-    return logits_of(reference.eval())
+    made = logits_of(reference.eval())
+    reference.delete_adapter("blend")
+    return made
+
+
+@pytest.fixture(scope="module")
+def alike(bases, tmp_path_factory):
+    """A backbone with two adapters of one shape, and PEFT's model of them."""
+    backbone, legal, tone = pair(bases, tmp_path_factory.mktemp("alike"), second={"lora_alpha": 3})
+    return backbone, peft_with_both(bases("llama"), legal, tone)
 
 
 @pytest.mark.parametrize("weights", [(0.7, 0.3), (1.2, -0.4)], ids=str)
 @pytest.mark.parametrize("kind", [kind for kind in COMBINATIONS if not kind.startswith("dare")])
-def test_every_kind_is_pefts(bases, tmp_path, kind, weights):
-    backbone, legal, tone = pair(bases, tmp_path, second={"lora_alpha": 3})
+def test_every_kind_is_pefts(alike, kind, weights):
+    backbone, reference = alike
     settings = SETTINGS.get(kind, {})
     backbone.blend(dict(zip(("legal", "tone"), weights, strict=True)), "both", combination=kind, **settings)
     got = backbone.logits([ROW], "both")[0]
-    want = peft_blend(bases("llama"), legal, tone, weights, kind, **settings)
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    backbone.unload("both")
+    torch.testing.assert_close(got, peft_blend(reference, weights, kind, **settings), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(got, backbone.logits([ROW], "legal")[0], atol=1e-3)
 
 
@@ -97,7 +111,7 @@ def test_unlike_adapters_add_up_as_in_peft(bases, tmp_path, kind, family, first,
     backbone, legal, tone = pair(bases, tmp_path, family, task, first, second)
     backbone.blend({"legal": 0.6, "tone": -0.5}, "both", combination=kind, output=tmp_path / "both")
     got = backbone.logits([ROW], "both")[0]
-    want = peft_blend(bases(family), legal, tone, (0.6, -0.5), kind, task)
+    want = peft_blend(peft_with_both(bases(family), legal, tone, task), (0.6, -0.5), kind)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     alone = peft_reference(bases(family), tmp_path / "both", task=task)
     torch.testing.assert_close(logits_of(alone), want, atol=1e-5, rtol=1e-5)
@@ -107,7 +121,7 @@ def test_the_rank_asked_for(bases, tmp_path):
     backbone, legal, tone = pair(bases, tmp_path)
     loaded = backbone.blend({"legal": 0.7, "tone": 0.3}, "both", combination="svd", rank=2)
     assert loaded.rank == 2
-    want = peft_blend(bases("llama"), legal, tone, (0.7, 0.3), "svd", rank=2)
+    want = peft_blend(peft_with_both(bases("llama"), legal, tone), (0.7, 0.3), "svd", rank=2)
     torch.testing.assert_close(backbone.logits([ROW], "both")[0], want, atol=2e-5, rtol=1e-5)
 
 

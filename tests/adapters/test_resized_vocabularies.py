@@ -125,11 +125,11 @@ def test_equals_peft(bases, tmp_path, family, kind):
         inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
         assert VOCABULARY in inputs["input_ids"]
         for settings in ({}, {"num_beams": 3}):
-            made = reference.generate(**inputs, max_new_tokens=5, pad_token_id=0, **settings)[0]
+            made = reference.generate(**inputs, max_new_tokens=3, pad_token_id=0, **settings)[0]
             start = 0 if task == "seq2seq" else inputs["input_ids"].shape[1]
             text = tokenizer.decode(made[start:], skip_special_tokens=True)
-            got = backbone.generate([PROMPT, "profit"], ["own", None], max_new_tokens=5, **settings)
-            assert got == [text, backbone.generate("profit", max_new_tokens=5, **settings)]
+            got = backbone.generate([PROMPT, "profit"], ["own", None], max_new_tokens=3, **settings)
+            assert got == [text, backbone.generate("profit", max_new_tokens=3, **settings)]
     backbone.unload("own")
     torch.testing.assert_close(backbone.logits([ROW[:1]], None)[0], bare, atol=0, rtol=0)
     assert all(torch.equal(before[name], p) for name, p in backbone.model.named_parameters())

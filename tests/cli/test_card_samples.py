@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,17 +75,35 @@ KINDS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory):
+    """A function that gives the base of a case; most have that of their family."""
+    made = {}
+
+    def base(case):
+        family = CASES[case][0]
+        key = case if case in ("mask", "gaps") else family
+        if key in made:
+            return made[key]
+        more = {"vocab_size": VOCABULARY + 4} if case == "gaps" else {}
+        made[key] = make_base(family, tmp_path_factory.mktemp(key) / "tiny-base", **more)
+        if case == "mask":
+            transformers.AutoModelForMaskedLM.from_config(make_config(family)).save_pretrained(made[key])
+        if case == "gaps":
+            tokenizer = make_tokenizer(family)
+            tokenizer.add_special_tokens({"extra_special_tokens": [f"<extra_id_{number}>" for number in range(4)]})
+            tokenizer.save_pretrained(made[key])
+        return made[key]
+
+    return base
+
+
 @pytest.mark.parametrize(("case", "own"), KINDS)
-def test_samples_run(case, own, tmp_path, registry, monkeypatch, capsys):
+def test_samples_run(case, own, base_of, tmp_path, registry, monkeypatch, capsys):
     family, task, fields = CASES[case]
+    base = base_of(case)
     monkeypatch.chdir(tmp_path)
-    base = make_base(family, tmp_path / "tiny-base", **({"vocab_size": VOCABULARY + 4} if case == "gaps" else {}))
-    if case == "mask":
-        transformers.AutoModelForMaskedLM.from_config(make_config(family)).save_pretrained(base)
-    if case == "gaps":
-        tokenizer = make_tokenizer(family)
-        tokenizer.add_special_tokens({"extra_special_tokens": [f"<extra_id_{number}>" for number in range(4)]})
-        tokenizer.save_pretrained(base)
+    Path("tiny-base").symlink_to(base)
     made = "seq2seq" if family in ("t5", "bart") else task
     folder = make_adapter(base, tmp_path / "tone", task=made, labels=len(fields.get("labels", "123")))
     if own:

@@ -73,22 +73,38 @@ def test_what_a_step_returned_outlives_the_next_one(encoder):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
-def test_generation_whatever_the_cache(cache, tmp_path):
-    base = make_base("llama", tmp_path / "base", num_hidden_layers=1)
-    folder = make_adapter(base, tmp_path / "writes", task="text-generation", target_modules=["q_proj", "down_proj"])
+@pytest.fixture
+def writing(tmp_path_factory):
+    """A backbone that writes, with one adapter."""
+    root = tmp_path_factory.mktemp("writing")
+    base = make_base("llama", root / "base", num_hidden_layers=1)
     backbone = Backbone.from_pretrained(str(base))
-    backbone.load(folder, "writes")
+    targets = ["q_proj", "down_proj"]
+    backbone.load(make_adapter(base, root / "writes", task="text-generation", target_modules=targets))
+    return backbone
+
+
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
+def test_generation_whatever_the_cache(cache, writing):
     settings = {"max_new_tokens": 3, "min_new_tokens": 3, **cache}
-    want = backbone.generate(["profit rose", "the"], ["writes", None], **settings)
+    want = writing.generate(["profit rose", "the"], ["writes", None], **settings)
     graphs = Graphs()
-    backbone.compile(mode="reduce-overhead", backend=graphs)
-    assert backbone.generate(["profit rose", "the"], ["writes", None], **settings) == want
+    writing.compile(mode="reduce-overhead", backend=graphs)
+    assert writing.generate(["profit rose", "the"], ["writes", None], **settings) == want
     assert (graphs.steps > 0) == bool(cache), "a growing cache is another shape, so another graph, in each step"
-    with torch.no_grad(), backbone.using("writes") as model:
-        made = model(input_ids=torch.tensor([[7, 8, 9]]))  # which brings a cache of its own
-        following = model(input_ids=torch.tensor([[7]]), past_key_values=made.past_key_values)
-    assert not following.logits.isnan().any()
+
+
+def test_a_cache_that_a_call_brings_itself(writing):
+    ids = [torch.tensor([[7, 8, 9]]), torch.tensor([[7]])]
+
+    def answers():
+        with torch.no_grad(), writing.using("writes") as model:
+            made = model(input_ids=ids[0])
+            return made.logits, model(input_ids=ids[1], past_key_values=made.past_key_values).logits
+
+    want = answers()
+    writing.compile(mode="reduce-overhead", backend=Graphs())
+    torch.testing.assert_close(answers(), want, atol=1e-5, rtol=1e-5)
 
 
 def test_which_settings_record_graphs():

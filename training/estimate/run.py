@@ -31,6 +31,9 @@ _REACHED = 0.4
 _SIZE = 1024
 """Inputs and outputs of that product, and its rows at most."""
 
+_ROUND = 0.005
+"""How many seconds of it are timed at once."""
+
 
 @dataclass(frozen=True)
 class RunCost:
@@ -107,14 +110,16 @@ def product_rate(device: torch.device, count: int) -> float:
     rows = torch.rand(count, _SIZE, device=device, dtype=dtype)
     weight = torch.rand(_SIZE, _SIZE, device=device, dtype=dtype)
 
-    def once() -> float:
+    def timed(times: int) -> float:
         started = time.perf_counter()
-        for _ in range(10):
+        for _ in range(times):
             rows @ weight
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - started) / 10
+        return (time.perf_counter() - started) / times
 
-    once()
-    fastest = min(once() for _ in range(5))
+    timed(1)
+    # Of a product that takes a while, a few tell as much as many, and the clock's own steps don't matter.
+    times = max(1, min(10, math.ceil(_ROUND / timed(1))))
+    fastest = min(timed(times) for _ in range(5))
     return 2 * count * _SIZE * _SIZE / fastest

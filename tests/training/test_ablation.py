@@ -146,6 +146,22 @@ def test_the_main_score_alone_is_that_of_the_metrics(make_recipe):
         assert task.main_score(outcomes, golds) == pytest.approx(task.metrics(outcomes, golds)["f1"], abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
+def test_rows_are_scored_by_their_places_as_they_are_themselves(kind, make_recipe):
+    labels, random = ("a", "b", "c"), numpy.random.default_rng(0)
+    task = make_task(make_recipe(), None if kind == "regression" else labels, kind)
+    golds, outcomes = [labels[place] for place in random.integers(0, 3, 20)], [*map(tuple, random.random((20, 3)))]
+    if kind == "multi_label_classification":
+        golds, outcomes = [[gold, "a"] for gold in golds], [task.decided(outcome) for outcome in outcomes]
+    elif kind == "regression":
+        golds, outcomes = random.random(20).tolist(), random.random(20).tolist()
+    score = task.scoring(outcomes, golds)
+    for places in (range(20), [3], [7, 7, 1, 19, 0, 7]):
+        drawn = [outcomes[place] for place in places], [golds[place] for place in places]
+        assert score(places) == pytest.approx(task.metrics(*drawn)[task.main_metric], abs=1e-12)
+        assert score(places) == task.main_score(*drawn)
+
+
 def test_the_bootstrap_tells_a_difference_from_luck(task):
     golds = ["bad", "good"] * 50
     good, poor = answers(golds, range(0, 100, 25)), answers(golds, range(0, 100, 3))

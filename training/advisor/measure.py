@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,10 @@ class ByLoss:
     def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
         """The mean loss of a token (nats)."""
         return token_metrics(outcomes)["loss"]
+
+    def scoring(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Callable[[Sequence[int]], float]:
+        """The mean loss of the rows at places."""
+        return lambda places: self.main_score([outcomes[one] for one in places], golds)
 
     def is_scored(self, outcome: Any) -> bool:
         """Every row is."""

@@ -95,11 +95,8 @@ def fold_settings(facts: RowFacts, recipe: Recipe, metric: str, noise: float) ->
 def luck(scorer: Scorer, measured: Measured, golds: Sequence[Any], count: int, draws: int = 200) -> float:
     """The standard deviation of a score over ``count`` rows that are drawn from those that were measured."""
     random = numpy.random.default_rng(0)
-    scores = []
-    for _ in range(draws):
-        places = random.integers(0, len(golds), max(1, count))
-        scores.append(scorer.main_score([measured.outcomes[one] for one in places], [golds[one] for one in places]))
-    return float(numpy.std(scores))
+    score = scorer.scoring(measured.outcomes, golds)
+    return float(numpy.std([score(drawn) for drawn in random.integers(0, len(golds), (draws, max(1, count))).tolist()]))
 
 
 def row_hints(facts: RowFacts) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy
 from lorary.hub.metrics import lower_is_better
 
 RESAMPLES = 500
+_Scoring = Callable[[Sequence[int]], float]
 
 
 class Scorer(Protocol):
@@ -22,6 +23,9 @@ class Scorer(Protocol):
 
     def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
         """The metric of these rows."""
+
+    def scoring(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Callable[[Sequence[int]], float]:
+        """What gives the metric of any of these rows by their places: it is asked thousands of times."""
 
     def is_scored(self, outcome: Any) -> bool:
         """Does the metric read what a model made of a row?"""
@@ -78,11 +82,10 @@ def paired_bootstrap(
         seed: of the drawing.
     """
     name = task.main_metric
-    sides = (task, golds, ours), (*(against or (task, golds)), theirs)
+    first, second = _scorings(task, golds, ours), _scorings(*(against or (task, golds)), theirs)
 
     def difference(places: Sequence[int]) -> float:
-        first, second = (_mean_score(*side, places) for side in sides)
-        return first - second
+        return _mean_score(first, places) - _mean_score(second, places)
 
     scored = [
         place for place in range(len(golds)) if task.is_scored(ours[0][place]) and task.is_scored(theirs[0][place])
@@ -98,6 +101,9 @@ def paired_bootstrap(
     return Difference(name, difference(scored), float(low), float(high), better)
 
 
-def _mean_score(task: Scorer, golds: Sequence[Any], runs: Sequence[Sequence[Any]], places: Sequence[int]) -> float:
-    drawn = [golds[place] for place in places]
-    return float(numpy.mean([task.main_score([run[place] for place in places], drawn) for run in runs]))
+def _scorings(task: Scorer, golds: Sequence[Any], runs: Sequence[Sequence[Any]]) -> list[_Scoring]:
+    return [task.scoring(run, golds) for run in runs]
+
+
+def _mean_score(scorings: Sequence[_Scoring], places: Sequence[int]) -> float:
+    return float(numpy.mean([score(places) for score in scorings]))

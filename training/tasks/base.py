@@ -254,8 +254,12 @@ class Task(InManifest, ABC):
         return rows.golds
 
     def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
-        """The main metric alone; it is asked for thousands of times when two runs are compared."""
+        """The main metric alone."""
         return self.metrics(outcomes, golds)[self.main_metric]
+
+    def scoring(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Callable[[Sequence[int]], float]:
+        """:meth:`main_score` of any of these rows by their places, of which one may come up more than once."""
+        return lambda places: self.main_score([outcomes[one] for one in places], [golds[one] for one in places])
 
     def is_scored(self, outcome: Any) -> bool:
         """Does the main metric read what a model made of a row?"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,15 @@ class TextRegression(TextClassification):
                 "spearman": 0.0 if constant else float(spearmanr(truth, found).statistic),
             }
         return {**correlations, "rmse": mse**0.5, "mse": mse, "mae": float(mean_absolute_error(truth, found))}
+
+    def scoring(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> Callable[[Sequence[int]], float]:
+        """``rmse`` from each row's error."""
+        squares = (np.asarray(golds, dtype=np.float64) - np.asarray(outcomes, dtype=np.float64)) ** 2
+        return lambda places: float(squares[np.asarray(places)].mean()) ** 0.5
+
+    def main_score(self, outcomes: Sequence[Any], golds: Sequence[Any]) -> float:
+        """``rmse`` alone."""
+        return self.scoring(outcomes, golds)(range(len(golds)))
 
     def gated(self, metrics: Metrics, dtype: str) -> Metrics:
         """In half precision the correlation of answers that hardly differ hangs on how they were rounded."""

@@ -126,7 +126,7 @@ def _call(order: dict[str, Any]) -> int:
         return 1
 
 
-def _end(code: int) -> None:
+def end(code: int) -> None:
     """End this process as an interpreter does, but for taking apart what was imported.
 
     The libraries' memory is the server's own until it's written to, and who frees an object writes to it.
@@ -152,7 +152,7 @@ def _serve(modules: Sequence[str]) -> None:
             answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         elif not (answer := _fork()):
             code = _call(request["start"])
-            sys.exit(code) if request["start"]["whole_end"] else _end(code)
+            sys.exit(code) if request["start"]["whole_end"] else end(code)
         print(answer, file=answers, flush=True)
 
 

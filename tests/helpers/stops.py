@@ -5,14 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import runpy
 import select
 import signal
+import subprocess
 import sys
 import termios
 import threading
 import time
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+
+from forks import end
 
 from lorary.training.progress import BarReporter, Reporter
 
@@ -75,11 +82,52 @@ def hang_up(words: list[str], place: str, ignored: bool) -> int:
     return main(words)
 
 
+class _Forked(subprocess.Popen[bytes]):
+    """What a launcher starts as ``python -m module ...``, in a fork that has imported torch already."""
+
+    def __init__(self, args: Sequence[str], *, env: Mapping[str, str], **settings: Any) -> None:
+        self._environment = env
+        super().__init__(args, env=env, **settings)
+
+    def _execute_child(self, args: Sequence[str], *_: Any) -> None:
+        self._child_created = True
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.closerange(3, 256)  # nothing of the launcher's is open in another program
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            end(_called(args, self._environment))
+
+
+def _called(args: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run ``python -u -m module ...`` here; its exit code."""
+    os.environ.clear()
+    os.environ.update(environment)
+    _, _, flag, module, *words = args
+    assert flag == "-m"
+    sys.argv = [module, *words]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 def launch(words: list[str]) -> None:
-    """accelerate's launcher as it is typed, in a session of its own, all of which can be sent a signal."""
+    """accelerate's launcher as it is typed, in a session of its own, all of which can be sent a signal.
+
+    The processes that it starts are forks: each would import all of torch and transformers anew.
+    """
     from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     os.setsid()
+    subprocess_handler.Popen = _Forked
     sys.argv = ["accelerate launch", *words]
     main()
 

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -272,6 +274,11 @@ def test_an_error_of_the_first_process_ends_all(recipe, together, tmp_path):
     assert "process 1: another process has ended; its own words" in both[1].err
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "own.db").exists()
+
+
+def test_a_launcher_starts_it_in_an_interpreter_of_its_own():
+    command = [sys.executable, "-u", "-m", "lorary.training", "--help"]
+    assert "--resume" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -154,10 +154,9 @@ def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Re
         model.enable_input_require_grads()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # makes its moments, so that the step that is counted is like all that follow it
-    optimizer.zero_grad(set_to_none=True)
+    for parameter in trained:  # as after a first step, so that the one that is counted is like all that follow it
+        averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.tensor(1.0), **averages}
     moments = {parameter: [*filter(torch.is_tensor, state.values())] for parameter, state in optimizer.state.items()}
     every = [moment for kept in moments.values() for moment in kept]
     products, live = Products(), LiveBytes([*model.parameters(), *model.buffers(), *every])
@@ -170,11 +169,11 @@ def _count(model: Any, task: Task, batch: Mapping[str, torch.Tensor], recipe: Re
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     own = _bytes(trained)
-    averages = _AVERAGES_OF_ADALORA * _low_rank(model) if recipe.method == "adalora" else 0
+    importance = _AVERAGES_OF_ADALORA * _low_rank(model) if recipe.method == "adalora" else 0
     return StepCost(
         weights=weights - own,
-        adapter=4 * own + averages,  # itself, its gradient, and AdamW's two moments
-        peak=live.peak - _bytes(unreached) + averages,
+        adapter=4 * own + importance,  # itself, its gradient, and AdamW's two moments
+        peak=live.peak - _bytes(unreached) + importance,
         flops=products.flops,
         tokens=int(batch["input_ids"].numel()),
     )

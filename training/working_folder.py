@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+_COMMIT = "# branch.oid "
 _PATIENCE = 10.0  # seconds; a large repository on a slow disk isn't worth waiting for
 
 
@@ -15,11 +16,15 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
 
     Files that git doesn't know are left out: a run's own folder is one.
     """
-    commit = _git(folder, "rev-parse", "--verify", "HEAD")
-    if not commit:
+    told = _git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    if told is None:  # of a repository without a working tree, or one that takes too long to look through
+        commit = _git(folder, "rev-parse", "--verify", "HEAD")
+        return {"commit": commit, "dirty": None} if commit else None
+    lines = told.splitlines()
+    commit = next((line.removeprefix(_COMMIT) for line in lines if line.startswith(_COMMIT)), "")
+    if not commit or commit.startswith("("):  # (initial): there is none yet
         return None
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
 
 
 def _git(folder: Path | None, *arguments: str) -> str | None:

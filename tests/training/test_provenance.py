@@ -87,8 +87,14 @@ def test_git_state(repository, tmp_path):
     assert git_state()["dirty"] is False
     (repository / "train.py").write_text("3")
     assert git_state()["dirty"] is True
+    commit = git_state()["commit"]
+    assert len(commit) == 40
+    git(repository, "clone", "-q", "--bare", ".", str(tmp_path / "bare"))
+    assert git_state(tmp_path / "bare") == {"commit": commit, "dirty": None}  # there are no files
     (tmp_path / "elsewhere").mkdir()
     assert git_state(tmp_path / "elsewhere") is None
+    git(tmp_path / "elsewhere", "init", "-q")
+    assert git_state(tmp_path / "elsewhere") is None  # there is no commit
 
 
 def test_without_git_there_is_no_state(repository, monkeypatch):

@@ -89,6 +89,10 @@ def load_for(task: Task, recipe: Recipe) -> Base:
     )  # fmt: skip
 
 
+_served: set[tuple[str, type, str]] = set()
+"""Tasks and configs that are known to be served: a process trains on the same base again and again."""
+
+
 def _demand_served(model: Any, task: Task, recipe: Recipe) -> None:
     """Refuse a class whose body has a part that a backbone is served without, such as NomicBERT's classifier a pooler.
 
@@ -97,12 +101,16 @@ def _demand_served(model: Any, task: Task, recipe: Recipe) -> None:
     """
     if not (task.name in TASK_CLASSES and is_encoder(model.config)):
         return
+    asked = task.name, type(model.config), model.config.to_json_string(use_diff=False)
+    if asked in _served:
+        return
     with torch.device("meta"):
         served = bare_body(natural_class(model.config).from_config(model.config))
     try:
         empty_head(served, task.name, source=f"base {recipe.base!r}", labels=("0", "1"), problem_type=None, pad_token=0)
     except UnsupportedAdapterError as error:
         raise TrainingError(str(error)) from error
+    _served.add(asked)
 
 
 def reseed(base: Base, seed: int) -> None:

@@ -232,7 +232,7 @@ def test_a_runs_provenance_predicts_the_next_and_a_strangers_does_not(make_small
 
 
 def test_what_does_not_fit_is_told_with_what_would(make_small, tmp_path, capsys):
-    recipe = make_small(rows=16, **{"training.batch_size": 8, "training.seeds": 3})
+    recipe = make_small(rows=16, method="rslora", **{"training.batch_size": 2, "training.seeds": 3})
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
     assert main(["estimate", str(file), "--registry", str(tmp_path / "r.db"), "--memory", "1MB", "--json"]) == 1
@@ -289,7 +289,7 @@ def test_what_is_as_small_as_it_gets_is_told(make_small, tmp_path, capsys):
 
 
 def test_a_run_is_estimated_again_where_it_has_been_made(make_small, registry, tmp_path, capsys):
-    recipe = make_small(rows=8, **{"training.max_steps": 1})
+    recipe = make_small(rows=8, method="rslora", **{"training.max_steps": 1, "training.batch_size": 2})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     train(recipe, registry)
     assert main(["estimate", str(tmp_path / "recipe.yaml"), "--registry", str(registry.path)]) == 0

@@ -9,7 +9,7 @@ from runs import SHORT
 from samples import tag_rows, tone_rows, write_jsonl
 
 ON_CPU = {"device": "cpu"}
-LONGER = {"training.max_steps": 60, "training.batch_size": 8}
+LONGER = {"training.max_steps": 30, "training.batch_size": 8}
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_a_step_in_full_precision_can_be_estimated(make_recipe, tmp_path):
 def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, registry, tmp_path):
     """Also where the base's config asks for what its router gives, or has no number of experts that TRL knows."""
     base = base_of(family, tmp_path / "base", asked)
-    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 3})
+    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 2})
     version = train(recipe, registry)
     assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
     for found, want in zip(
@@ -80,7 +80,7 @@ def test_an_adapter_is_trained_on_its_attention(family, asked, make_recipe, regi
 def test_shared_experts_that_peft_takes_for_the_fused_ones_are_left_out(make_recipe, registry, tmp_path):
     """It would train all experts, or, with dropout, refuse the whole model."""
     base, reporter = base_of("glm4_moe", tmp_path / "base"), Reporter()
-    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 3})
+    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 2})
     version = train(recipe, registry, reporter)
     assert any(
         notice.startswith("left out: down_proj (2), gate_proj (2), up_proj (2); PEFT takes its name")
@@ -143,7 +143,7 @@ EXPERTS = {"experts.down_proj", "experts.gate_up_proj"}
 )
 def test_an_adapter_is_trained_on_the_fused_experts(family, settings, adapted, make_recipe, registry, tmp_path):
     base = base_of(family, tmp_path / "base")
-    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 3, **settings})
+    recipe = make_recipe("text-generation", base=base, rows=32, **{"training.epochs": 2, **settings})
     version = train(recipe, registry)
     assert version.metrics["test"]["loss"] < version.metrics["untrained"]["loss"]
     config = LoraConfig.from_pretrained(tmp_path / "out")

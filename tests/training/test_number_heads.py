@@ -60,7 +60,7 @@ def test_what_is_learned_is_not_rounded_away(family, method, make, registry, tmp
 
 
 def test_peft_loads_it_onto_either_base(make, registry, tmp_path):
-    recipe = make()
+    recipe = make(count=40, **{"training.epochs": 1})
     train(recipe, registry)
     exact, in_half = (
         torch.cat(peft_logits(tmp_path / "out", recipe.base, "text-classification", dtype=dtype)).float()
@@ -77,7 +77,7 @@ def test_a_decoders_head_which_has_no_bias_passes_the_gate(make, registry):
 
 
 def test_a_run_goes_on_from_another_ones_numbers(make, registry, tmp_path):
-    settings = {"lora.dropout": 0.0}
+    settings = {"lora.dropout": 0.0, "count": 40, "training.epochs": 2}
     first = train(make(**settings), registry)
     more = {"from": first.reference, "training.learning_rate": 1e-12, "training.max_steps": 1}
     more["name"] = "more"  # what is the same to the last bit would be the first one's version, with its metrics

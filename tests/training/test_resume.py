@@ -114,8 +114,8 @@ def test_killed_while_its_folder_is_removed_a_run_is_finished(make_recipe, regis
 )
 def test_every_kind_of_run_goes_on_exactly(task, settings, make_recipe, registry, tmp_path):
     settings = {**SETTINGS, **settings, "training.early_stopping": 0, "training.checkpoint_steps": 1}
-    whole = train(make_recipe(task, rows=24, **settings), registry)
-    recipe = make_recipe(task, rows=24, output=str(tmp_path / "broken"), **settings)
+    whole = train(make_recipe(task, rows=16, **settings), registry)
+    recipe = make_recipe(task, rows=16, output=str(tmp_path / "broken"), **settings)
     with pytest.raises(InterruptedRunError, match=r"step [1234] of"):
         train(recipe, registry, Signal("step 1"))
     reporter = Reporter()

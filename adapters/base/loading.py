@@ -214,12 +214,14 @@ def quietly() -> Iterator[None]:
 
     with _ALONE:
         verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
+        if verbosity != logging.ERROR:  # setting it goes through all loggers of the process
+            logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
             yield
         finally:
-            logging.set_verbosity(verbosity)
+            if logging.get_verbosity() != verbosity:
+                logging.set_verbosity(verbosity)
             if bars:
                 logging.enable_progress_bar()
 

@@ -122,4 +122,6 @@ def quantization_of(model: Any) -> str:
 def quieten() -> None:
     """Silence lines that every 8-bit call and every import on a CPU would print, and that ask nothing of the user."""
     for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logger = logging.getLogger(name)
+        if logger.level != logging.ERROR:  # setting it goes through all loggers of the process
+            logger.setLevel(logging.ERROR)

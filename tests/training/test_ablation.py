@@ -43,7 +43,7 @@ def test_arms_differ_in_their_beginning_alone(domain, make_recipe, registry):
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": 1.0})})
     found = ablate(recipe, registry, seeds=2)
     assert tuple(found.arms) == ARMS
-    assert (found.seeds, found.held_out, found.parent) == ((42, 43), 20, "headlines@1")
+    assert (found.seeds, found.held_out, found.parent) == ((42, 43), 8, "headlines@1")
     assert [version.reference for version in registry.versions()] == ["headlines@1"]
     values = found.arms["domain then task"]["f1"]["values"]
     lone = train(recipe, registry)

@@ -35,8 +35,8 @@ def tone(tmp_path_factory, recipe_in):
 
     folder = tmp_path_factory.mktemp("tone")
     registry = Registry(folder / "registry.db")
-    train(recipe_in(folder, **SHORT), registry)
-    train(recipe_in(folder, **{"training.max_steps": 12, "output": str(folder / "more")}), registry)
+    train(recipe_in(folder, held=20, **SHORT), registry)
+    train(recipe_in(folder, held=20, **{"training.max_steps": 12, "output": str(folder / "more")}), registry)
     return registry, folder
 
 

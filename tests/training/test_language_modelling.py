@@ -170,7 +170,7 @@ def test_the_unigram_baseline():
         ("fill-mask", {}),
         ("fill-mask", {"training.whole_word_mask": True, "method": "qlora"}),
         ("fill-mask", {"strategy": "fine-tune", "training.early_stopping": 2}),
-        ("text-generation", CONTINUAL),
+        ("text-generation", {**CONTINUAL, "training.epochs": 3}),  # which learns from every token
     ],
 )
 def test_a_run_learns_and_is_served(task, settings, make_recipe, registry, tmp_path):

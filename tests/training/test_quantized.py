@@ -39,7 +39,13 @@ def prepared(recipe):
 )
 def test_qlora_leaves_the_head_in_full_precision_and_learns(task, family, make_recipe, registry, tmp_path):
     recipe = make_recipe(
-        task, family, rows=96, layers=2, method="qlora", **{"training.epochs": 4, "training.learning_rate": 0.02}
+        task,
+        family,
+        rows=96,
+        held=20,
+        layers=2,
+        method="qlora",
+        **{"training.epochs": 4, "training.learning_rate": 0.02},
     )
     before = prepared(recipe)
     quantized = quantized_names(before.model)
@@ -80,7 +86,7 @@ def test_without_the_skip_list_a_head_is_quantized(bases):
 
 
 def test_int8_trains_and_passes_the_gate(make_recipe, registry):
-    version = train(make_recipe(rows=128, quantization="int8", **{"training.epochs": 6}), registry)
+    version = train(make_recipe(rows=128, held=20, quantization="int8", **{"training.epochs": 6}), registry)
     assert version.quantization == "int8"
     assert version.metrics["test"]["f1"] > version.metrics["majority"]["f1"] + 0.2
 

@@ -350,7 +350,7 @@ def test_train_learns_and_peft_gives_the_same_logits(family, make_recipe, regist
     from peft import PeftModel
     from safetensors.torch import load_file
 
-    recipe = make_recipe(QA, family, rows=80, **{"training.epochs": 4, "training.learning_rate": 0.03})
+    recipe = make_recipe(QA, family, rows=80, held=20, **{"training.epochs": 4, "training.learning_rate": 0.03})
     version = train(recipe, registry)
     assert version.metrics["test"]["f1"] >= 0.9
     assert version.metrics["untrained"]["f1"] <= 0.6
@@ -414,7 +414,7 @@ def test_long_contexts_are_trained_measured_and_served_in_the_same_windows(make_
 def test_early_stopping_watches_the_loss_of_windows(make_recipe, registry):
     recipe = make_recipe(QA, rows=120, **{"training.early_stopping": 2, "training.epochs": 3})
     version = train(recipe, registry)
-    assert version.manifest.provenance["data"]["rows"] == {"train": 108, "validation": 12, "test": 20}
+    assert version.manifest.provenance["data"]["rows"] == {"train": 108, "validation": 12, "test": 8}
     assert version.manifest.provenance["best_epoch"] in (1, 2, 3)
 
 
@@ -442,7 +442,7 @@ def test_question_and_context_are_told_apart_in_training(make_recipe):
 def test_quantized_bases_keep_the_head_and_learn(quantization, make_recipe, registry):
     pytest.importorskip("bitsandbytes")
     recipe = make_recipe(
-        QA, rows=80, quantization=quantization, **{"training.epochs": 4, "training.learning_rate": 0.03}
+        QA, rows=80, held=20, quantization=quantization, **{"training.epochs": 4, "training.learning_rate": 0.03}
     )
     version = train(recipe, registry)
     assert version.metrics["test"]["f1"] >= 0.9
@@ -450,7 +450,7 @@ def test_quantized_bases_keep_the_head_and_learn(quantization, make_recipe, regi
 
 def test_a_causal_base_keeps_its_own_body_and_learns(make_recipe, registry, tmp_path):
     """Llama's class for the task calls its body otherwise than the language model, and would draw it at random."""
-    recipe = make_recipe(QA, "llama", rows=96, **{"training.epochs": 5, "training.learning_rate": 0.02})
+    recipe = make_recipe(QA, "llama", rows=96, held=20, **{"training.epochs": 5, "training.learning_rate": 0.02})
     base = load_for(make_task(recipe, None), recipe)
     language_model = transformers.AutoModelForCausalLM.from_pretrained(recipe.base)
     for name, parameter in language_model.model.named_parameters():

@@ -52,7 +52,7 @@ class Reported:
 def reported(recipe_in, tmp_path_factory):
     root = tmp_path_factory.mktemp("reported")
     settings = {"report.write": True, "training.early_stopping": 2, "report.rows": 5, "data.validation_size": 0.1}
-    recipe, registry = recipe_in(root, rows=100, **settings), Registry(root / "registry.db")
+    recipe, registry = recipe_in(root, rows=100, held=20, **settings), Registry(root / "registry.db")
     return Reported(train(recipe, registry), recipe, registry, root / "out")
 
 

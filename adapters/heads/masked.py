@@ -19,7 +19,8 @@ import torch
 from lorary.adapters.base.identity import body_of, fingerprint_model
 from lorary.adapters.base.loading import quietly
 from lorary.adapters.base.modules import LinearShape, linear_shape
-from lorary.adapters.heads.task_heads import SharedBody, TaskHead, parts_left_out
+from lorary.adapters.heads.left_out import parts_left_out
+from lorary.adapters.heads.task_heads import SharedBody, TaskHead
 from lorary.adapters.layer.slots import LowRank
 from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import KeyMismatchError, UnsupportedAdapterError

@@ -7,7 +7,7 @@ parameters come from the adapter. Several heads can then read one pass of the bo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lorary.adapters.heads.left_out import leave_out, parts_left_out
 from lorary.adapters.heads.numbers import answer_in_float32
 from lorary.adapters.heads.of_base import HeadsOfBase
 from lorary.adapters.heads.spread import bring_answers
@@ -204,20 +205,6 @@ def _is_of(own: Any, body: Any) -> bool:
 def _only_in(own: Any, body: Any) -> set[str]:
     """The children that a task model's own body has and the backbone's body lacks."""
     return {name for name, _ in own.named_children() if getattr(body, name, None) is None}
-
-
-def parts_left_out(own: Any, body: Any) -> frozenset[str]:
-    """The children of the backbone's body that a task model's own is made without: BERT's pooler, in tagging."""
-    return frozenset(name for name, _ in body.named_children() if getattr(own, name, body) is None)
-
-
-def leave_out(parts: Iterable[str], body: Any) -> None:
-    """Take parts out of a body that isn't shared, as they are out of the task model that an adapter was trained in.
-
-    PEFT would look for the adapter's tensors there, and some of its passes read whatever the body returns last.
-    """
-    for name in parts:
-        setattr(body, name, None)
 
 
 def fill_head(

@@ -15,9 +15,10 @@ import torch
 from lorary.adapters.adapter import Adapter, task_of, with_its_task
 from lorary.adapters.base.identity import body_of
 from lorary.adapters.base.loading import is_encoder
+from lorary.adapters.heads.left_out import leave_out
 from lorary.adapters.heads.masked import MaskedHead
 from lorary.adapters.heads.of_base import HeadsOfBase
-from lorary.adapters.heads.task_heads import TASK_CLASSES, TaskHead, fill_head, leave_out
+from lorary.adapters.heads.task_heads import TASK_CLASSES, TaskHead, fill_head
 from lorary.adapters.layer.packing import Packing
 from lorary.adapters.layer.routing import Routing
 from lorary.adapters.layer.slots import Arena

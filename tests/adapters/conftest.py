@@ -100,3 +100,23 @@ def frozen_imports(kinds):
     """transformers collects garbage whenever a loop ends, and would look through all that is imported each time."""
     kinds("small")  # everything heavy is imported by now
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """A service whose adapter, `writer`, writes characters, and so anything that it has to."""
+    from characters import make_character_base
+    from http_service import serving_writer
+
+    place = tmp_path_factory.mktemp("served")
+    base = make_character_base(place / "base", positions=512)
+    return serving_writer(base, place, cache_tokens=1024, batch_tokens=16, page_tokens=4, max_running=8)
+
+
+@pytest.fixture(scope="module")
+def caller(service):
+    """Sends requests to it."""
+    from http_service import running
+
+    with running(service) as caller:
+        yield caller

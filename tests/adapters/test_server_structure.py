@@ -4,11 +4,9 @@ import json
 
 import pytest
 
-from characters import make_character_base
-from http_service import CHATS, TEXTS, piece, running, serving_writer, written
+from http_service import CHATS, TEXTS, piece, written
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
-ENGINE = {"cache_tokens": 1024, "batch_tokens": 16, "page_tokens": 4, "max_running": 8}
 TEXT = {"model": "writer", "prompt": "who?", "max_tokens": 300}
 CHAT = {"model": "writer", "messages": [{"role": "user", "content": "who?"}], "max_tokens": 300}
 BOTH = pytest.mark.parametrize(("path", "body"), [(TEXTS, TEXT), (CHATS, CHAT)], ids=["completion", "chat"])
@@ -19,18 +17,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 WRAPPED = {"type": "json_schema", "json_schema": {"name": "tone", "strict": True, "schema": SCHEMA}}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    place = tmp_path_factory.mktemp("served")
-    return serving_writer(make_character_base(place / "base", positions=512), place, **ENGINE)
-
-
-@pytest.fixture(scope="module")
-def caller(service):
-    with running(service) as caller:
-        yield caller
 
 
 def keeps_to_the_schema(text):

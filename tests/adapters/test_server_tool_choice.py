@@ -4,13 +4,11 @@ import json
 
 import pytest
 
-from characters import make_character_base
-from http_service import CHATS, TEXTS, running, serving_writer
+from http_service import CHATS, TEXTS
 from lorary.adapters.server.bodies import ChatBody
 from lorary.adapters.server.tool_choice import NamedTool, wanted_calls
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
-ENGINE = {"cache_tokens": 1024, "batch_tokens": 16, "page_tokens": 4, "max_running": 8}
 MOOD = {
     "type": "object",
     "properties": {"tone": {"enum": ["good", "bad"]}, "sure": {"type": "boolean"}},
@@ -38,18 +36,6 @@ ASKED = {
 
 def named(name):
     return {"type": "function", "function": {"name": name}}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    place = tmp_path_factory.mktemp("served")
-    return serving_writer(make_character_base(place / "base", positions=512), place, **ENGINE)
-
-
-@pytest.fixture(scope="module")
-def caller(service):
-    with running(service) as caller:
-        yield caller
 
 
 def calls_of(choice):

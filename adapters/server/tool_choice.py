@@ -64,7 +64,7 @@ def wanted_calls(
         if isinstance(choice, NamedTool):
             name = choice.function.name
             if name not in functions:
-                raise ValueError(f"tool_choice: no function {shown(name)} among the tools ({', '.join(functions)})")
+                raise ValueError(f"tool_choice: no function {shown(name)} among the tools ({shown([*functions])})")
             return WantedCalls(functions[name], name)
         if not functions:
             raise ValueError('tool_choice: "required", and there are no tools')
@@ -89,7 +89,7 @@ class WantedReader:
             return Said()
         try:
             found = json.loads(self._held)
-        except ValueError:
+        except (ValueError, RecursionError):
             return Said(self._held)
         if self._name is not None:
             return Said(calls=(new_call(self._name, self._held.strip()),))
@@ -107,7 +107,7 @@ def _function(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     if parameters is None:
         return name, _NO_ARGUMENTS
     if not isinstance(parameters, dict):
-        raise ValueError(f"tools: parameters of {name}: expected a JSON schema, found {shown(parameters)}")
+        raise ValueError(f"tools: parameters of {shown(name)}: expected a JSON schema, found {shown(parameters)}")
     schema = {"type": "object", **{key: part for key, part in parameters.items() if key not in _OF_A_FILE}}
     if "properties" in schema and schema.keys().isdisjoint(_MORE_PROPERTIES):
         schema.setdefault("additionalProperties", False)  # a function takes no arguments but those that it has

@@ -129,13 +129,13 @@ def deep(levels):
     ({"tool_choice": "any"}, 'tool_choice: expected "none", "auto", "required", or'),
     ({"tool_choice": {"type": "function"}}, 'tool_choice: expected "none"'),
     ({"tool_choice": named("")}, 'tool_choice: expected "none"'),
-    ({"tool_choice": named("sleep")}, "tool_choice: no function 'sleep' among the tools (rate, turn, stop)"),
-    ({"tool_choice": named("rate"), "tools": None}, "tool_choice: no function 'rate' among the tools ()"),
+    ({"tool_choice": named("sleep")}, "tool_choice: no function 'sleep' among the tools (['rate', 'turn', 'stop'])"),
+    ({"tool_choice": named("rate"), "tools": None}, "tool_choice: no function 'rate' among the tools ([])"),
     ({"tool_choice": "required", "tools": []}, 'tool_choice: "required", and there are no tools'),
     ({"tool_choice": "required", "tools": [{"name": "rate"}]}, 'tools: expected {"type": "function", "function":'),
     ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": 3}}]}, "tools: expected"),
     ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]},
-     "tools: parameters of a: expected a JSON schema, found []"),
+     "tools: parameters of 'a': expected a JSON schema, found []"),
     ({"tool_choice": named("rate"), "response_format": {"type": "json_object"}}, "response_format and tool_choice:"),
     ({"tool_choice": "required", "tools": [
         {"type": "function", "function": {"name": "a", "parameters": {"type": "object", "not": {}}}}

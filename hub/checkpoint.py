@@ -39,6 +39,7 @@ KEPT_FILES = (
 """The files that belong to an adapter; whatever else lies in its folder is left where it is."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_OF_MLX = "adapters.safetensors"
 MAX_TEXT_BYTES = 5_000_000
 """Of ``adapter_config.json`` and ``lorary.json``, which take some kilobytes; parsed, it is thirty times that."""
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,49}")
@@ -175,7 +176,8 @@ def _demand(files: Mapping[str, Path], folder: Path) -> None:
                 f"{folder}: holds {pickles[0]} but no {WEIGHTS_NAME}; pickles can run code and are never loaded. "
                 "Load it where you trust it with PEFT and save it with save_pretrained(safe_serialization=True)"
             )
-        raise CheckpointError(f"{folder}: no {WEIGHTS_NAME}; expected a folder written by PEFT's save_pretrained")
+        hint = f"; {_OF_MLX} is mlx-lm's, with keys and a scale of its own" if (folder / _OF_MLX).exists() else ""
+        raise CheckpointError(f"{folder}: no {WEIGHTS_NAME}; expected a folder written by PEFT's save_pretrained{hint}")
 
 
 def read_checkpoint(source: str | Path | Mapping[str, Path], shown: str | None = None) -> Checkpoint:

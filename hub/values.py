@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,8 +46,8 @@ class Version:
     aliases: tuple[str, ...]
     tags: tuple[str, ...]
     parents: tuple[str, ...]
-    files: Mapping[str, FileEntry]
-    manifest: Manifest | None
+    files: Mapping[str, FileEntry] = field(repr=False)  # as a notebook shows a version, these two would be pages of it
+    manifest: Manifest | None = field(repr=False)
 
     @property
     def reference(self) -> str:

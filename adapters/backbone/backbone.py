@@ -112,6 +112,12 @@ class Backbone(Loads, Derives, Serves):
         base_id = str(getattr(model.config, "_name_or_path", "") or "in-memory")
         return cls(model, tokenizer, identity=identity or identify(model, tokenizer, base_id), **settings)
 
+    def __repr__(self) -> str:
+        """The base, its arithmetic and how many adapters are on it, as a notebook shows them."""
+        numerics, count = self.numerics, len(self.adapters)
+        arithmetic = numerics.dtype if numerics.quantization == "none" else f"{numerics.quantization}, {numerics.dtype}"
+        return f"<Backbone {self.identity.id} ({arithmetic} on {self.device}), adapters: {count}>"
+
     def stats(self) -> Stats:
         """How many adapters are where, what they cost, and how long placing them took."""
         backbone_bytes = sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))

@@ -6,10 +6,11 @@ import pytest
 import torch
 import transformers
 
+from lorary.adapters import Backbone
 from lorary.adapters.base.identity import fingerprint_model, identify
 from lorary.adapters.base.loading import load_base
 from lorary.hub.manifest import Manifest
-from tiny import make_base, task_class
+from tiny import make_adapter, make_base, task_class
 
 
 def test_the_same_for_copies_quantizations_and_task_models(bases, tmp_path):
@@ -68,3 +69,9 @@ def test_adapted_backbones_keep_their_fingerprint(bases, tmp_path, family):
     backbone.load(make_adapter(bases(family), tmp_path / "a", task=task))
     assert fingerprint_model(backbone.model) == backbone.identity.fingerprint
     assert backbone.dtype is torch.float32
+
+
+def test_a_backbone_shows_its_base_arithmetic_and_adapters(bases, tmp_path):
+    backbone = Backbone.from_pretrained(str(bases("bert")), quantization="nf4", device="cpu")
+    backbone.load(make_adapter(bases("bert"), tmp_path / "adapter", task="text-classification"), "tone")
+    assert repr(backbone) == f"<Backbone {bases('bert')} (nf4, float32 on cpu), adapters: 1>"

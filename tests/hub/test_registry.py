@@ -34,6 +34,13 @@ def test_a_version_has_what_the_checkpoint_says(add, tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", version.created_at)
 
 
+def test_a_version_is_shown_without_its_manifest_and_files(add):
+    version = add()
+    assert "finance-tone" in repr(version)
+    assert "manifest" not in repr(version)
+    assert "adapter_config" not in repr(version)
+
+
 def test_what_add_returns_is_what_resolve_finds(add, registry):
     added = add(metrics={"test": {"f1": 0.5}}, tags=["a"])
     assert registry.resolve("finance-tone") == added

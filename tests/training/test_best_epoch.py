@@ -55,17 +55,16 @@ def test_the_epoch_with_the_best_metric_is_kept(kind, make_recipe, tmp_path):
 
 
 def test_metric_and_loss_may_choose_different_epochs(make_recipe, tmp_path):
-    by_loss, epochs = run_by(make_recipe(rows=100, layers=2, **RESTLESS), tmp_path)
-    by_metric, same = run_by(
-        make_recipe(
-            rows=100, layers=2, **RESTLESS, **{"training.best_by": "metric", "output": str(tmp_path / "b")}
-        ),
-        tmp_path,
-    )  # fmt: skip
-    assert [entry["eval_loss"] for entry in epochs] == [entry["eval_loss"] for entry in same]
-    assert by_loss.best_epoch == min(epochs, key=lambda entry: entry["eval_loss"])["epoch"]
-    assert by_loss.best_epoch != by_metric.best_epoch
-    check_kept(by_metric, same)
+    for seed in range(42, 47):  # with another processor's rounding they may agree on one of these
+        settings = {"rows": 100, "layers": 2, **RESTLESS, "training.seed": seed}
+        by_loss, epochs = run_by(make_recipe(**settings), tmp_path / f"{seed}")
+        by_metric, same = run_by(make_recipe(**settings, **{"training.best_by": "metric"}), tmp_path / f"{seed}")
+        assert [entry["eval_loss"] for entry in epochs] == [entry["eval_loss"] for entry in same]
+        assert by_loss.best_epoch == min(epochs, key=lambda entry: entry["eval_loss"])["epoch"]
+        check_kept(by_metric, same)
+        if by_loss.best_epoch != by_metric.best_epoch:
+            return
+    pytest.fail("metric and loss chose the same epoch with each seed")
 
 
 @pytest.mark.parametrize(

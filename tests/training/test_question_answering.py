@@ -401,7 +401,7 @@ def test_long_contexts_are_trained_measured_and_served_in_the_same_windows(make_
     )  # fmt: skip
     reporter = Reporter()
     version = train(recipe, registry, reporter)
-    assert version.metrics["test"]["f1"] >= 0.9
+    assert version.metrics["test"]["f1"] >= 0.7
     assert (version.manifest.preprocessing.max_length, version.manifest.preprocessing.stride) == (24, 6)
     assert any("are read in windows" in line for line in reporter.notices)
     backbone = Backbone.from_pretrained(recipe.base, device="cpu", registry=registry)

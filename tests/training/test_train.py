@@ -352,7 +352,7 @@ def test_sentence_pairs_train_through_the_gate(make_recipe, registry, tmp_path):
 def test_a_llama_can_be_trained_to_classify(make_recipe, registry, tmp_path):
     epochs = {"training.epochs": 6}
     version = train(make_recipe("text-classification", "llama", rows=160, held=20, layers=2, **epochs), registry)
-    assert version.metrics["test"]["f1"] > 0.8
+    assert version.metrics["test"]["f1"] > 0.7
     tensors = read_checkpoint(tmp_path / "out").tensors
     assert "base_model.model.score.weight" in tensors
     # The base has no padding token; served, it gets the one that was trained with.

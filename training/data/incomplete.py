@@ -61,13 +61,13 @@ def lacks_value(row: Row, columns: Mapping[str, str]) -> bool:
 
 
 def is_missing(value: Any, *, may_be_no_list: bool = True) -> bool:
-    """Is a value nothing, not a number, blank, a list that is empty or has a blank word, or a chat in which the
-    assistant says nothing?"""
+    """Is a value nothing, not a number, blank, a list that is empty or lacks a word, or a chat in which the assistant
+    says nothing?"""
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, list) and may_be_no_list:
-        blank = any(isinstance(word, str) and not word.strip() for word in value)
-        return not value or blank or _is_silent(as_messages(value))
+        lacking = any(is_missing(word) for word in value if not isinstance(word, list))
+        return not value or lacking or _is_silent(as_messages(value))
     return value is None or (isinstance(value, float) and value != value)
 
 

@@ -25,6 +25,7 @@ from lorary.training.data.numbers import find_numbers, write_whole
 from lorary.training.data.problem import find_problem
 from lorary.training.data.roles import CHECKS, LABEL_CHECKS
 from lorary.training.data.rows import check_rows
+from lorary.training.data.sentences import with_sentences
 from lorary.training.data.splits import note_overlap, split_rows, split_validation
 from lorary.training.data.tags import check_tags
 from lorary.training.data.text import read_text
@@ -88,6 +89,8 @@ def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note)
         manner = Manner(data.header, data.separator, data.encoding, split)
         read = read_source(text, manner, subset=subset, revision=data.revision)
         source = with_inner(read, columns.values())
+        if "tokens" in columns:
+            source = with_sentences(source, data, note)
     asked = data.incomplete == "drop" or data.unlabelled is not None
     return without_incomplete(source, data, note) if asked else source
 

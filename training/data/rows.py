@@ -38,6 +38,8 @@ def check_rows(source: Source, columns: Mapping[str, str], checks: Checks = CHEC
         more = known or inner_hint(source)
         if not seen & set(columns.values()) and kind_of(Path(source.shown)) in (".csv", ".tsv"):
             more = [*more, "if the first row holds no names, name the columns with data.header, in order"]
+            if "tokens" in columns:
+                more.append("if a blank line ends each sentence, name the file .conll, where no row holds names")
         raise DataError("columns", unread + absent + more)
     examples = tuple(Example(_values(row, columns), row.place) for row in source.rows)
     problems = [

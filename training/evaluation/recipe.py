@@ -17,6 +17,7 @@ from lorary.hub.manifest import MULTI_LABEL, REGRESSION, Manifest
 from lorary.hub.tables.catalogue import named_base
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import is_text
+from lorary.training.recipe.data_files import kind_of
 from lorary.training.recipe.place import demand_homes
 from lorary.training.recipe.raw import RawRecipe, some
 from lorary.training.recipe.schema import FLAG_OF
@@ -27,7 +28,7 @@ _FROM_RECIPE: Mapping[str, tuple[str, ...]] = {
     "generation": ("rows",),
     "preference": ("beta", "loss"),
     "prompt": ("learn",),
-    "data": ("unlabelled", "label_separator"),
+    "data": ("unlabelled", "label_separator", "sentence_column"),
 }
 """Settings that only measuring asks for: of a manifest, its provenance alone has them, in the run's recipe."""
 
@@ -155,6 +156,8 @@ def _of_run(manifest: Manifest, data: str, other_base: bool) -> dict[str, Any]:
         if isinstance(values := recipe.get(section), Mapping)
         for name in names
     }
+    if kind_of(Path(data)) == ".conll":  # whose sentences end in blank lines
+        told.pop("data.sentence_column", None)
     if is_text(data) and isinstance(values := recipe.get("data"), Mapping):
         told["data.sample_by"] = values.get("sample_by")
     if "strategy" in recipe:

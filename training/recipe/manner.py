@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.data_files import kind_of
 from lorary.training.recipe.raw import section, shown
+from lorary.training.recipe.tasks import TASK_FACTS
 
 _FILES: Mapping[str, tuple[str, ...]] = {
     "header": (".csv", ".tsv", ".conll", ".json", ".jsonl"),
@@ -39,11 +40,8 @@ def manner_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "data.encoding", f"Python knows no text encoding {encoding!r}; such as latin-1, cp1252 or utf-16"
         if plain is False and any(is_text(text) for text in files):
             yield "data.encoding", f"running text isn't read in {encoding}; save it as UTF-8"
-    for text in files if values.get("task") == "token-classification" else ():
-        if kind_of(Path(text)) in (".csv", ".tsv"):
-            words = "of a word a line, with a blank line after each sentence, name the file .conll"
-            yield "data.train", f"{text!r} has no lists in its cells, and tagging takes lists; {words}"
-            break
+    if data.get("sentence_column") is not None:
+        yield from _word_rows(str(values.get("task")), files)
     for key, kinds in _FILES.items():
         if data.get(key) in (None, "utf-8"):
             continue
@@ -52,3 +50,11 @@ def manner_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 able = ", ".join(kinds) + (" and text files" if key == "encoding" else "")
                 yield f"data.{key}", f"is said of {able}, found {text!r}; leave it out, or name the file itself"
                 break
+
+
+def _word_rows(task: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
+    key = "data.sentence_column"
+    if task in TASK_FACTS and task != "token-classification":
+        yield key, f"only token-classification has words a row; the task is {task}"
+    elif any(kind_of(Path(text)) == ".conll" for text in files):
+        yield key, "a .conll file has a blank line after each sentence; leave it out"

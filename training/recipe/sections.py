@@ -76,6 +76,7 @@ class Data(Section):
     ``label_separator`` stands between the labels of a row, where its label is a text that holds several.
     ``incomplete``: rows in which a value is missing or empty are an error, or left out and counted; ``unlabelled`` are
     labels that say that a row has none (``-1``, ``-``), and such rows are left out.
+    ``sentence_column`` is the column that says which sentence a word is of, where each row is a word and its tag.
     ``source_lang`` and ``target_lang``: codes where the base's tokenizer has them, else names that the prompt uses.
     ``broken_tags``: sentences whose tags break their scheme (an I- without its B-) are counted and kept, or an error.
     ``license`` (as the Hub spells it, such as cc-by-4.0) and ``language`` (a code such as en, or a list) are told of
@@ -92,6 +93,7 @@ class Data(Section):
     labels: tuple[Text, ...] | None = None
     label_columns: tuple[Text, ...] | None = None
     label_separator: Text | None = None
+    sentence_column: Text | None = None
     source_lang: Text | None = None
     target_lang: Text | None = None
     header: tuple[Text, ...] | None = None

@@ -107,7 +107,7 @@ def command(
             print_line("With --write FILE.yaml the advised recipe is written for `lorary train`.")
 
 
-_MANNER = ("data.header", "data.separator", "data.encoding")
+_MANNER = ("data.header", "data.separator", "data.encoding", "data.sentence_column")
 """Settings that say how files are read which don't say it themselves."""
 
 

@@ -62,6 +62,7 @@ _ELSEWHERE: dict[str, Any] = {
         "train", "test", "validation", "test_size", "validation_size", "subset", "train_split", "test_split",
         "validation_split", "revision", "license", "language", "too_long", "broken_tags", "sample_by",
         "header", "separator", "encoding", "incomplete", "unlabelled", "label_separator",
+        "sentence_column",
     },
     "training": {
         "epochs", "min_steps", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "warmup",

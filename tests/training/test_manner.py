@@ -160,7 +160,11 @@ def test_what_is_conllu_is_not_read_as_words_and_tags(load):
         ("a.csv", {"data.encoding": "rot13"}, "data.encoding: Python knows no text encoding 'rot13'"),
         ("a.jsonl", {"data.separator": ";"}, "data.separator: is said of .csv, .tsv, found"),
         ("a.parquet", {"data.header": ("a", "b")}, "data.header: is said of .csv, .tsv, .conll, .json, .jsonl, found"),
-        ("a.parquet", {"data.encoding": "latin-1"}, "data.encoding: is said of .csv, .tsv, .conll, .json, .jsonl and"),
+        (
+            "a.parquet",
+            {"data.encoding": "latin-1"},
+            "data.encoding: is said of .csv, .tsv, .conll, .json, .jsonl, .label and",
+        ),
     ],
 )
 def test_settings_that_files_have_no_use_for_are_told(name, settings, problem, make_recipe, tmp_path):

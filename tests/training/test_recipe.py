@@ -249,7 +249,10 @@ def test_each_name_of_other_trainers_leads_somewhere():
             ["data.train=https://example.com/rows.csv"],
             "'https://example.com/rows.csv' is an address, expected a file or",
         ),
-        (["data.train=rows.txt"], "'rows.txt' isn't one of .jsonl, .json, .csv, .tsv, .parquet, .conll; convert it"),
+        (
+            ["data.train=rows.md"],
+            "'rows.md' isn't one of .jsonl, .json, .csv, .tsv, .parquet, .conll, .label; convert it",
+        ),
         (["data.train=some words"], "is neither a file nor a dataset id"),
         (["data.train=nowhere/rows.jsonl"], "there is no folder 'nowhere'"),
         (

@@ -167,7 +167,7 @@ def test_a_text_file_gives_text_generation_its_column(make_recipe, tmp_path):
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        ("text-classification", {"data.train": "{txt}"}, "isn't one of .jsonl.*its rows need columns"),
+        ("summarization", {"data.train": "{txt}"}, "isn't one of .jsonl.*its rows need columns"),
         ("text-generation", {"data.train": "{txt}", "data.columns.prompt": "p"}, "its rows need columns"),
         ("fill-mask", {"data.train": "{folder}/gone.txt"}, "no such file .*did you mean 'gone.md'"),
         ("fill-mask", {"data.train": "{folder}/empty"}, "is an empty folder"),

@@ -21,7 +21,8 @@ def guess_task(data: str) -> tuple[str, dict[str, str]]:
         UsageError: the columns fit several tasks, or none.
     """
     if is_text(data):
-        classes = ", or --task text-classification where its folders are labels" if Path(data).is_dir() else ""
+        labels = "its folders are labels" if Path(data).is_dir() else "its lines begin with their labels"
+        classes = f", or --task text-classification where {labels}"
         raise UsageError(f"{data} is running text: pass --task fill-mask or --task text-generation{classes}")
     source = read_source(data)
     columns = set(source.rows[0].values)

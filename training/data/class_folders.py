@@ -34,7 +34,8 @@ def read_class_folders(folder: str, columns: Columns, encoding: str, note: Note)
         if (name := _folder_of(row.place.removeprefix(f"{folder.rstrip('/')}/")))
     )
     if not rows:
-        raise DataError(folder, ["has text files, and no folder for each label with its texts; expected those"])
+        expected = "expected those, or the name of one file whose lines begin with their labels"
+        raise DataError(folder, [f"has text files, and no folder for each label with its texts; {expected}"])
     names = sorted({row.values[label] for row in rows})
     if _SPLITS.issuperset(names):
         raise DataError(folder, [f"its folders ({some(names)}) are no labels but splits; name {folder}/{names[-1]}"])

@@ -60,6 +60,8 @@ _PAIRS: tuple[tuple[str, frozenset[str], str], ...] = (
     ("questions and answers", frozenset({"question", "answer"}), "text: question, positive: answer"),
 )
 
+_CLASSES = (("TREC's", frozenset({"coarse_label", "fine_label"}), "label: coarse_label} or {label: fine_label"),)
+
 _INPUTS = ("input", "context")
 """Columns that hold what an instruction is about."""
 
@@ -68,9 +70,9 @@ _BESIDE = ("system", "tools", "chat_template_kwargs", "history", *_INPUTS)
 
 
 def hint(seen: Collection[str], columns: Mapping[str, str]) -> list[str]:
-    """A line on what ``data.columns`` has to say for rows of a known layout; none without prompts or pairs."""
+    """A line on what ``data.columns`` has to say for rows of a known layout; none for other tasks."""
     prompts, pairs = (bool(columns.keys() & roles) for roles in ({"prompt", "messages", "chosen"}, {"positive"}))
-    layouts = _LAYOUTS if prompts else _PAIRS if pairs else ()
+    layouts = _LAYOUTS if prompts else _PAIRS if pairs else _CLASSES if "label" in columns else ()
     known = next(((name, setting) for name, shows, setting in layouts if shows <= set(seen)), None)
     if known is None:
         return []

@@ -20,9 +20,9 @@ from lorary.training.data.incomplete import without_incomplete
 from lorary.training.data.inner_columns import with_inner
 from lorary.training.data.labels import find_labels, known_labels, note_alike, note_counted, note_no_label, note_several
 from lorary.training.data.layouts import note_beside, note_larger_form
-from lorary.training.data.multi_label import is_multi_hot, join_columns, name_places, split_texts
+from lorary.training.data.multi_label import as_lists, is_multi_hot, join_columns, name_places, split_texts
 from lorary.training.data.numbers import find_numbers, write_whole
-from lorary.training.data.problem import find_problem
+from lorary.training.data.problem import find_problem, has_labelled_lines
 from lorary.training.data.roles import CHECKS, LABEL_CHECKS
 from lorary.training.data.rows import check_rows
 from lorary.training.data.sentences import with_sentences
@@ -81,7 +81,7 @@ def load_rows(recipe: Recipe, note: Note = lambda line: None) -> Examples:
 
 def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note) -> Source:
     data, columns = recipe.data, recipe.data.columns.named()
-    if columns.keys() == {"text"} and is_text(text):
+    if columns.keys() == {"text"} and is_text(text) and TASK_FACTS[recipe.task].corpus:
         return read_text(text, data.sample_by, note, data.encoding)
     if recipe.task == "text-classification" and Path(text).expanduser().is_dir() and is_text(text):
         source = read_class_folders(text, data.columns, data.encoding, note)
@@ -148,6 +148,7 @@ def _label_lists(recipe: Recipe, given: dict[str, Source]) -> dict[str, Source]:
     if (names := data.label_columns) is not None:
         return for_each(given, lambda source: join_columns(source, names, into="label"))
     given = for_each(given, lambda source: split_texts(source, column, data.label_separator))
+    given = {part: as_lists(source, column) if has_labelled_lines(source) else source for part, source in given.items()}
     if not is_multi_hot(given["train"], column):
         return given
     return for_each(given, lambda source: name_places(source, column, data.labels))

@@ -78,6 +78,15 @@ def split_texts(source: Source, column: str, separator: str | None) -> Source:
     return replace(source, rows=tuple(rows))
 
 
+def as_lists(source: Source, column: str) -> Source:
+    """A source with a list of one in a column where its lines have one label, since others have several."""
+    rows = [
+        Row({**row.values, column: [value]}, row.place) if isinstance(value := row.values.get(column), str) else row
+        for row in source.rows
+    ]
+    return replace(source, rows=tuple(rows))
+
+
 def _written_list(text: str) -> list[Any] | None:
     """The list that a text is, as Python or JSON write one; None of other texts."""
     if not LIST.fullmatch(text.strip()) or _BESIDE.search(text):

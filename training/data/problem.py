@@ -15,7 +15,7 @@ from lorary.training.data.files import Source
 from lorary.training.data.multi_label import LIST
 from lorary.training.data.roles import NUMBER
 from lorary.training.recipe import Recipe
-from lorary.training.recipe.data_files import kind_of
+from lorary.training.recipe.data_files import LABELLED_LINES, kind_of
 from lorary.training.recipe.raw import shown
 
 _MANY = 20
@@ -54,6 +54,9 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
                 "data.label_separator to ',')"
             ],
         )
+    if kinds["list"] and has_labelled_lines(train):
+        note(f"{kinds['list']} of {len(values)} lines have several labels: multi-label classification (problem_type)")
+        return MULTI_LABEL
     if kinds["list"] + kinds["written list"] > kinds["name"] + numbers:
         names = f"; if they are names, set problem_type to {SINGLE_LABEL}" if kinds["written list"] else ""
         note(f"the labels are lists of names: multi-label classification (problem_type){names}")
@@ -67,6 +70,11 @@ def find_problem(recipe: Recipe, train: Source, note: Note) -> str | None:
     if data.labels is None and kinds["whole"] > kinds["name"] and (count := len(set(map(str, values)))) > _MANY:
         note(f"the labels are {count} whole numbers: classes; if they are amounts, set problem_type to {REGRESSION}")
     return SINGLE_LABEL
+
+
+def has_labelled_lines(source: Source) -> bool:
+    """Were the rows lines that begin with their labels, any number of them?"""
+    return kind_of(Path(source.shown)) in LABELLED_LINES
 
 
 def _kind(value: Any, written: bool) -> str:

@@ -1,4 +1,4 @@
-"""What JSONL, JSON, CSV, TSV, Parquet and CoNLL files hold, row by row.
+"""What JSONL, JSON, CSV, TSV, Parquet and CoNLL files and labelled lines hold, row by row.
 
 They are read here rather than by ``datasets`` because a row that can't be read has to be named by its line.
 """
@@ -15,8 +15,10 @@ from lorary.training.data.answers import squad_rows
 from lorary.training.data.conll import read_conll
 from lorary.training.data.contents import Manner, Rows, decode, twice
 from lorary.training.data.label_names import with_label_names
+from lorary.training.data.labelled_lines import read_lines
 from lorary.training.data.nested import as_written
 from lorary.training.data.separated import read_csv, read_tsv
+from lorary.training.recipe.data_files import LABELLED_LINES
 from lorary.training.recipe.raw import shown
 
 
@@ -167,5 +169,6 @@ READERS: Mapping[str, Callable[[bytes, list[str], Manner], Rows]] = {
     ".tsv": read_tsv,
     ".parquet": _parquet,
     ".conll": read_conll,
+    **dict.fromkeys(LABELLED_LINES, read_lines),
 }
 """A file's suffix -> its reader, which is given the content, a list for what can't be read, and the recipe's manner."""

@@ -32,6 +32,9 @@ def _label(value: Any) -> str | None:
 
 
 def _class(value: Any) -> str | None:
+    if isinstance(value, list):
+        several = f"where rows have several, set problem_type to {MULTI_LABEL}"
+        return f"expected a label's name or number, found {shown(value)}; {several}"
     # Spreadsheets and data frames write class 1 as 1.0 where a column had a gap.
     return None if isinstance(value, float) and value.is_integer() else _label(value)
 

@@ -13,7 +13,7 @@ from lorary.hub.reference import check_name, normalise_domain, parse_reference
 from lorary.training.recipe.check_method import method_problems
 from lorary.training.recipe.check_rewriting import chat_problems, rewriting, template_problems
 from lorary.training.recipe.corpus import corpus_problems, is_text, takes_text
-from lorary.training.recipe.data_files import DATA_SUFFIXES, is_data_file, kind_of, refusal
+from lorary.training.recipe.data_files import DATA_SUFFIXES, LABELLED_LINES, is_data_file, kind_of, refusal
 from lorary.training.recipe.embedding import embedding_problems
 from lorary.training.recipe.explain import where
 from lorary.training.recipe.labels import label_problems
@@ -127,9 +127,10 @@ def _files(values: Mapping[str, Any]) -> Problems:
             continue
         path = Path(text).expanduser()
         if is_text(text):
-            if values.get("task") == "text-classification" and path.is_dir():
-                continue  # a folder for each label
-            if not takes_text(values):
+            classified = (
+                path.is_dir() or kind_of(path) in LABELLED_LINES
+            )  # a folder for each label, or lines with theirs
+            if not takes_text(values) and not (values.get("task") == "text-classification" and classified):
                 able = ", ".join(DATA_SUFFIXES)
                 yield f"data.{key}", f"{text!r} isn't one of {able}; convert it to one of them: its rows need columns"
             elif not path.exists():

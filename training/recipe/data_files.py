@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".label")
 """Files of rows; what isn't a data file is a dataset's folder or an id on the Hub."""
 
 TEXT_SUFFIXES = (".txt", ".md")
 """The files that are read as running text."""
+
+LABELLED_LINES = (".label", ".txt")
+"""What text classification reads as lines that begin with their labels."""
 
 GZIP = ".gz"
 """Stands behind any of these where a file is compressed."""

@@ -15,7 +15,7 @@ from lorary.training.recipe.tasks import TASK_FACTS
 _FILES: Mapping[str, tuple[str, ...]] = {
     "header": (".csv", ".tsv", ".conll", ".json", ".jsonl"),
     "separator": (".csv", ".tsv"),
-    "encoding": (".csv", ".tsv", ".conll", ".json", ".jsonl"),
+    "encoding": (".csv", ".tsv", ".conll", ".json", ".jsonl", ".label"),
 }
 """A setting -> the files of rows that it may be said of."""
 

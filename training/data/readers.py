@@ -12,6 +12,7 @@ from typing import Any
 
 from lorary.hub.errors import first_line
 from lorary.training.data.answers import squad_rows
+from lorary.training.data.column_json import is_frame, table_rows
 from lorary.training.data.conll import read_conll
 from lorary.training.data.contents import Manner, Rows, decode, twice
 from lorary.training.data.label_names import with_label_names
@@ -50,7 +51,8 @@ class _Reader:
 def _jsonl(content: bytes, problems: list[str], manner: Manner) -> Rows:
     reader = _Reader()
     # Not splitlines(): U+2028 and its kind are allowed inside a JSON text.
-    for number, line in enumerate(decode(content, problems, manner.encoding).split("\n"), start=1):
+    lines = decode(content, problems, manner.encoding).split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         if line.strip() in ("[", "{"):
@@ -64,7 +66,10 @@ def _jsonl(content: bytes, problems: list[str], manner: Manner) -> Rows:
         except (ValueError, RecursionError) as error:
             problems.append(f"row {number}: not valid JSON ({error})")
             continue
-        yield from _object(number, row, problems, reader, manner.header)
+        if manner.header is None and is_frame(row) and not any(map(str.strip, [*lines[: number - 1], *lines[number:]])):
+            yield from _rows_of(row, problems, manner, reader)  # a data frame that wasn't written line by line
+        else:
+            yield from _object(number, row, problems, reader, manner.header)
 
 
 def _json(content: bytes, problems: list[str], manner: Manner) -> Rows:
@@ -80,13 +85,36 @@ def _json(content: bytes, problems: list[str], manner: Manner) -> Rows:
             return
         problems.append(f"not valid JSON ({error})")
         return
-    values = squad_rows(values) or _list_within(values, manner)
+    yield from _rows_of(values, problems, manner, reader)
+
+
+def _rows_of(values: Any, problems: list[str], manner: Manner, reader: _Reader) -> Rows:
+    """The rows of a whole JSON file, which holds them as a list, or in one of the ways that tables are written."""
+    if manner.header is None and (table := _table(values, problems, manner, reader)) is not None:
+        values = table
+    else:
+        values = squad_rows(values) or _list_within(values, manner)
     if not isinstance(values, list):
         keys = f" with the keys {shown(list(values))}{_mend(values, manner)}" if isinstance(values, dict) else ""
         problems.append(f"expected a list of rows, found {type(values).__name__}{keys}")
         return
     for number, row in enumerate(values, start=1):
         yield from _object(number, row, problems, reader, manner.header)
+
+
+def _table(value: Any, problems: list[str], manner: Manner, reader: _Reader) -> list[dict[str, Any]] | None:
+    """The rows of an object that holds columns; none where they don't fit each other, which ``problems`` is told."""
+    try:
+        rows = table_rows(value, manner.split)
+    except ValueError as error:
+        key = reader.repeated(value)
+        problems.append(str(error) if key is None else _stands_twice(key))
+        return []
+    key = None if rows is None or any(map(reader.repeated, rows)) else reader.repeated(value)
+    if key is not None:
+        problems.append(_stands_twice(key))
+        return []
+    return rows
 
 
 def _list_within(value: Any, manner: Manner) -> Any:
@@ -129,9 +157,13 @@ def _object(number: int, row: Any, problems: list[str], reader: _Reader, header:
     elif not isinstance(row, dict):
         problems.append(f"row {number}: expected an object with columns, found {type(row).__name__}")
     elif (key := reader.repeated(row)) is not None:
-        problems.append(f"row {number}: the key {key!r} stands twice; keep one of them")
+        problems.append(f"row {number}: {_stands_twice(key)}")
     else:
         yield number, row
+
+
+def _stands_twice(key: str) -> str:
+    return f"the key {key!r} stands twice; keep one of them"
 
 
 def _parquet(content: bytes, problems: list[str], manner: Manner) -> Rows:

@@ -6,6 +6,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy
 import pytest
 
 from lorary.adapters import Backbone
@@ -348,7 +349,9 @@ def test_an_adapter_stops_where_its_completions_stopped(form, make_recipe, regis
 
 
 @pytest.mark.parametrize(
-    "write", [json.dumps, repr, lambda chat: json.dumps(chat, indent=1)], ids=["json", "list", "lines"]
+    "write",
+    [json.dumps, repr, lambda chat: json.dumps(chat, indent=1), lambda chat: str(numpy.array(chat, dtype=object))],
+    ids=["json", "list", "lines", "arrays"],
 )
 @pytest.mark.parametrize("chat", [SHAREGPT, [
     {"role": "user", "content": "it's \"profit\"?\nor sales"}, {"role": "assistant", "content": "it rose"},

@@ -30,6 +30,7 @@ from lorary.training.data.splits import note_overlap, split_rows, split_validati
 from lorary.training.data.tags import check_tags
 from lorary.training.data.text import read_text
 from lorary.training.data.weighing import check_weighing
+from lorary.training.data.written_chats import with_written_chats
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.data_files import kind_of
@@ -89,6 +90,7 @@ def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note)
         manner = Manner(data.header, data.separator, data.encoding, split)
         read = read_source(text, manner, subset=subset, revision=data.revision)
         source = with_inner(read, columns.values())
+        source = with_written_chats(source, columns, note)
         if "tokens" in columns:
             source = with_sentences(source, data, note)
     asked = data.incomplete == "drop" or data.unlabelled is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,6 +21,8 @@ _SHAREGPT_ROLES: Mapping[str, str] = {
     "observation": "tool", "function_response": "tool",
 }  # fmt: skip
 
+_SPEAKERS = frozenset({*CHAT_ROLES, *_SHAREGPT_ROLES, "developer"})
+
 
 def as_messages(value: Any) -> Any:
     """A list of messages with ShareGPT's ``{from, value}`` as ``{role, content}``, OpenAI's ``developer`` as
@@ -31,11 +35,50 @@ def as_messages(value: Any) -> Any:
 
 def as_chat(value: Any) -> Any:
     """The messages of a whole chat, which CSV files have as text: as JSON, or as data frames write Python's lists."""
+    found = _from_text(value)
+    return as_messages(found if isinstance(found, (list, dict)) else value)
+
+
+def as_written_chat(text: str) -> Any:
+    """The messages that a text holds and nothing else; None of any other text, even where it is a list or a table."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
+    found = _from_text(text)
+    messages = [found] if isinstance(found, dict) else found
+    whole = isinstance(messages, list) and bool(messages) and all(map(_is_whole, messages))
+    return as_messages(messages) if whole else None
+
+
+def _is_whole(message: Any) -> bool:
+    if not isinstance(message, Mapping):
+        return False
+    said = bool(message.keys() & {"content", "value", "tool_calls"})
+    return said and message.get("role", message.get("from")) in _SPEAKERS
+
+
+def _from_text(value: Any) -> Any:
+    """What a text says as JSON, as Python writes its lists, or as numpy does, without commas between tables."""
     found = from_json_text(value)
     if isinstance(found, str):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            found = ast.literal_eval(found.strip())
-    return as_messages(found if isinstance(found, (list, dict)) else value)
+        for text in (found.strip(), _with_commas(found.strip())):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return ast.literal_eval(text)
+    return found
+
+
+def _with_commas(text: str) -> str:
+    """A text in Python's words with a comma wherever a table follows another one; those within texts are letters."""
+    lines, places, before = text.split("\n"), list[tuple[int, int]](), ""
+    with suppress(tokenize.TokenError, SyntaxError):
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.OP:
+                places += [token.start] if token.string == "{" and before == "}" else []
+                before = token.string
+            elif token.type != tokenize.NL:
+                before = ""
+    for row, column in reversed(places):
+        lines[row - 1] = f"{lines[row - 1][:column]},{lines[row - 1][column:]}"
+    return "\n".join(lines)
 
 
 def is_message(value: Any) -> bool:

@@ -20,6 +20,7 @@ from lorary.training.data.incomplete import without_incomplete
 from lorary.training.data.inner_columns import with_inner
 from lorary.training.data.labels import find_labels, known_labels, note_alike, note_counted, note_no_label, note_several
 from lorary.training.data.layouts import note_beside, note_larger_form
+from lorary.training.data.lists_of_texts import pair_columns, with_pairs
 from lorary.training.data.multi_label import as_lists, is_multi_hot, join_columns, name_places, split_texts
 from lorary.training.data.numbers import find_numbers, write_whole
 from lorary.training.data.problem import find_problem, has_labelled_lines
@@ -93,8 +94,9 @@ def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note)
         source = with_written_chats(source, columns, note)
         if "tokens" in columns:
             source = with_sentences(source, data, note)
-    asked = data.incomplete == "drop" or data.unlabelled is not None
-    return without_incomplete(source, data, note) if asked else source
+    if data.incomplete == "drop" or data.unlabelled is not None:
+        source = without_incomplete(source, data, note)
+    return with_pairs(source, columns, note) if "positive" in columns else source
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class _Checked:
 
 
 def _check(recipe: Recipe, given: dict[str, Source], note: Note, learned: bool = True) -> _Checked:
-    data, columns = recipe.data, recipe.data.columns.named()
+    data, columns = recipe.data, pair_columns(recipe.data.columns.named())
     note_beside(given["train"], columns, note)
     if learned:
         note_larger_form(given["train"], columns, TASK_FACTS[recipe.task].forms, note)

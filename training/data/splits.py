@@ -24,7 +24,8 @@ def split_rows(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Split off ``share`` of the rows, seeded; by label in equal parts where rows have one. Keeps the rows' order.
 
-    Questions about one context stay together: a held-out question about a text that was trained on flatters.
+    Questions about one context stay together, as do the positives of one text: a held-out question about a text that
+    was trained on flatters.
 
     Raises:
         DataError: too few rows to split.
@@ -34,8 +35,8 @@ def split_rows(
     count = max(1, round(len(examples) * share))
     if len(examples) - count < 1:
         raise DataError("data", [f"{len(examples)} rows are too few to split {share:g} of them off"])
-    if len({example.values.get("context") for example in examples}) > 1:
-        return _parted(examples, _whole_contexts(examples, count, seed))
+    if (groups := whole_groups(examples)) is not None:
+        return _parted(examples, _held_groups(groups, count, seed))
     labels = strata(examples)
     counts = Counter(labels)
     # A label with one row can't be on both sides; the model has to see it, so it stays with the training rows.
@@ -59,18 +60,28 @@ def split_rows(
     return _parted(examples, held)
 
 
-def _whole_contexts(examples: Sequence[Example], count: int, seed: int) -> set[int]:
-    """The rows of contexts in random order, until ``count`` rows are there; one context at least is left."""
-    places: dict[str, list[int]] = {}
-    for index, example in enumerate(examples):
-        places.setdefault(example.values["context"], []).append(index)
+def whole_groups(examples: Sequence[Example]) -> list[Any] | None:
+    """What each row shares with those that stay on its side: a context, or the text of several positives. None where
+    rows share nothing, or all the same."""
+    contexts = [example.values.get("context") for example in examples]
+    if len(set(contexts)) > 1:
+        return contexts
+    texts = [example.values["text"] for example in examples if "positive" in example.values]
+    return texts if 1 < len(set(texts)) < len(texts) else None
+
+
+def _held_groups(groups: Sequence[Any], count: int, seed: int) -> set[int]:
+    """The rows of groups in random order, until ``count`` rows are there; one group at least is left."""
+    places: dict[Any, list[int]] = {}
+    for index, group in enumerate(groups):
+        places.setdefault(group, []).append(index)
     order = list(places)
     random.Random(seed).shuffle(order)
     held: set[int] = set()
-    for context in order[:-1]:
+    for group in order[:-1]:
         if len(held) >= count:
             break
-        held |= set(places[context])
+        held |= set(places[group])
     return held
 
 

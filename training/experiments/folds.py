@@ -12,7 +12,7 @@ from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data import Example, Examples, Note
-from lorary.training.data.splits import split_validation, strata
+from lorary.training.data.splits import split_validation, strata, whole_groups
 from lorary.training.recipe import Recipe
 
 
@@ -25,7 +25,8 @@ def all_rows(recipe: Recipe, data: Examples) -> tuple[tuple[Example, ...], bool]
 
 
 def fold_data(recipe: Recipe, data: Examples, rows: Sequence[Example], note: Note) -> Iterator[Examples]:
-    """The data of each fold's run, in parts as :func:`split_rows` makes them: by label, and with contexts whole.
+    """The data of each fold's run, in parts as :func:`split_rows` makes them: by label, and with contexts whole
+    (and the positives of a text).
 
     Raises:
         DataError: there are fewer rows than folds ask for, or fewer contexts than folds.
@@ -48,15 +49,16 @@ def _parts(recipe: Recipe, rows: Sequence[Example], note: Note) -> Iterator[tupl
     count, seed = recipe.training.folds or 2, recipe.training.seed
     if len(rows) < 2 * count:
         raise DataError("data", [f"{len(rows)} rows are too few for {count} folds; expected at least {2 * count}"])
-    contexts = [example.values.get("context") for example in rows]
-    different = len(set(contexts))
-    if different > 1:
+    groups = whole_groups(rows)
+    if groups is not None:
+        different = len(set(groups))
         if different < count:
-            raise DataError("data", [f"{different} contexts are too few for {count} folds, which keep each one whole"])
+            what = "contexts" if "context" in rows[0].values else "texts with their positives"
+            raise DataError("data", [f"{different} {what} are too few for {count} folds, which keep each one whole"])
         # It puts the largest groups apart first and equal ones in their order, which is what the seed decides.
         order = random.Random(seed).sample(range(different), different)
-        ranks = dict(zip(dict.fromkeys(contexts), order, strict=True))
-        return GroupKFold(count).split(rows, groups=[ranks[context] for context in contexts])
+        ranks = dict(zip(dict.fromkeys(groups), order, strict=True))
+        return GroupKFold(count).split(rows, groups=[ranks[group] for group in groups])
     labels = strata(rows)
     if None in labels or max(Counter(labels).values()) < count:
         return KFold(count, shuffle=True, random_state=seed).split(labels)

@@ -189,7 +189,6 @@ def test_settings_that_contradict_it_are_told(make_recipe, tmp_path):
 def test_an_adapter_is_measured_on_the_layout_that_it_was_trained_on():
     recipe = {"data": {"sentence_column": "Sentence #"}}
     manifest = Manifest(TAG, BaseIdentity("org/base"), provenance={"recipe": recipe})
-    told = [
-        _of_run(manifest, f"rows.{kind}", other_base=False).get("data.sentence_column") for kind in ("csv", "conll")
-    ]
-    assert told == ["Sentence #", None]
+    calls = (("rows.csv", ()), ("rows.conll", ()), ("rows.jsonl", ("data.columns.tokens",)))
+    told = [_of_run(manifest, data, given).get("data.sentence_column") for data, given in calls]
+    assert told == ["Sentence #", None, None]

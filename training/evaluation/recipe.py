@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: I
     if not (Path(data).expanduser() / "state.json").is_file():  # a table that was saved alone has no splits
         told["data.train_split"] = "test"
     if checkpoint.manifest is not None:
-        told |= _of_manifest(checkpoint.manifest) | _of_run(checkpoint.manifest, data, other_base="base" in given)
+        told |= _of_manifest(checkpoint.manifest) | _of_run(checkpoint.manifest, data, given)
     told |= _of_labels(checkpoint, task, given)
     flags = {key: value for key, value in {**told, **flags}.items() if value is not None}
     return _with_own_labels(Recipe.from_flags(flags, overrides), source)
@@ -145,8 +145,8 @@ def _with_own_labels(recipe: Recipe, source: Source) -> Recipe:
     return recipe.model_copy(update={"data": data.model_copy(update=told)})
 
 
-def _of_run(manifest: Manifest, data: str, other_base: bool) -> dict[str, Any]:
-    """What the recipe that it was trained by says of measuring."""
+def _of_run(manifest: Manifest, data: str, given: Collection[str]) -> dict[str, Any]:
+    """What the recipe that it was trained by says of measuring; ``given``: the settings that say otherwise."""
     recipe = manifest.provenance.get("recipe")
     if not isinstance(recipe, Mapping):
         return {}
@@ -156,11 +156,12 @@ def _of_run(manifest: Manifest, data: str, other_base: bool) -> dict[str, Any]:
         if isinstance(values := recipe.get(section), Mapping)
         for name in names
     }
-    if kind_of(Path(data)) == ".conll":  # whose sentences end in blank lines
+    # Sentences of a .conll file end in blank lines, and other columns are those of another layout.
+    if kind_of(Path(data)) == ".conll" or any(key.startswith("data.columns") for key in given):
         told.pop("data.sentence_column", None)
     if is_text(data) and isinstance(values := recipe.get("data"), Mapping):
         told["data.sample_by"] = values.get("sample_by")
     if "strategy" in recipe:
         told["strategy"] = "continual" if recipe["strategy"] == "continual" else "fine-tune"
     # A revision is the named base's, not that of whatever stands in for it.
-    return told | ({} if other_base else {"revision": recipe.get("revision")})
+    return told | ({} if "base" in given else {"revision": recipe.get("revision")})

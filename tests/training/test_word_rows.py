@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 
+import numpy
 import pytest
 
 from lorary.hub.errors import DataError, RecipeError
@@ -173,6 +174,17 @@ def test_rows_of_lists_need_no_column_of_the_sentence(load):
     line = json.dumps({"id": 1, "tokens": ["a"], "tags": ["O"]})
     with pytest.raises(DataError, match=r"the rows hold lists of words already; leave data\.sentence_column out"):
         load("a.jsonl", line, **{"data.sentence_column": "id"})
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, lambda words: str(numpy.array(words))])
+def test_lists_of_words_may_be_texts(write, load):
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerows([["tokens", "tags"], *([write(words), write(tags)] for words, tags in SENTENCES)])
+    assert [sentence for _, *sentence in load("a.csv", text.getvalue())[0]] == [list(one) for one in SENTENCES]
+    cut = "tokens,tags\n\"['a', 'b']\",\"['O', 'O']\"\n\"['a', 'b\",\"['O', 'O']\"\n"
+    with pytest.raises(DataError, match=r"row 3, tokens: expected a list of words, found \"\['a', 'b\""):
+        load("a.csv", cut)
 
 
 def test_settings_that_contradict_it_are_told(make_recipe, tmp_path):

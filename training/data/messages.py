@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import io
-import tokenize
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
-from lorary.adapters.text.tools import from_json_text
+from lorary.training.data.written import from_text
 from lorary.training.recipe.raw import shown
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
@@ -34,8 +30,8 @@ def as_messages(value: Any) -> Any:
 
 
 def as_chat(value: Any) -> Any:
-    """The messages of a whole chat, which CSV files have as text: as JSON, or as data frames write Python's lists."""
-    found = _from_text(value)
+    """The messages of a whole chat, which CSV files have as text: as JSON, or as data frames write lists."""
+    found = from_text(value)
     return as_messages(found if isinstance(found, (list, dict)) else value)
 
 
@@ -43,7 +39,7 @@ def as_written_chat(text: str) -> Any:
     """The messages that a text holds and nothing else; None of any other text, even where it is a list or a table."""
     if text.lstrip()[:1] not in ("[", "{"):
         return None
-    found = _from_text(text)
+    found = from_text(text)
     messages = [found] if isinstance(found, dict) else found
     whole = isinstance(messages, list) and bool(messages) and all(map(_is_whole, messages))
     return as_messages(messages) if whole else None
@@ -54,31 +50,6 @@ def _is_whole(message: Any) -> bool:
         return False
     said = bool(message.keys() & {"content", "value", "tool_calls"})
     return said and message.get("role", message.get("from")) in _SPEAKERS
-
-
-def _from_text(value: Any) -> Any:
-    """What a text says as JSON, as Python writes its lists, or as numpy does, without commas between tables."""
-    found = from_json_text(value)
-    if isinstance(found, str):
-        for text in (found.strip(), _with_commas(found.strip())):
-            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                return ast.literal_eval(text)
-    return found
-
-
-def _with_commas(text: str) -> str:
-    """A text in Python's words with a comma wherever a table follows another one; those within texts are letters."""
-    lines, places, before = text.split("\n"), list[tuple[int, int]](), ""
-    with suppress(tokenize.TokenError, SyntaxError):
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type == tokenize.OP:
-                places += [token.start] if token.string == "{" and before == "}" else []
-                before = token.string
-            elif token.type != tokenize.NL:
-                before = ""
-    for row, column in reversed(places):
-        lines[row - 1] = f"{lines[row - 1][:column]},{lines[row - 1][column:]}"
-    return "\n".join(lines)
 
 
 def is_message(value: Any) -> bool:

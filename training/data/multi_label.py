@@ -6,25 +6,18 @@ each label, or a column of 0 and 1 for each label.
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data.files import Row, Source, bad_rows
+from lorary.training.data.written import written_list
 from lorary.training.recipe.raw import nearest, shown
 
 _YES_OR_NO: Mapping[Any, bool] = {
     0: False, 1: True, "0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True,
 }  # fmt: skip
-
-LIST = re.compile(r"\[.*\]", re.DOTALL)
-"""A list as data frames write one into a CSV or TSV file."""
-
-_BESIDE = re.compile(r"['\"]\s+['\"]")
-"""Texts beside each other without a comma, as numpy writes them, which Python would make one of."""
 
 
 def join_columns(source: Source, columns: Sequence[str], into: str) -> Source:
@@ -65,7 +58,7 @@ def split_texts(source: Source, column: str, separator: str | None) -> Source:
     """
 
     def split(value: Any) -> Any:
-        if isinstance(value, str) and (found := _written_list(value)) is not None:
+        if isinstance(value, str) and (found := written_list(value)) is not None:
             return found
         if separator is None or isinstance(value, bool) or not isinstance(value, (str, int)):
             return value
@@ -85,17 +78,6 @@ def as_lists(source: Source, column: str) -> Source:
         for row in source.rows
     ]
     return replace(source, rows=tuple(rows))
-
-
-def _written_list(text: str) -> list[Any] | None:
-    """The list that a text is, as Python or JSON write one; None of other texts."""
-    if not LIST.fullmatch(text.strip()) or _BESIDE.search(text):
-        return None
-    try:
-        found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return found if isinstance(found, list) else None
 
 
 def is_multi_hot(source: Source, column: str) -> bool:

@@ -13,6 +13,7 @@ from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.hub.template_kwargs import template_kwargs_problem
 from lorary.training.data.answers import answer_problem, answers_problem, misplaced, start_problem
 from lorary.training.data.messages import as_chat, as_messages, chat_problem, messages_problem, reply_problem, same_kind
+from lorary.training.data.written import written_list
 from lorary.training.recipe.raw import shown
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -129,9 +130,16 @@ LABEL_CHECKS: Mapping[str, Callable[[Any], str | None]] = {
 }  # fmt: skip
 """Problem type -> the check of a label."""
 
+
+def _as_list(value: Any) -> Any:
+    found = written_list(value) if isinstance(value, str) else None
+    return value if found is None else found
+
+
 READERS: Mapping[str, Callable[[Any], Any]] = {
     "messages": as_chat,
     **dict.fromkeys(("prompt", "completion", "chosen", "rejected"), as_messages),
+    **dict.fromkeys(("tokens", "tags"), _as_list),
     **dict.fromkeys(("tools", "chat_template_kwargs"), from_json_text),
 }
 """Role -> how its values are read where files have them in several shapes."""

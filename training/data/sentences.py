@@ -16,6 +16,7 @@ from lorary.hub.errors import DataError
 from lorary.training.data.examples import Note
 from lorary.training.data.files import Row, Source, bad_rows
 from lorary.training.data.incomplete import HINT, is_missing
+from lorary.training.data.written import LIST
 from lorary.training.recipe.raw import nearest, shown
 from lorary.training.recipe.sections import Data
 
@@ -155,7 +156,7 @@ def _unnamed(source: Source, columns: Mapping[str, str], seen: Sequence[str]) ->
     if found["tokens"] is None or found["tags"] is None:
         return None
     cells = [cell for row in source.rows if not is_missing(cell := row.values.get(str(found["tokens"])))]
-    words = [cell for cell in cells if isinstance(cell, str) and " " not in cell.strip()]
+    words = [cell for cell in cells if isinstance(cell, str) and " " not in cell.strip() and not LIST.fullmatch(cell)]
     if not words or len(words) < _MOST * len(cells):
         return None
     looks = "the rows look like a word each; "

@@ -56,6 +56,8 @@ def test_a_frame_that_is_called_jsonl_is_a_frame(read):
 
     for orient in ("columns", "split", "index"):
         assert read(pandas.DataFrame(ROWS, dtype=object).to_json(orient=orient), "rows.jsonl") == ROWS
+    lines = '{"scores": {"0": 1}}\n{"scores": {"0": 2}}\n'
+    assert [row["scores"] for row in read(lines, "rows.jsonl")] == [{"0": 1}, {"0": 2}]
     assert read({"tokens": ["a", "b"], "tags": ["O", "O"]}, "rows.jsonl") == [
         {"tokens": ["a", "b"], "tags": ["O", "O"]}
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from lorary.hub.errors import first_line
@@ -52,6 +53,7 @@ def _jsonl(content: bytes, problems: list[str], manner: Manner) -> Rows:
     reader = _Reader()
     # Not splitlines(): U+2028 and its kind are allowed inside a JSON text.
     lines = decode(content, problems, manner.encoding).split("\n")
+    alone = len(list(islice(filter(str.strip, lines), 2))) == 1
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -66,8 +68,8 @@ def _jsonl(content: bytes, problems: list[str], manner: Manner) -> Rows:
         except (ValueError, RecursionError) as error:
             problems.append(f"row {number}: not valid JSON ({error})")
             continue
-        if manner.header is None and is_frame(row) and not any(map(str.strip, [*lines[: number - 1], *lines[number:]])):
-            yield from _rows_of(row, problems, manner, reader)  # a data frame that wasn't written line by line
+        if alone and manner.header is None and is_frame(row):  # which wasn't written line by line
+            yield from _rows_of(row, problems, manner, reader)
         else:
             yield from _object(number, row, problems, reader, manner.header)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -19,19 +19,18 @@ from lorary.hub.errors import (
     CheckpointError,
     LoraryError,
     RegistryConflictError,
-    RegistryError,
     UnknownReferenceError,
     UnsafeFileError,
-    UsageError,
 )
 from lorary.hub.files.store import Store, hash_file
 from lorary.hub.keeping.removal import sweep_folder
 from lorary.hub.provenance.private import is_absolute, last_part, local_folder
 from lorary.hub.reference import check_name
 from lorary.hub.registry_path import suggested
+from lorary.hub.tables.bases import base_rows, named_rows, select_bases, select_one_base, users_of
 from lorary.hub.tables.database import reading, writing
 from lorary.hub.tables.insertion import Metrics, check_metrics
-from lorary.hub.values import FileEntry, Finding, PretrainedBase
+from lorary.hub.values import FileEntry, Finding, PretrainedBase, Unreadable
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -97,14 +96,14 @@ class Bases:
         with self._store.staging() as staging:
             copy = staging.put_folder(source, files)
             with writing(self._path) as db:
-                if _select(db, self._store, "id = ?", [name]):  # another process was quicker
+                if select_bases(db, self._store, "id = ?", [name]):  # another process was quicker
                     raise RegistryConflictError(
                         f"a base {name!r} has come into {self._path} meanwhile; choose another name"
                     )
                 db.table("bases").insert(row, pk=("fingerprint", "id"), replace=True)
                 db.table("base_files").insert_all({"base": name, "name": file, **asdict(files[file])} for file in files)
                 self._store.publish_folder(copy, digest)
-                return _select(db, self._store, "id = ?", [name])[0]
+                return select_bases(db, self._store, "id = ?", [name])[0]
 
     def demand_free(self, name: str, digest: str | None = None) -> PretrainedBase | None:
         """The base of that name where it has this digest, None where the name is free.
@@ -123,7 +122,7 @@ class Bases:
     def find(self, name: str) -> PretrainedBase | None:
         """The base of that name, None where there is none."""
         with reading(self._path) as db:
-            found = _select(db, self._store, "id = ?", [name]) if db else []
+            found = select_bases(db, self._store, "id = ?", [name]) if db else []
         return found[0] if found else None
 
     def get(self, name: str) -> PretrainedBase:
@@ -134,31 +133,45 @@ class Bases:
         """
         if found := self.find(name):
             return found
-        names = [base.name for base in self.all()]
+        with reading(self._path) as db:
+            raise self._unknown(db, name)
+
+    def _unknown(self, db: Database | None, name: str) -> UnknownReferenceError:
+        names = [str(row_name) for _, row_name in base_rows(db)] if db else []
         near = get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else "`lorary pretrain` makes one"
-        raise UnknownReferenceError(f"no base named {name!r} in {self._path}; {hint}")
+        return UnknownReferenceError(f"no base named {name!r} in {self._path}; {hint}")
 
     def all(self) -> list[PretrainedBase]:
-        """All pretrained bases, by name."""
-        with reading(self._path) as db:
-            return _select(db, self._store) if db else []
+        """All pretrained bases, by name.
 
-    def remove(self, name: str, *, force: bool = False) -> PretrainedBase:
-        """Remove a base and its files.
+        Raises:
+            RegistryError: the row of one of them is damaged; :meth:`each` has the others.
+        """
+        with reading(self._path) as db:
+            return select_bases(db, self._store) if db else []
+
+    def each(self) -> list[PretrainedBase | Unreadable]:
+        """The same, with what is known of a base whose row is damaged in its place instead of an error."""
+        with reading(self._path) as db:
+            return [one for row in base_rows(db) for one in select_one_base(db, self._store, *row)] if db else []
+
+    def remove(self, name: str, *, force: bool = False) -> PretrainedBase | Unreadable:
+        """Remove a base and its files; of one whose row is damaged what is known is returned.
 
         Raises:
             UnknownReferenceError: there is no such base.
             RegistryConflictError: adapters in the catalogue were trained on it, and ``force`` isn't set.
         """
-        base = self.get(name)
+        with reading(self._path) as db:
+            if db is None or not named_rows(db, name):  # an unknown name makes no registry
+                raise self._unknown(db, name)
         with writing(self._path) as db:
-            users = db.query(
-                "SELECT a.name || '@' || v.number AS reference FROM versions v JOIN adapters a ON a.id = v.adapter_id "
-                "WHERE v.base_fingerprint = ? ORDER BY a.name, v.number",
-                [base.fingerprint],
-            )
-            needed = [str(row["reference"]) for row in users]
+            rows = named_rows(db, name)
+            if not rows:  # another process was quicker
+                raise self._unknown(db, name)
+            (base, *_) = [one for row_id, _, _ in rows for one in select_one_base(db, self._store, row_id, name)]
+            needed = users_of(db, name, [fingerprint for _, fingerprint, _ in rows], isinstance(base, Unreadable))
             if needed and not force:
                 raise RegistryConflictError(
                     f"base {name!r} is needed by {', '.join(needed[:5])}"
@@ -171,8 +184,9 @@ class Bases:
                 "details = NULL WHERE id = ? AND digest IS NOT NULL",
                 [name],
             )
-        with suppress(LoraryError):  # the base is gone from the catalogue; files that stay do no harm
-            sweep_folder(self._path, self._store, base.digest)
+        for _, _, digest in rows:
+            with suppress(LoraryError):  # the base is gone from the catalogue; files that stay do no harm
+                sweep_folder(self._path, self._store, str(digest))
         return base
 
     def folders_of(self, name: str) -> list[Path]:
@@ -185,16 +199,10 @@ class Bases:
 
     def verify(self) -> Iterator[Finding]:
         """What is wrong with the bases' rows and files; a row that can't be read hides none of the others."""
-        with reading(self._path) as db:
-            there = list(db.execute("SELECT rowid, id FROM bases WHERE digest IS NOT NULL ORDER BY id")) if db else []
-        for row_id, base_name in there:
-            try:
-                with reading(self._path) as db:
-                    found = _select(db, self._store, "rowid = ?", [row_id]) if db else []
-            except (RegistryError, UnsafeFileError) as error:
-                yield Finding(str(base_name), str(error))
-                continue
-            for base in found:
+        for base in self.each():
+            if isinstance(base, Unreadable):
+                yield Finding(base.reference, f"base {base.reference!r}: {base.problem}")
+            else:
                 yield from self._verify_files(base)
 
     def _verify_files(self, base: PretrainedBase) -> Iterator[Finding]:
@@ -224,37 +232,6 @@ def _hashed(source: Path) -> dict[str, FileEntry]:
 def _digest(files: Mapping[str, FileEntry]) -> str:
     listing = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(files.items()))
     return hashlib.sha256(b"lorary-base-files-1\n" + listing.encode()).hexdigest()
-
-
-def _select(db: Database, store: Store, where: str = "1", parameters: list[Any] | None = None) -> list[PretrainedBase]:
-    files: dict[str, list[Mapping[str, Any]]] = {}
-    for row in db.query("SELECT * FROM base_files ORDER BY base, name"):
-        files.setdefault(str(row["base"]), []).append(row)
-    found = []
-    for row in db.query(f"SELECT * FROM bases WHERE digest IS NOT NULL AND ({where}) ORDER BY id", parameters or []):
-        try:
-            found.append(_base(row, files.get(str(row["id"]), ()), store))
-        except (ValueError, TypeError, KeyError, OverflowError, AttributeError, RecursionError, UsageError) as error:
-            raise RegistryError(f"base {row['id']!r}: its row is damaged ({error}); go back to a copy of it") from error
-    return found
-
-
-def _base(row: Mapping[str, Any], files: Iterable[Mapping[str, Any]], store: Store) -> PretrainedBase:
-    details = json.loads(row["details"])
-    if not isinstance(details["provenance"], dict):
-        raise TypeError("its provenance is no object")
-    return PretrainedBase(
-        name=str(row["id"]),
-        fingerprint=str(row["fingerprint"]),
-        digest=str(row["digest"]),
-        architecture=str(row["architecture"]),
-        parameters=int(row["parameters"]),
-        created_at=str(row["created_at"]),
-        metrics=check_metrics(details["metrics"]),
-        provenance=details["provenance"],
-        files={str(file["name"]): FileEntry(str(file["sha256"]), int(file["size"])) for file in files},
-        folder=store.folder_path(str(row["digest"])),
-    )
 
 
 _REGISTRY: ContextVar[Registry | None] = ContextVar("lorary_registry_of_bases", default=None)

@@ -15,7 +15,7 @@ from lorary.hub.finding.choice import Choice, choose_best
 from lorary.hub.finding.fulltext import catch_up
 from lorary.hub.finding.offers import Offer, count_by_base, offers
 from lorary.hub.finding.overview import Cell, overview
-from lorary.hub.finding.query import FoundVersions, find_versions, relatives, select_in_order
+from lorary.hub.finding.query import FoundVersions, find_versions, select_in_order
 from lorary.hub.finding.search import Filter, known_fingerprints, normalise_tags
 from lorary.hub.keeping.aliases import Naming, name_version, signature
 from lorary.hub.keeping.methods import Keeping
@@ -25,14 +25,15 @@ from lorary.hub.provenance.cleaning import cleaned
 from lorary.hub.provenance.private import own_folder
 from lorary.hub.reference import check_name
 from lorary.hub.registry_path import registry_path
-from lorary.hub.tables.catalogue import choose_domain, choose_task, describe, named_base, select
+from lorary.hub.tables.catalogue import choose_domain, choose_task, describe, named_base
 from lorary.hub.tables.database import change_stamp, demand_writable, reading, writing
+from lorary.hub.tables.held import Held
 from lorary.hub.tables.insertion import Metrics, NewVersion, check_metrics, check_time, insert, registered
 from lorary.hub.tables.lookup import locate
 from lorary.hub.values import FileEntry, Version
 
 
-class Registry(Keeping):
+class Registry(Held, Keeping):
     """A catalogue of adapters' versions.
 
     Args:
@@ -175,34 +176,6 @@ class Registry(Keeping):
     def stamp(self) -> tuple[object, ...]:
         """A value that changes with every write to the catalogue, by whatever process; costs microseconds."""
         return change_stamp(self.path)
-
-    def versions(self, name: str | None = None) -> list[Version]:
-        """All versions, or all of one name, ordered by name and number; empty when there are none."""
-        with reading(self.path) as db:
-            if db is None:
-                return []
-            where, parameters = ("1", []) if name is None else ("a.name = ?", [name])
-            return list(select(db, where, parameters).values())
-
-    def numbers(self, name: str) -> list[int]:
-        """The numbers of a name's versions, in order; empty when there are none."""
-        query = "SELECT v.number FROM adapters a JOIN versions v ON v.adapter_id = a.id WHERE a.name = ? ORDER BY 1"
-        with reading(self.path) as db:
-            return [int(number) for (number,) in db.execute(query, [name])] if db else []
-
-    def with_digest(self, digest: str) -> list[Version]:
-        """The versions of that digest, under whatever names, ordered by name and number."""
-        with reading(self.path) as db:
-            return list(select(db, "v.digest = ?", [digest]).values()) if db else []
-
-    def relatives(self, version: Version) -> list[Version]:
-        """A version, all that it was trained from and all that was trained from it, by name and number.
-
-        Raises:
-            UnknownReferenceError: it is no longer there.
-        """
-        with reading(self.path) as db:
-            return relatives(db, version.reference, self.path) if db else []
 
     def find(
         self,

@@ -56,6 +56,17 @@ class Version:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A version whose row in the catalogue is damaged, by its ``reference``; ``problem`` says what is wrong with it."""
+
+    reference: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.reference}: {self.problem}"
+
+
+@dataclass(frozen=True)
 class AliasMove:
     """One move in the history of ``name@alias``: from one version's number to another's.
 

@@ -16,7 +16,7 @@ from lorary.hub.errors import (
 from lorary.hub.pretrained_bases import bases_of
 from lorary.hub.reference import normalise_domain
 from lorary.hub.registry import Registry
-from lorary.hub.values import Version
+from lorary.hub.values import Unreadable, Version
 from lorary.training.attempt import attempt
 from lorary.training.data import Examples, load_data
 from lorary.training.distributed import ALONE, Group
@@ -196,7 +196,9 @@ def demand_room(recipe: Recipe, registry: Registry) -> None:
     place = next(path for path in (registry.path, *registry.path.parents) if path.exists())
     if not os.access(place, os.W_OK) or (place != registry.path and not place.is_dir()):
         raise RegistryError(f"{registry.path}: can't be written; name another registry, or make it writable")
-    for version in registry.versions(recipe.name):
+    for version in registry.each(recipe.name):
+        if isinstance(version, Unreadable):
+            continue
         for what, theirs, ours in (
             ("domain", version.domain, normalise_domain(recipe.domain)),
             ("task", version.task, recipe.task),

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from lorary.hub.errors import (
     BaseMismatchError,
     EngineStoppedError,
     InvalidReferenceError,
+    RegistryError,
     UnknownReferenceError,
     UsageError,
 )
@@ -143,8 +145,8 @@ class Models:
                 continue
             try:
                 version = self._version(model)
-            except UnknownReferenceError:
-                continue  # removed meanwhile
+            except (UnknownReferenceError, RegistryError):
+                continue  # removed or damaged meanwhile, which hides no other
             rows.append(_row(model, _served(version), version, self.base))
         return rows
 
@@ -265,7 +267,10 @@ def _served(version: Version) -> Served:
 
 
 def _row(model: str, served: Served, version: Version | Offer | None, base: str) -> dict[str, Any]:
-    created = int(datetime.fromisoformat(version.created_at).timestamp()) if version else 0
+    created = 0
+    if version:
+        with suppress(ValueError, OverflowError):  # a time that is none hides no other row
+            created = int(datetime.fromisoformat(version.created_at).timestamp())
     return {
         "id": model,
         "object": "model",

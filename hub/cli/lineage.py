@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorary.hub.cli.output import short_number
@@ -10,11 +10,11 @@ from lorary.hub.metrics import headline
 from lorary.hub.values import Version
 
 
-def draw_lineage(version: Version, everything: Sequence[Version]) -> list[str]:
+def draw_lineage(version: Version, everything: Sequence[Version], damaged: Collection[str] = ()) -> list[str]:
     """A line for each version that ``version`` was trained from or that was trained from it; none where it is alone.
 
     A child stands below its parent, two blanks further in; ``<-`` marks the version itself. A version with several
-    parents (a blend) stands below each of them.
+    parents (a blend) stands below each of them. ``damaged`` are references of versions whose rows can't be read.
     """
     known = {other.reference: other for other in everything}
     family = _ancestors(version, known)
@@ -24,22 +24,27 @@ def draw_lineage(version: Version, everything: Sequence[Version]) -> list[str]:
     # A parent that was removed from the catalogue has no parents that are known.
     roots = [reference for reference in family if not (known[reference].parents if reference in known else ())]
     drawn: set[str] = set()
-    rows = [row for root in roots or [version.reference] for row in _below(root, line, version, everything, drawn)]
+    starts = roots or [version.reference]
+    rows = [row for root in starts for row in _below(root, line, version, everything, damaged, drawn)]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [f"{name:<{widths[0]}}  {strategy:<{widths[1]}}  {rest}".rstrip() for name, strategy, rest in rows]
 
 
-def lineage_json(version: Version, everything: Sequence[Version]) -> dict[str, list[dict[str, Any]]]:
+def lineage_json(
+    version: Version, everything: Sequence[Version], damaged: Collection[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
     """The same as plain values: ``ancestors`` and ``descendants``, nearest first."""
     known = {other.reference: other for other in everything}
     return {
-        "ancestors": [_told(reference, known) for reference in _ancestors(version, known)],
-        "descendants": [_told(reference, known) for reference in _descendants(version, everything)],
+        "ancestors": [_told(reference, known, damaged) for reference in _ancestors(version, known)],
+        "descendants": [_told(reference, known, damaged) for reference in _descendants(version, everything)],
     }
 
 
-def _told(reference: str, known: Mapping[str, Version]) -> dict[str, Any]:
+def _told(reference: str, known: Mapping[str, Version], damaged: Collection[str]) -> dict[str, Any]:
     other = known.get(reference)
+    if reference in damaged:
+        return {"reference": reference, "damaged": True}
     if other is None:
         return {"reference": reference, "elsewhere" if "/" in reference else "removed": True}
     return {
@@ -78,7 +83,12 @@ def _descendants(version: Version, everything: Sequence[Version]) -> list[str]:
 
 
 def _below(
-    root: str, line: set[str], version: Version, everything: Sequence[Version], drawn: set[str]
+    root: str,
+    line: set[str],
+    version: Version,
+    everything: Sequence[Version],
+    damaged: Collection[str],
+    drawn: set[str],
 ) -> Iterator[tuple[str, str, str]]:
     """The rows of one version and what of its descendants belongs to the picture."""
     known = {one.reference: one for one in everything}
@@ -86,7 +96,10 @@ def _below(
     while waiting:
         reference, depth = waiting.pop()
         here, again = reference == version.reference, reference in drawn
-        yield _row(f"{'  ' * depth}{reference}", known.get(reference), here, again)
+        if reference in damaged:
+            yield f"{'  ' * depth}{reference}", "", "(can't be read)"
+        else:
+            yield _row(f"{'  ' * depth}{reference}", known.get(reference), here, again)
         if again:
             continue
         drawn.add(reference)

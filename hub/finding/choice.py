@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from lorary.hub.errors import UnknownReferenceError, UsageError
 from lorary.hub.finding.overview import metrics_of
-from lorary.hub.finding.query import COLUMNS, as_one, find_page, measured_among, metric_order, select_in_order, tasks_of
+from lorary.hub.finding.query import COLUMNS, as_one, find_page, measured_among, metric_order, tasks_of
 from lorary.hub.finding.search import Condition, Filter, check_unmade, conditions_for, known_fingerprints
 from lorary.hub.metrics import lower_is_better, most_telling
-from lorary.hub.values import Version
+from lorary.hub.tables.readable import demand_readable, select_each
+from lorary.hub.values import Unreadable, Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -74,14 +75,14 @@ def choose_best(db: Database | None, wanted: Filter, metric: str | None, path: P
             f"base unverified: {unverified.version.reference} doesn't carry its base's fingerprint, so that whether it "
             f"fits {wanted.base} can't be known before it is loaded"
         )
-        return replace(unverified, notes=(*notes, note))
+        return replace(unverified, notes=(*unverified.notes, *notes, note))
     if unverified is not None and _better(unverified, verified):
         note = (
             f"{unverified.version.reference} has {metric} {unverified.value:.4g}, but doesn't carry its base's "
             "fingerprint, so that whether it fits can't be known before it is loaded"
         )
         notes = (*notes, note)
-    return replace(verified, notes=notes)
+    return replace(verified, notes=(*verified.notes, *notes))
 
 
 def _telling_metric(db: Database, wanted: Filter, path: Path) -> str:
@@ -102,9 +103,16 @@ def _telling_metric(db: Database, wanted: Filter, path: Path) -> str:
 
 
 def _best(db: Database, conditions: Sequence[Condition], metric: str, compatible: bool | None) -> Choice | None:
-    page = find_page(db, conditions, metric_order(metric), limit=1, measured=True)
-    for version in select_in_order(db, page.ids):
-        return Choice(version, metric, version.metrics["test"][metric], page.total, compatible)
+    damaged: list[Unreadable] = []
+    for limit in (1, _LOOKED_AT):  # more than one only where the best can't be read
+        page = find_page(db, conditions, metric_order(metric), limit=limit, measured=True)
+        for found in select_each(db, page.ids[len(damaged) :]):
+            if isinstance(found, Version):
+                notes = tuple(f"{one.reference} would be the best, but can't be read: {one.problem}" for one in damaged)
+                return Choice(found, metric, found.metrics["test"][metric], page.total, compatible, notes[:_TOLD])
+            damaged.append(found)
+    if damaged:
+        demand_readable(damaged[0])
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorary.hub.errors import RegistryError
+from lorary.hub.finding.query import FINITE
 from lorary.hub.finding.search import check_metric
 from lorary.hub.metrics import headline, lower_is_better
 
@@ -49,8 +49,9 @@ def overview(db: Database, metric: str | None = None) -> list[Cell]:
         chosen = metric if metric in names else None
         if metric is None and (first := headline(names)):
             chosen = first[0]
-        value, best = _best(db, domain, task, chosen) if chosen else (None, None)
-        cells.append(Cell(str(domain), str(task), int(adapters), int(versions), chosen, value, best))
+        found = _best(db, domain, task, chosen) if chosen else None
+        told = (chosen, *found) if found else (None, None, None)
+        cells.append(Cell(str(domain), str(task), int(adapters), int(versions), *told))
     return cells
 
 
@@ -72,18 +73,13 @@ def _measured(db: Database, domain: str, task: str) -> list[str]:
     return [str(name) for (name,) in rows]
 
 
-def _best(db: Database, domain: str, task: str, metric: str) -> tuple[float, str]:
-    """The best value of a cell, and whose it is. Raises RegistryError when it is no number."""
+def _best(db: Database, domain: str, task: str, metric: str) -> tuple[float, str] | None:
+    """The best value of a cell, and whose it is; None where none is a number."""
     way = "ASC" if lower_is_better(metric) else "DESC"
-    value, name, number = db.execute(
+    row = db.execute(
         "SELECT m.value, a.name, v.number FROM metrics m CROSS JOIN versions v ON v.id = m.version_id "
         "CROSS JOIN adapters a ON a.id = v.adapter_id WHERE m.split = 'test' AND m.domain = ? AND m.task = ? "
-        f"AND m.name = ? ORDER BY m.value {way}, m.version_id DESC LIMIT 1",
+        f"AND m.name = ? AND m.{FINITE} ORDER BY m.value {way}, m.version_id DESC LIMIT 1",
         [domain, task, metric],
     ).fetchone()
-    try:
-        return float(value), f"{name}@{number}"
-    except (TypeError, ValueError) as error:
-        raise RegistryError(
-            f"{name}@{number}: the registry's metric {metric} is damaged ({error}); go back to a copy of it"
-        ) from error
+    return (float(row[0]), f"{row[1]}@{row[2]}") if row else None

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from lorary.hub.errors import UnknownReferenceError, UsageError
 from lorary.hub.finding.search import NUMBERS, Condition, Filter, check_metric, check_unmade, conditions_for
 from lorary.hub.metrics import lower_is_better
-from lorary.hub.tables.catalogue import select
 from lorary.hub.tables.database import reading
 from lorary.hub.tables.lookup import locate_id
-from lorary.hub.values import Version
+from lorary.hub.tables.readable import demand_readable, select_each
+from lorary.hub.values import Unreadable, Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _FEW = 2_000  # versions that are sorted at once; of more, the order's index is followed until enough are found
 
 _AT_ONCE = 1_000  # versions read together
+
+FINITE = "value BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308"
+"""Is a metric's value a number? To SQLite texts and blobs are above all of them."""
 
 _BY_ADAPTER = "adapters a CROSS JOIN versions v ON v.adapter_id = a.id"
 _BY_VERSION = "versions v CROSS JOIN adapters a ON a.id = v.adapter_id"
@@ -69,9 +72,13 @@ class FoundVersions:
         return len(self.page.ids)
 
     def __iter__(self) -> Iterator[Version]:
+        return map(demand_readable, self.each())
+
+    def each(self) -> Iterator[Version | Unreadable]:
+        """The same, with what is known of a version whose row is damaged in its place instead of an error."""
         for some in _portions(self.page.ids):
             with reading(self.path) as db:
-                versions = list(select_in_order(db, some)) if db else []
+                versions = list(select_each(db, some)) if db else []
             yield from versions
 
 
@@ -128,18 +135,23 @@ def find_versions(
 
 
 def select_in_order(db: Database, ids: Sequence[int]) -> Iterator[Version]:
-    """The versions of these row ids, without those that aren't there any more."""
+    """The versions of these row ids, without those that aren't there any more.
+
+    Raises:
+        RegistryError: the row of one of them is damaged.
+    """
     for some in _portions(ids):
-        versions = select(db, f"v.id IN ({', '.join(map(str, some))})")
-        yield from (versions[row_id] for row_id in some if row_id in versions)
+        yield from map(demand_readable, select_each(db, some))
 
 
 def _portions(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     return (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
 
 
-def relatives(db: Database, reference: str, path: Path) -> list[Version]:
+def relatives(db: Database, reference: str, path: Path) -> list[Version | Unreadable]:
     """A version, all that it was trained from and all that was trained from it, by name and number.
+
+    Those whose rows are damaged come last.
 
     Raises:
         UnknownReferenceError: there is no such version.
@@ -151,7 +163,10 @@ def relatives(db: Database, reference: str, path: Path) -> list[Version]:
     )
     row_id = locate_id(db, reference, path)
     ids = {int(found) for line in lines for (found,) in db.execute(line, [row_id])}
-    return sorted(select_in_order(db, list(ids)), key=lambda version: (version.name, version.number))
+    found = list(select_each(db, list(ids)))
+    versions = [one for one in found if isinstance(one, Version)]
+    damaged = [one for one in found if isinstance(one, Unreadable)]
+    return [*sorted(versions, key=lambda version: (version.name, version.number)), *damaged]
 
 
 def order_by(db: Database, name: str) -> Order:
@@ -245,7 +260,7 @@ def _narrowed(db: Database, conditions: Sequence[Condition]) -> tuple[list[Condi
 
 
 def _having(metric: str) -> Condition:
-    measured = "split = 'test' AND name = ?"
+    measured = f"split = 'test' AND name = ? AND {FINITE}"
     check = f"EXISTS (SELECT 1 FROM metrics INDEXED BY metrics_version WHERE version_id = v.id AND {measured})"
     return Condition(f"SELECT version_id AS id FROM metrics WHERE {measured}", check, (metric,), by_id=True)
 
@@ -282,7 +297,7 @@ def _sorted(db: Database, matching: Condition | None, order: Order, reverse: boo
         tables = _among(matching)
         parameters = list(matching.parameters)
     if order.metric is not None:
-        tables += " LEFT JOIN metrics m ON m.version_id = v.id AND m.split = 'test' AND m.name = ?"
+        tables += f" LEFT JOIN metrics m ON m.version_id = v.id AND m.split = 'test' AND m.name = ? AND m.{FINITE}"
         parameters.append(order.metric)
         value, rest = terms.split(", ", 1)
         # What lacks the metric comes by its name, as where the index is followed.
@@ -303,7 +318,7 @@ def _followed(db: Database, ranked: Sequence[Condition], order: Order, reverse: 
     where = "1"
     if order.metric is not None:
         tables = "metrics m CROSS JOIN versions v ON v.id = m.version_id CROSS JOIN adapters a ON a.id = v.adapter_id"
-        where, parameters = "m.split = 'test' AND m.name = ?", [order.metric]
+        where, parameters = f"m.split = 'test' AND m.name = ? AND m.{FINITE}", [order.metric]
         # The metrics' rows know their cell: no other row is read for it.
         for condition in [condition for condition in ranked if condition.cell]:
             checks.remove(condition)

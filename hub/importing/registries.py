@@ -11,7 +11,7 @@ from lorary.hub.importing.histories import carry_aliases
 from lorary.hub.importing.outcome import Outcome, Watch, unwatched
 from lorary.hub.keeping.verification import demand_registered
 from lorary.hub.registry import Registry
-from lorary.hub.values import Version
+from lorary.hub.values import Unreadable, Version
 
 
 def import_registry(registry: Registry, path: Path, watch: Watch = unwatched) -> Iterator[Outcome]:
@@ -34,7 +34,9 @@ def import_registry(registry: Registry, path: Path, watch: Watch = unwatched) ->
         raise RegistryError(f"{path}: is the registry to import into; name another one")
     yield from _bases(registry, other)
     references: dict[str, str] = {}
-    versions = list(_parents_first(other.versions()))
+    found = other.each()
+    yield from (Outcome(one.reference, "refused", note=one.problem) for one in found if isinstance(one, Unreadable))
+    versions = list(_parents_first([one for one in found if isinstance(one, Version)]))
     for index, version in enumerate(versions):
         watch(version.reference, index, len(versions))
         try:
@@ -97,13 +99,16 @@ def _aliases(
 
 
 def _bases(registry: Registry, other: Registry) -> Iterator[Outcome]:
-    for base in other.bases.all():
-        shown = f"base {base.name}"
-        known = registry.bases.find(base.name)
-        if known is not None and known.digest == base.digest:
-            yield Outcome(shown, "there already", base.name)
+    for base in other.bases.each():
+        if isinstance(base, Unreadable):
+            yield Outcome(f"base {base.reference}", "refused", note=base.problem)
             continue
+        shown = f"base {base.name}"
         try:
+            known = registry.bases.find(base.name)
+            if known is not None and known.digest == base.digest:
+                yield Outcome(shown, "there already", base.name)
+                continue
             registry.bases.add(
                 base.folder,
                 name=base.name,

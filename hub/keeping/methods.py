@@ -16,8 +16,8 @@ from lorary.hub.keeping.removal import remove_rows, sweep
 from lorary.hub.keeping.verification import verify
 from lorary.hub.reference import check_name
 from lorary.hub.tables.database import reading, writing
-from lorary.hub.tables.lookup import locate
-from lorary.hub.values import AliasMove, Collected, Finding, Promotion, Version
+from lorary.hub.tables.lookup import locate, locate_id
+from lorary.hub.values import AliasMove, Collected, Finding, Promotion, Unreadable, Version
 
 
 class Keeping:
@@ -118,21 +118,23 @@ class Keeping:
             assert db is not None
             return history(db, adapter_of(db, check_name(name), self.path), name, alias)
 
-    def remove(self, reference: str, *, force: bool = False, why: str | None = None) -> Version:
+    def remove(self, reference: str, *, force: bool = False, why: str | None = None) -> Version | Unreadable:
         """Remove a version and the files that no other version has; its number isn't given out again.
 
-        Aliases that go with it by ``force`` leave a move in their history, with the reason.
+        Aliases that go with it by ``force`` leave a move in their history, with the reason. Of one whose row is damaged
+        what is known is returned.
 
         Raises:
             UsageError: a bare name that has several versions, or the reason isn't a line of text.
             RegistryConflictError: an alias or a version trained from it needs it, and ``force`` isn't set.
             UnknownReferenceError: there is no such version.
         """
-        self.resolve(reference)  # an unknown reference makes no registry
+        with reading(self.path) as db:
+            locate_id(db, reference, self.path)  # an unknown reference makes no registry
         with writing(self.path) as db:
-            version = remove_rows(db, reference, self.path, why, force=force)
+            version, objects = remove_rows(db, reference, self.path, why, force=force)
         with suppress(LoraryError):  # the version is gone; a file that stays does no harm, and `verify` notes it
-            sweep(self.path, self._store, (entry.sha256 for entry in version.files.values()))
+            sweep(self.path, self._store, objects)
         return version
 
     def tag(self, reference: str, *tags: str) -> None:

@@ -14,8 +14,9 @@ from lorary.hub.errors import RegistryConflictError, UsageError
 from lorary.hub.files.store import Store
 from lorary.hub.keeping.aliases import drop_aliases, signature
 from lorary.hub.tables.database import writing
-from lorary.hub.tables.lookup import locate
-from lorary.hub.values import Version
+from lorary.hub.tables.lookup import locate_id
+from lorary.hub.tables.readable import select_each
+from lorary.hub.values import Unreadable, Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -23,36 +24,44 @@ if TYPE_CHECKING:
 _TOLD = 8  # names in an error before the rest is only counted
 
 
-def remove_rows(db: Database, reference: str, path: Path, why: str | None, *, force: bool) -> Version:
-    """Remove a version's rows; its files are for :func:`sweep`, after the transaction.
+def remove_rows(
+    db: Database, reference: str, path: Path, why: str | None, *, force: bool
+) -> tuple[Version | Unreadable, list[str]]:
+    """Remove a version's rows; its files (their sha256) are for :func:`sweep`, after the transaction.
 
     Raises:
         UsageError: a bare name that has several versions, or the reason isn't a line of text.
         RegistryConflictError: an alias or a version trained from it needs it, and ``force`` isn't set.
         UnknownReferenceError: there is no such version.
     """
-    row_id, version = locate(db, reference, path)
+    row_id = locate_id(db, reference, path)
+    (version,) = select_each(db, [row_id])
+    name, *_ = version.reference.rpartition("@")
+    aliases = [
+        str(alias) for (alias,) in db.execute("SELECT name FROM aliases WHERE version_id = ? ORDER BY 1", [row_id])
+    ]
+    objects = [str(sha256) for (sha256,) in db.execute("SELECT sha256 FROM files WHERE version_id = ?", [row_id])]
     by = signature(why, f"{version.reference} was removed")  # not before: an alias may move until the lock is held
     (count,) = db.execute(
         "SELECT count(*) FROM versions WHERE adapter_id = (SELECT adapter_id FROM versions WHERE id = ?)", [row_id]
     ).fetchone()
-    if count > 1 and reference == version.name:
+    if count > 1 and reference == name:
         raise UsageError(f"{reference!r} has {count} versions; say which, such as {version.reference}")
     children = db.query(
         "SELECT a.name || '@' || v.number AS reference FROM parents p JOIN versions v ON v.id = p.version_id "
         "JOIN adapters a ON a.id = v.adapter_id WHERE p.parent_id = ? ORDER BY a.name, v.number",
         [row_id],
     )
-    needed = [f"{version.name}@{alias}" for alias in version.aliases] + [str(row["reference"]) for row in children]
+    needed = [f"{name}@{alias}" for alias in aliases] + [str(row["reference"]) for row in children]
     if needed and not force:
         more = f" and {len(needed) - _TOLD} more" if len(needed) > _TOLD else ""
         raise RegistryConflictError(
             f"{version.reference} is needed by {', '.join(needed[:_TOLD])}{more}; move or remove these first, "
             "or force it"
         )
-    drop_aliases(db, row_id, version.aliases, by)
+    drop_aliases(db, row_id, tuple(aliases), by)
     db.execute("DELETE FROM versions WHERE id = ?", [row_id])
-    return version
+    return version, objects
 
 
 def sweep(path: Path, store: Store, objects: Iterable[str]) -> None:

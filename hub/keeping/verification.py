@@ -13,10 +13,11 @@ from lorary.hub.files.store import Store, hash_file
 from lorary.hub.finding.fulltext import count_stale
 from lorary.hub.pretrained_bases import Bases
 from lorary.hub.registry_path import suggested
-from lorary.hub.tables.catalogue import describe, select
+from lorary.hub.tables.catalogue import describe
 from lorary.hub.tables.database import reading
 from lorary.hub.tables.lookup import locate_id
-from lorary.hub.values import FileEntry, Finding, Version
+from lorary.hub.tables.readable import select_each
+from lorary.hub.values import FileEntry, Finding, Unreadable, Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -25,7 +26,7 @@ _AT_ONCE = 1_000  # versions in memory at a time
 _SHOWN = 40  # signs of a value that is none
 
 _ALL = """
-SELECT v.id, a.name || '@' || v.number FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.name, v.number
+SELECT v.id FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.name, v.number
 """
 
 _NO_NUMBER = """
@@ -179,39 +180,35 @@ def verify(path: Path, store: Store, reference: str | None) -> list[Finding]:
     findings: list[Finding] = []
     with reading(path) as db:
         if reference is not None:
-            versions = [(locate_id(db, reference, path), reference)]
+            ids = [locate_id(db, reference, path)]
         elif db is None:
             return []
         else:
-            versions = [(row_id, str(shown)) for row_id, shown in db.execute(_ALL)]
+            ids = [int(row_id) for (row_id,) in db.execute(_ALL)]
             findings += check_database(db)
             findings += check_aliases(db)
             findings += check_metric_values(db)
     # Hashing may take minutes and holds no lock; what is removed meanwhile is no finding.
     hashed: dict[str, FileEntry] = {}
-    for start in range(0, len(versions), _AT_ONCE):
-        findings += _check_some(path, store, versions[start : start + _AT_ONCE], hashed)
+    for start in range(0, len(ids), _AT_ONCE):
+        findings += _check_some(path, store, ids[start : start + _AT_ONCE], hashed)
     if reference is None:
         findings += check_leftovers(path, store)
         findings += Bases(path, store).verify()
     return findings
 
 
-def _check_some(
-    path: Path, store: Store, versions: Sequence[tuple[int, str]], hashed: dict[str, FileEntry]
-) -> list[Finding]:
-    ids = [row_id for row_id, _ in versions]
-    try:
-        found = [one for version in _versions(path, ids) for one in check_version(store, version, hashed)]
-        there = {version.reference for version in _versions(path, ids)} if found else set()
-    except RegistryError as error:
-        if len(versions) == 1:
-            return [Finding(versions[0][1], str(error))]
-        # A row that can't be read hides none of the others.
-        return [one for version in versions for one in _check_some(path, store, [version], hashed)]
+def _check_some(path: Path, store: Store, ids: Sequence[int], hashed: dict[str, FileEntry]) -> list[Finding]:
+    found: list[Finding] = []
+    for version in _read(path, ids):
+        if isinstance(version, Unreadable):
+            found.append(Finding(version.reference, version.problem))
+        else:
+            found += check_version(store, version, hashed)
+    there = {version.reference for version in _read(path, ids)} if found else set()
     return [finding for finding in found if finding.reference in there]
 
 
-def _versions(path: Path, ids: Sequence[int]) -> list[Version]:
+def _read(path: Path, ids: Sequence[int]) -> list[Version | Unreadable]:
     with reading(path) as db:
-        return list(select(db, f"v.id IN ({', '.join(map(str, ids))})").values()) if db else []
+        return list(select_each(db, ids)) if db else []

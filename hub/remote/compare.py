@@ -9,7 +9,6 @@ from typing import Literal
 from lorary.hub.registry import Registry
 from lorary.hub.remote.base import State
 from lorary.hub.tables.links import links
-from lorary.hub.values import Version
 
 Relation = Literal["same", "ahead", "behind", "diverged", "missing", "unknown"]
 
@@ -54,8 +53,7 @@ class Comparison:
 
 def compare(registry: Registry, name: str, remote: str, state: State | None) -> Comparison:
     """Hold the versions of a name against a remote's state (None: it isn't there)."""
-    versions = registry.versions(name)
-    here = {version.number: version.digest for version in versions}
+    here = registry.digests(name)
     if state is None:
         return Comparison(name, remote, tuple(sorted(here)), (), there=False)
     known = [link for link in links(registry.path, name) if link.remote == remote]
@@ -66,16 +64,16 @@ def compare(registry: Registry, name: str, remote: str, state: State | None) -> 
     mine, theirs = set(here.values()), set(state.versions.values())
     shared_here = max((number for number, digest in here.items() if digest in theirs), default=0)
     shared_there = max((number for number, digest in state.versions.items() if digest in mine), default=0)
-    differ = _aliases({alias: version for version in versions for alias in version.aliases}, state)
+    differ = _aliases(registry.aliases(name), here, state)
     return Comparison(name, remote, _newer(here, shared_here), unseen + _newer(state.versions, shared_there), differ)
 
 
-def _aliases(here: Mapping[str, Version], state: State) -> tuple[AliasDifference, ...]:
+def _aliases(mean: Mapping[str, int], here: Mapping[int, str], state: State) -> tuple[AliasDifference, ...]:
     found = []
-    for alias in sorted({*here, *state.aliases}):
-        mine, theirs = here.get(alias), state.aliases.get(alias)
-        if (mine.digest if mine else None) != (state.versions[theirs] if theirs else None):
-            found.append(AliasDifference(alias, mine.number if mine else None, theirs))
+    for alias in sorted({*mean, *state.aliases}):
+        mine, theirs = mean.get(alias), state.aliases.get(alias)
+        if (here[mine] if mine else None) != (state.versions[theirs] if theirs else None):
+            found.append(AliasDifference(alias, mine, theirs))
     return tuple(found)
 
 

@@ -93,12 +93,13 @@ def pull(
             _check_number(stated, address.revision, source)
             _check(stated, checkpoint, fetched, source)
         chosen = name if name is not None else _name(stated, address)
-        there = {version.digest: version for version in registry.versions(check_name(chosen))}
-        if name is None and there and checkpoint.digest not in there:
+        digests = set(registry.digests(check_name(chosen)).values())
+        there = {one.digest: one for one in registry.each(chosen) if isinstance(one, Version)}
+        if name is None and digests and checkpoint.digest not in digests:
             _demand_known(registry, chosen, remote.address)
         wanted = [alias for alias in (fetched.aliases if stated is not None else ()) if _is_alias(alias)]
         # Those of a name that is new here; of one that has other versions they are its owner's to move.
-        free = wanted if there.keys() <= {checkpoint.digest} else []
+        free = wanted if digests <= {checkpoint.digest} else []
         with on_base(checkpoint, base) as based:
             note = unknown_base(based)
             demand_base(there.get(checkpoint.digest), based, base, registry.path)

@@ -39,8 +39,8 @@ def look(registry: Registry, name: str, remote: Remote) -> Comparison:
 
 def remotes_of(registry: Registry, name: str | None) -> list[tuple[str, Remote]]:
     """The names that have a remote, each with it."""
-    if name is not None:
-        registry.resolve(check_name(name))
+    if name is not None and not registry.numbers(check_name(name)):
+        registry.resolve(name)  # raises: it isn't there
     known = sorted({(link.name, link.remote) for link in links(registry.path, name)})
     if not known and name is not None:
         raise UnknownReferenceError(f"{name!r} has no remote yet; `lorary push {name}` or `lorary pull` makes one")

@@ -153,35 +153,42 @@ def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> di
     """
     source = f"FROM versions v JOIN adapters a ON a.id = v.adapter_id WHERE {where}"
     children = f"WHERE version_id IN (SELECT v.id {source})"
-    files: dict[int, dict[str, FileEntry]] = defaultdict(dict)
-    metrics: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
-    try:
-        for row in db.query(f"SELECT * FROM files {children} ORDER BY name", parameters):
-            files[row["version_id"]][str(row["name"])] = FileEntry(str(row["sha256"]), int(row["size"]))
-        for row in db.query(f"SELECT * FROM metrics {children} ORDER BY split, name", parameters):
-            metrics[row["version_id"]].setdefault(str(row["split"]), {})[str(row["name"])] = float(row["value"])
-        texts = {
-            table: _texts(
-                db.query(f"SELECT version_id, {column} AS text FROM {table} {children} ORDER BY 2", parameters)
-            )
-            for table, column in (("aliases", "name"), ("tags", "tag"), ("parents", "parent"))
-        }
-        rows = db.query(f"SELECT v.*, a.name, a.domain, a.task {source} ORDER BY a.name, v.number", parameters)
-        return {
-            row["id"]: _version(
-                row, files[row["id"]], metrics[row["id"]], *(texts[table][row["id"]] for table in texts)
-            )
-            for row in rows
-        }
-    except (TypeError, ValueError, OverflowError) as error:  # the last of an infinite number
-        raise RegistryError(f"the registry's rows are damaged ({error}); go back to a copy of it") from error
+    files = _by_version(db.query(f"SELECT * FROM files {children} ORDER BY name", parameters))
+    metrics = _by_version(db.query(f"SELECT * FROM metrics {children} ORDER BY split, name", parameters))
+    texts = {
+        table: _by_version(
+            db.query(f"SELECT version_id, {column} AS text FROM {table} {children} ORDER BY 2", parameters)
+        )
+        for table, column in (("aliases", "name"), ("tags", "tag"), ("parents", "parent"))
+    }
+    versions: dict[int, Version] = {}
+    for row in db.query(f"SELECT v.*, a.name, a.domain, a.task {source} ORDER BY a.name, v.number", parameters):
+        named = (tuple(str(one["text"]) for one in texts[table][row["id"]]) for table in texts)
+        try:
+            versions[row["id"]] = _version(row, _files(files[row["id"]]), _metrics(metrics[row["id"]]), *named)
+        except (TypeError, ValueError, OverflowError) as error:  # the last of an infinite number
+            raise RegistryError(
+                f"{row['name']}@{row['number']}: the registry's rows are damaged ({error}); go back to a copy of it"
+            ) from error
+    return versions
 
 
-def _texts(rows: Iterable[Mapping[str, Any]]) -> defaultdict[int, tuple[str, ...]]:
-    texts: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
+def _by_version(rows: Iterable[Mapping[str, Any]]) -> defaultdict[int, list[Mapping[str, Any]]]:
+    found: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        texts[row["version_id"]] += (str(row["text"]),)
-    return texts
+        found[row["version_id"]].append(row)
+    return found
+
+
+def _files(rows: Iterable[Mapping[str, Any]]) -> dict[str, FileEntry]:
+    return {str(row["name"]): FileEntry(str(row["sha256"]), int(row["size"])) for row in rows}
+
+
+def _metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(str(row["split"]), {})[str(row["name"])] = float(row["value"])
+    return found
 
 
 def _version(

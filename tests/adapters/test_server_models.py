@@ -106,6 +106,18 @@ def test_the_list(backbone, base, registry, add, bases, tmp_path):
         assert told == "other was trained on another base than bert, which is served here"
 
 
+@pytest.mark.parametrize("offered", [[], ["tone@1", "legal@1"]])
+@pytest.mark.parametrize("damage", ["parameters = 'many'", "created_at = 'long ago'"])
+def test_a_damaged_row_hides_no_other_model(backbone, registry, add, offered, damage):
+    add("legal", 1)
+    sound = add("tone", 2)
+    with running(Service(backbone, offered)) as caller:
+        with closing(sqlite3.connect(registry.path)) as db, db:
+            db.execute(f"UPDATE versions SET {damage} WHERE id = 1")
+        assert sound.digest in [row["digest"] for row in caller.call("/v1/models")["data"]]
+        assert answer(caller, "tone@1")["digests"] == [sound.digest]
+
+
 def test_an_adapter_of_the_base_s_own_name_is_listed_as_what_it_is_asked_for_by(backbone, registry, add):
     add("bert", 1)
     version = add("bert", 2)

@@ -55,6 +55,12 @@ def add(bases, backbones, registry, tmp_path):
     return add
 
 
+def silence(tensors):
+    for key, tensor in tensors.items():
+        if "lora_B" in key:
+            tensor.zero_()
+
+
 def found(registry, **options):
     return {
         (finding.reference, finding.level): finding.message
@@ -84,11 +90,6 @@ def test_a_version_that_answers_otherwise_is_an_error(add, registry, tmp_path, c
         for key, tensor in tensors.items():
             if "lora_B" in key:
                 tensor.mul_(1.5)
-
-    def silence(tensors):
-        for key, tensor in tensors.items():
-            if "lora_B" in key:
-                tensor.zero_()
 
     add("sound")
     add("stronger", altered=lambda folder: change(folder, strengthen))
@@ -126,15 +127,27 @@ def test_another_place_of_the_base(add, bases, registry, tmp_path):
     assert found(registry, base=str(bases("bert"))) == {}
 
 
+def test_a_damaged_row_hides_no_other_version(add, registry, capsys):
+    add("a-sound")
+    add("damaged")
+    add("silent", altered=lambda folder: change(folder, silence))
+    with closing(sqlite3.connect(registry.path)) as db, db:
+        db.execute("UPDATE versions SET parameters = 'many' WHERE id = 2")
+    assert main(["verify", "--load", "--registry", str(registry.path)]) == 1
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("error: damaged@1: the registry's rows are damaged")
+    assert second.startswith("error: silent@1: doesn't load: ")
+    assert last == "3 version(s) verified, 2 error(s)"
+
+
 @pytest.mark.parametrize("words", [(), ("damaged",)])
 def test_a_damaged_row_is_told_though_nothing_can_be_loaded(add, registry, capsys, words):
     add("damaged")
     with closing(sqlite3.connect(registry.path)) as db, db:
         db.execute("UPDATE versions SET parameters = 'many'")
     assert main(["verify", *words, "--load", "--registry", str(registry.path)]) == 1
-    first, second, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("error: damaged")
-    assert second.startswith("note: nothing was loaded: the registry's rows are damaged")
+    told, last = capsys.readouterr().out.splitlines()
+    assert told.startswith("error: damaged@1: the registry's rows are damaged")
     assert last == "1 version(s) verified, 1 error(s)"
 
 

@@ -4,7 +4,7 @@ import errno
 import re
 import shutil
 import sqlite3
-from contextlib import closing, nullcontext
+from contextlib import closing
 
 import pytest
 
@@ -76,8 +76,7 @@ def test_a_metric_that_is_no_number_is_told_and_hides_nothing(add, registry, val
     assert any("finance-tone@2 its metric test/f1 is" in line for line in told)
     assert any("finance-tone@3 adapter_model.safetensors: missing" in line for line in told)
     assert not any("finance-tone@1" in line for line in told)
-    with pytest.raises(RegistryError) if value[0] in "'x" else nullcontext():
-        registry.overview()
+    assert registry.overview()[0].value == 0.5
 
 
 def test_of_a_metric_that_is_a_long_text_the_beginning_is_told(add, registry):

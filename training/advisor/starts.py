@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.hub.errors import LoraryError, RecipeError
+from lorary.hub.finding.search import Filter
 from lorary.hub.provenance.private import public_base
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
@@ -53,7 +54,8 @@ def candidates(
         return Candidates((), (f"no adapter is tried as a start: {error.problems[0]}",), 0)
     # By its id too: what was made elsewhere carries no fingerprint, and the loader tells whether it fits.
     known = [one for one in (fingerprint, public_base(recipe.base)) if one is not None]
-    versions = {version.reference: version for one in known for version in registry.find(base=one)}
+    found = (version for one in known for version in registry.search(Filter(base=one)).each())
+    versions = {version.reference: version for version in found if isinstance(version, Version)}
     files = _files(provenance, ("train", "validation", "test"))
     # What has read a file's texts alone doesn't know labels beside them; where texts are the answers, it knows those.
     labelled = bool(recipe.data.columns.named().keys() & {"label", "tags"} or recipe.data.label_columns)

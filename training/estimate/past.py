@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lorary.hub.finding.search import Filter
 from lorary.hub.registry import Registry
 from lorary.hub.values import Version
 from lorary.training.provenance import device_name
@@ -44,7 +45,8 @@ class PastRuns:
     @classmethod
     def of(cls, registry: Registry) -> PastRuns:
         """Those of a registry's newest versions: reading a hundred thousand would take longer than all the rest."""
-        return cls(registry.find(sort="created", limit=_NEWEST))
+        newest = registry.search(Filter(), sort="created", limit=_NEWEST)
+        return cls(version for version in newest.each() if isinstance(version, Version))
 
     def rate(self, recipe: Recipe, device: torch.device) -> float | None:
         """The median of operations a second, over the runs on the same device with the same quantization."""

@@ -77,8 +77,7 @@ def _show(catalogue: Registry, name: str, alias: str | None, history: bool, as_j
         _show_history(name, moves, as_json)
         return
     last = {move.alias: move for move in moves}
-    rows = [_told(held, v.number, last.get(held)) for v in catalogue.versions(name) for held in v.aliases]
-    rows.sort(key=lambda row: str(row["alias"]))
+    rows = [_told(held, number, last.get(held)) for held, number in catalogue.aliases(name).items()]
     if as_json:
         print_json(rows)
     elif rows:

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from lorary.hub.cli.damaged import readable, tell_damaged
 from lorary.hub.cli.options import JsonOption, RegistryOption, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_metrics, print_table, short_number, size
 from lorary.hub.errors import UsageError
 from lorary.hub.metrics import SPLITS
-from lorary.hub.values import PretrainedBase
+from lorary.hub.registry_path import suggested
+from lorary.hub.values import PretrainedBase, Unreadable
 
 EXAMPLES = ("lorary bases", "lorary bases herbal-bert", "lorary bases --remove herbal-bert")
 
@@ -31,7 +33,15 @@ def command(
         if name is not None:
             raise UsageError("expected a name to show or --remove NAME, found both")
         gone = catalogue.bases.remove(remove, force=force)
-        if as_json:
+        if isinstance(gone, Unreadable):
+            if as_json:
+                print_json({"name": gone.reference, "damaged": gone.problem})
+            else:
+                collecting = suggested("lorary gc", catalogue.path)
+                print_line(
+                    f"{gone.reference} was removed. Its row was damaged; `{collecting}` deletes what it may leave."
+                )
+        elif as_json:
             print_json(base_json(gone))
         else:
             print_line(f"{gone.name} was removed.")
@@ -43,13 +53,15 @@ def command(
         else:
             _show(base)
         return
-    bases = catalogue.bases.all()
+    damaged: list[Unreadable] = []
+    bases = list(readable(catalogue.bases.each(), damaged))
     if as_json:
         print_json([base_json(base) for base in bases])
     elif bases:
         print_table([_row(base) for base in bases], expendable=("created", "vocabulary"))
-    else:
+    elif not damaged:
         print_line(f"No base was pretrained in {catalogue.path} yet; `lorary pretrain` makes one.")
+    tell_damaged(f"base {one.reference!r}: {one.problem}" for one in damaged)
 
 
 def base_json(base: PretrainedBase) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorary.hub.cli.base_option import base_to_find
+from lorary.hub.cli.damaged import readable, tell_damaged
 from lorary.hub.cli.list_remote import EverybodyOption, RemoteOption, print_remote
 from lorary.hub.cli.options import CsvOption, JsonOption, RegistryOption, no_registry, one_form, open_registry
 from lorary.hub.cli.output import (
@@ -21,7 +22,7 @@ from lorary.hub.cli.output import (
 from lorary.hub.finding.search import NUMBERS, Filter, parse_comparison
 from lorary.hub.metrics import headline
 from lorary.hub.registry_path import suggested
-from lorary.hub.values import Version
+from lorary.hub.values import Unreadable, Version
 
 EXAMPLES = (
     "lorary list --domain finance --task text-classification",
@@ -85,13 +86,16 @@ def command(
         alias=alias, text=search, where=tuple(where or ()), ancestor=ancestor,
     )  # fmt: skip
     found = catalogue.search(wanted, sort="name" if sort is None else sort, reverse=reverse, limit=limit or None)
+    damaged: list[Unreadable] = []
     if as_json:
-        print_json_list(map(version_json, found))
+        print_json_list(map(version_json, readable(found.each(), damaged)))
     elif as_csv:
-        print_csv(map(_csv_row, found), [*_CSV_COLUMNS, *sorted(map(_csv_metric, found.metrics()))])
+        print_csv(
+            map(_csv_row, readable(found.each(), damaged)), [*_CSV_COLUMNS, *sorted(map(_csv_metric, found.metrics()))]
+        )
     elif found:
         columns = dict.fromkeys([sort or "name", *(parse_comparison(text).name for text in wanted.where)])
-        print_table([_row(version, list(columns)) for version in found], expendable=_EXPENDABLE)
+        print_table([_row(one, list(columns)) for one in readable(found.each(), damaged)], expendable=_EXPENDABLE)
     elif not catalogue.path.exists():
         print_line(no_registry(catalogue.path))
     else:
@@ -104,6 +108,7 @@ def command(
     if more := found.total - len(found):
         told = f"{more:,} more fit{'s' if more == 1 else ''}; narrow it down, or --limit 0 shows all"
         print_note(told, aside=as_json or as_csv)
+    tell_damaged(damaged)
 
 
 def _row(version: Version, asked: list[str]) -> dict[str, object]:

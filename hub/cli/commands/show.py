@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lorary.hub.checkpoint import ORIGIN_NAME, REPORT_DATA, Checkpoint
+from lorary.hub.cli.damaged import readable
 from lorary.hub.cli.lineage import draw_lineage, lineage_json
 from lorary.hub.cli.options import JsonOption, ReferenceArgument, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_fields, print_json, print_line, print_metrics, print_table, size, version_json
@@ -17,7 +18,7 @@ from lorary.hub.errors import LoraryError, UsageError
 from lorary.hub.manifest import Filling
 from lorary.hub.registry import Registry
 from lorary.hub.tables.links import links
-from lorary.hub.values import Version
+from lorary.hub.values import Unreadable, Version
 
 EXAMPLES = (
     "lorary show finance-tone",
@@ -54,13 +55,15 @@ def command(
     if report or output:
         _show_report(catalogue.checkpoint(version), output)
         return
-    family = catalogue.relatives(version)
+    damaged: list[Unreadable] = []
+    family = list(readable(catalogue.relatives(version), damaged))
+    unreadable = [one.reference for one in damaged]
     children = [other.reference for other in family if version.reference in other.parents]
     remotes = {
         link.remote: link.commit for link in links(catalogue.path, version.name) if link.number == version.number
     }
     if as_json:
-        lineage = lineage_json(version, family)
+        lineage = lineage_json(version, family, unreadable)
         told = dict(_told(catalogue, version))
         print_json(
             {**version_json(version), "children": children, "lineage": lineage, "remotes": remotes, "told": told}
@@ -79,7 +82,7 @@ def command(
         print_line("")
         print_line("how it came to be")
         print_fields(story)
-    tree = draw_lineage(version, family)
+    tree = draw_lineage(version, family, unreadable)
     if tree:
         print_line("")
         print_line("lineage")

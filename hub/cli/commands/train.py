@@ -140,10 +140,10 @@ def command(
     from lorary.training.progress import BarReporter
     from lorary.training.run import train
 
-    known = {version.reference for version in catalogue.versions(settings.name)}
+    known = catalogue.numbers(settings.name)
     with BarReporter(settings.name) as reporter:
         version = train(settings, catalogue, reporter, resume=run or resume)
-    _print_version(version, catalogue, version.reference not in known, reporter.folder, as_json)
+    _print_version(version, catalogue, version.number not in known, reporter.folder, as_json)
 
 
 def _print_version(version: Version, catalogue: Registry, new: bool, folder: Path | None, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from lorary.hub.cli.options import JsonOption, RegistryOption, no_registry, open
 from lorary.hub.cli.output import print_json, print_line
 from lorary.hub.errors import RegistryError, UsageError
 from lorary.hub.finding.search import Filter
+from lorary.hub.values import Version
 
 if TYPE_CHECKING:
     from lorary.hub.registry import Registry
@@ -63,12 +64,12 @@ def command(
 
 def _load(catalogue: Registry, reference: str | None, findings: list[Finding], base: str | None) -> list[Finding]:
     from lorary.adapters.proving.verification import verify_by_loading
-    from lorary.hub.values import Finding
 
     try:
-        versions = [catalogue.resolve(reference)] if reference else catalogue.versions()
-    except RegistryError as error:  # a row that is among the findings
-        return [Finding(None, f"nothing was loaded: {error}", "note")]
+        found = [catalogue.resolve(reference)] if reference else catalogue.each()
+    except RegistryError:  # a row that is among the findings
+        found = []
     wrong = {finding.reference for finding in findings if finding.level == "error"}
-    whole = [version for version in versions if version.reference not in wrong]
+    # What is damaged is among the findings, and hides none of the others.
+    whole = [one for one in found if isinstance(one, Version) and one.reference not in wrong]
     return list(verify_by_loading(catalogue, whole, base))

@@ -1,0 +1,84 @@
+"""A base whose row can't be read is told, hides none of the others, and can be removed."""
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from lorary.hub.cli.main import main
+from lorary.hub.errors import RegistryConflictError, UnknownReferenceError
+
+
+@pytest.fixture
+def two(add_base, registry):
+    """A damaged base and a sound one; what damages the first."""
+    damaged, sound = add_base("a-base"), add_base("b-base")
+
+    def damage(what):
+        with closing(sqlite3.connect(registry.path)) as db, db:
+            db.execute(f"UPDATE bases SET {what} WHERE id = 'a-base'")
+
+    return damaged, sound, damage
+
+
+def lorary(registry, capsys, *words):
+    code = main(["bases", *words, "--registry", str(registry.path)])
+    return code, *capsys.readouterr()
+
+
+def test_the_list_has_the_others(two, registry, capsys):
+    two[2]("details = '['")
+    code, out, err = lorary(registry, capsys)
+    assert (code, len(out.splitlines())) == (1, 2)
+    assert err.startswith("lorary: error: base 'a-base': its row is damaged")
+    code, out, err = lorary(registry, capsys, "--json")
+    assert (code, [base["name"] for base in json.loads(out)]) == (1, ["b-base"])
+    assert lorary(registry, capsys, "b-base")[0] == 0
+    code, out, err = lorary(registry, capsys, "c-base")
+    assert "no base named 'c-base'" in err
+    code, out, err = lorary(registry, capsys, "a-base")
+    assert (code, "base 'a-base': its row is damaged" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "what", ["details = '['", "parameters = 'many'", "digest = 'x'", "digest = x'00'", "fingerprint = 'f'", "id = id"]
+)
+def test_it_can_be_removed(two, registry, capsys, what):
+    damaged, sound, damage = two
+    damage(what)
+    code, out, _ = lorary(registry, capsys, "--remove", "a-base")
+    assert (code, out.startswith("a-base was removed.")) == (0, True)
+    readable = what in ("fingerprint = 'f'", "id = id")
+    assert ("Its row was damaged; `lorary gc" in out) == (not readable)
+    assert [base.name for base in registry.bases.all()] == ["b-base"]
+    registry.collect()
+    assert (damaged.folder.exists(), sound.folder.exists(), registry.verify()) == (False, True, [])
+    with pytest.raises(UnknownReferenceError, match="did you mean b-base"):
+        registry.bases.remove("a-base")
+
+
+def test_what_is_left_of_it_is_told_as_json(two, registry, capsys):
+    two[2]("parameters = 'many'")
+    code, out, _ = lorary(registry, capsys, "--remove", "a-base", "--json")
+    told = json.loads(out)
+    assert (code, told["name"]) == (0, "a-base")
+    assert told["damaged"].startswith("its row is damaged (invalid literal for int()")
+
+
+@pytest.mark.parametrize("known_by", ["base_fingerprint = 'aaaa'", "base_id = 'a-base'"])
+def test_adapters_that_were_trained_on_it_are_told(two, add, registry, known_by):
+    add()
+    two[2]("parameters = 'many', fingerprint = 'aaaa'")
+    with closing(sqlite3.connect(registry.path)) as db, db:
+        db.execute(f"UPDATE versions SET {known_by}")
+    with pytest.raises(RegistryConflictError, match=r"base 'a-base' is needed by finance-tone@1; remove these first"):
+        registry.bases.remove("a-base")
+    assert registry.bases.remove("a-base", force=True).reference == "a-base"
+    assert [version.reference for version in registry.versions()] == ["finance-tone@1"]
+
+
+def test_a_name_in_no_registry_makes_none(registry):
+    with pytest.raises(UnknownReferenceError):
+        registry.bases.remove("a-base")
+    assert not registry.path.exists()

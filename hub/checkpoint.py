@@ -16,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lorary.hub.embedding import Embedding, OtherEmbeddingError, embedding_of, read_embedding
 from lorary.hub.errors import CheckpointError, UnsafeFileError
 from lorary.hub.jsontext import load_json
-from lorary.hub.manifest import MANIFEST_NAME, Manifest
+from lorary.hub.manifest import MANIFEST_NAME, Manifest, Pooling, Preprocessing
 from lorary.hub.manifest_reading import parse_manifest
 from lorary.hub.tensorfile import TensorInfo, read_header, tensor_hashes
 
@@ -104,6 +105,37 @@ class Checkpoint:
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def embedding(self) -> Embedding | None:
+        """How texts become embeddings, where sentence-transformers' files or :data:`ORIGIN_NAME` say it.
+
+        None of an adapter with a manifest, which says it itself.
+        """
+        if self.manifest is not None:
+            return None
+        if ORIGIN_NAME in self.files:
+            return embedding_of(self.told.get("embedding"))
+        try:
+            return read_embedding(self.files[CONFIG_NAME].parent)
+        except OtherEmbeddingError:
+            return None
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How hidden states become an embedding; None where nothing says so."""
+        if self.manifest is not None:
+            return self.manifest.pooling
+        return self.embedding.pooling if self.embedding else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How rows become token ids."""
+        if self.manifest is not None:
+            return self.manifest.preprocessing
+        if self.embedding is None:
+            return Preprocessing()
+        return Preprocessing(max_length=self.embedding.max_length, prefix=self.embedding.prefix)
 
     @property
     def peft_type(self) -> str:

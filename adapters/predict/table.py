@@ -89,11 +89,13 @@ def row_predictor(
     if task not in PREDICTORS:
         raise UnsupportedAdapterError(f"predict doesn't know the task {task!r}; use `using` for raw logits")
     manifest = adapter.manifest if adapter else None
+    # What sentence-transformers left is about embeddings alone.
+    told = adapter.checkpoint if adapter and (manifest or task == "feature-extraction") else None
     setting = Setting(
         model=adapter.head.model if adapter and adapter.head else None,
         tokenizer=tokenizer,
-        preprocessing=manifest.preprocessing if manifest else Preprocessing(),
-        pooling=manifest.pooling if manifest else None,
+        preprocessing=told.preprocessing if told else Preprocessing(),
+        pooling=told.pooling if told else None,
         longest=max_length,
         answering=manifest.answering if manifest else None,
         thresholds=manifest.thresholds if manifest else None,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lorary.hub.checkpoint import Checkpoint
-from lorary.hub.manifest import GENERATING, MULTI_LABEL, REGRESSION, Generation, Preprocessing, Prompt
+from lorary.hub.manifest import GENERATING, MULTI_LABEL, REGRESSION, Generation, Prompt
 from lorary.hub.markup import python_literal
 from lorary.hub.noted_task import noted_task
 from lorary.hub.unnamed_head import naming_its_head
@@ -123,7 +123,7 @@ def _row(version: Version, checkpoint: Checkpoint) -> str:
         return '{"question": "Who is the tenant?", "context": "The tenant is Ann Smith."}'
     if version.task == "fill-mask":
         return _masked(version, checkpoint, "backbone.tokenizer.mask_token")
-    if version.task == "text-classification" and "text_pair" in _preprocessing(checkpoint).columns:
+    if version.task == "text-classification" and "text_pair" in checkpoint.preprocessing.columns:
         texts = _texts(version)
         return f'{{"text": "{texts.text}", "text_pair": "{texts.pair}"}}'
     return f'"{_prompt_text(version)}"'
@@ -175,26 +175,22 @@ def _problem(checkpoint: Checkpoint) -> str | None:
     return checkpoint.manifest.problem_type if checkpoint.manifest else None
 
 
-def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
-    return checkpoint.manifest.preprocessing if checkpoint.manifest else Preprocessing()
-
-
 def _tokenize(checkpoint: Checkpoint, *texts: str) -> str:
     """The line that makes ``inputs`` from texts, each a Python expression."""
-    limit = _preprocessing(checkpoint).max_length
+    limit = checkpoint.preprocessing.max_length
     cut = f", truncation=True, max_length={limit}" if limit else ""
     return f'inputs = tokenizer({", ".join(texts)}{cut}, return_tensors="pt")'
 
 
 def _prefixed(checkpoint: Checkpoint, text: str) -> str:
-    return python_literal(_preprocessing(checkpoint).prefix + text)
+    return python_literal(checkpoint.preprocessing.prefix + text)
 
 
 _LOGITS = ["with torch.no_grad():", "    logits = model(**inputs).logits[0]"]
 
 
 def _text_classification(version: Version, checkpoint: Checkpoint) -> list[str]:
-    pair = [python_literal(_texts(version).pair)] if "text_pair" in _preprocessing(checkpoint).columns else []
+    pair = [python_literal(_texts(version).pair)] if "text_pair" in checkpoint.preprocessing.columns else []
     lines = [_tokenize(checkpoint, _prefixed(checkpoint, _texts(version).text), *pair), *_LOGITS]
     problem = _problem(checkpoint)
     if problem == REGRESSION or not _labels(checkpoint):
@@ -230,7 +226,7 @@ def _fill_mask(version: Version, checkpoint: Checkpoint) -> list[str]:
     asked = _tokenize(checkpoint, _masked(version, checkpoint, "tokenizer.mask_token"))
     filling = checkpoint.manifest.filling if checkpoint.manifest else None
     if filling is not None:
-        language = _preprocessing(checkpoint).source_lang
+        language = checkpoint.preprocessing.source_lang
         behind = filling.gaps == "sentinels"  # what fills the gap, else the whole text
         most = f"{filling.longest + 3}" if behind else f'inputs["input_ids"].shape[1] + {filling.longest}'
         return [
@@ -253,7 +249,7 @@ def _feature_extraction(version: Version, checkpoint: Checkpoint) -> list[str]:
         "with torch.no_grad():",
         "    states = model(**inputs).last_hidden_state[0]",
     ]
-    pooling = checkpoint.manifest.pooling if checkpoint.manifest else None
+    pooling = checkpoint.pooling
     if pooling is None:
         return [*lines, "print(states.shape)"]
     how = {"mean": "states.mean(dim=0)", "cls": "states[0]", "last": "states[-1]"}[pooling.mode]
@@ -299,7 +295,7 @@ def _writes_apart(version: Version, checkpoint: Checkpoint) -> bool:
 
 def _rewriting(version: Version, checkpoint: Checkpoint) -> list[str]:
     """As :func:`_generation`; a multilingual tokenizer is told the languages."""
-    preprocessing, lines = _preprocessing(checkpoint), _generation(version, checkpoint)
+    preprocessing, lines = checkpoint.preprocessing, _generation(version, checkpoint)
     if not preprocessing.source_lang or not preprocessing.target_lang or not _writes_apart(version, checkpoint):
         return lines
     # M2M100's codes have no underscore, and its tokens are called otherwise than its codes.

@@ -123,6 +123,7 @@ def _take(
             whole, name=name, domain=domain, task=task, tags=tags, metrics=traces.metrics, aliases=aliases
         )
     notes = [f"left: {', '.join(traces.left)}"] if traces.left else []
+    notes += traces.notes
     notes += [note] if (note := unknown_base(based)) else []
     if version.number in before:
         return Outcome(shown, "there already", version.reference), version
@@ -148,6 +149,7 @@ def _worth_keeping(traces: Traces) -> bool:
         traces.metrics
         or told.get("data")
         or told.get("steps")
+        or told.get("embedding")
         or told["imported"]["tool"]
         or told["imported"]["checkpoint"] is not None
         or set(told.get("recipe", {})) - {"lora"}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.checkpoint import KEPT_FILES, Checkpoint
+from lorary.hub.embedding import EMBEDDING_FILES, Embedding, OtherEmbeddingError, read_embedding
 from lorary.hub.importing.discover import Found
 from lorary.hub.importing.plain_yaml import load_plain_yaml
 from lorary.hub.jsontext import load_json
@@ -28,11 +29,11 @@ _LARGEST = 50_000_000  # bytes
 _SHOWN = 6
 # Of a card's index: by YAML's aliases a few lines may stand for more results than anybody can wait for.
 _MODELS, _RESULTS, _FIGURES = 10, 500, 100
-_READ = frozenset({"trainer_state.json", "training_args.yaml", "all_results.json", "eval_results.json"})
+_READ = EMBEDDING_FILES | {"trainer_state.json", "training_args.yaml", "all_results.json", "eval_results.json"}
 _NOT_METRICS = re.compile(
     r"runtime|.*_per_second|model_preparation_time|.*_flos|epoch|num_input_tokens_seen|num_tokens"
 )
-_TOOLS = ("axolotl", "llama-factory", "unsloth", "trl")
+_TOOLS = ("axolotl", "llama-factory", "unsloth", "trl", "sentence-transformers")
 _AXOLOTL = ("See axolotl config</summary>", "```yaml\n", "\n```")
 """What stands before axolotl's config in a card, what the config begins with, and what it ends with."""
 _PACKAGE = re.compile(r"^- (PEFT|Transformers|Pytorch|TRL|Datasets|Tokenizers|Unsloth):? +([\w.+-]+)\s*$", re.MULTILINE)
@@ -53,11 +54,15 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Traces:
-    """What was found: ``told`` has the form of a manifest's provenance, ``left`` are files that weren't taken."""
+    """What was found: ``told`` has the form of a manifest's provenance, ``left`` are files that weren't taken.
+
+    ``notes`` are worth knowing.
+    """
 
     told: Mapping[str, Any] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
     left: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
@@ -72,6 +77,7 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
     text = readme.read_text(encoding="utf-8", errors="replace") if readme else ""
     written = [*(_text(place / "training_args.yaml") for place in places), _axolotl(text)]
     settings = _first_mapping(map(_yaml, written))
+    embedding, other = _embedding(found.folder)
     training, terms, run = _training(settings, state), terms_in(card), clean(found.run.resolve().name)
     told = {
         "imported": {"tool": _tool(card, text, settings), "run": run, "checkpoint": found.step},
@@ -87,12 +93,23 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
         "seed": training.get("seed"),
         "steps": _count(state.get("global_step")),
         "curve": _curve(state),
+        "embedding": embedding.told() if embedding else {},
     }
     return Traces(
         told={name: value for name, value in told.items() if value not in (None, [], {})},
         metrics=_metrics(state, results, card, found.step),
         left=tuple(_left(found.folder)),
+        notes=(other,) if other else (),
     )
+
+
+def _embedding(folder: Path) -> tuple[Embedding | None, str | None]:
+    """How sentence-transformers would make embeddings, and what is to be said where that isn't known here."""
+    try:
+        return read_embedding(folder), None
+    except OtherEmbeddingError as error:
+        told = f"{error}, as sentence-transformers' files say, which isn't known here: it gives every token's state"
+        return None, told
 
 
 def _training(settings: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:

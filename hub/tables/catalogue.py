@@ -116,7 +116,8 @@ def choose_task(checkpoint: Checkpoint, task: str | None) -> str:
             f"{checkpoint.source}: was trained for {other}, not for {task!r}; leave the task out, or correct that "
             "file if it is wrong"
         )
-    noted = checkpoint.catalogued_task or noted_task(checkpoint.config)
+    embeds = "feature-extraction" if checkpoint.embedding else None
+    noted = checkpoint.catalogued_task or noted_task(checkpoint.config) or embeds
     chosen = task if task is not None else trained or noted
     if chosen is None:
         raise UsageError(f"{checkpoint.source}: doesn't say its task; give one of {', '.join(TASKS)}")

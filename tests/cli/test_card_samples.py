@@ -1,5 +1,6 @@
 """The code of a card runs as it stands, with lorary and with PEFT alone, for every task."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lorary.hub.card import make_card
+from lorary.hub.importing import import_folders
 from lorary.hub.manifest import (
     MULTI_LABEL,
     REGRESSION,
@@ -116,6 +118,42 @@ def test_samples_run(case, own, base_of, tmp_path, registry, monkeypatch, capsys
     for sample in samples:
         exec(compile(sample, case, "exec"), {})
         assert capsys.readouterr().out.strip(), sample
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("family", "mode"), [("bert", "mean"), ("bert", "cls"), ("llama", "last")])
+@pytest.mark.parametrize("own", [True, False], ids=["manifest", "sentence-transformers"])
+def test_the_embedding_of_a_sample_is_that_of_predict(
+    family, mode, normalize, own, base_of, tmp_path, registry, monkeypatch
+):
+    """Of a text that is too long; with a manifest and with what sentence-transformers leaves."""
+    base = base_of("plain" if family == "llama" else "vectors")
+    monkeypatch.chdir(tmp_path)
+    Path("tiny-base").symlink_to(base)
+    folder = make_adapter(base, tmp_path / "like", task="feature-extraction")
+    if own:
+        fields = {"pooling": Pooling(mode, normalize), "preprocessing": Preprocessing({}, 5)}
+        manifest("feature-extraction", **fields).write(folder)
+    else:
+        kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2")] if normalize else [])]
+        config = {"pooling_mode": "lasttoken" if mode == "last" else mode}
+        settings = {"prompts": {"query": "the bank "}, "default_prompt_name": "query"}
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling/config.json").write_text(json.dumps(config))
+        (folder / "modules.json").write_text(json.dumps([{"type": kind, "path": path} for kind, path in kinds]))
+        (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 5}')
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+        list(import_folders(registry, folder, domain="tests"))
+    version = registry.add(folder, name="like", domain="tests") if own else registry.resolve("like")
+    version = replace(version, base_id="tiny-base")
+    card = make_card(version, registry.checkpoint(version))
+    ours, theirs = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+    found = {}
+    exec(compile(ours, "lorary", "exec"), found)
+    exec(compile(theirs, "PEFT", "exec"), found)
+    expected = found["backbone"].predict("The committee meets again in Geneva on Monday.", adapter="like")
+    assert found["embedding"].tolist() == pytest.approx(expected, abs=1e-5)
+    assert (sum(value**2 for value in expected) == pytest.approx(1)) is normalize
 
 
 @pytest.mark.parametrize("case", ["labels", "tags"])

@@ -6,13 +6,16 @@ import json
 import pytest
 import torch
 
+from lorary.adapters.backbone.sources import find_checkpoint
 from lorary.hub.checkpoint import MANIFEST_NAME, RECIPE_NAME
 from lorary.hub.cli.main import main
 from lorary.hub.errors import BaseMismatchError, DataError, RecipeError, UnknownReferenceError, UsageError
 from lorary.training import evaluate, train
+from lorary.training.evaluation.recipe import recipe_for
 from lorary.training.tasks import TASKS
 from runs import SHORT
 from samples import summary_rows, text_rows, tone_rows, write_jsonl
+from tiny import make_adapter
 
 MORE = {
     "text-generation": {"generation.rows": 2, "generation.max_new_tokens": 8},
@@ -281,3 +284,27 @@ def test_texts_fall_into_rows_as_in_training(make_small, registry, tmp_path):
     close(found.adapters[0].metrics, version.metrics["test"])
     rows = write_jsonl(tmp_path / "rows.jsonl", text_rows(4))
     assert evaluate(["tiny"], rows, registry, settings={"device": "cpu"}).rows == 4
+
+
+@pytest.mark.parametrize("prompt", ["", "the bank "])
+def test_embeddings_of_sentence_transformers_are_measured_as_its_files_say(prompt, bases, tmp_path, registry):
+    folder = make_adapter(bases("bert"), tmp_path / "like", task="feature-extraction")
+    kinds = {"Transformer": "", "Pooling": "1_Pooling"}
+    write_json(folder / "modules.json", [{"type": kind, "path": path} for kind, path in kinds.items()])
+    write_json(folder / "1_Pooling/config.json", {"pooling_mode": "cls"})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 8})
+    settings = {"prompts": {"query": prompt}, "default_prompt_name": "query"}
+    write_json(folder / "config_sentence_transformers.json", settings)
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": "profit rose", "positive": "sales rose"}] * 2)
+    source = find_checkpoint(folder, registry)
+    if prompt:
+        with pytest.raises(UsageError, match="like puts 'the bank ' before each text"):
+            recipe_for(source, str(rows), {})
+        return
+    recipe = recipe_for(source, str(rows), {})
+    assert (recipe.embedding.pooling, recipe.embedding.normalize, recipe.training.max_length) == ("cls", False, 8)
+
+
+def write_json(path, value):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value))

@@ -12,6 +12,7 @@ from lorary.adapters.backbone.sources import Source
 from lorary.adapters.heads.task_heads import LABELLED
 from lorary.adapters.matching.fitting import labels_of
 from lorary.hub.checkpoint import Checkpoint
+from lorary.hub.embedding import Embedding
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, Manifest
 from lorary.hub.tables.catalogue import named_base
@@ -60,8 +61,8 @@ def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: I
         overrides: ``key=value`` texts, over both.
 
     Raises:
-        UsageError: it names no base, and ``flags`` has none; ``data.labels`` doesn't name its labels; or a setting
-            that only training reads.
+        UsageError: it names no base, and ``flags`` has none; ``data.labels`` doesn't name its labels; its texts begin
+            with a prompt of sentence-transformers'; or a setting that only training reads.
         RecipeError: as :meth:`Recipe.load`.
     """
     demand_homes(RawRecipe("rows", {"data": {"train": data}}, {"data.train": FLAG_OF["data.train"]}))
@@ -78,6 +79,8 @@ def recipe_for(source: Source, data: str, flags: Mapping[str, Any], overrides: I
         told["data.train_split"] = "test"
     if checkpoint.manifest is not None:
         told |= _of_manifest(checkpoint.manifest) | _of_run(checkpoint.manifest, data, given)
+    elif checkpoint.embedding is not None and task == "feature-extraction":
+        told |= _of_embedding(checkpoint.embedding, source)
     told |= _of_labels(checkpoint, task, given)
     flags = {key: value for key, value in {**told, **flags}.items() if value is not None}
     return _with_own_labels(Recipe.from_flags(flags, overrides), source)
@@ -102,6 +105,20 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
     if manifest.pooling is not None:
         told |= {"embedding.pooling": manifest.pooling.mode, "embedding.normalize": manifest.pooling.normalize}
     return told
+
+
+def _of_embedding(embedding: Embedding, source: Source) -> dict[str, Any]:
+    """What sentence-transformers left of how texts become embeddings."""
+    if embedding.prefix:
+        raise UsageError(
+            f"{source.reference} puts {embedding.prefix[:50]!r} before each text, which nothing here measures with; "
+            "measure it with sentence-transformers"
+        )
+    return {
+        "embedding.pooling": embedding.pooling.mode,
+        "embedding.normalize": embedding.pooling.normalize,
+        "training.max_length": embedding.max_length,
+    }
 
 
 def _of_labels(checkpoint: Checkpoint, task: str, given: set[str]) -> dict[str, Any]:

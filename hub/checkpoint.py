@@ -208,7 +208,7 @@ def _demand(files: Mapping[str, Path], folder: Path) -> None:
                 f"{folder}: holds {pickles[0]} but no {WEIGHTS_NAME}; pickles can run code and are never loaded. "
                 "Load it where you trust it with PEFT and save it with save_pretrained(safe_serialization=True)"
             )
-        hint = f"; {_OF_MLX} is mlx-lm's, with keys and a scale of its own" if (folder / _OF_MLX).exists() else ""
+        hint = f"; {_OF_MLX} is mlx-lm's, which `lorary import` converts" if (folder / _OF_MLX).exists() else ""
         raise CheckpointError(f"{folder}: no {WEIGHTS_NAME}; expected a folder written by PEFT's save_pretrained{hint}")
 
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: names, dtypes, shapes and where the bytes are, without torch or numpy.
+"""The header of a safetensors file: names, dtypes, shapes and where the bytes are, without torch or numpy; writing one.
 
 Format: https://github.com/huggingface/safetensors#format. Eight bytes of little-endian header length, a JSON header,
 then the tensors' bytes. The header comes from outside, so each of its claims is checked against the file's size.
@@ -7,9 +7,10 @@ then the tensors' bytes. The header comes from outside, so each of its claims is
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -128,3 +129,19 @@ def tensor_hashes(path: Path, tensors: Mapping[str, TensorInfo]) -> Iterator[tup
                 digest.update(block)
                 left -= len(block)
             yield name, digest.hexdigest()
+
+
+def write_tensors(path: Path, stated: Mapping[str, tuple[str, Sequence[int]]], contents: Iterable[bytes]) -> None:
+    """Write a file of tensors: each one's dtype and shape by its name, and their bytes in the same order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, (dtype, shape) in stated.items():
+        end = position + math.prod(shape) * DTYPE_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at whole words, as the library writes them
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for content in contents:
+            file.write(content)

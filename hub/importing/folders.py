@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lorary.hub.checkpoint import ORIGIN_NAME, Checkpoint, read_again, read_checkpoint
 from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, RegistryError, UsageError
 from lorary.hub.importing.discover import Found, Run, find_runs
+from lorary.hub.importing.mlx import is_mlx, read_mlx, unknown_copy
 from lorary.hub.importing.outcome import Outcome, Watch, unwatched
 from lorary.hub.importing.traces import Traces, read_traces
 from lorary.hub.provenance.base_name import demand_base, on_base, unknown_base
@@ -112,22 +114,35 @@ def _take(
     registry: Registry, found: Found, shown: str, name: str, domain: str | None, task: str | None, base: str | None,
     tags: tuple[str, ...], aliases: Sequence[str],
 ) -> tuple[Outcome, Version]:  # fmt: skip
-    checkpoint = read_checkpoint(found.folder)
-    traces = read_traces(found, checkpoint)
     before = registry.numbers(name)
-    with on_base(checkpoint, base) as based, _with_origin(based, traces) as whole:
+    with (
+        _read(found.folder) as (checkpoint, of_mlx),
+        on_base(checkpoint, base) as based,
+        _with_origin(based, traces := read_traces(found, checkpoint, of_mlx)) as whole,
+    ):
         if base is not None:
             same = (version for version in registry.with_digest(based.digest) if version.name == name)
             demand_base(next(same, None), based, base, registry.path)
         version = registry.add(
             whole, name=name, domain=domain, task=task, tags=tags, metrics=traces.metrics, aliases=aliases
         )
+    note = unknown_base(based)
     notes = [f"left: {', '.join(traces.left)}"] if traces.left else []
     notes += traces.notes
-    notes += [note] if (note := unknown_base(based)) else []
+    notes += [note for note in (note, unknown_copy(of_mlx, base)) if note]
     if version.number in before:
         return Outcome(shown, "there already", version.reference), version
     return Outcome(shown, "taken", version.reference, "; ".join(notes)), version
+
+
+@contextmanager
+def _read(folder: Path) -> Iterator[tuple[Checkpoint, Mapping[str, Any]]]:
+    """The checkpoint in a folder; where it is mlx-lm's, made into PEFT's, and mlx-lm's own config."""
+    if is_mlx(folder):
+        with read_mlx(folder) as (checkpoint, told):
+            yield checkpoint, told
+    else:
+        yield read_checkpoint(folder), {}
 
 
 @contextmanager

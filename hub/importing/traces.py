@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from lorary.hub.checkpoint import KEPT_FILES, Checkpoint
 from lorary.hub.embedding import EMBEDDING_FILES, Embedding, OtherEmbeddingError, read_embedding
 from lorary.hub.importing.discover import Found
+from lorary.hub.importing.mlx import MLX_WEIGHTS_NAME
 from lorary.hub.importing.plain_yaml import load_plain_yaml
 from lorary.hub.jsontext import load_json
 from lorary.hub.markup import clean
@@ -37,17 +38,17 @@ _TOOLS = ("axolotl", "llama-factory", "unsloth", "trl", "sentence-transformers")
 _AXOLOTL = ("See axolotl config</summary>", "```yaml\n", "\n```")
 """What stands before axolotl's config in a card, what the config begins with, and what it ends with."""
 _PACKAGE = re.compile(r"^- (PEFT|Transformers|Pytorch|TRL|Datasets|Tokenizers|Unsloth):? +([\w.+-]+)\s*$", re.MULTILINE)
-# Each setting by its name in a recipe here, then LLaMA-Factory's (and the Trainer's), then axolotl's.
+# Each setting by its name in a recipe here, then LLaMA-Factory's (and the Trainer's), axolotl's, and mlx-lm's.
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "epochs": ("num_train_epochs", "num_epochs"),
-    "max_steps": ("max_steps",),
-    "batch_size": ("per_device_train_batch_size", "micro_batch_size"),
-    "gradient_accumulation": ("gradient_accumulation_steps",),
+    "max_steps": ("max_steps", "iters"),
+    "batch_size": ("per_device_train_batch_size", "micro_batch_size", "batch_size"),
+    "gradient_accumulation": ("gradient_accumulation_steps", "grad_accumulation_steps"),
     "learning_rate": ("learning_rate",),
     "scheduler": ("lr_scheduler_type", "lr_scheduler"),
     "warmup": ("warmup_ratio",),
     "weight_decay": ("weight_decay",),
-    "max_length": ("cutoff_len", "sequence_len"),
+    "max_length": ("cutoff_len", "sequence_len", "max_seq_length"),
     "seed": ("seed",),
 }
 
@@ -65,8 +66,11 @@ class Traces:
     notes: tuple[str, ...] = ()
 
 
-def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
-    """Read what lies beside an adapter, and in its run's folder where it is a checkpoint of a run."""
+def read_traces(found: Found, checkpoint: Checkpoint, of_mlx: Mapping[str, Any] | None = None) -> Traces:
+    """Read what lies beside an adapter, and in its run's folder where it is a checkpoint of a run.
+
+    ``of_mlx`` is the config of an adapter that mlx-lm made, in which it keeps its settings.
+    """
     places = [found.folder] if found.run == found.folder else [found.folder, found.run]
     state = _first_mapping(_json(place / "trainer_state.json") for place in places)
     results = _first_mapping(
@@ -76,17 +80,17 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
     card = read_front_matter(readme) if readme else {}
     text = readme.read_text(encoding="utf-8", errors="replace") if readme else ""
     written = [*(_text(place / "training_args.yaml") for place in places), _axolotl(text)]
-    settings = _first_mapping(map(_yaml, written))
+    settings = of_mlx or _first_mapping(map(_yaml, written))
     embedding, other = _embedding(found.folder)
     training, terms, run = _training(settings, state), terms_in(card), clean(found.run.resolve().name)
     told = {
-        "imported": {"tool": _tool(card, text, settings), "run": run, "checkpoint": found.step},
+        "imported": {"tool": "mlx-lm" if of_mlx else _tool(card, text, settings), "run": run, "checkpoint": found.step},
         "recipe": {
             **_adapter(checkpoint.config),
             **({"quantization": quantization} if (quantization := _quantization(settings)) else {}),
             **({"training": training} if training else {}),
         },
-        "data": _data(card, settings),
+        "data": _data(card, {**settings, "dataset": of_mlx.get("data")} if of_mlx else settings),
         "environment": {"packages": _packages(checkpoint.config, text)},
         "licenses": {"adapter": terms.license} if terms.license else {},
         "languages": list(terms.languages),
@@ -98,7 +102,7 @@ def read_traces(found: Found, checkpoint: Checkpoint) -> Traces:
     return Traces(
         told={name: value for name, value in told.items() if value not in (None, [], {})},
         metrics=_metrics(state, results, card, found.step),
-        left=tuple(_left(found.folder)),
+        left=tuple(_left(found.folder, {MLX_WEIGHTS_NAME} if of_mlx else set())),
         notes=(other,) if other else (),
     )
 
@@ -217,11 +221,11 @@ def _log(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [entry for entry in entries if _count(entry.get("step")) is not None]
 
 
-def _left(folder: Path) -> Iterator[str]:
+def _left(folder: Path, taken: Collection[str]) -> Iterator[str]:
     """Files that aren't an adapter's: optimizer and scheduler states, random states, pickled settings, logs."""
     others = sorted(
         path.name for path in folder.iterdir()
-        if path.is_file() and path.name not in KEPT_FILES and path.name not in _READ and not path.name.startswith(".")
+        if path.is_file() and path.name not in (*KEPT_FILES, *_READ, *taken) and not path.name.startswith(".")
     )  # fmt: skip
     yield from others[:_SHOWN]
     if len(others) > _SHOWN:

@@ -54,9 +54,9 @@ def command(
 ) -> None:
     """Copy adapters in from folders, or from another registry.
 
-    SOURCE is one adapter, a folder with adapters below it, or a registry.db. Takes what PEFT, TRL, unsloth, axolotl
-    and LLaMA-Factory leave behind. The same adapter twice under one name is one version. What can't be taken is
-    listed with the reason, and the exit code is 1.
+    SOURCE is one adapter, a folder with adapters below it, or a registry.db. Takes what PEFT, TRL, unsloth, axolotl,
+    LLaMA-Factory, sentence-transformers and mlx-lm leave behind. The same adapter twice under one name is one version.
+    What can't be taken is listed with the reason, and the exit code is 1.
     """
     from lorary.hub.reference import check_name
 

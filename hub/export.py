@@ -31,8 +31,12 @@ _BLANK, _BLANKS_OF_A_FORM = b"[More Information Needed]", 20
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What ``--max-lora-rank`` may be."""
 _VLLM_MODULES = frozenset({"classifier", "score"})
+_VLLM_LACKS = (
+    "trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_bdlora", "use_qalora",
+)  # fmt: skip
+_VLLM_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _VLLM_ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert"})
-"""The ``model_type`` of encoders that vLLM has classes of its own for, none of which takes LoRA."""
+"""The ``model_type`` of encoders that vLLM has classes of its own for, of which those for some tasks take LoRA."""
 _ENCODER_BODY = re.compile(r"(?:base_model\.model\.)?(bert|roberta)\.encoder\.layer\.")
 
 
@@ -108,13 +112,13 @@ def vllm_command(version: Version, checkpoint: Checkpoint, folder: Path, base: s
         problems.append("the adapter doesn't name its base")
     if problems or base is None:
         raise UnsupportedAdapterError(f"{version.reference} can't be served by vLLM: {'; '.join(problems)}")
-    rank = next(size for size in _VLLM_RANKS if size >= (checkpoint.rank or 1))
+    rank = next(size for size in _VLLM_RANKS if size >= max(_ranks(checkpoint.config)))
     words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"{version.name}={folder}"]
     return shlex.join([*words, "--max-lora-rank", str(rank)])
 
 
 def _vllm_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    """As of vLLM 0.33, whose LoRA loader reads rank, alpha and targets, and passes over what it doesn't know."""
+    """As of vLLM 0.33 (``vllm/lora/peft_helper.py``), whose LoRA loader passes over fields that it doesn't know."""
     if config.get("peft_type") != "LORA":
         yield f"its method is PEFT's {config.get('peft_type')}, vLLM serves LoRA only"
         return
@@ -127,26 +131,34 @@ def _vllm_problems(config: Mapping[str, Any]) -> Iterator[str]:
     others = [name for name in names if name not in _VLLM_MODULES]
     if others:
         yield f"modules_to_save has {', '.join(others)}, vLLM takes classifier and score only"
-    for field in ("rank_pattern", "alpha_pattern"):
-        if config.get(field):
-            yield f"{field} is set, vLLM reads one rank and one alpha for all modules"
-    for field in ("target_parameters", "trainable_token_indices", "layer_replication"):
+    for field in _VLLM_LACKS:
         if config.get(field):
             yield f"{field} is set, which vLLM doesn't load"
-    rank = config.get("r")
-    if type(rank) is not int or not 0 < rank <= _VLLM_RANKS[-1]:
-        yield f"its rank is {rank}, vLLM serves ranks up to {_VLLM_RANKS[-1]}"
+    if config.get("target_parameters"):
+        yield "target_parameters is set, which vLLM loads on some mixtures of experts alone"
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in _VLLM_STARTS:
+        yield f"init_lora_weights is {start!r}, with which PEFT changes the base's weights, and vLLM doesn't"
+    for rank in _ranks(config):
+        if type(rank) is not int or not 0 < rank <= _VLLM_RANKS[-1]:
+            yield f"its rank is {rank}, vLLM serves ranks up to {_VLLM_RANKS[-1]}"
+
+
+def _ranks(config: Mapping[str, Any]) -> list[Any]:
+    """The rank of what no pattern names, and those of the patterns."""
+    patterns = config.get("rank_pattern") or {}
+    return [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
 
 
 def _vllm_lacks(checkpoint: Checkpoint, base: str | None) -> Iterator[str]:
-    """As of vLLM's tables of supported models (docs/models): only what they leave no doubt about."""
+    """Encoders, and encoder-decoders: the command is one that serves a language model."""
     if checkpoint.config.get("task_type") == "SEQ_2_SEQ_LM":
         yield "its base is an encoder with a decoder, and vLLM itself serves no language models of that kind"
         return
     found = next((match[1] for name in checkpoint.tensors if (match := _ENCODER_BODY.match(name))), None)
     kind = found or _model_type(base)
     if kind in _VLLM_ENCODERS:
-        yield f"its base is an encoder ({kind}), for which vLLM has no LoRA; lorary itself serves it"
+        yield f"its base is an encoder ({kind}), for which vLLM has LoRA in some tasks or none; lorary itself serves it"
 
 
 def _model_type(base: str | None) -> str | None:

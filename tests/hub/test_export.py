@@ -111,6 +111,13 @@ def test_vllm_s_command(registry, tmp_path):
     ]  # fmt: skip
 
 
+def test_vllm_has_room_for_the_largest_rank_of_a_pattern(registry, tmp_path):
+    patterns = {"rank_pattern": {"q_proj": 40, "v_proj": 2}, "alpha_pattern": {"q_proj": 3}}
+    folder = make_checkpoint(tmp_path / "a", task_type="CAUSAL_LM", manifest=False, init_lora_weights="eva", **patterns)
+    version = registry.add(folder, name="story", domain="x")
+    assert vllm_command(version, registry.checkpoint(version), tmp_path).endswith("--max-lora-rank 64")
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
@@ -119,8 +126,14 @@ def test_vllm_s_command(registry, tmp_path):
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["score", "lm_head"]}, "lm_head"),
         ({"modules_to_save": [["score"]]}, "modules_to_save"),
-        ({"rank_pattern": {"q": 3}}, "rank_pattern"),
-        ({"alpha_pattern": {"q": 3}}, "alpha_pattern"),
+        ({"rank_pattern": {"q": 1000}}, "1000"),
+        ({"rank_pattern": ["q"]}, "its rank is"),
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"trainable_token_indices": [5]}, "trainable_token_indices"),
+        ({"init_lora_weights": "PiSSA"}, "init_lora_weights is 'PiSSA'"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"r": 1024}, "1024"),
         ({"target_parameters": ["experts"]}, "target_parameters"),
@@ -145,7 +158,7 @@ def test_an_encoder_is_refused_for_vllm_by_the_names_of_its_tensors(registry, tm
                for name, value in lora_tensors().items()}  # fmt: skip
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     version = registry.add(folder, name="a", domain="x")
-    told = rf"an encoder \({prefix}\), for which vLLM has no LoRA; lorary itself serves it"
+    told = rf"an encoder \({prefix}\), for which vLLM has LoRA in some tasks or none; lorary itself serves it"
     with pytest.raises(UnsupportedAdapterError, match=told):
         vllm_command(version, registry.checkpoint(version), tmp_path)
 

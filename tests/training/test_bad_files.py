@@ -295,8 +295,8 @@ def test_bad_text_leaves_nothing_either(content, message, refused, tmp_path):
 
 @pytest.mark.parametrize("name", ["text.txt", "rows.csv"])
 def test_a_line_as_long_as_it_likes_is_a_text_like_others(name, tmp_path):
-    from lorary.training.data.files import read_source
-    from lorary.training.data.text import read_text
+    from lorary.training.data.files.source import read_source
+    from lorary.training.data.files.text import read_text
 
     text = "profit " * 100_000
     (tmp_path / name).write_text(text if name == "text.txt" else f"text,label\n{text},good\n")

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from lorary.hub.errors import DataError
-from lorary.training.data.contents import Manner
-from lorary.training.data.files import read_source
+from lorary.training.data.files.contents import Manner
+from lorary.training.data.files.source import read_source
 
 ROWS = [{"text": "one", "label": 1}, {"text": "null", "label": 0}, {"text": "", "label": None}]
 CHATS = [{"messages": [{"role": "user", "content": "hi"}]}, {"messages": [{"role": "user", "content": "ho"}]}]

@@ -13,7 +13,7 @@ from lorary.adapters import Backbone
 from lorary.hub.errors import DataError, RecipeError
 from lorary.training import train
 from lorary.training.data import Example, load_data
-from lorary.training.data.messages import as_messages
+from lorary.training.data.shapes.messages import as_messages
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.progress import Reporter
 from lorary.training.tasks import make_task

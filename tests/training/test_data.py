@@ -9,8 +9,8 @@ import pytest
 
 from lorary.hub.errors import DataError
 from lorary.training.data import load_data, split_rows
-from lorary.training.data.contents import Manner
-from lorary.training.data.files import read_source
+from lorary.training.data.files.contents import Manner
+from lorary.training.data.files.source import read_source
 from samples import tag_rows, tone_rows, write_jsonl
 
 CLASSIFY, TAG, GENERATE = "text-classification", "token-classification", "text-generation"

@@ -12,9 +12,10 @@ import re
 import pytest
 
 from lorary.hub.errors import DataError, RecipeError
-from lorary.training.data import gzipped, load_data
-from lorary.training.data.files import read_source
-from lorary.training.data.text import read_text
+from lorary.training.data import load_data
+from lorary.training.data.files import gzipped
+from lorary.training.data.files.source import read_source
+from lorary.training.data.files.text import read_text
 from lorary.training.pretraining import PretrainRecipe
 from lorary.training.pretraining.corpus import load_corpus
 from samples import tag_rows, tone_rows, write_jsonl

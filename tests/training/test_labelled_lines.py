@@ -10,7 +10,7 @@ from lorary.hub.errors import DataError, RecipeError, UsageError
 from lorary.hub.manifest import MULTI_LABEL
 from lorary.training.advisor.guess import guess_task
 from lorary.training.data import load_data
-from lorary.training.data.files import read_source
+from lorary.training.data.files.source import read_source
 
 COARSE, FINE = {"text": "text", "label": "coarse_label"}, {"text": "text", "label": "fine_label"}
 

@@ -117,7 +117,7 @@ def test_a_readme_that_says_nothing(make_recipe, tmp_path, text):
 
 
 def test_a_dataset_s_folder_is_told_by_its_files(make_recipe, tmp_path):
-    from lorary.training.data.files import read_source
+    from lorary.training.data.files.source import read_source
 
     folder = tmp_path / "rows"
     folder.mkdir()
@@ -155,14 +155,14 @@ def cached_dataset(tmp_path, monkeypatch):
 
 
 def test_a_dataset_from_the_cache_is_told_by_the_commit_of_its_rows(cached_dataset):
-    from lorary.training.data.files import read_source
+    from lorary.training.data.files.source import read_source
 
     told = read_source("org/rows").provenance()
     assert told == {"name": "org/rows", "rows": 4, "sha256": None, "revision": COMMIT}
 
 
 def test_a_dataset_whose_table_says_no_commit_is_told_by_its_readme(cached_dataset, tmp_path):
-    from lorary.training.data.files import read_source
+    from lorary.training.data.files.source import read_source
 
     (table,) = (tmp_path / "datasets").rglob(COMMIT)
     table.rename(table.with_name("0123456789abcdef"))

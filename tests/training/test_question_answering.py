@@ -18,7 +18,7 @@ from lorary.hub.errors import DataError, RecipeError
 from lorary.hub.manifest import Answering
 from lorary.training import Recipe, train
 from lorary.training.data import Example, load_data
-from lorary.training.data.answers import Answer, answers_of
+from lorary.training.data.shapes.answers import Answer, answers_of
 from lorary.training.model import load_for
 from lorary.training.prepare import prepare
 from lorary.training.progress import Reporter

@@ -10,8 +10,8 @@ import pytest
 
 from lorary.hub.errors import DataError
 from lorary.training.data import load_data
-from lorary.training.data.files import read_source
-from lorary.training.data.problem import find_problem
+from lorary.training.data.files.source import read_source
+from lorary.training.data.labels.problem import find_problem
 
 ROWS = [{"text": 'a, "quoted"\nline', "label": "x"}, {"text": "tab\there; and", "label": "y"}]
 

@@ -12,8 +12,8 @@ from lorary.hub.errors import DataError, RecipeError
 from lorary.hub.metrics import headline, lower_is_better
 from lorary.training import train
 from lorary.training.data import Example, load_data
-from lorary.training.data.files import read_source
-from lorary.training.data.tags import as_iobes, find_scheme, is_broken, mark_entities
+from lorary.training.data.files.source import read_source
+from lorary.training.data.labels.tags import as_iobes, find_scheme, is_broken, mark_entities
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.tasks import make_task
 from lorary.training.tasks.token_classification import Gold

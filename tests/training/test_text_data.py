@@ -10,7 +10,7 @@ import pytest
 
 from lorary.hub.errors import DataError, RecipeError
 from lorary.training.data import load_data
-from lorary.training.data.text import read_text
+from lorary.training.data.files.text import read_text
 
 
 def read(path, sample_by=None):

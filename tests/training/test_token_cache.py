@@ -128,7 +128,7 @@ def test_what_a_tokenizer_is_made_with_is_part_of_it(changed, tmp_path):
     assert TokenCache.key({}, here) == TokenCache.key({}, there) != TokenCache.key({}, other)
 
 
-@pytest.mark.parametrize("changed", ["training/data/answers.py", "hub/manifest.py", "adapters/text/generate.py"])
+@pytest.mark.parametrize("changed", ["training/data/shapes/answers.py", "hub/manifest.py", "adapters/text/generate.py"])
 def test_the_code_that_makes_token_ids_is_part_of_it(changed, monkeypatch):
     before, read = token_cache._code.__wrapped__(), Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b" " * str(path).endswith(changed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorary.hub.errors import UsageError
-from lorary.training.data.files import read_source
+from lorary.training.data.files.source import read_source
 from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.raw import some
 from lorary.training.recipe.tasks import TASK_FACTS

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from lorary.hub.errors import DataError
-from lorary.training.data.answers import misplaced
 from lorary.training.data.examples import Note
-from lorary.training.data.files import Row, Source
-from lorary.training.data.messages import as_messages
+from lorary.training.data.files.source import Row, Source
 from lorary.training.data.roles import CHECKS, OPTIONAL_ROLES
+from lorary.training.data.shapes.answers import misplaced
+from lorary.training.data.shapes.messages import as_messages
 from lorary.training.recipe.sections import Data
 
 _MAY_BE_EMPTY = OPTIONAL_ROLES | {"answers", "answer", "answer_start"}

@@ -11,27 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from lorary.training.data.answers import note_places
-from lorary.training.data.class_folders import read_class_folders
-from lorary.training.data.contents import Manner
 from lorary.training.data.examples import Example, Examples, Note
-from lorary.training.data.files import Source, for_each, read_source
+from lorary.training.data.files.class_folders import read_class_folders
+from lorary.training.data.files.contents import Manner
+from lorary.training.data.files.source import Source, for_each, read_source
+from lorary.training.data.files.text import read_text
 from lorary.training.data.incomplete import without_incomplete
-from lorary.training.data.inner_columns import with_inner
-from lorary.training.data.labels import find_labels, known_labels, note_alike, note_counted, note_no_label, note_several
-from lorary.training.data.layouts import note_beside, note_larger_form
-from lorary.training.data.lists_of_texts import pair_columns, with_pairs
-from lorary.training.data.multi_label import as_lists, is_multi_hot, join_columns, name_places, split_texts
-from lorary.training.data.numbers import find_numbers, write_whole
-from lorary.training.data.problem import find_problem, has_labelled_lines
+from lorary.training.data.labels.multi_label import as_lists, is_multi_hot, join_columns, name_places, split_texts
+from lorary.training.data.labels.names import (
+    find_labels,
+    known_labels,
+    note_alike,
+    note_counted,
+    note_no_label,
+    note_several,
+)
+from lorary.training.data.labels.numbers import find_numbers, write_whole
+from lorary.training.data.labels.problem import find_problem, has_labelled_lines
+from lorary.training.data.labels.tags import check_tags
+from lorary.training.data.labels.weighing import check_weighing
 from lorary.training.data.roles import CHECKS, LABEL_CHECKS
 from lorary.training.data.rows import check_rows
-from lorary.training.data.sentences import with_sentences
+from lorary.training.data.shapes.answers import note_places
+from lorary.training.data.shapes.inner_columns import with_inner
+from lorary.training.data.shapes.known import note_beside, note_larger_form
+from lorary.training.data.shapes.lists_of_texts import pair_columns, with_pairs
+from lorary.training.data.shapes.sentences import with_sentences
+from lorary.training.data.shapes.written_chats import with_written_chats
 from lorary.training.data.splits import note_overlap, split_rows, split_validation
-from lorary.training.data.tags import check_tags
-from lorary.training.data.text import read_text
-from lorary.training.data.weighing import check_weighing
-from lorary.training.data.written_chats import with_written_chats
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.corpus import is_text
 from lorary.training.recipe.data_files import kind_of

@@ -11,9 +11,16 @@ from typing import Any
 from lorary.adapters.text.tools import from_json_text, tools_problem
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.hub.template_kwargs import template_kwargs_problem
-from lorary.training.data.answers import answer_problem, answers_problem, misplaced, start_problem
-from lorary.training.data.messages import as_chat, as_messages, chat_problem, messages_problem, reply_problem, same_kind
-from lorary.training.data.written import written_list
+from lorary.training.data.shapes.answers import answer_problem, answers_problem, misplaced, start_problem
+from lorary.training.data.shapes.messages import (
+    as_chat,
+    as_messages,
+    chat_problem,
+    messages_problem,
+    reply_problem,
+    same_kind,
+)
+from lorary.training.data.shapes.written import written_list
 from lorary.training.recipe.raw import shown
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")

@@ -8,11 +8,11 @@ from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
-from lorary.training.data.files import SHOWN_PROBLEMS, Row, Source, bad_rows
+from lorary.training.data.files.source import SHOWN_PROBLEMS, Row, Source, bad_rows
 from lorary.training.data.incomplete import HINT, lacks_value
-from lorary.training.data.inner_columns import inner_hint
-from lorary.training.data.layouts import hint
 from lorary.training.data.roles import CHECKS, OPTIONAL_ROLES, READERS, half_character, row_problem
+from lorary.training.data.shapes.inner_columns import inner_hint
+from lorary.training.data.shapes.known import hint
 from lorary.training.recipe.data_files import kind_of
 from lorary.training.recipe.raw import nearest
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from lorary.training.data import Example, Note, split_rows
-from lorary.training.data.contents import Manner
-from lorary.training.data.files import Source, for_each, read_source
+from lorary.training.data.files.contents import Manner
+from lorary.training.data.files.source import Source, for_each, read_source
+from lorary.training.data.files.text import read_text
 from lorary.training.data.rows import check_rows
 from lorary.training.data.splits import FEWEST_VALIDATION_ROWS, note_overlap
-from lorary.training.data.text import read_text
 from lorary.training.fitting.evaluate import token_logits
 from lorary.training.pretraining.recipe import PretrainRecipe
 from lorary.training.recipe.corpus import is_text

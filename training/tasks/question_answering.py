@@ -17,7 +17,7 @@ from lorary.adapters.predict.question_answering import QuestionAnsweringRows, Wi
 from lorary.hub.errors import DataError, TrainingError, UsageError
 from lorary.hub.manifest import Answering, Preprocessing
 from lorary.training.data import Example, Note
-from lorary.training.data.answers import Answer, answers_of
+from lorary.training.data.shapes.answers import Answer, answers_of
 from lorary.training.fitting.evaluate import logits_by_row
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.raw import shown

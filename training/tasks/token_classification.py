@@ -18,7 +18,7 @@ import torch
 
 from lorary.hub.errors import TrainingError
 from lorary.training.data import Example
-from lorary.training.data.tags import as_iobes, mark_entities
+from lorary.training.data.labels.tags import as_iobes, mark_entities
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe import Recipe
 from lorary.training.report.confusion import count_labels

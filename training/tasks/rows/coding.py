@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data import Example
-from lorary.training.data.files import report
+from lorary.training.data.files.source import report
 from lorary.training.recipe import Recipe
 from lorary.training.tasks.rows.lengths import Length
 from lorary.training.tasks.rows.token_cache import TokenCache

@@ -10,8 +10,8 @@ from lorary.adapters.text.templates import chat_text, demand_variables, unknown_
 from lorary.adapters.text.tools import as_text
 from lorary.hub.errors import DataError, TrainingError, UsageError
 from lorary.training.data import Example
-from lorary.training.data.files import report
-from lorary.training.data.messages import is_learned
+from lorary.training.data.files.source import report
+from lorary.training.data.shapes.messages import is_learned
 from lorary.training.fitting.losses import IGNORED
 from lorary.training.recipe.sections import PromptSettings
 

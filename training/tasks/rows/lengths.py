@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lorary.hub.errors import DataError
 from lorary.training.data import Example, Note
-from lorary.training.data.files import report
+from lorary.training.data.files.source import report
 
 if TYPE_CHECKING:
     from lorary.training.tasks.rows.encoded import Encoded

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from lorary.training.data.examples import Note
-from lorary.training.data.files import Row, Source, bad_rows
-from lorary.training.data.messages import as_written_chat
+from lorary.training.data.files.source import Row, Source, bad_rows
+from lorary.training.data.shapes.messages import as_written_chat
 from lorary.training.recipe.raw import shown
 
 _REPLIES = ("chosen", "rejected", "completion")

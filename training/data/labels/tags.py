@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from lorary.training.data.examples import Example, Note
-from lorary.training.data.files import report
+from lorary.training.data.files.source import report
 from lorary.training.recipe import Recipe
 
 _ENTITY = re.compile(r"O|[BIESLU]-.+", re.DOTALL)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorary.hub.errors import DataError
-from lorary.training.data.opening import read_content
-from lorary.training.data.separated import has_bare_quotes, has_semicolons, naming_line
+from lorary.training.data.files.opening import read_content
+from lorary.training.data.files.separated import has_bare_quotes, has_semicolons, naming_line
 from lorary.training.recipe.corpus import visible_files
 from lorary.training.recipe.data_files import DATA_SUFFIXES, is_gzip, kind_of
 from lorary.training.recipe.raw import shown as shown_value

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorary.hub.errors import DataError
-from lorary.training.data.contents import misnamed, not_text
 from lorary.training.data.examples import Note
-from lorary.training.data.files import MOST_HASHES, Row, Source, hash_of_all, report
-from lorary.training.data.opening import open_content
+from lorary.training.data.files.contents import misnamed, not_text
+from lorary.training.data.files.opening import open_content
+from lorary.training.data.files.source import MOST_HASHES, Row, Source, hash_of_all, report
 from lorary.training.recipe.corpus import text_files
 from lorary.training.recipe.data_files import TEXT_SUFFIXES
 

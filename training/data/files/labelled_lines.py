@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lorary.training.data.contents import Manner, Rows, decode
+from lorary.training.data.files.contents import Manner, Rows, decode
 from lorary.training.recipe.raw import shown
 
 _MARK = "__label__"

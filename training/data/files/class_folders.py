@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Note
-from lorary.training.data.files import Row, Source
-from lorary.training.data.text import read_text
+from lorary.training.data.files.source import Row, Source
+from lorary.training.data.files.text import read_text
 from lorary.training.recipe.raw import some
 from lorary.training.recipe.sections import Columns
 

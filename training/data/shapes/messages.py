@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.training.data.written import from_text
+from lorary.training.data.shapes.written import from_text
 from lorary.training.recipe.raw import shown
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from lorary.hub.errors import DataError
-from lorary.training.data.files import Row, Source, bad_rows
-from lorary.training.data.written import written_list
+from lorary.training.data.files.source import Row, Source, bad_rows
+from lorary.training.data.shapes.written import written_list
 from lorary.training.recipe.raw import nearest, shown
 
 _YES_OR_NO: Mapping[Any, bool] = {

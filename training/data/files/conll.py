@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lorary.training.data.contents import Manner, Rows, decode
+from lorary.training.data.files.contents import Manner, Rows, decode
 from lorary.training.recipe.raw import shown
 
 

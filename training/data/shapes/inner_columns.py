@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from lorary.training.data.files import Row, Source
-from lorary.training.data.messages import is_message
+from lorary.training.data.files.source import Row, Source
+from lorary.training.data.shapes.messages import is_message
 
 
 def with_inner(source: Source, columns: Iterable[str]) -> Source:

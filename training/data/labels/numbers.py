@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Example
-from lorary.training.data.files import Row, Source
+from lorary.training.data.files.source import Row, Source
 
 _WHOLE = re.compile(r"(-?\d+)(\.0*)?")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lorary.hub.errors import DataError
-from lorary.training.data.contents import check_file
-from lorary.training.data.gzipped import Unpacked
+from lorary.training.data.files.contents import check_file
+from lorary.training.data.files.gzipped import Unpacked
 from lorary.training.recipe.data_files import is_gzip
 
 _CHUNK = 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from lorary.training.data.examples import Note
-from lorary.training.data.files import Source
+from lorary.training.data.files.source import Source
 
 # What a layout is called, the columns that it shows by, and what a recipe has to say for it. Pairs stand before chats:
 # UltraFeedback's rows have the chosen one among their messages, too.

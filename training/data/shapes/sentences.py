@@ -14,9 +14,9 @@ from typing import Any
 
 from lorary.hub.errors import DataError
 from lorary.training.data.examples import Note
-from lorary.training.data.files import Row, Source, bad_rows
+from lorary.training.data.files.source import Row, Source, bad_rows
 from lorary.training.data.incomplete import HINT, is_missing
-from lorary.training.data.written import LIST
+from lorary.training.data.shapes.written import LIST
 from lorary.training.recipe.raw import nearest, shown
 from lorary.training.recipe.sections import Data
 

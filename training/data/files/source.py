@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from lorary.hub.errors import DataError, LoraryError, first_line
 from lorary.hub.files.store import hash_file
-from lorary.training.data.contents import Manner
-from lorary.training.data.folders import check_folder
-from lorary.training.data.label_names import with_label_names
-from lorary.training.data.nested import as_written
-from lorary.training.data.opening import read_content
-from lorary.training.data.readers import READERS
+from lorary.training.data.files.contents import Manner
+from lorary.training.data.files.folders import check_folder
+from lorary.training.data.files.label_names import with_label_names
+from lorary.training.data.files.nested import as_written
+from lorary.training.data.files.opening import read_content
+from lorary.training.data.files.readers import READERS
 from lorary.training.recipe.data_files import is_data_file, kind_of
 
 _Made = TypeVar("_Made")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lorary.training.data.contents import twice
+from lorary.training.data.files.contents import twice
 from lorary.training.recipe.raw import shown
 
 _PLACE = re.compile(r"-?\d+")

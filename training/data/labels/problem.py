@@ -11,9 +11,9 @@ from typing import Any
 from lorary.hub.errors import DataError
 from lorary.hub.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lorary.training.data.examples import Note
-from lorary.training.data.files import Source
+from lorary.training.data.files.source import Source
 from lorary.training.data.roles import NUMBER
-from lorary.training.data.written import LIST
+from lorary.training.data.shapes.written import LIST
 from lorary.training.recipe import Recipe
 from lorary.training.recipe.data_files import LABELLED_LINES, kind_of
 from lorary.training.recipe.raw import shown

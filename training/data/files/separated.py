@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lorary.training.data.contents import Manner, Rows, decode, twice
+from lorary.training.data.files.contents import Manner, Rows, decode, twice
 from lorary.training.recipe.raw import shown
 
 _NAMING = re.compile(r"\"?sep=[^\r\n]*", re.IGNORECASE)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from lorary.training.data.examples import Note
-from lorary.training.data.files import Row, Source, bad_rows
+from lorary.training.data.files.source import Row, Source, bad_rows
 from lorary.training.recipe.raw import shown
 
 

@@ -12,14 +12,14 @@ from itertools import islice
 from typing import Any
 
 from lorary.hub.errors import first_line
-from lorary.training.data.answers import squad_rows
-from lorary.training.data.column_json import is_frame, table_rows
-from lorary.training.data.conll import read_conll
-from lorary.training.data.contents import Manner, Rows, decode, twice
-from lorary.training.data.label_names import with_label_names
-from lorary.training.data.labelled_lines import read_lines
-from lorary.training.data.nested import as_written
-from lorary.training.data.separated import read_csv, read_tsv
+from lorary.training.data.files.column_json import is_frame, table_rows
+from lorary.training.data.files.conll import read_conll
+from lorary.training.data.files.contents import Manner, Rows, decode, twice
+from lorary.training.data.files.label_names import with_label_names
+from lorary.training.data.files.labelled_lines import read_lines
+from lorary.training.data.files.nested import as_written
+from lorary.training.data.files.separated import read_csv, read_tsv
+from lorary.training.data.shapes.answers import squad_rows
 from lorary.training.recipe.data_files import LABELLED_LINES
 from lorary.training.recipe.raw import shown
 

@@ -7,7 +7,7 @@ import zlib
 from gzip import BadGzipFile, GzipFile
 from typing import Any
 
-from lorary.training.data.contents import misnamed
+from lorary.training.data.files.contents import misnamed
 
 MOST_TIMES = 200
 """So many times its own size a file may unpack to; texts do to ten, and no gzip file to more than a thousand."""

@@ -12,7 +12,7 @@ from typing import Any
 from lorary.hub.errors import DataError
 from lorary.hub.manifest import MULTI_LABEL
 from lorary.training.data.examples import Example, Note
-from lorary.training.data.files import SHOWN_PROBLEMS, report
+from lorary.training.data.files.source import SHOWN_PROBLEMS, report
 from lorary.training.recipe.raw import nearest, shown, some
 
 Check = Callable[[Any], str | None]

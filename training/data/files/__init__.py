@@ -1,0 +1,1 @@
+"""Opening data files, and what they hold, row by row."""

@@ -1,0 +1,1 @@
+"""What the labels and tags of rows are."""

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from lorary.adapters.server import completions, predictions
+from lorary.adapters.server import completions, predictions, responses
 from lorary.adapters.server.guard import Guard
 from lorary.adapters.server.metrics import CONTENT_TYPE
 from lorary.adapters.server.problems import answer_invalid, answer_memory, answer_problem
@@ -27,6 +27,7 @@ def create_app(service: Service) -> FastAPI:
     ========================================= =================================================================
     ``POST /v1/chat/completions``             OpenAI's: conversations, whole or as a stream
     ``POST /v1/completions``                  OpenAI's: prompts, whole or as a stream
+    ``POST /v1/responses``                    OpenAI's newer one: conversations, whole or as a stream of events
     ``POST /v1/embeddings``                   OpenAI's: vectors of adapters for feature extraction
     ``POST /v1/predict``                      any task, one adapter for all rows or one for each
     ``GET /v1/models``, ``/v1/models/{id}``   what ``model`` may be
@@ -49,6 +50,7 @@ def create_app(service: Service) -> FastAPI:
     for kind in (LoraryError, MemoryError, Exception):
         app.add_exception_handler(kind, answer_problem)  # what only the last one takes is logged with its traceback
     app.include_router(completions.routes(service))
+    app.include_router(responses.routes(service))
     app.include_router(predictions.routes(service))
     page = files("lorary.adapters.server").joinpath("page.html").read_text(encoding="utf-8")
 

@@ -40,7 +40,7 @@ class Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._chunks.aclose()
-            _give_up(self._writings)
+            give_up(self._writings)
 
 
 def routes(service: Service) -> APIRouter:
@@ -60,8 +60,7 @@ def routes(service: Service) -> APIRouter:
             prompt = body.conversation()
         except ValueError as error:
             raise Refusal(400, str(error), "invalid_request") from error
-        told = {"tools": body.offered, "chat_template_kwargs": body.chat_template_kwargs}
-        return await _answer(service, request, body, CHAT, [prompt], told)
+        return await _answer(service, request, body, CHAT, [prompt], body.told)
 
     return router
 
@@ -74,25 +73,37 @@ async def _answer(
     prompts: Sequence[Any],
     told: dict[str, Any],
 ) -> Response:
-    if (texts := len(prompts) * (body.n or 1)) > MOST_ROWS:
-        raise Refusal(400, f"{texts} texts at once; expected at most {MOST_ROWS}", "invalid_request")
-    engine = await service.demand_engine()
-    served = await service.find(body.model)
-    template = service.response_template if told.get("tools") else None
-    writings = await asyncio.to_thread(_submit, engine, served, body, prompts, told, template)
+    writings = await begin(service, body, prompts, told)
     frame = {"id": f"{form.prefix}{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
     if body.stream:
         return Streamed(_stream(service, writings, body, form, frame), writings)
     try:
         written = await while_there(request, asyncio.gather(*(writing.whole() for writing in writings)))
     finally:
-        _give_up(writings)
+        give_up(writings)
     completions = [completion for _, completion in written]
     for completion in completions:
         service.metrics.completed(body.model, completion)
     choices = [form.choice(index, part, completion) for index, (part, completion) in enumerate(written)]
     frame |= {"object": form.whole, "choices": choices, "usage": usage(completions, body.n or 1)}
     return JSONResponse(frame)
+
+
+async def begin(
+    service: Service, body: CompletionBody | ChatBody, prompts: Sequence[Any], told: dict[str, Any]
+) -> list[Writing]:
+    """Texts that are being written from now on, to be read, and to be given up in the end.
+
+    Raises:
+        Refusal: they are too many.
+        LoraryError: what :meth:`Service.demand_engine`, :meth:`Service.find` and :meth:`Engine.submit` raise.
+    """
+    if (texts := len(prompts) * (body.n or 1)) > MOST_ROWS:
+        raise Refusal(400, f"{texts} texts at once; expected at most {MOST_ROWS}", "invalid_request")
+    engine = await service.demand_engine()
+    served = await service.find(body.model)
+    template = service.response_template if told.get("tools") else None
+    return await asyncio.to_thread(_submit, engine, served, body, prompts, told, template)
 
 
 def _submit(
@@ -114,7 +125,7 @@ def _submit(
                 )
                 writings.append(Writing(generation, body.stops, _reader(generation, body.wanted, told, template)))
     except BaseException:
-        _give_up(writings)
+        give_up(writings)
         raise
     return writings
 
@@ -173,7 +184,8 @@ async def _read(index: int, writing: Writing, parts: asyncio.Queue[Any]) -> None
         await parts.put((index, Part(Said()), error))
 
 
-def _give_up(writings: Sequence[Writing]) -> None:
+def give_up(writings: Sequence[Writing]) -> None:
+    """Let nobody write on these."""
     for writing in writings:
         with suppress(Exception):
             writing.generation.cancel()

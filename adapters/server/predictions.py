@@ -16,9 +16,10 @@ from lorary.adapters.arguments import is_number, is_whole, shown
 from lorary.adapters.predict.generation import GENERATED
 from lorary.adapters.predict.plain import plain
 from lorary.adapters.predict.table import PREDICTORS
-from lorary.adapters.server.bodies import COLDEST, EmbeddingBody, PredictBody
+from lorary.adapters.server.bodies import EmbeddingBody, PredictBody
 from lorary.adapters.server.models import Served
 from lorary.adapters.server.problems import Refusal
+from lorary.adapters.server.sampling import COLDEST
 from lorary.adapters.server.service import Service, while_there
 
 _MOST: Mapping[str, int | None] = {

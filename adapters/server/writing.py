@@ -32,6 +32,7 @@ class Writing:
 
     def __init__(self, generation: Generation, stops: Sequence[str], reader: Reader | None = None) -> None:
         self.generation = generation
+        self.thinking = 0  # tokens of thoughts so far, with what is written around them
         self._reader = reader
         # Else, tokens that have come together are read together.
         self._each = bool(stops) or reader is not None or generation.told is not None
@@ -47,11 +48,14 @@ class Writing:
         Raises what the generation does.
         """
         special = self._reader is not None and self._reader.special
+        shared = 0  # tokens that the parts so far have taken
         async for piece, tokens in self.generation.pieces(each=self._each, special=special):
             if self.generation.told is not None and self._noted < tokens:
                 self._note()
             self._begin += len(piece)
             if (said := self._said(self._text.add(piece))) != Said():
+                self.thinking += tokens - shared if said.thoughts else 0
+                shared = tokens
                 yield self._part(said), None
             if self._text.ended:
                 self._needed = tokens

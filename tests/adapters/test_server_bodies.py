@@ -26,12 +26,19 @@ def test_what_asks_for_nothing_passes(asked):
 
 @pytest.mark.parametrize("asked", [
     {"frequency_penalty": 2.1}, {"frequency_penalty": False}, {"logprobs": 0}, {"top_logprobs": 1}, {"echo": 0},
-    {"reasoning_effort": "low"}, {"tool_choice": "required"},
+    {"verbosity": "low"}, {"tool_choice": "required"},
     {"best_of": 2.0}, {"made_up": None},
 ], ids=str)  # fmt: skip
 def test_what_asks_for_something_is_refused(asked):
     with pytest.raises(ValidationError, match=next(iter(asked))):
         ChatBody.model_validate({"model": "a", "messages": [TURN], **asked})
+
+
+def test_how_much_to_think_is_the_templates_to_be_told():
+    asked = {"model": "a", "messages": [TURN], "reasoning_effort": "low"}
+    assert ChatBody.model_validate(asked).told["chat_template_kwargs"] == {"reasoning_effort": "low"}
+    asked["chat_template_kwargs"] = {"reasoning_effort": "high", "loud": True}
+    assert ChatBody.model_validate(asked).told["chat_template_kwargs"] == asked["chat_template_kwargs"]
 
 
 def test_all_of_the_vocabulary_in_the_spelling_of_vllm():

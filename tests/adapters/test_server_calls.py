@@ -141,6 +141,31 @@ def test_thoughts_are_apart(serve, words):
         assert (found["reasoning"].strip(), found["content"].split(), reason) == (words[1], words[3:], "length")
 
 
+def test_a_response_has_an_item_for_thoughts_words_and_each_call(serve, words):
+    """Of what the chat says, whole and in a stream."""
+    thinking = {"reasoning_content": {"open": words[0], "close": words[2]}}
+    with serve(templated(words[4], words[7], **thinking)) as caller:
+        message = caller.call(CHATS, BODY)["choices"][0]["message"]
+        tool = {"type": "function", **TOOL["function"]}
+        asked = {key: value for key, value in BODY.items() if key not in ("messages", "max_tokens")}
+        asked |= {"input": "profit rose", "tools": [tool], "max_output_tokens": 12}
+        whole = caller.call("/v1/responses", asked)
+        thoughts, said, call, more = whole["output"]
+        assert thoughts["content"] == [{"type": "reasoning_text", "text": message["reasoning_content"]}]
+        texts = [item["content"][0]["text"] for item in (said, more)]
+        assert (texts, " ".join(texts).split()) == ([words[3], " ".join(words[8:])], message["content"].split())
+        (called,) = message["tool_calls"]
+        assert {"name": call["name"], "arguments": call["arguments"]} == called["function"]
+        assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": 3}  # with what stands around them
+        events = [json.loads(event) for event in caller.events("/v1/responses", asked)]
+        assert [item["type"] for item in events[-1]["response"]["output"]] == [item["type"] for item in whole["output"]]
+        kinds = ["reasoning_text", "output_text", "function_call_arguments", "output_text"]
+        done = [event["type"] for event in events if event["type"].endswith(("text.done", "arguments.done"))]
+        assert done == [f"response.{kind}.done" for kind in kinds]
+        pieces = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+        assert "".join(pieces) == "".join(texts)
+
+
 @pytest.mark.parametrize("closing", [6, None])
 def test_a_call_that_cant_be_read_is_text(serve, words, closing):
     """Where it ends, or the text in it; nothing of what was written is lost."""

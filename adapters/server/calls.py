@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,26 +23,46 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # what templates cal
 
 @dataclass(frozen=True)
 class Call:
-    """A function's name and its arguments as JSON text, under an id that the tool's answer refers to."""
+    """A function's name and its arguments as JSON text, under an id that the tool's answer refers to.
+
+    Or a piece of it, with what comes next of the arguments: ``begins`` is the first, ``ends`` the last.
+    """
 
     id: str
     name: str
     arguments: str
+    begins: bool = True
+    ends: bool = True
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a piece of an answer comes to: text, thoughts before it, and calls."""
+    """What a piece of an answer comes to: text, thoughts before it, and calls, or a piece of each."""
 
     text: str = ""
     thoughts: str = ""
     calls: tuple[Call, ...] = ()
+
+    @property
+    def called(self) -> bool:
+        """Does it end with a whole call?"""
+        return bool(self.calls) and self.calls[-1].ends
 
 
 def new_call(name: str, arguments: Any) -> Call:
     """A call under an id of its own; ``arguments`` are JSON text, or what is to be written as such."""
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return Call(f"call_{uuid.uuid4().hex[:24]}", name, text)
+
+
+def joined(pieces: Iterable[Call]) -> tuple[Call, ...]:
+    """Calls of their pieces, each as far as it has come."""
+    texts: dict[str, list[str]] = {}
+    found: dict[str, Call] = {}
+    for piece in pieces:
+        texts.setdefault(piece.id, []).append(piece.arguments)
+        found[piece.id] = piece
+    return tuple(Call(one.id, one.name, "".join(texts[one.id]), ends=one.ends) for one in found.values())
 
 
 def response_template(tokenizer: Any) -> dict[str, Any] | None:

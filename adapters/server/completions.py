@@ -22,7 +22,8 @@ from lorary.adapters.server.forms import CHAT, TEXT, Form, reason_of, usage
 from lorary.adapters.server.models import Served
 from lorary.adapters.server.problems import Refusal, problem
 from lorary.adapters.server.service import Service, while_there
-from lorary.adapters.server.tool_choice import WantedCalls, WantedReader
+from lorary.adapters.server.tool_choice import WantedCalls
+from lorary.adapters.server.wanted import WantedReader
 from lorary.adapters.server.writing import Part, Writing
 
 
@@ -151,20 +152,23 @@ async def _stream(
     parts: asyncio.Queue[tuple[int, Part, Completion | BaseException | None]] = asyncio.Queue()
     readers = [asyncio.ensure_future(_read(index, writing, parts)) for index, writing in enumerate(writings)]
     completions: dict[int, Completion] = {}
-    called: dict[int, int] = {}  # the calls of each text so far, once it has begun
+    calls: dict[int, int] = {}  # of each text so far, once it has begun
+    called: dict[int, bool] = {}  # are they whole?
     try:
         while len(completions) < len(writings):
             index, part, end = await parts.get()
             if isinstance(end, BaseException):
                 yield _event(problem(end)[1])
                 return
-            before = called.get(index, 0)
-            first, called[index] = index not in called, before + len(part.said.calls)
+            first, before = index not in calls, calls.get(index, 0)
+            calls[index] = before + sum(call.begins for call in part.said.calls)
+            if part.said.calls:
+                called[index] = part.said.called
             reason = None
             if end is not None:
                 completions[index] = end
                 service.metrics.completed(body.model, end)
-                reason = reason_of(end, called=called[index] > 0)
+                reason = reason_of(end, called=called.get(index, False))
             yield _event(frame | {"choices": [form.delta(index, part, reason, first=first, called=before)]})
         if body.stream_options and body.stream_options.include_usage:
             used = usage([completions[index] for index in sorted(completions)], body.n or 1)

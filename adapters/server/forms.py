@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ class Form:
     def choice(self, index: int, part: Part, completion: Completion) -> dict[str, Any]:
         """A whole text."""
         content = {"message": self._message(part)} if self.chat else {"text": part.said.text}
-        reason = reason_of(completion, called=bool(part.said.calls))
+        reason = reason_of(completion, called=part.said.called)
         return {"index": index, **content, "logprobs": self._logprobs(part), "finish_reason": reason}
 
     def delta(self, index: int, part: Part, reason: str | None, *, first: bool, called: int) -> dict[str, Any]:
@@ -49,7 +50,10 @@ class Form:
         if said.thoughts:
             delta["reasoning_content"] = said.thoughts
         if said.calls:
-            delta["tool_calls"] = [{"index": called + place, **_call(call)} for place, call in enumerate(said.calls)]
+            begun = itertools.accumulate((call.begins for call in said.calls), initial=called)
+            places = [number - 1 for number in begun][1:]
+            pieces = [_call(call) if call.begins else _more(call) for call in said.calls]
+            delta["tool_calls"] = [{"index": place, **piece} for place, piece in zip(places, pieces, strict=True)]
         return delta
 
     def _logprobs(self, part: Part) -> dict[str, Any] | None:
@@ -63,7 +67,7 @@ CHAT = Form("chatcmpl-", "chat.completion", "chat.completion.chunk", chat=True)
 
 
 def reason_of(completion: Completion, *, called: bool) -> str:
-    """Why a text ended, as callers are told; ``called``: it has calls of tools."""
+    """Why a text ended, as callers are told; ``called``: it has calls of tools, all of them whole."""
     return "tool_calls" if called and completion.finish_reason == "stop" else completion.finish_reason
 
 
@@ -76,3 +80,7 @@ def usage(completions: Sequence[Completion], each: int) -> dict[str, int]:
 
 def _call(call: Call) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _more(call: Call) -> dict[str, Any]:
+    return {"function": {"arguments": call.arguments}}

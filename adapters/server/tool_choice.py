@@ -5,7 +5,6 @@ As in vLLM the model writes them as JSON, whatever form its own chat template ha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -13,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorary.adapters.arguments import shown
-from lorary.adapters.server.calls import Said, new_call
 
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 _OF_A_FILE = ("$schema", "$id")  # of a schema that stands alone; inside another they would say what that one is
@@ -71,29 +69,6 @@ def wanted_calls(
         return WantedCalls(_schema_of_calls(functions, 1 if one else _MOST_CALLS), None)
     except RecursionError as error:
         raise ValueError("tools: nested too deeply") from error
-
-
-class WantedReader:
-    """Makes calls of the answer that was written by a schema of them. What can't be read, being cut off, stays text."""
-
-    special = False
-
-    def __init__(self, wanted: WantedCalls) -> None:
-        self._name = wanted.name
-        self._held = ""
-
-    def read(self, text: str, *, last: bool = False) -> Said:
-        """What the next piece of the text comes to; nothing before the last one, with which all is read."""
-        self._held += text
-        if not last:
-            return Said()
-        try:
-            found = json.loads(self._held)
-        except (ValueError, RecursionError):
-            return Said(self._held)
-        if self._name is not None:
-            return Said(calls=(new_call(self._name, self._held.strip()),))
-        return Said(calls=tuple(new_call(one["name"], one["arguments"]) for one in found))
 
 
 def _function(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

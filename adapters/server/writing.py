@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lorary.adapters.engine import Completion
 from lorary.adapters.engine import Request as Generation
 from lorary.adapters.engine.text import TextStream
-from lorary.adapters.server.calls import Reader, Said
+from lorary.adapters.server.calls import Reader, Said, joined
 from lorary.adapters.server.logprobs import ToldToken
 from lorary.adapters.server.stopping import StopText
 
@@ -70,7 +70,7 @@ class Writing:
         assert end is not None
         parts = [*(part for part, _ in before), last]
         text, thoughts = ("".join(getattr(part.said, name) for part in parts) for name in ("text", "thoughts"))
-        calls = tuple(call for part in parts for call in part.said.calls)
+        calls = joined(call for part in parts for call in part.said.calls)
         if thoughts or calls:
             text, thoughts = text.strip(), thoughts.strip()
         return Part(Said(text, thoughts, calls), [token for part in parts for token in part.tokens or ()] or None), end

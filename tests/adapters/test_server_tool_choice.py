@@ -6,7 +6,9 @@ import pytest
 
 from http_service import CHATS, TEXTS
 from lorary.adapters.server.bodies import ChatBody
-from lorary.adapters.server.tool_choice import NamedTool, wanted_calls
+from lorary.adapters.server.calls import joined
+from lorary.adapters.server.tool_choice import NamedTool, WantedCalls, wanted_calls
+from lorary.adapters.server.wanted import WantedReader
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 MOOD = {
@@ -89,23 +91,89 @@ def test_any_of_them(caller, one):
     assert names == {"rate", "turn", "stop"}
 
 
-def test_a_stream_brings_the_calls_whole(caller):
-    asked = ASKED | {"tool_choice": named("rate"), "seed": 4}
-    want = calls_of(caller.call(CHATS, asked)["choices"][0])
+def streamed(caller, asked):
+    """The calls that a stream comes to, as OpenAI's clients put them together, their pieces, and why it ended."""
     choices = [json.loads(event)["choices"][0] for event in list(caller.events(CHATS, asked))[:-1]]
     assert not any(choice["delta"].get("content") for choice in choices)
-    found = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
-    assert [(call["index"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in found] == [
-        (0, *want[0])
-    ]
-    assert choices[-1]["finish_reason"] == "tool_calls"
+    calls, pieces = [], 0
+    for piece in (piece for choice in choices for piece in choice["delta"].get("tool_calls", ())):
+        pieces += 1
+        if piece["index"] == len(calls):
+            calls.append(piece)
+            assert (piece["type"], set(piece)) == ("function", {"index", "id", "type", "function"})
+        else:
+            assert piece["index"] == len(calls) - 1
+            assert (set(piece), set(piece["function"])) == ({"index", "function"}, {"arguments"})
+            calls[-1]["function"]["arguments"] += piece["function"]["arguments"]
+    return [call["function"] for call in calls], pieces, choices[-1]["finish_reason"]
 
 
-def test_what_is_cut_off_stays_text(caller):
+@pytest.mark.parametrize("asked", [
+    {"tool_choice": named("rate"), "seed": 4}, {"tool_choice": named("turn"), "seed": 1},
+    {"tool_choice": named("rate"), "seed": 4, "max_tokens": 5},
+    {"tool_choice": "required", "seed": 2}, {"tool_choice": "required", "seed": 7, "max_tokens": 90},
+], ids=str)  # fmt: skip
+def test_a_stream_brings_calls_as_they_are_written(caller, asked):
+    """And comes to what a whole answer has."""
+    asked = ASKED | asked
+    (choice,) = caller.call(CHATS, asked)["choices"]
+    calls, pieces, reason = streamed(caller, asked)
+    assert (calls, reason) == ([call["function"] for call in choice["message"]["tool_calls"]], choice["finish_reason"])
+    assert pieces >= sum(len(call["arguments"]) for call in calls) - len(calls)  # a character is a token here
+
+
+def test_what_is_cut_off_is_a_call_that_doesnt_end(caller):
     (choice,) = caller.call(CHATS, ASKED | {"tool_choice": named("rate"), "seed": 4, "max_tokens": 5})["choices"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", None)
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "rate"
+    assert call["function"]["arguments"].startswith("{")
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting"):
+        json.loads(call["function"]["arguments"])
+    stopped = ASKED | {"tool_choice": named("rate"), "seed": 4, "stop": "t"}
+    (choice,) = caller.call(CHATS, stopped)["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert streamed(caller, stopped)[::2] == ([choice["message"]["tool_calls"][0]["function"]], "stop")
+
+
+def test_what_is_cut_off_before_a_function_is_text(caller):
+    (choice,) = caller.call(CHATS, ASKED | {"tool_choice": "required", "seed": 4, "max_tokens": 5})["choices"]
     assert choice["finish_reason"] == "length"
-    assert choice["message"]["content"].startswith("{")
+    assert choice["message"]["content"].startswith("[")
     assert "tool_calls" not in choice["message"]
+
+
+def test_a_call_that_is_cut_off_is_an_incomplete_item(caller):
+    asked = {"model": "writer", "input": "who?", "tool_choice": {"type": "function", "name": "rate"}}
+    asked |= {"max_output_tokens": 5, "tools": [{"type": "function", "name": "rate", "parameters": MOOD}]}
+    answer = caller.call("/v1/responses", asked)
+    (item,) = answer["output"]
+    assert (item["type"], item["status"], answer["status"]) == ("function_call", "incomplete", "incomplete")
+    assert item["arguments"].startswith("{")
+
+
+@pytest.mark.parametrize(("name", "text", "calls"), [
+    ("a", ' {"x": "}\\"{\\\\"} ', [('{"x": "}\\"{\\\\"}', True)]),
+    ("a", '\n{"x": [{}, [1]]', [('{"x": [{}, [1]]', False)]),
+    ("a", "12", [("12", True)]),
+    (None, '[{"name": "a" ,\n "arguments": {"x": [1, {}]}}, {"name":"b","arguments":{} }]',
+     [("a", '{"x": [1, {}]}', True), ("b", "{}", True)]),
+    (None, '[ {"name": "\\u0061\\"", "arguments":\n  {"name": "b", "arguments": "]"} }]',
+     [('a"', '{"name": "b", "arguments": "]"}', True)]),
+    (None, '[{"name": "a", "arguments": 12}, {"name": "a", "arguments": "}"}, {"name": "a", "arguments": tr',
+     [("a", "12", True), ("a", '"}"', True), ("a", "tr", True)]),
+    (None, '[{"name": "a", "arguments": {}}, {"name": "b", "arg', [("a", "{}", True)]),
+    (None, '[{"name": "a", "arguments": ', [("a", "", False)]),
+], ids=lambda value: str(value)[:30])  # fmt: skip
+def test_calls_in_pieces_of_any_size(name, text, calls):
+    for size in (1, 2, 3, 7, 1000):
+        reader = WantedReader(WantedCalls({}, name))
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        said = [*(reader.read(piece) for piece in pieces), reader.read("", last=True)]
+        assert not any(one.text for one in said)
+        found = joined(call for one in said for call in one.calls)
+        assert [(*((call.name,) if name is None else ()), call.arguments, call.ends) for call in found] == calls
+        assert len({call.id for call in found}) == len(found)
 
 
 def test_none_of_them(caller):

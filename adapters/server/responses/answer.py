@@ -53,7 +53,9 @@ class Answer:
         events = self._go_on(_THOUGHTS, said.thoughts) if said.thoughts else []
         events += self._go_on(_TEXT, said.text) if said.text else []
         for call in said.calls:
-            events += [*self._close(), *self._open(_call(call)), *self._piece(call.arguments), *self._close()]
+            events += [*self._close(), *self._open(_call(call))] if call.begins else []
+            events += self._piece(call.arguments) if call.arguments else []
+            events += self._close() if call.ends else []
         return events
 
     def end(self, completion: Completion, thinking: int) -> list[Event]:
@@ -65,7 +67,7 @@ class Answer:
             spaces, self._spaces = self._spaces, ""  # of an answer that is all text nothing is left out
             events += self._open({"type": _TEXT}) if self._item is None else []
             events += self._piece(spaces) if spaces else []
-        events += self._close(status)
+        events += self._close("incomplete" if self._item and self._item["type"] == _CALL else status)
         if all(item["type"] == _THOUGHTS for item in self._items):
             events += [*self._open({"type": _TEXT}), *self._close(status)]
         self._status, self._usage = status, _usage(completion, thinking)

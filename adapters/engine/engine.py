@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from lorary.adapters.arguments import adapter_name, demand_known, demand_unicode, whole_number
+from lorary.adapters.arguments import adapter_name, demand_known, demand_unicode, is_whole, token_rows, whole_number
 from lorary.adapters.collected import when_collected
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.compatibility import Comparison, check_backbone, check_version, most_positions
@@ -20,7 +20,13 @@ from lorary.adapters.text.asked import apart, ask
 from lorary.adapters.text.generate import PromptRow, demand_prompt, manner_of
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
-from lorary.hub.errors import EngineStoppedError, EngineUnsupportedError, RequestFailedError, RequestTooLongError
+from lorary.hub.errors import (
+    EngineStoppedError,
+    EngineUnsupportedError,
+    RequestFailedError,
+    RequestTooLongError,
+    UsageError,
+)
 
 _PROBES = (8, 3)  # the lengths of the prompts that are compared when an engine opens
 _PROBED_TOKENS = 3
@@ -73,7 +79,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: PromptRow,
+        prompt: PromptRow | Sequence[int],
         adapter: str | None = None,
         *,
         seed: int | None = None,
@@ -91,7 +97,8 @@ class Engine:
         ``torch.manual_seed(seed)`` and on the same kind of device. OpenAI's penalties are the engine's alone.
 
         Args:
-            prompt: a text, or a conversation (a list of ``{"role", "content"}``), put the way the adapter was trained.
+            prompt: a text, or a conversation (a list of ``{"role", "content"}``), put the way the adapter was trained;
+                or token ids, which are taken as they stand.
             adapter: a name, None for the bare backbone.
             seed: of the request's own random numbers, with ``do_sample``; a new one unless given.
             tools: what may be called in answer to a conversation: JSON schemas, or functions.
@@ -132,9 +139,7 @@ class Engine:
                 f"the layers of {type(self._inference.model).__name__} don't keep the tokens of a step apart, so its "
                 "requests can't have adapters; use Backbone.generate"
             )
-        if not manner_of(loaded).cuts:
-            self._demand_readable(prompt)
-        ids = self._inference.prompt_ids(ask(demand_prompt(prompt), tools, chat_template_kwargs), loaded)
+        ids = self._ids(prompt, loaded, tools, chat_template_kwargs)
         own = self._inference.own_settings(loaded, generate_kwargs)
         if open_ended:
             own = self._left(len(ids)) | own
@@ -211,6 +216,18 @@ class Engine:
             told,
         )
 
+    def _ids(self, prompt: PromptRow | Sequence[int], adapter: Any, tools: Any, told: Any) -> list[int]:
+        """A prompt's tokens."""
+        if isinstance(prompt, (list, tuple)) and prompt and is_whole(prompt[0]):
+            if tools or told:
+                raise UsageError("tools, chat_template_kwargs: only a chat template is told of them; pass no token ids")
+            self._demand_few(f"{len(prompt)} tokens", len(prompt))
+            return token_rows([prompt], self._inference.vocabulary)[0]
+        row = cast(PromptRow, prompt)
+        if not manner_of(adapter).cuts:
+            self._demand_readable(row)
+        return self._inference.prompt_ids(ask(demand_prompt(row), tools, told), adapter)
+
     def _left(self, prompt_tokens: int) -> dict[str, int]:
         """As many new tokens as a prompt leaves room for; nothing where the base says how many."""
         base = self._inference.model.generation_config
@@ -228,9 +245,13 @@ class Engine:
         said: Any = demand_prompt(apart(prompt).prompt)
         texts = [said] if isinstance(said, str) else [dict(turn).get("content") for turn in said]
         signs = sum(len(text) for text in texts if isinstance(text, str))
-        if signs > self._room() * self._longest_token:
+        self._demand_few(f"{signs} signs", signs // self._longest_token)
+
+    def _demand_few(self, length: str, tokens: int) -> None:
+        """Refuse a prompt of this length, that is at least so many tokens."""
+        if tokens > self._room():
             raise RequestTooLongError(
-                f"a prompt of {signs} signs is far more than the {self._room()} tokens that there is room for: shorten "
+                f"a prompt of {length} is far more than the {self._room()} tokens that there is room for: shorten "
                 "the prompt, or open an engine or a base with more"
             )
 

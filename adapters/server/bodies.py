@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, model_validator
 
 from lorary.adapters.engine.values import MOST_LOGPROBS
 from lorary.adapters.server.sampling import Body, Sampling, Text
@@ -16,7 +16,6 @@ Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_ROWS)]
 Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]  # one mistake is told; millions would take minutes
 
 EXPECTED: Mapping[str, str] = {
-    "prompt": "a text, or a list of 1 to 256 texts, none of them empty",
     "input": "a text, or a list of 1 to 256 texts, none of them empty",
     "inputs": "a text, an object with the task's columns, or a list of 1 to 256 of these, none of them empty",
     "model": "a model's name, or for /v1/predict a list of 1 to 256 names and nulls",
@@ -27,12 +26,34 @@ EXPECTED: Mapping[str, str] = {
 """What may stand in fields of several kinds, in place of what is wrong with each of the kinds."""
 
 
+Prompt = str | list[int]
+
+
+def _prompts(given: Any) -> list[Prompt]:
+    """One prompt or several, texts or token ids, of which the engine knows which there are."""
+    prompts = [given] if isinstance(given, str) or _are_tokens(given) else given
+    several = isinstance(prompts, list) and 1 <= len(prompts) <= MOST_ROWS
+    if several and (all(map(_is_text, prompts)) or all(map(_are_tokens, prompts))):
+        return list(prompts)
+    raise ValueError(
+        f"expected a text, the token ids of one, or a list of 1 to {MOST_ROWS} of either, none of them empty"
+    )
+
+
+def _is_text(prompt: Any) -> bool:
+    return isinstance(prompt, str) and bool(prompt)
+
+
+def _are_tokens(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(type(token) is int for token in prompt)
+
+
 class CompletionBody(Sampling):
-    """``POST /v1/completions``: one prompt or several, each put the way its adapter was trained."""
+    """``POST /v1/completions``: one prompt or several, each put the way its adapter was trained, or in token ids."""
 
     wanted: ClassVar[None] = None  # no calls: there are no tools
 
-    prompt: Text | Texts
+    prompt: Annotated[list[Prompt], PlainValidator(_prompts, json_schema_input_type=Prompt | list[Prompt])]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
     @property

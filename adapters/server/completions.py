@@ -51,8 +51,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/completions")
     async def complete(body: CompletionBody, request: Request) -> Response:
         """Go on from one prompt or several."""
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        return await _answer(service, request, body, TEXT, prompts, {})
+        return await _answer(service, request, body, TEXT, body.prompt, {})
 
     @router.post("/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:

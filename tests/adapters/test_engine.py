@@ -47,6 +47,17 @@ def test_a_mixture_equals_generate_alone(backbone, engine):
     assert [completion.prompt_tokens for completion in done] == [len(prompt.split()) for prompt, _ in rows]
 
 
+def test_a_prompt_in_token_ids(backbone, engine):
+    ids = backbone.tokenizer(LONG)["input_ids"]
+    alone = backbone.generate(LONG, "large", max_new_tokens=5)
+    assert engine.submit(tuple(ids), "large", max_new_tokens=5).result(20).text == alone
+    for wrong in ([0, 10**9], [1, -1], [1, True], [1, "a"], []):
+        with pytest.raises(UsageError):
+            engine.submit(wrong, max_new_tokens=5)
+    with pytest.raises(UsageError, match="only a chat template is told of them"):
+        engine.submit(ids, tools=[{"function": {"name": "a"}}])
+
+
 def test_requests_join_and_leave_between_steps(backbone, engine):
     """A long request goes on while short ones come and go, many in a step of the long one's."""
     expected = {name: backbone.generate("story", name, max_new_tokens=3) for name in ("small", "dora", None)}

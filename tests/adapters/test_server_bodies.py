@@ -73,7 +73,7 @@ def test_what_texts_can_be_generated_with(asked):
     (ChatBody, {"model": "a", "messages": [1] * 50_000}),
     (ChatBody, {"model": "a", "messages": [{"role": "user", "content": [1] * 50_000}]}),
     (ChatBody, {"model": "a", "messages": [TURN], "tools": [1] * 50_000}),
-    (CompletionBody, {"model": "a", "prompt": [1] * 50_000}),
+    (CompletionBody, {"model": "a", "prompt": [1.0] * 50_000}),
     (CompletionBody, {"model": "a", "prompt": "b", "stop": [1] * 50_000}),
     (CompletionBody, {"model": "a", "prompt": "b", "logit_bias": {f"{place}": None for place in range(50_000)}}),
     (CompletionBody, {"model": "a", "prompt": "b", "logit_bias": {f"+{place}": 1 for place in range(9_000)}}),

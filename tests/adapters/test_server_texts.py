@@ -92,6 +92,19 @@ def test_several_prompts_and_several_texts_of_each(backbone, caller):
     assert answer["usage"]["prompt_tokens"] == 1 + 3
 
 
+def test_prompts_in_token_ids(backbone, caller):
+    """As evaluation harnesses send them; they are taken as they stand, whatever the adapter puts around a text."""
+    ids = backbone.tokenizer(["story", "dog cat ran"])["input_ids"]
+    body = {"model": "plain", "max_tokens": 6}
+    expected = [alone(backbone, prompt, "plain") for prompt in ("story", "dog cat ran")]
+    answer = caller.call(TEXTS, body | {"prompt": ids})
+    assert [choice["text"] for choice in answer["choices"]] == expected
+    assert answer["usage"]["prompt_tokens"] == 1 + 3
+    assert caller.call(TEXTS, body | {"prompt": ids[1]})["choices"][0]["text"] == expected[1]
+    events = [json.loads(event) for event in list(caller.events(TEXTS, body | {"prompt": ids[1]}))[:-1]]
+    assert "".join(event["choices"][0]["text"] for event in events) == expected[1]
+
+
 def test_temperature_0_is_greedy_whatever_else_is_said(backbone, caller):
     body = {"model": "plain", "prompt": "story", "temperature": 0, "seed": 3, "top_p": 0.5, "max_tokens": 6}
     assert caller.call(TEXTS, body)["choices"][0]["text"] == alone(backbone, "story", "plain")
@@ -285,7 +298,12 @@ def test_too_many_who_wait_are_told_to_come_again(service, caller, monkeypatch):
 @pytest.mark.parametrize(("path", "body", "code", "message"), [
     (TEXTS, {"model": "plain", "prompt": ""}, 400, "prompt: expected a text"),
     (TEXTS, {"model": "plain"}, 400, "prompt: Field required"),
-    (TEXTS, {"model": "plain", "prompt": [1, 2]}, 400, "prompt: expected a text"),
+    (TEXTS, {"model": "plain", "prompt": ["story", [1]]}, 400, "prompt: expected a text, the token ids of one, or a"),
+    (TEXTS, {"model": "plain", "prompt": [[1], []]}, 400, "prompt: expected a text"),
+    (TEXTS, {"model": "plain", "prompt": [1, True]}, 400, "prompt: expected a text"),
+    (TEXTS, {"model": "plain", "prompt": [1, 10**30]}, 400, "token ids, each a list of whole numbers from 0 to "),
+    (TEXTS, {"model": "plain", "prompt": [[1], [-1]]}, 400, "token ids, each a list of whole numbers from 0 to "),
+    (TEXTS, {"model": "plain", "prompt": [1] * 5000}, 400, "shorten the prompt"),
     (TEXTS, {"model": "plain", "prompt": "story", "max_tokenz": 3}, 400, "max_tokenz: no such field"),
     (TEXTS, {"model": "plain", "prompt": "story", "max_tokens": 0}, 400, "max_tokens: Input should be greater"),
     (TEXTS, {"model": "plain", "prompt": "story", "max_tokens": "3"}, 400, "max_tokens: Input should be a valid int"),

@@ -127,6 +127,10 @@ class EngineFailedError(EngineStoppedError):
     """A request to an engine whose thread has failed."""
 
 
+class EngineFullError(LoraryError):
+    """A request to an engine in which as many wait as may."""
+
+
 class RequestTooLongError(UsageError):
     """A request that an engine could never carry out, whatever else runs: more tokens than it has room for."""
 

@@ -17,7 +17,7 @@ from lorary.adapters.base.memory import out_of_memory
 from lorary.adapters.engine.request import WATCH_SECONDS, Request, cancelled
 from lorary.adapters.tiers.content import Content
 from lorary.adapters.tiers.residency import Residency
-from lorary.hub.errors import EngineFailedError, RequestFailedError, SlotsFullError
+from lorary.hub.errors import EngineFailedError, EngineFullError, RequestFailedError, SlotsFullError
 
 if TYPE_CHECKING:
     from lorary.adapters.engine.loop import Loop
@@ -37,13 +37,15 @@ class Admission:
         residency: gives out the slots.
         limit: the most requests that run at once.
         spare: how many slots to leave to others.
+        most_waiting: the most requests that wait; None: any number.
     """
 
-    def __init__(self, residency: Residency, limit: int, spare: int) -> None:
+    def __init__(self, residency: Residency, limit: int, spare: int, most_waiting: int | None = None) -> None:
         self.finished = self.cancelled = self.failed = self.tokens = self.reused = 0
         self._residency = residency
         self._limit = limit
         self._spare = spare
+        self._most_waiting = most_waiting
         self._loop: Loop | None = None
         self._lock = threading.RLock()
         self._waiting: deque[Request] = deque()
@@ -63,12 +65,17 @@ class Admission:
 
         Raises:
             EngineStoppedError: the engine takes none any more.
+            EngineFullError: it can't run yet, and as many wait as may.
         """
         with self._lock:
             if self._stopped is not None:
                 raise self._stopped.with_traceback(None)
             self._waiting.append(request)
             self.admit()
+            most = self._most_waiting
+            if most is not None and len(self._waiting) > most and request in self._waiting:
+                self._waiting.remove(request)
+                raise EngineFullError(f"{most} requests wait already; come again in a moment")
 
     def admit(self) -> None:
         """Let those run that can; called whenever a slot may have fallen free."""

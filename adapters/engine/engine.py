@@ -54,7 +54,7 @@ class Engine:
         self._peft = peft
         self._numbers = itertools.count()
         self._step = Step(residency, inference.device)
-        self._admission = Admission(residency, settings.max_running, settings.spare_slots)
+        self._admission = Admission(residency, settings.max_running, settings.spare_slots, settings.max_waiting)
         self._chooser = TokenChooser(self._step, self._admission)
         try:
             self._loop = Loop(inference.model, self._step, self._admission, self._chooser, settings)
@@ -124,6 +124,7 @@ class Engine:
             RequestTooLongError: prompt and new tokens are more than the cache, or the model's positions, have room for.
             CheckpointError: the adapter's files have to be read again, and can't be, or have changed.
             EngineStoppedError: the engine is closed, or has failed.
+            EngineFullError: as many requests wait as may (``max_waiting``).
         """
         self._inference.demand_evaluation()
         demand_unicode(prompt)

@@ -24,6 +24,7 @@ class EngineSettings:
             One adapter can run in any case.
         prefix_cache: keep the keys and values of prompts, and don't compute again what a later prompt for the same
             version of the adapter begins with; whole pages only. They give way where the cache is needed.
+        max_waiting: how many requests may wait, beyond which more are refused; None lets any number wait.
 
     Raises:
         UsageError: one of them is too small.
@@ -35,6 +36,7 @@ class EngineSettings:
     max_running: int = 64
     spare_slots: int = 1
     prefix_cache: bool = False
+    max_waiting: int | None = None
 
     def __post_init__(self) -> None:
         least = {"spare_slots": 0, "page_tokens": 4, "cache_tokens": 16}
@@ -43,7 +45,7 @@ class EngineSettings:
             if setting.name == "prefix_cache":
                 if not isinstance(value, bool):
                     raise UsageError(f"prefix_cache={value!r}: expected True or False")
-            else:
+            elif setting.name != "max_waiting" or value is not None:
                 whole_number(setting.name, value, bound)
 
 

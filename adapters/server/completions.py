@@ -98,9 +98,10 @@ async def begin(
         Refusal: they are too many.
         LoraryError: what :meth:`Service.demand_engine`, :meth:`Service.find` and :meth:`Engine.submit` raise.
     """
-    if (texts := len(prompts) * (body.n or 1)) > MOST_ROWS:
-        raise Refusal(400, f"{texts} texts at once; expected at most {MOST_ROWS}", "invalid_request")
     engine = await service.demand_engine()
+    most = min(MOST_ROWS, engine.settings.max_running + (engine.settings.max_waiting or MOST_ROWS))
+    if (texts := len(prompts) * (body.n or 1)) > most:
+        raise Refusal(400, f"{texts} texts at once; expected at most {most}", "invalid_request")
     served = await service.find(body.model)
     template = service.response_template if told.get("tools") else None
     return await asyncio.to_thread(_submit, engine, served, body, prompts, told, template)

@@ -18,6 +18,7 @@ from lorary.adapters.server.bodies import EXPECTED
 from lorary.hub.errors import (
     BaseMismatchError,
     EngineFailedError,
+    EngineFullError,
     EngineStoppedError,
     EngineUnsupportedError,
     InvalidReferenceError,
@@ -40,6 +41,7 @@ _STATUS: Sequence[tuple[type[BaseException], int, str]] = (
     (UnsupportedAdapterError, 400, "model_not_served"),
     (EngineUnsupportedError, 400, "model_not_served"),
     (UsageError, 400, "invalid_request"),
+    (EngineFullError, 429, "overloaded"),
     (SlotsFullError, 503, "overloaded"),
     (EngineFailedError, 503, "engine_failed"),
     (EngineStoppedError, 503, "stopping"),

@@ -36,7 +36,8 @@ class ServiceSettings:
         hosts: the names under which it may be called; None: any. Without a key, a page that a browser of the same
             machine shows could otherwise reach a service that is there for this machine alone, under a name of its own.
         batch_rows: the most rows of a pass of ``/v1/predict`` and ``/v1/embeddings``.
-        max_waiting: how many requests may wait; those beyond are told to come again.
+        max_waiting: how many texts may wait to be written, and how many callers' rows for a pass; who comes beyond is
+            told to come again, with all the texts of the request.
         max_bytes: the most bytes of a request.
         drain_seconds: how long running requests may go on once the service is told to stop.
         engine: the settings of :class:`~lorary.adapters.engine.EngineSettings` by name.
@@ -83,7 +84,9 @@ class Service:
         self.settings = settings or ServiceSettings()
         self.models = Models(backbone, references)
         self._lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="lorary-looks")
-        self._engines = Engines(backbone, self.settings.engine or {}, generates=self.models.generates)
+        # The engine keeps to it; looking at how many wait before anything is read only spares work.
+        engine = {"max_waiting": self.settings.max_waiting} | (self.settings.engine or {})
+        self._engines = Engines(backbone, engine, generates=self.models.generates)
         self._scoring = Batcher(backbone, rows=self.settings.batch_rows)
         self._generating = Batcher(backbone, rows=self.settings.batch_rows)  # takes long, and keeps no score waiting
         self.metrics = Metrics(backbone, lambda: self.engine)
@@ -142,7 +145,7 @@ class Service:
         """
         generating = any(one.task in GENERATED and one.name is not None for one in served)
         batcher = self._generating if generating else self._scoring
-        self._demand_room(batcher.waiting)
+        self._demand_room(batcher.waiting)  # nothing is awaited from here until these rows wait, too
         names, tasks = [one.name for one in served], [one.task for one in served]
         return await batcher.predict(rows, names, tasks, params)
 

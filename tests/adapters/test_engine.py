@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from lorary.adapters import Backbone
-from lorary.hub.errors import UsageError
+from lorary.hub.errors import EngineFullError, UsageError
 from lorary.hub.manifest import BaseIdentity, Manifest, Preprocessing, Prompt
 from tiny import make_adapter, make_base
 
@@ -56,6 +56,19 @@ def test_a_prompt_in_token_ids(backbone, engine):
             engine.submit(wrong, max_new_tokens=5)
     with pytest.raises(UsageError, match="only a chat template is told of them"):
         engine.submit(ids, tools=[{"function": {"name": "a"}}])
+
+
+def test_no_more_requests_wait_than_may(backbone):
+    """Whoever comes beside them is refused, and is none of those that were given up."""
+    with backbone.engine(**SMALL | {"max_running": 1}, max_waiting=2) as engine:
+        endless = {"max_new_tokens": 60, "eos_token_id": None}
+        taken = [engine.submit("story", **endless) for _ in range(3)]
+        with pytest.raises(EngineFullError, match="2 requests wait already"):
+            engine.submit("story", **endless)
+        assert engine.stats().waiting == 2
+        taken[1].cancel()
+        assert engine.submit("story", max_new_tokens=2).result(20).finish_reason == "length"
+        assert (engine.stats().cancelled, engine.stats().failed) == (1, 0)
 
 
 def test_requests_join_and_leave_between_steps(backbone, engine):

@@ -55,7 +55,9 @@ def command(
         typer.Option(help="What adapters are kept in: float32, bfloat16 or float16; the base's dtype unless given."),
     ] = None,
     max_running: Annotated[int, typer.Option(min=1, help="How many texts are generated at once.")] = 64,
-    max_waiting: Annotated[int, typer.Option(min=1, help="How many requests wait before more are refused.")] = 256,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="How many texts wait to be generated before more are refused.")
+    ] = 256,
     cache_tokens: Annotated[int, typer.Option(min=16, help="How many tokens of all running texts are kept.")] = 16384,
     prefix_cache: Annotated[
         bool, typer.Option("--prefix-cache", help="Keep what prompts begin with, for the next of the same version.")

@@ -95,8 +95,6 @@ class ChatBody(Sampling):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is told with logprobs: true; send both, or neither")
         self._wanted = wanted_calls(self.tool_choice, self.tools, one=self.parallel_tool_calls is False)
-        if self._wanted and self.response_format and self.response_format.wanted:
-            raise ValueError("response_format and tool_choice: an answer is a text or calls; leave one of them out")
         return self
 
     @property
@@ -121,13 +119,16 @@ class ChatBody(Sampling):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of the engine; OpenAI has two names for the most new tokens, of which this one is newer."""
+        """The arguments of the engine; OpenAI has two names for the most new tokens, of which this one is newer.
+
+        ``response_format`` is that of texts: agents send it with each request, also where calls are wanted.
+        """
         newer, wanted = self.max_completion_tokens, self.wanted
         given = {"max_new_tokens": newer, "schema": wanted and wanted.schema}
         return super().settings() | {name: value for name, value in given.items() if value is not None}
 
     def conversation(self) -> list[dict[str, Any]]:
-        """The turns; a content in parts is put together.
+        """The turns; a content in parts is put together, and a developer's turn is a system turn, as in training.
 
         Raises:
             ValueError: a part that isn't text.
@@ -157,6 +158,8 @@ class PredictBody(Body):
 
 def _turn(message: Message) -> dict[str, Any]:
     turn = message.model_dump(exclude_unset=True)
+    if message.role == "developer":  # OpenAI's newer name, which hardly a template knows
+        turn["role"] = "system"
     if isinstance(message.content, list):
         for part in message.content:
             if part.get("type") != "text" or not isinstance(part.get("text"), str):

@@ -34,6 +34,13 @@ def test_what_asks_for_something_is_refused(asked):
         ChatBody.model_validate({"model": "a", "messages": [TURN], **asked})
 
 
+def test_a_developer_is_the_system():
+    """As in the rows that adapters are trained on; hardly a template knows the newer name."""
+    turns = [{"role": "developer", "content": [{"type": "text", "text": "be good"}]}, TURN]
+    body = ChatBody.model_validate({"model": "a", "messages": turns})
+    assert body.conversation() == [{"role": "system", "content": "be good"}, TURN]
+
+
 def test_how_much_to_think_is_the_templates_to_be_told():
     asked = {"model": "a", "messages": [TURN], "reasoning_effort": "low"}
     assert ChatBody.model_validate(asked).told["chat_template_kwargs"] == {"reasoning_effort": "low"}

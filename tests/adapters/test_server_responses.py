@@ -102,7 +102,7 @@ def test_instructions_and_items_are_turns(caller):
             {"type": "input_text", "text": "c"}, {"type": "input_text", "text": "d"}
         ]},
     ]  # fmt: skip
-    turns = [("system", "be"), ("user", "a"), ("assistant", "b"), ("developer", "cd")]
+    turns = [("system", "be"), ("user", "a"), ("assistant", "b"), ("system", "cd")]
     chat = CHAT | {"messages": [{"role": role, "content": content} for role, content in turns]}
     answer = caller.call(RESPONSES, ASKED | {"input": items, "instructions": "be"})
     assert text_of(answer) == caller.call(CHATS, chat)["choices"][0]["message"]["content"]
@@ -170,7 +170,7 @@ def test_a_schema(caller):
 def test_calls_that_are_asked_for(caller, choice):
     asked = ASKED | {
         "tools": [RATE, STOP], "tool_choice": choice, "max_output_tokens": 300, "temperature": 2.0, "seed": 4,
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": False, "text": FORMAT,
     }  # fmt: skip
     answer = caller.call(RESPONSES, asked)
     (item,) = answer["output"]
@@ -251,7 +251,6 @@ def test_what_asks_for_nothing_passes(asked):
     ({"tool_choice": "any"}, 'tool_choice: expected "none", "auto", "required", or {"type": "function", "name": ...}'),
     ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice: expected"),
     ({"tool_choice": {"type": "function", "name": "a"}}, "tool_choice: no function 'a' among the tools ([])"),
-    ({"tool_choice": "required", "tools": [STOP], "text": FORMAT}, "text.format and tool_choice: an answer is a text"),
     ({"include": ["file_search_call.results"]}, "include: 'file_search_call.results' isn't served here"),
     ({"include": [[]]}, "include: [] isn't served here"),
     ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "schema comes with the type"),

@@ -204,7 +204,6 @@ def deep(levels):
     ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": 3}}]}, "tools: expected"),
     ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]},
      "tools: parameters of 'a': expected a JSON schema, found []"),
-    ({"tool_choice": named("rate"), "response_format": {"type": "json_object"}}, "response_format and tool_choice:"),
     ({"tool_choice": "required", "tools": [
         {"type": "function", "function": {"name": "a", "parameters": {"type": "object", "not": {}}}}
     ]}, "schema: "),
@@ -220,8 +219,11 @@ def test_a_completion_has_no_tools(caller):
     assert "tool_choice isn't served here" in problem
 
 
-def test_a_format_of_any_text_goes_with_calls(caller):
-    asked = ASKED | {"tool_choice": named("stop"), "response_format": {"type": "text"}}
+@pytest.mark.parametrize("schema", [None, {"type": "object", "required": ["never"]}])
+def test_a_format_is_that_of_texts(caller, schema):
+    """Agents send the one that their last answer is to have with each request."""
+    wrapped = {"type": "json_schema", "json_schema": {"schema": schema}} if schema else {"type": "text"}
+    asked = ASKED | {"tool_choice": named("stop"), "response_format": wrapped}
     assert calls_of(caller.call(CHATS, asked)["choices"][0]) == [("stop", {})]
 
 

@@ -163,7 +163,7 @@ class ResponseBody(Choosing):
             self._chat = ChatBody.model_validate({name: value for name, value in asked.items() if value is not None})
         except ValidationError as error:
             told = "; ".join(str(found["msg"]).removeprefix("Value error, ") for found in error.errors())
-            raise ValueError(told.replace("response_format and", "text.format and")) from error
+            raise ValueError(told) from error
         return self
 
     @property

@@ -87,6 +87,8 @@ class Serves(Assembly):
         *,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        schema: Mapping[str, Any] | None = None,
+        regex: str | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generate text with one adapter for all prompts or one per prompt, in one batch.
@@ -99,6 +101,8 @@ class Serves(Assembly):
                 JSON schemas, or functions; or a list of them (or None) for each prompt.
             chat_template_kwargs: what else the chat templates of conversations are told by name, such as
                 ``{"enable_thinking": False}``; or a table (or None) for each. Else what an adapter was trained with.
+            schema: a JSON schema; each text is JSON, and valid by it, as of :meth:`Engine.submit`.
+            regex: a regular expression that each text matches, as there.
             generate_kwargs: transformers' own (``max_new_tokens``, ``num_beams``, ``do_sample``, ...).
 
         Returns:
@@ -107,9 +111,13 @@ class Serves(Assembly):
         Raises:
             UnknownReferenceError: an adapter that isn't loaded.
             UsageError: the backbone has no language-modelling head, a prompt is empty, prompts and adapters of
-                different number, a tool has no name, or a template knows nothing of what it is told.
+                different number, a tool has no name, a template knows nothing of what it is told, or a schema that
+                can't be.
+            MissingDependencyError: llguidance, which schemas take, isn't installed.
         """
-        return self._calls.generate(prompts, adapter, tools, chat_template_kwargs, generate_kwargs)
+        asked = {"schema": schema, "regex": regex}
+        asked = generate_kwargs | {name: value for name, value in asked.items() if value is not None}
+        return self._calls.generate(prompts, adapter, tools, chat_template_kwargs, asked)
 
     def engine(self, **settings: Any) -> Engine:
         """Serve many callers at once by continuous batching, each with its own adapter; best in a ``with`` block.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from lorary.adapters.engine.penalties import PENALTIES, plan_penalties
-from lorary.adapters.engine.structure import Beginning, Structure
 from lorary.adapters.text.generate import room_for
 from lorary.adapters.text.settings import check_settings
+from lorary.adapters.text.structure import Beginning, Structure
 from lorary.hub.errors import UsageError
 
 SETTINGS = (

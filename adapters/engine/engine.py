@@ -13,11 +13,11 @@ from lorary.adapters.engine.compatibility import Comparison, check_backbone, che
 from lorary.adapters.engine.decoding import Decoding, plan_decoding
 from lorary.adapters.engine.request import Request
 from lorary.adapters.engine.step import Step
-from lorary.adapters.engine.structure import read_structure
 from lorary.adapters.engine.values import MOST_LOGPROBS, EngineSettings, EngineStats
 from lorary.adapters.running.inference import Inference
 from lorary.adapters.text.asked import apart, ask
 from lorary.adapters.text.generate import PromptRow, demand_prompt, manner_of
+from lorary.adapters.text.structure import read_structure
 from lorary.adapters.through_peft.book import PeftBook
 from lorary.adapters.tiers.residency import Residency
 from lorary.hub.errors import (

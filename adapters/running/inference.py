@@ -15,6 +15,7 @@ from lorary.adapters.arguments import demand_known
 from lorary.adapters.layer.routing import Routing, routed
 from lorary.adapters.running.forward import forward_rows, group_rows
 from lorary.adapters.running.padding import PaddingProbe
+from lorary.adapters.running.structures import with_structures
 from lorary.adapters.text.generate import (
     PromptRow,
     decode_new,
@@ -109,9 +110,11 @@ class Inference:
         )
         if len(alike) > 1:
             return self._generate_in_turn(prompts, routing, kwargs, alike)
+        base = self.model.generation_config
+        called, lengths = with_structures(kwargs, settings, base, tokenizers, self.tokenizing)
         with self._refusals(kwargs, needed), torch.no_grad(), routed(routing):
-            sequences = self.model.generate(**inputs, **settings | kwargs | {"return_dict_in_generate": False})
-        return decode_new(sequences, 0 if encoder_decoder else longest, tokenizers, ends)
+            sequences = self.model.generate(**inputs, **settings | called | {"return_dict_in_generate": False})
+        return decode_new(sequences, 0 if encoder_decoder else longest, tokenizers, ends, lengths)
 
     @contextmanager
     def _refusals(self, kwargs: Mapping[str, Any], tokens: int = 0) -> Iterator[None]:

@@ -267,15 +267,22 @@ def pad_prompts(rows: Sequence[Sequence[int]], *, encoder_decoder: bool, pad: in
 
 
 def decode_new(
-    sequences: torch.Tensor, prompt_tokens: int, tokenizers: Sequence[Any], ends: Sequence[int] = ()
+    sequences: torch.Tensor,
+    prompt_tokens: int,
+    tokenizers: Sequence[Any],
+    ends: Sequence[int] = (),
+    lengths: Mapping[int, int] | None = None,
 ) -> list[str]:
     """The texts after the prompts, special tokens left out; a prompt's sequences follow one another.
 
-    What follows the first of ``ends`` in a row is padding. (A decoder beside an encoder may begin with one of them.)
+    What follows the first of ``ends`` in a row is padding, and what is beyond its length where ``lengths`` say so. (A
+    decoder beside an encoder may begin with an end, and its ``lengths`` are without the token that it begins with.)
     """
     each = len(sequences) // len(tokenizers)
     texts = []
     for place, row in enumerate(sequences[:, prompt_tokens:].tolist()):
         end = next((index for index, token in enumerate(row) if token in ends and (index or prompt_tokens)), len(row))
+        if lengths and place in lengths:
+            end = min(end, lengths[place] - bool(prompt_tokens))
         texts.append(str(tokenizers[place // each].decode(row[: end + 1], skip_special_tokens=True)))
     return texts

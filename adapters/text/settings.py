@@ -54,6 +54,7 @@ _SETTINGS: Mapping[str, Expected] = {
 """What each argument has to be where it isn't None; those that aren't here are transformers' own affair."""
 
 _ASSISTANTS = ("prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model")
+STRUCTURES = ("schema", "regex")  # arguments of Backbone.generate, by which transformers is told when to stop
 _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
 _INPUTS = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
 
@@ -109,7 +110,8 @@ def takes_one_row(settings: Mapping[str, Any], base: Any) -> bool:
     all rows of its batch are.
     """
     assisted = assistant_of(settings, base) is not None
-    stops = has_stop_strings(settings, base) or bool(settings.get("stopping_criteria"))
+    structured = any(settings.get(name) is not None for name in STRUCTURES)
+    stops = structured or has_stop_strings(settings, base) or bool(settings.get("stopping_criteria"))
     return assisted or (stops and not end_tokens(settings, base))
 
 

@@ -79,7 +79,7 @@ def answer(
         passage: where answers are looked for, in question answering.
         pairs: the texts with their second ones, where the adapter reads pairs.
         max_new_tokens: of generated texts; its own where None.
-        told: what its chat template is told.
+        told: what its chat template is told, and ``schema`` or ``regex``, which what it writes has to match.
     """
     from lorary.adapters.predict.plain import plain
 
@@ -104,6 +104,8 @@ def write(
     most = max_new_tokens or (manifest.generation.max_new_tokens if manifest and manifest.generation else 64)
     batches = [list(prompts[start : start + _BATCH]) for start in range(0, len(prompts), _BATCH)]
     settings = {**(told or {}), "max_new_tokens": most, "do_sample": False}
+    if any(settings.get(name) is not None for name in ("schema", "regex")):
+        settings["num_beams"] = 1  # whatever the adapter was measured with: beams don't keep to a structure
     return [text for batch in batches for text in backbone.generate(batch, name, **settings)]
 
 

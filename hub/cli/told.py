@@ -1,4 +1,4 @@
-"""What the chat template of an adapter of chats is told on the command line, beside the text: tools, and variables."""
+"""What is told on the command line beside the text: tools and variables of chat templates, and a schema of answers."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ def read_tools(checkpoint: Checkpoint, file: Path) -> list[Any]:
     if problem := tools_problem(found):
         raise UsageError(f"--tools {file}: {problem}")
     return list(found)
+
+
+def read_schema(file: Path) -> dict[str, Any]:
+    """The JSON schema in the file of ``--schema``.
+
+    Raises:
+        UsageError: the file can't be read, or holds none.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--schema {file}: expected a readable JSON file ({error})") from error
+    if not isinstance(found, dict):
+        raise UsageError(f'--schema {file}: expected a JSON schema, such as {{"type": "object"}}')
+    return found
 
 
 def read_template(checkpoint: Checkpoint, settings: Iterable[str]) -> dict[str, Any]:

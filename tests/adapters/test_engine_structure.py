@@ -12,8 +12,8 @@ from transformers import LogitsProcessor
 
 from characters import SIGNS, make_character_base
 from lorary.adapters import Backbone
-from lorary.adapters.engine import structure
-from lorary.adapters.engine.structure import read_structure
+from lorary.adapters.text import structure
+from lorary.adapters.text.structure import read_structure
 from lorary.hub.errors import MissingDependencyError, RequestFailedError, UsageError
 from samples import bpe_tokenizer
 from tiny import make_adapter
@@ -265,3 +265,40 @@ def test_without_llguidance(engine, monkeypatch):
     with pytest.raises(MissingDependencyError, match=r"llguidance; pip install 'lorary\[serve\]'"):
         engine.submit("?", regex="a", max_new_tokens=5)
     assert engine.submit("?", max_new_tokens=5).result(20).text
+
+
+@pytest.mark.parametrize("ends", [None, [SIGNS.index("~"), SIGNS.index("^")]], ids=["endless", "with ends"])
+@pytest.mark.parametrize("asked", [{"schema": PERSON}, {"regex": "(yes|no|maybe)!{0,3}"}], ids=["schema", "regex"])
+def test_generate_writes_what_the_engine_does(backbone, engine, ends, asked):
+    """Each row by itself, though rows of one pass end at different times."""
+    rows = [(prompt, name) for name in ("one", "two", None) for prompt in ("who?", "is it so, and why?")]
+    settings = asked | {"max_new_tokens": 120, "eos_token_id": ends}
+    requests = [engine.submit(prompt, name, **settings) for prompt, name in rows]
+    alone = [request.result(20).text for request in requests]
+    prompts, names = zip(*rows, strict=True)
+    assert backbone.generate(prompts, list(names), **settings) == alone
+    assert len(set(alone)) > 1
+    torch.manual_seed(3)
+    sampled = backbone.generate("who?", "one", **settings, do_sample=True, temperature=2.0)
+    request = engine.submit("who?", "one", **settings, do_sample=True, temperature=2.0, seed=3)
+    assert request.result(20).text == sampled
+
+
+def test_generate_writes_several_texts_of_a_structure(backbone):
+    asked = {"regex": "(a|b){2,5}c", "max_new_tokens": 20, "eos_token_id": SIGNS.index("~"), "num_return_sequences": 4}
+    texts = backbone.generate(["who?", "why?"], "one", do_sample=True, temperature=3.0, **asked)
+    assert all(re.fullmatch("[ab]{2,5}c", text) for pair in texts for text in pair)
+    assert len({text for pair in texts for text in pair}) > 1
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"schema": {}, "regex": "a"}, "a text has one structure"),
+    ({"regex": "a", "num_beams": 2}, "pass num_beams=1"),
+    ({"regex": "a", "num_return_sequences": 2, "do_sample": True}, "no token ends this base's texts"),
+    ({"regex": "("}, "regex: "),
+    ({"schema": {"type": "nope"}}, "schema: "),
+    ({"regex": "ab", "suppress_tokens": [SIGNS.index("b")]}, "other settings forbid all that may follow"),
+], ids=str)  # fmt: skip
+def test_what_generate_refuses(backbone, settings, message):
+    with pytest.raises(UsageError, match=message):
+        backbone.generate("who?", "one", max_new_tokens=5, **settings)

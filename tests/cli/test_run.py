@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from characters import make_character_base
 from hub_server import HubServer
 from lorary.adapters import Backbone
 from lorary.hub.checkpoint import read_checkpoint
@@ -149,6 +150,24 @@ def test_what_a_chat_template_does_not_know_is_told_before_the_base_is_loaded(
 def test_only_adapters_of_chats_have_a_template_to_tell(name, text, run, folders):
     line = run(folders[name], text, "--template", "loud=true", code=2)
     assert "--template is for adapters that were trained on chats; this one wasn't, or doesn't say" in line
+
+
+def test_texts_of_a_structure(run, folders, tmp_path):
+    base = make_character_base(tmp_path / "base", positions=512)
+    folder = make_adapter(base, tmp_path / "writer", task="text-generation", r=2)
+    Manifest(task="text-generation", base=Backbone.from_pretrained(str(base)).identity).write(folder)
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}')
+    told = json.loads(run(folder, "who?", "--schema", file, "--max-new-tokens", 300, "--bare", "--json"))
+    assert {type(json.loads(told["rows"][0][key])["sure"]) for key in ("output", "bare")} == {bool}
+    texts = [row["output"] for row in json.loads(run(folder, "who?", "so?", "--regex", "yes|no", "--json"))["rows"]]
+    assert set(texts) <= {"yes", "no"}
+    assert "regex: " in run(folder, "who?", "--regex", "(", code=2)
+    assert "leave one of them out" in run(folder, "who?", "--regex", "a", "--schema", file, code=2)
+    assert "--regex is for generated texts" in run(folders["tone"], "profit", "--regex", "a", code=2)
+    for text, message in (("[", "expected a readable JSON file"), ("[]", 'expected a JSON schema, such as {"type"')):
+        file.write_text(text)
+        assert message in run(folder, "who?", "--schema", file, code=2)
 
 
 def test_the_bare_base_has_no_template_to_tell(run, folders, tmp_path):

@@ -22,7 +22,7 @@ from lorary.hub.cli.asking import (
 from lorary.hub.cli.open_base import open_backbone
 from lorary.hub.cli.options import DeviceMapOption, DeviceOption, JsonOption, RegistryOption, given_path, open_registry
 from lorary.hub.cli.output import print_json, print_note
-from lorary.hub.cli.told import demand_known, read_template, read_tools
+from lorary.hub.cli.told import demand_known, read_schema, read_template, read_tools
 from lorary.hub.errors import UsageError
 from lorary.hub.manifest import GENERATING
 
@@ -33,6 +33,7 @@ EXAMPLES = (
     'lorary run contracts-qa "Who is the tenant?" --context-file lease.txt',
     'lorary run my-agent "How warm is it in Oslo?" --tools functions.json',
     'lorary run my-agent "How warm is it in Oslo?" --template enable_thinking=false',
+    'lorary run contract-facts "The rent is 900 euros." --schema facts.json --max-new-tokens 200',
     'lorary run legal-words "The [MASK] shall pay the rent."',
     'lorary run legal-t5 "The <extra_id_0> shall pay <extra_id_1>."',
 )
@@ -71,6 +72,11 @@ def command(
             help="For adapters of chats: what their template is told, such as enable_thinking=false; repeatable.",
         ),
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="FILE", help="A JSON schema, which generated texts keep to."),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="A regular expression that generated texts match.")] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Generate without the adapter too, to compare.")] = False,
     as_json: JsonOption = False,
     registry: RegistryOption = None,
@@ -90,11 +96,18 @@ def command(
             raise UsageError(
                 f"--bare gives the base the text as it stands, without a template to tell; leave {flag} out"
             )
+    for flag, wanted in (("--schema", schema), ("--regex", regex)):
+        if wanted is not None and task not in GENERATING:
+            raise UsageError(f"{flag} is for generated texts; {source.reference} is for {task}")
+    if schema is not None and regex is not None:
+        raise UsageError("--schema and --regex: a text has one structure; leave one of them out")
     if task == "feature-extraction" and not as_json:
         raise UsageError(f"the answers of {source.reference} are vectors ({task}); ask for them with --json")
     told = {
         "tools": read_tools(source.checkpoint, tools) if tools else None,
         "chat_template_kwargs": read_template(source.checkpoint, template) if template else None,
+        "schema": None if schema is None else read_schema(schema),
+        "regex": regex,
     }
     passage = read_passage(task, context, context_file)
     pairs = read_pairs(source.checkpoint, inputs, pair)

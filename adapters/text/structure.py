@@ -41,6 +41,10 @@ class Beginning:
     matcher: Any
     end: int
 
+    def copy(self) -> Beginning:
+        """The same for another text."""
+        return Beginning(self.matcher.deep_copy(), self.end)
+
 
 class Structure:
     """What one request's text has to match; a logits processor of transformers, and one that says when it is done.

@@ -260,6 +260,12 @@ def test_what_asks_for_nothing_passes(asked):
     ({"reasoning": {"effort": "low"}}, "reasoning_effort"),
     ({"top_logprobs": 21}, "top_logprobs: Input should be less than or equal to 20, found 21"),
     ({"max_output_tokens": 0}, "max_output_tokens: Input should be greater"),
+    ({"metadata": {"a": 1}}, "metadata.a: Input should be a valid string"),
+    ({"metadata": {"a": "b" * 513}}, "metadata.a: String should have at most 512"),
+    ({"metadata": {f"{place}": "a" for place in range(17)}}, "metadata: Dictionary should have at most 16 items"),
+    ({"metadata": {"a": "\ud800"}}, "metadata.a: Input should be a valid string"),
+    ({"tools": [STOP | {"parameters": {"a": float("nan")}}]}, "tools, or text.format: expected what can be written"),
+    ({"text": {"format": {"type": "json_schema", "schema": {"a": "\ud800"}}}}, "tools, or text.format: expected what"),
     ({"stream": "yes"}, "stream: Input should be a valid boolean"),
 ], ids=lambda value: str(value)[:60])  # fmt: skip
 def test_what_is_refused(service, caller, asked, message):
@@ -284,6 +290,20 @@ def test_many_mistakes_are_no_work():
 def test_what_is_nested_without_end_is_refused(caller, asked):
     deep = "[" * 20_000 + "]" * 20_000
     assert caller.problem(RESPONSES, json.dumps(ASKED | asked).replace('"@"', deep).encode())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_nested_too_deeply_to_be_told_again(caller, stream):
+    """It could still be read; and the answer that repeats it couldn't be written."""
+    for levels in range(930, 980, 3):
+        deep = '{"a":' * levels + "1" + "}" * levels
+        asked = json.dumps(
+            ASKED | {"stream": stream, "tools": [STOP | {"parameters": "@"}], "tool_choice": "none"}
+        ).replace('"@"', deep)
+        response, connection = caller.send("POST", RESPONSES, asked.encode())
+        assert response.status in (200, 400)
+        assert response.status == 400 or b"incomplete" in response.read()
+        connection.close()
 
 
 @pytest.mark.parametrize("path", [f"{RESPONSES}/resp_1", f"{RESPONSES}/resp_1/input_items"])

@@ -140,7 +140,7 @@ class ResponseBody(Choosing):
     include: Annotated[list[str], PlainValidator(_included, json_schema_input_type=list[str])] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     _chat: ChatBody = PrivateAttr()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,6 +15,9 @@ from lorary.adapters.server.responses.answer import Answer, Event
 from lorary.adapters.server.responses.body import ResponseBody
 from lorary.adapters.server.service import Service, while_there
 from lorary.adapters.server.writing import Writing
+from lorary.hub.errors import first_line
+
+_MORE_LEVELS = 50  # than what a response repeats has by itself: it is written within others, and from deeper in a stack
 
 
 def routes(service: Service) -> APIRouter:
@@ -24,9 +27,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/responses")
     async def respond(body: ResponseBody, request: Request) -> Response:
         """Answer a conversation in OpenAI's newer form; nothing of it is kept."""
-        chat = body.chat
+        chat, answer = body.chat, Answer(body)
+        _demand_writable(answer.response())
         (writing,) = writings = await begin(service, chat, [chat.conversation()], chat.told)
-        answer = Answer(body)
         if body.stream:
             return Streamed(_stream(service, answer, writing, body.model), writings)
         try:
@@ -44,6 +47,22 @@ def routes(service: Service) -> APIRouter:
         raise Refusal(404, told, "not_found")
 
     return router
+
+
+def _demand_writable(response: Mapping[str, Any]) -> None:
+    """Refuse at once what can be read, and couldn't be written when a response repeats it.
+
+    Raises:
+        Refusal: there is such a thing.
+    """
+    nested: Any = response
+    for _ in range(_MORE_LEVELS):
+        nested = [nested]
+    try:
+        json.dumps(nested, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        told = f"tools, or text.format: expected what can be written as JSON again ({first_line(error)})"
+        raise Refusal(400, told, "invalid_request") from error
 
 
 async def _write(service: Service, answer: Answer, writing: Writing, model: str) -> None:

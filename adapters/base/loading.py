@@ -15,6 +15,7 @@ from lorary.adapters.base.device import pick_device, pick_dtype
 from lorary.adapters.base.identity import body_of, identify
 from lorary.adapters.base.modules import demand_embedding
 from lorary.adapters.base.quantization import guard_cpu, quantization_config
+from lorary.adapters.base.tokenizer import read_tokenizer
 from lorary.hub.base_files import resolve_base
 from lorary.hub.errors import BaseNotFoundError, UsageError, first_line
 from lorary.hub.manifest import BaseIdentity
@@ -143,24 +144,6 @@ def _other_shapes(base: str, model: Any, found: Collection[tuple[str, Any, Any]]
                 f"says {list(ours)}; fetch all of its files again"
             )
     return tuple(sorted(name for name, _, _ in found))
-
-
-def read_tokenizer(base: str, folder: str) -> Any:
-    """The tokenizer among a base's files in ``folder``; None where there is none: it still serves token ids.
-
-    Raises:
-        BaseNotFoundError: it is broken; ``base`` is what the base is called.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
-    except Exception as error:  # the reader in Rust raises no class of its own, and transformers whatever it met
-        raise BaseNotFoundError(
-            f"base {base!r}: its tokenizer's files can't be read as one ({first_line(error)}); save the tokenizer again"
-        ) from error
 
 
 def _whole(model: Any, config: Any, path: str) -> Any:

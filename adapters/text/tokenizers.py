@@ -15,7 +15,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from lorary.adapters.base.identity import tokenizer_hash
-from lorary.adapters.base.loading import quietly, read_tokenizer
+from lorary.adapters.base.loading import quietly
+from lorary.adapters.base.tokenizer import read_tokenizer, remembering_no_texts
 from lorary.hub.base_files import resolve_base
 from lorary.hub.checkpoint import Checkpoint
 from lorary.hub.errors import CheckpointError, first_line
@@ -194,8 +195,8 @@ def _read(files: Mapping[str, Path]) -> Any:
         for name, path in files.items():
             shutil.copyfile(path, Path(folder) / name)
         if "tokenizer_config.json" in files:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return PreTrainedTokenizerFast(tokenizer_file=str(Path(folder) / "tokenizer.json"))
+            return remembering_no_texts(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        return remembering_no_texts(PreTrainedTokenizerFast(tokenizer_file=str(Path(folder) / "tokenizer.json")))
 
 
 def _says(tokenizer: Any) -> tuple[Any, ...]:

@@ -179,7 +179,7 @@ def test_pieces_add_up_to_the_text_in_whatever_thread_they_are_read(engine):
         text = request.result(20).text
         assert "".join(read[request.id]) == text
         assert "".join(request) == text  # again, from the beginning
-    assert any(len(pieces) > 5 for pieces in read.values())
+    assert any(len(pieces) > 1 for pieces in read.values())  # a slow reader gets several at once
 
 
 def test_a_piece_comes_before_the_next_step(backbone):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 from lorary.hub.embedding import Embedding, OtherEmbeddingError, embedding_of, read_embedding
 from lorary.hub.errors import CheckpointError, UnsafeFileError
 from lorary.hub.jsontext import load_json
+from lorary.hub.links import leads_away
 from lorary.hub.manifest import MANIFEST_NAME, Manifest, Pooling, Preprocessing
 from lorary.hub.manifest_reading import parse_manifest
 from lorary.hub.tensorfile import TensorInfo, read_header, tensor_hashes
@@ -185,9 +185,7 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for name in KEPT_FILES:
         path = folder / name
-        # The Hub's own cache consists of links into its blobs; any other target could be anybody's file.
-        target = Path(os.path.realpath(path))
-        if path.is_symlink() and not target.is_relative_to(folder.resolve().parent.parent / "blobs"):
+        if target := leads_away(path, folder):
             raise UnsafeFileError(f"{path}: is a link to {target}; copy the file itself into the folder")
         if path.is_file():
             files[name] = path

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.jsontext import load_json
+from lorary.hub.links import leads_away
 from lorary.hub.manifest import MOST_TOKENS, POOLINGS, Pooling
 
 MODULES_NAME = "modules.json"
 SETTINGS_NAME = "config_sentence_transformers.json"
-EMBEDDING_FILES = frozenset({MODULES_NAME, SETTINGS_NAME, "sentence_bert_config.json"})
-"""The files that are read beside the adapter's own."""
+EMBEDDING_FILES = frozenset({MODULES_NAME, SETTINGS_NAME, "sentence_bert_config.json", "1_Pooling/config.json"})
+"""The files that are read beside the adapter's own, the pooling's where sentence-transformers mostly puts it."""
 
 _LARGEST = 1_000_000  # bytes
 _LONGEST_PROMPT = 10_000  # characters
@@ -72,8 +73,8 @@ def read_embedding(folder: Path) -> Embedding | None:
     Raises:
         OtherEmbeddingError: in a way that isn't known here.
     """
-    modules = _json(folder / MODULES_NAME)
-    settings = _mapping(folder / SETTINGS_NAME)
+    modules = _json(folder, MODULES_NAME)
+    settings = _mapping(folder, SETTINGS_NAME)
     if not isinstance(modules, list) or settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         return None
     first, pooling, *rest = [*_modules(modules), ("", ""), ("", "")]
@@ -84,9 +85,8 @@ def read_embedding(folder: Path) -> Embedding | None:
     after = [kind for kind, _ in rest if kind]
     if after not in ([], ["Normalize"]):
         raise OtherEmbeddingError(f"its modules go on with {', '.join(after)}")
-    place = folder / Path(pooling[1]).name
     prompt = _prompt(settings)
-    mode = _mode(_mapping(place / "config.json"), bool(prompt))
+    mode = _mode(_mapping(folder, f"{Path(pooling[1]).name}/config.json"), bool(prompt))
     return Embedding(Pooling(mode, bool(after)), _limit(folder), prompt)
 
 
@@ -124,7 +124,7 @@ def _prompt(settings: Mapping[str, Any]) -> str:
 
 def _limit(folder: Path) -> int | None:
     """The most tokens of a text: what the model says, else what its tokenizer does."""
-    config, tokenizer = _mapping(folder / "sentence_bert_config.json"), _mapping(folder / "tokenizer_config.json")
+    config, tokenizer = _mapping(folder, "sentence_bert_config.json"), _mapping(folder, "tokenizer_config.json")
     for name, expected in _TRANSFORMER.items():
         if config.get(name, expected) != expected:
             raise OtherEmbeddingError(f"its {name} is {config[name]!r:.50}, not {expected}")
@@ -137,15 +137,16 @@ def _length(value: Any) -> int | None:
     return value if type(value) is int and 0 < value <= MOST_TOKENS else None
 
 
-def _mapping(path: Path) -> Mapping[str, Any]:
-    found = _json(path)
+def _mapping(folder: Path, name: str) -> Mapping[str, Any]:
+    found = _json(folder, name)
     return found if isinstance(found, Mapping) else {}
 
 
-def _json(path: Path) -> Any:
-    """What a file holds; None where it isn't there, is a link, or holds no JSON."""
+def _json(folder: Path, name: str) -> Any:
+    """What a file holds; None where it isn't there, is a link out of the folder, or holds no JSON."""
+    path = folder / name
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
+        if leads_away(path, folder) or not path.is_file() or path.stat().st_size > _LARGEST:
             return None
         return load_json(path.read_bytes())
     except (OSError, ValueError):

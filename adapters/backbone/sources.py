@@ -7,12 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, Checkpoint, read_checkpoint
+from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint, read_checkpoint
 from lorary.hub.errors import ChangedFilesError, RemoteError, UnknownReferenceError
 from lorary.hub.reference import FolderReference, HubReference, RegistryReference, parse_reference
 from lorary.hub.registry import Registry
 from lorary.hub.remote.base import check_listing
 from lorary.hub.remote.download import COMMIT, download, downloaded, model_info, remember_revision, sizes
+from lorary.hub.remote.versionfile import VERSION_NAME
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -33,8 +34,9 @@ class Source:
 def find_checkpoint(reference: str | Path | Checkpoint, registry: Registry) -> Source:
     """Read the checkpoint that a reference stands for.
 
-    Of a repository on the Hub the adapter's own files are fetched into the local Hugging Face cache, and no others; a
-    commit that is there already needs no network. A revision is the adapter's, never its base's.
+    Of a repository on the Hub the adapter's own files are fetched into the local Hugging Face cache, and what
+    sentence-transformers left beside them, and no others; a commit that is there already needs no network. A revision
+    is the adapter's, never its base's.
 
     Raises:
         InvalidReferenceError: the text isn't a reference.
@@ -95,7 +97,7 @@ def _download(reference: HubReference) -> Path:
     try:
         info = model_info(repo, revision, hint=f"a folder is written ./{repo}")
         names = check_listing(sizes(info), str(reference))
-        folder = download(repo, info, [name for name in names if name in KEPT_FILES])
+        folder = download(repo, info, [name for name in names if name != VERSION_NAME])
     except RemoteError as error:
         if known := downloaded(repo, revision):
             _LOGGER.warning("%s; commit %s was fetched before and serves", error, known.name[:12])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorary.hub.checkpoint import ORIGIN_NAME, Checkpoint, read_again, read_checkpoint
+from lorary.hub.checkpoint import Checkpoint, read_checkpoint
 from lorary.hub.errors import CheckpointError, LoraryError, RegistryConflictError, RegistryError, UsageError
 from lorary.hub.importing.discover import Found, Run, find_runs
 from lorary.hub.importing.mlx import is_mlx, read_mlx, unknown_copy
+from lorary.hub.importing.origin import with_origin
 from lorary.hub.importing.outcome import Outcome, Watch, unwatched
 from lorary.hub.importing.traces import Traces, read_traces
 from lorary.hub.provenance.base_name import demand_base, on_base, unknown_base
@@ -118,7 +117,7 @@ def _take(
     with (
         _read(found.folder) as (checkpoint, of_mlx),
         on_base(checkpoint, base) as based,
-        _with_origin(based, traces := read_traces(found, checkpoint, of_mlx)) as whole,
+        with_origin(based, _kept(traces := read_traces(found, checkpoint, of_mlx))) as whole,
     ):
         if base is not None:
             same = (version for version in registry.with_digest(based.digest) if version.name == name)
@@ -145,22 +144,10 @@ def _read(folder: Path) -> Iterator[tuple[Checkpoint, Mapping[str, Any]]]:
         yield read_checkpoint(folder), {}
 
 
-@contextmanager
-def _with_origin(checkpoint: Checkpoint, traces: Traces) -> Iterator[Checkpoint]:
-    """A foreign checkpoint with what is known of its making in a file of its own; one with a manifest as it is."""
-    if checkpoint.manifest is not None or ORIGIN_NAME in checkpoint.files or not _worth_keeping(traces):
-        yield checkpoint
-        return
-    with tempfile.TemporaryDirectory(prefix="lorary-") as folder:
-        path = Path(folder) / ORIGIN_NAME
-        path.write_text(json.dumps(dict(traces.told), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        yield read_again(checkpoint, {ORIGIN_NAME: path})
-
-
-def _worth_keeping(traces: Traces) -> bool:
-    """Is there more than the adapter's own config says?"""
+def _kept(traces: Traces) -> Mapping[str, Any]:
+    """What is told, where that is more than the adapter's own config says."""
     told = traces.told
-    return bool(
+    more = (
         traces.metrics
         or told.get("data")
         or told.get("steps")
@@ -169,6 +156,7 @@ def _worth_keeping(traces: Traces) -> bool:
         or told["imported"]["checkpoint"] is not None
         or set(told.get("recipe", {})) - {"lora"}
     )
+    return told if more else {}
 
 
 def _shown(folder: Path, root: Path) -> str:

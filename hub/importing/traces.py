@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lorary.hub.checkpoint import KEPT_FILES, Checkpoint
-from lorary.hub.embedding import EMBEDDING_FILES, Embedding, OtherEmbeddingError, read_embedding
+from lorary.hub.embedding import EMBEDDING_FILES
 from lorary.hub.importing.discover import Found
 from lorary.hub.importing.mlx import MLX_WEIGHTS_NAME
+from lorary.hub.importing.origin import embedding_beside
 from lorary.hub.importing.plain_yaml import load_plain_yaml
 from lorary.hub.jsontext import load_json
 from lorary.hub.markup import clean
@@ -81,7 +82,7 @@ def read_traces(found: Found, checkpoint: Checkpoint, of_mlx: Mapping[str, Any] 
     text = readme.read_text(encoding="utf-8", errors="replace") if readme else ""
     written = [*(_text(place / "training_args.yaml") for place in places), _axolotl(text)]
     settings = of_mlx or _first_mapping(map(_yaml, written))
-    embedding, other = _embedding(found.folder)
+    embedding, other = embedding_beside(found.folder)
     training, terms, run = _training(settings, state), terms_in(card), clean(found.run.resolve().name)
     told = {
         "imported": {"tool": "mlx-lm" if of_mlx else _tool(card, text, settings), "run": run, "checkpoint": found.step},
@@ -105,15 +106,6 @@ def read_traces(found: Found, checkpoint: Checkpoint, of_mlx: Mapping[str, Any] 
         left=tuple(_left(found.folder, {MLX_WEIGHTS_NAME} if of_mlx else set())),
         notes=(other,) if other else (),
     )
-
-
-def _embedding(folder: Path) -> tuple[Embedding | None, str | None]:
-    """How sentence-transformers would make embeddings, and what is to be said where that isn't known here."""
-    try:
-        return read_embedding(folder), None
-    except OtherEmbeddingError as error:
-        told = f"{error}, as sentence-transformers' files say, which isn't known here: it gives every token's state"
-        return None, told
 
 
 def _training(settings: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:

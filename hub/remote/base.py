@@ -17,6 +17,7 @@ from lorary.hub.checkpoint import (
     RECIPE_NAME,
     WEIGHTS_NAME,
 )
+from lorary.hub.embedding import EMBEDDING_FILES
 from lorary.hub.errors import CheckpointError, UnsafeFileError
 from lorary.hub.manifest import MANIFEST_NAME
 from lorary.hub.remote.versionfile import MAX_BYTES, VERSION_NAME, VersionFile
@@ -31,7 +32,9 @@ _TOLD = 5
 _LIMIT = 100_000_000  # the largest tokenizers take 40 MB
 _LIMITS = {
     **dict.fromkeys((WEIGHTS_NAME, GOLDEN_NAME), 20_000_000_000),
-    **dict.fromkeys((CONFIG_NAME, MANIFEST_NAME, ORIGIN_NAME, RECIPE_NAME, CARD_NAME), MAX_TEXT_BYTES),
+    **dict.fromkeys(
+        (CONFIG_NAME, MANIFEST_NAME, ORIGIN_NAME, RECIPE_NAME, CARD_NAME, *EMBEDDING_FILES), MAX_TEXT_BYTES
+    ),
     VERSION_NAME: MAX_BYTES,
 }
 
@@ -127,7 +130,9 @@ def check_listing(sizes: Mapping[str, int | None], source: str) -> list[str]:
             f"{source}: no {missing} there{whole}; expected an adapter as PEFT's save_pretrained writes it"
             f"{_below(sizes)}"
         )
-    names = sorted(WANTED & set(sizes))
+    # Of an adapter with a manifest that says how embeddings are made.
+    beside = EMBEDDING_FILES if MANIFEST_NAME not in sizes else frozenset()
+    names = sorted((WANTED | beside) & set(sizes))
     for name in names:
         size, limit = sizes[name], _LIMITS.get(name, _LIMIT)
         if size is None or size > limit:

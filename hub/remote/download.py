@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, WEIGHTS_NAME
+from lorary.hub.embedding import EMBEDDING_FILES
 from lorary.hub.errors import ChangedFilesError, RemoteError
 from lorary.hub.files.store import hash_file
 from lorary.hub.remote.bars import bars
@@ -108,12 +109,13 @@ def downloaded(repo: str, revision: str | None) -> Path | None:
     """
     from huggingface_hub import snapshot_download
 
-    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=list(KEPT_FILES), local_files_only=True)
+    wanted = [*KEPT_FILES, *EMBEDDING_FILES]
+    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=wanted, local_files_only=True)
     try:
         folder = Path(fetch())
     except Exception:  # not there, or not a name: asking the Hub says which
         return None
-    there = [name for name in KEPT_FILES if (folder / name).is_file()]
+    there = [name for name in wanted if (folder / name).is_file()]
     if not {CONFIG_NAME, WEIGHTS_NAME} <= set(there):
         return None
     _check(folder, {name: _named_hash(folder / name) for name in there}, f"{repo}@{folder.name[:12]}")

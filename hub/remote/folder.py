@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorary.hub.checkpoint import KEPT_FILES
 from lorary.hub.errors import (
     ChangedFilesError,
     RemoteConflictError,
@@ -86,7 +87,7 @@ class SharedFolder:
             names = check_listing(sizes, shown)
             stated = self._stated(number)
             aliases = self._aliases({number})
-        files = {name: folder / name for name in names if name != VERSION_NAME}
+        files = {name: folder / name for name in names if name in KEPT_FILES}
         yield Fetched(f"v{number}", files, stated, tuple(sorted(aliases)))
 
     def publish(self, parcel: Parcel, seen: State | None, *, message: str, public: bool) -> str:

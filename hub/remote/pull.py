@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lorary.hub.checkpoint import Checkpoint, read_checkpoint
+from lorary.hub.checkpoint import CONFIG_NAME, Checkpoint, read_checkpoint
 from lorary.hub.errors import (
     ChangedFilesError,
     InvalidReferenceError,
@@ -15,6 +15,7 @@ from lorary.hub.errors import (
     UsageError,
 )
 from lorary.hub.files.store import hash_file
+from lorary.hub.importing.origin import embedding_beside, with_origin
 from lorary.hub.provenance.base_name import demand_base, on_base, unknown_base
 from lorary.hub.reference import HubReference, check_name
 from lorary.hub.registry import Registry
@@ -33,7 +34,7 @@ _SPELLING = re.compile(r"[^a-z0-9._-]+")
 class Pulled:
     """What a pull did: ``number`` is the version's on the remote (None without one), ``new`` is False where the
     catalogue had it. ``aliases`` were set here; ``kept`` are names that it has there and not here. ``note`` is what to
-    know of its base, where its files don't tell which it is.
+    know of its base, where its files don't tell which it is, and of how it makes embeddings, where that isn't known.
     """
 
     version: Version
@@ -100,8 +101,11 @@ def pull(
         wanted = [alias for alias in (fetched.aliases if stated is not None else ()) if _is_alias(alias)]
         # Those of a name that is new here; of one that has other versions they are its owner's to move.
         free = wanted if digests <= {checkpoint.digest} else []
-        with on_base(checkpoint, base) as based:
-            note = unknown_base(based)
+        foreign = stated is None and checkpoint.manifest is None
+        embedding, other = embedding_beside(fetched.files[CONFIG_NAME].parent) if foreign else (None, None)
+        told = {"embedding": embedding.told()} if embedding else {}
+        with on_base(checkpoint, base) as named, with_origin(named, told) as based:
+            notes = [note for note in (unknown_base(based), other) if note]
             demand_base(there.get(checkpoint.digest), based, base, registry.path)
             version = _register(registry, based, stated, remote, chosen, domain, task, free)
     remember(registry, version.reference, remote.address, fetched.commit)
@@ -112,7 +116,9 @@ def pull(
     before = there.get(version.digest)
     given = tuple(alias for alias in version.aliases if alias in free and not (before and alias in before.aliases))
     kept = tuple(alias for alias in wanted if alias not in version.aliases)
-    return Pulled(version, remote.address, fetched.commit, number, before is None, given, kept, note)
+    return Pulled(
+        version, remote.address, fetched.commit, number, before is None, given, kept, "; ".join(notes) or None
+    )
 
 
 def _register(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from lorary.hub.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from lorary.hub.checkpoint import CONFIG_NAME, KEPT_FILES, WEIGHTS_NAME
 from lorary.hub.errors import (
     CheckpointError,
     LoraryError,
@@ -86,7 +86,7 @@ class Repository:
         stated = None
         if VERSION_NAME in names:
             stated = parse_version_file((folder / VERSION_NAME).read_bytes(), shown)
-        files = {name: folder / name for name in names if name != VERSION_NAME}
+        files = {name: folder / name for name in names if name in KEPT_FILES}
         yield Fetched(commit, files, stated, self._names(commit, stated))
 
     def publish(self, parcel: Parcel, seen: State | None, *, message: str, public: bool) -> str:

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from huggingface_hub import constants
 
 from checkpoints import make_checkpoint
+from lorary.adapters.backbone.sources import find_checkpoint
 from lorary.hub.checkpoint import ORIGIN_NAME, read_checkpoint
 from lorary.hub.embedding import Embedding, OtherEmbeddingError, embedding_of, read_embedding
 from lorary.hub.importing import import_folders
 from lorary.hub.manifest import Pooling, Preprocessing
+from lorary.hub.remote import pull
 
 OLD = "sentence_transformers.models."
 MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
@@ -47,6 +50,19 @@ def test_files_of_an_older_version_are_read(saved, registry):
     kept = registry.checkpoint("like")
     assert (outcome.state, kept.digest, kept.embedding) == ("taken", checkpoint.digest, told)
     assert "json" not in outcome.note  # nothing was left
+
+
+def test_what_comes_from_the_hub_makes_embeddings_as_a_folder_does(saved, ann, elsewhere, monkeypatch):
+    folder = saved()
+    told = Embedding(Pooling("mean", True), 256)
+    ann.commit_folder("ann/like", folder, **{"1_Pooling/config.json": json.dumps(MEAN).encode()})
+    version = pull(elsewhere, "ann/like", domain="legal").version
+    assert elsewhere.checkpoint(version).embedding == told
+    assert version.digest == read_checkpoint(folder).digest
+    # Not catalogued, and once more without a network.
+    for _ in range(2):
+        assert find_checkpoint("hf://ann/like", elsewhere).checkpoint.embedding == told
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def test_the_task_is_theirs_where_peft_noted_none(saved, registry):

@@ -59,6 +59,14 @@ def test_one_line_of_several_labels_makes_all_of_them_lists(load, tmp_path):
     assert rows[0] == ("four", ["d"])
 
 
+def test_labels_behind_the_text_are_labels_too_as_fasttext_has_it(load):
+    lines = "__label__a one __label__b\ntwo __label__a words\n__label__b\tsays __label__ or x__label__a\n"
+    rows, _, _ = load("a.txt", lines + "__label__b __label__b three\n")
+    assert rows == [
+        ("one", ["a", "b"]), ("two words", ["a"]), ("says __label__ or x__label__a", ["b"]), ("three", ["b"]),
+    ]  # fmt: skip
+
+
 def test_a_label_that_is_set_to_be_the_only_one_is(load):
     with pytest.raises(
         DataError, match=r"row 1, label: expected a label's name or number, found \['a', 'b-c'\]; .* problem_type"

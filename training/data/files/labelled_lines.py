@@ -14,6 +14,8 @@ from lorary.training.recipe.raw import shown
 
 _MARK = "__label__"
 _FASTTEXT = re.compile(rf"(?:{_MARK}\S*\s*)+")
+_BEHIND = re.compile(rf"(?:^|\s+){_MARK}(\S+)")
+"""A label among a text's words, where fastText takes it for one too."""
 _TREC = re.compile(r"(([^\W\d]+):[^\W\d]\w*)\s+(\S.*)")
 
 
@@ -50,8 +52,10 @@ def read_lines(content: bytes, problems: list[str], manner: Manner) -> Rows:
 def _of_fasttext(line: str) -> dict[str, Any]:
     """A line's text and its label: None where there is none, a list where there are several."""
     found = _FASTTEXT.match(line)
-    labels = [word.removeprefix(_MARK) for word in found[0].split()] if found else []
+    text = line[found.end() :] if found else line
+    words = [word.removeprefix(_MARK) for word in found[0].split()] if found else []
+    labels = list(dict.fromkeys(words + _BEHIND.findall(text)))
     return {
-        "text": line[found.end() :] if found else line,
+        "text": _BEHIND.sub("", text).lstrip(),
         "label": labels if len(labels) > 1 else labels[0] if labels else None,
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy
 import pytest
 
 from lorary.hub.errors import DataError
@@ -80,6 +83,25 @@ def test_what_is_wrong_in_a_list_is_told_by_its_place(row, columns, problem, loa
     assert [told.rpartition("/")[2] for told in caught.value.problems] == [f"a.jsonl, {problem}"]
     if "found 3" not in problem and "query" not in problem:
         assert len(load([*ROWS, row, *ROWS], columns, **{"data.incomplete": "drop"})[0]) == 10
+
+
+@pytest.mark.parametrize("write", [repr, json.dumps, lambda texts: str(numpy.array(texts))])
+def test_lists_as_text_are_read_as_lists(write, load):
+    rows = [{"query": "q1", "pos": write(["a", "it's"]), "neg": write(["x"])}, {"query": "q2", "pos": write(["é"])}]
+    rows[1]["neg"] = "none"
+    found, notes = load(rows, {"text": "query", "positive": "pos", "negative": "neg"})
+    assert values(found) == [("q1", "a", write(["x"])), ("q1", "it's", write(["x"])), ("q2", "é", "none")]
+    assert [note for note in notes if "are lists" in note] == ["2 of 2 texts in 'pos' are lists: read as their texts"]
+    rows += [{"query": "q", "pos": "[a, b", "neg": "[no"}, {"query": "q", "pos": "[a, b]", "neg": "y"}]
+    rows += rows[:1]
+    with pytest.raises(DataError, match=r"row 4, pos: expected a list of texts as in other rows, found '\[a, b\]'"):
+        load(rows, BGE)
+    assert values(load([{"set": write(["a", "b"])}] * 2, {"text": "set", "positive": "set"})[0]) == [("a", "b")] * 2
+
+
+def test_lists_of_numbers_and_texts_in_brackets_stay_texts(load):
+    rows = [{"query": "q", "pos": "[1, 2]"}, {"query": "p", "pos": "['a'] it is"}, {"query": "r", "pos": "['a']"}]
+    assert values(load(rows, {"text": "query", "positive": "pos"})[0]) == [tuple(row.values()) for row in rows]
 
 
 def test_a_set_of_one_text_has_nothing_beside_it_and_a_text_is_no_set(load):

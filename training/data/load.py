@@ -35,7 +35,7 @@ from lorary.training.data.rows import check_rows
 from lorary.training.data.shapes.answers import note_places
 from lorary.training.data.shapes.inner_columns import with_inner
 from lorary.training.data.shapes.known import note_beside, note_larger_form
-from lorary.training.data.shapes.lists_of_texts import pair_columns, with_pairs
+from lorary.training.data.shapes.lists_of_texts import pair_columns, with_pairs, with_written_lists
 from lorary.training.data.shapes.sentences import with_sentences
 from lorary.training.data.shapes.written_chats import with_written_chats
 from lorary.training.data.splits import note_overlap, split_rows, split_validation
@@ -99,6 +99,7 @@ def _read(recipe: Recipe, text: str, split: str, subset: str | None, note: Note)
         read = read_source(text, manner, subset=subset, revision=data.revision)
         source = with_inner(read, columns.values())
         source = with_written_chats(source, columns, note)
+        source = with_written_lists(source, columns, note)
         if "tokens" in columns:
             source = with_sentences(source, data, note)
     if data.incomplete == "drop" or data.unlabelled is not None:

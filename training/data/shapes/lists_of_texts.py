@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from lorary.training.data.examples import Note
 from lorary.training.data.files.source import Row, Source, bad_rows
+from lorary.training.data.shapes.written import LIST, written_list
 from lorary.training.recipe.raw import shown
 
 
@@ -46,6 +48,43 @@ def with_pairs(source: Source, columns: Mapping[str, str], note: Note) -> Source
             told += f"; {unread} of {of} negatives aren't read, since each row takes one"
     note(told)
     return replace(source, rows=rows)
+
+
+def with_written_lists(source: Source, columns: Mapping[str, str], note: Note) -> Source:
+    """A source with lists in place of texts, which CSV files have them as, in columns where most texts are that.
+
+    Raises:
+        DataError: by its row, a text in such a column that begins and ends like a list and is none.
+    """
+    read, problems = dict[str, dict[int, list[Any]]](), list[str]()
+    for name in dict.fromkeys(columns[role] for role in ("positive", "negative") if role in columns):
+        given = [value for row in source.rows if (value := row.values.get(name)) not in (None, "")]
+        bracketed = {
+            place: text
+            for place, row in enumerate(source.rows)
+            if isinstance(text := row.values.get(name), str) and LIST.fullmatch(text.strip())
+        }
+        lists = {place: found for place, text in bracketed.items() if (found := _written_texts(text)) is not None}
+        if lists and 2 * (len(lists) + sum(isinstance(value, list) for value in given)) > len(given):
+            note(f"{len(lists)} of {len(given)} texts in {name!r} are lists: read as their texts")
+            read[name] = lists
+            problems += [
+                f"{source.rows[place].place}, {name}: expected a list of texts as in other rows, found {shown(text)}"
+                for place, text in bracketed.items()
+                if place not in lists
+            ]
+    if problems:
+        raise bad_rows(source, problems)
+    rows = [
+        replace(row, values={**row.values, **{name: lists[place] for name, lists in read.items() if place in lists}})
+        for place, row in enumerate(source.rows)
+    ]
+    return replace(source, rows=tuple(rows)) if read else source
+
+
+def _written_texts(text: str) -> list[Any] | None:
+    found = written_list(text)
+    return found if found is not None and all(isinstance(one, str) for one in found) else None
 
 
 def _check_sets(source: Source, column: str) -> None:

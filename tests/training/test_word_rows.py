@@ -187,6 +187,15 @@ def test_lists_of_words_may_be_texts(write, load):
         load("a.csv", cut)
 
 
+@pytest.mark.filterwarnings("error")
+def test_escapes_in_lists_are_those_of_json_where_they_are_json(load):
+    lists = [json.dumps(["\U0001f600", "a/b"]).replace("/", "\\/"), r"['a\d', '\\']"]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([["tokens", "tags"], *([words, "['O', 'B-X']"] for words in lists)])
+    found, _ = load("a.csv", text.getvalue())
+    assert [words for _, words, _ in found] == [["\U0001f600", "a/b"], [r"a\d", "\\"]]
+
+
 def test_settings_that_contradict_it_are_told(make_recipe, tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("a O\n")

@@ -10,6 +10,7 @@ import pytest
 
 from lorary.hub.errors import DataError
 from lorary.training.data import load_data
+from lorary.training.data.shapes import messages
 
 PAIRS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
 SAID = ['it\'s "profit"?', "a} {b", "a'}\n {'b", "[1, 2]", "{}"]
@@ -85,6 +86,12 @@ def test_texts_that_begin_like_a_list_stay_texts(text, load):
     rows, notes = load([{"prompt": text, "chosen": text, "rejected": "b"}] * 4, PAIRS)
     assert rows[0] == {"prompt": text, "chosen": text, "rejected": "b"}
     assert not any("are chats" in note for note in notes)
+
+
+def test_texts_that_have_no_speaker_in_them_are_not_taken_apart(load, monkeypatch):
+    monkeypatch.setattr(messages, "from_text", None)
+    text = "[1] in the role of {a: b}, from 3 to 5]"
+    assert load([{"prompt": "p", "completion": text}] * 4, {"prompt": "prompt", "completion": "completion"})[0]
 
 
 def test_a_few_chats_among_texts_stay_texts_and_are_told(load):

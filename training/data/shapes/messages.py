@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ _SHAREGPT_ROLES: Mapping[str, str] = {
     "bard": "assistant", "assistant": "assistant", "function_call": "assistant", "system": "system", "tool": "tool",
     "observation": "tool", "function_response": "tool",
 }  # fmt: skip
+
+_SPEAKER = re.compile(r"""["'](?:role|from)["']\s*:""")
+"""What a chat has in it, as JSON and in Python's words; most texts that only begin like one don't."""
 
 _SPEAKERS = frozenset({*CHAT_ROLES, *_SHAREGPT_ROLES, "developer"})
 
@@ -37,7 +41,7 @@ def as_chat(value: Any) -> Any:
 
 def as_written_chat(text: str) -> Any:
     """The messages that a text holds and nothing else; None of any other text, even where it is a list or a table."""
-    if text.lstrip()[:1] not in ("[", "{"):
+    if text.lstrip()[:1] not in ("[", "{") or not _SPEAKER.search(text):
         return None
     found = from_text(text)
     messages = [found] if isinstance(found, dict) else found

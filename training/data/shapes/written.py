@@ -7,7 +7,9 @@ import ast
 import io
 import re
 import tokenize
+import warnings
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 from lorary.adapters.text.tools import from_json_text
@@ -32,11 +34,17 @@ def written_list(text: str) -> list[Any] | None:
     """The list that a text is; None of other texts."""
     if not LIST.fullmatch(text.strip()):
         return None
-    found = _as_python(text.strip(), None)
+    found = from_text(text)
     return found if isinstance(found, list) else None
 
 
 def _as_python(text: str, otherwise: Any) -> Any:
+    with warnings.catch_warnings():  # of backslashes and numbers in what is no Python anyway
+        warnings.simplefilter("ignore")
+        return _evaluated(text, otherwise)
+
+
+def _evaluated(text: str, otherwise: Any) -> Any:
     with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
         if not _BESIDE.search(text):
             return ast.literal_eval(text)
@@ -55,6 +63,10 @@ def _with_commas(text: str) -> str:
             value = token.type in (tokenize.STRING, tokenize.NUMBER) or token.string in _WORDS
             places += [token.start] if ended and (value or token.string in _BEGINS) else []
             ended = value or token.string in _ENDS
-    for row, column in reversed(places):
-        lines[row - 1] = f"{lines[row - 1][:column]},{lines[row - 1][column:]}"
+    by_line: dict[int, list[int]] = {}
+    for row, column in places:
+        by_line.setdefault(row - 1, []).append(column)
+    for row, columns in by_line.items():
+        ends = [*columns, len(lines[row])]
+        lines[row] = ",".join(lines[row][start:end] for start, end in pairwise([0, *ends]))
     return "\n".join(lines)

@@ -68,6 +68,7 @@ def test_rows_under_the_names_of_splits_stay_rows(read):
     assert read({"train": ROWS, "test": ROWS}, split="test") == ROWS
     assert read({"train": ROWS, "names": ["a", "b", "c"]}) == ROWS
     assert read({"names": ["a", "b"], "data": ROWS}) == ROWS
+    assert read({"columns": ["text", "label"], "data": ROWS}) == ROWS
     assert read({split: {str(place): row for place, row in enumerate(ROWS)} for split in ("train", "test")}) == ROWS
     pairs = [["one", 1], ["two", 0]]
     assert read({"oos_train": pairs, "train": pairs}, header=("text", "label"))[0] == ROWS[0]
@@ -92,7 +93,10 @@ def test_rows_under_the_names_of_splits_stay_rows(read):
         ({"columns": ["a", "a"], "data": [["a", 0]]}, "there are two columns 'a'"),
         ('{"text": {"0": "a", "0": "b"}, "label": {"0": 1}}', "the key '0' stands twice; keep one of them"),
         ('{"text": ["a", {"b": 0, "b": 1}], "label": [0, 1]}', "row 2: the key 'b' stands twice"),
-        ({"a1": {"text": "a"}, "a2": {"text": "b"}}, "save the rows as one list"),
+        (
+            {"a1": {"text": "a"}, "a2": {"text": "b"}},
+            "save the rows as one list (a data frame's with to_json(orient='records'))",
+        ),
         ({"text": "a", "label": 1}, "expected a list of rows, found dict with the keys ['text', 'label']"),
     ],
 )

@@ -40,7 +40,8 @@ def is_frame(value: Any) -> bool:
     if not isinstance(value, Mapping) or not value:
         return False
     if {"columns", "data"} <= value.keys() <= {"columns", "index", "data"}:
-        return all(isinstance(part, list) for part in value.values()) and all(map(_is_text, value["columns"]))
+        lists = all(isinstance(part, list) for part in value.values())
+        return lists and all(map(_is_text, value["columns"])) and not _are_rows(value["data"])
     if not all(isinstance(part, Mapping) for part in value.values()) or all(map(_HOLDS_ROWS.fullmatch, value)):
         return False
     outer, inner = _is_index(value), _is_index([key for part in value.values() for key in part])

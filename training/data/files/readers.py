@@ -135,7 +135,10 @@ def _list_within(value: Any, manner: Manner) -> Any:
 def _mend(value: Mapping[str, Any], manner: Manner) -> str:
     if isinstance(rows := value.get(manner.split), list) and rows and isinstance(rows[0], list):
         return f"; the rows under {manner.split!r} are lists, whose columns are named with data.header"
-    return f", and no rows under {manner.split!r}; name their key with data.train_split, or save the rows as one list"
+    of_frame = "columns" in value or all(isinstance(part, dict) for part in value.values())
+    how = " (a data frame's with to_json(orient='records'))" if of_frame else ""
+    mend = f"name their key with data.train_split, or save the rows as one list{how}"
+    return f", and no rows under {manner.split!r}; {mend}"
 
 
 def _is_row(line: str) -> bool:

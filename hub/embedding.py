@@ -21,6 +21,7 @@ EMBEDDING_FILES = frozenset({MODULES_NAME, SETTINGS_NAME, "sentence_bert_config.
 """The files that are read beside the adapter's own, the pooling's where sentence-transformers mostly puts it."""
 
 _LARGEST = 1_000_000  # bytes
+_SHOWN = 100  # characters of what a file says
 _LONGEST_PROMPT = 10_000  # characters
 _MODES = {"lasttoken": "last"}  # the others are called the same
 # Up to version 5 a field for each.
@@ -79,14 +80,15 @@ def read_embedding(folder: Path) -> Embedding | None:
         return None
     first, pooling, *rest = [*_modules(modules), ("", ""), ("", "")]
     if first != ("Transformer", ""):
-        raise OtherEmbeddingError(f"its first module is {first[0] or 'none'} in {first[1] or 'its folder'}")
+        told = f"{first[0] or 'none'} in {first[1] or 'its folder'}"
+        raise OtherEmbeddingError(f"its first module is {told:.{_SHOWN}}")
     if pooling[0] != "Pooling":
-        raise OtherEmbeddingError(f"its second module is {pooling[0] or 'none'}, no Pooling")
+        raise OtherEmbeddingError(f"its second module is {pooling[0] or 'none':.{_SHOWN}}, no Pooling")
     after = [kind for kind, _ in rest if kind]
     if after not in ([], ["Normalize"]):
-        raise OtherEmbeddingError(f"its modules go on with {', '.join(after)}")
+        raise OtherEmbeddingError(f"its modules go on with {', '.join(after):.{_SHOWN}}")
     prompt = _prompt(settings)
-    mode = _mode(_mapping(folder, f"{Path(pooling[1]).name}/config.json"), bool(prompt))
+    mode = _mode(_pooling_config(folder, Path(pooling[1]).name), bool(prompt))
     return Embedding(Pooling(mode, bool(after)), _limit(folder), prompt)
 
 
@@ -100,6 +102,15 @@ def _modules(modules: list[Any]) -> Iterator[tuple[str, str]]:
             yield kind, module["path"]
 
 
+def _pooling_config(folder: Path, name: str) -> Mapping[str, Any]:
+    """What the pooling's own folder says; nothing where that is another place than beside the adapter."""
+    try:
+        outside = name == ".." or (folder / name).is_symlink()
+    except OSError:  # no name that a folder can have
+        return {}
+    return {} if outside else _mapping(folder, f"{name}/config.json")
+
+
 def _mode(config: Mapping[str, Any], prompted: bool) -> str:
     told = config.get("pooling_mode")
     if told is None:
@@ -107,7 +118,7 @@ def _mode(config: Mapping[str, Any], prompted: bool) -> str:
     modes = told if isinstance(told, list) else [told]
     mode = _MODES.get(modes[0], modes[0]) if len(modes) == 1 and isinstance(modes[0], str) else None
     if mode not in POOLINGS:
-        raise OtherEmbeddingError(f"it pools by {' and '.join(map(str, modes)) or 'nothing'}")
+        raise OtherEmbeddingError(f"it pools by {' and '.join(map(str, modes)) or 'nothing':.{_SHOWN}}")
     if prompted and config.get("include_prompt") is False:
         raise OtherEmbeddingError("its pooling leaves its prompt out")
     return mode

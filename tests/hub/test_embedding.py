@@ -130,6 +130,25 @@ def test_a_pooling_s_folder_is_looked_for_beside_the_adapter_alone(saved, tmp_pa
     (tmp_path / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "cls"}))
     modules = [module("Transformer"), module("Pooling", "../1_Pooling")]
     assert read_embedding(saved({"modules.json": modules})).pooling == Pooling("mean")
+    (tmp_path / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    (saved({}) / "linked").symlink_to(tmp_path / "1_Pooling")
+    for place in ("..", "linked", "x" * 999):
+        with pytest.raises(OtherEmbeddingError, match="it pools by nothing"):
+            read_embedding(saved({"modules.json": [module("Transformer"), module("Pooling", place)]}))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"1_Pooling/config.json": {"pooling_mode": ["cls", "m" * 9999]}},
+        *({"modules.json": [*modules, module("D" * 9999)]} for modules in ([], [module("Transformer")])),
+        {"modules.json": [module("Transformer"), module("Pooling", "1_Pooling"), module("D" * 9999)]},
+    ],
+)
+def test_what_is_told_of_a_stranger_s_files_is_short(saved, files):
+    with pytest.raises(OtherEmbeddingError) as caught:
+        read_embedding(saved(files))
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lorary.hub.finding.query import FINITE
 from lorary.hub.finding.search import check_metric
 from lorary.hub.metrics import headline, lower_is_better
+from lorary.hub.tables.readable import as_bytes, texts
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -39,26 +40,28 @@ def overview(db: Database, metric: str | None = None) -> list[Cell]:
     if metric is not None:
         check_metric(db, metric)
     rows = db.execute(
-        "SELECT domain, task, count(*), sum(versions) FROM (SELECT a.domain, a.task, "
+        "SELECT CAST(domain AS BLOB), CAST(task AS BLOB), count(*), sum(versions) FROM (SELECT a.domain, a.task, "
         "(SELECT count(*) FROM versions v WHERE v.adapter_id = a.id) AS versions FROM adapters a) "
         "WHERE versions > 0 GROUP BY domain, task ORDER BY domain, task"
     ).fetchall()
     cells = []
-    for domain, task, adapters, versions in rows:
+    for *cell, adapters, versions in rows:
+        # One that isn't UTF-8 would stop all of them.
+        domain, task = (bytes(text).decode(errors="replace") for text in cell)
         names = dict.fromkeys(_measured(db, domain, task), 0.0)
         chosen = metric if metric in names else None
         if metric is None and (first := headline(names)):
             chosen = first[0]
         found = _best(db, domain, task, chosen) if chosen else None
         told = (chosen, *found) if found else (None, None, None)
-        cells.append(Cell(str(domain), str(task), int(adapters), int(versions), *told))
+        cells.append(Cell(domain, task, int(adapters), int(versions), *told))
     return cells
 
 
 def metrics_of(db: Database, task: str) -> set[str]:
     """The metrics on held-out rows of a task, in whatever domain."""
-    domains = db.execute("SELECT DISTINCT domain FROM adapters WHERE task = ?", [task]).fetchall()
-    return {name for (domain,) in domains for name in _measured(db, domain, task)}
+    domains = db.execute(f"SELECT DISTINCT {as_bytes('domain')} FROM adapters WHERE task = ?", [task]).fetchall()
+    return {name for domain, *_ in texts(domains) for name in _measured(db, domain, task)}
 
 
 def _measured(db: Database, domain: str, task: str) -> list[str]:
@@ -67,10 +70,10 @@ def _measured(db: Database, domain: str, task: str) -> list[str]:
     first = "SELECT min(name) FROM metrics WHERE split = 'test' AND domain = ?1 AND task = ?2"
     rows = db.execute(
         f"WITH RECURSIVE one (name) AS ({first} UNION ALL SELECT ({first} AND name > one.name) FROM one "
-        "WHERE one.name IS NOT NULL) SELECT name FROM one WHERE name IS NOT NULL",
+        f"WHERE one.name IS NOT NULL) SELECT {as_bytes('name')} FROM one WHERE name IS NOT NULL",
         [domain, task],
     )
-    return [str(name) for (name,) in rows]
+    return [name for name, *_ in texts(rows)]
 
 
 def _best(db: Database, domain: str, task: str, metric: str) -> tuple[float, str] | None:

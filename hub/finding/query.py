@@ -17,7 +17,7 @@ from lorary.hub.finding.search import NUMBERS, Condition, Filter, check_metric, 
 from lorary.hub.metrics import lower_is_better
 from lorary.hub.tables.database import reading
 from lorary.hub.tables.lookup import locate_id
-from lorary.hub.tables.readable import demand_readable, select_each
+from lorary.hub.tables.readable import as_bytes, demand_readable, select_each, texts
 from lorary.hub.values import Unreadable, Version
 
 if TYPE_CHECKING:
@@ -226,12 +226,12 @@ def tasks_of(db: Database, conditions: Sequence[Condition]) -> list[str]:
     ranked, total = _narrowed(db, conditions)
     parameters = _parameters(ranked[:1])
     if ranked and total <= _FEW:
-        query = f"SELECT DISTINCT a.task FROM {_among(ranked[0])}"
+        query = f"SELECT DISTINCT {as_bytes('a.task')} FROM {_among(ranked[0])}"
     else:
         # Of so many the first of each task is found soon.
         one = f"SELECT 1 FROM {_BY_ADAPTER} WHERE a.task = t.task AND {_all([one.check for one in ranked[:1]])}"
-        query = f"SELECT t.task FROM (SELECT DISTINCT task FROM adapters) t WHERE EXISTS ({one})"
-    return [str(task) for (task,) in db.execute(f"{query} ORDER BY 1", parameters)]
+        query = f"SELECT {as_bytes('t.task')} FROM (SELECT DISTINCT task FROM adapters) t WHERE EXISTS ({one})"
+    return [task for task, *_ in texts(db.execute(f"{query} ORDER BY 1", parameters))]
 
 
 def measured_among(db: Database, conditions: Sequence[Condition], names: Iterable[str]) -> Iterator[str]:

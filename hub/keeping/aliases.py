@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import RegistryConflictError, RegistryError, UnknownReferenceError, UsageError
 from lorary.hub.registry_path import suggested
-from lorary.hub.tables.lookup import locate
+from lorary.hub.tables.lookup import WHOLE, locate
 from lorary.hub.values import AliasMove, Version
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def roll_back(db: Database, name: str, alias: str, by: Signature, path: Path) ->
         raise UnknownReferenceError(f"{name}@{alias}: has no history to go back in; {known}")
     versions = {
         int(row["number"]): int(row["id"])
-        for row in db.query("SELECT id, number FROM versions WHERE adapter_id = ?", [adapter_id])
+        for row in db.query(f"SELECT v.id, v.number FROM versions v WHERE v.adapter_id = ? AND {WHOLE}", [adapter_id])
     }
     removed = []
     for move in reversed(standing(moves)):
@@ -169,7 +169,8 @@ def standing(moves: list[AliasMove]) -> list[AliasMove]:
 def meaning(db: Database, adapter_id: int, alias: str) -> int | None:
     """The number of the version that an alias means now."""
     found = db.execute(
-        "SELECT v.number FROM aliases s JOIN versions v ON v.id = s.version_id WHERE s.adapter_id = ? AND s.name = ?",
+        "SELECT v.number FROM aliases s JOIN versions v ON v.id = s.version_id "
+        f"WHERE s.adapter_id = ? AND s.name = ? AND {WHOLE}",
         [adapter_id, alias],
     ).fetchone()
     return int(found[0]) if found else None

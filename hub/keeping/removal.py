@@ -15,7 +15,7 @@ from lorary.hub.files.store import Store
 from lorary.hub.keeping.aliases import drop_aliases, signature
 from lorary.hub.tables.database import writing
 from lorary.hub.tables.lookup import locate_id
-from lorary.hub.tables.readable import select_each
+from lorary.hub.tables.readable import as_bytes, select_each, texts
 from lorary.hub.values import Unreadable, Version
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def remove_rows(
     row_id = locate_id(db, reference, path)
     (version,) = select_each(db, [row_id])
     name, *_ = version.reference.rpartition("@")
-    aliases = [
-        str(alias) for (alias,) in db.execute("SELECT name FROM aliases WHERE version_id = ? ORDER BY 1", [row_id])
-    ]
-    objects = [str(sha256) for (sha256,) in db.execute("SELECT sha256 FROM files WHERE version_id = ?", [row_id])]
+    named = f"SELECT {as_bytes('name')} FROM aliases WHERE version_id = ? ORDER BY 1"
+    aliases = [alias for alias, *_ in texts(db.execute(named, [row_id]))]
+    held = db.execute(f"SELECT {as_bytes('sha256')} FROM files WHERE version_id = ?", [row_id])
+    objects = [sha256 for sha256, *_ in texts(held)]
     by = signature(why, f"{version.reference} was removed")  # not before: an alias may move until the lock is held
     (count,) = db.execute(
         "SELECT count(*) FROM versions WHERE adapter_id = (SELECT adapter_id FROM versions WHERE id = ?)", [row_id]
@@ -60,6 +60,7 @@ def remove_rows(
             "or force it"
         )
     drop_aliases(db, row_id, tuple(aliases), by)
+    db.execute("DELETE FROM aliases WHERE version_id = ?", [row_id])  # whose names are damaged
     db.execute("DELETE FROM versions WHERE id = ?", [row_id])
     return version, objects
 

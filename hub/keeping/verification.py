@@ -36,7 +36,8 @@ WHERE typeof(m.value) <> 'real' OR abs(m.value) > 1.7976931348623157e308 ORDER B
 """
 
 _UNTRACED = """
-SELECT a.name || '@' || m.alias AS alias, m.to_number AS told, v.number AS meant FROM alias_moves m
+SELECT a.name || '@' || m.alias AS alias, m.to_number AS told,
+CASE WHEN typeof(v.number) = 'integer' THEN v.number END AS meant FROM alias_moves m
 JOIN adapters a ON a.id = m.adapter_id
 LEFT JOIN aliases s ON s.adapter_id = m.adapter_id AND s.name = m.alias LEFT JOIN versions v ON v.id = s.version_id
 WHERE m.to_number IS NOT v.number

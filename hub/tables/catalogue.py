@@ -146,6 +146,11 @@ def demand_task(reference: str, found: str) -> str:
     return found
 
 
+def damaged(error: Exception) -> str:
+    """What to tell of a version whose rows don't hold what their tables say."""
+    return f"the registry's rows are damaged ({error}); go back to a copy of it"
+
+
 def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> dict[int, Version]:
     """Versions by row id, ordered by name and number; ``where`` may use ``a`` (adapters) and ``v`` (versions).
 
@@ -164,13 +169,11 @@ def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> di
     }
     versions: dict[int, Version] = {}
     for row in db.query(f"SELECT v.*, a.name, a.domain, a.task {source} ORDER BY a.name, v.number", parameters):
-        named = (tuple(str(one["text"]) for one in texts[table][row["id"]]) for table in texts)
+        named = (tuple(_text(one["text"]) for one in texts[table][row["id"]]) for table in texts)
         try:
             versions[row["id"]] = _version(row, _files(files[row["id"]]), _metrics(metrics[row["id"]]), *named)
-        except (TypeError, ValueError, OverflowError) as error:  # the last of an infinite number
-            raise RegistryError(
-                f"{row['name']}@{row['number']}: the registry's rows are damaged ({error}); go back to a copy of it"
-            ) from error
+        except TypeError as error:
+            raise RegistryError(f"{row['name']}@{row['number']}: {damaged(error)}") from error
     return versions
 
 
@@ -182,13 +185,15 @@ def _by_version(rows: Iterable[Mapping[str, Any]]) -> defaultdict[int, list[Mapp
 
 
 def _files(rows: Iterable[Mapping[str, Any]]) -> dict[str, FileEntry]:
-    return {str(row["name"]): FileEntry(str(row["sha256"]), int(row["size"])) for row in rows}
+    return {_text(row["name"]): FileEntry(_text(row["sha256"]), _whole(row["size"])) for row in rows}
 
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for row in rows:
-        found.setdefault(str(row["split"]), {})[str(row["name"])] = float(row["value"])
+        if not isinstance(row["value"], float):
+            raise TypeError(f"expected a number, found {row['value']!r:.50}")
+        found.setdefault(_text(row["split"]), {})[_text(row["name"])] = row["value"]
     return found
 
 
@@ -201,20 +206,20 @@ def _version(
     parents: tuple[str, ...],
 ) -> Version:
     return Version(
-        name=str(row["name"]),
-        number=int(row["number"]),
-        digest=str(row["digest"]),
-        domain=str(row["domain"]),
-        task=str(row["task"]),
+        name=_text(row["name"]),
+        number=_whole(row["number"]),
+        digest=_text(row["digest"]),
+        domain=_text(row["domain"] or None),  # an empty one is none
+        task=_text(row["task"]),
         base_id=_optional(row["base_id"]),
         base_fingerprint=_optional(row["base_fingerprint"]),
-        method=str(row["method"]),
-        quantization=str(row["quantization"]),
-        rank=int(row["rank"]) if row["rank"] is not None else None,
-        parameters=int(row["parameters"]),
-        size_bytes=int(row["size_bytes"]),
-        created_at=str(row["created_at"]),
-        strategy=str(row["strategy"]),
+        method=_text(row["method"]),
+        quantization=_text(row["quantization"]),
+        rank=_whole(row["rank"]) if row["rank"] is not None else None,
+        parameters=_whole(row["parameters"]),
+        size_bytes=_whole(row["size_bytes"]),
+        created_at=_text(row["created_at"]),
+        strategy=_text(row["strategy"]),
         metrics=metrics,
         aliases=aliases,
         tags=tags,
@@ -225,7 +230,19 @@ def _version(
 
 
 def _optional(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else _text(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, found {value!r:.50}")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise TypeError(f"expected a whole number, found {value!r:.50}")
+    return value
 
 
 def _manifest(text: Any) -> Manifest | None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from lorary.hub.finding.query import relatives
 from lorary.hub.tables.database import reading
-from lorary.hub.tables.readable import demand_readable, select_each
+from lorary.hub.tables.lookup import WHOLE
+from lorary.hub.tables.readable import as_bytes, demand_readable, select_each, texts
 from lorary.hub.values import Unreadable, Version
 
 _IN_ORDER = "FROM adapters a JOIN versions v ON v.adapter_id = a.id WHERE {} ORDER BY a.name, v.number"
-_OF_NAME = _IN_ORDER.format("a.name = ?")
+_NUMBERED = _IN_ORDER.format(f"a.name = ? AND {WHOLE}")
 
 
 class Held:
@@ -44,15 +45,17 @@ class Held:
     def digests(self, name: str) -> dict[int, str]:
         """The digests of a name's versions by their numbers, in order; also of those whose rows are damaged."""
         with reading(self.path) as db:
-            rows = db.execute(f"SELECT v.number, v.digest {_OF_NAME}", [name]) if db else ()
-            return {int(number): str(digest) for number, digest in rows}
+            # As bytes, since a text that isn't UTF-8 would stop all of them.
+            rows = db.execute(f"SELECT v.number, CAST(v.digest AS BLOB) {_NUMBERED}", [name]) if db else ()
+            return {int(number): bytes(digest).decode(errors="replace") for number, digest in rows}
 
     def aliases(self, name: str) -> dict[str, int]:
         """What a name's aliases mean, by its versions' numbers; also of those whose rows are damaged."""
-        query = "SELECT l.name, v.number FROM aliases l JOIN versions v ON v.id = l.version_id JOIN adapters a "
+        query = f"SELECT {as_bytes('l.name')}, v.number FROM aliases l JOIN versions v ON v.id = l.version_id "
+        query += f"JOIN adapters a ON a.id = v.adapter_id WHERE a.name = ? AND {WHOLE} ORDER BY 1"
         with reading(self.path) as db:
-            rows = db.execute(f"{query} ON a.id = v.adapter_id WHERE a.name = ? ORDER BY 1", [name]) if db else ()
-            return {str(alias): int(number) for alias, number in rows}
+            rows = db.execute(query, [name]) if db else ()
+            return {alias: int(number) for alias, number in texts(rows)}
 
     def with_digest(self, digest: str) -> list[Version]:
         """The versions of that digest, under whatever names, ordered by name and number.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lorary.hub.registry import Registry
 from lorary.hub.tables.database import reading, writing
-from lorary.hub.tables.lookup import locate
+from lorary.hub.tables.lookup import WHOLE, locate
+from lorary.hub.tables.readable import as_bytes, texts
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ def links(path: Path, name: str | None = None) -> list[Link]:
     with reading(path) as db:
         if db is None:
             return []
-        rows = db.query(
-            'SELECT a.name, v.number, r.remote, r."commit", r.at FROM remotes r JOIN versions v ON v.id = r.version_id '
-            "JOIN adapters a ON a.id = v.adapter_id WHERE ? IS NULL OR a.name = ? ORDER BY a.name, r.remote, v.number",
+        rows = db.execute(
+            f"SELECT {as_bytes('a.name')}, "
+            'v.number, r.remote, r."commit", r.at FROM remotes r JOIN versions v ON v.id = r.version_id '
+            f"JOIN adapters a ON a.id = v.adapter_id WHERE {WHOLE} "
+            "AND (? IS NULL OR a.name = ?) ORDER BY a.name, r.remote, v.number",
             [name, name],
         )
-        return [Link(*(row[column] for column in ("name", "number", "remote", "commit", "at"))) for row in rows]
+        return [Link(*row) for row in texts(rows)]

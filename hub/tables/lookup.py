@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from lorary.hub.errors import InvalidReferenceError, UnknownReferenceError
 from lorary.hub.reference import FolderReference, RegistryReference, parse_reference
 from lorary.hub.registry_path import suggested
-from lorary.hub.tables.catalogue import select
+from lorary.hub.tables.readable import as_bytes, demand_readable, select_each, texts
 from lorary.hub.values import Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
+
+WHOLE = "typeof(v.number) = 'integer'"
+"""Is a version's number one, which another program may have written?"""
 
 _SHOWN = 8  # numbers listed one by one before only their range is told
 _COMPARED = 10_000  # names at most that a mistyped one is compared with
@@ -36,10 +39,15 @@ def registry_reference(text: str) -> RegistryReference:
 
 
 def locate(db: Database | None, text: str, path: Path) -> tuple[int, Version]:
-    """The row id and the version that a reference names; raises as :func:`locate_id` does."""
+    """The row id and the version that a reference names; raises as :func:`locate_id` does.
+
+    Raises:
+        RegistryError: its rows are damaged.
+    """
     row_id = locate_id(db, text, path)
     assert db is not None
-    return row_id, select(db, "v.id = ?", [row_id])[row_id]
+    (found,) = select_each(db, [row_id])
+    return row_id, demand_readable(found)
 
 
 def locate_id(db: Database | None, text: str, path: Path) -> int:
@@ -66,15 +74,17 @@ def locate_id(db: Database | None, text: str, path: Path) -> int:
         query = f"SELECT v.id {named} ORDER BY v.number DESC LIMIT 1"
     if found := db.execute(query, parameters).fetchone():
         return int(found[0])
-    numbers = [int(number) for (number,) in db.execute(f"SELECT v.number {named} ORDER BY 1", [reference.name])]
+    numbered = f"SELECT v.number {named} AND {WHOLE} ORDER BY 1"
+    numbers = [int(number) for (number,) in db.execute(numbered, [reference.name])]
     if not numbers:
         raise UnknownReferenceError(_no_such_name(db, reference.name, path))
     wanted = f"version {reference.number}" if reference.alias is None else f"alias {reference.alias!r}"
     aliases = db.execute(
-        "SELECT l.name FROM adapters a JOIN aliases l ON l.adapter_id = a.id WHERE a.name = ? ORDER BY 1",
+        f"SELECT {as_bytes('l.name')} FROM adapters a JOIN aliases l ON l.adapter_id = a.id WHERE a.name = ? "
+        "ORDER BY 1",
         [reference.name],
     )
-    holdings = _holdings(numbers, [str(alias) for (alias,) in aliases])
+    holdings = _holdings(numbers, [alias for alias, *_ in texts(aliases)])
     raise UnknownReferenceError(f"{reference.name!r} has no {wanted}; it has {holdings}")
 
 

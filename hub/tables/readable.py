@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import RegistryError
-from lorary.hub.tables.catalogue import select
+from lorary.hub.tables.catalogue import damaged, select
 from lorary.hub.values import Unreadable, Version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
+
+
+def as_bytes(column: str) -> str:
+    """A text in a query such that :func:`texts` can leave it out: read as text, one that isn't UTF-8 stops them all."""
+    return f"CASE WHEN typeof({column}) = 'text' THEN CAST({column} AS BLOB) END"
+
+
+def texts(found: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    """Rows whose first value was asked for by :func:`as_bytes`, with it as text, without those where it is none."""
+    for value, *rest in found:
+        with suppress(UnicodeDecodeError):
+            if value is not None:
+                yield value.decode(), *rest
 
 
 def select_each(db: Database, ids: Sequence[int]) -> Iterator[Version | Unreadable]:
@@ -25,7 +39,8 @@ def select_each(db: Database, ids: Sequence[int]) -> Iterator[Version | Unreadab
             for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
                 yield from select_each(db, half)
         elif reference := _reference(db, ids[0]):
-            yield Unreadable(reference, str(error).removeprefix(f"{reference}: "))
+            read = isinstance(error, RegistryError)
+            yield Unreadable(reference, str(error).partition(": ")[2] if read else damaged(error))
         return
     yield from (found[row_id] for row_id in ids if row_id in found)
 
@@ -42,9 +57,9 @@ def demand_readable(found: Version | Unreadable) -> Version:
 
 
 def _reference(db: Database, row_id: int) -> str | None:
-    query = "SELECT a.name || '@' || v.number FROM versions v JOIN adapters a ON a.id = v.adapter_id WHERE v.id = ?"
+    query = "SELECT a.name, v.number FROM versions v JOIN adapters a ON a.id = v.adapter_id WHERE v.id = ?"
     try:
         row = db.execute(query, [row_id]).fetchone()
     except sqlite3.DatabaseError:
         return f"version {row_id}"  # its name is what is damaged
-    return str(row[0]) if row else None
+    return f"{row[0]}@{row[1]}" if row else None

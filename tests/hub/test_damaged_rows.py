@@ -188,3 +188,54 @@ def test_it_can_be_removed(four, capsys):
     assert [version.number for version in Registry(four.path).versions()] == [1, 3, 4]
     assert (weights.exists(), four.verify()) == (False, [])
     assert four.alias_history("finance-tone", "prod")[-1].to_number is None
+
+
+@pytest.mark.parametrize("what", ["number = 'abc'", "number = 2.5", f"number = {NOT_UTF8}", "number = x'00'"])
+def test_a_version_whose_number_is_none_is_told_and_the_others_are_asked_for(four, what, capsys):
+    four.alias("finance-tone", "prod", 3)
+    damage(four, 2, what)
+    assert [getattr(one, "number", None) for one in four.each()].count(None) == 1
+    assert (four.numbers("finance-tone"), four.aliases("finance-tone")) == ([1, 3, 4], {"prod": 3})
+    with pytest.raises(UnknownReferenceError, match="has no version 2; it has versions 1, 3, 4, alias prod"):
+        four.resolve("finance-tone@2")
+    assert [finding for finding in four.verify() if re.search(PROBLEM, str(finding))]
+    four.alias("finance-tone", "prod", 4)
+    assert four.rollback("finance-tone", "prod").to_number == 3
+    assert main(["list", "--json", "--registry", str(four.path)]) == 1
+    assert [row["number"] for row in json.loads(capsys.readouterr().out)] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("what", ["method = x'00'", "parameters = 1.5", "rank = -1", f"digest = {NOT_UTF8}"])
+def test_no_value_is_passed_on_that_its_column_can_not_have(four, what):
+    damage(four, 2, what)
+    with pytest.raises(RegistryError, match=f"^finance-tone@2: {PROBLEM}$"):
+        four.resolve("finance-tone@2")
+    assert list(four.digests("finance-tone")) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *(f"adapters SET {column} = {NOT_UTF8} WHERE id = 1" for column in ("name", "domain", "task")),
+        f"metrics SET name = {NOT_UTF8} WHERE version_id = 2",
+        f"aliases SET name = {NOT_UTF8}",
+        "aliases SET name = x'00'",
+    ],
+)
+def test_a_text_that_is_none_stops_nothing_that_others_are_asked_for(measured, add, what, tmp_path, capsys):
+    add(7, name="other", metrics={"test": {"f1": 0.9}})
+    measured.alias("finance-tone", "prod", 2)
+    (tmp_path / "team").mkdir()
+    for name in ("finance-tone", "other"):
+        push(measured, name, f"file://{tmp_path}/team")
+    with closing(sqlite3.connect(measured.path)) as db, db:
+        db.execute(f"UPDATE {what}")
+    assert measured.best(metric="f1", task="text-classification").reference == "other@1"
+    assert max(cell.best for cell in measured.overview() if cell.best) == "other@1"
+    assert "same" in {one.relation for one in status(measured, "other")} & {one.relation for one in status(measured)}
+    assert main(["best", "--registry", str(measured.path)]) == 0
+    assert "other@1" in capsys.readouterr().out
+    if "aliases" in what:
+        assert measured.aliases("finance-tone") == {}
+        measured.remove("finance-tone@2", force=True)
+        assert measured.numbers("finance-tone") == [1, 3]

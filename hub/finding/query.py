@@ -158,7 +158,7 @@ def relatives(db: Database, reference: str, path: Path) -> list[Version | Unread
     """
     lines = (
         f"WITH RECURSIVE line (id) AS (SELECT ? UNION SELECT p.{there} FROM line JOIN parents p ON p.{here} = line.id "
-        f"WHERE p.{there} IS NOT NULL) SELECT id FROM line"
+        f"WHERE typeof(p.{there}) = 'integer') SELECT id FROM line"
         for here, there in (("version_id", "parent_id"), ("parent_id", "version_id"))
     )
     row_id = locate_id(db, reference, path)

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 _BATCH = 500  # files deleted in one write transaction, so that other writers get their turn
 
 
+_NO_HASH = "typeof({0}) <> 'text' OR length({0}) <> 64 OR {0} GLOB '*[^0-9a-f]*'"
+_DAMAGED = (
+    f"SELECT count(*) FROM files WHERE {_NO_HASH.format('sha256')} UNION ALL "
+    f"SELECT count(*) FROM bases WHERE digest IS NOT NULL AND ({_NO_HASH.format('digest')})"
+)
+
+
 def collect(path: Path, store: Store, *, dry_run: bool = False) -> Collected:
     """Delete objects, copies and folders of bases that nothing in the registry needs; ``dry_run`` only counts them.
 
@@ -39,7 +46,14 @@ def collect(path: Path, store: Store, *, dry_run: bool = False) -> Collected:
             )
         objects = [sha256 for sha256 in store.objects() if not needs_object(db, sha256)]
         folders = [digest for digest in store.folders() if not needs_folder(db, digest)]
-    return _Collection(path, store, dry_run).run(objects, folders)
+        damaged = [count for (count,) in db.execute(_DAMAGED)]
+    collection = _Collection(path, store, dry_run)
+    if any(damaged):  # what such a row needs can't be known
+        collection.tell(
+            f"{sum(damaged)} row(s) don't say which file they need, so none is deleted; see `lorary verify`"
+        )
+        return collection.run([], [])
+    return collection.run(objects, folders)
 
 
 class _Collection:
@@ -47,6 +61,10 @@ class _Collection:
         self._path, self._store, self._dry_run = path, store, dry_run
         self._bytes = 0
         self._problems: list[str] = []
+
+    def tell(self, problem: str) -> None:
+        """Add to what couldn't be deleted, and why."""
+        self._problems.append(problem)
 
     def run(self, objects: list[str], folders: list[str]) -> Collected:
         copies, busy = self._copies()

@@ -16,7 +16,7 @@ from lorary.hub.registry_path import suggested
 from lorary.hub.tables.catalogue import describe
 from lorary.hub.tables.database import reading
 from lorary.hub.tables.lookup import locate_id
-from lorary.hub.tables.readable import select_each
+from lorary.hub.tables.readable import as_bytes, select_each, texts
 from lorary.hub.values import FileEntry, Finding, Unreadable, Version
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ SELECT v.id FROM adapters a JOIN versions v ON v.adapter_id = a.id ORDER BY a.na
 """
 
 _NO_NUMBER = """
-SELECT a.name || '@' || v.number AS reference, m.split, m.name, m.value FROM metrics m
+SELECT a.name || '@' || v.number AS reference, m.split, m.name,
+CASE WHEN typeof(m.value) = 'text' THEN CAST(m.value AS BLOB) ELSE m.value END AS value FROM metrics m
 JOIN versions v ON v.id = m.version_id JOIN adapters a ON a.id = v.adapter_id
 WHERE typeof(m.value) <> 'real' OR abs(m.value) > 1.7976931348623157e308 ORDER BY a.name, v.number, m.split, m.name
 """
 
 _UNTRACED = """
-SELECT a.name || '@' || m.alias AS alias, m.to_number AS told,
+SELECT CAST(a.name || '@' || m.alias AS BLOB) AS alias, m.to_number AS told,
 CASE WHEN typeof(v.number) = 'integer' THEN v.number END AS meant FROM alias_moves m
 JOIN adapters a ON a.id = m.adapter_id
 LEFT JOIN aliases s ON s.adapter_id = m.adapter_id AND s.name = m.alias LEFT JOIN versions v ON v.id = s.version_id
@@ -144,17 +145,19 @@ def check_database(db: Database) -> Iterator[Finding]:
 def check_metric_values(db: Database) -> Iterator[Finding]:
     """Metrics that aren't finite numbers: somebody else's doing."""
     for row in db.query(_NO_NUMBER):
-        value = str(row["value"])[:_SHOWN]
+        found = row["value"]
+        value = (found.decode(errors="replace") if isinstance(found, bytes) else str(found))[:_SHOWN]
         yield Finding(row["reference"], f"its metric {row['split']}/{row['name']} is {value!r}, no finite number")
 
 
 def check_aliases(db: Database) -> Iterator[Finding]:
     """Aliases that mean something else than their history says; one that is older than the history has none."""
     for row in db.query(_UNTRACED):
+        alias = bytes(row["alias"]).decode(errors="replace")
         meant, told = ("nothing" if number is None else f"version {number}" for number in (row["meant"], row["told"]))
         yield Finding(
             None,
-            f"{row['alias']} means {meant}, but its history ends with {told}: it was changed without lorary; "
+            f"{alias} means {meant}, but its history ends with {told}: it was changed without lorary; "
             "`lorary alias` sets it right",
         )
 
@@ -163,10 +166,10 @@ def check_leftovers(path: Path, store: Store) -> Iterator[Finding]:
     """Notes on files that no version and no base refers to."""
     objects, folders = set(store.objects()), set(store.folders())
     with reading(path) as db:  # after the files: they come in the transaction that refers to them
-        rows = db.execute("SELECT DISTINCT sha256 FROM files") if db else []
-        objects.difference_update(str(sha256) for (sha256,) in rows)
-        rows = db.execute("SELECT digest FROM bases WHERE digest IS NOT NULL") if db else []
-        folders.difference_update(str(digest) for (digest,) in rows)
+        rows = db.execute(f"SELECT DISTINCT {as_bytes('sha256')} FROM files") if db else ()
+        objects.difference_update(sha256 for sha256, *_ in texts(rows))
+        rows = db.execute(f"SELECT {as_bytes('digest')} FROM bases") if db else ()
+        folders.difference_update(digest for digest, *_ in texts(rows))
     if left := len(objects) + len(folders) + len(store.incoming()):
         yield Finding(
             None,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorary.hub.errors import RegistryError, UnsafeFileError, UsageError
 from lorary.hub.files.store import Store
+from lorary.hub.tables.catalogue import text_in, whole_in
 from lorary.hub.tables.insertion import check_metrics
+from lorary.hub.tables.readable import as_bytes
 from lorary.hub.values import FileEntry, PretrainedBase, Unreadable
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ def users_of(db: Database, name: str, fingerprints: Sequence[str], damaged: bool
 
 def base_rows(db: Database) -> list[tuple[int, str]]:
     """The row ids and names of all bases that were pretrained here, by name."""
-    return list(db.execute("SELECT rowid, id FROM bases WHERE digest IS NOT NULL ORDER BY id"))
+    rows = db.execute(f"SELECT rowid, {as_bytes('id')} FROM bases WHERE digest IS NOT NULL ORDER BY id")
+    return [(row_id, name.decode(errors="replace") if name else f"of row {row_id}") for row_id, name in rows]
 
 
 def select_one_base(db: Database, store: Store, row_id: int, name: str) -> list[PretrainedBase | Unreadable]:
@@ -44,6 +48,12 @@ def select_one_base(db: Database, store: Store, row_id: int, name: str) -> list[
         return list(select_bases(db, store, "rowid = ?", [row_id]))
     except (RegistryError, UnsafeFileError) as error:
         return [Unreadable(str(name), str(error).removeprefix(f"base {name!r}: "))]
+    except sqlite3.DatabaseError as error:  # a text that isn't UTF-8
+        return [Unreadable(str(name), _damaged(error))]
+
+
+def _damaged(error: Exception) -> str:
+    return f"its row is damaged ({error}); go back to a copy of it"
 
 
 def select_bases(
@@ -55,15 +65,13 @@ def select_bases(
         RegistryError: a row doesn't hold what its table says.
         UnsafeFileError: its digest isn't a sha256, or a link stands in the folder's place.
     """
-    files: dict[str, list[Mapping[str, Any]]] = {}
-    for row in db.query("SELECT * FROM base_files ORDER BY base, name"):
-        files.setdefault(str(row["base"]), []).append(row)
     found = []
     for row in db.query(f"SELECT * FROM bases WHERE digest IS NOT NULL AND ({where}) ORDER BY id", parameters or []):
         try:
-            found.append(_base(row, files.get(str(row["id"]), ()), store))
+            files = db.query("SELECT * FROM base_files WHERE base = ? ORDER BY name", [row["id"]])
+            found.append(_base(row, files, store))
         except (ValueError, TypeError, KeyError, OverflowError, AttributeError, RecursionError, UsageError) as error:
-            raise RegistryError(f"base {row['id']!r}: its row is damaged ({error}); go back to a copy of it") from error
+            raise RegistryError(f"base {row['id']!r}: {_damaged(error)}") from error
     return found
 
 
@@ -72,14 +80,14 @@ def _base(row: Mapping[str, Any], files: Iterable[Mapping[str, Any]], store: Sto
     if not isinstance(details["provenance"], dict):
         raise TypeError("its provenance is no object")
     return PretrainedBase(
-        name=str(row["id"]),
-        fingerprint=str(row["fingerprint"]),
-        digest=str(row["digest"]),
-        architecture=str(row["architecture"]),
-        parameters=int(row["parameters"]),
-        created_at=str(row["created_at"]),
+        name=text_in(row["id"]),
+        fingerprint=text_in(row["fingerprint"]),
+        digest=text_in(row["digest"]),
+        architecture=text_in(row["architecture"]),
+        parameters=whole_in(row["parameters"]),
+        created_at=text_in(row["created_at"]),
         metrics=check_metrics(details["metrics"]),
         provenance=details["provenance"],
-        files={str(file["name"]): FileEntry(str(file["sha256"]), int(file["size"])) for file in files},
+        files={text_in(file["name"]): FileEntry(text_in(file["sha256"]), whole_in(file["size"])) for file in files},
         folder=store.folder_path(str(row["digest"])),
     )

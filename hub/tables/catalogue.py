@@ -169,7 +169,7 @@ def select(db: Database, where: str = "1", parameters: Sequence[Any] = ()) -> di
     }
     versions: dict[int, Version] = {}
     for row in db.query(f"SELECT v.*, a.name, a.domain, a.task {source} ORDER BY a.name, v.number", parameters):
-        named = (tuple(_text(one["text"]) for one in texts[table][row["id"]]) for table in texts)
+        named = (tuple(text_in(one["text"]) for one in texts[table][row["id"]]) for table in texts)
         try:
             versions[row["id"]] = _version(row, _files(files[row["id"]]), _metrics(metrics[row["id"]]), *named)
         except TypeError as error:
@@ -185,7 +185,7 @@ def _by_version(rows: Iterable[Mapping[str, Any]]) -> defaultdict[int, list[Mapp
 
 
 def _files(rows: Iterable[Mapping[str, Any]]) -> dict[str, FileEntry]:
-    return {_text(row["name"]): FileEntry(_text(row["sha256"]), _whole(row["size"])) for row in rows}
+    return {text_in(row["name"]): FileEntry(text_in(row["sha256"]), whole_in(row["size"])) for row in rows}
 
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -193,7 +193,7 @@ def _metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     for row in rows:
         if not isinstance(row["value"], float):
             raise TypeError(f"expected a number, found {row['value']!r:.50}")
-        found.setdefault(_text(row["split"]), {})[_text(row["name"])] = row["value"]
+        found.setdefault(text_in(row["split"]), {})[text_in(row["name"])] = row["value"]
     return found
 
 
@@ -206,20 +206,20 @@ def _version(
     parents: tuple[str, ...],
 ) -> Version:
     return Version(
-        name=_text(row["name"]),
-        number=_whole(row["number"]),
-        digest=_text(row["digest"]),
-        domain=_text(row["domain"] or None),  # an empty one is none
-        task=_text(row["task"]),
+        name=text_in(row["name"]),
+        number=whole_in(row["number"]),
+        digest=text_in(row["digest"]),
+        domain=text_in(row["domain"] or None),  # an empty one is none
+        task=text_in(row["task"]),
         base_id=_optional(row["base_id"]),
         base_fingerprint=_optional(row["base_fingerprint"]),
-        method=_text(row["method"]),
-        quantization=_text(row["quantization"]),
-        rank=_whole(row["rank"]) if row["rank"] is not None else None,
-        parameters=_whole(row["parameters"]),
-        size_bytes=_whole(row["size_bytes"]),
-        created_at=_text(row["created_at"]),
-        strategy=_text(row["strategy"]),
+        method=text_in(row["method"]),
+        quantization=text_in(row["quantization"]),
+        rank=whole_in(row["rank"]) if row["rank"] is not None else None,
+        parameters=whole_in(row["parameters"]),
+        size_bytes=whole_in(row["size_bytes"]),
+        created_at=text_in(row["created_at"]),
+        strategy=text_in(row["strategy"]),
         metrics=metrics,
         aliases=aliases,
         tags=tags,
@@ -230,16 +230,18 @@ def _version(
 
 
 def _optional(value: Any) -> str | None:
-    return None if value is None else _text(value)
+    return None if value is None else text_in(value)
 
 
-def _text(value: Any) -> str:
+def text_in(value: Any) -> str:
+    """A text of a row; a TypeError where it is none."""
     if not isinstance(value, str):
         raise TypeError(f"expected a text, found {value!r:.50}")
     return value
 
 
-def _whole(value: Any) -> int:
+def whole_in(value: Any) -> int:
+    """A count of a row; a TypeError where it is none."""
     if not isinstance(value, int) or value < 0:
         raise TypeError(f"expected a whole number, found {value!r:.50}")
     return value

@@ -51,9 +51,9 @@ def links(path: Path, name: str | None = None) -> list[Link]:
     with reading(path) as db:
         if db is None:
             return []
+        name_of, *told = map(as_bytes, ("a.name", "r.remote", 'r."commit"', "r.at"))
         rows = db.execute(
-            f"SELECT {as_bytes('a.name')}, "
-            'v.number, r.remote, r."commit", r.at FROM remotes r JOIN versions v ON v.id = r.version_id '
+            f"SELECT {name_of}, v.number, {', '.join(told)} FROM remotes r JOIN versions v ON v.id = r.version_id "
             f"JOIN adapters a ON a.id = v.adapter_id WHERE {WHOLE} "
             "AND (? IS NULL OR a.name = ?) ORDER BY a.name, r.remote, v.number",
             [name, name],

@@ -21,11 +21,11 @@ def as_bytes(column: str) -> str:
 
 
 def texts(found: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    """Rows whose first value was asked for by :func:`as_bytes`, with it as text, without those where it is none."""
-    for value, *rest in found:
+    """Rows with values that were asked for by :func:`as_bytes` as texts, without those in which one is none."""
+    for row in found:
         with suppress(UnicodeDecodeError):
-            if value is not None:
-                yield value.decode(), *rest
+            if None not in row:
+                yield tuple(value.decode() if isinstance(value, bytes) else value for value in row)
 
 
 def select_each(db: Database, ids: Sequence[int]) -> Iterator[Version | Unreadable]:

@@ -63,7 +63,7 @@ def test_what_is_left_of_it_is_told_as_json(two, registry, capsys):
     code, out, _ = lorary(registry, capsys, "--remove", "a-base", "--json")
     told = json.loads(out)
     assert (code, told["name"]) == (0, "a-base")
-    assert told["damaged"].startswith("its row is damaged (invalid literal for int()")
+    assert told["damaged"].startswith("its row is damaged (expected a whole number")
 
 
 @pytest.mark.parametrize("known_by", ["base_fingerprint = 'aaaa'", "base_id = 'a-base'"])
@@ -82,3 +82,26 @@ def test_a_name_in_no_registry_makes_none(registry):
     with pytest.raises(UnknownReferenceError):
         registry.bases.remove("a-base")
     assert not registry.path.exists()
+
+
+@pytest.mark.parametrize("what", ["fingerprint", "id", "architecture"])
+def test_a_text_that_is_none_hides_no_other_base(two, registry, capsys, what):
+    two[2](f"{what} = CAST(x'ff' AS TEXT)")
+    code, out, err = lorary(registry, capsys, "--json")
+    assert (code, [base["name"] for base in json.loads(out)]) == (1, ["b-base"])
+    assert "its row is damaged" in err
+    assert any("its row is damaged" in str(finding) for finding in registry.verify())
+
+
+def test_nothing_is_collected_while_a_row_does_not_say_what_it_needs(two, add, registry):
+    damaged, _, damage = two
+    damage("digest = 'x'")
+    (problem,) = registry.collect().problems
+    assert problem.startswith("1 row(s) don't say which file they need, so none is deleted")
+    assert damaged.folder.exists()
+    registry.bases.remove("a-base")
+    version = add(0)
+    with closing(sqlite3.connect(registry.path)) as db, db:
+        db.execute("UPDATE files SET sha256 = CAST(x'ff' AS TEXT)")
+    assert registry.collect().objects == 0
+    assert any(version.reference in str(finding) for finding in registry.verify())

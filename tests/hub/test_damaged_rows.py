@@ -220,6 +220,8 @@ def test_no_value_is_passed_on_that_its_column_can_not_have(four, what):
         f"metrics SET name = {NOT_UTF8} WHERE version_id = 2",
         f"aliases SET name = {NOT_UTF8}",
         "aliases SET name = x'00'",
+        f"remotes SET remote = {NOT_UTF8} WHERE version_id = 1",
+        "remotes SET \"commit\" = x'00' WHERE version_id = 1",
     ],
 )
 def test_a_text_that_is_none_stops_nothing_that_others_are_asked_for(measured, add, what, tmp_path, capsys):
@@ -235,7 +237,17 @@ def test_a_text_that_is_none_stops_nothing_that_others_are_asked_for(measured, a
     assert "same" in {one.relation for one in status(measured, "other")} & {one.relation for one in status(measured)}
     assert main(["best", "--registry", str(measured.path)]) == 0
     assert "other@1" in capsys.readouterr().out
+    assert main(["show", "other", "--registry", str(measured.path)]) == 0
     if "aliases" in what:
         assert measured.aliases("finance-tone") == {}
         measured.remove("finance-tone@2", force=True)
         assert measured.numbers("finance-tone") == [1, 3]
+
+
+def test_verify_goes_on_past_a_metric_and_a_parent_that_are_none(measured, add, capsys):
+    add(5, parents=["finance-tone@1"])
+    damage_metric(measured, 1, NOT_UTF8)
+    with closing(sqlite3.connect(measured.path)) as db, db:
+        db.execute("UPDATE parents SET parent_id = 'abc'")
+    assert any("finance-tone@1" in str(finding) and "no finite number" in str(finding) for finding in measured.verify())
+    assert main(["show", "finance-tone@4", "--registry", str(measured.path)]) == 0

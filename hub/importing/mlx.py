@@ -143,8 +143,9 @@ def _layers(tensors: Mapping[str, TensorInfo], settings: _Settings, folder: Path
         if missing := [part for part in parts if part not in has]:
             raise CheckpointError(f"{folder}: {MLX_WEIGHTS_NAME} has no {path}.{missing[0]}")
         a, b = has["lora_a"].shape, has["lora_b"].shape
-        sound = a[1] == b[0] == settings.rank and (not settings.dora or has["m"].shape == b[1:])
-        if not sound:
+        if settings.dora and has["m"].shape != b[1:]:
+            raise CheckpointError(f"{folder}: {path}.m has the shape {list(has['m'].shape)}; expected {list(b[1:])}")
+        if not a[1] == b[0] == settings.rank:
             raise CheckpointError(
                 f"{folder}: {path} has factors of the shapes {list(a)} and {list(b)}; expected [in, {settings.rank}] "
                 f"and [{settings.rank}, out]"

@@ -8,6 +8,7 @@ not forth again.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -197,7 +198,7 @@ def history(db: Database, adapter_id: int, name: str, alias: str | None = None) 
     query = "SELECT * FROM alias_moves WHERE adapter_id = ? AND alias = coalesce(?, alias) ORDER BY id"
     try:
         return [_move(name, row) for row in db.query(query, [adapter_id, alias])]
-    except (TypeError, ValueError, OverflowError) as error:  # the last of an infinite number
+    except (TypeError, ValueError, OverflowError, sqlite3.DatabaseError) as error:  # an infinite number; no UTF-8
         raise RegistryError(f"the history of {name}'s aliases is damaged ({error}); go back to a copy of it") from error
 
 

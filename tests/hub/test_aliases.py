@@ -118,7 +118,7 @@ def test_the_history_is_only_added_to(four):
                 connection.execute(statement)
 
 
-@pytest.mark.parametrize("value", ["'abc'", "x'00'", "9e999"])
+@pytest.mark.parametrize("value", ["'abc'", "x'00'", "9e999", "CAST(x'ff' AS TEXT)"])
 def test_a_history_with_a_number_that_is_none_is_told(four, value):
     four.alias("finance-tone", "prod", 1)
     with closing(sqlite3.connect(four.path)) as connection, connection:

@@ -141,6 +141,7 @@ Q = "model.layers.3.self_attn.q_proj"
         (layer(Q) | {f"{Q}.m": tensor(0, 4)}, {}, {}, r"holds .*\.m, which is none"),
         ({f"{Q}.lora_a": tensor(0, 2, 6, 2), f"{Q}.lora_b": tensor(0, 2, 2, 4)}, {}, {}, "experts that mlx-lm keeps"),
         ({f"{Q}.lora_a": tensor(0, 6, 2, dtype="U8"), f"{Q}.lora_b": tensor(0, 2, 4)}, {}, {}, r"lora_a is U8"),
+        (layer(Q) | {f"{Q}.m": tensor(0, 6)}, {}, {"fine_tune_type": "dora"}, r"\.m has the shape \[6\]; expected"),
         (layer("model.embed_tokens"), {}, {}, "is LoRA on an embedding"),
         (layer(""), {}, {}, "which is none of"),
     ],

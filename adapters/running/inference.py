@@ -111,8 +111,8 @@ class Inference:
         if len(alike) > 1:
             return self._generate_in_turn(prompts, routing, kwargs, alike)
         base = self.model.generation_config
-        called, lengths = with_structures(kwargs, settings, base, tokenizers, self.tokenizing)
         with self._refusals(kwargs, needed), torch.no_grad(), routed(routing):
+            called, lengths = with_structures(kwargs, settings, base, tokenizers, self.tokenizing)
             sequences = self.model.generate(**inputs, **settings | called | {"return_dict_in_generate": False})
         return decode_new(sequences, 0 if encoder_decoder else longest, tokenizers, ends, lengths)
 

@@ -130,7 +130,11 @@ def counts_padding(settings: Mapping[str, Any], base: Any) -> bool:
 
 def end_tokens(settings: Mapping[str, Any], base: Any) -> list[int]:
     """The tokens that end a text, none where none does."""
-    found = setting("eos_token_id", settings, base)
+    return listed_tokens(setting("eos_token_id", settings, base))
+
+
+def listed_tokens(found: Any) -> list[int]:
+    """The tokens of a setting that holds one, several (a tensor of them, too) or none."""
     found = found.flatten().tolist() if hasattr(found, "flatten") else found
     return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [int(found)]
 

@@ -61,6 +61,7 @@ class Structure:
         self._prompt_tokens = prompt_tokens
         self._stop_tokens = list(stop_tokens)
         self._read = 0  # tokens of the text that the matcher has been told of
+        self._skipped = set[int]()
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``scores`` [1, vocabulary], minus infinity for what can't follow ``ids`` [1, tokens].
@@ -80,9 +81,13 @@ class Structure:
         self._follow(tokens)
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
+    def skip(self, place: int) -> None:
+        """The token in this place after the prompt is none of the text."""
+        self._skipped.add(place)
+
     def _follow(self, tokens: Sequence[int]) -> None:
-        for token in tokens[self._read :]:
-            if token not in self._stop_tokens:
+        for place, token in enumerate(tokens[self._read :], self._read):
+            if token not in self._stop_tokens and place not in self._skipped:
                 self._matcher.consume_token(token)
         self._read = len(tokens)
 

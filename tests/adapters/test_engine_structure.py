@@ -282,23 +282,3 @@ def test_generate_writes_what_the_engine_does(backbone, engine, ends, asked):
     sampled = backbone.generate("who?", "one", **settings, do_sample=True, temperature=2.0)
     request = engine.submit("who?", "one", **settings, do_sample=True, temperature=2.0, seed=3)
     assert request.result(20).text == sampled
-
-
-def test_generate_writes_several_texts_of_a_structure(backbone):
-    asked = {"regex": "(a|b){2,5}c", "max_new_tokens": 20, "eos_token_id": SIGNS.index("~"), "num_return_sequences": 4}
-    texts = backbone.generate(["who?", "why?"], "one", do_sample=True, temperature=3.0, **asked)
-    assert all(re.fullmatch("[ab]{2,5}c", text) for pair in texts for text in pair)
-    assert len({text for pair in texts for text in pair}) > 1
-
-
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"schema": {}, "regex": "a"}, "a text has one structure"),
-    ({"regex": "a", "num_beams": 2}, "pass num_beams=1"),
-    ({"regex": "a", "num_return_sequences": 2, "do_sample": True}, "no token ends this base's texts"),
-    ({"regex": "("}, "regex: "),
-    ({"schema": {"type": "nope"}}, "schema: "),
-    ({"regex": "ab", "suppress_tokens": [SIGNS.index("b")]}, "other settings forbid all that may follow"),
-], ids=str)  # fmt: skip
-def test_what_generate_refuses(backbone, settings, message):
-    with pytest.raises(UsageError, match=message):
-        backbone.generate("who?", "one", max_new_tokens=5, **settings)

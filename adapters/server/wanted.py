@@ -67,7 +67,7 @@ class WantedReader:
         if not self._value.begun:
             self._held = self._held.lstrip()
         end = self._value.end(self._held)
-        if end is None and last and self._value.bare:
+        if end is None and last and self._named is not None and self._value.may_end:  # in a list more has to follow
             end = len(self._held)
         arguments, self._held = (self._held, "") if end is None else (self._held[:end], self._held[end:])
         self._call = None if end is not None else replace(call, begins=False)
@@ -81,14 +81,22 @@ class _Value:
         self.begun = False
         self._depth = 0
         self._quoted = self._escaped = False
+        self._bare = ""  # what there is of it, up to a quotation mark or a bracket
 
     @property
-    def bare(self) -> bool:
-        """Is it, so far, a number or a word, which only what follows ends?"""
-        return self.begun and self._depth == 0 and not self._quoted
+    def may_end(self) -> bool:
+        """Is it, so far, a whole number or word, which only what follows ends?"""
+        if self._depth or self._quoted:
+            return False
+        try:
+            json.loads(self._bare, parse_int=str)
+        except ValueError:
+            return False
+        return True
 
     def end(self, text: str) -> int | None:
         """Where in the next piece the value ends; None where it goes on."""
+        self._bare += "" if self._depth or self._quoted else text
         for place, sign in enumerate(text):
             self.begun = True
             if self._quoted:

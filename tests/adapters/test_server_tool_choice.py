@@ -155,13 +155,14 @@ def test_a_call_that_is_cut_off_is_an_incomplete_item(caller):
 @pytest.mark.parametrize(("name", "text", "calls"), [
     ("a", ' {"x": "}\\"{\\\\"} ', [('{"x": "}\\"{\\\\"}', True)]),
     ("a", '\n{"x": [{}, [1]]', [('{"x": [{}, [1]]', False)]),
-    ("a", "12", [("12", True)]),
+    ("a", "12", [("12", True)]), ("a", "1E", [("1E", False)]), ("a", "nul", [("nul", False)]),
+    (None, '[{"name": "a", "arguments": 1', [("a", "1", False)]),
     (None, '[{"name": "a" ,\n "arguments": {"x": [1, {}]}}, {"name":"b","arguments":{} }]',
      [("a", '{"x": [1, {}]}', True), ("b", "{}", True)]),
     (None, '[ {"name": "\\u0061\\"", "arguments":\n  {"name": "b", "arguments": "]"} }]',
      [('a"', '{"name": "b", "arguments": "]"}', True)]),
     (None, '[{"name": "a", "arguments": 12}, {"name": "a", "arguments": "}"}, {"name": "a", "arguments": tr',
-     [("a", "12", True), ("a", '"}"', True), ("a", "tr", True)]),
+     [("a", "12", True), ("a", '"}"', True), ("a", "tr", False)]),
     (None, '[{"name": "a", "arguments": {}}, {"name": "b", "arg', [("a", "{}", True)]),
     (None, '[{"name": "a", "arguments": ', [("a", "", False)]),
 ], ids=lambda value: str(value)[:30])  # fmt: skip

@@ -6,7 +6,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from lorary.adapters.arguments import adapter_name, demand_known, demand_unicode, is_whole, token_rows, whole_number
+from lorary.adapters.arguments import (
+    adapter_name,
+    demand_known,
+    demand_unicode,
+    is_whole,
+    shown,
+    token_rows,
+    whole_number,
+)
 from lorary.adapters.collected import when_collected
 from lorary.adapters.engine.admission import Admission
 from lorary.adapters.engine.compatibility import Comparison, check_backbone, check_version, most_positions
@@ -227,7 +235,7 @@ class Engine:
         row = cast(PromptRow, prompt)
         if not manner_of(adapter).cuts:
             self._demand_readable(row)
-        return self._inference.prompt_ids(ask(demand_prompt(row), tools, told), adapter)
+        return self._inference.prompt_ids(ask(demand_prompt(row), tools, told), adapter, self._demand_short)
 
     def _left(self, prompt_tokens: int) -> dict[str, int]:
         """As many new tokens as a prompt leaves room for; nothing where the base says how many."""
@@ -245,8 +253,11 @@ class Engine:
         """Refuse megabytes before they are read: it takes minutes, and gigabytes, and keeps other prompts waiting."""
         said: Any = demand_prompt(apart(prompt).prompt)
         texts = [said] if isinstance(said, str) else [dict(turn).get("content") for turn in said]
-        signs = sum(len(text) for text in texts if isinstance(text, str))
-        self._demand_few(f"{signs} signs", signs // self._longest_token)
+        self._demand_short("".join(text for text in texts if isinstance(text, str)))
+
+    def _demand_short(self, text: str) -> None:
+        """The same of a text, with all that a template has written: tools, too."""
+        self._demand_few(f"{len(text)} signs", len(text) // self._longest_token)
 
     def _demand_few(self, length: str, tokens: int) -> None:
         """Refuse a prompt of this length, that is at least so many tokens."""
@@ -258,12 +269,13 @@ class Engine:
 
     def _demand_room(self, ids: Sequence[int], decoding: Decoding) -> None:
         """Refuse what could never run: the loop would fail with it, and everybody's requests with the loop."""
-        needed = len(ids) + decoding.max_new_tokens - 1  # the last token is never looked back at
+        most = decoding.max_new_tokens
+        needed = len(ids) + most - 1  # the last token is never looked back at
         cache = self._loop.longest_request, "the engine's cache (cache_tokens)"
         for room, whose in (cache, (most_positions(self._inference.model), "the model")):
             if room is not None and needed > room:
                 raise RequestTooLongError(
-                    f"{len(ids)} prompt tokens and {decoding.max_new_tokens} new ones need {needed} places, {whose} "
+                    f"{len(ids)} prompt tokens and {shown(most)} new ones need {shown(needed)} places, {whose} "
                     f"has {room}: shorten the prompt, lower max_new_tokens, or open an engine or a base with more"
                 )
         demand_known(max(ids), self._inference.vocabulary)

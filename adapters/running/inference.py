@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from lorary.adapters.text.generate import (
     encode_prompts,
     generation_settings,
     manner_of,
+    prompt_tokens,
     room_for,
 )
 from lorary.adapters.text.settings import (
@@ -156,12 +157,13 @@ class Inference:
         own = adapter.own_tokenizer if adapter is not None else None
         return self.tokenizer if own is None else own.tokenizer
 
-    def prompt_ids(self, prompt: PromptRow, adapter: Adapter | None) -> list[int]:
-        """The tokens of a prompt for a decoder, put the way its adapter was trained."""
+    def prompt_ids(
+        self, prompt: PromptRow, adapter: Adapter | None, demand: Callable[[str], None] | None = None
+    ) -> list[int]:
+        """The tokens of a prompt for a decoder, put the way its adapter was trained; ``demand`` may refuse its text."""
+        manner, tokenizer = manner_of(adapter), self.tokenizer_of(adapter)
         with self.tokenizing:
-            tokenizers = [self.tokenizer_of(adapter)]
-            batch = encode_prompts([prompt], [adapter], tokenizers, encoder_decoder=False, pad=self.pad_id)
-        return [int(token) for token in batch["input_ids"][0]]
+            return prompt_tokens(prompt, manner, tokenizer, encoder_decoder=False, demand=demand)[0]
 
     def _groups(self, routing: Routing, kwargs: Mapping[str, Any]) -> list[list[int]]:
         """The rows that one call of the model can generate for: those whose adapters ask for the same."""

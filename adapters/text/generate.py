@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -172,11 +172,20 @@ def demand_prompt(prompt: Any) -> PromptRow:
     raise UsageError(f"expected a prompt (a text, or a list of {{role, content}}), found {type(prompt).__name__}")
 
 
-def prompt_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any, *, encoder_decoder: bool) -> tuple[list[int], int]:
+def prompt_tokens(
+    prompt: PromptRow,
+    manner: Manner,
+    tokenizer: Any,
+    *,
+    encoder_decoder: bool,
+    demand: Callable[[str], None] | None = None,
+) -> tuple[list[int], int]:
     """A prompt's token ids, and how many there would be had it not been cut to the length that was trained with.
 
+    ``demand`` may refuse the text before a decoder that isn't going to be cut, before it is read: megabytes take long.
+
     Raises:
-        UsageError: there is nothing to go on from, or the template alone is longer than that.
+        UsageError: there is nothing to go on from, or the template alone is longer than that; what ``demand`` raises.
     """
     preprocessing = manner.preprocessing
     limit = preprocessing.max_length
@@ -189,7 +198,7 @@ def prompt_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any, *, encoder_
                 cut = tokenizer(text, add_special_tokens=add_special, truncation=True, max_length=limit)
                 ids = list(cut["input_ids"])
         else:
-            ids = _open_tokens(prompt, manner, tokenizer)
+            ids = _open_tokens(prompt, manner, tokenizer, None if manner.cuts else demand)
             full = len(ids)
             if limit and full > limit and manner.cuts and isinstance(prompt, str):
                 ids = _cut_text(prompt, manner, tokenizer, limit, full)
@@ -198,9 +207,13 @@ def prompt_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any, *, encoder_
     return ids, full
 
 
-def _open_tokens(prompt: PromptRow, manner: Manner, tokenizer: Any) -> list[int]:
+def _open_tokens(
+    prompt: PromptRow, manner: Manner, tokenizer: Any, demand: Callable[[str], None] | None = None
+) -> list[int]:
     """A prompt's ids for a decoder that goes on from it."""
     text, add_special = render(prompt, manner, tokenizer)
+    if demand is not None:
+        demand(text)
     if add_special:
         return open_tokens(text, tokenizer)
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from lorary.adapters.arguments import shown
 from lorary.adapters.text.tools import as_table, as_text, with_calls
 from lorary.hub.errors import LoraryError, UnsupportedAdapterError, UsageError
 
@@ -93,15 +94,7 @@ def chat_text(
 
 def unknown_variables(tokenizer: Any, template: str | None, names: Collection[str]) -> dict[str, str]:
     """Those of these variables that the chat template doesn't speak of, with a line on each."""
-    own = template or tokenizer.chat_template
-    known = set(_WORD.findall(own if isinstance(own, str) else " ".join((own or {}).values())))
-    unknown = {}
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=3)
-            hint = f"; near it: {', '.join(near)}" if near else ""
-            unknown[name] = f"the chat template knows no {name!r}{hint}"
-    return unknown
+    return dict(_unknown(tokenizer, template, names))
 
 
 def demand_variables(tokenizer: Any, template: str | None, names: Collection[str]) -> None:
@@ -110,8 +103,18 @@ def demand_variables(tokenizer: Any, template: str | None, names: Collection[str
     Raises:
         UsageError: it doesn't, so nothing would come of telling it.
     """
-    for problem in unknown_variables(tokenizer, template, names).values():
+    for _, problem in _unknown(tokenizer, template, names):
         raise UsageError(f"chat_template_kwargs: {problem}")
+
+
+def _unknown(tokenizer: Any, template: str | None, names: Collection[str]) -> Iterator[tuple[str, str]]:
+    own = template or tokenizer.chat_template
+    known = set(_WORD.findall(own if isinstance(own, str) else " ".join((own or {}).values())))
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=3)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            yield name, f"the chat template knows no {shown(name)}{hint}"
 
 
 @contextmanager

@@ -579,3 +579,15 @@ def test_what_is_far_too_long_is_refused_before_it_is_read(backbone, prompt, mon
         monkeypatch.setattr(engine._inference, "prompt_ids", None)
         with pytest.raises(RequestTooLongError, match=r"a prompt of 3000000 signs.*shorten the prompt"):
             engine.submit(prompt)
+
+
+def test_what_a_template_makes_far_too_long_is_refused_before_it_is_read(backbone, monkeypatch):
+    """As one does of tools: their text would be cut into tokens while everybody waits."""
+    monkeypatch.setattr(backbone.tokenizer, "chat_template", "{{ tools }}{{ messages[0].content }}")
+    tool = {"type": "function", "function": {"name": "f", "description": "story " * 500_000}}
+    with backbone.engine(**SMALL) as engine:
+        with pytest.raises(RequestTooLongError, match=r"a prompt of 30000\d\d signs.*shorten the prompt"):
+            engine.submit([{"role": "user", "content": "story"}], tools=[tool])
+        with pytest.raises(RequestTooLongError) as refused:
+            engine.submit("story", max_new_tokens=10**4000)
+        assert len(str(refused.value)) < 500

@@ -26,8 +26,11 @@ def is_whole(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Is it a number? numpy's are; NaN, True and False aren't."""
-    return type(value) is not bool and isinstance(value, Real) and not math.isnan(value)
+    """Is it a number? numpy's are; NaN, True and False aren't, nor what is too large for a float."""
+    try:
+        return type(value) is not bool and isinstance(value, Real) and not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, model_validator
 
+from lorary.adapters.arguments import shown
 from lorary.adapters.engine.values import MOST_LOGPROBS
-from lorary.adapters.server.sampling import Body, Sampling, Text
+from lorary.adapters.server.sampling import MOST_FIELDS, Body, Sampling, Text
 from lorary.adapters.server.tool_choice import ToolChoice, WantedCalls, wanted_calls
 
 MOST_ROWS = 256  # of a request, and the most texts that one may have made
@@ -84,7 +85,7 @@ class ChatBody(Sampling):
     tools: Objects | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=MOST_FIELDS)] | None = None
     reasoning_effort: Text | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
@@ -164,7 +165,7 @@ def _turn(message: Message) -> dict[str, Any]:
         for part in message.content:
             if part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise ValueError(
-                    f"a part of type {part.get('type')!r} in a message of {message.role}; only text is read here"
+                    f"a part of type {shown(part.get('type'))} in a message of {message.role}; only text is read here"
                 )
         turn["content"] = "".join(part["text"] for part in message.content)
     return turn

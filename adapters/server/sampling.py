@@ -30,7 +30,7 @@ _ASKS_FOR_NOTHING: Mapping[str, Any] = {
 """Fields of OpenAI's that aren't served, and the value (besides null) with which they ask for nothing."""
 
 COLDEST = 1e-5  # temperature; scores divided by less may be no numbers any more, and the likeliest token is certain
-_MOST_FIELDS = 100  # of a body; millions of unknown ones would take minutes to be told
+MOST_FIELDS = 100  # of a body, or a template's variables; millions of unknown ones would take minutes to be told
 _MOST_BIASES = 10_000  # of a request, each of whose texts goes through them
 _TOKEN = re.compile("0|-?[1-9][0-9]{0,99}")  # one spelling for each, so that no two names mean the same
 
@@ -53,8 +53,8 @@ class Body(BaseModel):
     def _without_what_asks_for_nothing(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
-        if len(body) > _MOST_FIELDS:
-            raise ValueError(f"{len(body)} fields; expected at most {_MOST_FIELDS}")
+        if len(body) > MOST_FIELDS:
+            raise ValueError(f"{len(body)} fields; expected at most {MOST_FIELDS}")
         kept = {}
         for name, value in body.items():
             if name in cls.model_fields:
@@ -72,7 +72,7 @@ class Body(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream says besides the text."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     include_usage: bool = False
 
@@ -108,7 +108,7 @@ class Choosing(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: Biases | None = None

@@ -26,7 +26,8 @@ def test_what_asks_for_nothing_passes(asked):
 
 @pytest.mark.parametrize("asked", [
     {"frequency_penalty": 2.1}, {"frequency_penalty": False}, {"logprobs": 0}, {"top_logprobs": 1}, {"echo": 0},
-    {"verbosity": "low"}, {"tool_choice": "required"},
+    {"verbosity": "low"}, {"tool_choice": "required"}, {"stream_options": {"include_usage": 1}},
+    {"repetition_penalty": float("inf")}, {"repetition_penalty": float("nan")},
     {"best_of": 2.0}, {"made_up": None},
 ], ids=str)  # fmt: skip
 def test_what_asks_for_something_is_refused(asked):
@@ -80,6 +81,7 @@ def test_what_texts_can_be_generated_with(asked):
     (ChatBody, {"model": "a", "messages": [1] * 50_000}),
     (ChatBody, {"model": "a", "messages": [{"role": "user", "content": [1] * 50_000}]}),
     (ChatBody, {"model": "a", "messages": [TURN], "tools": [1] * 50_000}),
+    (ChatBody, {"model": "a", "messages": [TURN], "chat_template_kwargs": {f"a{place}": 1 for place in range(50_000)}}),
     (CompletionBody, {"model": "a", "prompt": [1.0] * 50_000}),
     (CompletionBody, {"model": "a", "prompt": "b", "stop": [1] * 50_000}),
     (CompletionBody, {"model": "a", "prompt": "b", "logit_bias": {f"{place}": None for place in range(50_000)}}),
@@ -87,12 +89,19 @@ def test_what_texts_can_be_generated_with(asked):
     (PredictBody, {"model": [1] * 50_000, "inputs": "a"}),
     (PredictBody, {"model": "a", "inputs": [1] * 50_000}),
     (PredictBody, {"model": "a", "inputs": "b", **{f"{place}": 1 for place in range(50_000)}}),
-], ids=[*"123456789", "10"])  # fmt: skip
+], ids=[*"123456789", "10", "11"])  # fmt: skip
 def test_many_mistakes_are_no_work(kind, body):
     """A body of some megabytes would otherwise keep everybody waiting while millions of errors are put together."""
     with pytest.raises(ValidationError) as refused:
         kind.model_validate(body)
     assert refused.value.error_count() < 300
+
+
+def test_a_part_of_another_type_is_quoted_in_short():
+    turn = {"role": "user", "content": [{"type": "image" * 50_000}]}
+    with pytest.raises(ValueError, match="a part of type 'imageimage") as refused:
+        ChatBody.model_validate({"model": "a", "messages": [turn]}).conversation()
+    assert len(str(refused.value)) < 200
 
 
 def test_a_message_can_be_sent_whatever_it_quotes():

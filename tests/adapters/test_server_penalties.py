@@ -83,6 +83,7 @@ def test_what_asks_for_nothing_changes_nothing(caller, path, body, asked):
     ("logit_bias", '{"%s": 1}' % ("9" * 5000), "logit_bias: '9999"),
     ("logit_bias", '{"7": 1, "44": 1}', "logit_bias: token 44: expected an id from 0 to 43"),
     ("logit_bias", '{"5": 1000}', "logit_bias: 1000 for token 5: expected a number from -100 to 100"),
+    ("logit_bias", '{"5": 1%s}' % ("0" * 400), "logit_bias: 1000"),
     ("logit_bias", '{"5": NaN}', "logit_bias: nan for token 5: expected a number from -100 to 100"),
     ("logit_bias", '{"5": true}', "logit_bias: True for token 5: expected a number from -100 to 100"),
     ("logit_bias", '{"5": null}', "logit_bias: None for token 5: expected a number from -100 to 100"),

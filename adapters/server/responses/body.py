@@ -11,7 +11,7 @@ from lorary.adapters.arguments import shown
 from lorary.adapters.engine.values import MOST_LOGPROBS
 from lorary.adapters.server.bodies import ChatBody
 from lorary.adapters.server.responses.items import read_input
-from lorary.adapters.server.sampling import Body, Choosing, Text
+from lorary.adapters.server.sampling import MOST_FIELDS, Body, Choosing, Text
 
 _PROBABILITIES = "message.output_text.logprobs"
 _INCLUDED = (_PROBABILITIES, "reasoning.encrypted_content")  # thoughts come in the open, which serves the same end
@@ -141,7 +141,7 @@ class ResponseBody(Choosing):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=MOST_FIELDS)] | None = None
     _chat: ChatBody = PrivateAttr()
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ def _demand_writable(response: Mapping[str, Any]) -> None:
     try:
         json.dumps(nested, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        told = f"tools, or text.format: expected what can be written as JSON again ({first_line(error)})"
+        told = f"instructions, tools, or text.format: expected what can be written as JSON again ({first_line(error)})"
         raise Refusal(400, told, "invalid_request") from error
 
 

@@ -48,8 +48,7 @@ def hang_up(words: list[str], place: str, ignored: bool) -> int:
     """
     from lorary.hub.cli.main import main
 
-    if ignored:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     ours, theirs = pty.openpty() if place == "terminal" else os.pipe()
     if place == "terminal":
         os.setsid()

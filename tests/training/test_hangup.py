@@ -17,6 +17,14 @@ from stops import Signal
 SETTINGS = {"training.epochs": 2, "training.batch_size": 4, "training.checkpoint_steps": 100, "lora.dropout": 0.2}
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """The tests themselves may be run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def recipe(make_small):
     return make_small(rows=16, held=4, **SETTINGS)
@@ -78,14 +86,7 @@ def test_sighup_stops_like_ctrl_c_however_often_it_comes(recipe, registry, monke
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
-@pytest.fixture
-def before():
-    """What this process did on SIGHUP before a test."""
-    yield (handler := signal.getsignal(signal.SIGHUP))
-    signal.signal(signal.SIGHUP, handler)
-
-
-def test_where_sighup_is_ignored_it_stays_so(before):
+def test_where_sighup_is_ignored_it_stays_so():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with Stops() as stops:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -126,7 +127,7 @@ def test_a_second_sighup_does_not_disturb_what_the_first_one_ends():
         signal.raise_signal(signal.SIGHUP)
 
 
-def test_a_postponed_signal_comes_when_the_block_ends_and_a_second_one_at_once(before, monkeypatch):
+def test_a_postponed_signal_comes_when_the_block_ends_and_a_second_one_at_once(monkeypatch):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     reached = []
 

@@ -1,11 +1,10 @@
 """`/v1/responses` over HTTP: what a chat answers, by OpenAI's newer names, in items and typed events."""
 
 import json
-import time
 
 import pytest
 
-from http_service import CHATS, eventually
+from http_service import CHATS, eventually, slow_down
 from lorary.adapters.engine.decoding import Decoding
 from lorary.adapters.server.responses.body import ResponseBody
 from lorary.adapters.server.responses.items import read_input
@@ -217,13 +216,7 @@ def test_what_asks_for_nothing_passes(asked):
 
 def test_a_caller_who_goes_away_frees_what_it_held(service, caller, monkeypatch):
     engine = service.engine
-    choose = engine._chooser.__class__.__call__
-
-    def slowly(self, *given):
-        time.sleep(0.05)
-        return choose(self, *given)
-
-    monkeypatch.setattr(engine._chooser.__class__, "__call__", slowly)
+    slow_down(monkeypatch, engine)
     before = engine.stats().cancelled
     connection = caller.send_only(RESPONSES, ASKED | {"stream": True, "max_output_tokens": 300})
     eventually(lambda: engine.stats().running == 1)

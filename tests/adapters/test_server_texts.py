@@ -4,13 +4,12 @@ import gc
 import json
 import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from http_service import eventually, running
+from http_service import eventually, running, slow_down
 from lorary.adapters import Backbone
 from lorary.adapters.engine.decoding import Decoding
 from lorary.adapters.server import Service, ServiceSettings, completions
@@ -267,13 +266,7 @@ def test_callers_with_different_adapters_at_once(backbone, caller):
 def test_a_caller_who_goes_away_frees_what_it_held(service, caller, stream, monkeypatch, caplog):
     """And nothing is said of it. Slowed down, so that there is time to go."""
     engine = service.engine
-    choose = engine._chooser.__class__.__call__
-
-    def slowly(self, *given):
-        time.sleep(0.05)
-        return choose(self, *given)
-
-    monkeypatch.setattr(engine._chooser.__class__, "__call__", slowly)
+    slow_down(monkeypatch, engine)
     before = engine.stats()
     body = {"model": "plain", "prompt": "story", "max_tokens": 60, "n": 2, "temperature": 1.0, "stream": stream}
     connection = caller.send_only(TEXTS, body)

@@ -84,6 +84,18 @@ class Caller:
         connection.close()
 
 
+def slow_down(monkeypatch, engine):
+    """Let each step take long enough for a caller to go away meanwhile."""
+    chooser = type(engine._chooser)
+    choose = chooser.__call__
+
+    def slowly(self, *given):
+        time.sleep(0.05)
+        return choose(self, *given)
+
+    monkeypatch.setattr(chooser, "__call__", slowly)
+
+
 def eventually(condition):
     """Wait until it is so, or fail."""
     deadline = time.monotonic() + 20

@@ -78,6 +78,21 @@ def make_recipe(tmp_path, recipe_in) -> Callable[..., Recipe]:
 
 
 @pytest.fixture
+def load_file(make_recipe, tmp_path):
+    """``load_file(name, content, **settings)``: the data that a file of this content holds, and the notes on it."""
+    from lorary.training.data import load_data
+
+    def load(name, content, *task, **settings):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        notes: list[str] = []
+        recipe = make_recipe(*task, **{"data.train": str(path), "data.test": None, **settings})
+        return load_data(recipe, notes.append), notes
+
+    return load
+
+
+@pytest.fixture
 def make_small(make_recipe) -> Callable[..., Recipe]:
     """As ``make_recipe``, with 8 held-out rows, whatever a module's own ``make_recipe`` has."""
     return partial(make_recipe, held=8)

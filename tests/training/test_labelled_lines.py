@@ -9,21 +9,17 @@ import pytest
 from lorary.hub.errors import DataError, RecipeError, UsageError
 from lorary.hub.manifest import MULTI_LABEL
 from lorary.training.advisor.guess import guess_task
-from lorary.training.data import load_data
 from lorary.training.data.files.source import read_source
 
 COARSE, FINE = {"text": "text", "label": "coarse_label"}, {"text": "text", "label": "fine_label"}
 
 
 @pytest.fixture
-def load(make_recipe, tmp_path):
+def load(load_file):
     """``load(name, content, **settings)``: the rows of such a file in its order, its problem type, and notes."""
 
     def load(name, content, **settings):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        notes: list[str] = []
-        data = load_data(make_recipe(**{"data.train": str(path), "data.test": None, **settings}), notes.append)
+        data, notes = load_file(name, content, **settings)
         rows = sorted(data.train + data.test, key=lambda row: int(row.place.rpartition(" ")[2]))
         return [(row.values["text"], row.values["label"]) for row in rows], data.problem_type, notes
 

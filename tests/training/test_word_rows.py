@@ -12,7 +12,6 @@ import pytest
 
 from lorary.hub.errors import DataError, RecipeError
 from lorary.hub.manifest import BaseIdentity, Manifest
-from lorary.training.data import load_data
 from lorary.training.evaluation.recipe import _of_run
 
 TAG = "token-classification"
@@ -35,14 +34,11 @@ def table(repeat=False, mark=",", name="Sentence: {}"):
 
 
 @pytest.fixture
-def load(make_recipe, tmp_path):
+def load(load_file):
     """``load(name, content, **settings)``: the sentences of such a file in its order, with their places and notes."""
 
     def load(name, content, **settings):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        notes: list[str] = []
-        data = load_data(make_recipe(TAG, **{"data.train": str(path), "data.test": None, **settings}), notes.append)
+        data, notes = load_file(name, content, TAG, **settings)
         rows = [(row.place.rpartition("/")[2], row) for row in data.train + data.test]
         found = sorted(rows, key=lambda row: int(row[0].split("row")[1].split()[-3 if "rows" in row[0] else 0]))
         return [(place, row.values["tokens"], row.values["tags"]) for place, row in found], notes

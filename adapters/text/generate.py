@@ -129,7 +129,8 @@ def render(prompt: PromptRow, manner: Manner, tokenizer: Any) -> tuple[str, bool
     messages = [{"role": "user", "content": prefix + given}] if isinstance(given, str) else [*map(dict, given)]
     if not (settings.chat_template or getattr(tokenizer, "chat_template", None)):
         raise UsageError(
-            "a conversation was given, but neither the adapter nor the tokenizer has a chat template; pass a text"
+            "a conversation was given, but neither the adapter nor the tokenizer has a chat template; pass a text "
+            "(over HTTP to /v1/completions)"
         )
     demand_variables(tokenizer, settings.chat_template, asked.kwargs)
     kwargs = {**(settings.chat_template_kwargs or {}), **asked.kwargs}

@@ -340,7 +340,7 @@ def test_too_many_who_wait_are_told_to_come_again(service, caller, monkeypatch):
     (TEXTS, {"model": "plian", "prompt": "story"}, 404, "no model 'plian' here; did you mean plain?"),
     (TEXTS, "{", 400, "the body isn't JSON"),
     (TEXTS, '"story"', 400, "valid dictionary"),
-    (CHATS, {"model": "plain", "messages": [{"role": "user", "content": "story"}]}, 400, "has a chat template"),
+    (CHATS, {"model": "plain", "messages": [{"role": "user", "content": "story"}]}, 400, "/v1/completions"),
     (CHATS, {"model": "agent", "messages": []}, 400, "messages: "),
     (CHATS, {"model": "agent", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "only text"),
     (CHATS, {"model": "agent", "messages": [{"role": "user", "content": "a"}], "tools": [{"a": 1}]}, 400, "tools: "),
